@@ -1,0 +1,1 @@
+"""Kernels of this language, one file per op family."""
