@@ -1,0 +1,79 @@
+"""What Triton launchers share: the device's figures, block sizes, and the launch itself.
+
+Launchers are plain functions over torch tensors: on a GPU, on the CPU (where gpulayers.testing interprets them), and
+on torch's meta device (where it compiles them). They take memory only from the ``empty`` they are handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+
+
+class Device(NamedTuple):
+    """What a launcher chooses by."""
+
+    arch: int
+    """Compute capability: 80, 86, 89, 90, 100, 120."""
+    sms: int
+    """Streaming multiprocessors."""
+    shared: int
+    """Bytes of shared memory that one block may have."""
+
+
+pretend: Device | None = None
+"""Stands for the real device while kernels are interpreted or compiled without one."""
+
+
+@cache
+def _real_device(index: int) -> Device:
+    import torch
+
+    p = torch.cuda.get_device_properties(index)
+    return Device(p.major * 10 + p.minor, p.multi_processor_count, p.shared_memory_per_block_optin)
+
+
+def device(x: Any) -> Device:
+    """The figures of the device that ``x`` is on."""
+    return pretend or _real_device(x.device.index or 0)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
+    """Launch, unless there is nothing to do (an empty grid is an error in CUDA)."""
+    if 0 not in grid:
+        kernel[tuple(grid)](*args, **options)
+
+
+def dense(x: Any) -> Any:
+    """``x`` row-major: itself, or a copy where it is strided, transposed or expanded."""
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def rows(x: Any, n: int) -> tuple[Any, int]:
+    """(x as a tensor whose rows of ``n`` elements are contiguous, the step from row to row). Copies only if it must."""
+    if x.ndim == 2 and x.stride(1) == 1 and x.stride(0) >= n:
+        return x, x.stride(0)
+    return dense(x), n
+
+
+def warps_for(elements: int) -> int:
+    """Warps for a tile of this many elements: about 16 elements a thread, 4 to 16 warps."""
+    return min(16, max(4, next_power_of_2(elements) // 512))
+
+
+def split(total: int, programs: int) -> tuple[int, int]:
+    """(programs, items for each) that cover ``total`` items with at most ``programs`` programs."""
+    each = max(1, cdiv(total, programs))
+    return cdiv(total, each), each
+
+
