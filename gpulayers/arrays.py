@@ -46,6 +46,11 @@ def compute_dtype(of: np.dtype) -> np.dtype:
     return float32 if of in HALVES else of
 
 
+def up(x: Any) -> Any:
+    """``x`` in the dtype that its definition computes in; itself where it is so already. NumPy and CuPy arrays."""
+    return x.astype(compute_dtype(x.dtype), copy=False)
+
+
 class Spec(NamedTuple):
     """Metadata of an array: all that a rule may look at. Sizes may be symbolic or None (not known yet)."""
 
@@ -180,7 +185,7 @@ class _Torch(Library):
     def on(self, device: str) -> contextlib.AbstractContextManager:
         import torch
 
-        return torch.cuda.device(device)
+        return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
 
 
 NUMPY, CUPY, TORCH = Library(), _CuPy(), _Torch()

@@ -366,10 +366,27 @@ def _convert_and_run(plan: Plan, run: Callable) -> Any:
         return outward(run(inward, **extra))
 
 
+_poison = False
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill the memory that launchers are handed with NaN (101 for integers), so that an unwritten element shows."""
+    global _poison
+    before, _poison = _poison, True
+    try:
+        yield
+    finally:
+        _poison = before
+
+
 def _allocator(home: Library, target: str, device: str) -> Callable:
     def empty(shape: Sequence[int], dtype: Any, order: tuple[int, ...] | None = None) -> Any:
         """An uninitialised array of the caller's library, viewed as the backend's."""
-        return arrays.view(home.empty(Spec(tuple(shape), arrays.dtype(dtype), order), device), home.name, target)
+        fresh = arrays.view(home.empty(Spec(tuple(shape), arrays.dtype(dtype), order), device), home.name, target)
+        if _poison:
+            fresh[...] = float("nan") if arrays.library(fresh).dtype(fresh) in arrays.FLOATS else 101
+        return fresh
 
     return empty
 

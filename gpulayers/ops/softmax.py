@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.arrays import Spec, compute_dtype, namespace
+from gpulayers.arrays import Spec, namespace, up
 from gpulayers.ops._op import Op, Rule, normal_axis, require_float
 
 
@@ -20,7 +20,7 @@ def softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1) -> tuple[tuple
     x: any shape, float. Returns y, with x's shape and dtype, row-major. An empty axis gives an empty y.
     """
     xp = namespace(x)
-    v = x.astype(compute_dtype(x.dtype))
+    v = up(x)
     if v.size == 0:
         y = xp.empty(x.shape, x.dtype)
     elif v.ndim == 0:
@@ -36,8 +36,7 @@ def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, ax
     """dx = y (dy − Σ dy y)."""
     (dy,), y = dys, saved["y"]
     xp = namespace(y)
-    work = compute_dtype(y.dtype)
-    dy, v = dy.astype(work), y.astype(work)
+    dy, v = up(dy), up(y)
     dot = (dy * v).sum(axis, keepdims=True) if v.ndim else dy * v
     return (xp.ascontiguousarray((v * (dy - dot)).astype(y.dtype)).reshape(y.shape),)
 
@@ -55,7 +54,7 @@ def log_softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1) -> tuple[t
     x: any shape, float. Returns y, with x's shape and dtype, row-major. An empty axis gives an empty y.
     """
     xp = namespace(x)
-    v = x.astype(compute_dtype(x.dtype))
+    v = up(x)
     if v.size == 0:
         y = xp.empty(x.shape, x.dtype)
     elif v.ndim == 0:
@@ -71,10 +70,9 @@ def log_softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple
     """dx = dy − exp(y) Σ dy."""
     (dy,), y = dys, saved["y"]
     xp = namespace(y)
-    work = compute_dtype(y.dtype)
-    dy = dy.astype(work)
+    dy = up(dy)
     total = dy.sum(axis, keepdims=True) if dy.ndim else dy
-    return (xp.ascontiguousarray((dy - xp.exp(y.astype(work)) * total).astype(y.dtype)).reshape(y.shape),)
+    return (xp.ascontiguousarray((dy - xp.exp(up(y)) * total).astype(y.dtype)).reshape(y.shape),)
 
 
 log_softmax = Op(log_softmax_rule, log_softmax_forward, log_softmax_backward)

@@ -77,3 +77,16 @@ def split(total: int, programs: int) -> tuple[int, int]:
     return cdiv(total, each), each
 
 
+
+
+LONGEST_ROW = 32768
+"""The longest row that one program holds in registers; longer ones spill, so kernels loop over blocks."""
+
+
+def row_tile(n: int) -> tuple[int, int, int]:
+    """(rows a program, block, warps) for rows of ``n`` held in registers: several short rows make one full tile."""
+    block = next_power_of_2(n)
+    count = max(1, 2048 // block)
+    if block <= 2048:
+        return count, block, 4
+    return 1, block, 8 if block <= 8192 else 16
