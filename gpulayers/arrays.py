@@ -471,7 +471,7 @@ def lists(arrays: Sequence[Any]) -> list[Any]:
     """Every array in a sequence of arrays, lists of arrays and Nones."""
     flat: list[Any] = []
     for a in arrays:
-        if isinstance(a, list | tuple):
+        if isinstance(a, list | tuple) and not isinstance(a, Spec):
             flat.extend(lists(a))
         elif a is not None:
             flat.append(a)

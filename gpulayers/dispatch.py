@@ -312,6 +312,11 @@ def _missing(package: str) -> str | None:
     return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
 
+def installed(backend: str) -> bool:
+    """Whether every package that the backend needs is here."""
+    return all(_missing(package) is None for package in KERNELS.get(backend, ()))
+
+
 @functools.cache
 def _too_old(device: str) -> str | None:
     import torch
