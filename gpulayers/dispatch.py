@@ -218,9 +218,7 @@ def _make_plan(op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, A
     try:
         rule = op.rule(*specs, needs=needs, **fixed)
     except Exception as error:
-        if getattr(error, "where", None) == "":
-            error.where = op.name  # type: ignore[attr-defined]
-        raise
+        raise _named_error(op, error)
     full = fixed if rule.options is None else rule.options
     chosen, reasons = _choose(op, specs, needs, full, home, device)
     if not quiet:
