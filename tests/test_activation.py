@@ -52,7 +52,8 @@ def test_definition_is_torch(op, options, theirs):
 @EVERY
 def test_kernels(op, options, theirs):
     """Several sizes that end inside a tile, one element, none, 0-dim; every kind of dy."""
-    check_op(op, draw(3, 5), numeric=True, **options)
+    served = check_op(op, draw(3, 5), numeric=True, **options)
+    assert {"definition", "numpy", "triton"} <= set(served)
     for shape in [(), (0, 3), (1,)]:
         check_op(op, draw(*shape), **options)
     check_op(op, draw(9, 4111), dys=["dense"], **options)
@@ -74,3 +75,13 @@ def test_special_values(op, options, theirs):
     x = np.array([0.0, -0.0, 3.0, -3.0, 20.0, -20.0, 90.0, -90.0, 300.0, -300.0, np.nan, np.inf, -np.inf, 1e-6, -1e-6])
     with np.errstate(all="ignore"):
         check_op(op, x, dtypes=["float32", "bfloat16"], dys=["dense"], **options)
+
+
+def test_errors():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(NotImplementedError, match="relu: x: the rule is dtype"):
+        A.relu(np.ones(3, np.int64))
+    with pytest.raises(RuntimeError, match='gelu: approximate: the rule is approximate ∈ {"none", "tanh"}; got'):
+        A.gelu(x, approximate="erf")
+    with pytest.raises(TypeError, match="leaky_relu: negative_slope: the rule is a number; got 'steep'"):
+        A.leaky_relu(x, negative_slope="steep")
