@@ -11,7 +11,7 @@ import numpy as np
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec, compute_dtype, float64
 from gpulayers.ops._op import Op
-from gpulayers.testing.arena import BACKENDS, Arena, arena
+from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
 from gpulayers.testing.tolerance import excess
 
 
@@ -364,7 +364,8 @@ def copy_layout(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(x: Any) -> Any:
-    return [_copy(a) for a in x] if isinstance(x, list) else None if x is None else x.copy()
+    """A copy with the same strides: what is saved of an input has the input's layout."""
+    return [_copy(a) for a in x] if isinstance(x, list) else None if x is None else copy_with_strides(x)
 
 
 def _floats(dtype: np.dtype) -> bool:
