@@ -225,7 +225,9 @@ def spec(x: Any) -> Spec | list[Spec] | None:
 
 def namespace(x: Any) -> Any:
     """The module (numpy or cupy) whose functions a definition calls on ``x``."""
-    return np if isinstance(x, np.ndarray | np.generic) else importlib.import_module(type(x).__module__.partition(".")[0])
+    return (
+        np if isinstance(x, np.ndarray | np.generic) else importlib.import_module(type(x).__module__.partition(".")[0])
+    )
 
 
 def empty_numpy(of: Spec) -> np.ndarray:
@@ -252,7 +254,20 @@ def arranged(x: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
 def _torch_dtypes() -> tuple[dict, dict]:
     import torch
 
-    names = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+    names = [
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ]
     there = {np.dtype(n): getattr(torch, n) for n in names} | {bfloat16: torch.bfloat16}
     return there, {v: k for k, v in there.items()}
 
@@ -428,11 +443,35 @@ def device_library() -> _Device:
     raise RuntimeError("no GPU: neither CuPy nor torch finds a CUDA device here")
 
 
+def cast(x: Any, to: np.dtype) -> Any:
+    """``x`` (of any library) in another dtype; itself where it is so already."""
+    if library(x) is TORCH:
+        return x.to(to_torch_dtype(to))
+    return x.astype(to, copy=False)
+
+
+def zeros_like(x: Any) -> Any:
+    """Zeros with the shape and dtype of ``x``, where ``x`` is."""
+    lib = library(x)
+    fresh = lib.empty(Spec(tuple(x.shape), lib.dtype(x)), lib.device(x))
+    fresh[...] = 0
+    return fresh
+
+
+def concatenate(xs: Sequence[Any], axis: int) -> Any:
+    """Arrays of one library joined along an axis."""
+    if library(xs[0]) is TORCH:
+        import torch
+
+        return torch.cat(list(xs), axis)
+    return namespace(xs[0]).concatenate(xs, axis)
+
+
 def lists(arrays: Sequence[Any]) -> list[Any]:
     """Every array in a sequence of arrays, lists of arrays and Nones."""
     flat: list[Any] = []
     for a in arrays:
-        if isinstance(a, list | tuple):
+        if isinstance(a, list | tuple) and not isinstance(a, Spec):
             flat.extend(lists(a))
         elif a is not None:
             flat.append(a)

@@ -59,7 +59,7 @@ def _known(backends: Sequence[str]) -> tuple[str, ...]:
     return tuple(backends)
 
 
-_policy: contextvars.ContextVar[Policy] = contextvars.ContextVar("policy", default=_initial_policy())
+_policy: contextvars.ContextVar[Policy] = contextvars.ContextVar("policy", default=_initial_policy())  # noqa: B039
 
 
 @contextlib.contextmanager
@@ -129,7 +129,10 @@ class Call:
         if plan.direct:
             return plan.backward(dys, self.saved, inputs=plan.inputs, needs=plan.needs, **options)
         return _convert_and_run(
-            plan, lambda v, **extra: plan.backward(v(dys), v(self.saved), inputs=plan.inputs, needs=plan.needs, **extra, **options)  # type: ignore[misc]
+            plan,
+            lambda v, **extra: plan.backward(
+                v(dys), v(self.saved), inputs=plan.inputs, needs=plan.needs, **extra, **options
+            ),  # type: ignore[misc]
         )
 
 
@@ -137,7 +140,9 @@ _plans: dict[tuple, Plan] = {}
 _MOST_PLANS = 8192
 
 
-def forward(op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]) -> tuple[tuple, Call | None]:
+def forward(
+    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]
+) -> tuple[tuple, Call | None]:
     """(outputs, call to run backward with, or None where ``needs`` is empty).
 
     Raises what the op's rule raises for a wrong call, and Refused where the policy leaves nobody to compute it.
@@ -163,7 +168,10 @@ def forward(op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict
         outputs, saved = plan.forward(*inputs, needs=needs, **given)
     else:
         outputs, saved = _convert_and_run(
-            plan, lambda v, **extra: plan.forward(*(v(x, n in op.updates) for x, n in _named(op, inputs)), needs=needs, **extra, **given)
+            plan,
+            lambda v, **extra: plan.forward(
+                *(v(x, n in op.updates) for x, n in _named(op, inputs)), needs=needs, **extra, **given
+            ),
         )
         if needs:  # a saved input is the caller's own array, not our view of it
             saved = {k: inputs[op.inputs.index(k)] if k in op.inputs else s for k, s in saved.items()}
@@ -175,7 +183,9 @@ def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> 
 
     ``inputs`` may be arrays or Specs (taken as arrays on the CPU).
     """
-    plan = _make_plan(op, inputs, tuple(needs), {k: _frozen(v) for k, v in options.items() if k not in op.dynamic}, quiet=True)
+    plan = _make_plan(
+        op, inputs, tuple(needs), {k: _frozen(v) for k, v in options.items() if k not in op.dynamic}, quiet=True
+    )
     return plan.backend, plan.reasons
 
 
@@ -258,7 +268,9 @@ def _place(x: Any) -> tuple[Library, str]:
     return lib, lib.device(x)
 
 
-def _choose(op: Op, specs: tuple, needs: tuple, options: dict, home: Library, device: str) -> tuple[str, dict[str, str]]:
+def _choose(
+    op: Op, specs: tuple, needs: tuple, options: dict, home: Library, device: str
+) -> tuple[str, dict[str, str]]:
     policy = _policy.get()
     reasons: dict[str, str] = {}
     for backend in policy.backends:
@@ -300,6 +312,11 @@ def _missing(package: str) -> str | None:
     return None if importlib.util.find_spec(package) else f"{package} is not installed"
 
 
+def installed(backend: str) -> bool:
+    """Whether every package that the backend needs is here."""
+    return all(_missing(package) is None for package in KERNELS.get(backend, ()))
+
+
 @functools.cache
 def _too_old(device: str) -> str | None:
     import torch
@@ -331,7 +348,11 @@ def _report(op: Op, chosen: str, reasons: dict[str, str], device: str) -> None:
     """One log line for each fallback: on a GPU a warning, on the CPU only where a NumPy kernel refused."""
     for backend, reason in reasons.items():
         passed_over = reason if device != "cpu" else reason if backend == "numpy" and reason != "no kernel" else None
-        if passed_over is None or (op.name, text := f"{backend}: {reason}") in _reported or chosen in ("triton", "cuda"):
+        if (
+            passed_over is None
+            or (op.name, text := f"{backend}: {reason}") in _reported
+            or chosen in ("triton", "cuda")
+        ):
             continue
         _reported.add((op.name, text))
         log.log(logging.INFO if device == "cpu" else logging.WARNING, "%s runs on %s (%s)", op.name, chosen, text)
@@ -351,7 +372,13 @@ def _convert_and_run(plan: Plan, run: Callable) -> Any:
         if isinstance(value, dict):
             return {k: inward(a) for k, a in value.items()}
         if (home.name, target) == ("numpy", "torch"):
-            return [inward(a) for a in value] if isinstance(value, list | tuple) else None if value is None else arrays.lend_to_torch(value)
+            return (
+                [inward(a) for a in value]
+                if isinstance(value, list | tuple)
+                else None
+                if value is None
+                else arrays.lend_to_torch(value)
+            )
         return arrays.view(value, home.name, target, writeable)
 
     def outward(value: Any) -> Any:

@@ -75,6 +75,10 @@ class _Case:
 
     def refusal(self, backend: str) -> str | None:
         """Why the backend does not serve this call; None if it does."""
+        if backend != "definition":
+            module = dispatch.kernels(backend, self.op.family) if dispatch.installed(backend) else None
+            if not hasattr(module, f"{self.op.name}_forward"):
+                return "no kernel"
         with arena(backend) as room:
             try:
                 dispatch.explain(self.op, *room.put(self.inputs), needs=self.needs, **self.options)
@@ -120,13 +124,17 @@ class _Case:
             if name in self.op.inputs:
                 continue
             self._check_spec(backend, f"saved {name}", saved[name], spec)
-            self._compare(backend, f"saved {name}", room.get(saved[name]), self.truth.saved[name], self.plain.saved[name])
+            self._compare(
+                backend, f"saved {name}", room.get(saved[name]), self.truth.saved[name], self.plain.saved[name]
+            )
 
     def _check_spec(self, backend: str, what: str, x: Any, spec: Spec) -> None:
         came = arrays.spec(x)
         wanted = Spec(spec.shape, spec.dtype, *arrays.layout(spec.shape, spec.strides))
         if came != wanted:
-            self.fail(backend, f"{what} is {came} in order {came.order}, the rule says {wanted} in order {wanted.order}")  # type: ignore[union-attr]
+            self.fail(
+                backend, f"{what} is {came} in order {came.order}, the rule says {wanted} in order {wanted.order}"
+            )  # type: ignore[union-attr]
 
     def _compare(self, backend: str, what: str, got: Any, truth: Any, plain: Any) -> None:
         if not _floats(got.dtype):
@@ -197,7 +205,13 @@ class _Case:
             self.fail(backend, "it saved something though no gradient was needed")
         for i, (name, spec) in enumerate(self.rule.outputs.items()):
             if _floats(spec.dtype):
-                self._compare(backend, f"output {name} without needs", room.get(again[i]), self.truth.outputs[i], self.plain.outputs[i])
+                self._compare(
+                    backend,
+                    f"output {name} without needs",
+                    room.get(again[i]),
+                    self.truth.outputs[i],
+                    self.plain.outputs[i],
+                )
         twice, _ = dispatch.forward(self.op, room.put(self.inputs), self.needs, self.options)
         if _bytes(room.get(list(twice))) != _bytes(room.get(list(outputs))):
             self.fail(backend, "the same inputs gave other bits the second time: it is not deterministic")
@@ -361,6 +375,3 @@ def shapes(*sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(size)
         yield (0, *size[1:])
     yield tuple([1] * len(sizes[0]))
-
-
-

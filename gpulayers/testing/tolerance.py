@@ -56,6 +56,3 @@ def _largest(of: np.dtype) -> float:
     import ml_dtypes
 
     return float(ml_dtypes.finfo(of).max)
-
-
-

@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 
-
 class Device(NamedTuple):
     """What a launcher chooses by."""
 
@@ -75,8 +74,6 @@ def split(total: int, programs: int) -> tuple[int, int]:
     """(programs, items for each) that cover ``total`` items with at most ``programs`` programs."""
     each = max(1, cdiv(total, programs))
     return cdiv(total, each), each
-
-
 
 
 LONGEST_ROW = 32768

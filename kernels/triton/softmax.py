@@ -139,7 +139,17 @@ def _backward(dys: tuple, saved: dict, axis: int, empty: Any, log: bool) -> tupl
         grid = (_tile.cdiv(inner, cols) if n else 0, outer)
         arrays = (_tile.dense(dy), y, dx)
         _tile.launch(
-            _softmax_backward_looped_kernel, grid, *arrays, inner, n, 1, inner, LOG=log, COLS=cols, BLOCK=block, num_warps=8
+            _softmax_backward_looped_kernel,
+            grid,
+            *arrays,
+            inner,
+            n,
+            1,
+            inner,
+            LOG=log,
+            COLS=cols,
+            BLOCK=block,
+            num_warps=8,
         )
     return (dx,)
 

@@ -1,0 +1,461 @@
+"""What each Triton operation computes, on NumPy arrays: the builder under the interpreter.
+
+Triton's own interpreter stores bfloat16 as bit patterns and computes on those; here every value has its true dtype
+(bfloat16 and float8 through ml_dtypes, which rounds as a GPU does), and memory goes through `memory.Memory`.
+A dot of float32 rounds its operands to TF32 unless the kernel asks for "ieee", because a GPU would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+import triton.language as tl
+from triton._C.libtriton import ir
+from triton.language.semantic import TritonSemantic
+from triton.runtime import interpreter as stock
+
+from gpulayers.testing import _libdevice
+from gpulayers.testing.memory import Memory
+
+STORAGE: dict[str, np.dtype] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "int1": np.bool_,
+        "int8": np.int8,
+        "int16": np.int16,
+        "int32": np.int32,
+        "int64": np.int64,
+        "uint8": np.uint8,
+        "uint16": np.uint16,
+        "uint32": np.uint32,
+        "uint64": np.uint64,
+        "fp16": np.float16,
+        "fp32": np.float32,
+        "fp64": np.float64,
+        "bf16": ml_dtypes.bfloat16,
+        "fp8e4nv": ml_dtypes.float8_e4m3fn,
+        "fp8e5": ml_dtypes.float8_e5m2,
+        "fp8e4b8": ml_dtypes.float8_e4m3fnuz,
+        "fp8e5b16": ml_dtypes.float8_e5m2fnuz,
+    }.items()
+}
+POINTER = np.dtype(np.uint64)
+INT1, INT32 = tl.int1, tl.int32
+
+
+def storage(ty: Any) -> np.dtype:
+    """The NumPy dtype that holds values of a Triton scalar, pointer or block type."""
+    ty = ty.scalar
+    return POINTER if ty.is_ptr() else STORAGE[ty.name]
+
+
+class Handle(stock.TensorHandle):
+    """A value: its array (shape (1,) for a scalar) and its Triton element type."""
+
+    def __init__(self, data: np.ndarray, dtype: Any):  # replaces the dataclass's __init__, which validates each time
+        self.data, self.dtype, self.attr = data, dtype, {}
+
+
+@dataclass
+class Descriptor:
+    """A tensor descriptor: the box of a tensor that one load or store moves."""
+
+    base: Handle
+    shape: list[int]
+    strides: list[int]
+    block_shape: list[int]
+    padding: Any
+    to_tf32: bool = False
+
+    def __post_init__(self) -> None:
+        size = self.base.dtype.element_ty.primitive_bitwidth // 8
+        if int(self.base.data.item()) % 16:
+            raise ValueError("tensor descriptor: the base address must be a multiple of 16 bytes")
+        if any(s * size % 16 for s in self.strides[:-1]) or self.strides[-1] != 1:
+            raise ValueError(f"tensor descriptor: strides {self.strides} are not multiples of 16 bytes, the last one 1")
+        if any(b > 256 for b in self.block_shape):
+            raise ValueError(f"tensor descriptor: no side of the box {self.block_shape} may exceed 256 elements")
+
+    def addresses(self, offsets: Sequence[Handle]) -> tuple[np.ndarray, np.ndarray]:
+        """Addresses of the box's elements at `offsets`, and which of them lie inside the tensor."""
+        size = self.base.dtype.element_ty.primitive_bitwidth // 8
+        where, inside = self.base.data.reshape(()), np.ones((), bool)
+        for axis, (offset, n, stride, block) in enumerate(zip(offsets, self.shape, self.strides, self.block_shape)):
+            index = int(offset.data.item()) + np.arange(block).reshape(-1, *(1,) * (len(self.shape) - axis - 1))
+            where = where + (index * (stride * size)).astype(np.uint64)
+            inside = inside & (index >= 0) & (index < n)
+        return where, inside
+
+
+def _options() -> Any:
+    """Stock interpreter options, with CUDA's dot precisions and without the overflow check (see _language.py)."""
+    wanted = {
+        "sanitize_overflow": False,
+        "default_dot_input_precision": "tf32",
+        "allowed_dot_input_precisions": ("tf32", "tf32x3", "ieee", "bf16x3", "bf16x6"),
+    }
+    known = {f.name for f in fields(stock.InterpreterOptions)}
+    return stock.InterpreterOptions(**{k: v for k, v in wanted.items() if k in known})
+
+
+def _smallest_dot(lhs: Any, rhs: Any) -> tuple[int, int, int]:
+    """The least M, N, K of a dot, as the NVIDIA backend has it."""
+    return (1, 1, 32) if lhs.scalar.primitive_bitwidth == 8 else (1, 1, 16)
+
+
+def _tf32(x: np.ndarray) -> np.ndarray:
+    """float32 cut to TF32's 10 bits of mantissa, which is what the tensor cores read."""
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+class Builder(stock.InterpreterBuilder):
+    """Evaluates each operation at once. `memory` and the grid are set by the launch in progress."""
+
+    memory: Memory
+    inline_asm: ClassVar[dict[str, Callable[..., Any]]] = {}  # assembly text -> function of its operands' arrays
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = _options()
+        self.codegen_fns["min_dot_size"] = _smallest_dot
+
+    # Constants.
+
+    def get_null_value(self, ty: Any) -> Handle:
+        return Handle(np.zeros(1, storage(ty)), ty.scalar)
+
+    def get_all_ones_value(self, ty: Any) -> Handle:
+        kind = storage(ty)
+        return Handle(np.array([True]) if kind == np.bool_ else np.array([-1]).astype(kind), ty.scalar)
+
+    def get_bf16(self, value: float) -> Handle:
+        return Handle(np.array([value]).astype(ml_dtypes.bfloat16), tl.bfloat16)
+
+    def create_get_program_id(self, axis: int) -> Handle:
+        return Handle(np.array([self.grid_idx[axis]], np.int32), INT32)
+
+    def create_make_range(self, ty: Any, start: int, stop: int) -> Handle:
+        return Handle(np.arange(start, stop, dtype=np.int32), INT32)
+
+    # Memory.
+
+    def create_load(self, ptr: Handle, *_: Any) -> Handle:
+        ty = ptr.get_element_ty()
+        return Handle(self.memory.load(ptr.data, None, storage(ty), None), ty)
+
+    def create_masked_load(self, ptr: Handle, mask: Handle, other: Handle | None, *_: Any) -> Handle:
+        ty = ptr.get_element_ty()
+        fill = None if other is None else other.data
+        return Handle(self.memory.load(ptr.data, mask.data, storage(ty), fill), ty)
+
+    def create_store(self, ptr: Handle, value: Handle, *_: Any) -> None:
+        self.memory.store(ptr.data, value.data, None)
+
+    def create_masked_store(self, ptr: Handle, value: Handle, mask: Handle, *_: Any) -> None:
+        self.memory.store(ptr.data, value.data, mask.data)
+
+    def create_atomic_rmw(self, op: Any, ptr: Handle, value: Handle, mask: Handle, sem: Any, scope: Any) -> Handle:
+        self._refuse_soft_atomics(value)
+        real = Handle(self.memory.atomic(ptr.data, mask.data, value.data.itemsize), ptr.dtype)
+        return super().create_atomic_rmw(op, real, value, mask, sem, scope)
+
+    def create_atomic_cas(self, ptr: Handle, compare: Handle, value: Handle, sem: Any, scope: Any) -> Handle:
+        self._refuse_soft_atomics(value)
+        real = Handle(self.memory.atomic(ptr.data, None, value.data.itemsize), ptr.dtype)
+        return super().create_atomic_cas(real, compare, value, sem, scope)
+
+    @staticmethod
+    def _refuse_soft_atomics(value: Handle) -> None:
+        if value.data.dtype.kind == "V" or value.dtype.name == "bf16":
+            raise NotImplementedError("atomics on bfloat16 are not interpreted")
+
+    def create_addptr(self, ptr: Handle, offset: Handle) -> Handle:
+        size = max(1, ptr.get_element_ty().primitive_bitwidth // 8)
+        return Handle(ptr.data + offset.data.astype(np.int64).view(np.uint64) * np.uint64(size), ptr.dtype)
+
+    # Tensor descriptors. Outside the tensor they read their padding, and write nothing.
+
+    def create_make_tensor_descriptor(
+        self, base: Handle, shape: Any, strides: Any, block: Any, signed: bool, padding: Any, *tf32: bool
+    ) -> Descriptor:
+        sizes = [[int(n.data.item()) for n in numbers] for numbers in (shape, strides)]
+        return Descriptor(base, *sizes, [int(b) for b in block], padding, *tf32)
+
+    def create_descriptor_load(self, descriptor: Descriptor, indices: Sequence[Handle], *_: Any) -> Handle:
+        ty = descriptor.base.get_element_ty()
+        fill = np.asarray(np.nan if descriptor.padding == ir.PADDING_OPTION.PAD_NAN else 0).astype(storage(ty))
+        where, inside = descriptor.addresses(indices)
+        return Handle(self.memory.load(where, inside, storage(ty), fill), ty)
+
+    def create_descriptor_store(self, descriptor: Descriptor, value: Handle, indices: Sequence[Handle]) -> None:
+        where, inside = descriptor.addresses(indices)
+        self.memory.store(where, value.data.reshape(where.shape), inside)
+
+    def create_descriptor_gather(self, descriptor: Descriptor, rows: Handle, column: Handle, ty: Any) -> Handle:
+        loads = [self.create_descriptor_load(descriptor, [Handle(np.array([row]), INT32), column]) for row in rows.data]
+        return Handle(np.concatenate([load.data for load in loads]), loads[0].dtype)
+
+    def create_descriptor_scatter(self, descriptor: Descriptor, value: Handle, rows: Handle, column: Handle) -> None:
+        for row, data in zip(rows.data, value.data):
+            index = [Handle(np.array([row]), INT32), column]
+            self.create_descriptor_store(descriptor, Handle(data, value.dtype), index)
+
+    # Casts.
+
+    def cast_impl(self, src: Handle, ty: Any) -> Handle:
+        return Handle(_cast(src.data, storage(ty)), ty.scalar)
+
+    create_si_to_fp = create_ui_to_fp = create_fp_to_si = create_fp_to_ui = cast_impl
+    create_fp_ext = create_fp_trunc = cast_impl
+
+    def create_int_cast(self, src: Handle, ty: Any, signed: bool) -> Handle:
+        return Handle(src.data.astype(storage(ty)), ty.scalar)
+
+    def create_fp_to_fp(self, src: Handle, ty: Any, rounding: Any) -> Handle:
+        out = _cast(src.data, storage(ty))
+        if rounding == ir.ROUNDING_MODE.RTZ:  # one step back towards zero where rounding went outwards
+            wide = np.float64
+            outward = np.abs(out.astype(wide)) > np.abs(src.data.astype(wide))
+            bits = np.dtype(f"u{out.itemsize}")
+            out = np.where(outward, out.view(bits) - bits.type(1), out.view(bits)).view(out.dtype)
+        return Handle(out, ty.scalar)
+
+    def create_bitcast(self, src: Handle, ty: Any) -> Handle:
+        return Handle(np.ascontiguousarray(src.data).view(storage(ty)), ty.scalar)
+
+    create_int_to_ptr = create_ptr_to_int = create_bitcast
+
+    # Arithmetic. Most of it is in the tables below the class.
+
+    def binary_op(self, lhs: Handle, rhs: Handle, op: Callable[..., Any]) -> Handle:
+        out = op(lhs.data, rhs.data)
+        kind = lhs.data.dtype
+        return Handle(out if out.dtype == kind else out.astype(kind), lhs.dtype.scalar)
+
+    def unary_op(self, arg: Handle, op: Callable[..., Any]) -> Handle:
+        return Handle(op(arg.data), arg.dtype.scalar)
+
+    def create_sdiv(self, lhs: Handle, rhs: Handle) -> Handle:  # towards zero, where NumPy rounds down
+        a, b = lhs.data, rhs.data
+        return Handle((a - np.fmod(a, b)) // b, lhs.dtype.scalar)
+
+    create_idiv = create_sdiv
+
+    def create_ashr(self, lhs: Handle, rhs: Handle) -> Handle:
+        signed = lhs.data.astype(np.dtype(f"i{lhs.data.itemsize}"))
+        return Handle(np.right_shift(signed, rhs.data.astype(signed.dtype)).astype(lhs.data.dtype), lhs.dtype.scalar)
+
+    def create_lshr(self, lhs: Handle, rhs: Handle) -> Handle:
+        bits = lhs.data.view(np.dtype(f"u{lhs.data.itemsize}"))
+        return Handle(np.right_shift(bits, rhs.data.astype(bits.dtype)).view(lhs.data.dtype), lhs.dtype.scalar)
+
+    def create_umulhi(self, lhs: Handle, rhs: Handle) -> Handle:
+        a, b = (np.ascontiguousarray(h.data).view(np.dtype(f"u{h.data.itemsize}")) for h in (lhs, rhs))
+        if a.itemsize == 8:
+            high = _multiply_high(a, b)
+        else:
+            wide = np.dtype(f"u{2 * a.itemsize}")
+            high = ((a.astype(wide) * b.astype(wide)) >> wide.type(8 * a.itemsize)).astype(a.dtype)
+        return Handle(high.view(lhs.data.dtype), lhs.dtype.scalar)
+
+    def create_select(self, condition: Handle, lhs: Handle, rhs: Handle) -> Handle:
+        return Handle(np.where(condition.data, lhs.data, rhs.data), lhs.dtype.scalar)
+
+    def create_clampf(self, arg: Handle, low: Handle, high: Handle, propagate: Any) -> Handle:
+        if propagate == ir.PROPAGATE_NAN.NONE:
+            out = np.fmin(np.fmax(arg.data, low.data), high.data)
+        else:
+            out = np.minimum(np.maximum(arg.data, low.data), high.data)
+        return Handle(out, arg.dtype.scalar)
+
+    def create_fma(self, x: Handle, y: Handle, z: Handle) -> Handle:
+        wide = np.float64  # rounds once, up to float32
+        out = x.data.astype(wide) * y.data.astype(wide) + z.data.astype(wide)
+        return Handle(out.astype(z.data.dtype), z.dtype.scalar)
+
+    def create_fabs(self, arg: Handle) -> Handle:
+        return Handle(np.abs(arg.data), arg.dtype.scalar)
+
+    def create_rsqrt(self, arg: Handle) -> Handle:
+        return Handle(arg.data.dtype.type(1) / np.sqrt(arg.data), arg.dtype.scalar)
+
+    def create_erf(self, arg: Handle) -> Handle:
+        return Handle(_libdevice.erf(arg.data), arg.dtype.scalar)
+
+    def create_dot(self, a: Handle, b: Handle, acc: Handle, precision: Any, *_: Any) -> Handle:
+        x, y, kind = a.data, b.data, acc.data.dtype
+        if x.dtype.itemsize < 4:  # 16- and 8-bit products are exact in the accumulator's type
+            wide = np.int32 if x.dtype.kind in "iu" else np.float32
+            x, y = x.astype(wide), y.astype(wide)
+        elif x.dtype == np.float32 and precision == ir.INPUT_PRECISION.TF32:
+            x, y = _tf32(x), _tf32(y)
+        return Handle((np.matmul(x, y) + acc.data).astype(kind, copy=False), acc.dtype.scalar)
+
+    # Shapes.
+
+    def create_splat(self, ty: Any, arg: Handle) -> Handle:
+        return Handle(np.full(ty.shape, arg.data.reshape(-1)[0], arg.data.dtype), arg.dtype.scalar)
+
+    def create_unsplat(self, arg: Handle) -> Handle:
+        return Handle(arg.data.reshape(-1)[:1].copy(), arg.dtype.scalar)
+
+    def create_broadcast(self, arg: Handle, shape: Any) -> Handle:
+        return Handle(np.broadcast_to(arg.data, shape), arg.dtype.scalar)
+
+    def create_expand_dims(self, arg: Handle, axis: int) -> Handle:
+        index = (slice(None),) * axis + (None,)
+        return Handle(arg.data[index], arg.dtype.scalar)
+
+    # Code from outside Triton.
+
+    def create_extern_elementwise(
+        self, library: str, path: str, symbol: str, args: Sequence[Handle], ty: Any, pure: bool
+    ) -> Handle:
+        return Handle(_libdevice.call(symbol, *[a.data for a in args]).astype(storage(ty), copy=False), ty.scalar)
+
+    def create_inline_asm(
+        self, asm: str, constraints: str, args: Sequence[Handle], types: Any, pure: bool, pack: int
+    ) -> _Results:
+        function = self.inline_asm.get(" ".join(asm.split()))
+        if function is None:
+            raise NotImplementedError(f"no NumPy function is registered for the inline assembly {asm!r}")
+        out = function(*[a.data for a in args])
+        outs = out if isinstance(out, tuple) else (out,)
+        return _Results(
+            [Handle(np.asarray(o).astype(storage(ty), copy=False), ty.scalar) for o, ty in zip(outs, types)]
+        )
+
+
+class _Results:
+    """The several results of one operation, as the semantic layer asks for them."""
+
+    def __init__(self, results: list[Handle]):
+        self.get_result = results.__getitem__
+
+
+def _cast(data: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """Convert with a GPU's rules: round to nearest even, float8 saturates instead of overflowing."""
+    if kind.itemsize == 1 and kind.kind not in "biu":
+        limit = float(ml_dtypes.finfo(kind).max)
+        data = np.clip(data.astype(np.float32), -limit, limit)
+    return data if data.dtype == kind else data.astype(kind)
+
+
+def _multiply_high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The high 64 bits of a product of uint64, by halves."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a1, a0, b1, b0 = a >> half, a & low, b >> half, b & low
+    middle = a1 * b0 + (a0 * b0 >> half)
+    carry = a0 * b1 + (middle & low)
+    return a1 * b1 + (middle >> half) + (carry >> half)
+
+
+def _binary(op: Callable[..., Any]) -> Callable[..., Handle]:
+    return lambda self, lhs, rhs: self.binary_op(lhs, rhs, op)
+
+
+def _compare(op: Callable[..., Any]) -> Callable[..., Handle]:
+    return lambda self, lhs, rhs: Handle(op(lhs.data, rhs.data), INT1)
+
+
+def _unary(op: Callable[..., Any]) -> Callable[..., Handle]:
+    return lambda self, arg: Handle(op(arg.data), arg.dtype.scalar)
+
+
+BINARY = {
+    np.add: "fadd add",
+    np.subtract: "fsub sub",
+    np.multiply: "fmul mul",
+    np.divide: "fdiv precise_divf approx_divf",
+    np.floor_divide: "udiv",
+    np.fmod: "frem srem urem",
+    np.left_shift: "shl",
+    np.minimum: "minsi minui minimumf",
+    np.maximum: "maxsi maxui maximumf",
+    np.fmin: "minnumf",
+    np.fmax: "maxnumf",
+    np.bitwise_and: "and",
+    np.bitwise_or: "or",
+    np.bitwise_xor: "xor",
+}
+COMPARE = {
+    np.less: "icmpSLT icmpULT fcmpOLT fcmpULT",
+    np.less_equal: "icmpSLE icmpULE fcmpOLE fcmpULE",
+    np.greater: "icmpSGT icmpUGT fcmpOGT fcmpUGT",
+    np.greater_equal: "icmpSGE icmpUGE fcmpOGE fcmpUGE",
+    np.equal: "icmpEQ fcmpOEQ fcmpUEQ",
+    np.not_equal: "icmpNE fcmpONE fcmpUNE",
+}
+UNARY = {
+    np.negative: "fneg",
+    np.sin: "sin",
+    np.cos: "cos",
+    np.exp: "exp",
+    np.exp2: "exp2",
+    np.log: "log",
+    np.log2: "log2",
+    np.sqrt: "sqrt precise_sqrt",
+    np.floor: "floor",
+    np.ceil: "ceil",
+    np.abs: "iabs",
+}
+for table, make in ((BINARY, _binary), (COMPARE, _compare), (UNARY, _unary)):
+    for function, names in table.items():
+        for name in names.split():
+            setattr(Builder, f"create_{name}", make(function))
+
+
+_blocks: dict[tuple[Any, ...], Any] = {}
+
+
+def block_type(scalar: Any, shape: tuple[int, ...]) -> Any:
+    """A block type, made once: Triton checks and wraps the shape each time."""
+    key = (scalar.name, shape)
+    found = _blocks.get(key)
+    if found is None:
+        found = _blocks[key] = tl.block_type(scalar, list(shape))
+    return found
+
+
+class Semantic(TritonSemantic):
+    """Triton's type rules over `Builder`."""
+
+    def load(self, ptr: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        if other is not None and not ptr.type.is_block():
+            other = _Given(self.cast(other, ptr.type.element_ty))
+        return super().load(ptr, mask, other, *rest)
+
+    def broadcast_impl_value(self, lhs: Any, rhs: Any) -> Any:
+        """As Triton's, which spends most of an operation here on equal shapes."""
+        a, b = (v.handle.data.shape if v.type.is_block() else () for v in (lhs, rhs))
+        if a == b:
+            return lhs, rhs
+        shape = tuple(n if m == 1 else m for m, n in zip((1,) * (len(b) - len(a)) + a, (1,) * (len(a) - len(b)) + b))
+        if any(m not in (1, n) for s in (a, b) for m, n in zip(s[::-1], shape[::-1])):
+            return super().broadcast_impl_value(lhs, rhs)  # raises
+        return lhs if a == shape else _spread(lhs, shape), rhs if b == shape else _spread(rhs, shape)
+
+
+def _spread(value: Any, shape: tuple[int, ...]) -> Any:
+    """A tensor broadcast to a block."""
+    data, scalar = value.handle.data, value.type.scalar
+    wide = np.full(shape, data[0], data.dtype) if data.size == 1 else np.broadcast_to(data, shape)
+    return tl.tensor(Handle(wide, scalar), block_type(scalar, shape))
+
+
+class _Given(tl.tensor):
+    """A scalar that counts as given although its value is 0: Triton's load asks `if other`."""
+
+    def __init__(self, value: Any):
+        super().__init__(value.handle, value.type)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+BUILDER = Builder()
+SEMANTIC = Semantic(BUILDER)

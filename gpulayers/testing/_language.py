@@ -1,0 +1,287 @@
+"""Lets plain Python run the body of a `@triton.jit` function: rewrites it, and swaps triton.language for a launch.
+
+While an interpreted launch runs, every builtin of triton.language computes through `_builder.SEMANTIC`; `patched()`
+puts all of it back afterwards, so the compiler sees Triton as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+from gpulayers.testing._builder import SEMANTIC, Handle, block_type
+
+MISSING = object()
+LIBDEVICE = "triton.language.extra.libdevice"
+
+
+# --- Rewriting a kernel ----------------------------------------------------------------------------------------------
+
+
+class _Assignments(ast.NodeTransformer):
+    """`x = value` becomes `x = __to_tensor(value)`: a number assigned to a variable is a tensor in Triton."""
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        call = ast.Call(ast.Name("__to_tensor", ast.Load()), [node.value], [])
+        node.value = ast.copy_location(call, node.value)
+        return node
+
+
+@cache
+def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The body of a jitted function as a plain one: same globals, closure and line numbers, assignments wrapped.
+
+    It is compiled inside a factory whose parameters stand in for the closure and for Triton's builtins that the
+    kernel's module imported by name.
+    """
+    lines, start = inspect.getsourcelines(function)
+    skipped = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))  # decorators
+    tree = ast.parse(textwrap.dedent("".join(lines[skipped:])))
+    definition = _Assignments().visit(tree.body[0])
+    definition.decorator_list = []
+    free = {"__to_tensor": lambda value: SEMANTIC.to_tensor(value, False), **_closure(function), **_shadows(function)}
+    factory = ast.FunctionDef(
+        name="__factory",
+        args=ast.arguments([], [ast.arg(name) for name in free], None, [], [], None, []),
+        body=[definition, ast.Return(ast.Name(function.__name__, ast.Load()))],
+        decorator_list=[],
+        type_params=[],
+    )
+    module = ast.fix_missing_locations(ast.Module([factory], []))
+    ast.increment_lineno(module, start + skipped - 1)
+    scope: dict[str, Any] = {}
+    exec(compile(module, inspect.getfile(function), "exec", dont_inherit=True), function.__globals__, scope)
+    return scope["__factory"](**free)
+
+
+def _closure(function: Callable[..., Any]) -> dict[str, Any]:
+    names = function.__code__.co_freevars
+    return {name: cell.cell_contents for name, cell in zip(names, function.__closure__ or ())}
+
+
+def _shadows(function: Callable[..., Any]) -> dict[str, Any]:
+    """Interpreted stand-ins for libdevice, and for builtins that the kernel's module imported by name."""
+    shadows: dict[str, Any] = {}
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if getattr(value, "__name__", "").endswith(".libdevice"):
+            shadows[name] = _Libdevice()
+        elif getattr(value, "__module__", None) == LIBDEVICE:
+            shadows[name] = getattr(_Libdevice(), value.__name__)
+        elif tl.core.is_builtin(value):
+            shadows[name] = _interpreted(value)
+    return shadows
+
+
+class _Libdevice:
+    """The module triton.language.extra.libdevice, computing at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        from triton.language.extra.cuda import libdevice
+
+        return partial(getattr(libdevice, name), _semantic=SEMANTIC)
+
+
+def _interpreted(builtin: Callable[..., Any]) -> Callable[..., Any]:
+    """A builtin that computes at once; as a plain function, so that it also binds as a method."""
+    body = getattr(builtin, "__wrapped__", builtin)  # without the guard that asks for a compiler
+    if "_semantic" not in inspect.signature(body).parameters:
+        body = builtin
+
+    def call(*args: Any, _semantic: Any = SEMANTIC, **kwargs: Any) -> Any:
+        return body(*args, _semantic=SEMANTIC, **kwargs)
+
+    setattr(call, tl.core.TRITON_BUILTIN, True)
+    return call
+
+
+# --- Reductions and scans --------------------------------------------------------------------------------------------
+
+
+def tensor(data: np.ndarray, dtype: Any) -> Any:
+    """A Triton tensor around an array; an array of shape () becomes a scalar."""
+    if data.ndim:
+        return tl.tensor(Handle(data, dtype), block_type(dtype, data.shape))
+    return tl.tensor(Handle(data.reshape(1), dtype), dtype)
+
+
+def _combined(combine: Any, first: list[np.ndarray], second: list[np.ndarray], types: list[Any]) -> list[np.ndarray]:
+    """Apply a combine function to two lists of arrays, all of one shape."""
+    args = [tensor(data, ty) for data, ty in zip(first + second, types + types)]
+    out = combine(*args)
+    outs = out if isinstance(out, tuple) else (out,)
+    shape = first[0].shape
+    return [np.broadcast_to(SEMANTIC.cast(o, ty).handle.data, shape) for o, ty in zip(outs, types)]
+
+
+def _is(combine: Any, name: str) -> bool:
+    return combine is getattr(tl.standard, name, MISSING)
+
+
+def _reduction(combine: Any, dtype: np.dtype) -> np.ufunc | None:
+    """The NumPy ufunc whose reduction gives what the combine function gives, for types where it rounds alike."""
+    if _is(combine, "_sum_combine"):
+        return np.add if dtype.itemsize >= 4 else None  # NumPy would accumulate float16 in float32
+    if _is(combine, "_elementwise_max"):
+        return np.fmax if dtype.kind == "f" else np.maximum
+    if _is(combine, "_elementwise_min"):
+        return np.fmin if dtype.kind == "f" else np.minimum
+    return None
+
+
+def reduce(input: Any, axis: Any, combine_fn: Any, keep_dims: bool = False, **_: Any) -> Any:
+    """tl.reduce: neighbours are combined pair by pair, so a combine function runs log2(n) times, on whole blocks."""
+    many = not isinstance(input, tl.tensor)
+    inputs = tuple(input) if many else (input,)
+    axis, keep_dims = (getattr(v, "value", v) for v in (axis, keep_dims))
+    data, types = [t.handle.data for t in inputs], [t.dtype for t in inputs]
+    shape = data[0].shape
+    if axis is None:
+        data, axis, kept = [d.reshape(-1) for d in data], 0, (1,) * len(shape)
+    else:
+        axis %= len(shape)
+        kept = (*shape[:axis], 1, *shape[axis + 1 :])
+    ufunc = None if many else _reduction(combine_fn, data[0].dtype)
+    if ufunc is not None:
+        data = [ufunc.reduce(data[0], axis=axis, keepdims=True).astype(data[0].dtype, copy=False)]
+    even, odd = ((slice(None),) * axis + (slice(first, None, 2),) for first in (0, 1))
+    while data[0].shape[axis] > 1:
+        data = _combined(combine_fn, [d[even] for d in data], [d[odd] for d in data], types)
+    data = [d.reshape(kept) if keep_dims else d.squeeze(axis) for d in data]
+    out = tuple(tensor(d, ty) for d, ty in zip(data, types))
+    return out if many else out[0]
+
+
+def associative_scan(input: Any, axis: Any, combine_fn: Any, reverse: bool = False, **_: Any) -> Any:
+    """tl.associative_scan, inclusive: log2(n) steps, each combining every element with one 1, 2, 4, … before it."""
+    many = not isinstance(input, tl.tensor)
+    inputs = tuple(input) if many else (input,)
+    axis, reverse = (getattr(v, "value", v) for v in (axis, reverse))
+    data, types = [t.handle.data for t in inputs], [t.dtype for t in inputs]
+    axis %= data[0].ndim
+    if reverse:
+        data = [np.flip(d, axis) for d in data]
+    n = data[0].shape[axis]
+    position = np.arange(n).reshape(-1, *(1,) * (data[0].ndim - axis - 1))
+    step = 1
+    while step < n:
+        combined = _combined(combine_fn, [np.roll(d, step, axis) for d in data], data, types)
+        data = [np.where(position >= step, c, d) for c, d in zip(combined, data)]
+        step *= 2
+    if reverse:
+        data = [np.flip(d, axis) for d in data]
+    out = tuple(tensor(d, ty) for d, ty in zip(data, types))
+    return out if many else out[0]
+
+
+# --- triton.language, for the length of a launch ---------------------------------------------------------------------
+
+
+def _range(start: Any, stop: Any = None, step: Any = 1, **_: Any) -> range:
+    return range(start) if stop is None else range(start, stop, 1 if step is None else step)
+
+
+def _static_assert(condition: Any, message: Any = "", **_: Any) -> None:
+    assert condition, message
+
+
+def _hint(input: Any, *_: Any, **__: Any) -> Any:
+    return input
+
+
+def _scalar(self: Any) -> Any:
+    return self.handle.data.reshape(-1)[0].item()
+
+
+def _truth(self: Any) -> bool:  # blocks are asked only by Triton itself, as in `if mask`
+    return bool(self.handle.data.reshape(-1)[0]) if self.handle.data.size == 1 else True
+
+
+def _transposed(self: Any) -> Any:
+    return SEMANTIC.permute(self, (*range(len(self.shape) - 2), len(self.shape) - 1, len(self.shape) - 2))
+
+
+def _init_tensor(original: Callable[..., None]) -> Callable[..., None]:
+    """tl.tensor.__init__, which derives everything but the handle from the type: once a type."""
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        derived = vars(type).get("_derived")
+        if derived is None:
+            original(self, handle, type)
+            type._derived = {k: v for k, v in vars(self).items() if k != "handle"}
+        else:
+            vars(self).update(derived)
+            self.handle = handle
+
+    return init
+
+
+def _identity_type(self: Any, builder: Any) -> Any:
+    return self
+
+
+def _builtins(owner: Any) -> Iterator[tuple[Any, str, Any]]:
+    for name, member in inspect.getmembers(owner):
+        if tl.core.is_builtin(member):
+            yield owner, name, _interpreted(member)
+
+
+@cache
+def _changes() -> list[tuple[Any, str, Any, Any]]:
+    """(owner, name, stand-in, what was there or MISSING) for everything a launch swaps; worked out once."""
+    owners = [tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base]
+    wanted = {(id(owner), name): (owner, name, new) for o in owners for owner, name, new in _builtins(o)}
+    functions = {
+        "reduce": reduce,
+        "associative_scan": associative_scan,
+        "range": _range,
+        "static_range": _range,
+        "static_assert": _static_assert,
+        "static_print": print,
+        "multiple_of": _hint,
+        "max_contiguous": _hint,
+        "max_constancy": _hint,
+    }
+    methods = {
+        "__init__": _init_tensor(tl.tensor.__init__),
+        "__index__": lambda self: int(_scalar(self)),
+        "__bool__": _truth,
+        "__repr__": lambda self: repr(self.handle.data),
+        "__str__": lambda self: str(self.handle.data),
+        "T": property(_transposed),
+        "reduce": reduce,
+        "associative_scan": associative_scan,
+    }
+    changes = [(owner, name, new) for owner in (tl, tl.core) for name, new in functions.items()]
+    changes += [(tl.tensor, name, new) for name, new in methods.items()]
+    changes += [(ty, "to_ir", _identity_type) for ty in (tl.dtype, tl.pointer_type, tl.block_type)]
+    changes += [(tl.block_type, "with_element_ty", lambda self, scalar: block_type(scalar, tuple(self.shape)))]
+    changes += [(JITFunction, "__call__", lambda self, *args, **kwargs: rewritten(self.fn)(*args, **kwargs))]
+    wanted |= {(id(owner), name): (owner, name, new) for owner, name, new in changes}
+    return [(owner, name, new, vars(owner).get(name, MISSING)) for owner, name, new in wanted.values()]
+
+
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """Within, triton.language computes on NumPy and a jitted function can be called like a plain one."""
+    changes = _changes()
+    try:
+        for owner, name, new, _ in changes:
+            setattr(owner, name, new)
+        yield
+    finally:
+        for owner, name, _, old in changes:
+            if old is MISSING:
+                if name in vars(owner):
+                    delattr(owner, name)
+            else:
+                setattr(owner, name, old)
