@@ -364,6 +364,7 @@ def copy_layout(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(x: Any) -> Any:
+    """A copy with the same strides: what is saved of an input has the input's layout."""
     return [_copy(a) for a in x] if isinstance(x, list) else None if x is None else copy_with_strides(x)
 
 
