@@ -164,18 +164,30 @@ def forward(
             _plans.clear()
         _plans[key] = plan
     given = plan.options | values if values else plan.options
-    if plan.direct:
-        outputs, saved = plan.forward(*inputs, needs=needs, **given)
-    else:
+    try:
+        if plan.direct:
+            outputs, saved = plan.forward(*inputs, needs=needs, **given)
+            return outputs, Call(plan, saved, values) if needs else None
         outputs, saved = _convert_and_run(
             plan,
             lambda v, **extra: plan.forward(
                 *(v(x, n in op.updates) for x, n in _named(op, inputs)), needs=needs, **extra, **given
             ),
         )
-        if needs:  # a saved input is the caller's own array, not our view of it
-            saved = {k: inputs[op.inputs.index(k)] if k in op.inputs else s for k, s in saved.items()}
-    return outputs, Call(plan, saved, values) if needs else None
+    except Exception as error:  # of the data: a label out of range
+        _name(error, op)
+        raise
+    if not needs:
+        return outputs, None
+    # A saved input is the caller's own array, not our view of it.
+    saved = {k: inputs[op.inputs.index(k)] if k in op.inputs else s for k, s in saved.items()}
+    return outputs, Call(plan, saved, values)
+
+
+def _name(error: Exception, op: Op) -> None:
+    """Say in an error of a rule, or of the data, which op it came from."""
+    if getattr(error, "where", None) == "":
+        error.where = op.name  # type: ignore[attr-defined]
 
 
 def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> tuple[str, dict[str, str]]:
@@ -228,8 +240,7 @@ def _make_plan(op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, A
     try:
         rule = op.rule(*specs, needs=needs, **fixed)
     except Exception as error:
-        if getattr(error, "where", None) == "":
-            error.where = op.name  # type: ignore[attr-defined]
+        _name(error, op)
         raise
     full = fixed if rule.options is None else rule.options
     chosen, reasons = _choose(op, specs, needs, full, home, device)

@@ -24,11 +24,16 @@ def save(layer: Layer, path: str | os.PathLike) -> None:
 
     A folder that is there already is replaced only when the new one is complete.
     """
-    config = {"format": _FORMAT, "model": layer.get_config(), "input_shapes": layer._input_shapes}
+    config = model_config(layer)
     state = layer.state_dict()
     with whole_folder(path) as folder:
         write_json(folder / CONFIG, config)
         write_arrays(folder / WEIGHTS, state)
+
+
+def model_config(layer: Layer) -> dict[str, Any]:
+    """What config.json says of a model. Raises TypeError for a layer that is not registered."""
+    return {"format": _FORMAT, "model": layer.get_config(), "input_shapes": layer._input_shapes}
 
 
 def load(path: str | os.PathLike) -> Layer:

@@ -132,6 +132,10 @@ class Layer(Configurable):
         """What ``save`` kept in the forward that this backward belongs to."""
         return self._frames[-1].saved.get(self._scopes[-1], ())
 
+    def saved_by(self, cls: type) -> tuple:
+        """What a base class's forward kept in this call."""
+        return self._frames[-1].saved.get(cls, ())
+
     def run(self, op: Op, *inputs: Any, **options: Any) -> Any:
         """The op's output; inputs may be arrays, Weights and None. ``run_backward`` is its backward."""
         plain = [x.data if isinstance(x, Weight) else x for x in inputs]

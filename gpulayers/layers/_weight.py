@@ -57,6 +57,11 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
     def grad(self, value: Any) -> None:
         self._grad = value
 
+    @property
+    def has_grad(self) -> bool:
+        """Whether any backward has reached this weight since the last ``zero_grad``."""
+        return self._grad is not None
+
     def add_grad(self, value: Any) -> None:
         if self._grad is None and value.dtype == self._data.dtype:
             self._grad = value

@@ -57,7 +57,8 @@ class Handle(stock.TensorHandle):
     """A value: its array (shape (1,) for a scalar) and its Triton element type."""
 
     def __init__(self, data: np.ndarray, dtype: Any):  # replaces the dataclass's __init__, which validates each time
-        self.data, self.dtype, self.attr = data, dtype, {}
+        self.data, self.dtype = data, dtype
+        self.attr: dict[str, Any] = {}
 
 
 @dataclass
@@ -182,8 +183,8 @@ class Builder(stock.InterpreterBuilder):
     def create_make_tensor_descriptor(
         self, base: Handle, shape: Any, strides: Any, block: Any, signed: bool, padding: Any, *tf32: bool
     ) -> Descriptor:
-        sizes = [[int(n.data.item()) for n in numbers] for numbers in (shape, strides)]
-        return Descriptor(base, *sizes, [int(b) for b in block], padding, *tf32)
+        sizes, steps = ([int(n.data.item()) for n in numbers] for numbers in (shape, strides))
+        return Descriptor(base, sizes, steps, [int(b) for b in block], padding, any(tf32))
 
     def create_descriptor_load(self, descriptor: Descriptor, indices: Sequence[Handle], *_: Any) -> Handle:
         ty = descriptor.base.get_element_ty()

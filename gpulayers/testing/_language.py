@@ -12,7 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import triton.language as tl
@@ -46,17 +46,12 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     lines, start = inspect.getsourcelines(function)
     skipped = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))  # decorators
     tree = ast.parse(textwrap.dedent("".join(lines[skipped:])))
-    definition = _Assignments().visit(tree.body[0])
+    definition = cast(ast.FunctionDef, _Assignments().visit(tree.body[0]))
     definition.decorator_list = []
     free = {"__to_tensor": lambda value: SEMANTIC.to_tensor(value, False), **_closure(function), **_shadows(function)}
-    factory = ast.FunctionDef(
-        name="__factory",
-        args=ast.arguments([], [ast.arg(name) for name in free], None, [], [], None, []),
-        body=[definition, ast.Return(ast.Name(function.__name__, ast.Load()))],
-        decorator_list=[],
-        type_params=[],
-    )
-    module = ast.fix_missing_locations(ast.Module([factory], []))
+    module = ast.parse(f"def __factory({', '.join(free)}): pass")
+    cast(ast.FunctionDef, module.body[0]).body = [definition, ast.Return(ast.Name(function.__name__, ast.Load()))]
+    ast.fix_missing_locations(module)
     ast.increment_lineno(module, start + skipped - 1)
     scope: dict[str, Any] = {}
     exec(compile(module, inspect.getfile(function), "exec", dont_inherit=True), function.__globals__, scope)
@@ -72,7 +67,7 @@ def _shadows(function: Callable[..., Any]) -> dict[str, Any]:
     """Interpreted stand-ins for libdevice, and for builtins that the kernel's module imported by name."""
     shadows: dict[str, Any] = {}
     for name in function.__code__.co_names:
-        value = function.__globals__.get(name)
+        value: Any = function.__globals__.get(name)
         if getattr(value, "__name__", "").endswith(".libdevice"):
             shadows[name] = _Libdevice()
         elif getattr(value, "__module__", None) == LIBDEVICE:
@@ -261,7 +256,9 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
         "reduce": reduce,
         "associative_scan": associative_scan,
     }
-    changes = [(owner, name, new) for owner in (tl, tl.core) for name, new in functions.items()]
+    changes: list[tuple[Any, str, Any]] = [
+        (owner, name, new) for owner in (tl, tl.core) for name, new in functions.items()
+    ]
     changes += [(tl.tensor, name, new) for name, new in methods.items()]
     changes += [(ty, "to_ir", _identity_type) for ty in (tl.dtype, tl.pointer_type, tl.block_type)]
     changes += [(tl.block_type, "with_element_ty", lambda self, scalar: block_type(scalar, tuple(self.shape)))]

@@ -11,7 +11,7 @@ import numpy as np
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec, compute_dtype, float64
 from gpulayers.ops._op import Op
-from gpulayers.testing.arena import BACKENDS, Arena, arena
+from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
 from gpulayers.testing.tolerance import excess
 
 
@@ -104,8 +104,7 @@ class _Case:
                 for kind in self.kinds:
                     self._check_gradients(backend, room, call, kind)
                 self._check_each_need(backend, room)
-            if not self.op.updates:
-                self._check_again(backend, room, outputs)
+            self._check_again(backend, room, given, outputs)
 
     def _check_outputs(self, backend: str, room: Arena, given: list, outputs: tuple, call: Any) -> None:
         got = room.get(outputs)
@@ -136,12 +135,12 @@ class _Case:
                 backend, f"{what} is {came} in order {came.order}, the rule says {wanted} in order {wanted.order}"
             )  # type: ignore[union-attr]
 
-    def _compare(self, backend: str, what: str, got: Any, truth: Any, plain: Any) -> None:
+    def _compare(self, backend: str, what: str, got: Any, truth: Any, plain: Any, moved: Any = None) -> None:
         if not _floats(got.dtype):
             if not np.array_equal(got, truth):
                 self.fail(backend, f"{what} differs: {got} where {truth} is true")
             return
-        if (wrong := excess(got, truth, plain)) is not None:
+        if (wrong := excess(got, truth, plain, moved)) is not None:
             self.fail(backend, f"{what}: {wrong}")
 
     def _check_inputs(self, backend: str, room: Arena, given: list, before: list) -> None:
@@ -171,16 +170,25 @@ class _Case:
 
     def _compare_gradients(self, backend: str, room: Arena, grads: tuple, kind: str, saved: dict, when: str) -> None:
         """Against the definition's backward in float64, from the same dys and what the forward saved."""
-        truth, plain = (r.gradients(self.dys[kind], saved) for r in (self.truth, self.plain))
+        truth, plain, moved = self._wanted(kind, saved, self.needs)
         if len(grads) != len(self.op.inputs):
             self.fail(backend, f"backward gave {len(grads)} gradients for {len(self.op.inputs)} inputs ({when})")
-        for name, x, g, t, p in zip(self.op.inputs, self.inputs, grads, truth, plain):
+        for name, x, g, t, p, m in zip(self.op.inputs, self.inputs, grads, truth, plain, moved):
             if (g is not None) != (name in self.needs):
                 self.fail(backend, f"the gradient of {name} is {'given' if g is not None else 'missing'} ({when})")
-            for a, v, tt, pp in zip(arrays.lists([g]), arrays.lists([x]), arrays.lists([t]), arrays.lists([p])):
+            for a, v, tt, pp, mm in zip(*(arrays.lists([each]) for each in (g, x, t, p, m))):
                 spec = (self.rule.grads or {}).get(name) or arrays.spec(v).like()  # type: ignore[union-attr]
                 self._check_spec(backend, f"gradient of {name} ({when})", a, spec)
-                self._compare(backend, f"gradient of {name} ({when})", room.get(a), tt, pp)
+                self._compare(backend, f"gradient of {name} ({when})", room.get(a), tt, pp, mm)
+
+    def _wanted(self, kind: str, saved: dict, needs: tuple) -> tuple[list, list, list]:
+        """The true gradients, those of the plain formula, and those of the plain formula from dys a rounding away."""
+        dys = self.dys[kind]
+        return (
+            self.truth.gradients(dys, saved, needs),
+            self.plain.gradients(dys, saved, needs),
+            self.plain.gradients([_moved(dy) for dy in dys], saved, needs),
+        )
 
     def _check_each_need(self, backend: str, room: Arena) -> None:
         """Each gradient alone is the gradient among others."""
@@ -195,11 +203,12 @@ class _Case:
             if [g is not None for g in grads] != [j == i for j in range(len(grads))]:
                 self.fail(backend, f"needs=({name!r},) gave other gradients than that one")
             saved = room.get(call.saved)
-            truth, plain = (r.gradients(self.dys[kind], saved, (name,))[i] for r in (self.truth, self.plain))
-            for a, t, p in zip(*map(arrays.lists, ([grads[i]], [truth], [plain]))):
-                self._compare(backend, f"gradient of {name} alone", room.get(a), t, p)
+            wanted = [[each[i]] for each in self._wanted(kind, saved, (name,))]
+            for a, t, p, m in zip(*map(arrays.lists, ([grads[i]], *wanted))):
+                self._compare(backend, f"gradient of {name} alone", room.get(a), t, p, m)
 
-    def _check_again(self, backend: str, room: Arena, outputs: tuple) -> None:
+    def _check_again(self, backend: str, room: Arena, given: list, outputs: tuple) -> None:
+        """The same outputs and updates without needs, and the same bits the second time."""
         again, call = dispatch.forward(self.op, room.put(self.inputs), (), self.options)
         if call is not None:
             self.fail(backend, "it saved something though no gradient was needed")
@@ -212,8 +221,9 @@ class _Case:
                     self.truth.outputs[i],
                     self.plain.outputs[i],
                 )
-        twice, _ = dispatch.forward(self.op, room.put(self.inputs), self.needs, self.options)
-        if _bytes(room.get(list(twice))) != _bytes(room.get(list(outputs))):
+        fresh = room.put(self.inputs)
+        twice, _ = dispatch.forward(self.op, fresh, self.needs, self.options)
+        if _bytes(room.get([*twice, *fresh])) != _bytes(room.get([*outputs, *given])):
             self.fail(backend, "the same inputs gave other bits the second time: it is not deterministic")
 
 
@@ -324,6 +334,15 @@ def _dy(kind: str, out: Spec, random: np.random.Generator) -> np.ndarray:
     return random.standard_normal(shape).astype(dtype)
 
 
+def _moved(dy: np.ndarray | None) -> np.ndarray | None:
+    """``dy`` with each element one rounding of its compute dtype up or down."""
+    if dy is None:
+        return None
+    work = compute_dtype(dy.dtype)
+    up = np.random.default_rng(dy.size).choice([-1, 1], dy.shape) * np.finfo(work).eps
+    return (dy.astype(work) * (1 + up)).astype(work)
+
+
 def _cast(x: Any, dtype: np.dtype) -> Any:
     if isinstance(x, list | tuple):
         return [_cast(a, dtype) for a in x]
@@ -345,7 +364,8 @@ def copy_layout(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(x: Any) -> Any:
-    return [_copy(a) for a in x] if isinstance(x, list) else None if x is None else x.copy()
+    """A copy with the same strides: what is saved of an input has the input's layout."""
+    return [_copy(a) for a in x] if isinstance(x, list) else None if x is None else copy_with_strides(x)
 
 
 def _floats(dtype: np.dtype) -> bool:

@@ -7,17 +7,16 @@ by program, on NumPy; every other launch goes on as usual. No environment variab
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpulayers.testing import _launches
+
 if TYPE_CHECKING:
     from gpulayers.kernels.triton._tile import Device
-
-GRID_LIMITS = (2**31 - 1, 65535, 65535)
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ def interpreting(device: Device | None = None, *, races: bool = True, poison: bo
     _tile.pretend = device or _tile.Device(90, 4, 232448)
     _sessions.append(session)
     try:
-        with _catching_launches() if outermost else contextlib.nullcontext():
+        with _launches.catching("cpu", _run) if outermost else contextlib.nullcontext():
             yield session
     finally:
-        _sessions.remove(session)
+        _sessions.pop()
         _tile.pretend = before
 
 
@@ -78,110 +77,41 @@ def register_inline_asm(text: str, function: Callable[..., Any]) -> None:
     Builder.inline_asm[" ".join(text.split())] = function
 
 
-@contextlib.contextmanager
-def _catching_launches() -> Iterator[None]:
-    """Route launches on CPU arrays to `_run`; for an autotuned kernel, the first configuration that is left."""
-    from triton.runtime.autotuner import Autotuner
-    from triton.runtime.jit import JITFunction
-
-    launch, tune = JITFunction.run, Autotuner.run
-
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        if warmup or not _on_cpu((*args, *kwargs.values())):
-            return launch(self, *args, grid=grid, warmup=warmup, **kwargs)
-        return _run(self, grid, args, kwargs)
-
-    def run_tuned(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _on_cpu((*args, *kwargs.values())):
-            return tune(self, *args, **kwargs)
-        self.nargs = dict(zip(self.arg_names, args))
-        config = self.prune_configs(kwargs)[0]
-        if config.pre_hook is not None:
-            config.pre_hook({**self.nargs, **kwargs, **config.all_kwargs()})
-        return self.fn.run(*args, **kwargs, **config.all_kwargs())
-
-    JITFunction.run, Autotuner.run = run, run_tuned
-    try:
-        yield
-    finally:
-        JITFunction.run, Autotuner.run = launch, tune
-
-
-def _arrays(args: Sequence[Any]) -> Iterator[Any]:
-    """The arrays among launch arguments, those inside tuples and tensor descriptors included."""
-    for arg in args:
-        if isinstance(arg, tuple):
-            yield from _arrays(arg)
-        elif type(arg).__name__ == "TensorDescriptor":
-            yield arg.base
-        elif isinstance(arg, np.ndarray) or hasattr(arg, "data_ptr"):
-            yield arg
-
-
-def _on_cpu(args: Sequence[Any]) -> bool:
-    """Whether there are arrays among the arguments, and all of them live on the CPU."""
-    homes = {"cpu" if isinstance(a, np.ndarray) else a.device.type for a in _arrays(args)}
-    return homes == {"cpu"}
-
-
-def _run(kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Interpret one launch: bind, check the grid, run its programs one after another."""
     from gpulayers.testing._builder import BUILDER
     from gpulayers.testing._language import patched, rewritten
     from gpulayers.testing.memory import Memory
 
     name = kernel.fn.__name__
-    bound = _bind(kernel, args, kwargs)
+    bound = _launches.bind(kernel, args, kwargs)
     for hook in kernel.pre_run_hooks:
         hook(*args, **kwargs)
-    x, y, z = _grid(name, grid, bound)
-    constexprs = {p.name for p in kernel.params if p.is_constexpr}
+    sizes = _launches.grid_sizes(name, grid, bound)
+    constexprs = _launches.constexprs(kernel, bound)
     session = _sessions[-1]
-    memory = Memory(name, (x, y, z), session.races, session.poison)
+    memory = Memory(name, sizes, session.races, session.poison)
     function = rewritten(kernel.fn)
     before = getattr(BUILDER, "memory", None)
     BUILDER.memory = memory
-    BUILDER.grid_dim = (x, y, z)
+    BUILDER.grid_dim = sizes
     try:
         with patched(), np.errstate(all="ignore"):
             types = {p.name: p.annotation_type for p in kernel.params}
             values = {k: v if k in constexprs else _value(v, k, types[k], memory) for k, v in bound.items()}
-            for index in np.ndindex(x, y, z):
+            for index in np.ndindex(sizes):
                 BUILDER.grid_idx = index
                 memory.program += 1
                 function(**values)
     except Exception as error:
-        error.add_note(f"in program {memory.index} of the grid {(x, y, z)} of {name}")
+        error.add_note(f"in program {memory.index} of the grid {sizes} of {name}")
         raise
     finally:
         BUILDER.memory = before  # type: ignore[assignment]
     dtypes = tuple(region.dtype for region in memory.regions)
-    launch = Launch(name, dtypes, {k: v for k, v in bound.items() if k in constexprs}, (x, y, z))
     for each in _sessions:
-        each.launches.append(launch)
+        each.launches.append(Launch(name, dtypes, constexprs, sizes))
     proven.add((name, dtypes))
-
-
-def _bind(kernel: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name. Launch options (num_warps, …) say nothing here, but an unknown one is an error as usual."""
-    from triton.backends.nvidia.compiler import CUDAOptions
-
-    names = set(kernel.arg_names)
-    unknown = [k for k in kwargs if k not in names and k not in CUDAOptions.__dataclass_fields__]
-    if unknown:
-        raise KeyError(f"{kernel.fn.__name__} has no parameter, and Triton no launch option, named {unknown[0]!r}")
-    return inspect.getcallargs(kernel.fn, *args, **{k: v for k, v in kwargs.items() if k in names})
-
-
-def _grid(name: str, grid: Any, bound: dict[str, Any]) -> tuple[int, int, int]:
-    """The grid as three sizes; ValueError beyond what CUDA launches."""
-    sizes = tuple(grid(bound) if callable(grid) else grid)
-    if not 1 <= len(sizes) <= 3:
-        raise ValueError(f"{name}: a grid has one to three dimensions, not {sizes}")
-    x, y, z = (int(n) for n in (*sizes, 1, 1)[:3])
-    if any(n < 0 or n > limit for n, limit in zip((x, y, z), GRID_LIMITS)):
-        raise ValueError(f"{name}: CUDA launches no grid of {(x, y, z)}: the limits are {GRID_LIMITS}")
-    return x, y, z
 
 
 def _value(arg: Any, name: str, annotation: str, memory: Any) -> Any:
@@ -220,5 +150,5 @@ def _element_type(array: Any) -> Any:
 
     if isinstance(array.dtype, tl.dtype):  # triton.reinterpret
         return array.dtype
-    name = str(array.dtype).removeprefix("torch.")
+    name = _launches.dtype_name(array)
     return getattr(tl, {"bool": "int1", "float8_e4m3fn": "float8e4nv", "float8_e5m2": "float8e5"}.get(name, name))

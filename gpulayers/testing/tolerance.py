@@ -16,28 +16,31 @@ def ulp(values: np.ndarray, of: np.dtype) -> np.ndarray:
     return np.ldexp(1.0, np.maximum(exponent - 1, _SMALLEST[of]) - _MANTISSA[of])
 
 
-def bound(truth: np.ndarray, plain: np.ndarray, of: np.dtype) -> np.ndarray:
+def bound(truth: np.ndarray, plain: np.ndarray, of: np.dtype, moved: np.ndarray | None = None) -> np.ndarray:
     """4 E + 2 ulp, elementwise.
 
     truth: the definition in float64. plain: the definition in float32 (float64 for float64) from the same inputs,
-    rounded once to ``of``. E is plain's largest error, and at least what rounding once costs at the largest value:
-    a formula that happens to be exact for one draw is not a promise that every order of summation is.
+    rounded once to ``of``. moved: a gradient's plain formula once more, from dys that are one rounding away: where
+    terms cancel, it shows what another order of summation costs. E is the largest error of both, and at least what
+    rounding once costs at the largest value: a formula that happens to be exact for one draw is not a promise that
+    every order of summation is.
     """
     finite = np.isfinite(truth)
-    error = np.abs(plain.astype(float64)[finite] - truth[finite])
+    tries = [plain] if moved is None else [plain, moved]
+    error = np.concatenate([np.abs(p.astype(float64)[finite] - truth[finite]) for p in tries])
     error = error[np.isfinite(error)]
     largest = np.abs(truth[finite]).max(initial=0.0)
     once = 0.5 * ulp(np.array(largest), of) if largest else 0.0
     return 4 * np.maximum(error.max(initial=0.0), once) + 2 * ulp(truth, of)
 
 
-def excess(got: np.ndarray, truth: np.ndarray, plain: np.ndarray) -> str | None:
+def excess(got: np.ndarray, truth: np.ndarray, plain: np.ndarray, moved: np.ndarray | None = None) -> str | None:
     """None if ``got`` is within the bound of ``truth`` everywhere (NaN and Inf alike), else what is wrong and where."""
     got64 = got.astype(float64)
     most = _largest(got.dtype)
     with np.errstate(invalid="ignore"):
         # What overflows the dtype is Inf there; near the edge rounding decides.
-        limit = bound(truth, plain, got.dtype)
+        limit = bound(truth, plain, got.dtype, moved)
         same = (np.isnan(got64) & np.isnan(truth)) | (got64 == truth)
         same |= np.isinf(got64) & (np.abs(truth) + limit >= most) & (np.sign(got64) == np.sign(truth))
         wrong = ~(same | (np.abs(got64 - truth) <= limit))

@@ -55,3 +55,39 @@ def flat(x: np.ndarray) -> np.ndarray | None:
     order = sorted(range(x.ndim), key=lambda a: -x.strides[a])
     turned = x.transpose(order)
     return turned.reshape(-1) if turned.flags.c_contiguous else None
+
+
+def flat_like(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """``x`` as one row in the memory order of ``like`` (row-major where that is not dense); copies only if it must."""
+    if x.flags.c_contiguous and like.flags.c_contiguous:
+        return x.reshape(-1)
+    if flat(like) is None:
+        return np.ascontiguousarray(x).reshape(-1)
+    order = sorted(range(x.ndim), key=lambda a: -like.strides[a])
+    return np.ascontiguousarray(x.transpose(order)).reshape(-1)
+
+
+def empty_like(x: np.ndarray) -> np.ndarray:
+    """An uninitialised array with the shape, dtype and memory order of ``x``; row-major where ``x`` is not dense."""
+    return np.empty_like(x) if x.flags.c_contiguous or flat(x) is not None else np.empty(x.shape, x.dtype)
+
+
+def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
+    """work(lo, hi) for each block of ``size`` in range(total); each thread takes one run of neighbouring blocks.
+
+    For work that writes its results in place: a hand-over costs as much as a small block, so there is one a thread.
+    """
+    if total <= size or total < ALONE or threads() == 1:
+        for lo in range(0, total, size):
+            work(lo, min(lo + size, total))
+        return
+    share = -(-total // (threads() * size)) * size  # whole blocks
+
+    def run(start: int) -> None:
+        for lo in range(start, min(start + share, total), size):
+            work(lo, min(lo + size, total))
+
+    later = [_pool().submit(run, start) for start in range(share, total, share)]
+    run(0)
+    for part in later:
+        part.result()

@@ -29,10 +29,18 @@ def _softmax_forward_kernel(x, y, M, N, x_row, LOG: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
+def _columns(COLS: tl.constexpr):
+    if COLS == 1:  # one row: no offset, so that the compiler sees aligned addresses
+        return tl.zeros((1, 1), tl.int64)
+    else:
+        return tl.program_id(0).to(tl.int64) * COLS + tl.arange(0, COLS)[None, :]
+
+
+@triton.jit
 def _softmax_forward_looped_kernel(
     x, y, C, N, x_outer, x_c, x_n, y_c, y_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    c = tl.program_id(0).to(tl.int64) * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
+    c = _columns(COLS)  # (1, COLS)
     x += tl.program_id(1).to(tl.int64) * x_outer + c * x_c
     y += tl.program_id(1).to(tl.int64) * C * N + c * y_c
     top = tl.full((1, COLS), float("-inf"), tl.float32)
@@ -73,7 +81,7 @@ def _softmax_backward_kernel(dy, y, dx, M, N, dy_row, LOG: tl.constexpr, ROWS: t
 def _softmax_backward_looped_kernel(
     dy, y, dx, C, N, s_c, s_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    c = tl.program_id(0).to(tl.int64) * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
+    c = _columns(COLS)  # (1, COLS)
     base = tl.program_id(1).to(tl.int64) * C * N + c * s_c
     dot = tl.zeros((1, COLS), tl.float32)
     for start in range(0, N, BLOCK):
