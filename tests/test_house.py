@@ -74,14 +74,18 @@ def test_no_star_imports_and_no_device_queries_at_import(path):
     assert not any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree))
     at_import = [n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign | ast.Expr)]
     calls = [ast.unparse(c.func) for n in at_import for c in ast.walk(n) if isinstance(c, ast.Call)]
-    assert not [c for c in calls if "cuda" in c and "is_available" in c or "get_device" in c]
+    assert not [c for c in calls if ("cuda" in c and "is_available" in c) or "get_device" in c]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family_is_whole(family):
     """Every family has its file in every room (updates have optimizers in train instead of layers)."""
     needed = ["kernels/triton/{}.py", "tests/test_{}.py", "bench/{}.py"]
-    needed += [] if all(op.updates and op.backward is None for op in OPS if op.family == family) else ["gpulayers/layers/{}.py"]
+    needed += (
+        []
+        if all(op.updates and op.backward is None for op in OPS if op.family == family)
+        else ["gpulayers/layers/{}.py"]
+    )
     missing = [p.format(family) for p in needed if not (ROOT / p.format(family)).is_file()]
     assert not missing
 
@@ -138,7 +142,7 @@ def run(*command: str, cwd: pathlib.Path, **env: str) -> str:
 
 def test_import_is_light(tmp_path):
     """`import gpulayers` loads NumPy, and no torch, triton, cupy, tqdm, safetensors or matplotlib; from a bare checkout."""
-    heavy = "torch triton cupy tqdm safetensors matplotlib sklearn".split()
+    heavy = ["torch", "triton", "cupy", "tqdm", "safetensors", "matplotlib", "sklearn"]
     code = f"import sys, gpulayers; print([m for m in {heavy} if m in sys.modules])"
     assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).strip() == "[]"
 
