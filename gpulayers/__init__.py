@@ -28,3 +28,14 @@ def _serve_from_checkout(name: str) -> None:
 
 _serve_from_checkout("kernels")
 _serve_from_checkout("bench")
+
+# After the rooms above are in place.
+from gpulayers import layers, ops, random  # noqa: E402
+from gpulayers.dispatch import Refused, explain, only, strict  # noqa: E402
+from gpulayers.layers._calls import no_grad  # noqa: E402
+from gpulayers.layers._config import register  # noqa: E402
+from gpulayers.layers._files import load, save  # noqa: E402
+from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
+from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
+from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
+from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402

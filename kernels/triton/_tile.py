@@ -1,9 +1,19 @@
-"""What Triton launchers share: the figures of the device they choose configurations by."""
+"""What Triton launchers share: the device's figures, block sizes, and the launch itself.
+
+Launchers are plain functions over torch tensors: on a GPU, on the CPU (where gpulayers.testing interprets them), and
+on torch's meta device (where it compiles them). They take memory only from the ``empty`` they are handed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from gpulayers.arrays import layout
 
 
 class Device(NamedTuple):
@@ -32,3 +42,115 @@ def _real_device(index: int) -> Device:
 def device(x: Any) -> Device:
     """The figures of the device that ``x`` is on."""
     return pretend or _real_device(x.device.index or 0)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
+    """Launch, unless there is nothing to do (an empty grid is an error in CUDA)."""
+    if 0 not in grid:
+        kernel[tuple(grid)](*args, **options)
+
+
+def dense(x: Any) -> Any:
+    """``x`` row-major: itself, or a copy where it is strided, transposed or expanded."""
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def rows(x: Any, n: int) -> tuple[Any, int]:
+    """(x as a tensor whose rows of ``n`` elements are contiguous, the step from row to row). Copies only if it must."""
+    if x.ndim == 2 and x.stride(1) == 1 and x.stride(0) >= n:
+        return x, x.stride(0)
+    return dense(x), n
+
+
+def warps_for(elements: int) -> int:
+    """Warps for a tile of this many elements: about 16 elements a thread, 4 to 16 warps."""
+    return min(16, max(4, next_power_of_2(elements) // 512))
+
+
+def split(total: int, programs: int) -> tuple[int, int]:
+    """(programs, items for each) that cover ``total`` items with at most ``programs`` programs."""
+    each = max(1, cdiv(total, programs))
+    return cdiv(total, each), each
+
+
+LONGEST_ROW = 32768
+"""The longest row that one program holds in registers; longer ones spill, so kernels loop over blocks."""
+
+
+def row_tile(n: int) -> tuple[int, int, int]:
+    """(rows a program, block, warps) for rows of ``n`` held in registers: several short rows make one full tile."""
+    block = next_power_of_2(n)
+    count = max(1, 2048 // block)
+    if block <= 2048:
+        return count, block, 4
+    return 1, block, 8 if block <= 8192 else 16
+
+
+# --- element by element ----------------------------------------------------------------------------------------------
+
+
+def order(x: Any) -> tuple[int, ...] | None:
+    """Axes from the slowest to the fastest in memory; None for row-major, and for what is not dense."""
+    return layout(tuple(x.shape), tuple(x.stride()))[0]
+
+
+def _row_step(x: Any) -> int | None:
+    """Elements from one row of the last axis to the next, where that is uniform and rows are contiguous."""
+    shape, steps = x.shape, x.stride()
+    if x.ndim < 2 or steps[-1] != 1 or any(steps[a] != steps[a + 1] * shape[a + 1] for a in range(x.ndim - 2)):
+        return None
+    return steps[-2]
+
+
+class Pointwise(NamedTuple):
+    """Arrays of one shape walked together: M rows of N neighbouring elements, in one memory order."""
+
+    arrays: list
+    M: int
+    N: int
+    steps: list
+    """From row to row, for each array."""
+    ROWS: int
+    BLOCK: int
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (cdiv(self.M, self.ROWS) * cdiv(self.N, self.BLOCK),)
+
+
+def pointwise(axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
+    """``xs`` (of one shape) for a kernel that works element by element in memory order ``axes``.
+
+    Dense arrays are one long row. Row-major walks take slices like ``x[..., :n]`` as they are; what fits neither is
+    copied.
+    """
+    shape, size = tuple(xs[0].shape), xs[0].numel()
+    dense_too = [layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
+    steps = [None if axes is not None or fits else _row_step(x) for x, fits in zip(xs, dense_too)]
+    ready = [
+        x if fits or step is not None else (x if axes is None else x.permute(axes)).contiguous()
+        for x, fits, step in zip(xs, dense_too, steps)
+    ]
+    if all(step is None for step in steps):
+        return Pointwise(ready, 1, size, [size] * len(xs), 1, 2048)
+    n = shape[-1]
+    block = min(2048, next_power_of_2(n))
+    return Pointwise(ready, size // max(n, 1), n, [n if s is None else s for s in steps], 2048 // block, block)
+
+
+@triton.jit
+def tile(M, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(row, n, mask): this program's part of M rows of N, shapes (ROWS, 1), (1, BLOCK), (ROWS, BLOCK)."""
+    columns = tl.cdiv(N, BLOCK)
+    pid = tl.program_id(0).to(tl.int64)
+    row = pid // columns * ROWS + tl.arange(0, ROWS)[:, None]
+    n = pid % columns * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return row, n, (row < M) & (n < N)

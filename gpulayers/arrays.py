@@ -1,0 +1,478 @@
+"""Whose array is this (NumPy, CuPy, torch), its metadata, and zero-copy views between the three libraries.
+
+Importing this module needs NumPy alone; CuPy and torch are touched only when one of their arrays comes in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float16 = np.dtype(np.float16)
+float32 = np.dtype(np.float32)
+float64 = np.dtype(np.float64)
+int64 = np.dtype(np.int64)
+
+FLOATS = (float64, float32, float16, bfloat16)
+HALVES = (float16, bfloat16)
+_BY_NAME = {str(d): d for d in FLOATS}
+
+
+def dtype(name: Any) -> np.dtype:
+    """The NumPy dtype for a name ("bfloat16"), a NumPy dtype or a torch dtype.
+
+    Raises TypeError for what is none of these.
+    """
+    if isinstance(name, np.dtype):
+        return name
+    text = str(name).removeprefix("torch.")
+    try:
+        return _BY_NAME.get(text) or np.dtype(text if isinstance(name, str) or "torch" in str(name) else name)
+    except TypeError:
+        raise TypeError(f"unknown dtype {name!r}: expected one of {', '.join(_BY_NAME)} or a NumPy dtype") from None
+
+
+@functools.cache
+def compute_dtype(of: np.dtype) -> np.dtype:
+    """The dtype a definition computes in: float32 for 16-bit inputs, the input's own otherwise."""
+    return float32 if of in HALVES else of
+
+
+def up(x: Any) -> Any:
+    """``x`` in the dtype that its definition computes in; itself where it is so already. NumPy and CuPy arrays."""
+    return x.astype(compute_dtype(x.dtype), copy=False)
+
+
+class Spec(NamedTuple):
+    """Metadata of an array: all that a rule may look at. Sizes may be symbolic or None (not known yet)."""
+
+    shape: tuple
+    dtype: np.dtype
+    order: tuple[int, ...] | None = None
+    """Axes from the slowest to the fastest in memory; None for row-major. Meaningless for gaps and overlaps."""
+    contiguous: bool = True
+    """Dense in ``order``: no gaps, no overlaps."""
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def strides(self) -> tuple:
+        """Strides of the dense array, in elements."""
+        steps, step = [1] * len(self.shape), 1
+        for axis in reversed(self.order or range(len(self.shape))):
+            steps[axis] = step
+            step = step * self.shape[axis]
+        return tuple(steps)
+
+    def like(self, dtype: np.dtype | None = None) -> Spec:
+        """A dense spec of the same shape; it keeps the memory order if this array is dense."""
+        return Spec(self.shape, dtype or self.dtype, self.order if self.contiguous else None)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@functools.lru_cache(maxsize=4096)
+def layout(shape: tuple, strides: tuple) -> tuple[tuple[int, ...] | None, bool]:
+    """(order, dense) of an array from its shape and its strides in elements."""
+    axes = sorted((a for a in range(len(shape)) if shape[a] != 1), key=lambda a: (-strides[a], a))
+    step = 1
+    for axis in reversed(axes):
+        if strides[axis] != step and 0 not in shape:
+            return None, False
+        step *= shape[axis]
+    if axes == sorted(axes) or 0 in shape:
+        return None, True
+    # Axes of size 1 may stand anywhere: put them where channels-last order would have them.
+    free = iter(axes)
+    order = tuple(next(free) if shape[a] != 1 else a for a in range(len(shape)))
+    last = tuple([0, *range(2, len(shape)), 1])
+    fits = [a for a in last if shape[a] != 1] == axes
+    return (last if fits and len(shape) > 2 else order), True
+
+
+class Library:
+    """What gpulayers asks of an array library. One instance for each; ``library(x)`` finds it."""
+
+    name = "numpy"
+
+    def signature(self, x: Any) -> tuple:
+        """A hashable key of everything a plan may depend on."""
+        return np.ndarray, x.shape, x.dtype, x.strides
+
+    def strides(self, x: Any) -> tuple:
+        return tuple(s // x.dtype.itemsize for s in x.strides)
+
+    def dtype(self, x: Any) -> np.dtype:
+        return x.dtype
+
+    def device(self, x: Any) -> str:
+        """ "cpu" or "cuda:<index>"."""
+        return "cpu"
+
+    def spec(self, x: Any) -> Spec:
+        shape = tuple(x.shape)
+        return Spec(shape, self.dtype(x), *layout(shape, self.strides(x)))
+
+    def empty(self, spec: Spec, device: str) -> Any:
+        return empty_numpy(spec)
+
+    def on(self, device: str) -> contextlib.AbstractContextManager:
+        """Makes ``device`` current."""
+        return contextlib.nullcontext()
+
+
+class _CuPy(Library):
+    name = "cupy"
+
+    def signature(self, x: Any) -> tuple:
+        return type(x), x.shape, x.dtype, x.strides, x.device.id
+
+    def device(self, x: Any) -> str:
+        return f"cuda:{x.device.id}"
+
+    def empty(self, spec: Spec, device: str) -> Any:
+        import cupy
+
+        with self.on(device):
+            flat = cupy.empty(spec.size, spec.dtype)
+        return cupy.ndarray(spec.shape, spec.dtype, flat.data, [s * spec.dtype.itemsize for s in spec.strides])
+
+    def on(self, device: str) -> contextlib.AbstractContextManager:
+        import cupy
+
+        return cupy.cuda.Device(int(device.split(":")[1]))
+
+
+class _Torch(Library):
+    name = "torch"
+
+    def signature(self, x: Any) -> tuple:
+        return type(x), x.shape, x.dtype, x.stride(), x.device
+
+    def strides(self, x: Any) -> tuple:
+        return tuple(x.stride())
+
+    def dtype(self, x: Any) -> np.dtype:
+        return from_torch_dtype(x.dtype)
+
+    def device(self, x: Any) -> str:
+        return "cpu" if x.device.type == "cpu" else str(x.device)
+
+    def empty(self, spec: Spec, device: str) -> Any:
+        import torch
+
+        return torch.empty_strided(spec.shape, spec.strides, dtype=to_torch_dtype(spec.dtype), device=device)
+
+    def on(self, device: str) -> contextlib.AbstractContextManager:
+        import torch
+
+        return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
+
+
+NUMPY, CUPY, TORCH = Library(), _CuPy(), _Torch()
+_LIBRARIES: dict[type, Library] = {np.ndarray: NUMPY}
+
+
+def library(x: Any) -> Library:
+    """The library whose array ``x`` is. Raises TypeError for what is no array."""
+    try:
+        return _LIBRARIES[type(x)]
+    except KeyError:
+        return _learn(type(x))
+
+
+def _learn(kind: type) -> Library:
+    roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    if issubclass(kind, np.ndarray | np.generic):
+        found = NUMPY
+    elif "cupy" in roots:
+        found = CUPY
+    elif "torch" in roots and hasattr(kind, "stride"):
+        found = TORCH
+    else:
+        raise TypeError(f"expected a NumPy, CuPy or torch array, got {kind.__module__}.{kind.__qualname__}")
+    _LIBRARIES[kind] = found
+    return found
+
+
+def spec(x: Any) -> Spec | list[Spec] | None:
+    """Metadata of an array, of each array of a list, or of None."""
+    if x is None:
+        return None
+    if isinstance(x, list | tuple) and not isinstance(x, Spec):
+        return [spec(a) for a in x]  # type: ignore[misc]
+    return x if isinstance(x, Spec) else library(x).spec(x)
+
+
+def namespace(x: Any) -> Any:
+    """The module (numpy or cupy) whose functions a definition calls on ``x``."""
+    return (
+        np if isinstance(x, np.ndarray | np.generic) else importlib.import_module(type(x).__module__.partition(".")[0])
+    )
+
+
+def empty_numpy(of: Spec) -> np.ndarray:
+    """An uninitialised NumPy array with the spec's shape, dtype and memory order."""
+    if of.order is None:
+        return np.empty(of.shape, of.dtype)
+    back = sorted(range(len(of.order)), key=of.order.__getitem__)
+    return np.empty([of.shape[a] for a in of.order], of.dtype).transpose(back)
+
+
+def arranged(x: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
+    """``x`` dense in this memory order; ``x`` itself where it is so already. For NumPy and CuPy arrays."""
+    xp = namespace(x)
+    if order is None:
+        return xp.ascontiguousarray(x) if x.ndim else x
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return xp.ascontiguousarray(x.transpose(order)).transpose(back)
+
+
+# --- dtypes of torch -------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _torch_dtypes() -> tuple[dict, dict]:
+    import torch
+
+    names = [
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ]
+    there = {np.dtype(n): getattr(torch, n) for n in names} | {bfloat16: torch.bfloat16}
+    return there, {v: k for k, v in there.items()}
+
+
+def to_torch_dtype(of: np.dtype) -> Any:
+    return _torch_dtypes()[0][of]
+
+
+def from_torch_dtype(of: Any) -> np.dtype:
+    try:
+        return _torch_dtypes()[1][of]
+    except KeyError:
+        raise TypeError(f"no NumPy dtype for {of}") from None
+
+
+# --- zero-copy views -------------------------------------------------------------------------------------------------
+
+
+class _Capsule:
+    """Lends a CPU tensor to NumPy, read-only. ``Tensor.numpy()`` would make the storage unresizable for ever."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Any):
+        self.tensor = tensor
+
+    def __dlpack__(self, **_: Any) -> Any:
+        import torch
+
+        return torch.utils.dlpack.to_dlpack(self.tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+class _Memory:
+    """Lends memory to NumPy, writeable: a CPU tensor's that an op updates, a read-only array's that torch shall see."""
+
+    def __init__(self, owner: Any, pointer: int, kind: np.dtype, strides: Sequence[int]):
+        self.owner = owner
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(owner.shape),
+            "typestr": kind.str,
+            "data": (pointer, False),
+            "strides": tuple(strides),
+        }
+
+
+def torch_to_numpy(x: Any, writeable: bool = False) -> np.ndarray:
+    """A view of a CPU tensor; read-only unless asked otherwise. bfloat16 comes as ml_dtypes' bfloat16."""
+    import torch
+
+    x = x.detach()
+    half = x.dtype is torch.bfloat16
+    if half:
+        x = x.view(torch.uint16)
+    if writeable and x.numel():
+        kind = from_torch_dtype(x.dtype)
+        view = np.asarray(_Memory(x, x.data_ptr(), kind, [s * kind.itemsize for s in x.stride()]))
+    else:
+        view = np.from_dlpack(_Capsule(x))
+    return view.view(bfloat16) if half else view
+
+
+def numpy_to_torch(x: Any) -> Any:
+    """A CPU tensor over the same memory; a copy where the memory is read-only (it may be an input's)."""
+    x = np.asarray(x)
+    return _tensor_over(x if x.flags.writeable and all(s >= 0 for s in x.strides) else x.copy())
+
+
+def lend_to_torch(x: Any) -> Any:
+    """A CPU tensor over the same memory, read-only or not: for functions that do not write to it."""
+    x = np.asarray(x)
+    if x.flags.writeable or any(s < 0 for s in x.strides) or not x.size:
+        return numpy_to_torch(x)
+    kind = np.dtype(np.uint16) if x.dtype == bfloat16 else x.dtype
+    return _tensor_over(np.asarray(_Memory(x, x.ctypes.data, kind, x.strides)).view(x.dtype))
+
+
+def _tensor_over(x: np.ndarray) -> Any:
+    import torch
+
+    if x.dtype == bfloat16:
+        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def cupy_to_torch(x: Any) -> Any:
+    import torch
+
+    if x.dtype == bfloat16:
+        return torch.from_dlpack(x.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_dlpack(x)
+
+
+def torch_to_cupy(x: Any) -> Any:
+    import cupy
+    import torch
+
+    x = x.detach()
+    if x.dtype is torch.bfloat16:
+        return cupy.from_dlpack(x.view(torch.uint16)).view(bfloat16)
+    return cupy.from_dlpack(x)
+
+
+_VIEWS: dict[tuple[str, str], Callable] = {
+    ("torch", "numpy"): torch_to_numpy,
+    ("numpy", "torch"): numpy_to_torch,
+    ("cupy", "torch"): cupy_to_torch,
+    ("torch", "cupy"): torch_to_cupy,
+}
+
+
+def view(x: Any, source: str, target: str, writeable: bool = False) -> Any:
+    """``x`` (an array, None, or a list of them) of library ``source`` as an array of library ``target``, zero-copy."""
+    if x is None or source == target:
+        return x
+    if isinstance(x, list | tuple):
+        return [view(a, source, target, writeable) for a in x]
+    if writeable and (source, target) == ("torch", "numpy"):
+        return torch_to_numpy(x, writeable=True)
+    return _VIEWS[source, target](x)
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A NumPy array with the values of ``x``; copies only if ``x`` is on a GPU."""
+    lib = library(x)
+    if lib is NUMPY:
+        return np.asarray(x)
+    if lib is CUPY:
+        return x.get()
+    return torch_to_numpy(x.detach().cpu())
+
+
+def to_device(x: Any, device: str) -> Any:
+    """``x`` as an array on "cpu" (NumPy) or "cuda[:i]" (CuPy if it is installed, else torch)."""
+    if device == "cpu":
+        return to_numpy(x)
+    if not device.startswith("cuda"):
+        raise ValueError(f'device must be "cpu" or "cuda[:index]", got {device!r}')
+    if library(x) is not NUMPY and library(x).device(x).startswith(device):
+        return x
+    host = to_numpy(x)
+    return device_library().copy_in(host, device)
+
+
+class _Device(NamedTuple):
+    """The array library that native layers use on a GPU."""
+
+    name: str
+    copy_in: Callable[[np.ndarray, str], Any]
+
+
+@functools.cache
+def device_library() -> _Device:
+    """CuPy (array code written for NumPy runs on it), else torch. Raises RuntimeError without either."""
+    with contextlib.suppress(ImportError):
+        import cupy
+
+        if cupy.cuda.is_available():
+
+            def copy_in(host: np.ndarray, device: str) -> Any:
+                with CUPY.on(f"cuda:{device.partition(':')[2] or 0}"):
+                    return cupy.asarray(host)
+
+            return _Device("cupy", copy_in)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        if torch.cuda.is_available():
+            return _Device("torch", lambda host, device: numpy_to_torch(host.copy()).to(device))
+    raise RuntimeError("no GPU: neither CuPy nor torch finds a CUDA device here")
+
+
+def cast(x: Any, to: np.dtype) -> Any:
+    """``x`` (of any library) in another dtype; itself where it is so already."""
+    if library(x) is TORCH:
+        return x.to(to_torch_dtype(to))
+    return x.astype(to, copy=False)
+
+
+def zeros_like(x: Any) -> Any:
+    """Zeros with the shape and dtype of ``x``, where ``x`` is."""
+    lib = library(x)
+    fresh = lib.empty(Spec(tuple(x.shape), lib.dtype(x)), lib.device(x))
+    fresh[...] = 0
+    return fresh
+
+
+def concatenate(xs: Sequence[Any], axis: int) -> Any:
+    """Arrays of one library joined along an axis."""
+    if library(xs[0]) is TORCH:
+        import torch
+
+        return torch.cat(list(xs), axis)
+    return namespace(xs[0]).concatenate(xs, axis)
+
+
+def lists(arrays: Sequence[Any]) -> list[Any]:
+    """Every array in a sequence of arrays, lists of arrays and Nones."""
+    flat: list[Any] = []
+    for a in arrays:
+        if isinstance(a, list | tuple) and not isinstance(a, Spec):
+            flat.extend(lists(a))
+        elif a is not None:
+            flat.append(a)
+    return flat

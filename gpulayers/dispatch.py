@@ -1,0 +1,441 @@
+"""The only place that chooses who computes.
+
+An array's home decides: CPU arrays go to ``kernels/numpy`` where it serves the call, else to the definition; CUDA
+arrays go to a Triton or CUDA kernel, else to the definition on CuPy. The result lives where the input lived.
+
+Each distinct call (op, shapes, dtypes, strides, options, policy) is planned once; a plan holds the functions that
+compute it, forward and backward, so a repeated call costs a dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpulayers import arrays
+from gpulayers.arrays import NUMPY, Library, Spec
+
+if TYPE_CHECKING:
+    from gpulayers.ops._op import Op, Rule
+
+log = logging.getLogger("gpulayers")
+
+KERNELS = {"triton": ("triton", "torch"), "cuda": ("cupy",), "numpy": ()}
+"""Backends with kernels, and the packages that each needs."""
+HOME = {"triton": "torch", "cuda": "cupy", "numpy": "numpy"}
+"""Whose arrays a backend's launchers take."""
+
+
+class Refused(RuntimeError):
+    """No permitted backend serves the call; the text gives each one's reason."""
+
+
+class Policy(NamedTuple):
+    """Who may compute, in order of preference."""
+
+    backends: tuple[str, ...] = ("triton", "cuda", "numpy", "definition")
+    strict: bool = False
+    """A GPU array that no kernel serves is an error, not a fallback."""
+    simulate: tuple[str, ...] = ()
+    """GPU backends that CPU arrays may use: their kernels run interpreted or emulated (gpulayers.testing)."""
+
+
+def _initial_policy() -> Policy:
+    order = os.environ.get("GPULAYERS_BACKEND", "")
+    strict = os.environ.get("GPULAYERS_STRICT", "0") not in ("", "0")
+    return Policy(_known(order.split(",")) if order else Policy().backends, strict)
+
+
+def _known(backends: Sequence[str]) -> tuple[str, ...]:
+    for b in backends:
+        if b not in Policy().backends:
+            raise ValueError(f"unknown backend {b!r}: expected one of {', '.join(Policy().backends)}")
+    return tuple(backends)
+
+
+_policy: contextvars.ContextVar[Policy] = contextvars.ContextVar("policy", default=_initial_policy())  # noqa: B039
+
+
+@contextlib.contextmanager
+def policy(**changes: Any) -> Iterator[Policy]:
+    """Change fields of the policy in force, for the calls made inside and for their backwards."""
+    new = _policy.get()._replace(**changes)
+    token = _policy.set(new)
+    try:
+        yield new
+    finally:
+        _policy.reset(token)
+
+
+def only(*backends: str) -> contextlib.AbstractContextManager:
+    """Forbid every other backend: ``with only("triton"): ...`` raises Refused where Triton does not serve the call."""
+    return policy(backends=_known(backends))
+
+
+def strict(on: bool = True) -> contextlib.AbstractContextManager:
+    """Make every fallback from a GPU kernel to the definition an error, as GPULAYERS_STRICT=1 does."""
+    return policy(strict=on)
+
+
+class Plan(NamedTuple):
+    """Who computes one kind of call, and what it yields."""
+
+    op: Op
+    backend: str
+    forward: Callable
+    backward: Callable | None
+    options: dict[str, Any]
+    inputs: tuple
+    rule: Rule
+    needs: tuple[str, ...]
+    direct: bool
+    """NumPy arrays for a NumPy function: nothing to convert, nothing to allocate for it."""
+    home: Library
+    device: str
+    reasons: dict[str, str]
+    """Why each backend that stood before the chosen one did not serve the call."""
+
+
+class Call:
+    """One recorded call of an op: what its backward needs."""
+
+    __slots__ = ("plan", "saved", "values")
+
+    def __init__(self, plan: Plan, saved: dict[str, Any], values: dict[str, Any]):
+        self.plan, self.saved, self.values = plan, saved, values
+
+    def backward(self, *dys: Any) -> tuple:
+        """One gradient for each input, None where it was not needed. ``dys``: one for each output, None if unused.
+
+        May be called again: neither ``dys`` nor what was saved is changed. Raises RuntimeError if a gradient's shape
+        or dtype is not its output's.
+        """
+        plan = self.plan
+        if plan.backward is None:
+            raise RuntimeError(f"{plan.op.name}: it has no backward, it only updates {', '.join(plan.op.updates)}")
+        if len(dys) != len(plan.rule.outputs):
+            raise RuntimeError(f"{plan.op.name}: backward takes one dy for each output: {', '.join(plan.rule.outputs)}")
+        for dy, (name, out) in zip(dys, plan.rule.outputs.items()):
+            if dy is not None and (tuple(dy.shape) != out.shape or arrays.library(dy).dtype(dy) != out.dtype):
+                came = f"{arrays.library(dy).dtype(dy)}{list(dy.shape)}"
+                raise RuntimeError(f"{plan.op.name}: dy of {name}: the rule is dy.shape, dtype = {out}; got {came}")
+        options = plan.options | self.values if self.values else plan.options
+        if plan.direct:
+            return plan.backward(dys, self.saved, inputs=plan.inputs, needs=plan.needs, **options)
+        return _convert_and_run(
+            plan,
+            lambda v, **extra: plan.backward(
+                v(dys), v(self.saved), inputs=plan.inputs, needs=plan.needs, **extra, **options
+            ),  # type: ignore[misc]
+        )
+
+
+_plans: dict[tuple, Plan] = {}
+_MOST_PLANS = 8192
+
+
+def forward(
+    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]
+) -> tuple[tuple, Call | None]:
+    """(outputs, call to run backward with, or None where ``needs`` is empty).
+
+    Raises what the op's rule raises for a wrong call, and Refused where the policy leaves nobody to compute it.
+    """
+    values = {}
+    if op.dynamic:
+        values = {k: v for k, v in options.items() if k in op.dynamic}
+        options = {k: v for k, v in options.items() if k not in op.dynamic}
+    try:
+        key = (op, _policy.get(), needs, *map(_signature, inputs), *options.items())
+        plan = _plans.get(key)
+    except TypeError:  # an option is a list, or an input no array
+        options = {k: _frozen(v) for k, v in options.items()}
+        key = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items())
+        plan = _plans.get(key)
+    if plan is None:
+        plan = _make_plan(op, inputs, needs, options)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    given = plan.options | values if values else plan.options
+    try:
+        if plan.direct:
+            outputs, saved = plan.forward(*inputs, needs=needs, **given)
+            return outputs, Call(plan, saved, values) if needs else None
+        outputs, saved = _convert_and_run(
+            plan,
+            lambda v, **extra: plan.forward(
+                *(v(x, n in op.updates) for x, n in _named(op, inputs)), needs=needs, **extra, **given
+            ),
+        )
+    except Exception as error:  # of the data: a label out of range
+        _name(error, op)
+        raise
+    if not needs:
+        return outputs, None
+    # A saved input is the caller's own array, not our view of it.
+    saved = {k: inputs[op.inputs.index(k)] if k in op.inputs else s for k, s in saved.items()}
+    return outputs, Call(plan, saved, values)
+
+
+def _name(error: Exception, op: Op) -> None:
+    """Say in an error of a rule, or of the data, which op it came from."""
+    if getattr(error, "where", None) == "":
+        error.where = op.name  # type: ignore[attr-defined]
+
+
+def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> tuple[str, dict[str, str]]:
+    """(backend that would compute the call, {backend: reason} for those passed over). Launches nothing.
+
+    ``inputs`` may be arrays or Specs (taken as arrays on the CPU).
+    """
+    plan = _make_plan(
+        op, inputs, tuple(needs), {k: _frozen(v) for k, v in options.items() if k not in op.dynamic}, quiet=True
+    )
+    return plan.backend, plan.reasons
+
+
+def _signature(x: Any) -> Any:
+    if type(x) is arrays.np.ndarray:
+        return x.shape, x.dtype, x.strides
+    if x is None:
+        return None
+    if type(x) is list or type(x) is tuple:
+        return tuple(map(_signature, x))
+    return arrays.library(x).signature(x)
+
+
+def _checked_signature(op: Op) -> Callable:
+    def signature(x: Any) -> Any:
+        try:
+            return _signature(x)
+        except TypeError as error:
+            raise TypeError(f"{op.name}: {error}") from None
+
+    return signature
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _named(op: Op, inputs: Sequence[Any]) -> Iterator[tuple[Any, str]]:
+    return zip(inputs, op.inputs)
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+def _make_plan(op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, Any], quiet: bool = False) -> Plan:
+    _check_call(op, inputs, needs, options)
+    home, device = _home(op, inputs)
+    specs = tuple(arrays.spec(x) for x in inputs) + (None,) * (len(op.inputs) - len(inputs))
+    fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
+    try:
+        rule = op.rule(*specs, needs=needs, **fixed)
+    except Exception as error:
+        _name(error, op)
+        raise
+    full = fixed if rule.options is None else rule.options
+    chosen, reasons = _choose(op, specs, needs, full, home, device)
+    if not quiet:
+        _report(op, chosen, reasons, device)
+    forward, backward = _functions(op, chosen)
+    direct = home is NUMPY and chosen in ("numpy", "definition")
+    return Plan(op, chosen, forward, backward, full, specs, rule, needs, direct, home, device, reasons)
+
+
+def _check_call(op: Op, inputs: Sequence[Any], needs: Sequence[str], options: dict[str, Any]) -> None:
+    if not op.required <= len(inputs) <= len(op.inputs):
+        raise TypeError(f"{op.name}: it takes {', '.join(op.inputs)}; got {len(inputs)} inputs")
+    for name, x in zip(op.inputs[: op.required], inputs):
+        if x is None:
+            raise TypeError(f"{op.name}: {name} is required; got None")
+    for name in options:
+        if name not in op.options:
+            raise TypeError(f"{op.name}: unknown option {name!r}; it has {', '.join(op.options) or 'none'}")
+    for name in needs:
+        if name not in op.differentiable:
+            raise ValueError(f"{op.name}: no gradient for {name!r}; it has them for {', '.join(op.differentiable)}")
+
+
+def _home(op: Op, inputs: Sequence[Any]) -> tuple[Library, str]:
+    """(library, device) that all arrays of a call share; Specs count as NumPy arrays."""
+    homes = {(NUMPY, "cpu") if isinstance(x, Spec) else _place(x) for x in arrays.lists(inputs)}
+    if len(homes) > 1:
+        came = ", ".join(sorted(f"{lib.name} on {device}" for lib, device in homes))
+        raise RuntimeError(f"{op.name}: all arrays must be of one library and on one device; got {came}")
+    return homes.pop() if homes else (NUMPY, "cpu")
+
+
+def _place(x: Any) -> tuple[Library, str]:
+    lib = arrays.library(x)
+    return lib, lib.device(x)
+
+
+def _choose(
+    op: Op, specs: tuple, needs: tuple, options: dict, home: Library, device: str
+) -> tuple[str, dict[str, str]]:
+    policy = _policy.get()
+    reasons: dict[str, str] = {}
+    for backend in policy.backends:
+        reason = _reason_against(op, backend, specs, needs, options, home, device, policy)
+        if reason is None:
+            if backend == "definition" and device != "cpu" and policy.strict:
+                break
+            return backend, reasons
+        reasons[backend] = reason
+    why = "; ".join(f"{b}: {r}" for b, r in reasons.items())
+    rule = "strict mode forbids the definition" if policy.strict else "no permitted backend serves this call"
+    raise Refused(f"{op.name} on {home.name} arrays ({device}): {rule} ({why})")
+
+
+def _reason_against(
+    op: Op, backend: str, specs: tuple, needs: tuple, options: dict, home: Library, device: str, policy: Policy
+) -> str | None:
+    if backend == "definition":
+        return _missing("cupy") if device != "cpu" else None
+    if (backend == "numpy") != (device == "cpu") and backend not in policy.simulate:
+        return f"its kernels take {'CPU' if backend == 'numpy' else 'CUDA'} arrays"
+    for package in KERNELS[backend]:
+        if (missing := _missing(package)) is not None:
+            return missing
+    module = kernels(backend, op.family)
+    if not hasattr(module, f"{op.name}_forward"):
+        return "no kernel"
+    if backend != "numpy":
+        if device != "cpu" and (old := _too_old(device)) is not None:
+            return old
+        if any(s.dtype == arrays.float64 for s in arrays.lists(specs)):
+            return "float64 is left to the definition"
+    refuses = getattr(module, f"{op.name}_refuses", None)
+    return refuses(*specs, needs=needs, **options) if refuses else None
+
+
+@functools.cache
+def _missing(package: str) -> str | None:
+    return None if importlib.util.find_spec(package) else f"{package} is not installed"
+
+
+def installed(backend: str) -> bool:
+    """Whether every package that the backend needs is here."""
+    return all(_missing(package) is None for package in KERNELS.get(backend, ()))
+
+
+@functools.cache
+def _too_old(device: str) -> str | None:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"the GPU is sm_{major}{minor}; the kernels need sm_80 or newer"
+
+
+@functools.cache
+def kernels(backend: str, family: str) -> Any:
+    """The module ``kernels.<backend>.<family>``, or None where there is none. A broken module raises."""
+    name = f"gpulayers.kernels.{backend}.{family}"
+    if importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)
+
+
+def _functions(op: Op, backend: str) -> tuple[Callable, Callable | None]:
+    if backend == "definition":
+        return op.forward, op.backward
+    module = kernels(backend, op.family)
+    return getattr(module, f"{op.name}_forward"), getattr(module, f"{op.name}_backward", None)
+
+
+_reported: set[tuple[str, str]] = set()
+
+
+def _report(op: Op, chosen: str, reasons: dict[str, str], device: str) -> None:
+    """One log line for each fallback: on a GPU a warning, on the CPU only where a NumPy kernel refused."""
+    for backend, reason in reasons.items():
+        passed_over = reason if device != "cpu" else reason if backend == "numpy" and reason != "no kernel" else None
+        if (
+            passed_over is None
+            or (op.name, text := f"{backend}: {reason}") in _reported
+            or chosen in ("triton", "cuda")
+        ):
+            continue
+        _reported.add((op.name, text))
+        log.log(logging.INFO if device == "cpu" else logging.WARNING, "%s runs on %s (%s)", op.name, chosen, text)
+
+
+# --- arrays that are not NumPy's, and functions that want other arrays -----------------------------------------------
+
+
+def _convert_and_run(plan: Plan, run: Callable) -> Any:
+    """Run with every array viewed as the backend's own library's, and the results viewed as the caller's again."""
+    backend, home, device = plan.backend, plan.home, plan.device
+    target = HOME.get(backend) or ("numpy" if device == "cpu" else "cupy")
+    if backend == "cuda" and device == "cpu":
+        target = "numpy"  # emulated
+
+    def inward(value: Any, writeable: bool = False) -> Any:
+        if isinstance(value, dict):
+            return {k: inward(a) for k, a in value.items()}
+        if (home.name, target) == ("numpy", "torch"):
+            return (
+                [inward(a) for a in value]
+                if isinstance(value, list | tuple)
+                else None
+                if value is None
+                else arrays.lend_to_torch(value)
+            )
+        return arrays.view(value, home.name, target, writeable)
+
+    def outward(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: outward(a) for k, a in value.items()}
+        if isinstance(value, tuple):
+            return tuple(outward(a) for a in value)
+        return arrays.view(value, target, home.name)
+
+    extra = {} if backend in ("definition", "numpy") else {"empty": _allocator(home, target, device)}
+    with home.on(device), _same_stream(home.name, target, device):
+        return outward(run(inward, **extra))
+
+
+_poison = False
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill the memory that launchers are handed with NaN (101 for integers), so that an unwritten element shows."""
+    global _poison
+    before, _poison = _poison, True
+    try:
+        yield
+    finally:
+        _poison = before
+
+
+def _allocator(home: Library, target: str, device: str) -> Callable:
+    def empty(shape: Sequence[int], dtype: Any, order: tuple[int, ...] | None = None) -> Any:
+        """An uninitialised array of the caller's library, viewed as the backend's."""
+        fresh = arrays.view(home.empty(Spec(tuple(shape), arrays.dtype(dtype), order), device), home.name, target)
+        if _poison:
+            fresh[...] = float("nan") if arrays.library(fresh).dtype(fresh) in arrays.FLOATS else 101
+        return fresh
+
+    return empty
+
+
+def _same_stream(home: str, target: str, device: str) -> contextlib.AbstractContextManager:
+    """Makes the caller's current stream the backend's library's current stream, too."""
+    if device == "cpu" or home == target:
+        return contextlib.nullcontext()
+    import cupy
+    import torch
+
+    if target == "torch":
+        return torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=device))
+    return cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)

@@ -1,0 +1,230 @@
+"""Layers made of layers, and layers that only change a shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from gpulayers import arrays
+from gpulayers.layers._layer import Layer
+
+
+class _Container(Layer):
+    """Holds layers under the names "0", "1", …, as torch.nn.Sequential does."""
+
+    def __init__(self, *layers: Layer):
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"{type(self).__name__}: argument {i}: the rule is a Layer; got {layer!r}")
+            self._children[str(i)] = layer
+            if layer.name == type(layer).__name__:
+                layer.name = f"{i}.{layer.name}"
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._children.values())
+
+    def __getitem__(self, index: int) -> Layer:
+        return list(self._children.values())[index]
+
+
+class Sequential(_Container):
+    """y = fₙ(… f₂(f₁(x))). Layers that take several inputs may stand first."""
+
+    def build(self, *input_shapes: tuple) -> None:
+        for layer, shapes, _ in self._walk(*input_shapes, build=True):
+            layer.ensure_built(*shapes)
+
+    def _walk(self, *shapes: tuple, build: bool = False) -> Iterator[tuple[Layer, tuple, tuple]]:
+        for layer in self:
+            if build:
+                layer.ensure_built(*shapes)
+            out = layer.output_shape(*shapes)
+            yield layer, shapes, out
+            shapes = (out,)
+
+    def output_shape(self, *input_shapes: tuple) -> tuple:
+        return [input_shapes[0], *(out for _, _, out in self._walk(*input_shapes))][-1]
+
+    def forward(self, *xs: Any) -> Any:
+        for layer in self:
+            y = layer(*xs)
+            xs = y if isinstance(y, tuple) else (y,)
+        return y if len(self) else xs[0]
+
+    def backward(self, *dys: Any) -> Any:
+        dx: Any = dys[0]
+        for layer in reversed(self._children.values()):
+            dx = layer.backward(*dys)
+            if dx is None:
+                return None  # nothing before it asked for a gradient
+            dys = dx if isinstance(dx, tuple) else (dx,)
+        return dx
+
+    def skip_input_grad(self, skip: bool = True) -> None:
+        super().skip_input_grad(skip)
+        if len(self):
+            self[0].skip_input_grad(skip)
+
+    def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
+        for layer, shapes, _ in self._walk(*input_shapes):
+            yield from layer.rows(*shapes)
+
+
+class Residual(Sequential):
+    """y = shortcut(x) + f(x), f the layers in sequence; without a shortcut, y = x + f(x).
+
+    The shapes of both must be equal.
+    """
+
+    def __init__(self, *layers: Layer, shortcut: Layer | None = None):
+        super().__init__(*layers)
+        # A child of its own name, yet not one of the sequence.
+        self._shortcut = [shortcut] if shortcut is not None else []
+
+    def children(self) -> dict[str, Layer]:
+        return self._children | ({"shortcut": self._shortcut[0]} if self._shortcut else {})
+
+    def build(self, input_shape: tuple) -> None:
+        super().build(input_shape)
+        for s in self._shortcut:
+            s.ensure_built(input_shape)
+
+    def output_shape(self, input_shape: tuple) -> tuple:
+        out = super().output_shape(input_shape)
+        past = self._shortcut[0].output_shape(input_shape) if self._shortcut else input_shape
+        if tuple(out) != tuple(past):
+            raise RuntimeError(
+                f"{self.name}: the rule is f(x).shape = shortcut(x).shape; got {list(out)} and {list(past)}"
+            )
+        return out
+
+    def forward(self, x: Any) -> Any:
+        past = self._shortcut[0](x) if self._shortcut else x
+        return past + super().forward(x)
+
+    def backward(self, dy: Any) -> Any:
+        dx = super().backward(dy)
+        past = self._shortcut[0].backward(dy) if self._shortcut else dy
+        return past if dx is None else dx if past is None else dx + past
+
+    def skip_input_grad(self, skip: bool = True) -> None:
+        super().skip_input_grad(skip)
+        for s in self._shortcut:
+            s.skip_input_grad(skip)
+
+    def rows(self, input_shape: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
+        yield 0, self, input_shape, self.output_shape(input_shape)
+        for depth, layer, shape, out in super().rows(input_shape):
+            yield depth + 1, layer, shape, out
+        for s in self._shortcut:
+            yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in s.rows(input_shape))
+
+
+class Parallel(_Container):
+    """The same x through each branch; the results are concatenated along ``axis``, or summed.
+
+    merge: "concat" or "sum".
+    """
+
+    def __init__(self, *branches: Layer, merge: str = "concat", axis: int = 1):
+        super().__init__(*branches)
+        if merge not in ("concat", "sum"):
+            raise ValueError(f'Parallel: merge: the rule is "concat" or "sum"; got {merge!r}')
+        self.merge, self.axis = merge, axis
+
+    def build(self, input_shape: tuple) -> None:
+        for branch in self:
+            branch.ensure_built(input_shape)
+
+    def output_shape(self, input_shape: tuple) -> tuple:
+        shapes = [tuple(b.output_shape(input_shape)) for b in self]
+        cut = (lambda s: s) if self.merge == "sum" else (lambda s: s[: self.axis] + s[self.axis :][1:])
+        if len({cut(s) for s in shapes}) != 1:
+            what = "equal shapes" if self.merge == "sum" else f"shapes equal but for axis {self.axis}"
+            raise RuntimeError(f"{self.name}: the rule is {what} from every branch; got {[list(s) for s in shapes]}")
+        if self.merge == "sum":
+            return shapes[0]
+        return (*shapes[0][: self.axis], sum(s[self.axis] for s in shapes), *shapes[0][self.axis :][1:])
+
+    def forward(self, x: Any) -> Any:
+        ys = [branch(x) for branch in self]
+        self.save([y.shape[self.axis] for y in ys] if self.merge == "concat" else None)
+        return arrays.concatenate(ys, self.axis) if self.merge == "concat" else _total(ys)
+
+    def backward(self, dy: Any) -> Any:
+        (sizes,) = self.saved
+        if sizes is None:
+            dys = [dy] * len(self)
+        else:
+            ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+            slices = [[slice(None)] * self.axis + [slice(end - n, end)] for n, end in zip(sizes, ends)]
+            dys = [dy[tuple(s)] for s in slices]
+        back = [branch.backward(d) for branch, d in zip(reversed(list(self)), reversed(dys))]
+        return _total([dx for dx in back[::-1] if dx is not None])
+
+    def skip_input_grad(self, skip: bool = True) -> None:
+        super().skip_input_grad(skip)
+        for branch in self:
+            branch.skip_input_grad(skip)
+
+    def rows(self, input_shape: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
+        yield 0, self, input_shape, self.output_shape(input_shape)
+        for branch in self:
+            yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in branch.rows(input_shape))
+
+
+def _total(values: list) -> Any:
+    total = values[0] if values else None
+    for v in values[1:]:
+        total = total + v
+    return total
+
+
+class Reshape(Layer):
+    """y = x with another shape, the batch kept: ``Reshape(3, -1)`` turns (N, 12) into (N, 3, 4). One size may be −1."""
+
+    def __init__(self, *shape: int):
+        if sum(n == -1 for n in shape) > 1:
+            raise ValueError(f"Reshape: the rule is at most one −1; got {shape}")
+        self.shape = shape
+
+    def output_shape(self, input_shape: tuple) -> tuple:
+        size, known = math.prod(input_shape[1:]), math.prod(n for n in self.shape if n != -1)
+        if known == 0 or size % known or (-1 not in self.shape and size != known):
+            rule = f"the product of {list(self.shape)} = that of x.shape[1:]"
+            raise RuntimeError(f"{self.name}: the rule is {rule}; got {list(input_shape)}")
+        return (input_shape[0], *(size // known if n == -1 else n for n in self.shape))
+
+    def forward(self, x: Any) -> Any:
+        self.save(x.shape)
+        return x.reshape(self.output_shape(tuple(x.shape)))
+
+    def backward(self, dy: Any) -> Any:
+        (shape,) = self.saved
+        return dy.reshape(shape)
+
+
+class Flatten(Layer):
+    """Joins axes ``start_dim`` to ``end_dim`` into one, row-major. As torch.nn.Flatten."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1):
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def output_shape(self, input_shape: tuple) -> tuple:
+        first, last = self.start_dim % len(input_shape), self.end_dim % len(input_shape)
+        if first > last:
+            raise RuntimeError(f"{self.name}: the rule is start_dim ≤ end_dim; got {self.start_dim} and {self.end_dim}")
+        joined = input_shape[first : last + 1]
+        return (*input_shape[:first], None if None in joined else math.prod(joined), *input_shape[last + 1 :])
+
+    def forward(self, x: Any) -> Any:
+        self.save(x.shape)
+        return x.reshape(self.output_shape(tuple(x.shape)))
+
+    def backward(self, dy: Any) -> Any:
+        (shape,) = self.saved
+        return dy.reshape(shape)

@@ -1,0 +1,317 @@
+"""Layer norm, RMS norm and batch norm. Statistics are float32 (float64 for float64), whatever the inputs are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+
+from gpulayers.arrays import HALVES, Spec, arranged, compute_dtype, float32, namespace, spec, up
+from gpulayers.ops._op import ArgumentError, Op, Rule, ShapeError, require_float, require_shape
+
+
+def require_parameter(x: Spec, **parameters: Spec | None) -> None:
+    """A norm's weights and statistics have x's dtype, or float32 where x has 16 bits."""
+    for name, p in parameters.items():
+        if p is not None and p.dtype != x.dtype and not (p.dtype == float32 and x.dtype in HALVES):
+            raise ShapeError(
+                name, f"{name}.dtype = x.dtype, or float32 for 16-bit x", f"{name} {p.dtype} with x {x.dtype}"
+            )
+
+
+def _normalized(x: Spec, normalized_shape: Any) -> tuple[int, ...]:
+    """``normalized_shape`` as a tuple that x's shape ends with."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape:
+        raise ShapeError("normalized_shape", "at least one size", shape)
+    tail = x.shape[-len(shape) :] if x.ndim >= len(shape) else None
+    if tail is None or any(a is not None and a != b for a, b in zip(tail, shape)):
+        raise ShapeError("x", f"x.shape = (…, *normalized_shape) = (…, {', '.join(map(str, shape))})", list(x.shape))
+    return shape
+
+
+def _rows(x: Any, normalized_shape: Sequence[int]) -> tuple[Any, tuple[int, ...]]:
+    """(x as a matrix with one row to normalise in each, x's leading sizes)."""
+    lead = x.shape[: x.ndim - len(normalized_shape)]
+    return x.reshape(math.prod(lead), math.prod(normalized_shape)), lead
+
+
+# --- layer norm ------------------------------------------------------------------------------------------------------
+
+
+def layer_norm_rule(
+    x: Spec,
+    weight: Spec | None = None,
+    bias: Spec | None = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: Any,
+    eps: float = 1e-5,
+) -> Rule:
+    require_float("x", x)
+    shape = _normalized(x, normalized_shape)
+    require_parameter(x, weight=weight, bias=bias)
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None:
+            require_shape(name, p, shape, f"{name}.shape = normalized_shape")
+    y = Spec(x.shape, x.dtype)
+    row = Spec(x.shape[: x.ndim - len(shape)], compute_dtype(x.dtype))
+    saved = {"x": x, "mean": row, "rstd": row} | ({} if weight is None else {"weight": weight})
+    return Rule({"y": y}, saved if needs else {}, {"normalized_shape": shape, "eps": float(eps)}, {"x": y})
+
+
+def layer_norm_forward(
+    x: Any, weight: Any = None, bias: Any = None, *, needs: tuple = (), normalized_shape: Any, eps: float = 1e-5
+) -> tuple[tuple, dict]:
+    """y = (x − mean) rstd · weight + bias, with rstd = 1 / √(var + eps), over x's last axes.
+
+    x: (*lead, *normalized_shape), float. weight, bias: normalized_shape, of x's dtype, or float32 for 16-bit x.
+    mean and var (the biased one) are taken over normalized_shape for each of lead. Returns y, row-major, with x's
+    shape and dtype. Ba, Kiros, Hinton: Layer Normalization (2016). Raises ShapeError.
+    """
+    xp = namespace(x)
+    v, lead = _rows(up(x), normalized_shape)
+    n = max(v.shape[1], 1)  # a row of nothing has mean 0
+    mean = v.sum(1, keepdims=True) / n
+    d = v - mean
+    rstd = 1 / xp.sqrt((d * d).sum(1, keepdims=True) / n + eps)
+    y = d * rstd
+    if weight is not None:
+        y = y * up(weight).reshape(-1)
+    if bias is not None:
+        y = y + up(bias).reshape(-1)
+    y = y.astype(x.dtype).reshape(x.shape)
+    saved = {"x": x, "mean": mean.reshape(lead), "rstd": rstd.reshape(lead)} | (
+        {} if weight is None else {"weight": weight}
+    )
+    return (y,), saved if needs else {}
+
+
+def layer_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: Any, eps: float = 1e-5
+) -> tuple:
+    """With x̂ = (x − mean) rstd and g = dy · weight, both averaged over normalized_shape where a bar is:
+
+    dx = rstd (g − ḡ − x̂ · mean(g x̂)),  dweight = Σ dy x̂,  dbias = Σ dy.
+    """
+    (dy,), x, weight = dys, saved["x"], saved.get("weight")
+    v, _ = _rows(up(x), normalized_shape)
+    dy, _ = _rows(up(dy), normalized_shape)
+    rstd = saved["rstd"].reshape(-1, 1)
+    xhat = (v - saved["mean"].reshape(-1, 1)) * rstd
+    dx = dweight = dbias = None
+    if "x" in needs:
+        n = max(v.shape[1], 1)
+        g = dy if weight is None else dy * up(weight).reshape(-1)
+        dx = rstd * (g - g.sum(1, keepdims=True) / n - xhat * ((g * xhat).sum(1, keepdims=True) / n))
+        dx = dx.astype(x.dtype).reshape(x.shape)
+    if "weight" in needs:
+        dweight = (dy * xhat).sum(0).astype(inputs[1].dtype).reshape(inputs[1].shape)
+    if "bias" in needs:
+        dbias = dy.sum(0).astype(inputs[2].dtype).reshape(inputs[2].shape)
+    return dx, dweight, dbias
+
+
+layer_norm = Op(layer_norm_rule, layer_norm_forward, layer_norm_backward)
+
+
+# --- RMS norm --------------------------------------------------------------------------------------------------------
+
+
+def rms_norm_rule(
+    x: Spec, weight: Spec | None = None, *, needs: tuple = (), normalized_shape: Any, eps: float | None = None
+) -> Rule:
+    require_float("x", x)
+    shape = _normalized(x, normalized_shape)
+    require_parameter(x, weight=weight)
+    if weight is not None:
+        require_shape("weight", weight, shape, "weight.shape = normalized_shape")
+    y = Spec(x.shape, x.dtype)
+    work = compute_dtype(x.dtype)
+    saved = {"x": x, "rstd": Spec(x.shape[: x.ndim - len(shape)], work)} | (
+        {} if weight is None else {"weight": weight}
+    )
+    eps = float(ml_dtypes.finfo(work).eps if eps is None else eps)
+    return Rule({"y": y}, saved if needs else {}, {"normalized_shape": shape, "eps": eps}, {"x": y})
+
+
+def rms_norm_forward(
+    x: Any, weight: Any = None, *, needs: tuple = (), normalized_shape: Any, eps: float | None = None
+) -> tuple[tuple, dict]:
+    """y = x rstd · weight, with rstd = 1 / √(mean x² + eps), over x's last axes.
+
+    x: (*lead, *normalized_shape), float. weight: normalized_shape, of x's dtype, or float32 for 16-bit x.
+    eps: None is the machine epsilon of float32 (of float64 for float64), torch's choice. Returns y, row-major, with
+    x's shape and dtype. Zhang, Sennrich: Root Mean Square Layer Normalization (2019). Raises ShapeError.
+    """
+    xp = namespace(x)
+    v, lead = _rows(up(x), normalized_shape)
+    rstd = 1 / xp.sqrt((v * v).sum(1, keepdims=True) / max(v.shape[1], 1) + eps)
+    y = v * rstd
+    if weight is not None:
+        y = y * up(weight).reshape(-1)
+    y = y.astype(x.dtype).reshape(x.shape)
+    saved = {"x": x, "rstd": rstd.reshape(lead)} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def rms_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: Any, eps: float | None = None
+) -> tuple:
+    """With x̂ = x rstd and g = dy · weight: dx = rstd (g − x̂ · mean(g x̂)),  dweight = Σ dy x̂."""
+    (dy,), x, weight = dys, saved["x"], saved.get("weight")
+    v, _ = _rows(up(x), normalized_shape)
+    dy, _ = _rows(up(dy), normalized_shape)
+    rstd = saved["rstd"].reshape(-1, 1)
+    xhat = v * rstd
+    dx = dweight = None
+    if "x" in needs:
+        g = dy if weight is None else dy * up(weight).reshape(-1)
+        dx = rstd * (g - xhat * ((g * xhat).sum(1, keepdims=True) / max(v.shape[1], 1)))
+        dx = dx.astype(x.dtype).reshape(x.shape)
+    if "weight" in needs:
+        dweight = (dy * xhat).sum(0).astype(inputs[1].dtype).reshape(inputs[1].shape)
+    return dx, dweight
+
+
+rms_norm = Op(rms_norm_rule, rms_norm_forward, rms_norm_backward)
+
+
+# --- batch norm ------------------------------------------------------------------------------------------------------
+
+
+def _kept(x: Spec) -> Spec:
+    """A dense spec of x's shape: channels-last where x is so, else row-major."""
+    last = tuple([0, *range(2, x.ndim), 1])
+    return Spec(x.shape, x.dtype, last if x.contiguous and x.order == last else None)
+
+
+def batch_norm_rule(
+    x: Spec,
+    weight: Spec | None = None,
+    bias: Spec | None = None,
+    running_mean: Spec | None = None,
+    running_var: Spec | None = None,
+    *,
+    needs: tuple = (),
+    training: bool = False,
+    eps: float = 1e-5,
+) -> Rule:
+    require_float("x", x)
+    if x.ndim < 2:
+        raise ArgumentError("x", "x.shape = (N, C, *spatial)", list(x.shape))
+    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    require_parameter(x, **given)
+    channels = x.shape[1]
+    for name, p in given.items():
+        if p is not None:
+            require_shape(name, p, (channels,), f"{name}.shape = (C,)")
+    if (running_mean is None) != (running_var is None):
+        raise ArgumentError("running_mean, running_var", "both or neither", "one of them")
+    if running_mean is None or training:
+        values = (x.shape[0], *x.shape[2:])
+        if all(v is not None and v == 1 for v in values):
+            raise ArgumentError("x", "more than one value per channel, N · ∏ spatial > 1, in training", list(x.shape))
+    y = _kept(x)
+    row = Spec((channels,), compute_dtype(x.dtype))
+    saved = {"x": x, "mean": row, "rstd": row} | ({} if weight is None else {"weight": weight})
+    return Rule({"y": y}, saved if needs else {}, {"training": bool(training), "eps": float(eps)}, {"x": y})
+
+
+def _across(x: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """(the axes that statistics are taken over, the shape of a channel vector against x, values per channel)."""
+    axes = (0, *range(2, x.ndim))
+    return axes, (1, -1, *[1] * (x.ndim - 2)), math.prod(x.shape[a] for a in axes)
+
+
+def batch_norm_forward(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    needs: tuple = (),
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    """y = (x − mean) rstd · weight + bias for each channel, with rstd = 1 / √(var + eps).
+
+    x: (N, C, *spatial), float. weight, bias, running_mean, running_var: (C,), of x's dtype, or float32 for 16-bit x.
+    Training, or no running statistics: mean and var (the biased one) are the batch's, over N and spatial; in training
+    the running statistics r become (1 − momentum) r + momentum · (the batch's, var unbiased), in place. Otherwise mean
+    and var are the running ones. Returns y with x's shape, dtype and memory order (channels-last or row-major).
+    Ioffe, Szegedy: Batch Normalization (2015). Raises ShapeError, and ArgumentError for one value per channel.
+    """
+    xp = namespace(x)
+    axes, across, count = _across(x)
+    v = up(x)
+    if training or running_mean is None:
+        n = max(count, 1)  # an empty batch has mean 0, and changes nothing that runs
+        mean = v.sum(axes) / n
+        d = v - mean.reshape(across)
+        var = (d * d).sum(axes) / n
+        if running_mean is not None and count:
+            for running, batch in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
+                running[...] = ((1 - momentum) * up(running) + momentum * batch).astype(running.dtype)
+    else:
+        mean, var = up(running_mean).astype(v.dtype), up(running_var)
+        d = v - mean.reshape(across)
+    rstd = (1 / xp.sqrt(var + eps)).astype(v.dtype)
+    y = d * rstd.reshape(across)
+    if weight is not None:
+        y = y * up(weight).reshape(across)
+    if bias is not None:
+        y = y + up(bias).reshape(across)
+    y = arranged(y.astype(x.dtype), _kept(spec(x)).order)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def batch_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple:
+    """With x̂ = (x − mean) rstd and sums over N and spatial: dweight = Σ dy x̂,  dbias = Σ dy,
+
+    dx = weight · rstd (dy − dbias / n − x̂ · dweight / n); by the running statistics dx = weight · rstd · dy.
+    """
+    (dy,), x, weight = dys, saved["x"], saved.get("weight")
+    axes, across, count = _across(x)
+    v, dy = up(x), up(dy)
+    rstd = saved["rstd"].reshape(across)
+    xhat = (v - saved["mean"].reshape(across)) * rstd
+    dweight, dbias, dx = (dy * xhat).sum(axes), dy.sum(axes), None
+    if "x" in needs:
+        dx = dy
+        if training or inputs[3] is None:
+            n = max(count, 1)
+            dx = dy - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
+        scale = rstd if weight is None else rstd * up(weight).reshape(across)
+        dx = arranged((dx * scale).astype(x.dtype), _kept(spec(x)).order)
+    return (
+        dx,
+        dweight.astype(inputs[1].dtype) if "weight" in needs else None,
+        dbias.astype(inputs[2].dtype) if "bias" in needs else None,
+        None,
+        None,
+    )
+
+
+batch_norm = Op(
+    batch_norm_rule,
+    batch_norm_forward,
+    batch_norm_backward,
+    differentiable=("x", "weight", "bias"),
+    updates=("running_mean", "running_var"),
+    dynamic=("momentum",),
+)

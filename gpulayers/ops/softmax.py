@@ -1,0 +1,78 @@
+"""Softmax and log-softmax over one axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulayers.arrays import Spec, namespace, up
+from gpulayers.ops._op import Op, Rule, normal_axis, require_float
+
+
+def softmax_rule(x: Spec, *, needs: tuple = (), axis: int = -1) -> Rule:
+    require_float("x", x)
+    y = Spec(x.shape, x.dtype)
+    return Rule({"y": y}, {"y": y} if needs else {}, {"axis": normal_axis(axis, x.ndim)}, {"x": y})
+
+
+def softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
+    """y = exp(x − max x) / Σ exp(x − max x) over ``axis``.
+
+    x: any shape, float. Returns y, with x's shape and dtype, row-major. An empty axis gives an empty y.
+    """
+    xp = namespace(x)
+    v = up(x)
+    if v.size == 0:
+        y = xp.empty(x.shape, x.dtype)
+    elif v.ndim == 0:
+        y = xp.exp(v - v).astype(x.dtype)
+    else:
+        e = xp.exp(v - v.max(axis, keepdims=True))
+        y = (e / e.sum(axis, keepdims=True)).astype(x.dtype)
+    y = xp.ascontiguousarray(y).reshape(x.shape)
+    return (y,), {"y": y} if needs else {}
+
+
+def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
+    """dx = y (dy − Σ dy y)."""
+    (dy,), y = dys, saved["y"]
+    xp = namespace(y)
+    dy, v = up(dy), up(y)
+    dot = (dy * v).sum(axis, keepdims=True) if v.ndim else dy * v
+    return (xp.ascontiguousarray((v * (dy - dot)).astype(y.dtype)).reshape(y.shape),)
+
+
+softmax = Op(softmax_rule, softmax_forward, softmax_backward)
+
+
+def log_softmax_rule(x: Spec, *, needs: tuple = (), axis: int = -1) -> Rule:
+    return softmax_rule(x, needs=needs, axis=axis)
+
+
+def log_softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
+    """y = (x − max x) − log Σ exp(x − max x) over ``axis``.
+
+    x: any shape, float. Returns y, with x's shape and dtype, row-major. An empty axis gives an empty y.
+    """
+    xp = namespace(x)
+    v = up(x)
+    if v.size == 0:
+        y = xp.empty(x.shape, x.dtype)
+    elif v.ndim == 0:
+        y = (v - v).astype(x.dtype)
+    else:
+        d = v - v.max(axis, keepdims=True)
+        y = (d - xp.log(xp.exp(d).sum(axis, keepdims=True))).astype(x.dtype)
+    y = xp.ascontiguousarray(y).reshape(x.shape)
+    return (y,), {"y": y} if needs else {}
+
+
+def log_softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
+    """dx = dy − exp(y) Σ dy."""
+    (dy,), y = dys, saved["y"]
+    xp = namespace(y)
+    dy = up(dy)
+    total = dy.sum(axis, keepdims=True) if dy.ndim else dy
+    return (xp.ascontiguousarray((dy - xp.exp(up(y)) * total).astype(y.dtype)).reshape(y.shape),)
+
+
+log_softmax = Op(log_softmax_rule, log_softmax_forward, log_softmax_backward)

@@ -1,0 +1,44 @@
+"""gpulayers' own source of random numbers: one seed and one counter, which checkpoints store.
+
+Weights are drawn from NumPy generators and dropout masks from Philox, both keyed by (seed, counter): the same seed
+gives the same run, on the CPU and on a GPU.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+_seed, _count = secrets.randbits(62), 0
+
+
+def seed(value: int) -> None:
+    """Start again from ``value`` (a non-negative integer below 2⁶³)."""
+    global _seed, _count
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed: the rule is 0 ≤ seed < 2⁶³; got {value}")
+    _seed, _count = int(value), 0
+
+
+def draw() -> np.ndarray:
+    """A fresh (seed, offset) for Philox: int64, shape (2,). No two draws overlap in fewer than 2³² numbers."""
+    global _count
+    _count += 1
+    mixed = np.random.SeedSequence([_seed, _count]).generate_state(1, np.uint64)[0]
+    return np.array([mixed >> np.uint64(1), 0], np.int64)
+
+
+def generator() -> np.random.Generator:
+    """A fresh NumPy generator, for weights and shuffles."""
+    return np.random.default_rng(draw())
+
+
+def get_state() -> dict[str, int]:
+    """What ``set_state`` needs to go on from here."""
+    return {"seed": _seed, "count": _count}
+
+
+def set_state(state: dict[str, int]) -> None:
+    global _seed, _count
+    _seed, _count = int(state["seed"]), int(state["count"])

@@ -1,0 +1,421 @@
+"""``check_op``: holds every backend of an op against its definition in float64, and the definition against itself."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpulayers import arrays, dispatch
+from gpulayers.arrays import FLOATS, Spec, compute_dtype, float64
+from gpulayers.ops._op import Op
+from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
+from gpulayers.testing.cupy_like import unwrap, wrap
+from gpulayers.testing.tolerance import excess
+
+
+class CheckError(AssertionError):
+    """An op or a layer does not do what it must; the text says what, where and by how much."""
+
+
+def check_op(
+    op: Op,
+    *inputs: Any,
+    needs: Sequence[str] | None = None,
+    backends: Sequence[str] = BACKENDS,
+    dtypes: Sequence[Any] = FLOATS,
+    numeric: bool = False,
+    dys: Sequence[str] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> list[str]:
+    """Check one call of ``op``, forward and backward; returns the backends that served it.
+
+    inputs: NumPy arrays, lists of them, or None. float64 arrays are cast to each of ``dtypes``; others stay as they are.
+    needs: inputs whose gradients are checked; default: every differentiable floating-point input that came.
+    backends: a backend named here that refuses the call for a reason of its own is an error, except under the default.
+    numeric: also hold the definition's gradients against finite differences (slow: small inputs only).
+    dys: kinds of dy, of "dense", "strided", "transposed", "expanded" and "zero"; default: all.
+
+    Raises CheckError.
+    """
+    random = np.random.default_rng([seed, zlib.crc32(op.name.encode())])
+    if needs is None:
+        needs = [n for n, x in zip(op.inputs, inputs) if n in op.differentiable and _is_float(x)]
+    kinds = tuple(dys or ("dense", "strided", "transposed", "expanded", "zero"))
+    if numeric and needs:
+        _check_numerically(op, inputs, tuple(needs), options, random)
+    served = []
+    for dtype in map(arrays.dtype, dtypes):
+        typed = [_cast(x, dtype) for x in inputs]
+        case = _Case(op, typed, tuple(needs), options, random, kinds)
+        for backend in backends:
+            if dtype == float64 and backend in ("triton", "cuda"):
+                continue  # left to the definition
+            if backends is BACKENDS and case.refusal(backend) is not None:
+                continue
+            case.check(backend)
+            served.append(backend)
+    return sorted(set(served))
+
+
+class _Case:
+    """One call with given inputs, and the truth about it."""
+
+    def __init__(self, op: Op, inputs: list, needs: tuple, options: dict, random: np.random.Generator, kinds: tuple):
+        self.op, self.inputs, self.needs, self.options, self.kinds = op, inputs, needs, options, kinds
+        fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
+        padded = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
+        self.rule = op.rule(*map(arrays.spec, padded), needs=needs, **fixed)
+        self.truth = _Reference(self, float64)
+        self.plain = _Reference(self, None)
+        outputs = self.rule.outputs.values()
+        self.dys = {k: tuple(_dy(k, o, random) if _floats(o.dtype) else None for o in outputs) for k in kinds}
+
+    def refusal(self, backend: str) -> str | None:
+        """Why the backend does not serve this call; None if it does."""
+        if backend != "definition":
+            module = dispatch.kernels(backend, self.op.family) if dispatch.installed(backend) else None
+            if not hasattr(module, f"{self.op.name}_forward"):
+                return "no kernel"
+        with arena(backend) as room:
+            try:
+                dispatch.explain(self.op, *room.put(self.inputs), needs=self.needs, **self.options)
+            except dispatch.Refused as refused:
+                return str(refused)
+        return None
+
+    def fail(self, backend: str, what: str) -> None:
+        came = ", ".join(_describe(x) for x in self.inputs)
+        raise CheckError(f"{self.op.name} on {backend} ({came}; {self.options or 'no options'}): {what}")
+
+    def check(self, backend: str) -> None:
+        with arena(backend) as room:
+            given = room.put(self.inputs)
+            before = [_bytes(room.get(x)) for x in given]
+            outputs, call = dispatch.forward(self.op, given, self.needs, self.options)
+            ran = dispatch.explain(self.op, *given, needs=self.needs, **self.options)[0]
+            if ran != backend:
+                self.fail(backend, f"{ran} computed it")
+            self._check_outputs(backend, room, given, outputs, call)
+            self._check_inputs(backend, room, given, before)
+            if call is not None and self.op.backward is not None:
+                for kind in self.kinds:
+                    self._check_gradients(backend, room, call, kind)
+                self._check_each_need(backend, room)
+            self._check_again(backend, room, given, outputs)
+            if backend == "definition" and dispatch.installed("cuda"):
+                self._check_on_cupy_like(outputs, call)
+
+    def _check_on_cupy_like(self, outputs: tuple, call: Any) -> None:
+        """The definition's text runs on CuPy: with its names alone, it gives the same bits."""
+        given = {k: wrap(x) for k, x in zip(self.op.inputs, self.inputs)}
+        fixed = self.op.options | self.options
+        if self.rule.options is not None:
+            fixed = self.rule.options | {k: fixed[k] for k in self.op.dynamic}
+        with np.errstate(all="ignore"):
+            theirs, saved = self.op.forward(**given, needs=self.needs, **fixed)
+        if not all(np.array_equal(a, unwrap(b), equal_nan=_floats(a.dtype)) for a, b in zip(outputs, theirs)):
+            self.fail("definition", "on CuPy's names it gives other bits")
+        if call is None or self.op.backward is None:
+            return
+        dys = self.dys[self.kinds[0]]
+        with np.errstate(all="ignore"):
+            grads = call.backward(*dys)
+            like = self.op.backward(
+                tuple(wrap(dy) for dy in dys), saved, inputs=call.plan.inputs, needs=self.needs, **fixed
+            )
+        if not all(np.array_equal(a, unwrap(b), equal_nan=True) for a, b in zip(grads, like) if a is not None):
+            self.fail("definition", "on CuPy's names its backward gives other bits")
+
+    def _check_outputs(self, backend: str, room: Arena, given: list, outputs: tuple, call: Any) -> None:
+        got = room.get(outputs)
+        if len(got) != len(self.rule.outputs):
+            self.fail(backend, f"{len(got)} outputs where the rule gives {len(self.rule.outputs)}")
+        for i, (name, spec) in enumerate(self.rule.outputs.items()):
+            self._check_spec(backend, f"output {name}", outputs[i], spec)
+            self._compare(backend, f"output {name}", got[i], self.truth.outputs[i], self.plain.outputs[i])
+        everything = arrays.lists(given)
+        if room.library == "numpy" and any(np.shares_memory(o, x) for o in outputs for x in everything):
+            self.fail(backend, "an output aliases an input")
+        saved = call.saved if call is not None else {}
+        if set(saved) != set(self.rule.saved):
+            self.fail(backend, f"it saved {sorted(saved)} where the rule says {sorted(self.rule.saved)}")
+        for name, spec in self.rule.saved.items():
+            if name in self.op.inputs:
+                continue
+            self._check_spec(backend, f"saved {name}", saved[name], spec)
+            self._compare(
+                backend, f"saved {name}", room.get(saved[name]), self.truth.saved[name], self.plain.saved[name]
+            )
+
+    def _check_spec(self, backend: str, what: str, x: Any, spec: Spec) -> None:
+        came = arrays.spec(x)
+        wanted = Spec(spec.shape, spec.dtype, *arrays.layout(spec.shape, spec.strides))
+        if came != wanted:
+            self.fail(
+                backend, f"{what} is {came} in order {came.order}, the rule says {wanted} in order {wanted.order}"
+            )  # type: ignore[union-attr]
+
+    def _compare(self, backend: str, what: str, got: Any, truth: Any, plain: Any, moved: Any = None) -> None:
+        if not _floats(got.dtype):
+            if not np.array_equal(got, truth):
+                self.fail(backend, f"{what} differs: {got} where {truth} is true")
+            return
+        if (wrong := excess(got, truth, plain, moved)) is not None:
+            self.fail(backend, f"{what}: {wrong}")
+
+    def _check_inputs(self, backend: str, room: Arena, given: list, before: list) -> None:
+        for name, x, old, true, plain in zip(self.op.inputs, given, before, self.truth.inputs, self.plain.inputs):
+            if name not in self.op.updates:
+                if _bytes(room.get(x)) != old:
+                    self.fail(backend, f"it modified its input {name}")
+                continue
+            for i, (a, t, p) in enumerate(zip(arrays.lists([x]), arrays.lists([true]), arrays.lists([plain]))):
+                self._compare(backend, f"updated {name}[{i}]", room.get(a), t, p.astype(arrays.library(a).dtype(a)))
+
+    def _check_gradients(self, backend: str, room: Arena, call: Any, kind: str) -> None:
+        dys = [room.put(dy) for dy in self.dys[kind]]
+        before = [_bytes(room.get(dy)) for dy in dys], _bytes(list(room.get(call.saved).values()))
+        grads = call.backward(*dys)
+        if ([_bytes(room.get(dy)) for dy in dys], _bytes(list(room.get(call.saved).values()))) != before:
+            self.fail(backend, f"backward changed its dys or what was saved ({kind} dy)")
+        mine = room.get(call.saved)
+        self._compare_gradients(backend, room, grads, kind, mine, f"{kind} dy")
+        again = call.backward(*dys)
+        if _bytes(room.get(list(again))) != _bytes(room.get(list(grads))):
+            self.fail(backend, f"two backwards of the same call differ ({kind} dy): it is not deterministic")
+        if kind == self.kinds[0] and backend != "definition":
+            theirs = self.plain.own_saved  # this backward can follow the definition's forward
+            other = dispatch.Call(call.plan, {k: room.put(v) for k, v in theirs.items()}, call.values)
+            self._compare_gradients(backend, room, other.backward(*dys), kind, theirs, "after the definition's forward")
+
+    def _compare_gradients(self, backend: str, room: Arena, grads: tuple, kind: str, saved: dict, when: str) -> None:
+        """Against the definition's backward in float64, from the same dys and what the forward saved."""
+        truth, plain, moved = self._wanted(kind, saved, self.needs)
+        if len(grads) != len(self.op.inputs):
+            self.fail(backend, f"backward gave {len(grads)} gradients for {len(self.op.inputs)} inputs ({when})")
+        for name, x, g, t, p, m in zip(self.op.inputs, self.inputs, grads, truth, plain, moved):
+            if (g is not None) != (name in self.needs):
+                self.fail(backend, f"the gradient of {name} is {'given' if g is not None else 'missing'} ({when})")
+            for a, v, tt, pp, mm in zip(*(arrays.lists([each]) for each in (g, x, t, p, m))):
+                spec = (self.rule.grads or {}).get(name) or arrays.spec(v).like()  # type: ignore[union-attr]
+                self._check_spec(backend, f"gradient of {name} ({when})", a, spec)
+                self._compare(backend, f"gradient of {name} ({when})", room.get(a), tt, pp, mm)
+
+    def _wanted(self, kind: str, saved: dict, needs: tuple) -> tuple[list, list, list]:
+        """The true gradients, those of the plain formula, and those of the plain formula from dys a rounding away."""
+        dys = self.dys[kind]
+        return (
+            self.truth.gradients(dys, saved, needs),
+            self.plain.gradients(dys, saved, needs),
+            self.plain.gradients([_moved(dy) for dy in dys], saved, needs),
+        )
+
+    def _check_each_need(self, backend: str, room: Arena) -> None:
+        """Each gradient alone is the gradient among others."""
+        if len(self.needs) < 2:
+            return
+        kind = self.kinds[0]
+        for name in self.needs:
+            _, call = dispatch.forward(self.op, room.put(self.inputs), (name,), self.options)
+            assert call is not None
+            grads = call.backward(*[room.put(dy) for dy in self.dys[kind]])
+            i = self.op.inputs.index(name)
+            if [g is not None for g in grads] != [j == i for j in range(len(grads))]:
+                self.fail(backend, f"needs=({name!r},) gave other gradients than that one")
+            saved = room.get(call.saved)
+            wanted = [[each[i]] for each in self._wanted(kind, saved, (name,))]
+            for a, t, p, m in zip(*map(arrays.lists, ([grads[i]], *wanted))):
+                self._compare(backend, f"gradient of {name} alone", room.get(a), t, p, m)
+
+    def _check_again(self, backend: str, room: Arena, given: list, outputs: tuple) -> None:
+        """The same outputs and updates without needs, and the same bits the second time."""
+        again, call = dispatch.forward(self.op, room.put(self.inputs), (), self.options)
+        if call is not None:
+            self.fail(backend, "it saved something though no gradient was needed")
+        for i, (name, spec) in enumerate(self.rule.outputs.items()):
+            if _floats(spec.dtype):
+                self._compare(
+                    backend,
+                    f"output {name} without needs",
+                    room.get(again[i]),
+                    self.truth.outputs[i],
+                    self.plain.outputs[i],
+                )
+        fresh = room.put(self.inputs)
+        twice, _ = dispatch.forward(self.op, fresh, self.needs, self.options)
+        if _bytes(room.get([*twice, *fresh])) != _bytes(room.get([*outputs, *given])):
+            self.fail(backend, "the same inputs gave other bits the second time: it is not deterministic")
+
+
+class _Reference:
+    """The definition computed in ``work`` (None: in the dtype it computes in, then rounded once to the call's)."""
+
+    def __init__(self, case: _Case, work: np.dtype | None):
+        self.case, self.work = case, work
+        self.inputs = [self._in(x, copy=True) for x in case.inputs]
+        options = case.op.options | case.options
+        fixed = options if case.rule.options is None else case.rule.options | {k: options[k] for k in case.op.dynamic}
+        self.options = fixed
+        with np.errstate(all="ignore"):
+            outputs, saved = case.op.forward(*self.inputs, needs=case.needs, **fixed)
+        self.outputs = [self._out(o, s.dtype) for o, s in zip(outputs, case.rule.outputs.values())]
+        self.saved = {k: self._out(v, case.rule.saved[k].dtype) for k, v in saved.items()}
+
+    def _in(self, x: Any, copy: bool = False) -> Any:
+        if x is None:
+            return None
+        if isinstance(x, list):
+            return [self._in(a, copy) for a in x]
+        if not _floats(x.dtype):
+            return x.copy() if copy else x
+        work = self.work or compute_dtype(x.dtype)
+        return x.astype(work, copy=True) if copy else x.astype(work)
+
+    def _out(self, x: Any, dtype: np.dtype) -> Any:
+        if self.work is not None or not _floats(x.dtype):
+            return x
+        with np.errstate(over="ignore"):
+            return x.astype(dtype)
+
+    @property
+    def own_saved(self) -> dict:
+        """What the definition saves for the call as it came (in the call's own dtypes)."""
+        case = self.case
+        _, saved = case.op.forward(*[_copy(x) for x in case.inputs], needs=case.needs, **self.options)
+        return saved
+
+    def gradients(self, dys: Sequence, saved: dict, needs: tuple | None = None) -> list:
+        case = self.case
+        specs = tuple(arrays.spec(x) for x in [*self.inputs, *[None] * (len(case.op.inputs) - len(self.inputs))])
+        given = tuple(self._in(dy) for dy in dys), {k: self._in(v) for k, v in saved.items()}
+        needs = case.needs if needs is None else needs
+        with np.errstate(all="ignore"):
+            grads = case.op.backward(*given, inputs=specs, needs=needs, **self.options)  # type: ignore[misc]
+        padded = [*case.inputs, *[None] * (len(grads) - len(case.inputs))]
+        return [
+            None
+            if g is None
+            else [self._out(a, v.dtype) for a, v in zip(g, x)]
+            if isinstance(g, list | tuple)
+            else self._out(g, x.dtype)
+            for g, x in zip(grads, padded)
+        ]
+
+
+def _check_numerically(op: Op, inputs: Sequence, needs: tuple, options: dict, random: np.random.Generator) -> None:
+    """The definition's gradients against central differences, in float64."""
+    inputs = [_cast(x, float64) for x in inputs]
+    with dispatch.only("definition"):
+        outputs, call = dispatch.forward(op, inputs, needs, options)
+        dys = [random.standard_normal(o.shape) if _floats(o.dtype) else None for o in outputs]
+        grads = call.backward(*dys)  # type: ignore[union-attr]
+
+        def value() -> float:
+            again, _ = dispatch.forward(op, inputs, (), options)
+            return sum(float((o * dy).sum()) for o, dy in zip(again, dys) if dy is not None)
+
+        for name, x, g in zip(op.inputs, inputs, grads):
+            if name not in needs:
+                continue
+            for a, ga in zip(arrays.lists([x]), arrays.lists([g])):
+                _compare_numerically(op, name, a, ga, value)
+
+
+def _compare_numerically(op: Op, name: str, x: np.ndarray, grad: np.ndarray, value: Any, step: float = 1e-6) -> None:
+    for at in np.ndindex(x.shape):
+        old = x[at]
+        x[at] = old + step
+        up = value()
+        x[at] = old - step
+        down = value()
+        x[at] = old
+        slope = (up - down) / (2 * step)
+        if not abs(slope - grad[at]) <= 1e-5 * max(1.0, abs(slope), abs(up) / 1e3):
+            raise CheckError(
+                f"{op.name}: the definition's gradient of {name} at {at} is {grad[at]:.9g}, finite differences give {slope:.9g}"
+            )
+
+
+# --- inputs and gradients of outputs ---------------------------------------------------------------------------------
+
+
+def _dy(kind: str, out: Spec, random: np.random.Generator) -> np.ndarray:
+    """A random gradient of an output, laid out in memory as ``kind`` says."""
+    shape, dtype = out.shape, out.dtype
+    if kind == "zero":
+        return np.zeros(shape, dtype)
+    if kind == "expanded" or not shape:
+        return np.broadcast_to(random.standard_normal(()).astype(dtype), shape)
+    if kind == "strided":
+        wide = random.standard_normal((*shape[:-1], 2 * shape[-1])).astype(dtype)
+        return wide[..., ::2]
+    if kind == "transposed":
+        return random.standard_normal(shape[::-1]).astype(dtype).T
+    return random.standard_normal(shape).astype(dtype)
+
+
+def _moved(dy: np.ndarray | None) -> np.ndarray | None:
+    """``dy`` with each element one rounding of its compute dtype up or down; mostly up, or a mean would not see it."""
+    if dy is None:
+        return None
+    work = compute_dtype(dy.dtype)
+    up = np.random.default_rng(dy.size).choice([-1, 1, 1, 1], dy.shape) * np.finfo(work).eps
+    return (dy.astype(work) * (1 + up)).astype(work)
+
+
+def _cast(x: Any, dtype: np.dtype) -> Any:
+    if isinstance(x, list | tuple):
+        return [_cast(a, dtype) for a in x]
+    if x is None or x.dtype != float64:
+        return x
+    cast = copy_layout(x, dtype)
+    return cast
+
+
+def copy_layout(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``x`` in another dtype with the same strides in elements (a copy)."""
+    if x.flags.c_contiguous or x.size == 0 or any(s < 0 for s in x.strides):
+        return x.astype(dtype)
+    steps = [s // x.itemsize for s in x.strides]
+    flat = np.zeros(1 + sum((n - 1) * s for n, s in zip(x.shape, steps)), dtype)
+    view = np.lib.stride_tricks.as_strided(flat, x.shape, [s * flat.itemsize for s in steps])
+    view[...] = x
+    return view
+
+
+def _copy(x: Any) -> Any:
+    """A copy with the same strides: what is saved of an input has the input's layout."""
+    return [_copy(a) for a in x] if isinstance(x, list) else None if x is None else copy_with_strides(x)
+
+
+def _floats(dtype: np.dtype) -> bool:
+    return dtype in FLOATS
+
+
+def _is_float(x: Any) -> bool:
+    flat = arrays.lists([x])
+    return bool(flat) and all(_floats(a.dtype) for a in flat)
+
+
+def _bytes(x: Any) -> Any:
+    if isinstance(x, list | tuple):
+        return [_bytes(a) for a in x]
+    return None if x is None else np.ascontiguousarray(x).tobytes()
+
+
+def _describe(x: Any) -> str:
+    if isinstance(x, list):
+        return f"[{len(x)} arrays]"
+    return "None" if x is None else f"{x.dtype}{list(x.shape)}"
+
+
+def shapes(*sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Shapes that break things: each one given, an empty batch of it, and one of a single element."""
+    for size in sizes:
+        yield tuple(size)
+        yield (0, *size[1:])
+    yield tuple([1] * len(sizes[0]))

@@ -1,0 +1,117 @@
+"""Batches: rows of NumPy arrays in a given order, on the model's device before they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpulayers import arrays
+
+Batch = tuple[list[Any], Any]
+
+
+def columns(x: Any, y: Any = None) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """x as a list of NumPy arrays (one for each input of the model) and y, checked to be equally long."""
+    xs = [arrays.to_numpy(a) for a in (x if isinstance(x, list | tuple) else [x])]
+    y = None if y is None else arrays.to_numpy(y)
+    lengths = {len(a) for a in [*xs, *([] if y is None else [y])]}
+    if len(lengths) != 1:
+        shapes = [list(a.shape) for a in xs] + ([] if y is None else [list(y.shape)])
+        raise ValueError(f"data: the rule is len(x) = len(y); got shapes {shapes}")
+    return xs, y
+
+
+def batches(
+    xs: Sequence[np.ndarray],
+    y: np.ndarray | None,
+    size: int,
+    device: str,
+    order: np.ndarray | None = None,
+    skip: int = 0,
+) -> Iterator[Batch]:
+    """(inputs, target) of ``size`` rows each, the last one smaller; ``skip`` leaves out the first so many.
+
+    On a GPU each batch is copied, on a stream of its own, while the one before it computes.
+    """
+    n = len(xs[0])
+
+    def host(start: int) -> list[np.ndarray]:
+        rows = slice(start, start + size) if order is None else order[start : start + size]
+        return [a[rows] for a in (xs if y is None else [*xs, y])]
+
+    starts = range(skip * size, n, size)
+    for parts in map(host, starts) if device == "cpu" else _ahead(map(host, starts), device):
+        yield (list(parts), None) if y is None else (list(parts[:-1]), parts[-1])
+
+
+def _ahead(hosts: Iterator[list[np.ndarray]], device: str) -> Iterator[list[Any]]:
+    """The same arrays on the GPU, each copy under way while the caller works on the one before."""
+    copier = (_CuPyCopier if arrays.device_library().name == "cupy" else _TorchCopier)(device)
+    coming = None
+    for host in hosts:
+        started = copier.start(host)
+        if coming is not None:
+            yield copier.wait(coming)
+        coming = started
+    if coming is not None:
+        yield copier.wait(coming)
+
+
+class _CuPyCopier:
+    def __init__(self, device: str):
+        import cupy
+
+        self.device = device
+        with arrays.CUPY.on(_indexed(device)):
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    def start(self, host: list[np.ndarray]) -> tuple:
+        import cupy
+        import cupyx
+
+        with arrays.CUPY.on(_indexed(self.device)):
+            # Allocated on the caller's stream: the pool then never hands the memory out while the caller still uses it.
+            fresh = [cupy.empty(a.shape, a.dtype) for a in host]
+            self.stream.wait_event(cupy.cuda.get_current_stream().record())
+            pinned = [cupyx.empty_pinned(a.shape, a.dtype) for a in host]
+            for target, source, a in zip(fresh, pinned, host):
+                source[...] = a
+                target.set(source, stream=self.stream)
+            return fresh, self.stream.record(), pinned  # pinned memory must live until the copy is done
+
+    def wait(self, started: tuple) -> list[Any]:
+        import cupy
+
+        fresh, copied, _ = started
+        cupy.cuda.get_current_stream().wait_event(copied)
+        return fresh
+
+
+class _TorchCopier:
+    def __init__(self, device: str):
+        import torch
+
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def start(self, host: list[np.ndarray]) -> tuple:
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            pinned = [arrays.numpy_to_torch(np.ascontiguousarray(a)).pin_memory() for a in host]
+            return [p.to(self.device, non_blocking=True) for p in pinned], self.stream.record_event(), pinned
+
+    def wait(self, started: tuple) -> list[Any]:
+        import torch
+
+        fresh, copied, _ = started
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(copied)
+        for t in fresh:
+            t.record_stream(current)
+        return fresh
+
+
+def _indexed(device: str) -> str:
+    return device if ":" in device else f"{device}:0"

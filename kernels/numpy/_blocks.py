@@ -1,0 +1,93 @@
+"""Work cut into blocks that fit the cache, done by a few threads (NumPy lets go of the interpreter's lock)."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+BYTES = 1 << 18
+"""Of one array in one block: a few such blocks share a core's L2."""
+ALONE = 1 << 15
+"""Elements below which a second thread costs more than it brings (it takes 10–20 µs to hand over)."""
+
+
+@functools.cache
+def threads() -> int:
+    """Threads to use: the cores this process may run on, or OMP_NUM_THREADS if that is fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores)))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def block_rows(columns: int, itemsize: int = 4) -> int:
+    """Rows of ``columns`` elements that make one block."""
+    return max(1, BYTES // max(1, columns * itemsize))
+
+
+def over(total: int, size: int, work: Callable[[int, int], Any], elements: int = 1 << 62) -> list:
+    """[work(lo, hi) for each block of ``size`` in range(total)], in order; blocks run on several threads.
+
+    The partition depends on ``total`` and ``size`` alone, so sums of the results have the same bits on any machine.
+    elements: how many the whole call touches; few, and one thread does it.
+    """
+    bounds = [(lo, min(lo + size, total)) for lo in range(0, total, max(1, size))]
+    if len(bounds) < 2 or elements < ALONE or threads() == 1:
+        return [work(lo, hi) for lo, hi in bounds]
+    return list(_pool().map(lambda b: work(*b), bounds))
+
+
+def flat(x: np.ndarray) -> np.ndarray | None:
+    """A dense array as one row in memory order (a view), or None if it has gaps or overlaps."""
+    if x.flags.c_contiguous:
+        return x.reshape(-1)
+    order = sorted(range(x.ndim), key=lambda a: -x.strides[a])
+    turned = x.transpose(order)
+    return turned.reshape(-1) if turned.flags.c_contiguous else None
+
+
+def flat_like(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """``x`` as one row in the memory order of ``like`` (row-major where that is not dense); copies only if it must."""
+    if x.flags.c_contiguous and like.flags.c_contiguous:
+        return x.reshape(-1)
+    if flat(like) is None:
+        return np.ascontiguousarray(x).reshape(-1)
+    order = sorted(range(x.ndim), key=lambda a: -like.strides[a])
+    return np.ascontiguousarray(x.transpose(order)).reshape(-1)
+
+
+def empty_like(x: np.ndarray) -> np.ndarray:
+    """An uninitialised array with the shape, dtype and memory order of ``x``; row-major where ``x`` is not dense."""
+    return np.empty_like(x) if x.flags.c_contiguous or flat(x) is not None else np.empty(x.shape, x.dtype)
+
+
+def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
+    """work(lo, hi) for each block of ``size`` in range(total); each thread takes one run of neighbouring blocks.
+
+    For work that writes its results in place: a hand-over costs as much as a small block, so there is one a thread.
+    """
+    if total <= size or total < ALONE or threads() == 1:
+        for lo in range(0, total, size):
+            work(lo, min(lo + size, total))
+        return
+    share = -(-total // (threads() * size)) * size  # whole blocks
+
+    def run(start: int) -> None:
+        for lo in range(start, min(start + share, total), size):
+            work(lo, min(lo + size, total))
+
+    later = [_pool().submit(run, start) for start in range(share, total, share)]
+    run(0)
+    for part in later:
+        part.result()

@@ -1,0 +1,178 @@
+"""Softmax and log-softmax. Bound by memory: forward moves 2 and backward 3 elements for each element of x.
+
+A row that fits in registers is read once. Longer rows, and rows that do not lie along the last axis, are walked in
+blocks with a running maximum and sum; the second walk mostly hits L2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import _tile
+
+
+@triton.jit
+def _softmax_forward_kernel(x, y, M, N, x_row, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+    n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
+    mask = (row < M) & (n < N)
+    v = tl.load(x + row * x_row + n, mask, other=float("-inf")).to(tl.float32)
+    d = v - tl.max(v, 1, keep_dims=True)
+    e = tl.exp(d)
+    total = tl.sum(e, 1, keep_dims=True)
+    out = d - tl.log(total) if LOG else e / total
+    tl.store(y + row * N + n, out.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _columns(COLS: tl.constexpr):
+    if COLS == 1:  # one row: no offset, so that the compiler sees aligned addresses
+        return tl.zeros((1, 1), tl.int64)
+    else:
+        return tl.program_id(0).to(tl.int64) * COLS + tl.arange(0, COLS)[None, :]
+
+
+@triton.jit
+def _softmax_forward_looped_kernel(
+    x, y, C, N, x_outer, x_c, x_n, y_c, y_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
+):
+    c = _columns(COLS)  # (1, COLS)
+    x += tl.program_id(1).to(tl.int64) * x_outer + c * x_c
+    y += tl.program_id(1).to(tl.int64) * C * N + c * y_c
+    top = tl.full((1, COLS), float("-inf"), tl.float32)
+    total = tl.zeros((1, COLS), tl.float32)
+    for start in range(0, N, BLOCK):
+        n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)  # (BLOCK, 1)
+        v = tl.load(x + n * x_n, (n < N) & (c < C), other=float("-inf")).to(tl.float32)
+        new = tl.maximum(top, tl.max(v, 0, keep_dims=True))
+        # While a row is all −inf so far, its sum stays 0: exp(−inf − (−inf)) would make it NaN too early.
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(v - shift), 0, keep_dims=True)
+        top = new
+    for start in range(0, N, BLOCK):
+        n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)
+        mask = (n < N) & (c < C)
+        d = tl.load(x + n * x_n, mask, other=0.0).to(tl.float32) - top
+        out = d - tl.log(total) if LOG else tl.exp(d) / total
+        tl.store(y + n * y_n, out.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _gradient(dy, y, dot, LOG: tl.constexpr):
+    return dy - tl.exp(y) * dot if LOG else y * (dy - dot)
+
+
+@triton.jit
+def _softmax_backward_kernel(dy, y, dx, M, N, dy_row, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+    n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
+    mask = (row < M) & (n < N)
+    g = tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32)
+    v = tl.load(y + row * N + n, mask, other=0.0).to(tl.float32)
+    dot = tl.sum(g if LOG else g * v, 1, keep_dims=True)
+    tl.store(dx + row * N + n, _gradient(g, v, dot, LOG).to(dx.dtype.element_ty), mask)
+
+
+@triton.jit
+def _softmax_backward_looped_kernel(
+    dy, y, dx, C, N, s_c, s_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
+):
+    c = _columns(COLS)  # (1, COLS)
+    base = tl.program_id(1).to(tl.int64) * C * N + c * s_c
+    dot = tl.zeros((1, COLS), tl.float32)
+    for start in range(0, N, BLOCK):
+        n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)  # (BLOCK, 1)
+        mask = (n < N) & (c < C)
+        g = tl.load(dy + base + n * s_n, mask, other=0.0).to(tl.float32)
+        if LOG:
+            dot += tl.sum(g, 0, keep_dims=True)
+        else:
+            dot += tl.sum(g * tl.load(y + base + n * s_n, mask, other=0.0).to(tl.float32), 0, keep_dims=True)
+    for start in range(0, N, BLOCK):
+        n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)
+        mask = (n < N) & (c < C)
+        g = tl.load(dy + base + n * s_n, mask, other=0.0).to(tl.float32)
+        v = tl.load(y + base + n * s_n, mask, other=0.0).to(tl.float32)
+        tl.store(dx + base + n * s_n, _gradient(g, v, dot, LOG).to(dx.dtype.element_ty), mask)
+
+
+def _extents(shape: tuple, axis: int) -> tuple[int, int, int]:
+    """(outer, N, inner): the sizes before, along and after the axis."""
+    return math.prod(shape[:axis]), shape[axis] if shape else 1, math.prod(shape[axis + 1 :])
+
+
+def _looped_tile(inner: int) -> tuple[int, int]:
+    """(columns, block) a program walks with: one long row, or neighbouring columns for whole cache lines."""
+    return (1, 4096) if inner == 1 else (min(64, _tile.next_power_of_2(inner)), 32)
+
+
+def _forward(x: Any, needs: tuple, axis: int, empty: Any, log: bool) -> tuple[tuple, dict]:
+    outer, n, inner = _extents(x.shape, axis)
+    y = empty(x.shape, x.dtype)
+    if inner == 1 and n <= _tile.LONGEST_ROW:
+        x, row = _tile.rows(x, n)
+        count, block, warps = _tile.row_tile(n)
+        grid = (_tile.cdiv(outer, count) if n else 0,)
+        _tile.launch(
+            _softmax_forward_kernel, grid, x, y, outer, n, row, LOG=log, ROWS=count, BLOCK=block, num_warps=warps
+        )
+    else:
+        x = _tile.dense(x)
+        cols, block = _looped_tile(inner)
+        grid = (_tile.cdiv(inner, cols) if n else 0, outer)
+        steps = (n * inner, 1, inner, 1, inner)
+        _tile.launch(
+            _softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, LOG=log, COLS=cols, BLOCK=block, num_warps=8
+        )
+    return (y,), {"y": y} if needs else {}
+
+
+def _backward(dys: tuple, saved: dict, axis: int, empty: Any, log: bool) -> tuple:
+    (dy,), y = dys, saved["y"]
+    outer, n, inner = _extents(y.shape, axis)
+    dx = empty(y.shape, y.dtype)
+    if inner == 1 and n <= _tile.LONGEST_ROW // 2:  # two rows in registers
+        dy, row = _tile.rows(dy, n)
+        count, block, warps = _tile.row_tile(n)
+        grid = (_tile.cdiv(outer, count) if n else 0,)
+        _tile.launch(
+            _softmax_backward_kernel, grid, dy, y, dx, outer, n, row, LOG=log, ROWS=count, BLOCK=block, num_warps=warps
+        )
+    else:
+        cols, block = _looped_tile(inner)
+        grid = (_tile.cdiv(inner, cols) if n else 0, outer)
+        arrays = (_tile.dense(dy), y, dx)
+        _tile.launch(
+            _softmax_backward_looped_kernel,
+            grid,
+            *arrays,
+            inner,
+            n,
+            1,
+            inner,
+            LOG=log,
+            COLS=cols,
+            BLOCK=block,
+            num_warps=8,
+        )
+    return (dx,)
+
+
+def softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
+    return _forward(x, needs, axis, empty, log=False)
+
+
+def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1, empty: Any) -> tuple:
+    return _backward(dys, saved, axis, empty, log=False)
+
+
+def log_softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
+    return _forward(x, needs, axis, empty, log=True)
+
+
+def log_softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1, empty: Any) -> tuple:
+    return _backward(dys, saved, axis, empty, log=True)

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpulayers.ops import activation as A
+from gpulayers.testing.check_op import check_op
+
+VARIANTS = [
+    (A.relu, {}, F.relu),
+    (A.leaky_relu, {}, F.leaky_relu),
+    (A.leaky_relu, {"negative_slope": -0.2}, F.leaky_relu),
+    (A.gelu, {}, F.gelu),
+    (A.gelu, {"approximate": "tanh"}, F.gelu),
+    (A.silu, {}, F.silu),
+    (A.sigmoid, {}, torch.sigmoid),
+    (A.tanh, {}, torch.tanh),
+    (A.softplus, {}, F.softplus),
+    (A.softplus, {"beta": 2.0, "threshold": 3.0}, F.softplus),
+    (A.elu, {}, F.elu),
+    (A.elu, {"alpha": 0.7}, F.elu),
+    (A.hardswish, {}, F.hardswish),
+    (A.mish, {}, F.mish),
+]
+EVERY = pytest.mark.parametrize(
+    "op, options, theirs", VARIANTS, ids=[f"{o.name}{list(k.values())}" for o, k, _ in VARIANTS]
+)
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).standard_normal(shape) * 3
+
+
+@EVERY
+def test_definition_is_torch(op, options, theirs):
+    """Values and gradients in float64, at ordinary, extreme and special points (NaN, ±Inf, kinks)."""
+    special = [0.0, -0.0, 3.0, -3.0, 1e-9, -1e-9, 40.0, -40.0, 700.0, -700.0, np.nan, np.inf, -np.inf]
+    x = np.concatenate([np.linspace(-12, 12, 2001), special])
+    t = torch.tensor(x, requires_grad=True)
+    y = theirs(t, **options)
+    dy = np.random.default_rng(0).standard_normal(x.shape)
+    y.backward(torch.tensor(dy))
+    with np.errstate(all="ignore"):
+        mine, call = op.record(x, **options)
+        (dx,) = call.backward(dy)
+    finite = np.isfinite(x)
+    np.testing.assert_allclose(mine[finite], y.detach().numpy()[finite], rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(dx[finite], t.grad.numpy()[finite], rtol=1e-12, atol=3e-14)
+    np.testing.assert_array_equal(np.isnan(mine[-3:]), np.isnan(y.detach().numpy()[-3:]))
+
+
+@EVERY
+def test_kernels(op, options, theirs):
+    """Several sizes that end inside a tile, one element, none, 0-dim; every kind of dy."""
+    served = check_op(op, draw(3, 5), numeric=True, **options)
+    assert {"definition", "numpy", "triton"} <= set(served)
+    for shape in [(), (0, 3), (1,)]:
+        check_op(op, draw(*shape), **options)
+    check_op(op, draw(9, 4111), dys=["dense"], **options)
+
+
+@pytest.mark.parametrize("op", [A.relu, A.gelu], ids=lambda op: op.name)
+def test_memory_orders(op):
+    """A dense input keeps its order; a strided one gives a row-major output; dy in any layout."""
+    check_op(op, draw(5, 4, 3).T)
+    check_op(op, draw(2, 4, 5, 3).transpose(0, 3, 1, 2))  # channels last
+    check_op(op, draw(6, 80)[:, 3:60])
+    check_op(op, draw(6, 80)[::2, ::3])
+    check_op(op, np.broadcast_to(draw(1, 7), (4, 7)))
+
+
+@EVERY
+def test_special_values(op, options, theirs):
+    """NaN, ±Inf and kinks give from every kernel what they give from the definition."""
+    x = np.array([0.0, -0.0, 3.0, -3.0, 20.0, -20.0, 90.0, -90.0, 300.0, -300.0, np.nan, np.inf, -np.inf, 1e-6, -1e-6])
+    with np.errstate(all="ignore"):
+        check_op(op, x, dtypes=["float32", "bfloat16"], dys=["dense"], **options)
+
+
+def test_errors():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(NotImplementedError, match="relu: x: the rule is dtype"):
+        A.relu(np.ones(3, np.int64))
+    with pytest.raises(RuntimeError, match='gelu: approximate: the rule is approximate ∈ {"none", "tanh"}; got'):
+        A.gelu(x, approximate="erf")
+    with pytest.raises(TypeError, match="leaky_relu: negative_slope: the rule is a number; got 'steep'"):
+        A.leaky_relu(x, negative_slope="steep")

@@ -1,0 +1,171 @@
+"""A right layer passes; each broken one is caught, with a message that names its fault."""
+
+import numpy as np
+import pytest
+
+import gpulayers as gl
+from gpulayers.testing import CheckError, check_layer
+
+
+@gl.register
+class Swish(gl.Layer):
+    """x σ(βx) with a learned β; the layer that the broken ones below are variants of."""
+
+    def build(self, input_shape):
+        self.beta = self.add_weight("beta", (), init="ones")
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        s = 1 / (1 + np.exp(-self.beta * x))
+        self.save(x, s)
+        return x * s
+
+    def backward(self, dy):
+        x, s = self.saved
+        slope = x * s * (1 - s)
+        self.beta.grad += (dy * x * slope).sum()
+        return dy * (s + self.beta * slope)
+
+
+class TwiceTheGradient(Swish):
+    def backward(self, dy):
+        return 2 * super().backward(dy)
+
+
+class NoWeightGradient(Swish):
+    def backward(self, dy):
+        x, s = self.saved_by(Swish)
+        return dy * (s + self.beta * x * s * (1 - s))
+
+
+class IgnoresStrides(Swish):
+    def backward(self, dy):
+        base = dy if dy.base is None else dy.base
+        dense = np.resize(base.reshape(-1), dy.size).reshape(dy.shape)  # reads memory as if dy were row-major
+        return super().backward(dense)
+
+
+class ModifiesItsInput(Swish):
+    def forward(self, x):
+        y = super().forward(x.copy())
+        x *= 0.5
+        return y
+
+
+class WrongOutputShape(Swish):
+    def output_shape(self, input_shape):
+        return (*input_shape[:-1], 1)
+
+
+class LeaksState(Swish):
+    def forward(self, x):
+        self.kept = x
+        return super().forward(x)
+
+    def backward(self, dy):
+        x = self.kept
+        s = 1 / (1 + np.exp(-self.beta * x))
+        slope = x * s * (1 - s)
+        self.beta.grad += (dy * x * slope).sum()
+        return dy * (s + self.beta * slope)
+
+
+class NotDeterministic(Swish):
+    def forward(self, x):
+        return super().forward(x) * (1 + 1e-3 * np.random.default_rng().standard_normal(x.shape))
+
+
+class WrongForBatchOfOne(Swish):
+    def backward(self, dy):
+        dx = super().backward(dy)
+        return dx if len(dx) != 1 else dx * 0.5
+
+
+class WrongForBatchOfZero(Swish):
+    def forward(self, x):
+        return super().forward(x) + 0 * x.max()
+
+
+class WrongForFloat16(Swish):
+    def forward(self, x):
+        y = super().forward(x)
+        return y + 0 * np.exp(x * x) if x.dtype == np.float16 else y  # overflows
+
+
+class OverwritesGradient(Swish):
+    def backward(self, dy):
+        self.beta.zero_grad()
+        return super().backward(dy)
+
+
+class WrongBelowZero(Swish):
+    def backward(self, dy):
+        x, s = self.saved_by(Swish)
+        return super().backward(dy) * np.where(x < 0, 0.9, 1.0)
+
+
+class AssumesOnes(Swish):
+    def backward(self, dy):
+        return super().backward(np.ones_like(dy))
+
+
+BROKEN = [
+    (TwiceTheGradient, "off by a factor of 2"),
+    (NoWeightGradient, "the gradient of beta is missing"),
+    (IgnoresStrides, "ignores the strides of dy"),
+    (ModifiesItsInput, "forward modified its input in place"),
+    (WrongOutputShape, r"y.shape = output_shape\(x.shape\)"),
+    (LeaksState, "state leaks between calls"),
+    (NotDeterministic, "the same input gave another output"),
+    (WrongForBatchOfOne, "wrong for a batch of 1"),
+    (WrongForBatchOfZero, "wrong for a batch of 0"),
+    (WrongForFloat16, "in float16 the output is wrong"),
+    (OverwritesGradient, "gradient of beta was overwritten"),
+    (WrongBelowZero, "wrong only where x < 0"),
+    (AssumesOnes, "backward does not use dy"),
+]
+
+
+def test_right_layer_passes():
+    passed = check_layer(Swish(), (None, 5))
+    assert {"gradients, training", "strides of dy", "float16", "bfloat16", "config and weights"} <= set(passed)
+    check_layer(Swish(), (3, 4, 5))
+    check_layer(gl.Sequential(Swish(), gl.Residual(Swish(), gl.Softmax()), gl.Flatten()), (None, 3, 4))
+
+
+@pytest.mark.parametrize("broken, text", BROKEN, ids=lambda v: getattr(v, "__name__", ""))
+def test_broken_layer_is_caught(broken, text):
+    gl.register(broken)
+    with pytest.raises(CheckError, match=text):
+        check_layer(broken(), (None, 5))
+
+
+def test_layer_used_twice():
+    """The same layer twice in a model, and called twice before the backwards."""
+    gl.random.seed(3)
+    swish = Swish()
+    check_layer(gl.Sequential(swish, gl.Softmax(), swish), (None, 4))
+
+
+def test_lost_setting_is_caught():
+    @gl.register
+    class Scaled(gl.Layer):
+        def __init__(self, factor):
+            self.factor = factor
+
+        def output_shape(self, input_shape):
+            return input_shape
+
+        def forward(self, x):
+            return x * self.factor
+
+        def backward(self, dy):
+            return dy * self.factor
+
+    layer = Scaled(2.0)
+    check_layer(layer, (None, 3))
+    layer.factor = 3.0  # not what __init__ was given
+    with pytest.raises(CheckError, match="made again from its config"):
+        check_layer(layer, (None, 3))

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+
+from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.testing.check_op import check_op
+
+torch = pytest.importorskip("torch")
+REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape) * 2)
+
+
+def labels(x: np.ndarray, ignored: bool = True) -> np.ndarray:
+    """Random class indices for logits x; the first is ignored (−100)."""
+    shape = (x.shape[0], *x.shape[2:]) if x.ndim > 1 else ()
+    t = np.random.default_rng([7, *x.shape]).integers(0, x.shape[min(1, x.ndim - 1)], shape)
+    if ignored and t.size > 1:
+        t.flat[0] = -100
+    return np.asarray(t)
+
+
+def probabilities(x: np.ndarray) -> np.ndarray:
+    p = np.exp(draw(*x.shape, seed=5))
+    return p / p.sum(min(1, x.ndim - 1), keepdims=True)
+
+
+def weights(x: np.ndarray) -> np.ndarray:
+    return np.abs(draw(x.shape[min(1, x.ndim - 1)], seed=6)) + 0.1
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2), (0, 3), (1, 2)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_by_definition(shape, reduction, smoothing):
+    x, options = draw(*shape), dict(reduction=reduction, label_smoothing=smoothing)
+    numeric = x.size > 0
+    check_op(cross_entropy, x, labels(x), weights(x), **options, numeric=numeric)
+    check_op(cross_entropy, x, labels(x, ignored=False), **options, ignore_index=1)
+    check_op(cross_entropy, x, probabilities(x), weights(x), **options, numeric=numeric)
+    check_op(cross_entropy, x, probabilities(x), **options)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 2), (0, 3), (), (1, 1)])
+def test_mse_by_definition(shape, reduction):
+    check_op(mse, draw(*shape), draw(*shape, seed=1), reduction=reduction, numeric=True)
+
+
+def against_torch(shape, target, weight, dy_seed=9, **options):
+    """The definition in float64 against torch's, forward and backward."""
+    x = draw(*shape)
+    y, call = cross_entropy.record(x, target, weight, **options)
+    tx, tt = torch.tensor(x, requires_grad=True), torch.tensor(target)
+    soft = tt.is_floating_point()
+    tt.requires_grad_(soft)
+    true = torch.nn.functional.cross_entropy(tx, tt, None if weight is None else torch.tensor(weight), **options)
+    dy = draw(*y.shape, seed=dy_seed)
+    true.backward(torch.tensor(dy))
+    dx, dp, _ = call.backward(dy)
+    np.testing.assert_allclose(y, true.detach().numpy(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dx, tx.grad.numpy(), rtol=1e-10, atol=1e-12)
+    if soft:
+        np.testing.assert_allclose(dp, tt.grad.numpy(), rtol=1e-10, atol=1e-12)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_is_torchs(shape, reduction, smoothing):
+    x, options = draw(*shape), dict(reduction=reduction, label_smoothing=smoothing)
+    for weight in (None, weights(x)):
+        against_torch(shape, labels(x), weight, **options)
+        against_torch(shape, labels(x, ignored=False), weight, ignore_index=1, **options)
+        against_torch(shape, probabilities(x), weight, **options)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_of_infinite_logits_is_torchs(reduction, smoothing):
+    """Impossible classes (−∞), a row of Inf, a row of NaN, an ignored row of each; a weight of 0; nothing counts."""
+    x = draw(6, 4)
+    x[0, 1] = x[1, 2] = x[4, 0] = -np.inf
+    x[2, 0], x[3, 1] = np.inf, np.nan
+    t = np.array([1, 0, 2, 3, -100, -100])
+    for weight in (None, np.array([0.0, 0.0, 1, 2])):
+        for target in (t, np.full(6, -100), np.eye(4)[[1, 0, 2, 3, 0, 0]]):
+            with np.errstate(invalid="ignore"):
+                y = cross_entropy(x, target, weight, reduction=reduction, label_smoothing=smoothing)
+            w = None if weight is None else torch.tensor(weight)
+            true = torch.nn.functional.cross_entropy(
+                torch.tensor(x), torch.tensor(target), w, reduction=reduction, label_smoothing=smoothing
+            )
+            np.testing.assert_allclose(y, true.numpy(), rtol=1e-12)
+
+
+@REDUCTIONS
+def test_mse_is_torchs(reduction):
+    x, t = draw(3, 4), draw(3, 4, seed=1)
+    tx, tt = (torch.tensor(a, requires_grad=True) for a in (x, t))
+    true = torch.nn.functional.mse_loss(tx, tt, reduction=reduction)
+    y, call = mse.record(x, t, reduction=reduction)
+    dy = draw(*y.shape, seed=2)
+    true.backward(torch.tensor(dy))
+    np.testing.assert_allclose(y, true.detach().numpy(), rtol=1e-12)
+    for ours, theirs in zip(call.backward(dy), (tx.grad, tt.grad)):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-12)
+
+
+X, T = draw(3, 5), np.array([1, 2, 3])
+WRONG = {
+    "label": (cross_entropy, (X, T + 3), {}, IndexError, "0 ≤ target < C = 5, or target = ignore_index = -100; got 5"),
+    "negative": (cross_entropy, (X, T - 3), {}, IndexError, "0 ≤ target < C = 5"),
+    "batch": (cross_entropy, (X, T[:2]), {}, ValueError, "target.shape[0] = x.shape[0] = N"),
+    "target": (cross_entropy, (X[..., None], T), {}, RuntimeError, "= (N, *d) for x (N, C, *d), () for (C,) = [3, 1]"),
+    "soft": (cross_entropy, (X, X[:, :4]), {}, RuntimeError, "= x.shape = [3, 5]; got [3, 4]"),
+    "softs dtype": (cross_entropy, (X, X.astype("f4")), {}, RuntimeError, "target.dtype = x.dtype"),
+    "soft ignored": (cross_entropy, (X, X), dict(ignore_index=1), RuntimeError, "ignore_index < 0"),
+    "kind": (cross_entropy, (X, T > 1), {}, NotImplementedError, "class indices"),
+    "logits": (cross_entropy, (X.astype(int), T), {}, NotImplementedError, "dtype ∈"),
+    "scalar": (cross_entropy, (X[0, 0], T), {}, RuntimeError, "x.shape = (C,) or (N, C, *d)"),
+    "weight": (cross_entropy, (X, T, X[0, :4]), {}, RuntimeError, "weight.shape = (C,) = [5]; got [4]"),
+    "weights dtype": (cross_entropy, (X, T, X[0].astype("f4")), {}, RuntimeError, "weight.dtype = x.dtype"),
+    "reduction": (cross_entropy, (X, T), dict(reduction="max"), ValueError, "one of mean, sum, none; got 'max'"),
+    "smoothing": (cross_entropy, (X, T), dict(label_smoothing=1.5), RuntimeError, "0 ≤ label_smoothing ≤ 1"),
+    "mse shape": (mse, (X, X[:2]), {}, RuntimeError, "target.shape = x.shape = [3, 5]; got [2, 5]"),
+    "mse dtype": (mse, (X, X.astype("f4")), {}, RuntimeError, "target.dtype = x.dtype"),
+    "mse kind": (mse, (T, T), {}, NotImplementedError, "dtype ∈"),
+    "mse reduction": (mse, (X, X), dict(reduction="max"), ValueError, "one of mean, sum, none"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors(case):
+    op, inputs, options, error, text = WRONG[case]
+    inputs = [np.asarray(i) for i in inputs]
+    with pytest.raises(error) as raised:
+        op(*inputs, **options)
+    assert f"{op.name}: " in str(raised.value)
+    assert text in str(raised.value)
