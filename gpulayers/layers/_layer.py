@@ -34,6 +34,7 @@ from gpulayers import arrays, random
 from gpulayers.arrays import FLOATS, Spec
 from gpulayers.layers._calls import is_float, managed_backward, managed_build, managed_forward, recording
 from gpulayers.layers._config import Configurable
+from gpulayers.layers._summary import summary
 from gpulayers.layers._weight import Weight, initial
 from gpulayers.ops._op import Op, RuleError
 
@@ -246,6 +247,17 @@ class Layer(Configurable):
     def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         """(depth, layer, input shape, output shape) for the summary; containers yield their layers' rows, too."""
         yield 0, self, input_shapes[0] if len(input_shapes) == 1 else input_shapes, self.output_shape(*input_shapes)
+
+    def summary(self, *input_shapes: tuple) -> str:
+        """A table: layer, neuron type, input shape, output shape, parameters, memory of weights and of the output a row.
+
+        input_shapes: batch first; by default those the model was built for.
+        """
+        shapes = input_shapes or self._input_shapes
+        if not shapes:
+            raise RuntimeError(f"{self.name}: summary(input_shape) needs the shape: the model has not been called yet")
+        self.ensure_built(*shapes)
+        return summary(self, shapes)
 
     def ensure_built(self, *input_shapes: tuple) -> None:
         """Build, if that has not been done."""

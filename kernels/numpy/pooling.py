@@ -119,7 +119,9 @@ def max_pool2d_forward(
         _over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
         return (y,), {}
     taps = kernel_size[0] * kernel_size[1]
-    won = empty_numpy(Spec(y.shape, np.dtype(np.int8 if taps <= 127 else np.int16 if taps <= 32767 else np.int32), order))
+    won = empty_numpy(
+        Spec(y.shape, np.dtype(np.int8 if taps <= 127 else np.int16 if taps <= 32767 else np.int32), order)
+    )
     first = window.first_taps().astype(won.dtype)
     _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
     return (y,), {"tap": won}

@@ -114,9 +114,7 @@ def forward(x: Any, weight: Any, bias: Any, y: Any, stride: tuple, padding: tupl
     )  # fmt: skip
 
 
-def input_gradient(
-    dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int
-) -> None:
+def input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> None:
     (_, o, hy, wy), (n, c, hx, wx) = dy.shape, dx.shape
     w_o, _, w_h, w_w = weight.stride()
     pixels, channels = pixel_tile(dx, n * hx * wx, 1024)
@@ -129,9 +127,7 @@ def input_gradient(
     )  # fmt: skip
 
 
-def weight_gradient(
-    dy: Any, x: Any, dweight: Any, stride: tuple, padding: tuple, dilation: tuple, empty: Any
-) -> None:
+def weight_gradient(dy: Any, x: Any, dweight: Any, stride: tuple, padding: tuple, dilation: tuple, empty: Any) -> None:
     (n, o, hy, wy), (_, c, hx, wx), (kh, kw) = dy.shape, x.shape, dweight.shape[2:]
     taps = min(16, _tile.next_power_of_2(kh * kw))
     pixels, channels = pixel_tile(x, n * hy * wy, 4096 // taps)

@@ -233,7 +233,9 @@ def _tile_for(x: Any, m: int, n: int, k: int, others: int, flat: bool) -> Tile:
 
 def _weight_tile(x: Any, o: int, columns: int) -> Tile:
     """For dweight: splitting the pixels makes programs enough, so only the result limits the tile."""
-    tile = Tile(128, 128, 64, 8, 3) if x.element_size() == 2 else Tile(64, 64, 32 if _precision(x) == "tf32" else 16, 4, 3)
+    tile = (
+        Tile(128, 128, 64, 8, 3) if x.element_size() == 2 else Tile(64, 64, 32 if _precision(x) == "tf32" else 16, 4, 3)
+    )
     return tile._replace(
         BM=min(tile.BM, max(16, _tile.next_power_of_2(o))), BN=min(tile.BN, max(16, _tile.next_power_of_2(columns)))
     )
@@ -372,9 +374,7 @@ def conv2d_backward(
     return dx, dweight, dbias
 
 
-def _input_gradient(
-    dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int
-) -> None:
+def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> None:
     """dx[pixel, c] = Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c]."""
     (n, c, h, w), (o, c_group, kh, kw) = dx.shape, weight.shape
     taps, o_group = _turned_weight(weight), o // groups
