@@ -54,7 +54,10 @@ def test_reasons():
 def test_only():
     with gl.only("definition"):
         assert gl.explain(softmax, X)[0] == "definition"
-    with gl.only("triton"), pytest.raises(gl.Refused, match=r"softmax on numpy arrays \(cpu\): .*triton: its kernels take"):
+    with (
+        gl.only("triton"),
+        pytest.raises(gl.Refused, match=r"softmax on numpy arrays \(cpu\): .*triton: its kernels take"),
+    ):
         softmax(X)
     with pytest.raises(ValueError, match="unknown backend 'cudnn': expected one of triton, cuda, numpy, definition"):
         gl.only("cudnn")
@@ -104,12 +107,16 @@ def test_wrong_calls():
         softmax("x")
     with pytest.raises(ValueError, match=r"softmax: no gradient for 'y'; it has them for x"):
         softmax.record(X, needs=["y"])
-    with pytest.raises(RuntimeError, match=r"linear: all arrays must be of one library and on one device; got numpy on cpu, torch"):
+    with pytest.raises(
+        RuntimeError, match=r"linear: all arrays must be of one library and on one device; got numpy on cpu, torch"
+    ):
         linear(X, torch.zeros(2, 6))
     with pytest.raises(NotImplementedError, match=r"softmax: x: the rule is dtype ∈ .*; got int64"):
         softmax(np.arange(3))
     y, call = softmax.record(X)
-    with pytest.raises(RuntimeError, match=r"softmax: dy of y: the rule is dy.shape, dtype = float32\[4, 6\]; got float32\[6, 4\]"):
+    with pytest.raises(
+        RuntimeError, match=r"softmax: dy of y: the rule is dy.shape, dtype = float32\[4, 6\]; got float32\[6, 4\]"
+    ):
         call.backward(y.T)
     with pytest.raises(RuntimeError, match="backward takes one dy for each output: y"):
         call.backward(y, y)

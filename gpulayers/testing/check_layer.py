@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from gpulayers import arrays, dispatch, random
-from gpulayers.arrays import FLOATS, float32, float64
+from gpulayers.arrays import FLOATS, HALVES, float32, float64
 from gpulayers.layers._calls import no_grad
 from gpulayers.layers._config import from_config
 from gpulayers.layers._layer import Layer, OpLayer
@@ -346,7 +346,8 @@ class _Check:
         if got is None or truth.dtype not in FLOATS:
             return
         wide, eps = np.asarray(got).astype(float64), float(ml_dtypes.finfo(dtype).eps)
-        most = 32 * eps * max(float(np.abs(truth).max(initial=0.0)), 1e-3)
+        largest = max((float(np.abs(v).max(initial=0.0)) for v in (truth, *self.xs) if v.dtype in FLOATS), default=0.0)
+        most = (8 if dtype in HALVES else 32) * eps * max(1.0, largest)
         off = np.abs(wide - truth)
         if wide.size and not (off <= most).all():
             at = tuple(map(int, np.unravel_index(int(np.argmax(np.nan_to_num(off, nan=np.inf))), off.shape)))
