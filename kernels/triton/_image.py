@@ -36,6 +36,21 @@ def flattened(x: Any) -> Any:
 
 
 @triton.jit
+def image_pixel(start, P, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """(image as int64, pixel) for BLOCK pixels from ``start`` on, of images of P pixels each.
+
+    ALIGNED: P and start are multiples of 16; the compiler then knows that 16 neighbours lie in one image.
+    """
+    local = (start % P).to(tl.int32) + tl.arange(0, BLOCK)
+    n = start // P + local // P
+    pixel = local % P
+    if ALIGNED:
+        n = tl.max_constancy(n, [16])
+        pixel = tl.max_contiguous(tl.multiple_of(pixel, [16]), [16])
+    return n, pixel
+
+
+@triton.jit
 def _nhwc_kernel(x, y, C, W, P, x_n, x_h, x_w, x_c, BC: tl.constexpr, BP: tl.constexpr):
     """y[n, p, c] = x[n, c, p // W, p % W]: read along pixels, written along channels."""
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)  # (BP,)
@@ -70,7 +85,8 @@ def nhwc(x: Any, empty: Any) -> Any:
 
 @triton.jit
 def _channel_sums_kernel(
-    x, partial, M, EACH, C, W, P, x_n, x_h, x_w, x_c, BP: tl.constexpr, BC: tl.constexpr
+    x, partial, M, EACH, C, W, P, x_n, x_h, x_w, x_c,
+    EVEN: tl.constexpr, ALIGNED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """partial[s, c] = Σ over the s-th EACH of the M = N · P pixels of x[pixel, c], in float32."""
     split = tl.program_id(0).to(tl.int64)
@@ -79,10 +95,13 @@ def _channel_sums_kernel(
     last = tl.minimum(first + EACH, M)
     acc = tl.zeros((BP, BC), tl.float32)
     for start in range(first, last, BP):
-        local = (start % P).to(tl.int32) + tl.arange(0, BP)[:, None]  # (BP, 1)
-        n, pixel = start // P + local // P, local % P
-        where = x + n * x_n + (pixel // W).to(tl.int64) * x_h + pixel % W * x_w + c.to(tl.int64) * x_c
-        acc += tl.load(where, (start + tl.arange(0, BP)[:, None] < last) & (c < C), other=0.0).to(tl.float32)
+        n, pixel = image_pixel(start, P, ALIGNED, BP)
+        if EVEN:
+            rows = n * x_n + pixel.to(tl.int64) * x_w
+        else:
+            rows = n * x_n + (pixel // W).to(tl.int64) * x_h + pixel % W * x_w
+        mask = (start + tl.arange(0, BP) < last)[:, None] & (c < C)
+        acc += tl.load(x + rows[:, None] + c.to(tl.int64) * x_c, mask, other=0.0).to(tl.float32)
     tl.store(partial + split * C + c, tl.sum(acc, 0, keep_dims=True), c < C)
 
 
@@ -109,15 +128,16 @@ def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
 def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
     """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides."""
     n, c, h, w = x.shape
-    source = flattened(x) if evenly_spaced(x) else x
+    even = evenly_spaced(x)
+    source = flattened(x) if even else x
     pixels, channels = pixel_tile(source, n * h * w, 4096)
     blocks = _tile.cdiv(c, channels)
-    wanted = min(4 * _tile.device(x).sms // blocks, n * h * w // (4 * pixels))
-    splits, each = _tile.split(n * h * w, max(1, wanted))
+    rounds = _tile.cdiv(n * h * w, pixels)
+    splits, each = _tile.split(rounds, max(1, min(4 * _tile.device(x).sms // blocks, rounds // 4)))
     partial = empty((splits, c, 1, 1), "float32")
     _tile.launch(
-        _channel_sums_kernel, (splits, blocks), source, partial, n * h * w, each, c, source.shape[3], h * w,
-        *steps(source), BP=pixels, BC=channels, num_warps=8,
+        _channel_sums_kernel, (splits, blocks), source, partial, n * h * w, each * pixels, c, source.shape[3], h * w,
+        *steps(source), EVEN=even, ALIGNED=h * w % 16 == 0 and pixels % 16 == 0, BP=pixels, BC=channels, num_warps=8,
     )  # fmt: skip
     finish(partial, total.view(c, 1, 1, 1), scale)
 

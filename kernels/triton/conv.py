@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import _depthwise, _tile
-from ._image import channel_sums, evenly_spaced, finish, flattened, nhwc, output_order, steps
+from ._image import channel_sums, evenly_spaced, finish, flattened, image_pixel, nhwc, output_order, steps
 
 FEW_CHANNELS = 16
 """With fewer channels than this in a group, taps and channels make one inner axis (a tile would be mostly empty)."""
@@ -46,13 +46,14 @@ def _conv2d_kernel(
     M, HY, WY, HX, WX, C, O, KH, KW,
     x_n, x_h, x_w, x_c, w_o, w_t, w_c, w_group, y_n, y_h, y_w, y_c,
     SH, SW, H0, W0, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W,
-    PHASED: tl.constexpr, FLAT: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PHASED: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, FIRST: tl.constexpr,
+    BOUNDED: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y[m, o] = Σ_{tap, c} x[pixel m · S + (H0, W0) + tap · D, c] · weight[o, tap, c].
 
     M: pixels of y (of the largest remainder). C, O: channels in a group. PHASED: dx of a strided convolution, where
-    SH and SW step y, not x. FLAT: taps and channels are one inner axis. BOUNDED: every pixel under a tap exists.
+    SH and SW step y, not x. FLAT: taps and channels are one inner axis. PLAIN: a 1×1 kernel, all pixels of x and y in
+    one row. ALIGNED: an image has a multiple of 16 pixels. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists.
     """
     tiles_n = tl.cdiv(O, BN)
     pid = tl.program_id(0)
@@ -73,15 +74,16 @@ def _conv2d_kernel(
         WY = tl.maximum(WY, 1)
         y += ph.to(tl.int64) * y_h + pw * y_w
 
-    local = (first_row % (HY * WY)).to(tl.int32) + tl.arange(0, BM)
-    n = first_row // (HY * WY) + local // (HY * WY)
-    pixel = local % (HY * WY)
+    n, pixel = image_pixel(first_row, HY * WY, ALIGNED, BM)
     i = pixel // WY
     j = pixel % WY
     real = first_row + tl.arange(0, BM) < M  # (BM,)
     if PHASED:
         h = i + H0
         w = j + W0
+    elif PLAIN:
+        h = tl.zeros((BM,), tl.int32)
+        w = pixel
     else:
         h = i * SH + H0
         w = j * SW + W0
@@ -134,10 +136,15 @@ def _conv2d_kernel(
         acc += tl.load(bias + o, column < O, other=0.0).to(tl.float32)[None, :]
     if PHASED:
         place = n * y_n + i.to(tl.int64) * SH * y_h + j * SW * y_w
+    elif PLAIN:
+        place = n * y_n + pixel * y_w
     else:
         place = n * y_n + i.to(tl.int64) * y_h + j * y_w
-    there = y + place[:, None] + (o.to(tl.int64) * y_c)[None, :]
-    tl.store(there, acc.to(y.dtype.element_ty), real[:, None] & (column < O)[None, :])
+    out, mask = acc.to(y.dtype.element_ty), real[:, None] & (column < O)[None, :]
+    if FIRST:  # written along pixels
+        tl.store(y + place[None, :] + (o.to(tl.int64) * y_c)[:, None], tl.trans(out), tl.trans(mask))
+    else:
+        tl.store(y + place[:, None] + (o.to(tl.int64) * y_c)[None, :], out, mask)
 
 
 @triton.jit
@@ -146,7 +153,7 @@ def _conv2d_weight_kernel(
     M, EACH, HY, WY, HX, WX, C, O, KW, TAPS,
     dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
     SH, SW, H0, W0, DH, DW,
-    FLAT: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """partial[s, o, tap, c] = Σ over the s-th EACH pixels of dy[pixel, o] · x[pixel under tap, c], in float32."""
@@ -171,17 +178,19 @@ def _conv2d_weight_kernel(
     dy_columns = dy + ((group * O + o).to(tl.int64) * dy_c)[None, :]  # (1, BM)
     x_columns = x + ((group * C + c).to(tl.int64) * x_c)[None, :]  # (1, BN)
 
-    size = HY * WY
     first = split * EACH
     last = tl.minimum(first + EACH, M)
     acc = tl.zeros((BM, BN), tl.float32)
     for start in range(first, last, BK):
-        local = (start % size).to(tl.int32) + tl.arange(0, BK)
-        n = (start // size + local // size)[:, None]
-        pixel = local % size
+        n, pixel = image_pixel(start, HY * WY, ALIGNED, BK)
+        n = n[:, None]
         real = (start + tl.arange(0, BK) < last)[:, None]
-        i = (pixel // WY)[:, None]
-        j = (pixel % WY)[:, None]
+        if PLAIN:
+            i = tl.zeros((BK, 1), tl.int32)
+            j = pixel[:, None]
+        else:
+            i = (pixel // WY)[:, None]
+            j = (pixel % WY)[:, None]
         h = i * SH + H0 + down
         w = j * SW + W0 + right
         g_rows = dy_columns + n * dy_n + i.to(tl.int64) * dy_h + j * dy_w
@@ -215,7 +224,7 @@ class Tile(NamedTuple):
         return (self.BM + self.BN) * self.BK * itemsize * self.stages
 
 
-HALF = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 4))
+HALF = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4))
 TF32 = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4))
 SINGLE = (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 3))
 
@@ -226,16 +235,18 @@ def _tile_for(x: Any, m: int, n: int, k: int, others: int, flat: bool) -> Tile:
     narrow = max(16, _tile.next_power_of_2(n))
     table = HALF if itemsize == 2 else TF32 if _precision(x) == "tf32" else SINGLE
     table = [t._replace(BN=min(t.BN, narrow), BK=_inner_block(k, min(t.BK, 32) if flat else t.BK)) for t in table]
-    fitting = [t for t in table if t.shared(itemsize) <= device.shared]
+    # 128 × 256 sums spill where they stand in registers beside the tiles' addresses: before Hopper.
+    fitting = [t for t in table if t.shared(itemsize) <= device.shared and (t.BN < 256 or device.arch >= 90)]
     enough = (t for t in fitting if _tile.cdiv(m, t.BM) * _tile.cdiv(n, t.BN) * others >= device.sms)
     return next(enough, fitting[-1])
 
 
-def _weight_tile(x: Any, o: int, columns: int) -> Tile:
+def _weight_tile(x: Any, o: int, columns: int, flat: bool) -> Tile:
     """For dweight: splitting the pixels makes programs enough, so only the result limits the tile."""
-    tile = (
-        Tile(128, 128, 64, 8, 3) if x.element_size() == 2 else Tile(64, 64, 32 if _precision(x) == "tf32" else 16, 4, 3)
-    )
+    if x.element_size() == 2:
+        tile = Tile(64, 64, 32, 4, 3) if flat else Tile(128, 128, 64, 8, 3)
+    else:
+        tile = Tile(64, 64, 32 if _precision(x) == "tf32" else 16, 4, 3)
     return tile._replace(
         BM=min(tile.BM, max(16, _tile.next_power_of_2(o))), BN=min(tile.BN, max(16, _tile.next_power_of_2(columns)))
     )
@@ -294,9 +305,15 @@ def _convolve(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple,
         _conv2d_kernel, grid, x, weight, bias, y,
         n * hy * wy, hy, wy, hx, wx, c, o, kh, kw, *steps(x), *jumps, *steps(y),
         *stride, *start, *dilation, 1, 1, 1, 1, 1, 1,
-        PHASED=False, FLAT=flat, BOUNDED=_bounded(y.shape[2:], x.shape[2:], (kh, kw), *walk), PRECISION=_precision(x),
+        PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=hy * wy % 16 == 0, FIRST=_channels_first(y),
+        BOUNDED=_bounded(y.shape[2:], x.shape[2:], (kh, kw), *walk), PRECISION=_precision(x),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+
+
+def _channels_first(y: Any) -> bool:
+    """Whether pixels, not channels, are neighbours in memory."""
+    return y.shape[1] > 1 and y.stride(1) != 1
 
 
 def _bounded(out: tuple, size: tuple, kernel: tuple, stride: tuple, start: tuple, dilation: tuple) -> bool:
@@ -396,7 +413,8 @@ def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple
         _conv2d_kernel, grid, dy, taps, None, dx,
         n, h, w, *dy.shape[2:], o_group, c_group, kh, kw, *steps(dy), *jumps, *steps(dx),
         *stride, *pads, *back, *dilation, *common, *inverse,
-        PHASED=True, FLAT=flat, BOUNDED=False, PRECISION=_precision(dy),
+        PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=False, FIRST=_channels_first(dx), BOUNDED=False,
+        PRECISION=_precision(dy),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
@@ -410,7 +428,7 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, options: tuple, plain: bool,
     flat, pixels, o_group = c < FEW_CHANNELS, n * hy * wy, o // groups
     start = (-padding[0][0], -padding[1][0])
     bounded = _bounded((hy, wy), (hx, wx), (kh, kw), stride, start, dilation)
-    tile = _weight_tile(dy, o_group, c * kh * kw if flat else c)
+    tile = _weight_tile(dy, o_group, c * kh * kw if flat else c, flat)
     columns = _tile.cdiv(c * kh * kw, tile.BN) if flat else kh * kw * _tile.cdiv(c, tile.BN)
     tiles = _tile.cdiv(o_group, tile.BM) * columns
     # Two waves of programs; each sums enough pixels to be worth its partial result.
@@ -421,7 +439,7 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, options: tuple, plain: bool,
         _conv2d_weight_kernel, (tiles, splits, groups), dy, x, partial,
         pixels, each * tile.BK, hy, wy, hx, wx, c, o_group, kw, kh * kw,
         *steps(dy), *steps(x), *stride, *start, *dilation,
-        FLAT=flat, BOUNDED=bounded, PRECISION=_precision(dy),
+        FLAT=flat, PLAIN=plain, ALIGNED=hy * wy % 16 == 0, BOUNDED=bounded, PRECISION=_precision(dy),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     finish(partial, dweight)

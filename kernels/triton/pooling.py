@@ -138,8 +138,9 @@ def _avg_pool2d_backward_kernel(
 
 @triton.jit
 def _global_avg_pool2d_forward_kernel(
-    x, out, P, EACH, C, W, x_n, x_h, x_w, x_c, out_s, out_n, SCALE, BP: tl.constexpr, BC: tl.constexpr
-):
+    x, out, P, EACH, C, W, x_n, x_h, x_w, x_c, out_s, out_n, SCALE,
+    EVEN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
     """out[s, n, c] = SCALE · Σ over the s-th EACH pixels of x[n, c, pixel]."""
     blocks = tl.cdiv(C, BC)
     n = (tl.program_id(0) // blocks).to(tl.int64)
@@ -151,7 +152,11 @@ def _global_avg_pool2d_forward_kernel(
     acc = tl.zeros((BP, BC), tl.float32)
     for start in range(first, last, BP):
         p = start + tl.arange(0, BP)[:, None]  # (BP, 1)
-        acc += tl.load(x + p // W * x_h + p % W * x_w, (p < last) & (c < C), other=0.0).to(tl.float32)
+        if EVEN:
+            rows = p * x_w
+        else:
+            rows = p // W * x_h + p % W * x_w
+        acc += tl.load(x + rows, (p < last) & (c < C), other=0.0).to(tl.float32)
     total = tl.sum(acc, 0, keep_dims=True) * SCALE
     tl.store(out + split * out_s + n * out_n + c, total.to(out.dtype.element_ty), c < C)
 
@@ -297,16 +302,16 @@ def avg_pool2d_backward(
 def global_avg_pool2d_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
     n, c, h, w = x.shape
     y = empty((n, c, 1, 1), x.dtype)
-    source = flattened(x) if evenly_spaced(x) else x
+    even = evenly_spaced(x)
+    source = flattened(x) if even else x
     pixels, channels = pixel_tile(source, h * w, 4096)
-    blocks = _tile.cdiv(c, channels)
+    blocks, rounds = _tile.cdiv(c, channels), _tile.cdiv(h * w, pixels)
     # Few large images are split, so that every multiprocessor has work; the parts are added in a second stage.
-    wanted = min(_tile.device(x).sms // max(1, n * blocks), h * w // (4 * pixels))
-    splits, each = _tile.split(h * w, max(1, wanted))
+    splits, each = _tile.split(rounds, max(1, min(_tile.device(x).sms // max(1, n * blocks), rounds // 4)))
     out, scale = (y, 1 / (h * w)) if splits == 1 else (empty((splits, n, 1, c), "float32"), 1.0)
     _tile.launch(
-        _global_avg_pool2d_forward_kernel, (n * blocks, splits), source, out, h * w, each, c, source.shape[3],
-        *steps(source), n * c, c, scale, BP=pixels, BC=channels, num_warps=4,
+        _global_avg_pool2d_forward_kernel, (n * blocks, splits), source, out, h * w, each * pixels, c, source.shape[3],
+        *steps(source), n * c, c, scale, EVEN=even, BP=pixels, BC=channels, num_warps=4,
     )  # fmt: skip
     if splits > 1:
         finish(out, y, 1 / (h * w))
