@@ -85,7 +85,7 @@ class _Check:
 
     def draw(self, batch: int | None = None) -> list[np.ndarray]:
         """Random inputs, a few of them large; arrays that were given stay (cut or repeated to the batch)."""
-        xs = []
+        xs: list[Any] = []
         for given in self.inputs:
             if isinstance(given, np.ndarray | np.generic):
                 x = given.astype(float64) if given.dtype in FLOATS else given
@@ -225,7 +225,10 @@ class _Check:
             return
         worst = int(np.argmax(np.where(wrong, np.nan_to_num(np.abs(mine - slopes), nan=np.inf), -1)))
         index = tuple(map(int, np.unravel_index(points[worst], at.shape)))
-        text = f"{what} is wrong at {int(wrong.sum())} of {len(points)} points, the worst at {index}: got {mine[worst]:.6g}, finite differences give {slopes[worst]:.6g}"
+        text = (
+            f"{what} is wrong at {int(wrong.sum())} of {len(points)} points, the worst at {index}: "
+            f"got {mine[worst]:.6g}, finite differences give {slopes[worst]:.6g}"
+        )
         raise CheckError(text + self.diagnosis(mine, slopes, wrong, x, points, ones))
 
     def diagnosis(

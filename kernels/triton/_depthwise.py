@@ -12,17 +12,7 @@ import triton
 import triton.language as tl
 
 from . import _tile
-from ._image import finish, pixel_tile, steps
-
-
-@triton.jit
-def _tile_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
-    """(n, h, w, c, mask) of this program's pixels × channels: (BP, 1) three times, (1, BC), (BP, BC)."""
-    start = tl.program_id(0).to(tl.int64) * BP
-    local = (start % HW).to(tl.int32) + tl.arange(0, BP)[:, None]
-    n, pixel = start // HW + local // HW, local % HW
-    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
+from ._image import finish, pixel_tile, pixels_of, steps
 
 
 @triton.jit
@@ -33,7 +23,7 @@ def _depthwise_forward_kernel(
     SH, SW, H0, W0, DH, DW,
     KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    n, i, j, o, mask = _tile_of(M, HY * WY, WY, O, BP, BC)
+    n, i, j, o, mask = pixels_of(M, HY * WY, WY, O, BP, BC)
     rows = x + n * x_n + (o // MANY).to(tl.int64) * x_c  # (BP, BC)
     acc = tl.zeros((BP, BC), tl.float32)
     for r in range(KH):
@@ -59,7 +49,7 @@ def _depthwise_input_kernel(
     KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dx[pixel, c] = Σ_{o of c, tap} dy[the pixel whose tap this is, o] · weight[o, tap]."""
-    n, h, w, c, mask = _tile_of(M, HX * WX, WX, C, BP, BC)
+    n, h, w, c, mask = pixels_of(M, HX * WX, WX, C, BP, BC)
     acc = tl.zeros((BP, BC), tl.float32)
     for r in range(KH):
         down = h + TOP - r * DH

@@ -96,6 +96,16 @@ def pixel_tile(x: Any, pixels: int, elements: int) -> tuple[int, int]:
     return rows, min(c, elements // rows)
 
 
+@triton.jit
+def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
+    """(n, h, w, c, mask) of this program's pixels × channels: (BP, 1) three times, (1, BC), (BP, BC)."""
+    start = tl.program_id(0).to(tl.int64) * BP
+    local = (start % HW).to(tl.int32) + tl.arange(0, BP)[:, None]
+    n, pixel = start // HW + local // HW, local % HW
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
+
+
 def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
     """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides."""
     n, c, h, w = x.shape
