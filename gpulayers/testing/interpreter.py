@@ -38,8 +38,8 @@ class Session:
     launches: list[Launch] = field(default_factory=list)
 
 
-proven: set[tuple[str, tuple[str, ...]]] = set()
-"""(kernel, dtypes of its tensors) of every launch that ran to its end in this process."""
+proven: set[tuple[str, str]] = set()
+"""(kernel, dtypes of its tensors separated by spaces) of every launch that ran to its end in this process."""
 _sessions: list[Session] = []
 
 
@@ -111,7 +111,7 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     dtypes = tuple(region.dtype for region in memory.regions)
     for each in _sessions:
         each.launches.append(Launch(name, dtypes, constexprs, sizes))
-    proven.add((name, dtypes))
+    proven.add((name, " ".join(dtypes)))
 
 
 def _value(arg: Any, name: str, annotation: str, memory: Any) -> Any:
