@@ -59,7 +59,7 @@ def audit_op(
 
 def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> None:
     """Run the Triton launchers of one call on torch's meta device."""
-    module = dispatch.kernels("triton", op.family)
+    module = dispatch.kernels("triton", op)
     padded = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
     fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
     rule = op.rule(*padded, needs=needs, **fixed)

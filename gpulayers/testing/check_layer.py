@@ -368,12 +368,12 @@ class _Check:
     def kernels(self) -> None:
         """The GPU kernels of the ops inside (interpreted or emulated where there is no GPU) agree with the definitions."""
         layer = self.fresh(float32)
-        families = {inner.op.family for inner in layer.layers() if isinstance(inner, OpLayer)}
+        ops = {inner.op for inner in layer.layers() if isinstance(inner, OpLayer)}
         dys = [self.dy(y).astype(float32) for y in self.call(self.fresh(float32), self.xs)]
         with dispatch.only("definition"):
             truth = self.both(self.xs, dys, float32)
         for backend in ("triton", "cuda"):
-            if not dispatch.installed(backend) or not any(dispatch.kernels(backend, f) for f in families):
+            if not dispatch.installed(backend) or not any(dispatch.kernels(backend, op) for op in ops):
                 continue
             with arena(backend), dispatch.policy(backends=(backend, "definition"), strict=False):
                 got = self.on_gpu(dys) if has_gpu() else self.both(self.xs, dys, float32)

@@ -77,7 +77,7 @@ class _Case:
     def refusal(self, backend: str) -> str | None:
         """Why the backend does not serve this call; None if it does."""
         if backend != "definition":
-            module = dispatch.kernels(backend, self.op.family) if dispatch.installed(backend) else None
+            module = dispatch.kernels(backend, self.op) if dispatch.installed(backend) else None
             if not hasattr(module, f"{self.op.name}_forward"):
                 return "no kernel"
         with arena(backend) as room:
