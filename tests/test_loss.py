@@ -31,7 +31,7 @@ def weights(x: np.ndarray) -> np.ndarray:
 
 
 @REDUCTIONS
-@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2), (0, 3), (1, 1)])
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2), (0, 3), (1, 2)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_cross_entropy_by_definition(shape, reduction, smoothing):
     x, options = draw(*shape), dict(reduction=reduction, label_smoothing=smoothing)

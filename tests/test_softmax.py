@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.softmax import log_softmax, softmax
+from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
 
 OPS = pytest.mark.parametrize("op", [softmax, log_softmax], ids=lambda op: op.name)
@@ -31,3 +33,12 @@ def test_walked_rows_and_columns(op, monkeypatch):
     check_op(op, draw(3, 37, 5), axis=1)
     check_op(op, draw(40, 70), axis=0)
     check_op(op, draw(2, 40000), dys=["dense"], dtypes=["float32", "bfloat16"])
+
+
+@OPS
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_machine_code(op, dtype):
+    """The largest configuration of each branch."""
+    audit_op(op, Spec((4096, 32768), dtype))
+    audit_op(op, Spec((64, 131072), dtype))
+    audit_op(op, Spec((32, 1024, 4096), dtype), axis=1)

@@ -193,6 +193,8 @@ def cross_entropy_backward(
     dx = dp = None
     if "x" in needs:
         q, _, _ = _wanted(v, p, weight, ignore_index, label_smoothing)
+        if target.dtype not in FLOATS:  # an ignored sample has gradient 0, were the mean one over nothing
+            s = xp.where(xp.expand_dims(target, axis) == ignore_index, xp.zeros((), v.dtype), s)
         dx = s * (xp.exp(log_y) * xp.expand_dims(saved["mass"], axis) - q)
         dx = arranged(dx.astype(x.dtype), _kept(spec(x)).order)
     if "target" in needs and target.dtype in FLOATS:

@@ -1,0 +1,91 @@
+"""``audit_op``: compiles the kernels that an op's launchers would launch, for GPUs that need not be there, and audits
+their machine code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gpulayers import arrays, dispatch
+from gpulayers.arrays import FLOATS, Spec
+from gpulayers.ops._op import Op
+from gpulayers.testing.audit import Report, audit
+from gpulayers.testing.check_op import CheckError
+from gpulayers.testing.compiling import Compiled, compiling
+
+ARCHS = (80, 90, 100)
+compiled_for: set[tuple[str, str, int]] = set()
+"""(kernel, dtypes, architecture) of every kernel that passed its audit in this process."""
+
+
+def audit_op(
+    op: Op,
+    *inputs: Spec | list[Spec] | None,
+    needs: Sequence[str] | None = None,
+    archs: Sequence[int] = ARCHS,
+    narrow: Iterable[str] = (),
+    **options: Any,
+) -> list[Report]:
+    """Compile forward and backward of one call for each architecture; returns each kernel's report.
+
+    inputs: the metadata of the call (nothing is allocated, so sizes may be as large as you like).
+    narrow: names of kernels that rightly have no 128-bit access (say why where you call this).
+
+    Raises CheckError for spills, too much shared memory, 16-bit products without tensor cores, narrow accesses and
+    floating-point atomics.
+    """
+    if needs is None:
+        given = zip(op.inputs, inputs)
+        needs = [n for n, x in given if n in op.differentiable and all(s.dtype in FLOATS for s in arrays.lists([x]))]
+        needs = [n for n in needs if inputs[op.inputs.index(n)] is not None]
+    reports, faults = [], []
+    for arch in archs:
+        with compiling(arch) as session:
+            _launch(op, inputs, tuple(needs), options)
+        if not session.compiled:
+            raise CheckError(f"{op.name}: its launchers launched no kernel for sm_{arch}")
+        for compiled in session.compiled:
+            report = audit(compiled)
+            reports.append(report)
+            wrong = report.faults(_multiplies_16_bit(compiled), aligned=compiled.kernel not in narrow)
+            faults += [f"{compiled.kernel} for sm_{arch} {compiled.constexprs}: {w}" for w in wrong]
+            if not wrong:
+                compiled_for.add((compiled.kernel, " ".join(compiled.dtypes), arch))
+    if faults:
+        raise CheckError("\n".join([f"{op.name} ({', '.join(map(str, inputs))}; {options}):", *faults]))
+    return reports
+
+
+def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> None:
+    """Run the Triton launchers of one call on torch's meta device."""
+    module = dispatch.kernels("triton", op)
+    padded = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
+    fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
+    rule = op.rule(*padded, needs=needs, **fixed)
+    given = (fixed if rule.options is None else rule.options) | {k: v for k, v in options.items() if k in op.dynamic}
+    if (refuses := getattr(module, f"{op.name}_refuses", None)) and (reason := refuses(*padded, needs=needs, **fixed)):
+        raise CheckError(f"{op.name}: its Triton launcher refuses the call: {reason}")
+    forward = getattr(module, f"{op.name}_forward")
+    _, saved = forward(*map(_meta, padded), needs=needs, empty=_meta_empty, **given)
+    if needs:
+        dys = tuple(_meta(o) if o.dtype in FLOATS else None for o in rule.outputs.values())
+        backward = getattr(module, f"{op.name}_backward")
+        backward(dys, saved, inputs=tuple(padded), needs=needs, empty=_meta_empty, **given)
+
+
+def _meta(x: Any) -> Any:
+    """A meta tensor with a spec's shape, dtype and strides."""
+    if x is None:
+        return None
+    if isinstance(x, list):
+        return [_meta(s) for s in x]
+    return _meta_empty(x.shape, x.dtype, x.order)
+
+
+def _meta_empty(shape: Sequence[int], dtype: Any, order: tuple[int, ...] | None = None) -> Any:
+    return arrays.TORCH.empty(Spec(tuple(shape), arrays.dtype(dtype), order), "meta")
+
+
+def _multiplies_16_bit(compiled: Compiled) -> bool:
+    return bool(re.search(r"tt\.dot\b.*x(f16|bf16)>", compiled.binary.asm["ttir"]))

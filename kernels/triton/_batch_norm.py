@@ -1,0 +1,420 @@
+"""Batch norm. Bound by memory: forward reads x twice and writes y, backward reads x and dy twice and writes dx.
+
+x is a stack of rows. Channels-first (ROW = one image, all of a program's elements belong to one channel): rows of S
+elements, C · S apart. Channels-last, and (N, C) (a row = one position): rows of C elements, each of its own channel.
+A program sums over a tile of rows; the sums of several programs are merged, always in the same order, by those that
+need them, so nothing is atomic and nothing waits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import _tile
+
+
+@triton.jit
+def _in_elements(C, S, row_step, UNIT: tl.constexpr, LAST: tl.constexpr):
+    """Sizes that a launch gave in units (see _tile.in_units)."""
+    if LAST:
+        return C * UNIT, S, row_step * UNIT
+    else:
+        return C, S * UNIT, row_step * UNIT
+
+
+@triton.jit
+def _place(C, S, row_step, groups, LAST: tl.constexpr, COLS: tl.constexpr):
+    """(group, share, channels, their first column, the end of their columns, offset) of this program."""
+    group = tl.program_id(0) % groups
+    share = (tl.program_id(0) // groups).to(tl.int64)
+    if LAST:
+        channel = group * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
+        first = group * COLS
+        end = tl.minimum(first + COLS, C)
+        base = tl.zeros((), tl.int64)
+    else:
+        channel = group + tl.zeros((1, 1), tl.int32)  # (1, 1)
+        first = group * 0
+        end = S
+        base = group.to(tl.int64) * S
+    return share, channel, first, end, base
+
+
+@triton.jit
+def _over(t, LAST: tl.constexpr):
+    """The sum over a channel's elements in a tile: (1, COLS), or (1, 1) where all are of one channel."""
+    t = tl.sum(t, 0, keep_dims=True)
+    if not LAST:
+        t = tl.sum(t, 1, keep_dims=True)
+    return t
+
+
+@triton.jit
+def _parameter(p, channel, C, default):
+    if p is None:
+        return default + tl.zeros(channel.shape, tl.float32)
+    else:
+        return tl.load(p + channel, channel < C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _batch_norm_moments_kernel(
+    x,
+    counts,
+    means,
+    squares,
+    R,
+    C,
+    S,
+    row_step,
+    groups,
+    each,
+    UNIT: tl.constexpr,
+    LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
+    """(count, mean, Σ (x − mean)²) of each channel over ``each`` rows, lane by lane as Welford did, then merged."""
+    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    lo = share * each
+    hi = tl.minimum(lo + each, R)
+    mean = tl.zeros((ROWS, COLS), tl.float32)
+    square = tl.zeros((ROWS, COLS), tl.float32)
+    count = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(lo, hi, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+        for column in range(first, end, COLS):
+            col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
+            mask = (row < hi) & (col < end)
+            v = tl.load(x + (row * row_step + base) + col, mask, other=0.0).to(tl.float32)
+            count += mask.to(tl.float32)
+            d = v - mean
+            mean += tl.where(mask, d / tl.maximum(count, 1.0), 0.0)
+            square += tl.where(mask, d * (v - mean), 0.0)
+    n = _over(count, LAST)
+    m = _over(count * mean, LAST) / tl.maximum(n, 1.0)
+    square = _over(square + count * (mean - m) * (mean - m), LAST)
+    at = share * C + channel
+    tl.store(counts + at, n, channel < C)
+    tl.store(means + at, m, channel < C)
+    tl.store(squares + at, square, channel < C)
+
+
+@triton.jit
+def _partials(p, start, channel, C, shares, MERGE: tl.constexpr):
+    """The (MERGE, channels) partial results of shares from ``start`` on."""
+    s = start + tl.arange(0, MERGE)[:, None]  # (MERGE, 1)
+    return tl.load(p + s.to(tl.int64) * C + channel, (s < shares) & (channel < C), other=0.0)
+
+
+@triton.jit
+def _merged_moments(counts, means, squares, channel, C, shares, MERGE: tl.constexpr):
+    """(count, mean, Σ (x − mean)²) of each channel over all shares."""
+    n = tl.zeros(channel.shape, tl.float32)
+    mean = tl.zeros(channel.shape, tl.float32)
+    spread = tl.zeros(channel.shape, tl.float32)
+    for start in range(0, shares, MERGE):
+        count = _partials(counts, start, channel, C, shares, MERGE)
+        n += tl.sum(count, 0, keep_dims=True)
+        mean += tl.sum(count * _partials(means, start, channel, C, shares, MERGE), 0, keep_dims=True)
+    mean /= tl.maximum(n, 1.0)
+    for start in range(0, shares, MERGE):
+        d = _partials(means, start, channel, C, shares, MERGE) - mean
+        d = _partials(counts, start, channel, C, shares, MERGE) * d * d
+        spread += tl.sum(_partials(squares, start, channel, C, shares, MERGE) + d, 0, keep_dims=True)
+    return n, mean, spread
+
+
+@triton.jit
+def _merged_sum(p, channel, C, shares, MERGE: tl.constexpr):
+    total = tl.zeros(channel.shape, tl.float32)
+    for start in range(0, shares, MERGE):
+        total += tl.sum(_partials(p, start, channel, C, shares, MERGE), 0, keep_dims=True)
+    return total
+
+
+@triton.jit
+def _batch_norm_forward_kernel(
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    y,
+    mean,
+    rstd,
+    counts,
+    means,
+    squares,
+    R,
+    C,
+    S,
+    row_step,
+    groups,
+    each,
+    shares,
+    momentum,
+    eps,
+    BATCH: tl.constexpr,
+    UPDATE: tl.constexpr,
+    UNIT: tl.constexpr,
+    LAST: tl.constexpr,
+    MERGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
+    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    leader = (channel < C) & (share == 0)
+    if BATCH:
+        n, m, spread = _merged_moments(counts, means, squares, channel, C, shares, MERGE)
+        var = spread / tl.maximum(n, 1.0)
+        if UPDATE:
+            old = tl.load(running_mean + channel, leader, other=0.0).to(tl.float32)
+            new = (1 - momentum) * old + momentum * m
+            tl.store(running_mean + channel, new.to(running_mean.dtype.element_ty), leader)
+            old = tl.load(running_var + channel, leader, other=0.0).to(tl.float32)
+            new = (1 - momentum) * old + momentum * (spread / tl.maximum(n - 1.0, 1.0))
+            tl.store(running_var + channel, new.to(running_var.dtype.element_ty), leader)
+    else:
+        m = _parameter(running_mean, channel, C, 0.0)
+        var = _parameter(running_var, channel, C, 1.0)
+    r = 1.0 / tl.sqrt_rn(var + eps)
+    if mean is not None:
+        tl.store(mean + channel, m, leader)
+        tl.store(rstd + channel, r, leader)
+    w = _parameter(weight, channel, C, 1.0)
+    b = _parameter(bias, channel, C, 0.0)
+    lo = share * each
+    hi = tl.minimum(lo + each, R)
+    for start in range(lo, hi, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+        for column in range(first, end, COLS):
+            col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
+            mask = (row < hi) & (col < end)
+            at = (row * row_step + base) + col
+            v = tl.load(x + at, mask, other=0.0).to(tl.float32)
+            tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _batch_norm_sums_kernel(
+    dy,
+    x,
+    mean,
+    rstd,
+    sums,
+    dots,
+    R,
+    C,
+    S,
+    row_step,
+    groups,
+    each,
+    UNIT: tl.constexpr,
+    LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
+    """Σ dy and Σ dy x̂ of each channel over ``each`` rows."""
+    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    m = _parameter(mean, channel, C, 0.0)
+    r = _parameter(rstd, channel, C, 0.0)
+    lo = share * each
+    hi = tl.minimum(lo + each, R)
+    total = tl.zeros((ROWS, COLS), tl.float32)
+    dot = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(lo, hi, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+        for column in range(first, end, COLS):
+            col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
+            mask = (row < hi) & (col < end)
+            at = (row * row_step + base) + col
+            g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
+            v = tl.load(x + at, mask, other=0.0).to(tl.float32)
+            total += g
+            dot += g * ((v - m) * r)
+    tl.store(sums + share * C + channel, _over(total, LAST), channel < C)
+    tl.store(dots + share * C + channel, _over(dot, LAST), channel < C)
+
+
+@triton.jit
+def _batch_norm_backward_kernel(
+    dy,
+    x,
+    weight,
+    mean,
+    rstd,
+    sums,
+    dots,
+    dx,
+    dweight,
+    dbias,
+    R,
+    C,
+    S,
+    row_step,
+    groups,
+    each,
+    shares,
+    count,
+    BATCH: tl.constexpr,
+    UNIT: tl.constexpr,
+    LAST: tl.constexpr,
+    MERGE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
+    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    leader = (channel < C) & (share == 0)
+    m = _parameter(mean, channel, C, 0.0)
+    r = _parameter(rstd, channel, C, 0.0)
+    scale = r * _parameter(weight, channel, C, 1.0)
+    total = tl.zeros(channel.shape, tl.float32)
+    dot = tl.zeros(channel.shape, tl.float32)
+    if sums is not None:
+        total = _merged_sum(sums, channel, C, shares, MERGE)
+        dot = _merged_sum(dots, channel, C, shares, MERGE)
+    if dweight is not None:
+        tl.store(dweight + channel, dot.to(dweight.dtype.element_ty), leader)
+    if dbias is not None:
+        tl.store(dbias + channel, total.to(dbias.dtype.element_ty), leader)
+    if dx is not None:
+        lo = share * each
+        hi = tl.minimum(lo + each, R)
+        for start in range(lo, hi, ROWS):
+            row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+            for column in range(first, end, COLS):
+                col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
+                mask = (row < hi) & (col < end)
+                at = (row * row_step + base) + col
+                g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
+                if BATCH:
+                    v = tl.load(x + at, mask, other=0.0).to(tl.float32)
+                    g = g - total / count - (v - m) * r * (dot / count)
+                tl.store(dx + at, (g * scale).to(dx.dtype.element_ty), mask)
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def _last(x: Any) -> tuple[int, ...] | None:
+    """The order of channels-last memory, if x has it (or is a matrix); None for row-major, which all else becomes."""
+    order = (0, *range(2, x.ndim), 1)
+    turned = x.permute(order)
+    return order if x.ndim > 2 and turned.is_contiguous() and not x.is_contiguous() else None
+
+
+def _dense(x: Any, order: tuple[int, ...] | None, empty: Any) -> Any:
+    """x dense in this memory order."""
+    if order is None:
+        return _tile.dense(x)
+    return x if x.permute(order).is_contiguous() else empty(x.shape, x.dtype, order).copy_(x)
+
+
+class _Walk:
+    """How programs walk over x: groups of channels, and shares of the rows for each."""
+
+    def __init__(self, x: Any, order: tuple[int, ...] | None):
+        images, channels = x.shape[:2]
+        inner = math.prod(x.shape[2:])
+        self.count, self.channels = images * inner, channels
+        last = order is not None or inner == 1
+        rows, step = (images * inner, channels) if last else (images, channels * inner)
+        cols = min(64 if last else 1024, _tile.next_power_of_2(channels if last else inner))
+        tile = max(1, (2048 if last else 1024) // cols)
+        self.groups = _tile.cdiv(channels, cols) if last else channels
+        # Merging is cheap for tens of shares: four programs a multiprocessor, each with a few tiles of rows at least.
+        most = max(1, min(4 * _tile.device(x).sms // max(self.groups, 1), 256))
+        self.shares, self.each = _tile.split(rows, min(most, _tile.cdiv(rows, 2 * tile)))
+        self.shares = max(self.shares, 1)  # an empty batch has a channel vector to write, too
+        unit, length, step = _tile.in_units(channels if last else inner, step)
+        sizes = (length, inner) if last else (channels, length)
+        self.sizes = (rows, *sizes, step, self.groups, self.each)
+        self.grid = (self.groups * self.shares,)
+        self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=4)
+        self.merge = dict(MERGE=min(16 if last else 256, _tile.next_power_of_2(self.shares)))
+
+    def partials(self, how_many: int, empty: Any) -> list[Any]:
+        return [empty((self.shares, self.channels), "float32") for _ in range(how_many)]
+
+
+def batch_norm_forward(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    needs: tuple = (),
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    empty: Any,
+) -> tuple[tuple, dict]:
+    given, order = x, _last(x)
+    x, walk = _dense(x, order, empty), _Walk(x, order)
+    y = empty(x.shape, x.dtype, order)
+    mean, rstd = (empty((x.shape[1],), "float32") if needs else None for _ in range(2))
+    dense_weight, bias = (None if p is None else _tile.dense(p) for p in (weight, bias))
+    batch = training or running_mean is None
+    partials: list[Any] = [None, None, None]
+    if batch:
+        partials = walk.partials(3, empty)
+        _tile.launch(_batch_norm_moments_kernel, walk.grid, x, *partials, *walk.sizes, **walk.tile)
+    _tile.launch(
+        _batch_norm_forward_kernel,
+        walk.grid,
+        *(x, dense_weight, bias, running_mean, running_var, y, mean, rstd, *partials),
+        *(*walk.sizes, walk.shares, momentum, eps),
+        BATCH=batch,
+        UPDATE=batch and running_mean is not None and walk.count > 0,
+        **walk.merge,
+        **walk.tile,
+    )
+    saved = {"x": given, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def batch_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    empty: Any,
+) -> tuple:
+    x, weight = saved["x"], saved.get("weight")
+    order = _last(x)
+    x, dy, walk = _dense(x, order, empty), _dense(dys[0], order, empty), _Walk(x, order)
+    weight = None if weight is None else _tile.dense(weight)
+    dx = empty(x.shape, x.dtype, order) if "x" in needs else None
+    dweight, dbias = (
+        empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))
+    )
+    batch = training or inputs[3] is None
+    statistics = (saved["mean"], saved["rstd"])
+    sums: list[Any] = [None, None]
+    if batch or dweight is not None or dbias is not None:
+        sums = walk.partials(2, empty)
+        _tile.launch(_batch_norm_sums_kernel, walk.grid, dy, x, *statistics, *sums, *walk.sizes, **walk.tile)
+    _tile.launch(
+        _batch_norm_backward_kernel,
+        walk.grid if dx is not None else (walk.groups,),
+        *(dy, x, weight, *statistics, *sums, dx, dweight, dbias),
+        *(*walk.sizes, walk.shares, float(max(walk.count, 1))),
+        BATCH=batch,
+        **walk.merge,
+        **walk.tile,
+    )
+    return dx, dweight, dbias, None, None

@@ -1,0 +1,464 @@
+"""Losses. Bound by memory: cross entropy reads the logits forward, and reads and writes them backward.
+
+Forward walks the classes once, in blocks, with a running maximum and sum (a short row is one block). Backward needs no
+sum: it is one elementwise pass over the logits, from their log Σ exp. Sums over samples go through one partial sum a
+program and a second kernel, in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from . import _tile
+
+
+@triton.jit
+def _reduce_kernel(losses, shares, y, total, P, count, BLOCK: tl.constexpr):
+    """y = Σ losses / Σ shares, or / count where there are no shares. One program: there are few partial sums."""
+    lane = tl.arange(0, BLOCK)
+    loss = tl.zeros((BLOCK,), tl.float32)
+    share = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, P, BLOCK):
+        loss += tl.load(losses + start + lane, start + lane < P, other=0.0)
+        if shares is not None:
+            share += tl.load(shares + start + lane, start + lane < P, other=0.0)
+    by = tl.zeros((), tl.float32) + count
+    if shares is not None:
+        by = tl.sum(share, 0)
+        if total is not None:
+            tl.store(total, by)
+    tl.store(y, (tl.sum(loss, 0) / by).to(y.dtype.element_ty))
+
+
+def _reduce(losses: Any, shares: Any, y: Any, total: Any, count: float) -> None:
+    _tile.launch(_reduce_kernel, (1,), losses, shares, y, total, losses.numel(), count, BLOCK=1024, num_warps=4)
+
+
+# --- cross entropy ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _samples(S, ROWS: tl.constexpr, blocks):
+    """(outer index, sample, block of classes) of this program; sample is (ROWS, 1), along the inner axes."""
+    pid = tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(S, ROWS)
+    return pid // blocks // tiles, pid // blocks % tiles * ROWS + tl.arange(0, ROWS)[:, None], pid % blocks
+
+
+@triton.jit
+def _wanted(target, weight, c, t_c, mask, smooth, keep, SOFT: tl.constexpr):
+    """weight · ((1 − ε) p + ε / C) for a tile of classes; the part with ε alone where the target is an index."""
+    if SOFT:
+        q = tl.load(target + c * t_c, mask, other=0.0).to(tl.float32) * keep + smooth
+    else:
+        q = smooth + tl.zeros(mask.shape, tl.float32)
+    if weight is not None:
+        q *= tl.load(weight + c + tl.zeros(mask.shape, tl.int64), mask, other=0.0).to(tl.float32)
+    return tl.where(mask, q, 0.0)
+
+
+@triton.jit
+def _label(target, weight, mask, C, ignore_index):
+    """(label, whether it counts, its weight): a label out of range has weight NaN; masked like an ignored one."""
+    label = tl.load(target, mask, other=ignore_index).to(tl.int64)
+    counts = mask & (label != ignore_index)
+    valid = counts & (label >= 0) & (label < C)
+    w = tl.where(valid, 1.0, 0.0)
+    if weight is not None:
+        w = tl.load(weight + label, valid, other=0.0).to(tl.float32)
+    return label, counts, valid, tl.where(counts & (valid == 0), float("nan"), w)
+
+
+@triton.jit
+def _cross_entropy_forward_kernel(
+    x,
+    target,
+    weight,
+    y,
+    lse,
+    mass,
+    losses,
+    shares,
+    S,
+    C,
+    x_outer,
+    x_s,
+    x_c,
+    t_outer,
+    t_s,
+    t_c,
+    ignore_index,
+    keep,
+    smooth,
+    UNIT: tl.constexpr,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    C, x_s, t_s = C * UNIT, x_s * UNIT, t_s * UNIT
+    outer, s, _ = _samples(S, ROWS, 1)
+    inside = s < S
+    at = outer * S + s
+    x += outer * x_outer + s * x_s  # (ROWS, 1)
+    if SOFT:
+        target += outer * t_outer + s * t_s
+    top = tl.full((ROWS, 1), float("-inf"), tl.float32)
+    shift = tl.zeros((ROWS, 1), tl.float32)
+    total = tl.zeros((ROWS, 1), tl.float32)
+    seen = tl.zeros((ROWS, 1), tl.float32)  # Σ q
+    dot = tl.zeros((ROWS, 1), tl.float32)  # Σ q (x − shift)
+    for start in range(0, C, BLOCK):
+        c = start + tl.arange(0, BLOCK)[None, :].to(tl.int64)  # (1, BLOCK)
+        mask = inside & (c < C)
+        v = tl.load(x + c * x_c, mask, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(top, tl.max(v, 1, keep_dims=True))
+        # While a row is all −∞ so far its sum stays 0: exp(−∞ − (−∞)) would make it NaN too early.
+        to = tl.where(new == float("-inf"), 0.0, new)
+        total = total * tl.exp(top - to) + tl.sum(tl.exp(v - to), 1, keep_dims=True)
+        if SOFT or SMOOTH:
+            q = _wanted(target, weight, c, t_c, mask, smooth, keep, SOFT)
+            d = tl.where(mask, v - to, 0.0)
+            dot += (shift - to) * seen + tl.sum(q * d, 1, keep_dims=True)
+            seen += tl.sum(q, 1, keep_dims=True)
+        top, shift = new, to
+    log_total = tl.where(top == float("-inf"), float("nan"), tl.log(total))
+    loss = log_total * seen - dot
+    share = tl.where(inside, 1.0, 0.0)
+    if not SOFT:
+        label, counts, valid, share = _label(target + at, weight, inside, C, ignore_index)
+        hit = tl.load(x + label * x_c, valid, other=0.0).to(tl.float32)
+        nll = share * (log_total - (hit - shift))
+        loss = tl.where(counts, keep * nll + loss if SMOOTH else nll, 0.0)
+        seen = tl.where(counts, keep * share + seen if SMOOTH else share, 0.0)
+    if lse is not None:
+        tl.store(lse + at, log_total + shift, inside)
+        tl.store(mass + at, seen, inside)
+    if y is not None:
+        tl.store(y + at, loss.to(y.dtype.element_ty), inside)
+    else:
+        one = tl.program_id(0) + tl.zeros((1, 1), tl.int32)
+        loss = tl.where(inside, loss, 0.0)
+        tl.store(losses + one, tl.sum(loss, 0, keep_dims=True))
+        if shares is not None:
+            tl.store(shares + one, tl.sum(share, 0, keep_dims=True))
+
+
+@triton.jit
+def _cross_entropy_backward_kernel(
+    dy,
+    x,
+    target,
+    weight,
+    lse,
+    mass,
+    total,
+    dx,
+    dp,
+    S,
+    C,
+    x_outer,
+    x_s,
+    x_c,
+    t_outer,
+    t_s,
+    t_c,
+    dx_outer,
+    dx_s,
+    dx_c,
+    dp_outer,
+    dp_s,
+    dp_c,
+    dy_step,
+    blocks,
+    count,
+    ignore_index,
+    keep,
+    smooth,
+    UNIT: tl.constexpr,
+    SOFT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    C, x_s, t_s, dx_s, dp_s = C * UNIT, x_s * UNIT, t_s * UNIT, dx_s * UNIT, dp_s * UNIT
+    outer, s, block = _samples(S, ROWS, blocks)
+    inside = s < S
+    at = outer * S + s
+    c = block * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
+    mask = inside & (c < C)
+    scale = tl.load(dy + at * dy_step, inside, other=0.0).to(tl.float32)
+    if total is not None:
+        scale /= tl.load(total)
+    else:
+        scale /= count
+    v = tl.load(x + outer * x_outer + s * x_s + c * x_c, mask, other=0.0).to(tl.float32)
+    log_y = v - tl.load(lse + at, inside, other=0.0)
+    if SOFT:
+        target += outer * t_outer + s * t_s
+    if dx is not None:
+        q = _wanted(target, weight, c, t_c, mask, smooth, keep, SOFT)
+        if not SOFT:
+            label, counts, _, share = _label(target + at, weight, inside, C, ignore_index)
+            q = tl.where(counts, q + tl.where(c == label, keep * share, 0.0), 0.0)
+            scale = tl.where(counts, scale, 0.0)
+        g = scale * (tl.exp(log_y) * tl.load(mass + at, inside, other=0.0) - q)
+        tl.store(dx + outer * dx_outer + s * dx_s + c * dx_c, g.to(dx.dtype.element_ty), mask)
+    if dp is not None:
+        g = -scale * keep * log_y
+        if weight is not None:
+            g *= tl.load(weight + c + tl.zeros(mask.shape, tl.int64), mask, other=0.0).to(tl.float32)
+        tl.store(dp + outer * dp_outer + s * dp_s + c * dp_c, g.to(dp.dtype.element_ty), mask)
+
+
+class _Walk(NamedTuple):
+    """Arrays (N, C, *d) seen as (outer, C, S): samples lie S deep along the inner axes."""
+
+    arrays: list
+    steps: list
+    """(outer, sample, class) steps of each array."""
+    outer: int
+    S: int
+    C: int
+
+
+def _walk(*xs: Any) -> _Walk:
+    """Where samples of all arrays lie evenly (matrices, channels-last memory), they are one axis: outer is 1."""
+    shape = tuple(xs[0].shape)
+    n, classes, inner = (1, shape[0], ()) if len(shape) == 1 else (shape[0], shape[1], shape[2:])
+    depth = 1
+    for size in inner:
+        depth *= size
+    arrays, steps = [], []
+    for x in xs:
+        step = _inner_step(x)
+        if step is None:
+            x = x.contiguous()
+            step = 1
+        arrays.append(x)
+        steps.append((0, 0, x.stride(0)) if x.ndim == 1 else (x.stride(0), step, x.stride(1)))
+    if inner == () or depth == 1:
+        return _Walk(arrays, [(0, outer, c) for outer, _, c in steps], 1, n, classes)
+    if n == 1 or all(outer == depth * s for outer, s, _ in steps):
+        return _Walk(arrays, [(0, s, c) for _, s, c in steps], 1, n * depth, classes)
+    return _Walk(arrays, steps, n, depth, classes)
+
+
+def _inner_step(x: Any) -> int | None:
+    """Elements from one position to the next along all axes after the second; None if that is not uniform."""
+    step = expected = None
+    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:])):
+        if size == 1:
+            continue
+        if step is None:
+            step = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    return 1 if step is None else step
+
+
+def _class_tile(walk: _Walk, most: int) -> tuple[int, int, int]:
+    """(samples, classes, warps) of a tile: along the classes where they are neighbours, else along the samples."""
+    classes = _tile.next_power_of_2(walk.C)
+    if walk.steps[0][2] == 1:
+        block = min(classes, most)
+        return max(1, 2048 // block), block, 8 if block > 2048 else 4
+    block = min(classes, 16)
+    return min(1024 // block, 256, _tile.next_power_of_2(walk.S)), block, 4
+
+
+def _units(walk: _Walk, *steps: tuple) -> tuple[int, int, list]:
+    """(unit, C, steps) with C and the steps from sample to sample in units, where classes are neighbours."""
+    if walk.steps[0][2] != 1:
+        return 1, walk.C, list(steps)
+    unit, classes, *each = _tile.in_units(walk.C, *(s for _, s, _ in steps))
+    return unit, classes, [(outer, s, c) for (outer, _, c), s in zip(steps, each)]
+
+
+def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
+    """(1 − ε, ε / C)"""
+    return 1 - label_smoothing, label_smoothing / max(classes, 1)
+
+
+def cross_entropy_forward(
+    x: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    empty: Any,
+) -> tuple[tuple, dict]:
+    soft = target.is_floating_point()
+    samples = () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
+    walk = _walk(x, target) if soft else _walk(x)
+    rows, block, warps = _class_tile(walk, 4096)
+    programs = walk.outer * _tile.cdiv(walk.S, rows)
+    y = empty(samples if reduction == "none" else (), x.dtype)
+    lse, mass = (empty(samples, "float32") if needs else None for _ in range(2))
+    losses = None if reduction == "none" else empty((programs,), "float32")
+    weighted = reduction == "mean" and not soft
+    shares = empty((programs,), "float32") if weighted else None
+    total = empty((), "float32") if weighted and needs else None
+    unit, classes, (x_steps, t_steps) = _units(walk, walk.steps[0], walk.steps[1] if soft else (0, 0, 0))
+    _tile.launch(
+        _cross_entropy_forward_kernel,
+        (programs,),
+        *(walk.arrays[0], walk.arrays[1] if soft else _tile.dense(target), None if weight is None else _tile.dense(weight)),
+        *(y if reduction == "none" else None, lse, mass, losses, shares, walk.S, classes),
+        *(*x_steps, *t_steps),
+        *(ignore_index, *_smoothing(label_smoothing, walk.C)),
+        UNIT=unit,
+        SOFT=soft,
+        SMOOTH=label_smoothing > 0,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=warps,
+    )
+    if losses is not None:
+        _reduce(losses, shares, y, total, float(walk.outer * walk.S) if reduction == "mean" else 1.0)
+    if not needs:
+        return (y,), {}
+    saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight}) | {"lse": lse, "mass": mass}
+    return (y,), saved | ({"total": total} if weighted else {})
+
+
+def cross_entropy_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    empty: Any,
+) -> tuple:
+    x, target, weight = saved["x"], saved["target"], saved.get("weight")
+    soft = target.is_floating_point()
+    dx = empty(x.shape, x.dtype, _kept(x)) if "x" in needs else None
+    dp = empty(x.shape, x.dtype, _kept(target)) if soft and "target" in needs else None
+    if dx is None and dp is None:
+        return None, None, None
+    given = [a for a in (x, target if soft else None, dx, dp) if a is not None]
+    walk = _walk(*given)
+    seen = {id(a): (b, s) for a, b, s in zip(given, walk.arrays, walk.steps)}
+    (x, x_steps), (dx, dx_steps), (dp, dp_steps) = (seen.get(id(a), (None, (0, 0, 0))) for a in (x, dx, dp))
+    labels, t_steps = seen[id(target)] if soft else (_tile.dense(target), (0, 0, 0))
+    rows, block, warps = _class_tile(walk, 2048)
+    blocks = _tile.cdiv(walk.C, block)
+    unit, classes, steps = _units(walk, x_steps, t_steps, dx_steps, dp_steps)
+    _tile.launch(
+        _cross_entropy_backward_kernel,
+        (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
+        *(_tile.dense(dys[0]), x, labels, None if weight is None else _tile.dense(weight)),
+        *(saved["lse"], saved["mass"], saved.get("total"), dx, dp, walk.S, classes),
+        *(step for each in steps for step in each),
+        *(1 if reduction == "none" else 0, blocks),
+        *(float(walk.outer * walk.S) if reduction == "mean" else 1.0, ignore_index),
+        *_smoothing(label_smoothing, walk.C),
+        UNIT=unit,
+        SOFT=soft,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=warps,
+    )
+    return dx, dp, None
+
+
+def _kept(x: Any) -> tuple[int, ...] | None:
+    """The order of channels-last memory if x has it, else None."""
+    last = (0, *range(2, x.ndim), 1)
+    return last if x.ndim > 2 and _tile.order(x) == last else None
+
+
+# --- mean squared error ----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _mse_forward_kernel(x, target, y, M, N, x_row, t_row, y_row, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
+    d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
+    tl.store(y + row * y_row + n, (d * d).to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _mse_sum_kernel(x, target, losses, M, N, x_row, t_row, each, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    columns = tl.cdiv(N, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i in range(each):
+        tile = (i * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+        row = tile // columns * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+        n = tile % columns * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
+        mask = (row < M) & (n < N)
+        d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
+        d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
+        total += d * d
+    tl.store(losses + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
+
+
+@triton.jit
+def _mse_backward_kernel(
+    dy, x, target, dx, dt, M, N, dy_row, x_row, t_row, dx_row, scale, EACH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
+    d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
+    if EACH:
+        g = d * (tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32) * scale)
+    else:
+        g = d * (tl.load(dy).to(tl.float32) * scale)
+    if dx is not None:
+        tl.store(dx + row * dx_row + n, g.to(dx.dtype.element_ty), mask)
+    if dt is not None:
+        tl.store(dt + row * dx_row + n, (-g).to(dt.dtype.element_ty), mask)
+
+
+def mse_forward(
+    x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any
+) -> tuple[tuple, dict]:
+    axes = _tile.order(x)
+    saved = {"x": x, "target": target} if needs else {}
+    if reduction == "none":
+        y = empty(x.shape, x.dtype, axes)
+        walk = _tile.pointwise(axes, x, target, y)
+        sizes = dict(ROWS=walk.ROWS, BLOCK=walk.BLOCK, num_warps=4)
+        _tile.launch(_mse_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, **sizes)
+        return (y,), saved
+    y = empty((), x.dtype)
+    walk = _tile.pointwise(axes, x, target)
+    sizes = dict(ROWS=walk.ROWS, BLOCK=walk.BLOCK, num_warps=4)
+    programs, each = _tile.split(walk.grid[0], 8 * _tile.device(x).sms)
+    losses = empty((programs,), "float32")
+    _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **sizes)
+    _reduce(losses, None, y, None, float(x.numel()) if reduction == "mean" else 1.0)
+    return (y,), saved
+
+
+def mse_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean", empty: Any
+) -> tuple:
+    (dy,), x, target = dys, saved["x"], saved["target"]
+    axes = _tile.order(x)
+    each = reduction == "none"
+    grads = [empty(x.shape, x.dtype, axes) if name in needs else None for name in ("x", "target")]
+    first = next(g for g in grads if g is not None)
+    walk = _tile.pointwise(axes, *((dy,) if each else ()), x, target, first)
+    arrays, steps = (walk.arrays, walk.steps) if each else ([dy, *walk.arrays], [0, *walk.steps])
+    scale = 2 / max(x.numel(), 1) if reduction == "mean" else 2.0
+    _tile.launch(
+        _mse_backward_kernel,
+        walk.grid,
+        *(*arrays[:3], *grads, walk.M, walk.N, *steps, scale),
+        EACH=each,
+        ROWS=walk.ROWS,
+        BLOCK=walk.BLOCK,
+        num_warps=4,
+    )
+    return tuple(grads)
