@@ -10,8 +10,8 @@ from gpulayers.arrays import spec
 
 from . import _blocks
 
-COUNTERS = 1 << 11
-"""A block: six uint64 arrays of this size fit a core's L2, and four elements come of each counter."""
+COUNTERS = 1 << 13
+"""A block: six uint64 arrays of this size stay near a core's L2, and four elements come of each counter."""
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
