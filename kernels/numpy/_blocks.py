@@ -91,3 +91,19 @@ def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
     run(0)
     for part in later:
         part.result()
+
+
+_LONG = 2048
+
+
+def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ a b along the last axis; b may be one row for all (of ones, for a plain sum: the fastest there is).
+
+    BLAS sums into a few lanes from one end to the other, so long rows are cut, or their rounding errors would add up.
+    """
+    n = a.shape[-1]
+    if n <= 2 * _LONG:
+        return np.vecdot(a, b)
+    head = n - n % _LONG
+    cut = [t[..., :head].reshape(*t.shape[:-1], -1, _LONG) for t in (a, b)]
+    return np.vecdot(*cut).sum(-1) + np.vecdot(a[..., head:], b[..., head:])
