@@ -12,6 +12,9 @@ import numpy as np
 
 BYTES = 1 << 18
 """Of one array in one block: a few such blocks share a core's L2."""
+LARGE = 1 << 20
+"""The same for chains of short ufuncs: threads hand the interpreter's lock over at each, which costs as much as 64K
+sums, so fewer and longer calls win although L2 holds one such array only."""
 ALONE = 1 << 15
 """Elements below which a second thread costs more than it brings (it takes 10–20 µs to hand over)."""
 
@@ -31,9 +34,9 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def block_rows(columns: int, itemsize: int = 4) -> int:
+def block_rows(columns: int, itemsize: int = 4, budget: int = BYTES) -> int:
     """Rows of ``columns`` elements that make one block."""
-    return max(1, BYTES // max(1, columns * itemsize))
+    return max(1, budget // max(1, columns * itemsize))
 
 
 def over(total: int, size: int, work: Callable[[int, int], Any], elements: int = 1 << 62) -> list:

@@ -49,8 +49,8 @@ def _tiled(p: np.ndarray | None, rows: int) -> np.ndarray | None:
 
 
 def _rows(n: int, m: int) -> int:
-    """Rows of n elements in a block: few enough for the other thread to have work, too."""
-    return max(1, min(_blocks.block_rows(n), -(-m // _blocks.threads())))
+    """Rows of n elements in a block, of m."""
+    return max(1, min(_blocks.block_rows(n, budget=_blocks.LARGE), m))
 
 
 def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rms: bool) -> tuple:
