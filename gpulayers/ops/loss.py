@@ -101,10 +101,10 @@ def _one_hot(x: Any, target: Any, ignore_index: int) -> tuple[Any, Any]:
     if xp is np:
         check_labels(np.asarray(target), classes, ignore_index)
     labels = xp.expand_dims(target, axis) if x.ndim > 1 else target.reshape(1)
-    counts = (labels != ignore_index).astype(x.dtype)
+    counts = (labels != ignore_index).astype(x.dtype, copy=False)
     indices = xp.arange(classes).reshape(-1, *[1] * (x.ndim - 1 - axis))
     out_of_range = (counts != 0) & ((labels < 0) | (labels >= classes))
-    hot = xp.where(out_of_range, xp.asarray(xp.nan, x.dtype), (labels == indices).astype(x.dtype) * counts)
+    hot = xp.where(out_of_range, xp.asarray(xp.nan, x.dtype), (labels == indices).astype(x.dtype, copy=False) * counts)
     return hot, counts
 
 
@@ -196,11 +196,11 @@ def cross_entropy_backward(
         if target.dtype not in FLOATS:  # an ignored sample has gradient 0, were the mean one over nothing
             s = xp.where(xp.expand_dims(target, axis) == ignore_index, xp.zeros((), v.dtype), s)
         dx = s * (xp.exp(log_y) * xp.expand_dims(saved["mass"], axis) - q)
-        dx = arranged(dx.astype(x.dtype), _kept(spec(x)).order)
+        dx = arranged(dx.astype(x.dtype, copy=False), _kept(spec(x)).order)
     if "target" in needs and target.dtype in FLOATS:
         w = 1 if weight is None else weight.reshape(-1, *[1] * (x.ndim - 1 - axis))
         dp = -s * (1 - label_smoothing) * w * log_y
-        dp = arranged(dp.astype(target.dtype), _kept(spec(target)).order)
+        dp = arranged(dp.astype(target.dtype, copy=False), _kept(spec(target)).order)
     return dx, dp, None
 
 
@@ -229,7 +229,7 @@ def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mea
     d = up(x) - up(target)
     y = d * d
     if reduction == "none":
-        y = arranged(y.astype(x.dtype), spec(x).like().order)
+        y = arranged(y.astype(x.dtype, copy=False), spec(x).like().order)
     else:
         y = y.sum() / y.size if reduction == "mean" and y.size else y.sum()
         y = xp.asarray(xp.nan if reduction == "mean" and not d.size else y, dtype=x.dtype)
@@ -243,7 +243,7 @@ def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduct
     dx = (up(x) - up(target)) * (up(dy) * scale)
     order = inputs[0].like().order
     grads = (dx if "x" in needs else None, -dx if "target" in needs else None)
-    return tuple(None if g is None else arranged(namespace(x).asarray(g).astype(x.dtype), order) for g in grads)
+    return tuple(None if g is None else arranged(namespace(x).asarray(g).astype(x.dtype, copy=False), order) for g in grads)
 
 
 mse = Op(mse_rule, mse_forward, mse_backward)
