@@ -128,6 +128,7 @@ extern "C" __global__ void unset(float* y) {
 def family(monkeypatch):
     text = "".join(map(_launch._included, SOURCE.splitlines(keepends=True)))
     monkeypatch.setattr(_launch, "source", lambda family: text)
+    monkeypatch.setattr(emulator, "proven", set())  # these toys are no proof of a kernel
 
 
 def launch(name, grid, block, *args, shared=0, races=True):
@@ -146,7 +147,7 @@ def test_layer_norm_in_every_dtype(dtype):
     expected = d / np.sqrt((d * d).mean(-1, keepdims=True) + np.float32(1e-5))
     np.testing.assert_allclose(y.astype(np.float64), expected, rtol=float(2 * ml_dtypes.finfo(dtype).eps), atol=1e-6)
     assert session.launches == [Launch(name, (np.dtype(dtype).name,) * 2, (6, 1, 1), (128, 1, 1), 4096)]
-    assert (name, (np.dtype(dtype).name,) * 2) in emulator.proven
+    assert (name, f"{np.dtype(dtype)} {np.dtype(dtype)}") in emulator.proven
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

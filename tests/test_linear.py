@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gpulayers.kernels.triton import _tile
 
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.ops.linear import linear
 from gpulayers.testing.check_op import check_op
+from gpulayers.testing.interpreter import interpreting
 
 THEIRS = {
     None: lambda z: z,
@@ -67,19 +69,43 @@ def test_layouts():
     check_op(linear, draw(2, 5, 3).transpose(0, 2, 1), draw(4, 5), draw(4))
 
 
+def test_split_products():
+    """Few tiles and a long K: partial sums and a second stage, with the epilogue there, in every gradient too."""
+    short = {"dys": ["dense"], "dtypes": ["float32", "bfloat16"]}
+    check_op(linear, draw(8, 700), draw(5, 700), draw(5), activation="mish", **short)
+    check_op(linear, draw(700, 8), draw(5, 8), draw(5), activation="relu", **short)
+
+
+@pytest.mark.parametrize("arch, shared", [(90, 232448), (80, 166912), (89, 101376)])
+def test_large_tiles(arch, shared):
+    """Aligned shapes: TMA on sm_90, pointers before it; more tiles than programs; the activation in parts of a tile."""
+    device = _tile.Device(arch, 3, shared)
+    with interpreting(device) as session:
+        check_op(
+            linear, draw(144, 96), draw(288, 96), draw(288), activation="silu",
+            backends=["triton"], dtypes=["bfloat16"], dys=["dense"],
+        )  # fmt: skip
+    kernels = {launch.kernel for launch in session.launches}
+    assert ("_matmul_tma_kernel" if arch >= 90 else "_matmul_kernel") in kernels
+
+
+def test_float32_tiles():
+    check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
+
+
 def test_errors():
     x, w, b = draw(3, 5), draw(4, 5), draw(4)
     with pytest.raises(RuntimeError, match=r"linear: x: the rule is x.shape = \[..., in\] = \[3, 5\]; got \[3, 6\]"):
         linear(draw(3, 6), w, b)
     with pytest.raises(RuntimeError, match=r"linear: bias: the rule is bias.shape = \[out\] = \[4\]; got \[5\]"):
         linear(x, w, draw(5))
-    with pytest.raises(RuntimeError, match="linear: weight: the rule is weight.shape"):
+    with pytest.raises(RuntimeError, match=r"linear: weight: the rule is weight\.shape"):
         linear(x, draw(5), b)
     with pytest.raises(RuntimeError, match=r"linear: x: the rule is x.shape = \[..., in\]"):
         linear(draw(), w, b)
-    with pytest.raises(RuntimeError, match="linear: weight: the rule is weight.dtype = x.dtype"):
+    with pytest.raises(RuntimeError, match=r"linear: weight: the rule is weight\.dtype = x\.dtype"):
         linear(x, w.astype(np.float32), b)
-    with pytest.raises(ValueError, match="linear: activation: the rule is activation ∈ {None, relu"):
+    with pytest.raises(ValueError, match=r"linear: activation: the rule is activation ∈ \{None, relu"):
         linear(x, w, b, activation="swishy")
     with pytest.raises(NotImplementedError, match="linear: x: the rule is dtype"):
         linear(np.ones((3, 5), np.int64), w, b)

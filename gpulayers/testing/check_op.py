@@ -77,7 +77,7 @@ class _Case:
     def refusal(self, backend: str) -> str | None:
         """Why the backend does not serve this call; None if it does."""
         if backend != "definition":
-            module = dispatch.kernels(backend, self.op.family) if dispatch.installed(backend) else None
+            module = dispatch.kernels(backend, self.op) if dispatch.installed(backend) else None
             if not hasattr(module, f"{self.op.name}_forward"):
                 return "no kernel"
         with arena(backend) as room:
@@ -159,7 +159,7 @@ class _Case:
                 backend, f"{what} is {came} in order {came.order}, the rule says {wanted} in order {wanted.order}"
             )  # type: ignore[union-attr]
 
-    def _compare(self, backend: str, what: str, got: Any, truth: Any, plain: Any, moved: Any = None) -> None:
+    def _compare(self, backend: str, what: str, got: Any, truth: Any, plain: Any, moved: Sequence = ()) -> None:
         if not _floats(got.dtype):
             if not np.array_equal(got, truth):
                 self.fail(backend, f"{what} differs: {got} where {truth} is true")
@@ -194,25 +194,22 @@ class _Case:
 
     def _compare_gradients(self, backend: str, room: Arena, grads: tuple, kind: str, saved: dict, when: str) -> None:
         """Against the definition's backward in float64, from the same dys and what the forward saved."""
-        truth, plain, moved = self._wanted(kind, saved, self.needs)
+        truth, plain, *moved = self._wanted(kind, saved, self.needs)
         if len(grads) != len(self.op.inputs):
             self.fail(backend, f"backward gave {len(grads)} gradients for {len(self.op.inputs)} inputs ({when})")
-        for name, x, g, t, p, m in zip(self.op.inputs, self.inputs, grads, truth, plain, moved):
+        for name, x, g, t, p, *m in zip(self.op.inputs, self.inputs, grads, truth, plain, *moved):
             if (g is not None) != (name in self.needs):
                 self.fail(backend, f"the gradient of {name} is {'given' if g is not None else 'missing'} ({when})")
-            for a, v, tt, pp, mm in zip(*(arrays.lists([each]) for each in (g, x, t, p, m))):
+            for a, v, tt, pp, *mm in zip(*(arrays.lists([each]) for each in (g, x, t, p, *m))):
                 spec = (self.rule.grads or {}).get(name) or arrays.spec(v).like()  # type: ignore[union-attr]
                 self._check_spec(backend, f"gradient of {name} ({when})", a, spec)
                 self._compare(backend, f"gradient of {name} ({when})", room.get(a), tt, pp, mm)
 
-    def _wanted(self, kind: str, saved: dict, needs: tuple) -> tuple[list, list, list]:
-        """The true gradients, those of the plain formula, and those of the plain formula from dys a rounding away."""
+    def _wanted(self, kind: str, saved: dict, needs: tuple) -> list[list]:
+        """The true gradients, the plain formula's, and thrice the plain formula's from dys that are a rounding away."""
         dys = self.dys[kind]
-        return (
-            self.truth.gradients(dys, saved, needs),
-            self.plain.gradients(dys, saved, needs),
-            self.plain.gradients([_moved(dy) for dy in dys], saved, needs),
-        )
+        moved = [[_moved(dy, seed) for dy in dys] for seed in range(3)]
+        return [self.truth.gradients(dys, saved, needs), *(self.plain.gradients(d, saved, needs) for d in (dys, *moved))]
 
     def _check_each_need(self, backend: str, room: Arena) -> None:
         """Each gradient alone is the gradient among others."""
@@ -228,7 +225,7 @@ class _Case:
                 self.fail(backend, f"needs=({name!r},) gave other gradients than that one")
             saved = room.get(call.saved)
             wanted = [[each[i]] for each in self._wanted(kind, saved, (name,))]
-            for a, t, p, m in zip(*map(arrays.lists, ([grads[i]], *wanted))):
+            for a, t, p, *m in zip(*map(arrays.lists, ([grads[i]], *wanted))):
                 self._compare(backend, f"gradient of {name} alone", room.get(a), t, p, m)
 
     def _check_again(self, backend: str, room: Arena, given: list, outputs: tuple) -> None:
@@ -358,12 +355,12 @@ def _dy(kind: str, out: Spec, random: np.random.Generator) -> np.ndarray:
     return random.standard_normal(shape).astype(dtype)
 
 
-def _moved(dy: np.ndarray | None) -> np.ndarray | None:
+def _moved(dy: np.ndarray | None, seed: int) -> np.ndarray | None:
     """``dy`` with each element one rounding of its compute dtype up or down; mostly up, or a mean would not see it."""
     if dy is None:
         return None
     work = compute_dtype(dy.dtype)
-    up = np.random.default_rng(dy.size).choice([-1, 1, 1, 1], dy.shape) * np.finfo(work).eps
+    up = np.random.default_rng([dy.size, seed]).choice([-1, 1, 1, 1], dy.shape) * np.finfo(work).eps
     return (dy.astype(work) * (1 + up)).astype(work)
 
 

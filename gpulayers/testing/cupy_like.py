@@ -88,13 +88,20 @@ for _name in (
     setattr(Array, f"__r{_bare}__", _reflected)
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "neg", "pos", "abs", "invert"):
     setattr(Array, f"__{_name}__", _operator(_name)[0])
-for _name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ixor"):
 
-    def _in_place(self: Array, other: Any, function: Any = getattr(operator, _name)) -> Array:
+
+def _in_place(name: str) -> Any:
+    function = getattr(operator, name)
+
+    def update(self: Array, other: Any) -> Array:
         self._a = function(self._a, _unwrapped(other))
         return self
 
-    setattr(Array, f"__{_name}__", _in_place)
+    return update
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ixor"):
+    setattr(Array, f"__{_name}__", _in_place(_name))
 
 
 def _unwrapped(value: Any) -> Any:

@@ -64,8 +64,8 @@ class Session:
     launches: list[Launch] = field(default_factory=list)
 
 
-proven: set[tuple[str, tuple[str, ...]]] = set()
-"""(kernel, dtypes of its arrays) of every launch that ran to its end in this process."""
+proven: set[tuple[str, str]] = set()
+"""(kernel, dtypes of its arrays separated by spaces) of every launch that ran to its end in this process."""
 _sessions: list[Session] = []
 
 
@@ -153,7 +153,7 @@ def build(source: str) -> ctypes.CDLL:
         linked = cached("emulator", f"{common}{runtime}".encode(), ".o", make_runtime)
         compiled = path.with_suffix(".kernel.o")
         _compile(*FLAGS, CHECKED, "-c", "-x", "c++", "-", "-o", str(compiled), text=text)
-        _compile("-shared", str(compiled), str(linked), "-o", str(path))
+        _compile("-shared", "-Wl,-z,defs", str(compiled), str(linked), "-o", str(path))
 
     return ctypes.CDLL(str(cached("emulator", f"{common}{header}{runtime}{source}".encode(), ".so", make)))
 
@@ -221,7 +221,7 @@ def run(source: str, name: str, grid: Sequence[int], block: Sequence[int], args:
     dtypes = tuple(region.dtype for region in memory.regions)
     for each in _sessions:
         each.launches.append(Launch(name, dtypes, (gx, gy, gz), (bx, by, bz), shared))
-    proven.add((name, dtypes))
+    proven.add((name, " ".join(dtypes)))
 
 
 def _word(arg: Any) -> str:

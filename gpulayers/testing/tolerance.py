@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gpulayers.arrays import bfloat16, float16, float32, float64
@@ -16,25 +18,24 @@ def ulp(values: np.ndarray, of: np.dtype) -> np.ndarray:
     return np.ldexp(1.0, np.maximum(exponent - 1, _SMALLEST[of]) - _MANTISSA[of])
 
 
-def bound(truth: np.ndarray, plain: np.ndarray, of: np.dtype, moved: np.ndarray | None = None) -> np.ndarray:
+def bound(truth: np.ndarray, plain: np.ndarray, of: np.dtype, moved: Sequence[np.ndarray] = ()) -> np.ndarray:
     """4 E + 2 ulp, elementwise.
 
     truth: the definition in float64. plain: the definition in float32 (float64 for float64) from the same inputs,
-    rounded once to ``of``. moved: a gradient's plain formula once more, from dys that are one rounding away: where
-    terms cancel, it shows what another order of summation costs. E is the largest error of both, and at least what
+    rounded once to ``of``. moved: a gradient's plain formula a few times more, from dys that are one rounding away: where
+    terms cancel, they show what another order of summation costs. E is the largest error of all, and at least what
     rounding once costs at the largest value: a formula that happens to be exact for one draw is not a promise that
     every order of summation is.
     """
     finite = np.isfinite(truth)
-    tries = [plain] if moved is None else [plain, moved]
-    error = np.concatenate([np.abs(p.astype(float64)[finite] - truth[finite]) for p in tries])
+    error = np.concatenate([np.abs(p.astype(float64)[finite] - truth[finite]) for p in (plain, *moved)])
     error = error[np.isfinite(error)]
     largest = np.abs(truth[finite]).max(initial=0.0)
     once = 0.5 * ulp(np.array(largest), of) if largest else 0.0
     return 4 * np.maximum(error.max(initial=0.0), once) + 2 * ulp(truth, of)
 
 
-def excess(got: np.ndarray, truth: np.ndarray, plain: np.ndarray, moved: np.ndarray | None = None) -> str | None:
+def excess(got: np.ndarray, truth: np.ndarray, plain: np.ndarray, moved: Sequence[np.ndarray] = ()) -> str | None:
     """None if ``got`` is within the bound of ``truth`` everywhere (NaN and Inf alike), else what is wrong and where."""
     got64 = got.astype(float64)
     most = _largest(got.dtype)

@@ -18,6 +18,15 @@ from . import _tile
 
 
 @triton.jit
+def _in_elements(C, S, row_step, UNIT: tl.constexpr, LAST: tl.constexpr):
+    """Sizes that a launch gave in units (see _tile.in_units)."""
+    if LAST:
+        return C * UNIT, S, row_step * UNIT
+    else:
+        return C, S * UNIT, row_step * UNIT
+
+
+@triton.jit
 def _place(C, S, row_step, groups, LAST: tl.constexpr, COLS: tl.constexpr):
     """(group, share, channels, their first column, the end of their columns, offset) of this program."""
     group = tl.program_id(0) % groups
@@ -64,10 +73,12 @@ def _batch_norm_moments_kernel(
     row_step,
     groups,
     each,
+    UNIT: tl.constexpr,
     LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
     """(count, mean, Σ (x − mean)²) of each channel over ``each`` rows, lane by lane as Welford did, then merged."""
     share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
     lo = share * each
@@ -80,7 +91,7 @@ def _batch_norm_moments_kernel(
         for column in range(first, end, COLS):
             col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
             mask = (row < hi) & (col < end)
-            v = tl.load(x + row * row_step + base + col, mask, other=0.0).to(tl.float32)
+            v = tl.load(x + (row * row_step + base) + col, mask, other=0.0).to(tl.float32)
             count += mask.to(tl.float32)
             d = v - mean
             mean += tl.where(mask, d / tl.maximum(count, 1.0), 0.0)
@@ -95,10 +106,36 @@ def _batch_norm_moments_kernel(
 
 
 @triton.jit
-def _merged(p, channel, C, shares, SHARES: tl.constexpr):
-    """The (SHARES, channels) partial results of a tile's channels."""
-    s = tl.arange(0, SHARES)[:, None]  # (SHARES, 1)
+def _partials(p, start, channel, C, shares, MERGE: tl.constexpr):
+    """The (MERGE, channels) partial results of shares from ``start`` on."""
+    s = start + tl.arange(0, MERGE)[:, None]  # (MERGE, 1)
     return tl.load(p + s.to(tl.int64) * C + channel, (s < shares) & (channel < C), other=0.0)
+
+
+@triton.jit
+def _merged_moments(counts, means, squares, channel, C, shares, MERGE: tl.constexpr):
+    """(count, mean, Σ (x − mean)²) of each channel over all shares."""
+    n = tl.zeros(channel.shape, tl.float32)
+    mean = tl.zeros(channel.shape, tl.float32)
+    spread = tl.zeros(channel.shape, tl.float32)
+    for start in range(0, shares, MERGE):
+        count = _partials(counts, start, channel, C, shares, MERGE)
+        n += tl.sum(count, 0, keep_dims=True)
+        mean += tl.sum(count * _partials(means, start, channel, C, shares, MERGE), 0, keep_dims=True)
+    mean /= tl.maximum(n, 1.0)
+    for start in range(0, shares, MERGE):
+        d = _partials(means, start, channel, C, shares, MERGE) - mean
+        d = _partials(counts, start, channel, C, shares, MERGE) * d * d
+        spread += tl.sum(_partials(squares, start, channel, C, shares, MERGE) + d, 0, keep_dims=True)
+    return n, mean, spread
+
+
+@triton.jit
+def _merged_sum(p, channel, C, shares, MERGE: tl.constexpr):
+    total = tl.zeros(channel.shape, tl.float32)
+    for start in range(0, shares, MERGE):
+        total += tl.sum(_partials(p, start, channel, C, shares, MERGE), 0, keep_dims=True)
+    return total
 
 
 @triton.jit
@@ -125,20 +162,17 @@ def _batch_norm_forward_kernel(
     eps,
     BATCH: tl.constexpr,
     UPDATE: tl.constexpr,
+    UNIT: tl.constexpr,
     LAST: tl.constexpr,
-    SHARES: tl.constexpr,
+    MERGE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
     share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
     leader = (channel < C) & (share == 0)
     if BATCH:
-        count = _merged(counts, channel, C, shares, SHARES)
-        ms = _merged(means, channel, C, shares, SHARES)
-        n = tl.sum(count, 0, keep_dims=True)
-        m = tl.sum(count * ms, 0, keep_dims=True) / tl.maximum(n, 1.0)
-        spread = _merged(squares, channel, C, shares, SHARES) + count * (ms - m) * (ms - m)
-        spread = tl.sum(spread, 0, keep_dims=True)
+        n, m, spread = _merged_moments(counts, means, squares, channel, C, shares, MERGE)
         var = spread / tl.maximum(n, 1.0)
         if UPDATE:
             old = tl.load(running_mean + channel, leader, other=0.0).to(tl.float32)
@@ -163,7 +197,7 @@ def _batch_norm_forward_kernel(
         for column in range(first, end, COLS):
             col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
             mask = (row < hi) & (col < end)
-            at = row * row_step + base + col
+            at = (row * row_step + base) + col
             v = tl.load(x + at, mask, other=0.0).to(tl.float32)
             tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
 
@@ -182,10 +216,12 @@ def _batch_norm_sums_kernel(
     row_step,
     groups,
     each,
+    UNIT: tl.constexpr,
     LAST: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
     """Σ dy and Σ dy x̂ of each channel over ``each`` rows."""
     share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
     m = _parameter(mean, channel, C, 0.0)
@@ -199,7 +235,7 @@ def _batch_norm_sums_kernel(
         for column in range(first, end, COLS):
             col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
             mask = (row < hi) & (col < end)
-            at = row * row_step + base + col
+            at = (row * row_step + base) + col
             g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
             v = tl.load(x + at, mask, other=0.0).to(tl.float32)
             total += g
@@ -229,11 +265,13 @@ def _batch_norm_backward_kernel(
     shares,
     count,
     BATCH: tl.constexpr,
+    UNIT: tl.constexpr,
     LAST: tl.constexpr,
-    SHARES: tl.constexpr,
+    MERGE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
     share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
     leader = (channel < C) & (share == 0)
     m = _parameter(mean, channel, C, 0.0)
@@ -242,8 +280,8 @@ def _batch_norm_backward_kernel(
     total = tl.zeros(channel.shape, tl.float32)
     dot = tl.zeros(channel.shape, tl.float32)
     if sums is not None:
-        total = tl.sum(_merged(sums, channel, C, shares, SHARES), 0, keep_dims=True)
-        dot = tl.sum(_merged(dots, channel, C, shares, SHARES), 0, keep_dims=True)
+        total = _merged_sum(sums, channel, C, shares, MERGE)
+        dot = _merged_sum(dots, channel, C, shares, MERGE)
     if dweight is not None:
         tl.store(dweight + channel, dot.to(dweight.dtype.element_ty), leader)
     if dbias is not None:
@@ -256,7 +294,7 @@ def _batch_norm_backward_kernel(
             for column in range(first, end, COLS):
                 col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
                 mask = (row < hi) & (col < end)
-                at = row * row_step + base + col
+                at = (row * row_step + base) + col
                 g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
                 if BATCH:
                     v = tl.load(x + at, mask, other=0.0).to(tl.float32)
@@ -287,23 +325,25 @@ class _Walk:
     def __init__(self, x: Any, order: tuple[int, ...] | None):
         images, channels = x.shape[:2]
         inner = math.prod(x.shape[2:])
-        self.count = images * inner
+        self.count, self.channels = images * inner, channels
         last = order is not None or inner == 1
         rows, step = (images * inner, channels) if last else (images, channels * inner)
-        cols = min(64 if last else 2048, _tile.next_power_of_2(channels if last else inner))
-        tile = max(1, 2048 // cols)
+        cols = min(64 if last else 1024, _tile.next_power_of_2(channels if last else inner))
+        tile = max(1, (2048 if last else 1024) // cols)
         self.groups = _tile.cdiv(channels, cols) if last else channels
         # Merging is cheap for tens of shares: four programs a multiprocessor, each with a few tiles of rows at least.
         most = max(1, min(4 * _tile.device(x).sms // max(self.groups, 1), 256))
         self.shares, self.each = _tile.split(rows, min(most, _tile.cdiv(rows, 2 * tile)))
         self.shares = max(self.shares, 1)  # an empty batch has a channel vector to write, too
-        self.sizes = (rows, channels, inner, step, self.groups, self.each)
+        unit, length, step = _tile.in_units(channels if last else inner, step)
+        sizes = (length, inner) if last else (channels, length)
+        self.sizes = (rows, *sizes, step, self.groups, self.each)
         self.grid = (self.groups * self.shares,)
-        self.tile = dict(LAST=last, ROWS=tile, COLS=cols, num_warps=4)
-        self.merge = dict(SHARES=_tile.next_power_of_2(self.shares))
+        self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=4)
+        self.merge = dict(MERGE=min(16 if last else 256, _tile.next_power_of_2(self.shares)))
 
     def partials(self, how_many: int, empty: Any) -> list[Any]:
-        return [empty((self.shares, self.sizes[1]), "float32") for _ in range(how_many)]
+        return [empty((self.shares, self.channels), "float32") for _ in range(how_many)]
 
 
 def batch_norm_forward(

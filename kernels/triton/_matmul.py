@@ -32,13 +32,13 @@ class Config(NamedTuple):
 # The first that is not much wider than the output, gives every SM a tile, and fits the device's shared memory.
 HALF_TMA = [Config(128, 256, 64, 8, 3), Config(128, 128, 64, 8, 4), Config(64, 128, 64, 4, 4)]
 HALF = [
-    Config(128, 256, 64, 8, 3),  # sm_80: 160 KB
-    Config(128, 128, 32, 4, 4),  # sm_86, 89, 120: 99 KB
+    Config(128, 256, 32, 8, 4),  # sm_80 and newer with 160 KB
+    Config(128, 128, 32, 8, 4),
     Config(64, 128, 32, 4, 4),
     Config(32, 64, 64, 4, 4),
     Config(16, 64, 128, 4, 3),
 ]
-SINGLE = [Config(128, 64, 16, 8, 3), Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)]
+SINGLE = [Config(128, 128, 16, 8, 3), Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)]
 """float32 exact: no tensor cores, so the accumulators and both operands live in registers."""
 TF32 = [Config(128, 128, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 32, 4, 3)]
 GROUP = 8
@@ -57,50 +57,99 @@ def _place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def _load(
-    x, row, k, rows, K, x_row, x_k, ROWS: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr, TURNED: tl.constexpr
-):
-    """x[row : row + ROWS, k : k + BK] as (ROWS, BK), zero outside; TURNED: x's descriptor has its K axis first."""
-    if TMA:
-        if TURNED:
-            tile = x.load([k, row]).T
-        else:
-            tile = x.load([row, k])
+def _store(
+    acc, split, row, column, bias, z, out, M, N, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The epilogue for one tile (BM, BN) at (row, column)."""
+    m = row + tl.arange(0, BM).to(tl.int64)[:, None]
+    n = column + tl.arange(0, BN)[None, :]
+    mask = (m < M) & (n < N)
+    at = (split * M + m) * N + n  # 64-bit, as m is
+    if bias is not None:
+        acc += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
+    if z is not None:
+        tl.store(z + at, acc.to(z.dtype.element_ty), mask)
+    if ACTIVATION is not None:
+        acc = value(acc, ACTIVATION, number_a, number_b)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _finish_tile(
+    acc, split, row, column, bias, z, out, M, N, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The epilogue; with an activation in four parts, or its temporaries would spill."""
+    end = (bias, z, out, M, N, number_a, number_b)
+    if BN >= 64 and ACTIVATION is not None:
+        HALF: tl.constexpr = BN // 2
+        QUARTER: tl.constexpr = BN // 4
+        left, right = tl.split(acc.reshape(BM, 2, HALF).permute(0, 2, 1))
+        first, second = tl.split(left.reshape(BM, 2, QUARTER).permute(0, 2, 1))
+        _store(first, split, row, column, *end, BM, QUARTER, ACTIVATION)
+        _store(second, split, row, column + QUARTER, *end, BM, QUARTER, ACTIVATION)
+        third, fourth = tl.split(right.reshape(BM, 2, QUARTER).permute(0, 2, 1))
+        _store(third, split, row, column + HALF, *end, BM, QUARTER, ACTIVATION)
+        _store(fourth, split, row, column + HALF + QUARTER, *end, BM, QUARTER, ACTIVATION)
     else:
-        r = row + tl.arange(0, ROWS).to(tl.int64)[:, None]
-        c = k + tl.arange(0, BK).to(tl.int64)[None, :]
-        tile = tl.load(x + r * x_row + c * x_k, (r < rows) & (c < K), other=0.0)
-    return tile
+        _store(acc, split, row, column, *end, BM, BN, ACTIVATION)
 
 
 @triton.jit
 def _matmul_kernel(
-    a, b, bias, z, out, M, N, K, a_m, a_k, b_n, b_k, k_split, splits, number_a, number_b,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, TMA: tl.constexpr,
-    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    a, b, bias, z, out, M, N, K, a_m, a_k, b_n, b_k, k_split, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """One tile of one split. EVEN: every step along K is whole."""
+    tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    split = tl.program_id(0) // (tiles_m * tiles_n)
+    tile_m, tile_n = _place(tl.program_id(0) % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
+    row, column = tile_m * BM, tile_n * BN
+    m = row + tl.arange(0, BM)[:, None]  # (BM, 1)
+    n = column + tl.arange(0, BN)[None, :]  # (1, BN)
+    k = split * k_split + tl.arange(0, BK)
+    end = tl.minimum((split + 1) * k_split, K)
+    left = a + m.to(tl.int64) * a_m + k.to(tl.int64)[None, :] * a_k  # (BM, BK)
+    right = b + n.to(tl.int64) * b_n + k.to(tl.int64)[:, None] * b_k  # (BK, BN)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(split * k_split, end, BK):
+        if EVEN:
+            x = tl.load(left, m < M, other=0.0)
+            y = tl.load(right, n < N, other=0.0)
+        else:
+            inside = start + tl.arange(0, BK) < end
+            x = tl.load(left, (m < M) & inside[None, :], other=0.0)
+            y = tl.load(right, inside[:, None] & (n < N), other=0.0)
+        acc = tl.dot(x, y, acc, input_precision=PRECISION)
+        left += BK * a_k
+        right += BK * b_k
+    _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION)
+
+
+@triton.jit
+def _matmul_tma_kernel(
+    a, b, bias, z, out, M, N, K, k_split, splits, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
+    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Every program walks many tiles, so that one tile's epilogue overlaps the next one's loads.
+
+    a, b: descriptors, which give zeros outside; TURNED: with the K axis first.
+    """
     tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
     tiles = tiles_m * tiles_n
-    for index in tl.range(tl.program_id(0), tiles * splits, tl.num_programs(0), flatten=TMA):
+    for index in tl.range(tl.program_id(0), tiles * splits, tl.num_programs(0), flatten=True):
         split = index // tiles
         tile_m, tile_n = _place(index % tiles, tiles_m, tiles_n, GROUP_M)
         row, column = tile_m * BM, tile_n * BN
         acc = tl.zeros((BM, BN), tl.float32)
         for k in range(split * k_split, tl.minimum((split + 1) * k_split, K), BK):
-            left = _load(a, row, k, M, K, a_m, a_k, BM, BK, TMA, A_TURNED)
-            right = _load(b, column, k, N, K, b_n, b_k, BN, BK, TMA, B_TURNED)
-            acc = tl.dot(left, right.T, acc, input_precision=PRECISION)
-        m = row + tl.arange(0, BM).to(tl.int64)[:, None]
-        n = column + tl.arange(0, BN)[None, :]
-        mask = (m < M) & (n < N)
-        at = (split * M + m) * N + n  # 64-bit, as m is
-        if bias is not None:
-            acc += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
-        if z is not None:
-            tl.store(z + at, acc.to(z.dtype.element_ty), mask)
-        if ACTIVATION is not None:
-            acc = value(acc, ACTIVATION, number_a, number_b)
-        tl.store(out + at, acc.to(out.dtype.element_ty), mask)
+            left = a.load([k, row]).T if A_TURNED else a.load([row, k])
+            right = b.load([k, column]) if B_TURNED else b.load([column, k]).T
+            acc = tl.dot(left, right, acc)
+        _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION)
 
 
 @triton.jit
@@ -158,8 +207,10 @@ def _describe(x: Any, rows: int, columns: int) -> Any:
     return TensorDescriptor.from_tensor(x, [rows, columns])
 
 
-def _choose(table: list[Config], m: int, n: int, itemsize: int, device: _tile.Device) -> Config:
+def _choose(table: list[Config], m: int, n: int, itemsize: int, aligned: bool, device: _tile.Device) -> Config:
     fitting = [c for c in table if c.shared(itemsize) <= device.shared - 2048]
+    if not aligned:  # the addresses of single elements would take the registers of a large tile's sums
+        fitting = [c for c in fitting if c.BM * c.BN // c.warps * itemsize <= 4096]
     for c in fitting[:-1]:
         tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
         if m > c.BM // 2 and n > c.BN // 2 and tiles >= device.sms:
@@ -195,23 +246,27 @@ def matmul(
     precision = _precision(a.element_size())
     tma = device.arch >= 90 and m >= 64 and n >= 64 and _fits_tma(a) and _fits_tma(b)
     table = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
-    c = _choose(table, m, n, a.element_size(), device)
+    aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))
+    c = _choose(table, m, n, a.element_size(), aligned, device)
     tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
     splits = max(1, min(device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS)))
     k_split = _tile.cdiv(_tile.cdiv(k, splits), c.BK) * c.BK
     splits = max(1, _tile.cdiv(k, max(k_split, 1)))
-    programs = min(tiles * splits, device.sms) if tma else tiles * splits
-    strides = (a.stride(0), a.stride(1), b.stride(0), b.stride(1))
-    sizes = dict(BM=c.BM, BN=c.BN, BK=c.BK, GROUP_M=GROUP, TMA=tma, PRECISION=precision)
-    turned = dict(A_TURNED=tma and _turned(a), B_TURNED=tma and _turned(b))
+    target, stage_one = out, dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f)
+    if splits > 1:
+        target, stage_one = (
+            empty((splits, m, n), "float32"),
+            dict.fromkeys(stage_one) | dict(number_a=0.0, number_b=0.0),
+        )
+    common = stage_one | dict(out=target, M=m, N=n, K=k, k_split=k_split, num_warps=c.warps, num_stages=c.stages)
+    common |= dict(BM=c.BM, BN=c.BN, BK=c.BK, GROUP_M=GROUP)
     if tma:
+        turned = dict(A_TURNED=_turned(a), B_TURNED=_turned(b))
         a, b = _describe(a, c.BM, c.BK), _describe(b, c.BN, c.BK)
-    options = dict(num_warps=c.warps, num_stages=c.stages)
-    if splits == 1:
-        arrays = (a, b, bias, z, out, m, n, k, *strides, k_split, splits, *numbers)
-        _tile.launch(_matmul_kernel, (programs,), *arrays, ACTIVATION=f, **sizes, **turned, **options)
-        return
-    parts = empty((splits, m, n), "float32")
-    arrays = (a, b, None, None, parts, m, n, k, *strides, k_split, splits, *numbers)
-    _tile.launch(_matmul_kernel, (programs,), *arrays, ACTIVATION=None, **sizes, **turned, **options)
-    finish(parts, out, bias, z, f, numbers)
+        _tile.launch(_matmul_tma_kernel, (min(tiles * splits, device.sms),), a, b, splits=splits, **turned, **common)
+    else:
+        steps = dict(a_m=a.stride(0), a_k=a.stride(1), b_n=b.stride(0), b_k=b.stride(1))
+        even = k % c.BK == 0
+        _tile.launch(_matmul_kernel, (tiles * splits,), a, b, EVEN=even, PRECISION=precision, **steps, **common)
+    if splits > 1:
+        finish(target, out, bias, z, f, numbers)

@@ -77,8 +77,18 @@ def warps_for(elements: int) -> int:
 
 def split(total: int, programs: int) -> tuple[int, int]:
     """(programs, items for each) that cover ``total`` items with at most ``programs`` programs."""
-    each = max(1, cdiv(total, programs))
+    each = max(1, cdiv(total, max(programs, 1)))
     return cdiv(total, each), each
+
+
+def in_units(*sizes: int) -> tuple[int, ...]:
+    """(unit, *sizes in units), for rows whose length 16 does not divide but 8, 4 or 2 does.
+
+    Triton takes from a launch only that a size is a multiple of 16. A kernel that multiplies by the constant ``unit``
+    itself shows the compiler the rest: rows of 1000 are then read in 16-byte vectors, too.
+    """
+    unit = next(u for u in (16, 8, 4, 2, 1) if all(s % u == 0 for s in sizes))
+    return (1, *sizes) if unit == 16 else (unit, *(s // unit for s in sizes))
 
 
 LONGEST_ROW = 32768

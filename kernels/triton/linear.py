@@ -71,7 +71,7 @@ def _backward_columns(dy: Any, kept: Any, activation: str | None, want_sum: bool
     m, n = dy.shape
     block, rows = min(128, max(16, _tile.next_power_of_2(n))), 16
     columns = _tile.cdiv(n, block)
-    programs, each = _tile.split(m, max(1, min(4 * _tile.device(dy).sms // max(columns, 1), _tile.cdiv(m, rows))))
+    programs, each = _tile.split(m, max(1, min(8 * _tile.device(dy).sms // max(columns, 1), _tile.cdiv(m, rows))))
     dz = dy if activation is None else empty((m, n), dy.dtype)
     parts = empty((programs, 1, n), "float32") if want_sum else None
     _tile.launch(

@@ -93,11 +93,13 @@ def _cross_entropy_forward_kernel(
     ignore_index,
     keep,
     smooth,
+    UNIT: tl.constexpr,
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    C, x_s, t_s = C * UNIT, x_s * UNIT, t_s * UNIT
     outer, s, _ = _samples(S, ROWS, 1)
     inside = s < S
     at = outer * S + s
@@ -176,10 +178,12 @@ def _cross_entropy_backward_kernel(
     ignore_index,
     keep,
     smooth,
+    UNIT: tl.constexpr,
     SOFT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    C, x_s, t_s, dx_s, dp_s = C * UNIT, x_s * UNIT, t_s * UNIT, dx_s * UNIT, dp_s * UNIT
     outer, s, block = _samples(S, ROWS, blocks)
     inside = s < S
     at = outer * S + s
@@ -262,8 +266,16 @@ def _class_tile(walk: _Walk, most: int) -> tuple[int, int, int]:
     if walk.steps[0][2] == 1:
         block = min(classes, most)
         return max(1, 2048 // block), block, 8 if block > 2048 else 4
-    block = min(classes, 32)
-    return min(2048 // block, 256, _tile.next_power_of_2(walk.S)), block, 4
+    block = min(classes, 16)
+    return min(1024 // block, 256, _tile.next_power_of_2(walk.S)), block, 4
+
+
+def _units(walk: _Walk, *steps: tuple) -> tuple[int, int, list]:
+    """(unit, C, steps) with C and the steps from sample to sample in units, where classes are neighbours."""
+    if walk.steps[0][2] != 1:
+        return 1, walk.C, list(steps)
+    unit, classes, *each = _tile.in_units(walk.C, *(s for _, s, _ in steps))
+    return unit, classes, [(outer, s, c) for (outer, _, c), s in zip(steps, each)]
 
 
 def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
@@ -293,17 +305,15 @@ def cross_entropy_forward(
     weighted = reduction == "mean" and not soft
     shares = empty((programs,), "float32") if weighted else None
     total = empty((), "float32") if weighted and needs else None
+    unit, classes, (x_steps, t_steps) = _units(walk, walk.steps[0], walk.steps[1] if soft else (0, 0, 0))
     _tile.launch(
         _cross_entropy_forward_kernel,
         (programs,),
-        *(
-            walk.arrays[0],
-            walk.arrays[1] if soft else _tile.dense(target),
-            None if weight is None else _tile.dense(weight),
-        ),
-        *(y if reduction == "none" else None, lse, mass, losses, shares, walk.S, walk.C),
-        *(*walk.steps[0], *(walk.steps[1] if soft else (0, 0, 0))),
+        *(walk.arrays[0], walk.arrays[1] if soft else _tile.dense(target), None if weight is None else _tile.dense(weight)),
+        *(y if reduction == "none" else None, lse, mass, losses, shares, walk.S, classes),
+        *(*x_steps, *t_steps),
         *(ignore_index, *_smoothing(label_smoothing, walk.C)),
+        UNIT=unit,
         SOFT=soft,
         SMOOTH=label_smoothing > 0,
         ROWS=rows,
@@ -337,20 +347,22 @@ def cross_entropy_backward(
         return None, None, None
     given = [a for a in (x, target if soft else None, dx, dp) if a is not None]
     walk = _walk(*given)
-    steps = {id(a): (b, s) for a, b, s in zip(given, walk.arrays, walk.steps)}
-    (x, x_steps), (dx, dx_steps), (dp, dp_steps) = (steps.get(id(a), (None, (0, 0, 0))) for a in (x, dx, dp))
-    labels, t_steps = steps[id(target)] if soft else (_tile.dense(target), (0, 0, 0))
+    seen = {id(a): (b, s) for a, b, s in zip(given, walk.arrays, walk.steps)}
+    (x, x_steps), (dx, dx_steps), (dp, dp_steps) = (seen.get(id(a), (None, (0, 0, 0))) for a in (x, dx, dp))
+    labels, t_steps = seen[id(target)] if soft else (_tile.dense(target), (0, 0, 0))
     rows, block, warps = _class_tile(walk, 2048)
     blocks = _tile.cdiv(walk.C, block)
+    unit, classes, steps = _units(walk, x_steps, t_steps, dx_steps, dp_steps)
     _tile.launch(
         _cross_entropy_backward_kernel,
         (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
         *(_tile.dense(dys[0]), x, labels, None if weight is None else _tile.dense(weight)),
-        *(saved["lse"], saved["mass"], saved.get("total"), dx, dp, walk.S, walk.C),
-        *(*x_steps, *t_steps, *dx_steps, *dp_steps),
+        *(saved["lse"], saved["mass"], saved.get("total"), dx, dp, walk.S, classes),
+        *(step for each in steps for step in each),
         *(1 if reduction == "none" else 0, blocks),
         *(float(walk.outer * walk.S) if reduction == "mean" else 1.0, ignore_index),
         *_smoothing(label_smoothing, walk.C),
+        UNIT=unit,
         SOFT=soft,
         ROWS=rows,
         BLOCK=block,
@@ -393,21 +405,7 @@ def _mse_sum_kernel(x, target, losses, M, N, x_row, t_row, each, ROWS: tl.conste
 
 @triton.jit
 def _mse_backward_kernel(
-    dy,
-    x,
-    target,
-    dx,
-    dt,
-    M,
-    N,
-    dy_row,
-    x_row,
-    t_row,
-    dx_row,
-    scale,
-    EACH: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    dy, x, target, dx, dt, M, N, dy_row, x_row, t_row, dx_row, scale, EACH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
@@ -422,7 +420,9 @@ def _mse_backward_kernel(
         tl.store(dt + row * dx_row + n, (-g).to(dt.dtype.element_ty), mask)
 
 
-def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any) -> tuple[tuple, dict]:
+def mse_forward(
+    x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any
+) -> tuple[tuple, dict]:
     axes = _tile.order(x)
     saved = {"x": x, "target": target} if needs else {}
     if reduction == "none":
@@ -441,7 +441,9 @@ def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mea
     return (y,), saved
 
 
-def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean", empty: Any) -> tuple:
+def mse_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean", empty: Any
+) -> tuple:
     (dy,), x, target = dys, saved["x"], saved["target"]
     axes = _tile.order(x)
     each = reduction == "none"

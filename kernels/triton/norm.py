@@ -32,19 +32,33 @@ def _scaled(xhat, weight, bias, n, inside):
 
 @triton.jit
 def _norm_forward_kernel(
-    x, weight, bias, y, mean, rstd, M, N, x_row, eps, RMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    weight,
+    bias,
+    y,
+    mean,
+    rstd,
+    M,
+    N,
+    x_row,
+    eps,
+    UNIT: tl.constexpr,
+    RMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
+    N, x_row = N * UNIT, x_row * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     inside = n < N
     mask = (row < M) & inside
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
     if not RMS:
-        m = tl.sum(d, 1, keep_dims=True) / N
+        m = tl.sum(d, 1, keep_dims=True) / tl.maximum(N, 1)
         d = tl.where(inside, d - m, 0.0)
         if mean is not None:
             tl.store(mean + row, m, row < M)
-    r = 1.0 / tl.sqrt_rn(tl.sum(d * d, 1, keep_dims=True) / N + eps)
+    r = 1.0 / tl.sqrt_rn(tl.sum(d * d, 1, keep_dims=True) / tl.maximum(N, 1) + eps)
     if rstd is not None:
         tl.store(rstd + row, r, row < M)
     tl.store(y + row * N + n, _scaled(d * r, weight, bias, n, inside).to(y.dtype.element_ty), mask)
@@ -146,9 +160,11 @@ def _norm_backward_kernel(
     dy_row,
     x_row,
     each,
+    UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    N, dy_row, x_row = N * UNIT, dy_row * UNIT, x_row * UNIT
     n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     inside = n < N
     if weight is not None:
@@ -288,7 +304,9 @@ LONGEST_BACKWARD_ROW = 8192
 
 def _parts(m: int, n: int, x: Any) -> tuple[int, int]:
     """(programs that share a row, elements for each): one, unless the rows alone leave the GPU idle."""
-    return _tile.split(n, max(1, min(2 * _tile.device(x).sms // max(m, 1), n // (2 * WALKED_BLOCK), 1024)))
+    most = max(1, min(2 * _tile.device(x).sms // max(m, 1), n // (2 * WALKED_BLOCK), 1024))
+    parts, blocks = _tile.split(_tile.cdiv(n, WALKED_BLOCK), most)
+    return parts, blocks * WALKED_BLOCK
 
 
 def _forward(
@@ -305,10 +323,9 @@ def _forward(
     arrays = (x, weight, bias, y, mean, rstd)
     if n <= _tile.LONGEST_ROW // 2:
         count, block, warps = _tile.row_tile(n)
-        grid = (_tile.cdiv(m, count),)
-        _tile.launch(
-            _norm_forward_kernel, grid, *arrays, m, n, row, eps, RMS=rms, ROWS=count, BLOCK=block, num_warps=warps
-        )
+        grid, (unit, *sizes) = (_tile.cdiv(m, count),), _tile.in_units(n, row)
+        tile = dict(UNIT=unit, RMS=rms, ROWS=count, BLOCK=block, num_warps=warps)
+        _tile.launch(_norm_forward_kernel, grid, *arrays, m, *sizes, eps, **tile)
         return y, mean, rstd
     parts, each = _parts(m, n, x)
     walked = dict(BLOCK=WALKED_BLOCK, num_warps=WALKED_WARPS)
@@ -347,10 +364,9 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
         programs, each = _tile.split(tiles, tiles if dweight is None and dbias is None else _programs(n, x))
         dweights, dbiases = (None if d is None else empty((programs, n), "float32") for d in (dweight, dbias))
         arrays = (dy, x, weight, mean, rstd, dx, dweights, dbiases)
-        sizes = (m, n, dy_row, x_row, each)
-        _tile.launch(
-            _norm_backward_kernel, (programs if n else 0,), *arrays, *sizes, ROWS=count, BLOCK=block, num_warps=warps
-        )
+        grid, (unit, *sizes) = (programs if n else 0,), _tile.in_units(n, dy_row, x_row)
+        tile = dict(UNIT=unit, ROWS=count, BLOCK=block, num_warps=warps)
+        _tile.launch(_norm_backward_kernel, grid, *arrays, m, *sizes, each, **tile)
     else:
         parts, each = _parts(m, n, x)
         walked = dict(BLOCK=WALKED_BLOCK, num_warps=WALKED_WARPS)

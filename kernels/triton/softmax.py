@@ -16,7 +16,10 @@ from . import _tile
 
 
 @triton.jit
-def _softmax_forward_kernel(x, y, M, N, x_row, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _softmax_forward_kernel(
+    x, y, M, N, x_row, UNIT: tl.constexpr, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    N, x_row = N * UNIT, x_row * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     mask = (row < M) & (n < N)
@@ -29,20 +32,23 @@ def _softmax_forward_kernel(x, y, M, N, x_row, LOG: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
-def _columns(COLS: tl.constexpr):
+def _columns(C, COLS: tl.constexpr):
+    """(outer index, columns) of this program."""
     if COLS == 1:  # one row: no offset, so that the compiler sees aligned addresses
-        return tl.zeros((1, 1), tl.int64)
+        return tl.program_id(0).to(tl.int64), tl.zeros((1, 1), tl.int64)
     else:
-        return tl.program_id(0).to(tl.int64) * COLS + tl.arange(0, COLS)[None, :]
+        blocks = tl.cdiv(C, COLS)
+        first = (tl.program_id(0) % blocks).to(tl.int64) * COLS
+        return (tl.program_id(0) // blocks).to(tl.int64), first + tl.arange(0, COLS)[None, :]
 
 
 @triton.jit
 def _softmax_forward_looped_kernel(
     x, y, C, N, x_outer, x_c, x_n, y_c, y_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    c = _columns(COLS)  # (1, COLS)
-    x += tl.program_id(1).to(tl.int64) * x_outer + c * x_c
-    y += tl.program_id(1).to(tl.int64) * C * N + c * y_c
+    outer, c = _columns(C, COLS)  # c: (1, COLS)
+    x += outer * x_outer + c * x_c
+    y += outer * C * N + c * y_c
     top = tl.full((1, COLS), float("-inf"), tl.float32)
     total = tl.zeros((1, COLS), tl.float32)
     for start in range(0, N, BLOCK):
@@ -67,7 +73,10 @@ def _gradient(dy, y, dot, LOG: tl.constexpr):
 
 
 @triton.jit
-def _softmax_backward_kernel(dy, y, dx, M, N, dy_row, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _softmax_backward_kernel(
+    dy, y, dx, M, N, dy_row, UNIT: tl.constexpr, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    N, dy_row = N * UNIT, dy_row * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     mask = (row < M) & (n < N)
@@ -81,8 +90,8 @@ def _softmax_backward_kernel(dy, y, dx, M, N, dy_row, LOG: tl.constexpr, ROWS: t
 def _softmax_backward_looped_kernel(
     dy, y, dx, C, N, s_c, s_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    c = _columns(COLS)  # (1, COLS)
-    base = tl.program_id(1).to(tl.int64) * C * N + c * s_c
+    outer, c = _columns(C, COLS)  # c: (1, COLS)
+    base = outer * C * N + c * s_c
     dot = tl.zeros((1, COLS), tl.float32)
     for start in range(0, N, BLOCK):
         n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)  # (BLOCK, 1)
@@ -116,18 +125,16 @@ def _forward(x: Any, needs: tuple, axis: int, empty: Any, log: bool) -> tuple[tu
     if inner == 1 and n <= _tile.LONGEST_ROW:
         x, row = _tile.rows(x, n)
         count, block, warps = _tile.row_tile(n)
-        grid = (_tile.cdiv(outer, count) if n else 0,)
-        _tile.launch(
-            _softmax_forward_kernel, grid, x, y, outer, n, row, LOG=log, ROWS=count, BLOCK=block, num_warps=warps
-        )
+        grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
+        tile = dict(UNIT=unit, LOG=log, ROWS=count, BLOCK=block, num_warps=warps)
+        _tile.launch(_softmax_forward_kernel, grid, x, y, outer, *sizes, **tile)
     else:
         x = _tile.dense(x)
         cols, block = _looped_tile(inner)
-        grid = (_tile.cdiv(inner, cols) if n else 0, outer)
+        grid = (outer * _tile.cdiv(inner, cols) if n else 0,)
         steps = (n * inner, 1, inner, 1, inner)
-        _tile.launch(
-            _softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, LOG=log, COLS=cols, BLOCK=block, num_warps=8
-        )
+        tile = dict(LOG=log, COLS=cols, BLOCK=block, num_warps=8)
+        _tile.launch(_softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, **tile)
     return (y,), {"y": y} if needs else {}
 
 
@@ -138,27 +145,14 @@ def _backward(dys: tuple, saved: dict, axis: int, empty: Any, log: bool) -> tupl
     if inner == 1 and n <= _tile.LONGEST_ROW // 2:  # two rows in registers
         dy, row = _tile.rows(dy, n)
         count, block, warps = _tile.row_tile(n)
-        grid = (_tile.cdiv(outer, count) if n else 0,)
-        _tile.launch(
-            _softmax_backward_kernel, grid, dy, y, dx, outer, n, row, LOG=log, ROWS=count, BLOCK=block, num_warps=warps
-        )
+        grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
+        tile = dict(UNIT=unit, LOG=log, ROWS=count, BLOCK=block, num_warps=warps)
+        _tile.launch(_softmax_backward_kernel, grid, dy, y, dx, outer, *sizes, **tile)
     else:
         cols, block = _looped_tile(inner)
-        grid = (_tile.cdiv(inner, cols) if n else 0, outer)
-        arrays = (_tile.dense(dy), y, dx)
-        _tile.launch(
-            _softmax_backward_looped_kernel,
-            grid,
-            *arrays,
-            inner,
-            n,
-            1,
-            inner,
-            LOG=log,
-            COLS=cols,
-            BLOCK=block,
-            num_warps=8,
-        )
+        grid = (outer * _tile.cdiv(inner, cols) if n else 0,)
+        tile = dict(LOG=log, COLS=cols, BLOCK=block, num_warps=8)
+        _tile.launch(_softmax_backward_looped_kernel, grid, _tile.dense(dy), y, dx, inner, n, 1, inner, **tile)
     return (dx,)
 
 
