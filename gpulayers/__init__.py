@@ -38,4 +38,6 @@ from gpulayers.layers._files import load, save  # noqa: E402
 from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
 from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
+from gpulayers.layers.conv import Conv2d  # noqa: E402
+from gpulayers.layers.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d  # noqa: E402
 from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402
