@@ -41,6 +41,7 @@ def backends_of(op: Op) -> list[str]:
 
 
 def _has_kernel(folder: str, op: Op) -> bool:
+    """Read from the file's text: loading it would need the backend's packages."""
     path = pathlib.Path(gl.kernels.__path__[0]) / folder / f"{op.family}.py"  # type: ignore[attr-defined]
     return path.is_file() and f"def {op.name}_forward(" in path.read_text()
 
@@ -97,6 +98,18 @@ def info(options: Any) -> int:
         )
     print(table(["family", "op", "Triton", "CUDA", "NumPy kernel", "definition", "a CPU array here runs on"], rows))
     return 0
+
+
+def ops_markdown() -> str:
+    """The README's table: each family's ops, by the kernels they have."""
+    lines = ["| family | ops | Triton | CUDA | NumPy kernel |", "|---|---|---|---|---|"]
+    grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for op in ops():
+        grouped.setdefault((op.family, tuple(backends_of(op))), []).append(op.name)
+    for (family, has), names in grouped.items():
+        marks = " | ".join("yes" if b in has else "" for b in ("triton", "cuda", "numpy"))
+        lines.append(f"| {family} | {', '.join(names)} | {marks} |")
+    return "\n".join(lines)
 
 
 def _here(has: list[str]) -> str:

@@ -337,12 +337,14 @@ def _too_old(device: str) -> str | None:
 
 
 def kernels(backend: str, op: Op) -> Any:
-    """The module with an op's kernels: the one it names itself, else ``kernels.<backend>.<family>``; None without one.
+    """The module with an op's kernels: its own, else ``kernels.<backend>.<family>``; None without one.
 
     A broken module raises.
     """
     named = op.kernels.get(backend)
-    return importlib.import_module(named) if named else _family(backend, op.family)
+    if named is None:
+        return _family(backend, op.family)
+    return importlib.import_module(named) if isinstance(named, str) else named
 
 
 @functools.cache

@@ -74,7 +74,7 @@ class Op:
 
     updates: the inputs that are written in place; such an op has no backward.
     dynamic: options that change from call to call (a learning rate): no plan depends on them.
-    kernels: for an op of your own, {"triton": "module with its launchers", "cuda": …}.
+    kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Op:
         differentiable: Sequence[str] | None = None,
         updates: Sequence[str] = (),
         dynamic: Sequence[str] = (),
-        kernels: Mapping[str, str] | None = None,
+        kernels: Mapping[str, Any] | None = None,
     ):
         self.rule, self.forward, self.backward = rule, forward, backward
         self.name = forward.__name__.removesuffix("_forward")
