@@ -37,5 +37,19 @@ from gpulayers.layers._config import register  # noqa: E402
 from gpulayers.layers._files import load, save  # noqa: E402
 from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
 from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
+from gpulayers.layers.activation import (  # noqa: E402
+    ELU,
+    GELU,
+    Hardswish,
+    LeakyReLU,
+    Mish,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
+from gpulayers.layers.dropout import Dropout  # noqa: E402
+from gpulayers.layers.linear import Linear  # noqa: E402
 from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.ops.optim import adamw_update, sgd_update
+from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
 
 SHAPES = [(3, 5), (), (17,), (0, 4), (2, 3, 4)]
@@ -35,7 +37,7 @@ def test_sgd_is_torchs(options):
         for t, g in zip(theirs, grads):
             t.grad = torch.tensor(g)
         optimizer.step()
-        sgd_update(params, [g * 8 for g in grads], momentums, lr=0.1, step=step, grad_scale=0.125, **options)
+        sgd_update(params, [g * 8 for g in grads], momentums, lr=0.1, first=step == 1, grad_scale=0.125, **options)
         for p, t in zip(params, theirs):
             np.testing.assert_allclose(p, t.detach().numpy(), rtol=1e-13, atol=1e-14)
 
@@ -59,11 +61,11 @@ def test_adamw_is_torchs(options):
             np.testing.assert_allclose(p, t.detach().numpy(), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("options", SGD, ids=str)
-def test_sgd_kernels(options, step):
+def test_sgd_kernels(options, first):
     momentums = draw(2) if "momentum" in options else None
-    served = check_op(sgd_update, draw(0), draw(1), momentums, lr=0.1, step=step, grad_scale=0.5, **options)
+    served = check_op(sgd_update, draw(0), draw(1), momentums, lr=0.1, first=first, grad_scale=0.5, **options)
     assert {"definition", "numpy", "triton"} <= set(served)
 
 
@@ -78,7 +80,7 @@ def test_several_chunks():
     """Arrays longer than one program's chunk, whole and with a rest."""
     shapes = [(8192,), (3, 5000), (7,)]
     check_op(adamw_update, draw(0, shapes), draw(1, shapes), draw(2, shapes), draw(3, shapes, 0.1), step=2)
-    check_op(sgd_update, draw(0, shapes), draw(1, shapes), draw(2, shapes), momentum=0.9, step=2)
+    check_op(sgd_update, draw(0, shapes), draw(1, shapes), draw(2, shapes), momentum=0.9)
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
@@ -90,7 +92,7 @@ def test_mixed_dtypes(half):
     params, grads = ([a.astype(t) for a, t in zip(draw(s), [kind, "f4", kind, kind, "f4"])] for s in (0, 1))
     m, v = ([a.astype("f4") for a in arrays] for arrays in (draw(2), draw(3, low=0.1)))
     check_op(adamw_update, params, grads, m, v, step=2, dtypes=["float32"])
-    check_op(sgd_update, params, grads, m, momentum=0.9, step=2, dtypes=["float32"])
+    check_op(sgd_update, params, grads, m, momentum=0.9, dtypes=["float32"])
 
 
 def test_layouts():
@@ -99,7 +101,7 @@ def test_layouts():
     rest = [draw(s, [(4, 5), (3, 4), (3, 4)], low) for s, low in ((1, None), (2, None), (3, 0.1))]
     rest[0][1] = np.asfortranarray(rest[0][1])
     check_op(adamw_update, params, *rest, step=2)
-    check_op(sgd_update, params, *rest[:2], momentum=0.9, step=2)
+    check_op(sgd_update, params, *rest[:2], momentum=0.9)
 
 
 def test_errors():
@@ -118,3 +120,12 @@ def test_errors():
         adamw_update(p, g, g, g, betas=(0.9, 1.0))
     with pytest.raises(ValueError, match="adamw_update: weight_decay: the rule is weight_decay ≥ 0; got -1"):
         adamw_update(p, g, g, g, weight_decay=-1)
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_machine_code(dtype):
+    shapes = [(4096, 4096), (4096,), (33, 7)]
+    params, state = [Spec(s, dtype) for s in shapes], [Spec(s, float32) for s in shapes]
+    audit_op(adamw_update, params, params, state, state)
+    audit_op(sgd_update, params, params, state, momentum=0.9, nesterov=True)
+    audit_op(sgd_update, params, params, None)

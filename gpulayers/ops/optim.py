@@ -75,17 +75,17 @@ def sgd_update_forward(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     maximize: bool = False,
-    step: int = 1,
+    first: bool = False,
     grad_scale: float = 1.0,
 ) -> tuple[tuple, dict]:
     """p ← p − lr u, with g ← grad + weight_decay p and torch.optim.SGD's formulas.
 
-    Without momentum u = g. With it, m ← momentum m + (1 − dampening) g (in step 1, m ← g: the state starts as zeros)
-    and u = m, or g + momentum m with ``nesterov`` (Sutskever et al., 2013). step counts from 1.
+    Without momentum u = g. With it, m ← momentum m + (1 − dampening) g (m ← g in the ``first`` step; m starts as zeros) and u = m,
+    or g + momentum m with ``nesterov`` (Sutskever et al., 2013).
 
     Raises RuntimeError for shapes that do not fit, ValueError for options outside their range.
     """
-    keep, take = (0.0, 1.0) if step == 1 else (momentum, 1 - dampening)
+    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
     for i, (p, g) in enumerate(zip(params, grads)):
         work = compute_dtype(p.dtype)
         w = p.astype(work)
@@ -99,7 +99,7 @@ def sgd_update_forward(
 
 
 sgd_update = Op(
-    sgd_update_rule, sgd_update_forward, updates=("params", "momentums"), dynamic=("lr", "step", "grad_scale")
+    sgd_update_rule, sgd_update_forward, updates=("params", "momentums"), dynamic=("lr", "first", "grad_scale")
 )
 
 

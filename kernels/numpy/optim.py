@@ -64,10 +64,10 @@ def sgd_update_forward(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     maximize: bool = False,
-    step: int = 1,
+    first: bool = False,
     grad_scale: float = 1.0,
 ) -> tuple[tuple, dict]:
-    keep, take = (0.0, 1.0) if step == 1 else (momentum, 1 - dampening)
+    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
     scale = -grad_scale if maximize else grad_scale
 
     def update(p: np.ndarray, g: np.ndarray, m: np.ndarray | None = None) -> None:

@@ -188,11 +188,11 @@ def sgd_update_forward(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     maximize: bool = False,
-    step: int = 1,
+    first: bool = False,
     grad_scale: float = 1.0,
     empty: Callable,
 ) -> tuple[tuple, dict]:
-    keep, take = (0.0, 1.0) if step == 1 else (momentum, 1 - dampening)
+    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
     numbers = (lr, momentum, keep, take, weight_decay, -grad_scale if maximize else grad_scale)
     lists = (params, grads) if momentums is None else (params, grads, momentums)
     constants = dict(MOMENTUM=momentums is not None, NESTEROV=nesterov)

@@ -1,0 +1,48 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulayers.layers._layer import OpLayer
+from gpulayers.layers._weight import Weight
+from gpulayers.ops import linear as ops
+
+
+class Linear(OpLayer):
+    """y = f(x Wᵀ + b) over the last axis: (…, in_features) → (…, out_features). As torch.nn.Linear.
+
+    activation: f, fused into the product: None, "relu", "gelu", "silu", … (the names in ops.activation.ACTIVATIONS).
+    in_features may be left out (None): it is then read from the first input.
+    Weights: ``weight`` (out_features, in_features) and ``bias`` (out_features,), both uniform in ±1/√in_features.
+    """
+
+    op = ops.linear
+    neuron_type = "fully connected"
+    casts_weights = True
+
+    def __init__(self, in_features: int | None, out_features: int, bias: bool = True, *, activation: str | None = None):
+        self.in_features, self.out_features, self.activation = in_features, out_features, activation
+        self.bias: Weight | None = None
+        self._with_bias = bias
+        if in_features is not None:
+            self._add_weights(in_features)
+
+    def build(self, input_shape: Any) -> None:
+        if self.in_features is None:
+            self.in_features = input_shape[-1]
+            self._add_weights(self.in_features)
+
+    def _add_weights(self, features: int) -> None:
+        self.weight = self.add_weight("weight", (self.out_features, features), "fan_in_uniform")
+        if self._with_bias:
+            bound = max(1, features) ** -0.5
+            self.bias = self.add_weight(
+                "bias", (self.out_features,), lambda shape, random: random.uniform(-bound, bound, shape)
+            )
+
+    def arguments(self, *xs: Any) -> tuple:
+        return xs[0], self.weight, self.bias
+
+    def options(self) -> dict[str, Any]:
+        return {"activation": self.activation}
