@@ -214,12 +214,12 @@ def _learn(kind: type) -> Library:
     return found
 
 
-def spec(x: Any) -> Spec | list[Spec] | None:
-    """Metadata of an array, of each array of a list, or of None."""
+def spec(x: Any) -> Any:
+    """The Spec of an array, a list of Specs for a list of arrays, or None for None."""
     if x is None:
         return None
     if isinstance(x, list | tuple) and not isinstance(x, Spec):
-        return [spec(a) for a in x]  # type: ignore[misc]
+        return [spec(a) for a in x]
     return x if isinstance(x, Spec) else library(x).spec(x)
 
 

@@ -306,7 +306,7 @@ def _reason_against(
     for package in KERNELS[backend]:
         if (missing := _missing(package)) is not None:
             return missing
-    module = kernels(backend, op.family)
+    module = kernels(backend, op)
     if not hasattr(module, f"{op.name}_forward"):
         return "no kernel"
     if backend != "numpy":
@@ -336,9 +336,19 @@ def _too_old(device: str) -> str | None:
     return None if major >= 8 else f"the GPU is sm_{major}{minor}; the kernels need sm_80 or newer"
 
 
+def kernels(backend: str, op: Op) -> Any:
+    """The module with an op's kernels: its own, else ``kernels.<backend>.<family>``; None without one.
+
+    A broken module raises.
+    """
+    named = op.kernels.get(backend)
+    if named is None:
+        return _family(backend, op.family)
+    return importlib.import_module(named) if isinstance(named, str) else named
+
+
 @functools.cache
-def kernels(backend: str, family: str) -> Any:
-    """The module ``kernels.<backend>.<family>``, or None where there is none. A broken module raises."""
+def _family(backend: str, family: str) -> Any:
     name = f"gpulayers.kernels.{backend}.{family}"
     if importlib.util.find_spec(name) is None:
         return None
@@ -348,7 +358,7 @@ def kernels(backend: str, family: str) -> Any:
 def _functions(op: Op, backend: str) -> tuple[Callable, Callable | None]:
     if backend == "definition":
         return op.forward, op.backward
-    module = kernels(backend, op.family)
+    module = kernels(backend, op)
     return getattr(module, f"{op.name}_forward"), getattr(module, f"{op.name}_backward", None)
 
 

@@ -81,7 +81,7 @@ def test_errors():
     x = np.ones((2, 3), np.float32)
     with pytest.raises(NotImplementedError, match="relu: x: the rule is dtype"):
         A.relu(np.ones(3, np.int64))
-    with pytest.raises(RuntimeError, match='gelu: approximate: the rule is approximate ∈ {"none", "tanh"}; got'):
+    with pytest.raises(RuntimeError, match=r'gelu: approximate: the rule is approximate ∈ \{"none", "tanh"\}; got'):
         A.gelu(x, approximate="erf")
     with pytest.raises(TypeError, match="leaky_relu: negative_slope: the rule is a number; got 'steep'"):
         A.leaky_relu(x, negative_slope="steep")

@@ -102,7 +102,7 @@ class OverwritesGradient(Swish):
 
 class WrongBelowZero(Swish):
     def backward(self, dy):
-        x, s = self.saved_by(Swish)
+        x, _ = self.saved_by(Swish)
         return super().backward(dy) * np.where(x < 0, 0.9, 1.0)
 
 

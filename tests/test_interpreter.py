@@ -20,6 +20,12 @@ from gpulayers.testing.interpreter import Launch, interpreting, register_inline_
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.fixture(autouse=True)
+def _toys_prove_nothing(monkeypatch):
+    """The kernels below are toys: keep them out of the record of what was proven."""
+    monkeypatch.setattr(interpreter, "proven", set())
+
+
 @triton.jit
 def binary(x, y, out, BLOCK: tl.constexpr, OP: tl.constexpr):
     i = tl.arange(0, BLOCK)
@@ -310,7 +316,7 @@ def test_what_ran_is_recorded_and_everything_is_put_back():
             softmax[(1, 65536)](x, torch.empty(2, 8), 8, 8, BLOCK=8)
     launch = Launch("softmax", ("bfloat16", "float32"), {"BLOCK": 8}, (2, 1, 1))
     assert inner.launches == outer.launches == [launch]
-    assert ("softmax", ("bfloat16", "float32")) in interpreter.proven
+    assert ("softmax", "bfloat16 float32") in interpreter.proven
     assert before == (
         JITFunction.run,
         JITFunction.__call__,

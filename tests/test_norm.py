@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.testing.check_op import check_op
 

@@ -72,6 +72,7 @@ def managed_forward(cls: type, forward: Callable) -> Callable:
         if self._input_shapes is None:
             self.build(*((None, *s[1:]) for s in shapes))
             self._input_shapes = shapes
+        said = _said_shape(self, shapes)
         frame = Frame()
         self._frames.append(frame)
         try:
@@ -79,7 +80,7 @@ def managed_forward(cls: type, forward: Callable) -> Callable:
                 y = forward(self, *xs)
             dtype = next((d for d in map(_dtype, xs) if d in FLOATS), None)
             ys = tuple(_as_output(self, out, dtype) for out in (y if isinstance(y, tuple) else (y,)))
-            _check_shape(self, shapes, ys)
+            _check_shape(self, said, ys)
         except BaseException:
             self._frames.remove(frame)
             raise
@@ -165,17 +166,21 @@ def _as_output(layer: Layer, y: Any, dtype: Any) -> Any:
     return arrays.cast(y, dtype) if dtype is not None and _dtype(y) in FLOATS else y
 
 
-def _check_shape(layer: Layer, shapes: tuple, ys: tuple) -> None:
+def _said_shape(layer: Layer, shapes: tuple) -> tuple:
+    """What ``output_shape`` says for inputs of these shapes, as a tuple of shapes."""
     said = layer._output_shapes.get(shapes)
     if said is None:
         shape = layer.output_shape(*shapes)
         several = bool(shape) and isinstance(shape[0], tuple | list)
         said = layer._output_shapes[shapes] = tuple(map(tuple, shape)) if several else (tuple(shape),)
+    return said
+
+
+def _check_shape(layer: Layer, said: tuple, ys: tuple) -> None:
     came = tuple(tuple(y.shape) for y in ys)
     if said != came:
-        raise RuntimeError(
-            f"{layer.name}: forward: the rule is y.shape = output_shape(x.shape) = {list(said[0])}; got {list(came[0])}"
-        )
+        rule = f"y.shape = output_shape(x.shape) = {list(said[0])}"
+        raise RuntimeError(f"{layer.name}: forward: the rule is {rule}; got {list(came[0])}")
 
 
 def _check_dys(layer: Layer, frame: Frame, dys: tuple) -> None:

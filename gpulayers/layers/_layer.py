@@ -32,8 +32,9 @@ import numpy as np
 
 from gpulayers import arrays, random
 from gpulayers.arrays import FLOATS, Spec
-from gpulayers.layers._calls import is_float, managed_backward, managed_build, managed_forward, recording
+from gpulayers.layers._calls import Frame, is_float, managed_backward, managed_build, managed_forward, recording
 from gpulayers.layers._config import Configurable
+from gpulayers.layers._summary import summary
 from gpulayers.layers._weight import Weight, initial
 from gpulayers.ops._op import Op, RuleError
 
@@ -48,6 +49,13 @@ class Layer(Configurable):
     neuron_type = ""
     training = True
     name: str
+    _weights: dict[str, Weight]
+    _children: dict[str, Layer]
+    _frames: list[Frame]
+    _scopes: list[type]
+    _input_shapes: tuple | None
+    _output_shapes: dict[tuple, tuple]
+    _input_grad: bool
     if TYPE_CHECKING:  # gpulayers.train gives every layer these
         fit: Callable
         evaluate: Callable
@@ -82,17 +90,17 @@ class Layer(Configurable):
 
     # --- what a layer of your own writes -----------------------------------------------------------------------------
 
-    def build(self, *input_shapes: tuple) -> None:
+    def build(self, *input_shapes: Any, **_: Any) -> None:
         """Add the weights that depend on the input shapes (batch first, None where the size is not known yet)."""
 
-    def output_shape(self, *input_shapes: tuple) -> tuple:
+    def output_shape(self, *input_shapes: Any, **_: Any) -> tuple:
         """The shape of the output, batch included."""
         raise NotImplementedError(f"{type(self).__name__} must say its output_shape(input_shape)")
 
-    def forward(self, *xs: Any) -> Any:
+    def forward(self, *xs: Any, **_: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must write forward(x)")
 
-    def backward(self, *dys: Any) -> Any:
+    def backward(self, *dys: Any, **_: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must write backward(dy)")
 
     # --- what it uses ------------------------------------------------------------------------------------------------
@@ -243,9 +251,20 @@ class Layer(Configurable):
         """Say that nobody asks for the gradient of this layer's input (it is data); saves computing it."""
         self._input_grad = not skip
 
-    def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
+    def rows(self, *input_shapes: Any, **_: Any) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         """(depth, layer, input shape, output shape) for the summary; containers yield their layers' rows, too."""
         yield 0, self, input_shapes[0] if len(input_shapes) == 1 else input_shapes, self.output_shape(*input_shapes)
+
+    def summary(self, *input_shapes: tuple) -> str:
+        """A table: layer, neuron type, input shape, output shape, parameters, memory of weights and of the output a row.
+
+        input_shapes: batch first; by default those the model was built for.
+        """
+        shapes = input_shapes or self._input_shapes
+        if not shapes:
+            raise RuntimeError(f"{self.name}: summary(input_shape) needs the shape: the model has not been called yet")
+        self.ensure_built(*shapes)
+        return summary(self, shapes)
 
     def ensure_built(self, *input_shapes: tuple) -> None:
         """Build, if that has not been done."""

@@ -88,25 +88,27 @@ class Residual(Sequential):
     def children(self) -> dict[str, Layer]:
         return self._children | ({"shortcut": self._shortcut[0]} if self._shortcut else {})
 
-    def build(self, input_shape: tuple) -> None:
-        super().build(input_shape)
+    def build(self, *input_shapes: tuple) -> None:
+        super().build(*input_shapes)
         for s in self._shortcut:
-            s.ensure_built(input_shape)
+            s.ensure_built(*input_shapes)
 
-    def output_shape(self, input_shape: tuple) -> tuple:
-        out = super().output_shape(input_shape)
-        past = self._shortcut[0].output_shape(input_shape) if self._shortcut else input_shape
+    def output_shape(self, *input_shapes: tuple) -> tuple:
+        out = super().output_shape(*input_shapes)
+        past = self._shortcut[0].output_shape(*input_shapes) if self._shortcut else input_shapes[0]
         if tuple(out) != tuple(past):
             raise RuntimeError(
                 f"{self.name}: the rule is f(x).shape = shortcut(x).shape; got {list(out)} and {list(past)}"
             )
         return out
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, *xs: Any) -> Any:
+        (x,) = xs
         past = self._shortcut[0](x) if self._shortcut else x
         return past + super().forward(x)
 
-    def backward(self, dy: Any) -> Any:
+    def backward(self, *dys: Any) -> Any:
+        (dy,) = dys
         dx = super().backward(dy)
         past = self._shortcut[0].backward(dy) if self._shortcut else dy
         return past if dx is None else dx if past is None else dx + past
@@ -116,12 +118,12 @@ class Residual(Sequential):
         for s in self._shortcut:
             s.skip_input_grad(skip)
 
-    def rows(self, input_shape: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
-        yield 0, self, input_shape, self.output_shape(input_shape)
-        for depth, layer, shape, out in super().rows(input_shape):
+    def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
+        yield 0, self, input_shapes[0], self.output_shape(*input_shapes)
+        for depth, layer, shape, out in super().rows(*input_shapes):
             yield depth + 1, layer, shape, out
         for s in self._shortcut:
-            yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in s.rows(input_shape))
+            yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in s.rows(*input_shapes))
 
 
 class Parallel(_Container):

@@ -18,7 +18,7 @@ Launchers in ``kernels/<backend>/<family>.py`` have the same names and parameter
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpulayers import dispatch
@@ -74,6 +74,7 @@ class Op:
 
     updates: the inputs that are written in place; such an op has no backward.
     dynamic: options that change from call to call (a learning rate): no plan depends on them.
+    kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
 
     def __init__(
@@ -85,11 +86,12 @@ class Op:
         differentiable: Sequence[str] | None = None,
         updates: Sequence[str] = (),
         dynamic: Sequence[str] = (),
+        kernels: Mapping[str, Any] | None = None,
     ):
         self.rule, self.forward, self.backward = rule, forward, backward
         self.name = forward.__name__.removesuffix("_forward")
         self.family = forward.__module__.rpartition(".")[2]
-        self.updates, self.dynamic = tuple(updates), frozenset(dynamic)
+        self.updates, self.dynamic, self.kernels = tuple(updates), frozenset(dynamic), dict(kernels or {})
         parameters = inspect.signature(forward).parameters.values()
         self.inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
         self.required = sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)

@@ -61,10 +61,14 @@ def cross_entropy_rule(
             raise ShapeError("ignore_index", "ignore_index < 0 (not used) for class probabilities", ignore_index)
     else:
         if target.dtype.kind not in "iu":
-            raise UnsupportedTypeError("target", "class indices (an integer dtype) or probabilities of x.dtype", target.dtype)
+            raise UnsupportedTypeError(
+                "target", "class indices (an integer dtype) or probabilities of x.dtype", target.dtype
+            )
         known = x.ndim > 1 and target.ndim and None not in (x.shape[0], target.shape[0])
         if known and x.shape[0] != target.shape[0]:
-            raise ArgumentError("target", "target.shape[0] = x.shape[0] = N", f"{list(target.shape)} with x {list(x.shape)}")
+            raise ArgumentError(
+                "target", "target.shape[0] = x.shape[0] = N", f"{list(target.shape)} with x {list(x.shape)}"
+            )
         require_shape("target", target, samples, "the shape of class indices = (N, *d) for x (N, C, *d), () for (C,)")
     if weight is not None:
         require_same_dtype(x, weight=weight)
@@ -200,9 +204,7 @@ def cross_entropy_backward(
     return dx, dp, None
 
 
-cross_entropy = Op(
-    cross_entropy_rule, cross_entropy_forward, cross_entropy_backward, differentiable=("x", "target")
-)
+cross_entropy = Op(cross_entropy_rule, cross_entropy_forward, cross_entropy_backward, differentiable=("x", "target"))
 
 
 # --- mean squared error ----------------------------------------------------------------------------------------------

@@ -109,9 +109,9 @@ def max_pool2d_forward(
     xp = namespace(x)
     kernel, tap_type = kernel_size, tap_dtype(kernel_size)
     size = tuple(map(_output_size, x.shape[2:], kernel, stride, padding, dilation, (ceil_mode, ceil_mode), "HW"))
-    v = _full(x, kernel, stride, padding, dilation, size, float("-inf"))
+    v = _full(up(x), kernel, stride, padding, dilation, size, float("-inf"))
     there = _full(xp.ones((1, 1, *x.shape[2:]), bool), kernel, stride, padding, dilation, size, False)
-    y = xp.full((*x.shape[:2], *size), float("-inf"), x.dtype)
+    y = xp.full((*x.shape[:2], *size), float("-inf"), v.dtype)
     won = xp.full(y.shape, -1, tap_type)
     for r in range(kernel[0]):
         for q in range(kernel[1]):
@@ -119,7 +119,7 @@ def max_pool2d_forward(
             better = real & ((under > y) | (under != under) | (won < 0))
             y = xp.where(better, under, y)
             won = xp.where(better, xp.asarray(r * kernel[1] + q, tap_type), won)
-    return (ordered_as(y, x),), {"tap": ordered_as(won, x)} if needs else {}
+    return (ordered_as(y.astype(x.dtype, copy=False), x),), {"tap": ordered_as(won, x)} if needs else {}
 
 
 def max_pool2d_backward(

@@ -146,14 +146,11 @@ def reduce(input: Any, axis: Any, combine_fn: Any, keep_dims: bool = False, **_:
         axis %= len(shape)
         kept = (*shape[:axis], 1, *shape[axis + 1 :])
     ufunc = None if many else _reduction(combine_fn, data[0].dtype)
-    if ufunc is np.add and data[0].dtype.kind == "f":
-        # A tree, as on the GPU: NumPy adds one after the other along some axes, and its error grows with n.
-        whole = (slice(None),) * axis
-        while (half := data[0].shape[axis] // 2) > 0:
-            data = [data[0][(*whole, slice(half))] + data[0][(*whole, slice(half, None))]]
-    elif ufunc is not None:
-        data = [ufunc.reduce(data[0], axis=axis, keepdims=True).astype(data[0].dtype, copy=False)]
     even, odd = ((slice(None),) * axis + (slice(first, None, 2),) for first in (0, 1))
+    while ufunc is np.add and data[0].shape[axis] > 1:  # pair by pair as a GPU adds: one long sum rounds worse
+        data = [data[0][even] + data[0][odd]]
+    if ufunc is not None:
+        data = [ufunc.reduce(data[0], axis=axis, keepdims=True).astype(data[0].dtype, copy=False)]
     while data[0].shape[axis] > 1:
         data = _combined(combine_fn, [d[even] for d in data], [d[odd] for d in data], types)
     data = [d.reshape(kept) if keep_dims else d.squeeze(axis) for d in data]

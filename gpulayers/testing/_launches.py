@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -73,7 +72,9 @@ def bind(kernel: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, 
     unknown = [k for k in kwargs if k not in names and k not in CUDAOptions.__dataclass_fields__]
     if unknown:
         raise KeyError(f"{kernel.fn.__name__} has no parameter, and Triton no launch option, named {unknown[0]!r}")
-    return inspect.getcallargs(kernel.fn, *args, **{k: v for k, v in kwargs.items() if k in names})
+    bound = kernel.signature.bind(*args, **{k: v for k, v in kwargs.items() if k in names})
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def constexprs(kernel: Any, bound: dict[str, Any]) -> dict[str, Any]:

@@ -29,16 +29,22 @@ def arena(backend: str) -> Iterator[Arena]:
     real = backend in ("triton", "cuda") and has_gpu()
     with contextlib.ExitStack() as stack:
         if backend in ("triton", "cuda") and not real:
-            if backend == "triton":
-                from gpulayers.testing.interpreter import interpreting as simulating
-            else:
-                from gpulayers.testing.emulator import emulating as simulating
-            stack.enter_context(simulating())
+            stack.enter_context(_simulating(backend))
             stack.enter_context(dispatch.policy(simulate=(backend,)))
         stack.enter_context(dispatch.policy(strict=backend in ("triton", "cuda")))
         stack.enter_context(dispatch.only(backend))
         stack.enter_context(dispatch.poisoned())
         yield Arena("numpy" if not real else dispatch.HOME[backend])
+
+
+def _simulating(backend: str) -> contextlib.AbstractContextManager:
+    if backend == "triton":
+        from gpulayers.testing.interpreter import interpreting
+
+        return interpreting()
+    from gpulayers.testing.emulator import emulating
+
+    return emulating()
 
 
 class Arena:

@@ -59,16 +59,15 @@ def audit_op(
 
 def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> None:
     """Run the Triton launchers of one call on torch's meta device."""
-    module = dispatch.kernels("triton", op.family)
+    module = dispatch.kernels("triton", op)
     padded = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
     fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
     rule = op.rule(*padded, needs=needs, **fixed)
     given = (fixed if rule.options is None else rule.options) | {k: v for k, v in options.items() if k in op.dynamic}
     if (refuses := getattr(module, f"{op.name}_refuses", None)) and (reason := refuses(*padded, needs=needs, **fixed)):
         raise CheckError(f"{op.name}: its Triton launcher refuses the call: {reason}")
-    outputs, saved = getattr(module, f"{op.name}_forward")(
-        *map(_meta, padded), needs=needs, empty=_meta_empty, **given
-    )
+    forward = getattr(module, f"{op.name}_forward")
+    _, saved = forward(*map(_meta, padded), needs=needs, empty=_meta_empty, **given)
     if needs:
         dys = tuple(_meta(o) if o.dtype in FLOATS else None for o in rule.outputs.values())
         backward = getattr(module, f"{op.name}_backward")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from gpulayers import arrays, dispatch, random
-from gpulayers.arrays import FLOATS, float32, float64
+from gpulayers.arrays import FLOATS, HALVES, float32, float64
 from gpulayers.layers._calls import no_grad
 from gpulayers.layers._config import from_config
 from gpulayers.layers._layer import Layer, OpLayer
@@ -85,7 +85,7 @@ class _Check:
 
     def draw(self, batch: int | None = None) -> list[np.ndarray]:
         """Random inputs, a few of them large; arrays that were given stay (cut or repeated to the batch)."""
-        xs = []
+        xs: list[Any] = []
         for given in self.inputs:
             if isinstance(given, np.ndarray | np.generic):
                 x = given.astype(float64) if given.dtype in FLOATS else given
@@ -225,7 +225,10 @@ class _Check:
             return
         worst = int(np.argmax(np.where(wrong, np.nan_to_num(np.abs(mine - slopes), nan=np.inf), -1)))
         index = tuple(map(int, np.unravel_index(points[worst], at.shape)))
-        text = f"{what} is wrong at {int(wrong.sum())} of {len(points)} points, the worst at {index}: got {mine[worst]:.6g}, finite differences give {slopes[worst]:.6g}"
+        text = (
+            f"{what} is wrong at {int(wrong.sum())} of {len(points)} points, the worst at {index}: "
+            f"got {mine[worst]:.6g}, finite differences give {slopes[worst]:.6g}"
+        )
         raise CheckError(text + self.diagnosis(mine, slopes, wrong, x, points, ones))
 
     def diagnosis(
@@ -343,7 +346,8 @@ class _Check:
         if got is None or truth.dtype not in FLOATS:
             return
         wide, eps = np.asarray(got).astype(float64), float(ml_dtypes.finfo(dtype).eps)
-        most = 32 * eps * max(float(np.abs(truth).max(initial=0.0)), 1e-3)
+        largest = max((float(np.abs(v).max(initial=0.0)) for v in (truth, *self.xs) if v.dtype in FLOATS), default=0.0)
+        most = (8 if dtype in HALVES else 32) * eps * max(1.0, largest)
         off = np.abs(wide - truth)
         if wide.size and not (off <= most).all():
             at = tuple(map(int, np.unravel_index(int(np.argmax(np.nan_to_num(off, nan=np.inf))), off.shape)))
@@ -364,12 +368,12 @@ class _Check:
     def kernels(self) -> None:
         """The GPU kernels of the ops inside (interpreted or emulated where there is no GPU) agree with the definitions."""
         layer = self.fresh(float32)
-        families = {inner.op.family for inner in layer.layers() if isinstance(inner, OpLayer)}
+        ops = {inner.op for inner in layer.layers() if isinstance(inner, OpLayer)}
         dys = [self.dy(y).astype(float32) for y in self.call(self.fresh(float32), self.xs)]
         with dispatch.only("definition"):
             truth = self.both(self.xs, dys, float32)
         for backend in ("triton", "cuda"):
-            if not dispatch.installed(backend) or not any(dispatch.kernels(backend, f) for f in families):
+            if not dispatch.installed(backend) or not any(dispatch.kernels(backend, op) for op in ops):
                 continue
             with arena(backend), dispatch.policy(backends=(backend, "definition"), strict=False):
                 got = self.on_gpu(dys) if has_gpu() else self.both(self.xs, dys, float32)

@@ -12,6 +12,7 @@ from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec, compute_dtype, float64
 from gpulayers.ops._op import Op
 from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
+from gpulayers.testing.cupy_like import unwrap, wrap
 from gpulayers.testing.tolerance import excess
 
 
@@ -76,7 +77,7 @@ class _Case:
     def refusal(self, backend: str) -> str | None:
         """Why the backend does not serve this call; None if it does."""
         if backend != "definition":
-            module = dispatch.kernels(backend, self.op.family) if dispatch.installed(backend) else None
+            module = dispatch.kernels(backend, self.op) if dispatch.installed(backend) else None
             if not hasattr(module, f"{self.op.name}_forward"):
                 return "no kernel"
         with arena(backend) as room:
@@ -105,6 +106,29 @@ class _Case:
                     self._check_gradients(backend, room, call, kind)
                 self._check_each_need(backend, room)
             self._check_again(backend, room, given, outputs)
+            if backend == "definition" and dispatch.installed("cuda"):
+                self._check_on_cupy_like(outputs, call)
+
+    def _check_on_cupy_like(self, outputs: tuple, call: Any) -> None:
+        """The definition's text runs on CuPy: with its names alone, it gives the same bits."""
+        given = {k: wrap(x) for k, x in zip(self.op.inputs, self.inputs)}
+        fixed = self.op.options | self.options
+        if self.rule.options is not None:
+            fixed = self.rule.options | {k: fixed[k] for k in self.op.dynamic}
+        with np.errstate(all="ignore"):
+            theirs, saved = self.op.forward(**given, needs=self.needs, **fixed)
+        if not all(np.array_equal(a, unwrap(b), equal_nan=_floats(a.dtype)) for a, b in zip(outputs, theirs)):
+            self.fail("definition", "on CuPy's names it gives other bits")
+        if call is None or self.op.backward is None:
+            return
+        dys = self.dys[self.kinds[0]]
+        with np.errstate(all="ignore"):
+            grads = call.backward(*dys)
+            like = self.op.backward(
+                tuple(wrap(dy) for dy in dys), saved, inputs=call.plan.inputs, needs=self.needs, **fixed
+            )
+        if not all(np.array_equal(a, unwrap(b), equal_nan=True) for a, b in zip(grads, like) if a is not None):
+            self.fail("definition", "on CuPy's names its backward gives other bits")
 
     def _check_outputs(self, backend: str, room: Arena, given: list, outputs: tuple, call: Any) -> None:
         got = room.get(outputs)

@@ -38,8 +38,8 @@ class Session:
     launches: list[Launch] = field(default_factory=list)
 
 
-proven: set[tuple[str, tuple[str, ...]]] = set()
-"""(kernel, dtypes of its tensors) of every launch that ran to its end in this process."""
+proven: set[tuple[str, str]] = set()
+"""(kernel, dtypes of its tensors separated by spaces) of every launch that ran to its end in this process."""
 _sessions: list[Session] = []
 
 
@@ -47,7 +47,7 @@ _sessions: list[Session] = []
 def interpreting(device: Device | None = None, *, races: bool = True, poison: bool = True) -> Iterator[Session]:
     """Within, Triton launches on CPU arrays are interpreted, with every memory access checked (`memory.py`).
 
-    device: the GPU that launchers are told they run on; by default an sm_90 with 4 multiprocessors.
+    device: the GPU that launchers are told they run on; by default the enclosing block's, else an sm_90 with 4 multiprocessors.
     races: two programs of a launch that touch one element, one of them writing, are an error.
     poison: lanes masked off in a load without `other` come back as NaN; otherwise as 0.
 
@@ -60,7 +60,7 @@ def interpreting(device: Device | None = None, *, races: bool = True, poison: bo
     session = Session(races, poison)
     outermost = not _sessions
     before = _tile.pretend
-    _tile.pretend = device or _tile.Device(90, 4, 232448)
+    _tile.pretend = device or before or _tile.Device(90, 4, 232448)
     _sessions.append(session)
     try:
         with _launches.catching("cpu", _run) if outermost else contextlib.nullcontext():
@@ -111,12 +111,13 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     dtypes = tuple(region.dtype for region in memory.regions)
     for each in _sessions:
         each.launches.append(Launch(name, dtypes, constexprs, sizes))
-    proven.add((name, dtypes))
+    proven.add((name, " ".join(dtypes)))
 
 
 def _value(arg: Any, name: str, annotation: str, memory: Any) -> Any:
     """A launch argument as the kernel sees it: typed as a real launch would type it."""
     import triton.language as tl
+    from triton.runtime.jit import mangle_type
 
     from gpulayers.testing._builder import SEMANTIC, STORAGE, Handle
 
@@ -136,11 +137,7 @@ def _value(arg: Any, name: str, annotation: str, memory: Any) -> Any:
         return SEMANTIC.make_tensor_descriptor(base, shape, strides, block, arg.padding)
     if not isinstance(arg, bool | int | float):
         return arg
-    if annotation:
-        ty = tl.str_to_ty(annotation, None)
-    else:  # a float is float32 whatever its value, an int as wide as it needs
-        ty = tl.float32 if isinstance(arg, float) else SEMANTIC.to_tensor_type(arg)
-        ty = tl.int64 if ty == tl.uint32 else ty
+    ty = tl.str_to_ty(annotation or mangle_type(arg), None)  # a float is float32, an int as wide as it needs
     return tl.tensor(Handle(np.array([arg]).astype(STORAGE[ty.name]), ty), ty)
 
 

@@ -304,7 +304,7 @@ class Memory:
     def _record(self, kind: str, region: Region, offsets: np.ndarray, mask: np.ndarray | None, size: int) -> None:
         """Enter an access into the hazard records and raise if it meets another program's."""
         if not self._grouped:
-            self._group()
+            self.group()
         hazards = region.hazards
         assert hazards is not None
         cells = (offsets // np.uint64(hazards.unit)).view(np.int64) + (region.low - hazards.low) // hazards.unit
@@ -325,7 +325,7 @@ class Memory:
             f"{name} between programs of one launch: element {element} of {region.label} was reached by {by} before"
         )
 
-    def _group(self) -> None:
+    def group(self) -> None:
         """Let tensors that share memory share their hazard record."""
         self._grouped = True
         shared: Hazards | None = None

@@ -15,6 +15,10 @@ import numpy as np
 
 from . import _blocks
 
+FROM_Y = ("relu", "sigmoid", "tanh")
+"""Activations whose gradient is computed from y; the others' from x."""
+NUMBERS = {"leaky_relu": (0.01,), "elu": (1.0,), "softplus": (1.0, 20.0)}
+"""Defaults of the numbers that some have."""
 BLOCK = 1 << 14
 """Elements: four float32 arrays of this size share a core's L2."""
 _ZEROS = np.zeros(BLOCK, np.float32)
@@ -309,19 +313,16 @@ def gradient(name: str, dy: np.ndarray, kept: np.ndarray, out: np.ndarray, numbe
     _in_float32(_FUNCTIONS[name][1], (dy, kept), out, numbers)
 
 
-_FROM_Y = ("relu", "sigmoid", "tanh")
-
-
 def _forward(name: str, x: np.ndarray, needs: tuple, *numbers: float) -> tuple[tuple, dict]:
     y = _blocks.empty_like(x)
     value(name, _blocks.flat_like(x, x), y.reshape(-1) if y.flags.c_contiguous else _blocks.flat_like(y, y), numbers)
     if not needs:
         return (y,), {}
-    return (y,), {"y": y} if name in _FROM_Y else {"x": x}
+    return (y,), {"y": y} if name in FROM_Y else {"x": x}
 
 
 def _backward(name: str, dys: tuple, saved: dict, *numbers: float) -> tuple:
-    (dy,), kept = dys, saved["y" if name in _FROM_Y else "x"]
+    (dy,), kept = dys, saved["y" if name in FROM_Y else "x"]
     dx = _blocks.empty_like(kept)
     gradient(name, _blocks.flat_like(dy, dx), _blocks.flat_like(kept, dx), _blocks.flat_like(dx, dx), numbers)
     return (dx,)

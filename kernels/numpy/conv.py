@@ -117,7 +117,9 @@ def _taps(weight: np.ndarray, of: _Shape) -> np.ndarray:
 
 def _empty(shape: tuple, like: Spec) -> np.ndarray:
     """For an output: channels-last where x is."""
-    return empty_numpy(Spec(shape, like.dtype, CHANNELS_LAST if like.contiguous and like.order == CHANNELS_LAST else None))
+    return empty_numpy(
+        Spec(shape, like.dtype, CHANNELS_LAST if like.contiguous and like.order == CHANNELS_LAST else None)
+    )
 
 
 def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _Shape, y: np.ndarray) -> None:

@@ -102,9 +102,7 @@ def _normalise(x, weight, bias, y, m, r, lo, hi, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _norm_forward_looped_kernel(
-    x, weight, bias, y, mean, rstd, N, x_row, eps, RMS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _norm_forward_looped_kernel(x, weight, bias, y, mean, rstd, N, x_row, eps, RMS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     m, spread = _moments(x + row * x_row, 0, N, RMS, BLOCK)
     r = 1.0 / tl.sqrt_rn(spread / N + eps)
@@ -201,9 +199,7 @@ def _norm_backward_kernel(
 
 
 @triton.jit
-def _norm_sums_kernel(
-    dy, x, weight, mean, rstd, sums, dots, N, dy_row, x_row, parts, each, BLOCK: tl.constexpr
-):
+def _norm_sums_kernel(dy, x, weight, mean, rstd, sums, dots, N, dy_row, x_row, parts, each, BLOCK: tl.constexpr):
     """Σ g and Σ g x̂ over a part of a row, with g = dy · weight."""
     row = (tl.program_id(0) // parts).to(tl.int64)
     lo = (tl.program_id(0) % parts).to(tl.int64) * each

@@ -1,0 +1,176 @@
+"""What a CPU can measure: the NumPy side against torch, what dispatch costs, what importing costs."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from gpulayers.bench._case import Case
+
+from gpulayers import arrays
+from gpulayers.cli import families
+
+
+def cases(only: list[str]) -> Iterator[tuple[str, Case]]:
+    """(family, case) of the families asked for (all, if none)."""
+    for family in families():
+        if not only or family in only:
+            for case in importlib.import_module(f"gpulayers.bench.{family}").cases():
+                yield family, case
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, tuple[float, float, float]]:
+    """(median, 20th, 80th percentile) of the seconds each call takes; the calls take turns, in reversed order each time."""
+    for call in calls.values():
+        call()
+        call()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, end = list(calls), time.perf_counter() + seconds
+    while time.perf_counter() < end or len(samples[order[0]]) < 5:
+        for name in order:
+            start = time.perf_counter()
+            calls[name]()
+            samples[name].append(time.perf_counter() - start)
+        order.reverse()
+    return {name: _quantiles(values) for name, values in samples.items()}
+
+
+def _quantiles(values: list[float]) -> tuple[float, float, float]:
+    low, high = (float(np.quantile(values, q)) for q in (0.2, 0.8))
+    return statistics.median(values), low, high
+
+
+def ours(case: Case, inputs: list[Any]) -> Callable[[], Any]:
+    """Forward and backward of one case with fresh outputs; an update-only op's forward."""
+    needs = case.wanted()
+    if not needs:
+        return lambda: case.op(*inputs, **case.options)
+    y, _ = case.op.record(*inputs, needs=needs, **case.options)
+    dy = np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype)
+
+    def call() -> Any:
+        _, recorded = case.op.record(*inputs, needs=needs, **case.options)
+        return recorded.backward(dy)
+
+    return call
+
+
+def torchs(case: Case, inputs: list[Any]) -> Callable[[], Any]:
+    """The same through torch's autograd."""
+    import torch
+
+    assert case.torch is not None
+    needs = case.wanted()
+    tensors: list[Any] = []
+    for name, x in zip(case.op.inputs, inputs):
+        t = (
+            [arrays.numpy_to_torch(a) for a in x]
+            if isinstance(x, list)
+            else None
+            if x is None
+            else arrays.numpy_to_torch(x)
+        )
+        if name in needs:
+            t.requires_grad_()
+        tensors.append(t)
+    if not needs:
+        return lambda: case.torch(*tensors)
+    with torch.no_grad():
+        y = case.torch(*tensors)
+    dy = torch.randn(y.shape)
+
+    def call() -> None:
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                t.grad = None
+        case.torch(*tensors).backward(dy)  # type: ignore[misc]
+
+    return call
+
+
+def against_torch(only: list[str], seconds: float, progress: bool = True) -> list[dict[str, Any]]:
+    """Forward and backward in float32 of every case small enough for a CPU, gpulayers and torch taking turns."""
+    import torch
+    from tqdm.auto import tqdm
+
+    torch.set_num_threads(2)
+    random = np.random.default_rng(0)
+    rows = []
+    todo = [(f, c) for f, c in cases(only) if c.cpu and c.torch is not None]
+    for family, case in tqdm(todo, disable=not progress, unit="case"):
+        inputs = case.draw(random)
+        copies = [[a.copy() for a in x] if isinstance(x, list) else None if x is None else x.copy() for x in inputs]
+        found = interleaved({"gpulayers": ours(case, inputs), "torch": torchs(case, copies)}, seconds)
+        (mine, low, high), (theirs, *_) = found["gpulayers"], found["torch"]
+        rows.append(
+            {
+                "family": family,
+                "op": case.op.name,
+                "case": case.name,
+                "ms": mine * 1e3,
+                "p20": low * 1e3,
+                "p80": high * 1e3,
+                "torch_ms": theirs * 1e3,
+                "ratio": mine / theirs,
+                "most": 1.5 if case.flops else case.most,
+                "gemm": bool(case.flops),
+            }
+        )
+    return rows
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / max(1, len(values)))
+
+
+def dispatch_cost() -> list[dict[str, Any]]:
+    """µs that a dispatched call takes above the function it calls, float32 NumPy arrays."""
+    from gpulayers import dispatch
+    from gpulayers.ops import linear, softmax
+
+    rows = []
+    x, w, b = np.ones((2, 4), np.float32), np.ones((4, 4), np.float32), np.ones(4, np.float32)
+    for op, inputs in ((softmax.softmax, (x,)), (linear.linear, (x, w, b))):
+        op(*inputs)
+        plan = next(p for p in dispatch._plans.values() if p.op is op and not p.needs)
+        direct = interleaved(
+            {
+                "function": lambda f=plan.forward, o=plan.options, i=inputs: _many(lambda: f(*i, needs=(), **o)),
+                "dispatched": lambda op=op, i=inputs: _many(lambda: op(*i)),
+            },
+            1.0,
+        )
+        function, dispatched = (direct[k][1] / 2000 * 1e6 for k in ("function", "dispatched"))
+        rows.append(
+            {"op": op.name, "function_us": function, "dispatched_us": dispatched, "above_us": dispatched - function}
+        )
+    return rows
+
+
+def _many(call: Callable[[], Any], times: int = 2000) -> None:
+    for _ in range(times):
+        call()
+
+
+def import_cost(repeats: int = 9) -> dict[str, float]:
+    """Seconds to start Python and import numpy, and gpulayers; medians of fresh processes taking turns."""
+
+    def start(module: str) -> Callable[[], Any]:
+        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=dict(os.environ))
+
+    samples: dict[str, list[float]] = {"numpy": [], "gpulayers": []}
+    for _ in range(repeats):
+        for module in samples:
+            call, begin = start(module), time.perf_counter()
+            call()
+            samples[module].append(time.perf_counter() - begin)
+    medians = {m: statistics.median(v) for m, v in samples.items()}
+    return medians | {"above": medians["gpulayers"] - medians["numpy"]}

@@ -1,0 +1,23 @@
+"""Dropout on activations of transformers and classifiers."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from gpulayers.ops.dropout import dropout
+
+from ._case import Case, Seeds
+
+
+def _case(name: str, *shape: int, cpu: bool = False) -> Case:
+    options = {"p": 0.1}
+    return Case(dropout, name, (shape, Seeds()), options, lambda x, seed: F.dropout(x, 0.1), cpu=cpu)
+
+
+def cases() -> list[Case]:
+    return [
+        _case("small 64×256", 64, 256, cpu=True),
+        _case("GPT-2 residual 2048×768", 2048, 768, cpu=True),
+        _case("GPT-2 residual 16384×768", 16384, 768),
+        _case("Llama-sized 8192×14336", 8192, 14336),
+    ]

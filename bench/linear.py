@@ -1,0 +1,37 @@
+"""Linear layers of transformers, classifiers and small models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from gpulayers.ops.linear import linear
+
+from ._case import Case
+
+
+def _case(name: str, m: int, k: int, n: int, *, bias: bool = True, cpu: bool = False, activation: Any = None) -> Case:
+    theirs = F.linear
+    if activation is not None:
+
+        def theirs(*inputs: Any) -> Any:
+            return getattr(F, activation)(F.linear(*inputs))
+
+    shapes = ((m, k), (n, k), (n,) if bias else None)
+    options = {"activation": activation} if activation else {}
+    return Case(linear, f"{name} {m}×{k}→{n}", shapes, options, theirs, flops=2 * m * n * k, cpu=cpu, most=1.5)
+
+
+def cases() -> list[Case]:
+    return [
+        _case("tutorial", 64, 784, 128, cpu=True, activation="relu")._replace(most=8.0),
+        _case("ResNet-50 classifier", 64, 2048, 1000, cpu=True),
+        _case("hidden", 256, 1024, 1024, cpu=True),
+        _case("GPT-2 MLP", 512, 768, 3072, cpu=True, activation="gelu"),
+        _case("GPT-2 MLP", 16384, 768, 3072, activation="gelu"),
+        _case("square", 8192, 8192, 8192, bias=False),
+        _case("Llama-3 8B up", 8192, 4096, 14336, bias=False),
+        _case("Llama-3 8B down", 8192, 14336, 4096, bias=False),
+        _case("Llama-3 8B decoding", 16, 4096, 14336, bias=False),
+    ]

@@ -1,0 +1,213 @@
+"""The command line: gpulayers info | explain | check | train."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import gpulayers as gl
+from gpulayers import arrays, dispatch
+from gpulayers._table import table
+from gpulayers.arrays import Spec
+from gpulayers.ops._op import Op
+
+PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "cupy")
+
+
+def families() -> list[str]:
+    """The names of all op families."""
+    folder = pathlib.Path(gl.__file__).parent / "ops"
+    return sorted(p.stem for p in folder.glob("[!_]*.py"))
+
+
+def ops() -> Iterator[Op]:
+    """Every op there is, family by family."""
+    for family in families():
+        module = importlib.import_module(f"gpulayers.ops.{family}")
+        yield from (op for op in vars(module).values() if isinstance(op, Op) and op.family == family)
+
+
+def backends_of(op: Op) -> list[str]:
+    """The backends that have kernels for an op, whether or not they can run here."""
+    names = [("triton", "triton"), ("cuda", "cuda"), ("numpy", "numpy")]
+    return [b for b, folder in names if _has_kernel(folder, op)]
+
+
+def _has_kernel(folder: str, op: Op) -> bool:
+    """Read from the file's text: loading it would need the backend's packages."""
+    path = pathlib.Path(gl.kernels.__path__[0]) / folder / f"{op.family}.py"  # type: ignore[attr-defined]
+    return path.is_file() and f"def {op.name}_forward(" in path.read_text()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="gpulayers", description=gl.__doc__)
+    parser.add_argument("--version", action="version", version=gl.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="devices, packages, and which backend has each op").set_defaults(run=info)
+
+    p = commands.add_parser("explain", help="who would compute an op here, and why")
+    p.add_argument("op", help="the op's name, as in gpulayers.ops: softmax, conv2d, …")
+    p.add_argument("--shapes", default="", help="shapes of its inputs: 8,3,32,32 16,3,3,3", nargs="*")
+    p.add_argument("--dtype", default="float32")
+    p.set_defaults(run=explain)
+
+    p = commands.add_parser("check", help="check a layer of your own")
+    p.add_argument("target", help="FILE.py:Class")
+    p.add_argument("--input-shape", required=True, nargs="+", help="batch first, as in 4,8 (one for each input)")
+    p.add_argument("--args", default="", help='arguments of the class: "16, bias=False"')
+    p.set_defaults(run=check)
+
+    p = commands.add_parser("train", help="train the demonstration network on handwritten digits")
+    p.add_argument("data", choices=["digits", "mnist"])
+    p.add_argument("--data", dest="folder", default="mnist-data", help="folder with MNIST's four IDX files")
+    p.add_argument("--out", default=None, help="folder to write to (default: the name of the data)")
+    p.add_argument("--epochs", type=int, default=15)
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=train)
+
+    options = parser.parse_args(argv)
+    try:
+        return options.run(options)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, AssertionError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"gpulayers: {text}", file=sys.stderr)
+        return 1
+
+
+def info(options: Any) -> int:
+    """Devices, versions, and a table op × backend."""
+    versions = [[p, _version(p)] for p in PACKAGES]
+    print(table(["package", "version"], [["gpulayers", gl.__version__], *versions]))
+    print("\n" + table(["device", "what"], _devices()) + "\n")
+    rows = []
+    for op in ops():
+        has = backends_of(op)
+        rows.append(
+            [op.family, op.name, *("yes" if b in has else "" for b in ("triton", "cuda", "numpy")), "yes", _here(has)]
+        )
+    print(table(["family", "op", "Triton", "CUDA", "NumPy kernel", "definition", "a CPU array here runs on"], rows))
+    return 0
+
+
+def ops_markdown() -> str:
+    """The README's table: each family's ops, by the kernels they have."""
+    lines = ["| family | ops | Triton | CUDA | NumPy kernel |", "|---|---|---|---|---|"]
+    grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for op in ops():
+        grouped.setdefault((op.family, tuple(backends_of(op))), []).append(op.name)
+    for (family, has), names in grouped.items():
+        marks = " | ".join("yes" if b in has else "" for b in ("triton", "cuda", "numpy"))
+        lines.append(f"| {family} | {', '.join(names)} | {marks} |")
+    return "\n".join(lines)
+
+
+def _here(has: list[str]) -> str:
+    return "numpy" if "numpy" in has else "definition"
+
+
+def _version(package: str) -> str:
+    if importlib.util.find_spec(package) is None:
+        return "not installed"
+    for name in (package, "cupy-cuda12x", "cupy-cuda13x"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "installed"
+
+
+def _devices() -> list[list[str]]:
+    rows = [["cpu", f"{np.show_config(mode='dicts')['SIMD Extensions']['found'][-1:]}".strip("[]'") or "NumPy"]]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            rows.append([f"cuda:{i}", f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB"])
+    if len(rows) == 1:
+        rows.append(["cuda", "none: CPU arrays run on NumPy; GPU kernels can be interpreted (gpulayers.testing)"])
+    return rows
+
+
+def explain(options: Any) -> int:
+    """Who would compute the op, for CPU arrays and for CUDA arrays."""
+    found = {op.name: op for op in ops()}
+    if options.op not in found:
+        raise ValueError(f"no op {options.op!r}; there are {', '.join(found)}")
+    op = found[options.op]
+    print(f"{op.family}.{op.name}({', '.join(op.inputs)}; {', '.join(f'{k}={v!r}' for k, v in op.options.items())})")
+    print("\n".join(line.strip() for line in (op.__doc__ or "").strip().splitlines()))
+    if not options.shapes:
+        print(f"\nkernels: {', '.join(backends_of(op)) or 'none'}, and the definition; give --shapes for the choice")
+        return 0
+    specs = [None if s == "-" else Spec(_shape(s), arrays.dtype(options.dtype)) for s in options.shapes]
+    backend, reasons = dispatch.explain(op, *specs)
+    print("\n" + table(["backend", "for these arrays on the CPU"], [*reasons.items(), [backend, "computes it"]]))
+    return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.replace("x", ",").split(",") if n)
+    except ValueError:
+        raise ValueError(f"a shape is written as 8,3,32,32; got {text!r}") from None
+
+
+def check(options: Any) -> int:
+    """check_layer on a class in a file."""
+    from gpulayers.testing import check_layer
+
+    path, _, name = options.target.partition(":")
+    if not name or not pathlib.Path(path).is_file():
+        raise ValueError(f"the rule is FILE.py:Class; got {options.target!r}")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    cls = getattr(module, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, gl.Layer)):
+        raise ValueError(f"{path} has no layer {name!r}")
+    args, kwargs = eval(f"(lambda *a, **k: (a, k))({options.args})", {})
+    layer = gl.register(cls)(*args, **kwargs)
+    for passed in check_layer(layer, *map(_shape, options.input_shape)):
+        print(f"ok  {passed}")
+    print(f"{name} passes")
+    return 0
+
+
+def train(options: Any) -> int:
+    """Train on digits or MNIST; plot, save, load again."""
+    from gpulayers import demo
+
+    data = demo.digits() if options.data == "digits" else demo.mnist(options.folder)
+    result = demo.train(
+        data,
+        options.out or options.data,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        seed=options.seed,
+    )
+    print(result["history"])
+    bits = "predicts the same bits" if result["same_bits"] else "predicts OTHER bits"
+    print(f"\nheld-out accuracy {result['accuracy']:.2%} after {result['seconds']:.1f} s of training")
+    print(f"model            {result['model']} (loaded again, it {bits})")
+    print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
+    return 0 if result["same_bits"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

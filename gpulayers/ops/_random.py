@@ -1,0 +1,39 @@
+"""Random bits: Philox4x32-10, the same on every backend.
+
+Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). It is the generator of
+``tl.philox``, cuRAND and torch on CUDA: four 32-bit words of bits from a 128-bit counter under a 64-bit key.
+
+The convention of this project: ``seed`` is an int64 array [seed, offset]; the key is the seed, the counter is
+[i // 4, offset] (two 64-bit halves), and element i of an array, counted row-major, takes word i % 4. So a draw is named
+by (seed, offset) alone, two offsets never share a counter, and arrays may have more than 2³² elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulayers.arrays import namespace
+
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+ROUNDS = 10
+LOW = 0xFFFFFFFF
+
+
+def philox(key: Any, first: Any, second: Any) -> tuple[Any, Any, Any, Any]:
+    """Four arrays of 32-bit words, held in uint64, from uint64 key and counter halves (arrays that broadcast)."""
+    c0, c1, c2, c3 = first & LOW, first >> 32, second & LOW, second >> 32
+    k0, k1 = key & LOW, key >> 32
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & LOW, (p0 >> 32) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + KEY_STEPS[0]) & LOW, (k1 + KEY_STEPS[1]) & LOW
+    return c0, c1, c2, c3
+
+
+def random_bits(seed: Any, count: int) -> Any:
+    """The uint32 words (count,) of the elements 0 … count − 1 under ``seed``, an int64 array [seed, offset]."""
+    xp = namespace(seed)
+    key, offset = seed.view(xp.uint64).reshape(2, 1)
+    counter = xp.arange(-(-count // 4), dtype=xp.uint64)
+    return xp.stack(philox(key, counter, offset), axis=1).reshape(-1)[:count].astype(xp.uint32)

@@ -1,0 +1,37 @@
+"""Compiles CUDA C++ kernels for a GPU that need not be there: NVRTC through CuPy, without a driver."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from gpulayers.testing.audit import Report, audit_cubin
+
+
+def compile_cuda(family: str, arch: int) -> bytes:
+    """The cubin of `kernels/cuda/<family>.cu` for compute capability `arch`; RuntimeError with NVRTC's words."""
+    from gpulayers.kernels.cuda import _launch
+
+    return compile_source(_launch.source(family), arch)
+
+
+@cache
+def compile_source(source: str, arch: int) -> bytes:
+    """The cubin of CUDA C++ text, compiled with the options that launches use."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    from gpulayers.kernels.cuda._launch import OPTIONS
+
+    program = nvrtc.createProgram(source, "kernel.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{arch}", *OPTIONS))
+        cubin = nvrtc.getCUBIN(program)
+        return cubin + bytes(-len(cubin) % 8)  # CuPy takes the last byte for a string's end and cuts it off
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"NVRTC refused the kernel for sm_{arch}:\n{nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def audit_cuda(family: str, arch: int, warps: int = 8, shared: int = 0) -> dict[str, Report]:
+    """The report of each kernel of a family, launched with so many warps and bytes of dynamic shared memory a block."""
+    return audit_cubin(compile_cuda(family, arch), arch, warps, shared)

@@ -1,0 +1,75 @@
+"""What CUDA launchers share: kernel sources, their compilation by NVRTC through CuPy, and the launch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+OPTIONS = ("--std=c++17",)
+DEFAULT_SHARED = 48 * 1024
+"""Bytes of dynamic shared memory that a block may have without asking for more."""
+
+emulate: Callable[..., None] | None = None
+"""Runs launches on NumPy arrays, while gpulayers.testing.emulator is at work."""
+
+
+@cache
+def source(family: str) -> str:
+    """The CUDA C++ of `<family>.cu`, what it includes from this folder put in its place."""
+    lines = files(__package__).joinpath(f"{family}.cu").read_text().splitlines(keepends=True)
+    return "".join(_included(line) for line in lines)
+
+
+def _included(line: str) -> str:
+    if line.strip() == '#include "_common.cuh"':
+        return files(__package__).joinpath("_common.cuh").read_text() + '\n#line 2 "kernel"\n'
+    return line
+
+
+@cache
+def _module(family: str, device: int) -> Any:
+    """The compiled family, on one device."""
+    import cupy
+
+    return cupy.RawModule(code=source(family), options=OPTIONS, backend="nvrtc")
+
+
+@cache
+def _kernel(family: str, name: str, device: int, shared: int) -> Any:
+    kernel = _module(family, device).get_function(name)
+    if shared > DEFAULT_SHARED:
+        kernel.max_dynamic_shared_size_bytes = shared
+    return kernel
+
+
+def launch(
+    family: str, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
+) -> None:
+    """Launch kernel `name` of `<family>.cu` on the current device and stream, unless the grid is empty.
+
+    args: CuPy arrays; NumPy scalars as they are; a Python int is passed as int64, a float as float (32 bits).
+    shared: bytes of dynamic shared memory a block.
+    """
+    if 0 in grid:
+        return
+    args = [_scalar(a) for a in args]
+    if emulate is not None and any(isinstance(a, np.ndarray) for a in args):
+        emulate(source(family), name, tuple(grid), tuple(block), args, shared)
+        return
+    import cupy
+
+    _kernel(family, name, cupy.cuda.runtime.getDevice(), shared)(
+        tuple(grid), tuple(block), tuple(args), shared_mem=shared
+    )
+
+
+def _scalar(arg: Any) -> Any:
+    if isinstance(arg, bool):
+        return np.bool_(arg)
+    if isinstance(arg, int):
+        return np.int64(arg)
+    return np.float32(arg) if isinstance(arg, float) else arg

@@ -1,0 +1,289 @@
+"""Pooling by whole planes, some images at a time: one pass for each tap of the window, or for each row and column.
+
+Which tap won is kept with arithmetic on bytes and bits: NumPy's masked assignments take ten times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
+
+from . import _blocks
+
+CHANNELS_LAST = (0, 2, 3, 1)
+
+
+def _order(x: Spec) -> tuple[int, ...] | None:
+    return CHANNELS_LAST if x.contiguous and x.order == CHANNELS_LAST else None
+
+
+def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> tuple[int, int]:
+    sizes = []
+    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation):
+        out = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
+        sizes.append(out - 1 if ceil and (out - 1) * s >= n + p else out)
+    return tuple(sizes)  # type: ignore[return-value]
+
+
+class _Window:
+    """Where the taps of a window fall on images that reach as far as the windows do."""
+
+    def __init__(self, x: Any, size: tuple, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple = (1, 1)):
+        self.kernel, self.stride, self.padding, self.dilation, self.size = kernel, stride, padding, dilation, size
+        self.image = x.shape[2:]
+        reach = [s * (o - 1) + d * (k - 1) + 1 for s, o, d, k in zip(stride, size, dilation, kernel)]
+        self.full = tuple(max(n + p, e) if p or e > n else n for n, p, e in zip(self.image, padding, reach))
+        self.apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(stride, kernel, dilation))
+        """No pixel lies in two windows."""
+
+    def rows(self, tap: int) -> slice:
+        return self._slice(tap, 0)
+
+    def columns(self, tap: int) -> slice:
+        return self._slice(tap, 1)
+
+    def _slice(self, tap: int, axis: int) -> slice:
+        start, step = tap * self.dilation[axis], self.stride[axis]
+        return slice(start, start + step * (self.size[axis] - 1) + 1, step)
+
+    def taps(self) -> list[tuple[int, slice, slice]]:
+        """(number, rows, columns) of each tap."""
+        kh, kw = self.kernel
+        return [(r * kw + q, self.rows(r), self.columns(q)) for r in range(kh) for q in range(kw)]
+
+    def inside(self, full: np.ndarray) -> np.ndarray:
+        (top, left), (h, w) = self.padding, self.image
+        return full[:, :, top : top + h, left : left + w]
+
+    def widen(self, x: np.ndarray, kind: np.dtype, fill: float) -> np.ndarray:
+        """x in dtype ``kind`` with ``fill`` around it; x itself where it is so already."""
+        if self.full == self.image:
+            return x.astype(kind, copy=False)
+        wide = empty_like(x, self.full, kind)
+        wide.fill(fill)
+        self.inside(wide)[...] = x
+        return wide
+
+    def first_taps(self) -> np.ndarray:
+        """The number of the first tap on the image for each window, −1 for a window with none: (OH, OW)."""
+        first = []
+        for n, o, k, s, p, d in zip(self.image, self.size, self.kernel, self.stride, self.padding, self.dilation):
+            start = np.arange(o) * s - p
+            tap = np.maximum(0, -(start // d))
+            first.append(np.where((tap < k) & (start + tap * d < n), tap, -1))
+        rows, columns = first[0][:, None], first[1][None, :]
+        return np.where((rows < 0) | (columns < 0), -1, rows * self.kernel[1] + columns)
+
+
+def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
+    """(n, c, *size), its axes in memory as x's are."""
+    order = tuple(sorted(range(4), key=lambda a: -x.strides[a]))
+    return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
+
+
+def _over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
+    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
+    if all(a.flags.c_contiguous for a in results):
+        results, given = ([a.reshape(-1, 1, *a.shape[2:]) for a in arrays] for arrays in (results, given))
+    n = len(results[0])
+    each = max(a.size for a in [*results, *given]) // max(n, 1)
+
+    def block(lo: int, hi: int) -> None:
+        work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
+
+    _blocks.over(n, _blocks.block_rows(each), block, n * each)
+
+
+# --- max_pool2d ------------------------------------------------------------------------------------------------------
+
+
+def max_pool2d_forward(
+    x: np.ndarray,
+    *,
+    needs: tuple = (),
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+    ceil_mode: bool,
+) -> tuple[tuple, dict]:
+    size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
+    window = _Window(x, size, kernel_size, stride, padding, dilation)
+    order, kind = _order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
+    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, order))
+    if not needs:
+        _over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
+        return (y,), {}
+    taps = kernel_size[0] * kernel_size[1]
+    won = empty_numpy(
+        Spec(y.shape, np.dtype(np.int8 if taps <= 127 else np.int16 if taps <= 32767 else np.int32), order)
+    )
+    first = window.first_taps().astype(won.dtype)
+    _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
+    return (y,), {"tap": won}
+
+
+def _maxima(x: np.ndarray, y: np.ndarray, window: _Window, kind: np.dtype) -> None:
+    """y: each row's maxima over the columns of the windows, and of these the maxima over the rows."""
+    wide = window.widen(x, kind, -np.inf)
+    across = wide[..., window.columns(0)].copy("K")
+    for q in range(1, window.kernel[1]):
+        np.maximum(across, wide[..., window.columns(q)], out=across)
+    best = across[:, :, window.rows(0)].copy("K")
+    for r in range(1, window.kernel[0]):
+        np.maximum(best, across[:, :, window.rows(r)], out=best)
+    y[...] = best
+
+
+def _winners(x: np.ndarray, y: np.ndarray, won: np.ndarray, first: np.ndarray, window: _Window, kind: np.dtype) -> None:
+    """y, and which tap gave it."""
+    wide = window.widen(x, kind, -np.inf)
+    best = empty_like(y, window.size, kind)
+    best.fill(-np.inf)
+    won[...] = first + 1
+    better, number = empty_like(y, window.size, bool), np.empty_like(won)
+    for tap, rows, columns in window.taps():
+        under = wide[:, :, rows, columns]
+        np.greater(under, best, out=better)
+        np.maximum(best, under, out=best)
+        np.multiply(better, won.dtype.type(tap + 1), out=number)
+        np.maximum(won, number, out=won)  # taps come in rising order
+    won -= 1
+    if np.isnan(best.sum()):  # some NaN: the last one in its window wins
+        for tap, rows, columns in window.taps():
+            np.copyto(won, tap, where=np.isnan(wide[:, :, rows, columns]))
+    y[...] = best
+
+
+def max_pool2d_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+    ceil_mode: bool,
+) -> tuple:
+    (dy,), (x,), won = dys, inputs, saved["tap"]
+    window, kind = _Window(x, dy.shape[2:], kernel_size, stride, padding, dilation), compute_dtype(x.dtype)
+    dx = empty_numpy(x.like())
+    bits = np.dtype(f"i{kind.itemsize}")
+
+    def work(dx: np.ndarray, won: np.ndarray, dy: np.ndarray) -> None:
+        g = empty_like(won, window.size, kind)
+        g[...] = dy
+        direct = window.full == window.image and dx.dtype == kind
+        wide = dx if direct else empty_like(dx, window.full, kind)
+        wide.fill(0)
+        share = np.empty_like(g)
+        for tap, rows, columns in window.taps():
+            under = wide[:, :, rows, columns]
+            # Of its bits all or none: 0 · ∞ would be NaN.
+            chosen = won == tap
+            if window.apart:
+                np.multiply(g.view(bits), chosen, out=under.view(bits))
+            else:
+                np.multiply(g.view(bits), chosen, out=share.view(bits))
+                under += share
+        if not direct:
+            dx[...] = window.inside(wide)
+
+    _over_blocks(work, [dx], [won, dy])
+    return (dx,)
+
+
+# --- avg_pool2d ------------------------------------------------------------------------------------------------------
+
+
+def _weights(window: _Window, kind: np.dtype, include_pad: bool, override: int | None) -> Any:
+    """1 / divisor of each window: (OH, OW), or one number where all are equal."""
+    if override is not None:
+        return kind.type(1 / override)
+    counts = []
+    for n, o, k, s, p in zip(window.image, window.size, window.kernel, window.stride, window.padding):
+        start = np.arange(o) * s - p
+        end = np.minimum(start + k, n + p)
+        counts.append(end - start if include_pad else np.minimum(end, n) - np.maximum(start, 0))
+    return (1 / np.outer(*counts)).astype(kind)
+
+
+def avg_pool2d_forward(
+    x: np.ndarray,
+    *,
+    needs: tuple = (),
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> tuple[tuple, dict]:
+    size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
+    window, kind = _Window(x, size, kernel_size, stride, padding), compute_dtype(x.dtype)
+    weights = _weights(window, kind, count_include_pad, divisor_override)
+    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, _order(spec(x))))  # type: ignore[arg-type]
+
+    def work(y: np.ndarray, x: np.ndarray) -> None:
+        wide = window.widen(x, kind, 0)
+        across = wide[..., window.columns(0)].copy("K")
+        for q in range(1, kernel_size[1]):
+            across += wide[..., window.columns(q)]
+        total = across[:, :, window.rows(0)].copy("K")
+        for r in range(1, kernel_size[0]):
+            total += across[:, :, window.rows(r)]
+        np.multiply(total, weights, out=y, casting="same_kind")
+
+    _over_blocks(work, [y], [x])
+    return (y,), {}
+
+
+def avg_pool2d_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> tuple:
+    (dy,), (x,) = dys, inputs
+    window, kind = _Window(x, dy.shape[2:], kernel_size, stride, padding), compute_dtype(x.dtype)
+    weights = _weights(window, kind, count_include_pad, divisor_override)
+    dx = empty_numpy(x.like())
+
+    def work(dx: np.ndarray, dy: np.ndarray) -> None:
+        g = empty_like(dx, window.size, kind)
+        np.multiply(dy, weights, out=g)
+        direct = window.full == window.image and dx.dtype == kind
+        wide = dx if direct else empty_like(dx, window.full, kind)
+        wide.fill(0)
+        if window.apart:
+            for _, rows, columns in window.taps():
+                wide[:, :, rows, columns] = g
+        else:
+            across = empty_like(dx, (window.full[0], window.size[1]), kind)
+            across.fill(0)
+            for r in range(kernel_size[0]):
+                across[:, :, window.rows(r)] += g
+            for q in range(kernel_size[1]):
+                wide[..., window.columns(q)] += across
+        if not direct:
+            dx[...] = window.inside(wide)
+
+    _over_blocks(work, [dx], [dy])
+    return (dx,)
+
+
+def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return "float64 is left to the definition" if x.dtype == float64 else None

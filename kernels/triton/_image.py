@@ -1,0 +1,167 @@
+"""What kernels over images share: NHWC copies, sums over pixels, and the second stage of two-stage sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import _tile
+
+CHANNELS_LAST = (0, 2, 3, 1)
+
+
+def output_order(x: Any) -> tuple[int, ...] | None:
+    """The memory order of an output over x: channels-last for a dense channels-last x, else row-major."""
+    return CHANNELS_LAST if _tile.order(x) == CHANNELS_LAST else None
+
+
+def steps(x: Any) -> tuple[int, int, int, int]:
+    """Strides in the order n, h, w, c."""
+    n, c, h, w = x.stride()
+    return n, h, w, c
+
+
+def evenly_spaced(x: Any) -> bool:
+    """Whether one step leads from each pixel of an image to the next."""
+    return 1 in x.shape[2:] or x.stride(2) == x.shape[3] * x.stride(3)
+
+
+def flattened(x: Any) -> Any:
+    """All pixels of an image in one row: (N, C, 1, H · W), a view of an evenly spaced array."""
+    n, c, h, w = x.shape
+    step = x.stride(3) if w > 1 else x.stride(2)
+    return x.as_strided((n, c, 1, h * w), (x.stride(0), x.stride(1), h * w * step, step))
+
+
+@triton.jit
+def image_pixel(start, P, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """(image as int64, pixel) for BLOCK pixels from ``start`` on, of images of P pixels each.
+
+    ALIGNED: P and start are multiples of 16; the compiler then knows that 16 neighbours lie in one image.
+    """
+    local = (start % P).to(tl.int32) + tl.arange(0, BLOCK)
+    n = start // P + local // P
+    pixel = local % P
+    if ALIGNED:
+        n = tl.max_constancy(n, [16])
+        pixel = tl.max_contiguous(tl.multiple_of(pixel, [16]), [16])
+    return n, pixel
+
+
+@triton.jit
+def _nhwc_kernel(x, y, C, W, P, x_n, x_h, x_w, x_c, BC: tl.constexpr, BP: tl.constexpr):
+    """y[n, p, c] = x[n, c, p // W, p % W]: read along pixels, written along channels."""
+    p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)  # (BP,)
+    c = tl.program_id(1).to(tl.int64) * BC + tl.arange(0, BC)  # (BC,)
+    n = tl.program_id(2).to(tl.int64)
+    mask = (c < C)[:, None] & (p < P)[None, :]
+    v = tl.load(x + n * x_n + (c * x_c)[:, None] + (p // W * x_h + p % W * x_w)[None, :], mask, other=0.0)  # (BC, BP)
+    tl.store(y + (n * P + p)[:, None] * C + c[None, :], tl.trans(v), tl.trans(mask))
+
+
+MOST_IMAGES = 65535
+"""The longest third axis of a grid."""
+
+
+def nhwc(x: Any, empty: Any) -> Any:
+    """x of any strides with channels neighbouring in memory: itself, or a copy."""
+    n, c, h, w = x.shape
+    if x.permute(0, 2, 3, 1).is_contiguous():
+        return x
+    y = empty(x.shape, x.dtype, CHANNELS_LAST)
+    source = flattened(x) if evenly_spaced(x) else x
+    block = min(64, _tile.next_power_of_2(c))
+    pixels = min(4096 // block, _tile.next_power_of_2(h * w))
+    for first in range(0, n, MOST_IMAGES):
+        part, there = source[first : first + MOST_IMAGES], y[first : first + MOST_IMAGES]
+        grid = (_tile.cdiv(h * w, pixels), _tile.cdiv(c, block), part.shape[0])
+        _tile.launch(
+            _nhwc_kernel, grid, part, there, c, source.shape[3], h * w, *steps(source), BC=block, BP=pixels, num_warps=4
+        )
+    return y
+
+
+@triton.jit
+def _channel_sums_kernel(
+    x, partial, M, EACH, C, W, P, x_n, x_h, x_w, x_c,
+    EVEN: tl.constexpr, ALIGNED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """partial[s, c] = Σ over the s-th EACH of the M = N · P pixels of x[pixel, c], in float32."""
+    split = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]  # (1, BC)
+    first = split * EACH
+    last = tl.minimum(first + EACH, M)
+    acc = tl.zeros((BP, BC), tl.float32)
+    for start in range(first, last, BP):
+        n, pixel = image_pixel(start, P, ALIGNED, BP)
+        if EVEN:
+            rows = n * x_n + pixel.to(tl.int64) * x_w
+        else:
+            rows = n * x_n + (pixel // W).to(tl.int64) * x_h + pixel % W * x_w
+        mask = (start + tl.arange(0, BP) < last)[:, None] & (c < C)
+        acc += tl.load(x + rows[:, None] + c.to(tl.int64) * x_c, mask, other=0.0).to(tl.float32)
+    tl.store(partial + split * C + c, tl.sum(acc, 0, keep_dims=True), c < C)
+
+
+def pixel_tile(x: Any, pixels: int, elements: int) -> tuple[int, int]:
+    """(pixels, channels) of a tile with this many elements: wide along what is neighbouring in memory."""
+    c = _tile.next_power_of_2(x.shape[1])
+    if x.stride(1) == 1 and x.shape[1] > 1:
+        channels = min(c, 64)
+        return min(max(1, elements // channels), _tile.next_power_of_2(pixels)), channels
+    rows = min(elements, _tile.next_power_of_2(pixels))
+    return rows, min(c, elements // rows)
+
+
+@triton.jit
+def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
+    """(n, h, w, c, mask) of this program's pixels × channels: (BP, 1) three times, (1, BC), (BP, BC)."""
+    start = tl.program_id(0).to(tl.int64) * BP
+    local = (start % HW).to(tl.int32) + tl.arange(0, BP)[:, None]
+    n, pixel = start // HW + local // HW, local % HW
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
+
+
+def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
+    """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides."""
+    n, c, h, w = x.shape
+    even = evenly_spaced(x)
+    source = flattened(x) if even else x
+    pixels, channels = pixel_tile(source, n * h * w, 4096)
+    blocks = _tile.cdiv(c, channels)
+    rounds = _tile.cdiv(n * h * w, pixels)
+    splits, each = _tile.split(rounds, max(1, min(4 * _tile.device(x).sms // blocks, rounds // 4)))
+    partial = empty((splits, c, 1, 1), "float32")
+    _tile.launch(
+        _channel_sums_kernel, (splits, blocks), source, partial, n * h * w, each * pixels, c, source.shape[3], h * w,
+        *steps(source), EVEN=even, ALIGNED=h * w % 16 == 0 and pixels % 16 == 0, BP=pixels, BC=channels, num_warps=8,
+    )  # fmt: skip
+    finish(partial, total.view(c, 1, 1, 1), scale)
+
+
+@triton.jit
+def _finish_kernel(
+    partial, y, S, SIZE, C, T, KW, y_o, y_c, y_h, y_w, scale, BLOCK: tl.constexpr
+):  # fmt: skip
+    """y[o, c, tap] = scale · Σ_s partial[s, o, tap, c], in the order of s."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < SIZE
+    total = tl.zeros((BLOCK,), tl.float32)
+    for s in range(0, S):
+        total += tl.load(partial + tl.cast(s, tl.int64) * SIZE + at, mask, other=0.0)
+    c, tap, o = at % C, at // C % T, at // C // T
+    where = y + o * y_o + c * y_c + tap // KW * y_h + tap % KW * y_w
+    tl.store(where, (total * scale).to(y.dtype.element_ty), mask)
+
+
+def finish(partial: Any, y: Any, scale: float = 1.0) -> None:
+    """The sum over the first axis of (S, O, taps, C) into y (O, C, kh, kw) of any strides."""
+    s, o, taps, c = partial.shape
+    size, block = o * taps * c, 512
+    grid = (_tile.cdiv(size, block),)
+    _tile.launch(
+        _finish_kernel, grid, partial, y, s, size, c, taps, y.shape[3], *y.stride(), scale, BLOCK=block, num_warps=4
+    )

@@ -1,0 +1,272 @@
+"""out = f(A B + bias): the matrix product that families share.
+
+One kernel walks output tiles in an order that reuses L2. On sm_90 and newer it is persistent and loads through the
+tensor memory accelerator (TMA) where shapes are aligned; elsewhere it loads through pointers, one tile a program. Where
+there are too few tiles to fill the GPU, K is split: partial sums in float32, then a second stage, in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from . import _tile
+from .activation import value
+
+
+class Config(NamedTuple):
+    BM: int
+    BN: int
+    BK: int
+    warps: int
+    stages: int
+
+    def shared(self, itemsize: int) -> int:
+        """Bytes of shared memory for the stages' tiles."""
+        return self.stages * (self.BM + self.BN) * self.BK * itemsize
+
+
+# The first that is not much wider than the output, gives every SM a tile, and fits the device's shared memory.
+HALF_TMA = [Config(128, 256, 64, 8, 3), Config(128, 128, 64, 8, 4), Config(64, 128, 64, 4, 4)]
+HALF = [
+    Config(128, 256, 32, 8, 4),  # sm_80 and newer with 160 KB
+    Config(128, 128, 32, 8, 4),
+    Config(64, 128, 32, 4, 4),
+    Config(32, 64, 64, 4, 4),
+    Config(16, 64, 128, 4, 3),
+]
+SINGLE = [Config(128, 128, 16, 8, 3), Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)]
+"""float32 exact: no tensor cores, so the accumulators and both operands live in registers."""
+TF32 = [Config(128, 128, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 32, 4, 3)]
+GROUP = 8
+"""Rows of tiles walked together, so that their columns of B stay in L2."""
+LEAST_STEPS = 4
+"""Steps along K that a split must have, or its partial sums cost more than they bring."""
+
+
+@triton.jit
+def _place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """(row, column) of a tile in grouped order."""
+    width = GROUP_M * tiles_n
+    first = tile // width * GROUP_M
+    size = tl.minimum(tiles_m - first, GROUP_M)
+    return first + tile % width % size, tile % width // size
+
+
+@triton.jit
+def _store(
+    acc, split, row, column, bias, z, out, M, N, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The epilogue for one tile (BM, BN) at (row, column)."""
+    m = row + tl.arange(0, BM).to(tl.int64)[:, None]
+    n = column + tl.arange(0, BN)[None, :]
+    mask = (m < M) & (n < N)
+    at = (split * M + m) * N + n  # 64-bit, as m is
+    if bias is not None:
+        acc += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
+    if z is not None:
+        tl.store(z + at, acc.to(z.dtype.element_ty), mask)
+    if ACTIVATION is not None:
+        acc = value(acc, ACTIVATION, number_a, number_b)
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _finish_tile(
+    acc, split, row, column, bias, z, out, M, N, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The epilogue; with an activation in four parts, or its temporaries would spill."""
+    end = (bias, z, out, M, N, number_a, number_b)
+    if BN >= 64 and ACTIVATION is not None:
+        HALF: tl.constexpr = BN // 2
+        QUARTER: tl.constexpr = BN // 4
+        left, right = tl.split(acc.reshape(BM, 2, HALF).permute(0, 2, 1))
+        first, second = tl.split(left.reshape(BM, 2, QUARTER).permute(0, 2, 1))
+        _store(first, split, row, column, *end, BM, QUARTER, ACTIVATION)
+        _store(second, split, row, column + QUARTER, *end, BM, QUARTER, ACTIVATION)
+        third, fourth = tl.split(right.reshape(BM, 2, QUARTER).permute(0, 2, 1))
+        _store(third, split, row, column + HALF, *end, BM, QUARTER, ACTIVATION)
+        _store(fourth, split, row, column + HALF + QUARTER, *end, BM, QUARTER, ACTIVATION)
+    else:
+        _store(acc, split, row, column, *end, BM, BN, ACTIVATION)
+
+
+@triton.jit
+def _matmul_kernel(
+    a, b, bias, z, out, M, N, K, a_m, a_k, b_n, b_k, k_split, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of one split. EVEN: every step along K is whole."""
+    tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    split = tl.program_id(0) // (tiles_m * tiles_n)
+    tile_m, tile_n = _place(tl.program_id(0) % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
+    row, column = tile_m * BM, tile_n * BN
+    m = row + tl.arange(0, BM)[:, None]  # (BM, 1)
+    n = column + tl.arange(0, BN)[None, :]  # (1, BN)
+    k = split * k_split + tl.arange(0, BK)
+    end = tl.minimum((split + 1) * k_split, K)
+    left = a + m.to(tl.int64) * a_m + k.to(tl.int64)[None, :] * a_k  # (BM, BK)
+    right = b + n.to(tl.int64) * b_n + k.to(tl.int64)[:, None] * b_k  # (BK, BN)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(split * k_split, end, BK):
+        if EVEN:
+            x = tl.load(left, m < M, other=0.0)
+            y = tl.load(right, n < N, other=0.0)
+        else:
+            inside = start + tl.arange(0, BK) < end
+            x = tl.load(left, (m < M) & inside[None, :], other=0.0)
+            y = tl.load(right, inside[:, None] & (n < N), other=0.0)
+        acc = tl.dot(x, y, acc, input_precision=PRECISION)
+        left += BK * a_k
+        right += BK * b_k
+    _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION)
+
+
+@triton.jit
+def _matmul_tma_kernel(
+    a, b, bias, z, out, M, N, K, k_split, splits, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
+    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Every program walks many tiles, so that one tile's epilogue overlaps the next one's loads.
+
+    a, b: descriptors, which give zeros outside; TURNED: with the K axis first.
+    """
+    tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    tiles = tiles_m * tiles_n
+    for index in tl.range(tl.program_id(0), tiles * splits, tl.num_programs(0), flatten=True):
+        split = index // tiles
+        tile_m, tile_n = _place(index % tiles, tiles_m, tiles_n, GROUP_M)
+        row, column = tile_m * BM, tile_n * BN
+        acc = tl.zeros((BM, BN), tl.float32)
+        for k in range(split * k_split, tl.minimum((split + 1) * k_split, K), BK):
+            left = a.load([k, row]).T if A_TURNED else a.load([row, k])
+            right = b.load([k, column]) if B_TURNED else b.load([column, k]).T
+            acc = tl.dot(left, right, acc)
+        _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION)
+
+
+@triton.jit
+def _finish_kernel(
+    parts, bias, z, out, S, M, N, number_a, number_b,
+    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = f(Σ parts + bias) over the S parts (S, M, N), in order."""
+    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for s in range(S):
+        total += tl.load(parts + (s * M + row) * N + n, mask, other=0.0)
+    if bias is not None:
+        total += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
+    if z is not None:
+        tl.store(z + row * N + n, total.to(z.dtype.element_ty), mask)
+    if ACTIVATION is not None:
+        total = value(total, ACTIVATION, number_a, number_b)
+    tl.store(out + row * N + n, total.to(out.dtype.element_ty), mask)
+
+
+def finish(
+    parts: Any, out: Any, bias: Any = None, z: Any = None, f: str | None = None, numbers: tuple = (0.0, 0.0)
+) -> None:
+    """out = f(Σ parts + bias): the second stage of a sum whose parts (S, M, N) are float32; z: the sum before f."""
+    s, m, n = parts.shape
+    block = min(1024, max(16, _tile.next_power_of_2(n)))
+    rows = 1024 // block
+    grid = (_tile.cdiv(m, rows) * _tile.cdiv(n, block),)
+    sizes = dict(ACTIVATION=f, ROWS=rows, BLOCK=block)
+    _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, **sizes)
+
+
+def _unit(x: Any) -> Any:
+    """``x`` (2-D) with one of its axes contiguous; a copy where neither is."""
+    return x if 1 in x.stride() or x.numel() == 0 else x.contiguous()
+
+
+def _fits_tma(x: Any) -> bool:
+    """Whether a descriptor can describe ``x`` (2-D): 16-bit numbers, one axis contiguous, the other 16-byte aligned."""
+    step = max(x.stride())
+    aligned = step * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+    return x.element_size() == 2 and 0 not in x.shape and min(x.stride()) == 1 and step >= min(x.shape) and aligned
+
+
+def _turned(x: Any) -> bool:
+    return x.stride(1) != 1
+
+
+def _describe(x: Any, rows: int, columns: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if _turned(x):
+        return TensorDescriptor.from_tensor(x.T, [columns, rows])
+    return TensorDescriptor.from_tensor(x, [rows, columns])
+
+
+def _choose(table: list[Config], m: int, n: int, itemsize: int, aligned: bool, device: _tile.Device) -> Config:
+    fitting = [c for c in table if c.shared(itemsize) <= device.shared - 2048]
+    if not aligned:  # the addresses of single elements would take the registers of a large tile's sums
+        fitting = [c for c in fitting if c.BM * c.BN // c.warps * itemsize <= 4096]
+    for c in fitting[:-1]:
+        tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
+        if m > c.BM // 2 and n > c.BN // 2 and tiles >= device.sms:
+            return c
+    # Too few tiles for every SM: the one that wastes least on the edges, wide ones first; splitting K fills the GPU.
+    return min(fitting, key=lambda c: (_tile.cdiv(m, c.BM) * c.BM * _tile.cdiv(n, c.BN) * c.BN, -c.BM * c.BN))
+
+
+def _precision(itemsize: int) -> str:
+    import torch
+
+    return "tf32" if itemsize == 4 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def matmul(
+    a: Any,
+    b: Any,
+    out: Any,
+    empty: Callable,
+    *,
+    bias: Any = None,
+    z: Any = None,
+    f: str | None = None,
+    numbers: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    """out = f(A Bᵀ + bias), and z = A Bᵀ + bias where asked.
+
+    a: (M, K), b: (N, K), of one dtype and any strides (``b`` is stored as a weight is). bias: (N,) contiguous.
+    out, z: (M, N) row-major. f: an activation's name, with its numbers.
+    """
+    a, b = _unit(a), _unit(b)
+    (m, k), n, device = a.shape, b.shape[0], _tile.device(a)
+    precision = _precision(a.element_size())
+    tma = device.arch >= 90 and m >= 64 and n >= 64 and _fits_tma(a) and _fits_tma(b)
+    table = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
+    aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))
+    c = _choose(table, m, n, a.element_size(), aligned, device)
+    tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
+    splits = max(1, min(device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS)))
+    k_split = _tile.cdiv(_tile.cdiv(k, splits), c.BK) * c.BK
+    splits = max(1, _tile.cdiv(k, max(k_split, 1)))
+    target, stage_one = out, dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f)
+    if splits > 1:
+        target, stage_one = (
+            empty((splits, m, n), "float32"),
+            dict.fromkeys(stage_one) | dict(number_a=0.0, number_b=0.0),
+        )
+    common = stage_one | dict(out=target, M=m, N=n, K=k, k_split=k_split, num_warps=c.warps, num_stages=c.stages)
+    common |= dict(BM=c.BM, BN=c.BN, BK=c.BK, GROUP_M=GROUP)
+    if tma:
+        turned = dict(A_TURNED=_turned(a), B_TURNED=_turned(b))
+        a, b = _describe(a, c.BM, c.BK), _describe(b, c.BN, c.BK)
+        _tile.launch(_matmul_tma_kernel, (min(tiles * splits, device.sms),), a, b, splits=splits, **turned, **common)
+    else:
+        steps = dict(a_m=a.stride(0), a_k=a.stride(1), b_n=b.stride(0), b_k=b.stride(1))
+        even = k % c.BK == 0
+        _tile.launch(_matmul_kernel, (tiles * splits,), a, b, EVEN=even, PRECISION=precision, **steps, **common)
+    if splits > 1:
+        finish(target, out, bias, z, f, numbers)

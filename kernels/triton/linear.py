@@ -1,0 +1,102 @@
+"""Linear. Bound by arithmetic: forward 2 M N K flops with bias and activation in the epilogue, backward twice that.
+
+Backward first makes dz = dy f'(z) and the column sums that are dbias, in one pass; without an activation dz is dy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import _matmul, _tile
+from .activation import FROM_Y, NUMBERS, gradient
+
+
+@triton.jit
+def _linear_backward_columns_kernel(
+    dy, kept, dz, parts, M, N, dy_m, dy_n, each, a, b, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """dz = dy f'(z), and this program's partial sum of dz over ``each`` rows of BLOCK columns."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
+    start = tl.program_id(1).to(tl.int64) * each
+    total = tl.zeros((1, BLOCK), tl.float32)
+    for first in range(0, each, ROWS):
+        m = start + first + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+        mask = (m < tl.minimum(start + each, M)) & (n < N)
+        g = tl.load(dy + m * dy_m + n.to(tl.int64) * dy_n, mask, other=0.0).to(tl.float32)
+        if ACTIVATION is not None:
+            v = tl.load(kept + m * N + n, mask, other=0.0).to(tl.float32)
+            g = tl.where(mask, gradient(g, v, ACTIVATION, a, b), 0.0)
+            tl.store(dz + m * N + n, g.to(dz.dtype.element_ty), mask)
+        if parts is not None:
+            total += tl.sum(g, 0, keep_dims=True)
+    if parts is not None:
+        tl.store(parts + tl.program_id(1).to(tl.int64) * N + n, total, n < N)
+
+
+def _numbers(activation: str | None) -> tuple[float, float]:
+    return NUMBERS.get(activation or "", (0.0, 0.0))
+
+
+def _matrix(x: Any, columns: int) -> Any:
+    return x.reshape(math.prod(x.shape[:-1]), columns)
+
+
+def linear_forward(
+    x: Any, weight: Any, bias: Any = None, *, needs: tuple = (), activation: str | None = None, empty: Any
+) -> tuple[tuple, dict]:
+    out, features = weight.shape
+    y = empty((*x.shape[:-1], out), x.dtype)
+    saved = {"x": x} if "weight" in needs else {}
+    if "x" in needs:
+        saved["weight"] = weight
+    z = None
+    if activation in FROM_Y and needs:
+        saved["y"] = y
+    elif activation is not None and needs:
+        z = saved["z"] = empty(y.shape, x.dtype)
+    if y.numel():
+        _matmul.matmul(
+            _matrix(x, features), weight, _matrix(y, out), empty,
+            bias=None if bias is None else _tile.dense(bias), z=z, f=activation, numbers=_numbers(activation),
+        )  # fmt: skip
+    return (y,), saved
+
+
+def _backward_columns(dy: Any, kept: Any, activation: str | None, want_sum: bool, empty: Any) -> tuple[Any, Any]:
+    """(dz, partial column sums of it (P, 1, N) or None) from dy (M, N)."""
+    m, n = dy.shape
+    block, rows = min(128, max(16, _tile.next_power_of_2(n))), 16
+    columns = _tile.cdiv(n, block)
+    programs, each = _tile.split(m, max(1, min(8 * _tile.device(dy).sms // max(columns, 1), _tile.cdiv(m, rows))))
+    dz = dy if activation is None else empty((m, n), dy.dtype)
+    parts = empty((programs, 1, n), "float32") if want_sum else None
+    _tile.launch(
+        _linear_backward_columns_kernel, (columns, programs), dy, kept, dz, parts, m, n, *dy.stride(), each,
+        *_numbers(activation), ACTIVATION=activation, ROWS=rows, BLOCK=block,
+    )  # fmt: skip
+    return dz, parts
+
+
+def linear_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, activation: str | None = None, empty: Any
+) -> tuple:
+    x, weight = inputs[:2]
+    out, features = weight.shape
+    dz = _matrix(dys[0], out)
+    kept = None if activation is None else saved["y" if activation in FROM_Y else "z"]
+    dx = empty(x.shape, dz.dtype) if "x" in needs else None
+    dw = empty(weight.shape, dz.dtype) if "weight" in needs else None
+    db = empty((out,), dz.dtype) if "bias" in needs else None
+    if activation is not None or db is not None:
+        dz, parts = _backward_columns(dz, kept, activation, db is not None, empty)
+        if parts is not None:
+            _matmul.finish(parts, db)
+    if dx is not None and dx.numel():
+        _matmul.matmul(dz, saved["weight"].T, _matrix(dx, features), empty)
+    if dw is not None and dw.numel():
+        _matmul.matmul(dz.T, _matrix(saved["x"], features).T, dw, empty)
+    return dx, dw, db

@@ -1,0 +1,330 @@
+"""Pooling. Bound by memory: a window's pixels are read once from memory, and from the L1 cache where windows overlap.
+
+A tile is pixels × channels, wide along what is neighbouring in memory; arrays of any strides are read as they are.
+Backward gathers: each pixel of x looks up the windows it lies under, so nothing is added to in turn. Which tap won is
+one byte for each output (a window of more than 127 taps takes two), where an int64 index would be eight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import _tile
+from ._image import evenly_spaced, finish, flattened, output_order, pixel_tile, pixels_of, steps
+
+
+@triton.jit
+def _max_pool2d_forward_kernel(
+    x, y, won,
+    M, HY, WY, HX, WX, C, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
+    SH, SW, TOP, LEFT, DH, DW,
+    KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    n, i, j, c, mask = pixels_of(M, HY * WY, WY, C, BP, BC)
+    x += n * x_n + c.to(tl.int64) * x_c  # (BP, BC)
+    best = tl.full((BP, BC), float("-inf"), tl.float32)
+    tap = tl.full((BP, BC), -1, tl.int32)
+    for r in range(KH):
+        h = i * SH - TOP + r * DH
+        for q in tl.static_range(KW):
+            w = j * SW - LEFT + q * DW
+            there = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
+            v = tl.load(x + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w, there, other=float("-inf")).to(tl.float32)
+            better = there & ((v > best) | (v != v) | (tap < 0))
+            best = tl.where(better, v, best)
+            tap = tl.where(better, r * KW + q, tap)
+    place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w + c.to(tl.int64) * y_c
+    tl.store(y + place, best.to(y.dtype.element_ty), mask)
+    if won is not None:
+        tl.store(won + place, tap.to(won.dtype.element_ty), mask)
+
+
+@triton.jit
+def _max_pool2d_backward_kernel(
+    dy, won, dx,
+    M, HX, WX, HY, WY, C, dy_n, dy_h, dy_w, dy_c, won_n, won_h, won_w, won_c, x_n, x_h, x_w, x_c,
+    SH, SW, TOP, LEFT, DH, DW,
+    KH: tl.constexpr, KW: tl.constexpr, LAPS_H: tl.constexpr, LAPS_W: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """LAPS: windows that a pixel may lie under, along each axis; the last of them starts at (h + TOP) // SH."""
+    n, h, w, c, mask = pixels_of(M, HX * WX, WX, C, BP, BC)
+    dy += n * dy_n + c.to(tl.int64) * dy_c
+    won += n * won_n + c.to(tl.int64) * won_c
+    acc = tl.zeros((BP, BC), tl.float32)
+    for a in range(LAPS_H):
+        i = (h + TOP) // SH - a
+        down = h + TOP - i * SH  # from the window's first row
+        r = down // DH
+        hit_h = (i >= 0) & (i < HY) & (r * DH == down) & (r < KH)
+        for b in tl.static_range(LAPS_W):
+            j = (w + LEFT) // SW - b
+            right = w + LEFT - j * SW
+            q = right // DW
+            hit = mask & hit_h & (j >= 0) & (j < WY) & (q * DW == right) & (q < KW)
+            tap = tl.load(won + i.to(tl.int64) * won_h + j.to(tl.int64) * won_w, hit, other=-1)
+            g = tl.load(dy + i.to(tl.int64) * dy_h + j.to(tl.int64) * dy_w, hit, other=0.0).to(tl.float32)
+            acc += tl.where(hit & (tap == r * KW + q), g, 0.0)
+    place = dx + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
+    tl.store(place, acc.to(dx.dtype.element_ty), mask)
+
+
+@triton.jit
+def _covered(i, size, taps, stride, pad, INCLUDE_PAD: tl.constexpr):
+    """Rows (or columns) of window i that count."""
+    start = i * stride - pad
+    end = tl.minimum(start + taps, size + pad)
+    if INCLUDE_PAD:
+        return end - start
+    else:
+        return tl.minimum(end, size) - tl.maximum(start, 0)
+
+
+@triton.jit
+def _avg_pool2d_forward_kernel(
+    x, y,
+    M, HY, WY, HX, WX, C, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
+    SH, SW, TOP, LEFT, DIVISOR,
+    KH: tl.constexpr, KW: tl.constexpr, OVERRIDE: tl.constexpr, INCLUDE_PAD: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    n, i, j, c, mask = pixels_of(M, HY * WY, WY, C, BP, BC)
+    x += n * x_n + c.to(tl.int64) * x_c
+    acc = tl.zeros((BP, BC), tl.float32)
+    for r in range(KH):
+        h = i * SH - TOP + r
+        for q in tl.static_range(KW):
+            w = j * SW - LEFT + q
+            there = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
+            acc += tl.load(x + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w, there, other=0.0).to(tl.float32)
+    if OVERRIDE:
+        acc = acc / DIVISOR
+    else:
+        count = _covered(i, HX, KH, SH, TOP, INCLUDE_PAD) * _covered(j, WX, KW, SW, LEFT, INCLUDE_PAD)
+        acc = acc / count.to(tl.float32)
+    place = y + n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w + c.to(tl.int64) * y_c
+    tl.store(place, acc.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _avg_pool2d_backward_kernel(
+    dy, dx,
+    M, HX, WX, HY, WY, C, dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
+    SH, SW, TOP, LEFT, DIVISOR,
+    KH: tl.constexpr, KW: tl.constexpr, OVERRIDE: tl.constexpr, INCLUDE_PAD: tl.constexpr,
+    LAPS_H: tl.constexpr, LAPS_W: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    n, h, w, c, mask = pixels_of(M, HX * WX, WX, C, BP, BC)
+    dy += n * dy_n + c.to(tl.int64) * dy_c
+    acc = tl.zeros((BP, BC), tl.float32)
+    for a in range(LAPS_H):
+        i = (h + TOP) // SH - a
+        hit_h = (i >= 0) & (i < HY) & (h + TOP - i * SH < KH)
+        for b in tl.static_range(LAPS_W):
+            j = (w + LEFT) // SW - b
+            hit = mask & hit_h & (j >= 0) & (j < WY) & (w + LEFT - j * SW < KW)
+            g = tl.load(dy + i.to(tl.int64) * dy_h + j.to(tl.int64) * dy_w, hit, other=0.0).to(tl.float32)
+            if OVERRIDE:
+                acc += g / DIVISOR
+            else:
+                count = _covered(i, HX, KH, SH, TOP, INCLUDE_PAD) * _covered(j, WX, KW, SW, LEFT, INCLUDE_PAD)
+                acc += tl.where(hit, g / count.to(tl.float32), 0.0)
+    place = dx + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
+    tl.store(place, acc.to(dx.dtype.element_ty), mask)
+
+
+@triton.jit
+def _global_avg_pool2d_forward_kernel(
+    x, out, P, EACH, C, W, x_n, x_h, x_w, x_c, out_s, out_n, SCALE,
+    EVEN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out[s, n, c] = SCALE · Σ over the s-th EACH pixels of x[n, c, pixel]."""
+    blocks = tl.cdiv(C, BC)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)[None, :]  # (1, BC)
+    split = tl.program_id(1).to(tl.int64)
+    first = split * EACH
+    last = tl.minimum(first + EACH, P)
+    x += n * x_n + c.to(tl.int64) * x_c
+    acc = tl.zeros((BP, BC), tl.float32)
+    for start in range(first, last, BP):
+        p = start + tl.arange(0, BP)[:, None]  # (BP, 1)
+        if EVEN:
+            rows = p * x_w
+        else:
+            rows = p // W * x_h + p % W * x_w
+        acc += tl.load(x + rows, (p < last) & (c < C), other=0.0).to(tl.float32)
+    total = tl.sum(acc, 0, keep_dims=True) * SCALE
+    tl.store(out + split * out_s + n * out_n + c, total.to(out.dtype.element_ty), c < C)
+
+
+@triton.jit
+def _global_avg_pool2d_backward_kernel(
+    dy, dx, M, HX, WX, C, dy_n, dy_c, x_n, x_h, x_w, x_c, SCALE, BP: tl.constexpr, BC: tl.constexpr
+):
+    n, h, w, c, mask = pixels_of(M, HX * WX, WX, C, BP, BC)
+    g = tl.load(dy + n * dy_n + c.to(tl.int64) * dy_c, mask, other=0.0).to(tl.float32) * SCALE
+    place = dx + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
+    tl.store(place, g.to(dx.dtype.element_ty), mask)
+
+
+# --- launches --------------------------------------------------------------------------------------------------------
+
+
+def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> list[int]:
+    sizes = []
+    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation):
+        out = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
+        sizes.append(out - 1 if ceil and (out - 1) * s >= n + p else out)
+    return sizes
+
+
+def _plan(x: Any) -> tuple[tuple, dict]:
+    """(grid, tile) for a kernel that makes every pixel of every channel of ``x``."""
+    n, c, h, w = x.shape
+    pixels, channels = pixel_tile(x, n * h * w, 1024)
+    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), {"BP": pixels, "BC": channels, "num_warps": 4}
+
+
+def _sizes(out: Any, other: Any) -> tuple:
+    """(pixels of ``out``, its H, W, the other's H, W, C)."""
+    n, c, h, w = out.shape
+    return n * h * w, h, w, other.shape[2], other.shape[3], c
+
+
+def _laps(kernel: tuple, stride: tuple, dilation: tuple = (1, 1)) -> dict:
+    """How many windows a pixel may lie under, along each axis."""
+    laps = [_tile.cdiv(d * (k - 1) + 1, s) for k, s, d in zip(kernel, stride, dilation)]
+    return {"LAPS_H": laps[0], "LAPS_W": laps[1]}
+
+
+def max_pool2d_forward(
+    x: Any,
+    *,
+    needs: tuple = (),
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+    ceil_mode: bool,
+    empty: Any,
+) -> tuple[tuple, dict]:
+    size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
+    y, order, won = None, output_order(x), None
+    y = empty((*x.shape[:2], *size), x.dtype, order)
+    if needs:
+        taps = kernel_size[0] * kernel_size[1]
+        won = empty(y.shape, "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32", order)
+    grid, tile = _plan(y)
+    _tile.launch(
+        _max_pool2d_forward_kernel, grid, x, y, won, *_sizes(y, x), *steps(x), *steps(y),
+        *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1], **tile,
+    )  # fmt: skip
+    return (y,), {"tap": won} if needs else {}
+
+
+def max_pool2d_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+    ceil_mode: bool,
+    empty: Any,
+) -> tuple:
+    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dx = empty(x.shape, x.dtype, x.like().order)
+    grid, tile = _plan(dx)
+    _tile.launch(
+        _max_pool2d_backward_kernel, grid, dy, won, dx, *_sizes(dx, dy), *steps(dy), *steps(won), *steps(dx),
+        *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1],
+        **_laps(kernel_size, stride, dilation), **tile,
+    )  # fmt: skip
+    return (dx,)
+
+
+def avg_pool2d_forward(
+    x: Any,
+    *,
+    needs: tuple = (),
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    empty: Any,
+) -> tuple[tuple, dict]:
+    size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
+    y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
+    grid, tile = _plan(y)
+    _tile.launch(
+        _avg_pool2d_forward_kernel, grid, x, y, *_sizes(y, x), *steps(x), *steps(y),
+        *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
+        OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad), **tile,
+    )  # fmt: skip
+    return (y,), {}
+
+
+def avg_pool2d_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    kernel_size: tuple,
+    stride: tuple,
+    padding: tuple,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    empty: Any,
+) -> tuple:
+    (dy,), (x,) = dys, inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    grid, tile = _plan(dx)
+    _tile.launch(
+        _avg_pool2d_backward_kernel, grid, dy, dx, *_sizes(dx, dy), *steps(dy), *steps(dx),
+        *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
+        OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad),
+        **_laps(kernel_size, stride), **tile,
+    )  # fmt: skip
+    return (dx,)
+
+
+def global_avg_pool2d_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
+    n, c, h, w = x.shape
+    y = empty((n, c, 1, 1), x.dtype)
+    even = evenly_spaced(x)
+    source = flattened(x) if even else x
+    pixels, channels = pixel_tile(source, h * w, 4096)
+    blocks, rounds = _tile.cdiv(c, channels), _tile.cdiv(h * w, pixels)
+    # Few large images are split, so that every multiprocessor has work; the parts are added in a second stage.
+    splits, each = _tile.split(rounds, max(1, min(_tile.device(x).sms // max(1, n * blocks), rounds // 4)))
+    out, scale = (y, 1 / (h * w)) if splits == 1 else (empty((splits, n, 1, c), "float32"), 1.0)
+    _tile.launch(
+        _global_avg_pool2d_forward_kernel, (n * blocks, splits), source, out, h * w, each * pixels, c, source.shape[3],
+        *steps(source), n * c, c, scale, EVEN=even, BP=pixels, BC=channels, num_warps=4,
+    )  # fmt: skip
+    if splits > 1:
+        finish(out, y, 1 / (h * w))
+    return (y,), {}
+
+
+def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
+    (dy,), (x,) = dys, inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    grid, tile = _plan(dx)
+    n, c, h, w = x.shape
+    _tile.launch(
+        _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, h, w, c, dy.stride(0), dy.stride(1),
+        *steps(dx), 1 / (h * w), **tile,
+    )  # fmt: skip
+    return (dx,)

@@ -1,0 +1,83 @@
+"""Whose array it is, its memory order, and views between libraries that copy nothing."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from gpulayers import arrays
+from gpulayers.arrays import Spec, bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "bool"])
+def test_torch_views_share_memory(dtype):
+    t = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype)).t()
+    a = arrays.torch_to_numpy(t)
+    assert a.dtype == arrays.dtype(dtype) and a.strides == tuple(s * t.element_size() for s in t.stride())
+    assert a.__array_interface__["data"][0] == t.data_ptr()
+    with pytest.raises(ValueError, match="read-only"):
+        a[0, 0] = 1
+    writeable = arrays.torch_to_numpy(t, writeable=True)
+    writeable[1, 2] = 0
+    assert not t[1, 2]
+    back = arrays.numpy_to_torch(writeable)
+    assert back.data_ptr() == t.data_ptr() and back.dtype == t.dtype
+
+
+def test_a_view_leaves_the_storage_resizable():
+    t = torch.zeros(4)
+    arrays.torch_to_numpy(t)
+    t.untyped_storage().resize_(0)  # FSDP does this
+
+
+def test_read_only_memory_is_copied_outward_and_lent_inward():
+    a = np.broadcast_to(np.float32(3), (2, 5))
+    assert arrays.numpy_to_torch(a).stride() == (5, 1)
+    lent = arrays.lend_to_torch(a)
+    assert lent.stride() == (0, 0) and lent.data_ptr() == a.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize(
+    "shape, strides, order, dense",
+    [
+        ((2, 3), (3, 1), None, True),
+        ((2, 3), (1, 2), (1, 0), True),
+        ((2, 3, 4, 5), (60, 1, 15, 3), (0, 2, 3, 1), True),
+        ((2, 3), (6, 2), None, False),
+        ((2, 3), (0, 1), None, False),
+        ((1, 3), (99, 1), None, True),
+        ((2, 1, 4, 5), (20, 1, 5, 1), None, True),
+        ((1, 3, 1, 1), (3, 1, 3, 3), None, True),
+        ((0, 3), (7, 9), None, True),
+        ((), (), None, True),
+    ],
+)
+def test_layout(shape, strides, order, dense):
+    assert arrays.layout(shape, strides) == (order, dense)
+
+
+def test_spec_strides_are_those_of_empty():
+    for order in (None, (0, 2, 3, 1), (3, 1, 0, 2)):
+        spec = Spec((2, 3, 4, 5), bfloat16, order)
+        made = arrays.empty_numpy(spec)
+        assert made.shape == spec.shape and tuple(s // 2 for s in made.strides) == spec.strides
+        assert arrays.TORCH.empty(spec, "cpu").stride() == spec.strides
+
+
+def test_arranged():
+    x = np.arange(24.0).reshape(2, 3, 4)
+    y = arrays.arranged(x, (2, 0, 1))
+    assert np.array_equal(x, y) and arrays.spec(y).order == (2, 0, 1)
+    assert arrays.arranged(x, None) is x
+
+
+def test_dtype_names():
+    assert arrays.dtype("bfloat16") == arrays.dtype(torch.bfloat16) == np.dtype(ml_dtypes.bfloat16)
+    assert arrays.dtype(np.float16) == np.float16
+    with pytest.raises(TypeError, match="unknown dtype 'float17'.*float64, float32"):
+        arrays.dtype("float17")
+
+
+def test_not_an_array():
+    with pytest.raises(TypeError, match=r"expected a NumPy, CuPy or torch array, got builtins.str"):
+        arrays.library("x")

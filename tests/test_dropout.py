@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import triton
+import triton.language as tl
+
+from gpulayers.ops._random import philox, random_bits
+from gpulayers.ops.dropout import dropout
+from gpulayers.testing.check_op import check_op
+from gpulayers.testing.interpreter import interpreting
+
+SEED = np.array([2**40 + 12345, -7])
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).standard_normal(shape)
+
+
+def test_philox_known_answers():
+    """The three vectors that come with the authors' Random123 library."""
+    ones = np.uint64(2**64 - 1)
+    answers = [
+        ((0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ones, ones, ones), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x299F31D0A4093822, 0x85A308D3243F6A88, 0x0370734413198A2E),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ]
+    for words, answer in answers:
+        got = philox(*(np.array([w], np.uint64) for w in words))
+        assert tuple(int(word[0]) for word in got) == answer
+
+
+@triton.jit
+def _randint_kernel(seed, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    r0, r1, r2, r3 = tl.randint4x(tl.load(seed), i)
+    tl.store(out + 4 * i, r0)
+    tl.store(out + 4 * i + 1, r1)
+    tl.store(out + 4 * i + 2, r2)
+    tl.store(out + 4 * i + 3, r3)
+
+
+def test_bits_are_tritons():
+    """With offset 0, element i has word i % 4 of tl.randint4x(seed, i // 4)."""
+    out = np.zeros(64, np.int32)
+    with interpreting():
+        _randint_kernel[(1,)](SEED, out, N=16)
+    np.testing.assert_array_equal(out.view(np.uint32), random_bits(np.array([SEED[0], 0]), 64))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_kernels(p):
+    served = check_op(dropout, draw(3, 5), SEED, p=p, numeric=True)
+    assert {"definition", "numpy", "triton"} <= set(served)
+
+
+def test_shapes():
+    for shape in [(), (1,), (0, 3), (9, 1031)]:
+        check_op(dropout, draw(*shape), SEED, dys=["dense", "expanded"])
+
+
+def test_memory_orders():
+    """The mask belongs to the element, wherever it lies in memory."""
+    check_op(dropout, draw(5, 7).T, SEED)
+    check_op(dropout, draw(2, 4, 5, 3).transpose(0, 3, 1, 2), SEED)
+    check_op(dropout, draw(2, 3, 4, 5).transpose(2, 0, 3, 1), SEED)
+    check_op(dropout, draw(6, 9)[::2, 1:8], SEED)
+    x = draw(4, 3, 5)
+    np.testing.assert_array_equal(dropout(x, SEED), dropout(np.asfortranarray(x), SEED))
+
+
+def test_special_values():
+    with np.errstate(invalid="ignore"):
+        check_op(dropout, np.array([np.nan, np.inf, -np.inf, 0.0] * 8), SEED, p=0.5, dys=["dense"])
+
+
+def test_statistics():
+    """As many are dropped as p says, seeds and offsets draw different masks, and the scale is 1 / (1 − p)."""
+    x = np.ones(1 << 18, np.float32)
+    for p in (0.1, 0.5, 0.9):
+        y = dropout(x, SEED, p=p)
+        assert set(np.unique(y)) == {np.float32(0), np.float32(1 / (1 - p))}
+        assert abs((y == 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / x.size)
+    masks = [dropout(x, np.array(s), p=0.5) != 0 for s in ((1, 0), (1, 1), (2, 0), (-1, 0))]
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert abs((a == b).mean() - 0.5) < 0.01
+    assert np.array_equal(random_bits(SEED, 7), random_bits(SEED, 100)[:7])
+
+
+def test_large_counters():
+    """Elements past 2³² use the counter's upper half."""
+    key, first, second = (np.array([v], np.uint64) for v in (5, 2**32 + 3, 9))
+    low = np.array([3], np.uint64)
+    assert philox(key, first, second)[0] != philox(key, low, second)[0]
+
+
+def test_errors():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"dropout: p: the rule is 0 ≤ p ≤ 1; got 1\.5"):
+        dropout(x, SEED, p=1.5)
+    with pytest.raises(TypeError, match="dropout: seed: the rule is dtype = int64; got float64"):
+        dropout(x, np.zeros(2), p=0.5)
+    with pytest.raises(RuntimeError, match=r"dropout: seed: the rule is seed = \[seed, offset\]"):
+        dropout(x, np.zeros(3, np.int64), p=0.5)

@@ -1,0 +1,175 @@
+"""The house: arrows run one way, families are whole, names agree in every room, and it installs as it stands."""
+
+import ast
+import importlib
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from gpulayers.cli import families, ops
+from gpulayers.ops._op import Op
+
+ROOT = pathlib.Path(__file__).parents[1]
+FAMILIES = families()
+OPS = list(ops())
+LEVELS = [  # what a module may import stands below it
+    {"cli", "demo", "bench"},
+    {"train", "testing"},
+    {"layers"},
+    {"ops"},
+    {"dispatch"},
+    {"arrays", "random", "_table"},
+]
+
+
+def rooms() -> dict[str, int]:
+    return {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """The rooms of gpulayers that a file imports, inside functions too; imports for type checkers do not count."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "gpulayers" else [node.module]
+        found |= {n.split(".")[1] if "." in n else "gpulayers" for n in names if n.split(".")[0] == "gpulayers"}
+    return found
+
+
+def sources(*folders: str) -> list[pathlib.Path]:
+    return [p for f in folders for p in sorted((ROOT / f).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources("gpulayers"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_run_one_way(path):
+    room = path.relative_to(ROOT / "gpulayers").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return  # the public names come from everywhere
+    level = rooms()[room]
+    for other in imported(path) - {room, "kernels"}:
+        if other == "gpulayers":
+            assert level == 0, f"{path}: only the top may import the package itself"
+        else:
+            assert rooms()[other] > level or (room, other) == ("testing", "train"), f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_kernels_import_nothing_above_them(path):
+    assert not imported(path)
+
+
+@pytest.mark.parametrize("path", sources("gpulayers", "kernels", "bench"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_star_imports_and_no_device_queries_at_import(path):
+    tree = ast.parse(path.read_text())
+    assert not any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree))
+    at_import = [n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign | ast.Expr)]
+    calls = [ast.unparse(c.func) for n in at_import for c in ast.walk(n) if isinstance(c, ast.Call)]
+    assert not [c for c in calls if ("cuda" in c and "is_available" in c) or "get_device" in c]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_is_whole(family):
+    """Every family has its file in every room (updates have optimizers in train instead of layers)."""
+    needed = ["kernels/triton/{}.py", "tests/test_{}.py", "bench/{}.py"]
+    needed += (
+        []
+        if all(op.updates and op.backward is None for op in OPS if op.family == family)
+        else ["gpulayers/layers/{}.py"]
+    )
+    missing = [p.format(family) for p in needed if not (ROOT / p.format(family)).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_names_and_signatures_agree(op: Op):
+    module = importlib.import_module(f"gpulayers.ops.{op.family}")
+    assert getattr(module, op.name) is op
+    assert op.__doc__, f"{op.name} has no docstring"
+    assert [f.__name__ for f in (op.rule, op.forward)] == [f"{op.name}_rule", f"{op.name}_forward"]
+    assert (op.backward is None) == bool(op.updates and not op.differentiable)
+    for backend in ("triton", "cuda", "numpy"):
+        path = f"gpulayers.kernels.{backend}.{op.family}"
+        if importlib.util.find_spec(path) is None:
+            continue
+        kernels = importlib.import_module(path)
+        assert hasattr(kernels, f"{op.name}_forward") or backend != "triton", f"{op.name} has no Triton kernel"
+        for definition in filter(None, (op.forward, op.backward)):
+            launcher = getattr(kernels, definition.__name__, None)
+            if launcher is None:
+                assert not hasattr(kernels, f"{op.name}_forward"), f"{backend}: {op.name} lacks one direction"
+                continue
+            wanted = set(inspect.signature(definition).parameters) | ({"empty"} if backend != "numpy" else set())
+            assert set(inspect.signature(launcher).parameters) == wanted, f"{backend}.{definition.__name__}"
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_rule_docs_and_bench(op: Op):
+    """Every op is benchmarked: its family's cases name it."""
+    bench = importlib.import_module(f"gpulayers.bench.{op.family}")
+    assert any(case.op is op for case in bench.cases()), f"bench/{op.family}.py has no case for {op.name}"
+
+
+def test_refusals_are_committed():
+    """What a GPU kernel refuses, under which condition and why, stands in kernels/REFUSALS.md."""
+    found = []
+    for backend in ("triton", "cuda", "numpy"):
+        for family in FAMILIES:
+            path = f"gpulayers.kernels.{backend}.{family}"
+            if importlib.util.find_spec(path) is not None:
+                reasons = getattr(importlib.import_module(path), "REFUSALS", {})
+                found += [f"| {backend} | {family} | {why} |" for why in reasons.values()]
+    text = (ROOT / "kernels/REFUSALS.md").read_text()
+    listed = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| backend")]
+    assert listed == found, "kernels/REFUSALS.md must list:\n" + "\n".join(found)
+
+
+def run(*command: str, cwd: pathlib.Path, **env: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=clean | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_import_is_light(tmp_path):
+    """`import gpulayers` loads NumPy, and no torch, triton, cupy, tqdm, safetensors or matplotlib; from a bare checkout."""
+    heavy = ["torch", "triton", "cupy", "tqdm", "safetensors", "matplotlib", "sklearn"]
+    code = f"import sys, gpulayers; print([m for m in {heavy} if m in sys.modules])"
+    assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).strip() == "[]"
+
+
+def test_bare_checkout(tmp_path):
+    """PYTHONPATH alone serves kernels and benchmarks too."""
+    code = "import gpulayers as gl; from gpulayers.kernels.numpy import _blocks; from gpulayers.bench import _case"
+    run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+
+
+def test_wheel_has_one_top_level_module(tmp_path):
+    command = ["-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    run(sys.executable, *command, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"gpulayers"}
+    here = {str(p.relative_to(ROOT)) for f in ("kernels", "bench") for p in (ROOT / f).rglob("*.py")}
+    here |= {str(p.relative_to(ROOT)) for p in (ROOT / "kernels").rglob("*.cu*")}
+    assert {f"gpulayers/{p}" for p in here} <= set(names)
+    inside = {str(p.relative_to(ROOT)) for p in (ROOT / "gpulayers").rglob("*") if p.suffix in (".py", ".h", ".typed")}
+    assert inside <= set(names) | {"gpulayers/py.typed"} and "gpulayers/py.typed" in names
+
+
+def test_ruff():
+    run(sys.executable, "-m", "ruff", "check", ".", cwd=ROOT)
+    run(sys.executable, "-m", "ruff", "format", "--check", ".", cwd=ROOT)
+
+
+def test_mypy():
+    run(sys.executable, "-m", "mypy", cwd=ROOT, MYPY_CACHE_DIR=os.environ.get("MYPY_CACHE_DIR", ".mypy_cache"))

@@ -1,0 +1,259 @@
+"""Layers made of layers, weights, config, saved models."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+import gpulayers as gl
+from gpulayers.layers import _files
+from gpulayers.testing import check_layer
+
+
+@gl.register
+class Scale(gl.Layer):
+    """y = w x; the smallest layer with a weight."""
+
+    def __init__(self, start=2.0, regularizer=None, constraint=None):
+        self.start, self.regularizer, self.constraint = start, regularizer, constraint
+
+    def build(self, input_shape):
+        shape = input_shape[1:]
+        self.w = self.add_weight("w", shape, self.start, regularizer=self.regularizer, constraint=self.constraint)
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        self.save(x)
+        return x * self.w
+
+    def backward(self, dy):
+        (x,) = self.saved
+        self.w.grad += (dy * x).sum(0)
+        return dy * self.w
+
+
+X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+
+
+def test_containers():
+    check_layer(gl.Sequential(Scale(), gl.Softmax()), (None, 6))
+    check_layer(gl.Residual(Scale(), Scale(0.5)), (None, 6))
+    check_layer(gl.Residual(Scale(), shortcut=Scale(3.0)), (None, 6))
+    check_layer(gl.Parallel(Scale(), gl.Sequential(Scale(), Scale()), axis=1), (None, 6))
+    check_layer(gl.Parallel(Scale(), Scale(), merge="sum"), (None, 6))
+    check_layer(gl.Sequential(gl.Reshape(2, -1), gl.Flatten()), (None, 6))
+    check_layer(gl.Flatten(0, 1), (2, 3, 4))
+    assert gl.Sequential()(X) is X
+
+
+def test_a_container_sums_what_its_parts_give():
+    model = gl.Parallel(Scale(2.0), Scale(3.0), axis=1)
+    y = model(X)
+    assert np.array_equal(y, np.concatenate([X * 2, X * 3], 1))
+    assert np.array_equal(model.backward(np.ones_like(y)), np.full_like(X, 5))
+
+
+def test_a_layer_used_twice_has_one_weight():
+    scale = Scale()
+    model = gl.Sequential(scale, gl.Softmax(), scale)
+    model(X)
+    assert list(model.named_weights()) == ["0.w"] and len(model.weights) == 1
+    again = gl.layers._config.from_config(model.get_config())
+    assert again[0] is again[2]
+
+
+def test_shapes_are_checked():
+    with pytest.raises(
+        RuntimeError, match=r"Residual: the rule is f\(x\).shape = shortcut\(x\).shape; got \[4, 12\] and \[4, 6\]"
+    ):
+        gl.Residual(gl.Parallel(Scale(), Scale()))(X)
+    with pytest.raises(RuntimeError, match=r"Parallel: the rule is equal shapes from every branch"):
+        gl.Parallel(Scale(), gl.Reshape(3, 2), merge="sum")(X)
+    with pytest.raises(
+        RuntimeError, match=r"Reshape: the rule is the product of \[4\] = that of x.shape\[1:\]; got \[4, 6\]"
+    ):
+        gl.Reshape(4)(X)
+    with pytest.raises(ValueError, match="the rule is at most one −1"):
+        gl.Reshape(-1, -1)
+    with pytest.raises(TypeError, match=r"Sequential: argument 1: the rule is a Layer; got 'relu'"):
+        gl.Sequential(Scale(), "relu")
+    with pytest.raises(
+        TypeError, match=r"Scale\(start, regularizer, constraint\): got an unexpected keyword argument 'begin'"
+    ):
+        Scale(begin=1)
+
+
+def test_calls_are_checked():
+    layer = Scale()
+    with pytest.raises(RuntimeError, match="Scale: backward without a forward before it"):
+        layer.backward(X)
+    layer(X)
+    with pytest.raises(
+        RuntimeError, match=r"Scale: dy: the rule is dy.shape, dtype = float32\[4, 6\]; got float64\[4, 6\]"
+    ):
+        layer.backward(X.astype(np.float64))
+    assert layer.backward(X).shape == X.shape  # the frame was not lost
+    with gl.no_grad():
+        layer(X)
+    with pytest.raises(RuntimeError, match="or the forward ran under no_grad"):
+        layer.backward(X)
+    with pytest.raises(TypeError, match=r"Scale: x: expected a NumPy, CuPy or torch array, got builtins.list"):
+        layer([1.0])
+    with pytest.raises(RuntimeError, match=r"save\(…\) keeps arrays for backward"):
+        layer.save("model")
+    with pytest.raises(NotImplementedError, match="Bare must say its output_shape"):
+        type("Bare", (gl.Layer,), {"forward": lambda self, x: x})()(X)
+
+
+def test_forgotten_backwards_are_named():
+    layer = Scale()
+    with pytest.warns(RuntimeWarning, match="1000 forwards wait for their backward; use `with gl.no_grad"):
+        for _ in range(1000):
+            layer(X)
+
+
+def test_modes_and_freezing():
+    model = gl.Sequential(Scale(), gl.Residual(Scale()))
+    assert not any(layer.training for layer in model.eval().layers())
+    assert all(layer.training for layer in model.train().layers())
+    model(X)
+    model[0].w.trainable = False
+    assert [w.trainable for w in model.weights] == [False, True] and len(model.trainable_weights) == 1
+
+
+def test_weights_in_array_code():
+    layer = Scale()
+    layer(X)
+    w = layer.w
+    assert np.array_equal(np.exp(w) + 1 - w * 2, np.exp(w.data) + 1 - w.data * 2)
+    assert np.sum(w) == 12 and (X @ w).shape == (4,) and w[0] == 2
+    with pytest.raises(ValueError, match=r"the rule is shape = \[6\]; got \[5\]"):
+        w.data = np.zeros(5)
+    with pytest.raises(ValueError, match="it has a weight 'w' already"):
+        layer.add_weight("w")
+    with pytest.raises(ValueError, match="init: the rule is one of zeros, ones"):
+        layer.add_weight("v", (2,), init="he")
+
+
+def test_initial_weights_follow_the_seed():
+    def draw():
+        gl.random.seed(7)
+        return gl.Sequential(Scale("kaiming_normal")), gl.random.draw()
+
+    (a, s), (b, t) = draw(), draw()
+    a.build((None, 6)), b.build((None, 6))
+    assert np.array_equal(s, t) and a[0].w.shape == (6,)
+
+
+def test_state_dict():
+    model = gl.Sequential(Scale(), gl.Residual(Scale(), shortcut=Scale()))
+    with pytest.raises(RuntimeError, match="is not built: call the model once"):
+        model.state_dict()
+    model.build((None, 6))
+    state = model.state_dict()
+    assert list(state) == ["0.w", "1.0.w", "1.shortcut.w"]
+    with pytest.raises(KeyError, match=r"lacks \['1.0.w'\] and has unknown \['x'\]"):
+        model.load_state_dict({k: v for k, v in state.items() if k != "1.0.w"} | {"x": X})
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"equal shapes; got 1.0.w: \[6\] ← \[5\]"):
+        model.load_state_dict({k: np.zeros(5) if k == "1.0.w" else v + 1 for k, v in state.items()})
+    assert all(np.array_equal(before[k], v) for k, v in model.state_dict().items())
+    torch = pytest.importorskip("torch")
+    model.load_state_dict({k: torch.full((6,), 5.0) for k in state})
+    assert model[0].w.data.tolist() == [5.0] * 6
+
+
+def test_save_and_load(tmp_path):
+    model = gl.Sequential(Scale(1.5, gl.L2(0.1), gl.NonNegative()), gl.Softmax(dim=1))
+    y = model(X)
+    gl.save(model, tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
+    again = gl.load(tmp_path / "model")
+    assert np.array_equal(again(X), y)
+    assert again[0].w.regularizer.rate == 0.1 and isinstance(again[0].w.constraint, gl.NonNegative)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(copied(X), y)
+
+
+def test_a_failed_save_loses_nothing(tmp_path, monkeypatch):
+    model = gl.Sequential(Scale())
+    y = model(X)
+    gl.save(model, tmp_path / "model")
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    model[0].w.data = model[0].w.data * 7
+    monkeypatch.setattr(_files, "write_arrays", full)
+    with pytest.raises(OSError, match="no space"):
+        gl.save(model, tmp_path / "model")
+    assert np.array_equal(gl.load(tmp_path / "model")(X), y)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_crash_while_replacing_loses_nothing(tmp_path):
+    model = gl.Sequential(Scale())
+    y = model(X)
+    gl.save(model, tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.old")  # where a crash between the two renames leaves it
+    assert np.array_equal(gl.load(tmp_path / "model")(X), y)
+
+
+def test_damaged_models(tmp_path):
+    model = gl.Sequential(Scale())
+    model(X)
+    path = tmp_path / "model"
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        gl.load(path)
+    gl.save(model, path)
+    whole = (path / "weights.safetensors").read_bytes()
+    (path / "weights.safetensors").write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"weights.safetensors: it is damaged or cut off"):
+        gl.load(path)
+    (path / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match="weights.safetensors is missing"):
+        gl.load(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"format": 99}))
+    with pytest.raises(ValueError, match="format 1; got 99"):
+        gl.load(path)
+    (path / "config.json").write_text('{"format": 1,')
+    with pytest.raises(ValueError, match=r"config.json: it is damaged or cut off"):
+        gl.load(path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        gl.save(model, tmp_path / "file")
+
+
+def test_only_registered_classes_are_saved():
+    class Unknown(Scale):
+        pass
+
+    with pytest.raises(TypeError, match="Unknown is not registered: write @gl.register above the class"):
+        Unknown().get_config()
+    with pytest.raises(TypeError, match="Scale: an argument of type function cannot be saved"):
+        Scale(lambda shape, random: np.ones(shape)).get_config()
+    with pytest.raises(KeyError, match="Nowhere is not registered here"):
+        gl.layers._config.from_config({"class": "Nowhere", "args": [], "kwargs": {}})
+    with pytest.raises(ValueError, match="'Scale' is already"):
+        gl.register(Unknown, name="Scale")
+
+
+def test_summary():
+    model = gl.Sequential(Scale(), gl.Residual(Scale()), gl.Softmax())
+    text = model.summary((None, 6))
+    assert "0.Scale" in text and "  0.Scale" in text and "(N, 6)" in text
+    assert "12 parameters (12 trainable), 48 B; outputs 72 B a row" in text
+
+
+def test_sixteen_bit_in_sixteen_bit_out():
+    layer = Scale()
+    for dtype in (np.float16, gl.arrays.bfloat16):
+        y = layer(X.astype(dtype))
+        dx = layer.backward(y)
+        assert y.dtype == dx.dtype == dtype and layer.w.grad.dtype == np.float32
+    assert Scale().to("float64")(X).dtype == np.float32

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gpulayers.kernels.triton import _tile
+
+from gpulayers.ops.activation import ACTIVATIONS
+from gpulayers.ops.linear import linear
+from gpulayers.testing.check_op import check_op
+from gpulayers.testing.interpreter import interpreting
+
+THEIRS = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "elu": F.elu,
+    "hardswish": F.hardswish,
+    "mish": F.mish,
+}
+EVERY = pytest.mark.parametrize("activation", THEIRS)
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).standard_normal(shape)
+
+
+def test_every_activation_is_known():
+    assert set(THEIRS) == {None, *ACTIVATIONS}
+
+
+@EVERY
+def test_definition_is_torch(activation):
+    x, w, b, dy = draw(2, 3, 5), draw(4, 5), draw(4), draw(2, 3, 4)
+    y, call = linear.record(x, w, b, activation=activation)
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
+    theirs = THEIRS[activation](F.linear(*tensors))
+    theirs.backward(torch.tensor(dy))
+    np.testing.assert_allclose(y, theirs.detach().numpy(), rtol=1e-12, atol=1e-14)
+    for mine, t in zip(call.backward(dy), tensors):
+        np.testing.assert_allclose(mine, t.grad.numpy(), rtol=1e-12, atol=1e-14)
+
+
+@EVERY
+def test_activations(activation):
+    served = check_op(linear, draw(3, 5), draw(4, 5), draw(4), activation=activation, numeric=True)
+    assert {"definition", "numpy", "triton"} <= set(served)
+
+
+def test_shapes():
+    """No leading dimension, several, none of a kind, one element; without bias."""
+    for shape in [(5,), (2, 1, 3, 5), (0, 5), (3, 0, 5)]:
+        check_op(linear, draw(*shape), draw(4, 5), draw(4))
+    check_op(linear, draw(3, 5), draw(4, 5), None)
+    check_op(linear, draw(3, 0), draw(4, 0), draw(4), dys=["dense"])
+    check_op(linear, draw(3, 5), draw(0, 5), draw(0), dys=["dense"])
+    check_op(linear, draw(1, 1), draw(1, 1), draw(1))
+
+
+def test_layouts():
+    """Transposed and strided x and weight."""
+    check_op(linear, draw(5, 7).T, draw(5, 4).T, draw(4), activation="silu")
+    check_op(linear, draw(8, 14)[::2, ::2], draw(4, 14)[:, :7], draw(8)[::2])
+    check_op(linear, draw(2, 5, 3).transpose(0, 2, 1), draw(4, 5), draw(4))
+
+
+def test_split_products():
+    """Few tiles and a long K: partial sums and a second stage, with the epilogue there, in every gradient too."""
+    short = {"dys": ["dense"], "dtypes": ["float32", "bfloat16"]}
+    check_op(linear, draw(8, 700), draw(5, 700), draw(5), activation="mish", **short)
+    check_op(linear, draw(700, 8), draw(5, 8), draw(5), activation="relu", **short)
+
+
+@pytest.mark.parametrize("arch, shared", [(90, 232448), (80, 166912), (89, 101376)])
+def test_large_tiles(arch, shared):
+    """Aligned shapes: TMA on sm_90, pointers before it; more tiles than programs; the activation in parts of a tile."""
+    device = _tile.Device(arch, 3, shared)
+    with interpreting(device) as session:
+        check_op(
+            linear, draw(144, 96), draw(288, 96), draw(288), activation="silu",
+            backends=["triton"], dtypes=["bfloat16"], dys=["dense"],
+        )  # fmt: skip
+    kernels = {launch.kernel for launch in session.launches}
+    assert ("_matmul_tma_kernel" if arch >= 90 else "_matmul_kernel") in kernels
+
+
+def test_float32_tiles():
+    check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
+
+
+def test_errors():
+    x, w, b = draw(3, 5), draw(4, 5), draw(4)
+    with pytest.raises(RuntimeError, match=r"linear: x: the rule is x.shape = \[..., in\] = \[3, 5\]; got \[3, 6\]"):
+        linear(draw(3, 6), w, b)
+    with pytest.raises(RuntimeError, match=r"linear: bias: the rule is bias.shape = \[out\] = \[4\]; got \[5\]"):
+        linear(x, w, draw(5))
+    with pytest.raises(RuntimeError, match=r"linear: weight: the rule is weight\.shape"):
+        linear(x, draw(5), b)
+    with pytest.raises(RuntimeError, match=r"linear: x: the rule is x.shape = \[..., in\]"):
+        linear(draw(), w, b)
+    with pytest.raises(RuntimeError, match=r"linear: weight: the rule is weight\.dtype = x\.dtype"):
+        linear(x, w.astype(np.float32), b)
+    with pytest.raises(ValueError, match=r"linear: activation: the rule is activation ∈ \{None, relu"):
+        linear(x, w, b, activation="swishy")
+    with pytest.raises(NotImplementedError, match="linear: x: the rule is dtype"):
+        linear(np.ones((3, 5), np.int64), w, b)

@@ -1,0 +1,206 @@
+"""Training: it learns, it resumes to the same bits, it loses nothing, and its errors say what is wrong."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import gpulayers as gl
+from gpulayers import arrays
+from gpulayers.train import _fit
+from gpulayers.train.data import batches
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.standard_normal((96, 8)).astype(np.float32)
+Y = (X[:, :4].sum(1) > X[:, 4:].sum(1)).astype(np.int64)
+
+
+def network(seed: int = 1) -> gl.Sequential:
+    gl.random.seed(seed)
+    return gl.Sequential(gl.Linear(8, 16), gl.ReLU(), gl.Dropout(0.1), gl.Linear(16, 2))
+
+
+def quiet(model, **options):
+    defaults = dict(epochs=4, batch_size=16, progress=False, metrics=["accuracy"], optimizer=gl.AdamW(1e-2))
+    return model.fit(X, Y, **(defaults | options))
+
+
+def test_it_learns():
+    model = network()
+    history = quiet(model, epochs=25, validation=0.25)
+    assert history["accuracy"][-1] > 0.9 > history["accuracy"][0]
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"} and history.epochs == 25
+    scores = model.evaluate(X, Y, metrics=["accuracy"])
+    assert scores["accuracy"] == (model.predict(X).argmax(1) == Y).mean()
+    assert all(layer.training for layer in model.layers()), "evaluation leaves the mode as it was"
+    assert not model._frames and not any(w.has_grad for w in model.weights)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    a, b = (quiet(network(5)) for _ in range(2))
+    assert a["loss"] == b["loss"]
+    assert quiet(network(6))["loss"] != a["loss"]
+
+
+@pytest.mark.parametrize("optimizer", [lambda: gl.SGD(0.05, momentum=0.9, nesterov=True), lambda: gl.AdamW(1e-2)])
+def test_resuming_gives_the_same_bits(tmp_path, optimizer):
+    callbacks = lambda: [gl.Checkpoint(tmp_path / "run"), gl.EarlyStopping("loss", patience=9)]  # noqa: E731
+    whole = network()
+    history = quiet(whole, epochs=6, optimizer=optimizer(), callbacks=[gl.EarlyStopping("loss", patience=9)])
+    quiet(network(), epochs=3, optimizer=optimizer(), callbacks=callbacks())
+    resumed = network(99)
+    again = quiet(resumed, epochs=6, optimizer=optimizer(), callbacks=callbacks(), resume=tmp_path / "run")
+    assert again["loss"] == history["loss"] and again["accuracy"] == history["accuracy"]
+    for name, value in whole.state_dict().items():
+        assert np.array_equal(resumed.state_dict()[name], value), name
+    assert np.array_equal(gl.load(tmp_path / "run").predict(X), resumed.predict(X)), "a checkpoint is a saved model, too"
+
+
+def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    quiet(network(), callbacks=[gl.Checkpoint(path)])
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    written = _fit.write_arrays
+
+    def full(file, state):
+        if file.name == "training.safetensors":
+            raise OSError("no space left on device")
+        written(file, state)
+
+    monkeypatch.setattr(_fit, "write_arrays", full)
+    with pytest.raises(OSError, match="no space"):
+        quiet(network(), epochs=1, callbacks=[gl.Checkpoint(path)])
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+
+
+def test_a_truncated_checkpoint_changes_nothing(tmp_path):
+    path = tmp_path / "run"
+    quiet(network(), callbacks=[gl.Checkpoint(path)])
+    whole = (path / "training.safetensors").read_bytes()
+    (path / "training.safetensors").write_bytes(whole[: len(whole) // 2])
+    model = network(3)
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"training.safetensors: it is damaged or cut off"):
+        quiet(model, resume=path, callbacks=[gl.Checkpoint(path)])
+    assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
+    (path / "training.safetensors").write_bytes(whole)
+    with pytest.raises(ValueError, match="the rule is the same optimizer; it has AdamW"):
+        quiet(model, resume=path, optimizer="sgd", callbacks=[gl.Checkpoint(path)])
+    with pytest.raises(ValueError, match="the rule is the same callbacks; it has 1"):
+        quiet(model, resume=path)
+
+
+def test_early_stopping_restores_the_best():
+    model = network()
+    flips = 1 - Y
+    history = quiet(model, epochs=30, validation=(X, flips), callbacks=[gl.EarlyStopping(patience=2)])
+    assert history.epochs < 30 and history.best() == history.epochs - 3
+    assert model.evaluate(X, flips)["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-6)
+    with pytest.raises(KeyError, match="monitor: the rule is one of loss, accuracy, lr, seconds; got 'val_loss'"):
+        quiet(network(), epochs=1, callbacks=[gl.EarlyStopping()])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision(precision):
+    model = network()
+    seen = []
+    metric = {"kind": lambda prediction, target: seen.append(model[0].weight.dtype) or np.float32(0)}
+    history = quiet(model, epochs=25, precision=precision)
+    assert history["accuracy"][-1] > 0.85
+    quiet(model, epochs=1, precision=precision, metrics=metric)
+    assert set(seen) == {np.dtype(np.float32)}, "weights stay float32"
+    assert model.predict(X[:4], precision=precision).dtype == arrays.dtype(precision)
+
+
+def test_loss_scale():
+    """It leaves a step out and halves where a gradient overflows, and grows back."""
+    scale = _fit.LossScale(True)
+    scale.update(False)
+    assert scale.value == 2.0**15
+    for _ in range(2000):
+        scale.update(True)
+    assert scale.value == 2.0**16
+    model = network()
+    before = model.state_dict()
+    run = _fit.Run(model, gl.CrossEntropyLoss(), gl.AdamW(), {}, [], "float16", None)
+    x = X.copy()
+    x[0, 0] = np.inf
+    run.step([x], Y)
+    assert run.scale.value == 2.0**15 and run.optimizer.steps == 0
+    assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_clipping():
+    model = network()
+    run = _fit.Run(model, gl.CrossEntropyLoss(), gl.SGD(1.0), {}, [], None, 1e-3)
+    before = model.state_dict()
+    run.step([X], Y)
+    moved = math.sqrt(sum(float(((model.state_dict()[k] - v) ** 2).sum()) for k, v in before.items()))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_regularizers_and_constraints():
+    @gl.register
+    class Held(gl.Layer):
+        def build(self, input_shape):
+            self.w = self.add_weight("w", (8,), 1.0, regularizer=gl.L2(0.5), constraint=gl.NonNegative())
+
+        def output_shape(self, input_shape):
+            return input_shape
+
+        def forward(self, x):
+            self.save(x)
+            return x * self.w
+
+        def backward(self, dy):
+            (x,) = self.saved
+            self.w.grad += (dy * x).sum(0)
+            return dy * self.w
+
+    model = gl.Sequential(Held(), gl.Linear(8, 2))
+    run = _fit.Run(model, gl.CrossEntropyLoss(), gl.SGD(10.0), {}, [], None, None)
+    model.build((None, 8))
+    plain = float(gl.CrossEntropyLoss()(model(X), Y))
+    found = run.step([X], Y)
+    assert float(found["loss"]) == pytest.approx(plain + 0.5 * 8, rel=1e-5)
+    assert (model[0].w.data >= 0).all() and (model[0].w.data == 0).any()
+
+
+def test_learning_rate_schedules():
+    history = quiet(network(), epochs=2, optimizer=gl.SGD(lr=lambda step: 1.0 / (1 + step)))
+    assert history["lr"] == [1 / 7, 1 / 13]
+
+
+def test_batches_are_the_rows_in_order():
+    seen = [(x[0].shape, y.tolist()) for x, y in batches([X], Y, 40, "cpu", np.arange(96)[::-1])]
+    assert [s for s, _ in seen] == [(40, 8), (40, 8), (16, 8)]
+    assert sum((y for _, y in seen), []) == Y[::-1].tolist()
+
+
+def test_wrong_data():
+    model = network()
+    with pytest.raises(ValueError, match=r"data: the rule is len\(x\) = len\(y\); got shapes \[\[96, 8\], \[95\]\]"):
+        model.fit(X, Y[:-1])
+    with pytest.raises(ValueError, match="at least one row and batch_size ≥ 1; got 96 rows and 0"):
+        model.fit(X, Y, batch_size=0)
+    with pytest.raises(ValueError, match="a share between 0 and 1; got 2"):
+        model.fit(X, Y, validation=2)
+    with pytest.raises(ValueError, match="optimizer: the rule is one of sgd, adamw"):
+        model.fit(X, Y, optimizer="adam")
+    with pytest.raises(ValueError, match="metrics: the rule is one of accuracy"):
+        model.fit(X, Y, metrics=["f1"])
+    with pytest.raises(RuntimeError, match=r"0.Linear.*in_features"):
+        model.fit(X[:, :5], Y, progress=False)
+    with pytest.raises(IndexError, match="CrossEntropyLoss"):
+        model.fit(X, Y + 7, progress=False)
+
+
+def test_history(tmp_path):
+    history = quiet(network(), epochs=3, validation=0.2)
+    text = str(history)
+    assert "epoch" in text and "val_accuracy" in text and len(text.splitlines()) == 5
+    history.save(tmp_path / "h.json")
+    assert json.loads((tmp_path / "h.json").read_text())["loss"] == history["loss"]
+    history.plot(tmp_path / "h.png")
+    assert (tmp_path / "h.png").read_bytes()[:4] == b"\x89PNG"
