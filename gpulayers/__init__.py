@@ -38,4 +38,6 @@ from gpulayers.layers._files import load, save  # noqa: E402
 from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
 from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
+from gpulayers.layers.loss import CrossEntropyLoss, MSELoss  # noqa: E402
+from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
 from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402
