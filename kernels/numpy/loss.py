@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.ops.loss import check_labels
-
 from . import _blocks
 
 # --- cross entropy of rows of logits and class indices ----------------------------------------------------------------
@@ -21,9 +19,8 @@ def cross_entropy_refuses(x: Any, target: Any, weight: Any, *, needs: tuple, **o
     return "class indices only" if target.dtype.kind == "f" else None
 
 
-def _labels(x: np.ndarray, target: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
+def _labels(target: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
     """(labels, 0 for those that are ignored; which are not)"""
-    check_labels(target, x.shape[1], ignore_index)
     counts = target != ignore_index
     return np.where(counts, target, 0), counts
 
@@ -39,7 +36,7 @@ def cross_entropy_forward(
     reduction: str = "mean",
 ) -> tuple[tuple, dict]:
     m, classes = x.shape
-    labels, counts = _labels(x, target, ignore_index)
+    labels, counts = _labels(target, ignore_index)
     share = (counts if weight is None else weight[labels] * counts).astype(np.float32)
     loss, lse = np.empty(m, np.float32), np.empty(m, np.float32)
     ones, keep, smooth = np.ones(classes, np.float32), np.float32(1 - label_smoothing), label_smoothing / classes
@@ -84,8 +81,7 @@ def cross_entropy_backward(
         return None, None, None
     x, target, weight = saved["x"], saved["target"], saved.get("weight")
     m, classes = x.shape
-    counts = target != ignore_index
-    labels = np.where(counts, target, 0)
+    labels, counts = _labels(target, ignore_index)
     scale = np.broadcast_to(dys[0], (m,))
     if reduction == "mean":
         scale = scale / saved["total"] if saved["total"] else scale * np.float32(np.nan)
