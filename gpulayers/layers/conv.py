@@ -49,7 +49,9 @@ class Conv2d(OpLayer):
         self.bias: Weight | None = None
         if bias:
             bound = max(1, fans(shape)[0]) ** -0.5
-            self.bias = self.add_weight("bias", (out_channels,), lambda size, random: random.uniform(-bound, bound, size))
+            self.bias = self.add_weight(
+                "bias", (out_channels,), lambda size, random: random.uniform(-bound, bound, size)
+            )
 
     def arguments(self, x: Any) -> tuple:
         return x, self.weight, self.bias
