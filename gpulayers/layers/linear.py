@@ -13,19 +13,34 @@ class FullyConnected(OpLayer):
     """The fully connected neuron type: every output sees every input. Start here for such a layer of your own.
 
     y = activation(x Wᵀ + b): (…, in_features) → (…, out_features). weight: (out, in), bias: (out,), both uniform in
-    ±1 / √in. activation: None or a name ("relu", "gelu", …), fused into the same kernel.
+    ±1 / √in. activation: None or a name ("relu", "gelu", …), fused into the same kernel. in_features None: read from
+    the first input.
     """
 
     op = ops.linear
     neuron_type = "fully connected"
     casts_weights = True
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, activation: str | None = None):
+    def __init__(self, in_features: int | None, out_features: int, bias: bool = True, activation: str | None = None):
         self.in_features, self.out_features, self.activation = in_features, out_features, activation
-        shape = (out_features, in_features)
+        self.bias: Weight | None = None
+        self._with_bias = bias
+        if in_features is not None:
+            self._add_weights(in_features)
+
+    def waits(self) -> bool:
+        return self.in_features is None
+
+    def build(self, input_shape: tuple) -> None:
+        if self.in_features is None:
+            self.in_features = int(input_shape[-1])
+            self._add_weights(self.in_features)
+
+    def _add_weights(self, in_features: int) -> None:
+        shape = (self.out_features, in_features)
         self.weight = self.add_weight("weight", shape, "fan_in_uniform")
-        bound = max(1, fans(shape)[0]) ** -0.5
-        self.bias: Weight | None = self.add_weight("bias", (out_features,), uniform(bound)) if bias else None
+        if self._with_bias:
+            self.bias = self.add_weight("bias", (self.out_features,), uniform(max(1, fans(shape)[0]) ** -0.5))
 
     def arguments(self, x: Any) -> tuple:
         return x, self.weight, self.bias
