@@ -39,5 +39,5 @@ class Dropout(OpLayer):
         return super().forward(x) if self.training and self.p else x
 
     def backward(self, dy: Any) -> Any:
-        dx = super().backward(dy)
-        return dy if dx is None else dx
+        grads = super().backward(dy)  # of x and of the seed; None where nothing was drawn
+        return dy if grads is None else grads[0]

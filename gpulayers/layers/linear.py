@@ -26,14 +26,10 @@ class Linear(OpLayer):
         self.bias: Weight | None = None
         self._with_bias = bias
         if in_features is not None:
-            self._add_weights(in_features)
+            self.ensure_built((None, in_features))
 
     def build(self, input_shape: Any) -> None:
-        if self.in_features is None:
-            self.in_features = input_shape[-1]
-            self._add_weights(self.in_features)
-
-    def _add_weights(self, features: int) -> None:
+        features = self.in_features = input_shape[-1]
         self.weight = self.add_weight("weight", (self.out_features, features), "fan_in_uniform")
         if self._with_bias:
             bound = max(1, features) ** -0.5

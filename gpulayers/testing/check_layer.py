@@ -103,6 +103,7 @@ class _Check:
     def fresh(self, dtype: np.dtype = float64, training: bool = True) -> Layer:
         """A copy of the layer, built, with weights of ``dtype`` (float32 for 16 bit)."""
         made = copy.deepcopy(self.layer)
+        random.set_state(self.state)  # a layer that is not built yet draws the same weights every time
         made.ensure_built(*((None, *x.shape[1:]) for x in self.xs))
         made.to(float64 if dtype == float64 else float32)
         return made.train(training)
