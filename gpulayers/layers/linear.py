@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.arrays import Spec, float32
 from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import linear as ops
@@ -38,7 +39,11 @@ class Linear(OpLayer):
             )
 
     def arguments(self, *xs: Any) -> tuple:
-        return xs[0], self.weight, self.bias
+        (x,) = xs
+        if self.in_features is None:  # not built yet: somebody asks for the output's shape
+            size = self.out_features
+            return x, Spec((size, x.shape[-1]), float32), Spec((size,), float32) if self._with_bias else None
+        return x, self.weight, self.bias
 
     def options(self) -> dict[str, Any]:
         return {"activation": self.activation}
