@@ -13,7 +13,16 @@ from ._case import Case
 
 
 def _case(
-    name: str, n: int, c: int, size: int, o: int, k: int, stride: int = 1, groups: int = 1, cpu: bool = False, most: float = 8.0
+    name: str,
+    n: int,
+    c: int,
+    size: int,
+    o: int,
+    k: int,
+    stride: int = 1,
+    groups: int = 1,
+    cpu: bool = False,
+    most: float = 8.0,
 ) -> Case:
     padding = k // 2
     options: dict[str, Any] = {"stride": stride, "padding": padding, "groups": groups}

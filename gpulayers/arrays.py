@@ -469,6 +469,17 @@ def zeros_like(x: Any) -> Any:
     return fresh
 
 
+def beside(host: np.ndarray, x: Any) -> Any:
+    """A small NumPy array as one of x's library, on its device; nothing waits for the GPU."""
+    lib = library(x)
+    if lib is NUMPY:
+        return host
+    if lib is TORCH:
+        return numpy_to_torch(host.copy()).to(x.device, non_blocking=True)
+    with lib.on(lib.device(x)):
+        return namespace(x).asarray(host)
+
+
 def concatenate(xs: Sequence[Any], axis: int) -> Any:
     """Arrays of one library joined along an axis."""
     if library(xs[0]) is TORCH:

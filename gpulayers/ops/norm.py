@@ -16,7 +16,9 @@ def require_parameter(x: Spec, **parameters: Spec | None) -> None:
     """A norm's weights and statistics have x's dtype, or float32 where x has 16 bits."""
     for name, p in parameters.items():
         if p is not None and p.dtype != x.dtype and not (p.dtype == float32 and x.dtype in HALVES):
-            raise ShapeError(name, f"{name}.dtype = x.dtype, or float32 for 16-bit x", f"{name} {p.dtype} with x {x.dtype}")
+            raise ShapeError(
+                name, f"{name}.dtype = x.dtype, or float32 for 16-bit x", f"{name} {p.dtype} with x {x.dtype}"
+            )
 
 
 def _normalized(x: Spec, normalized_shape: Any) -> tuple[int, ...]:
@@ -128,7 +130,9 @@ def rms_norm_rule(
         require_shape("weight", weight, shape, "weight.shape = normalized_shape")
     y = Spec(x.shape, x.dtype)
     work = compute_dtype(x.dtype)
-    saved = {"x": x, "rstd": Spec(x.shape[: x.ndim - len(shape)], work)} | ({} if weight is None else {"weight": weight})
+    saved = {"x": x, "rstd": Spec(x.shape[: x.ndim - len(shape)], work)} | (
+        {} if weight is None else {"weight": weight}
+    )
     eps = float(ml_dtypes.finfo(work).eps if eps is None else eps)
     return Rule({"y": y}, saved if needs else {}, {"normalized_shape": shape, "eps": eps}, {"x": y})
 

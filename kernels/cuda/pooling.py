@@ -61,16 +61,19 @@ def _aligned(x: Any, channels: int) -> bool:
     )
 
 
-def _launch_over(name: str, result: Any, read: Any, args: tuple, after: tuple = (), others: tuple = (), index: str = "") -> None:
+def _launch_over(
+    name: str, result: Any, read: Any, args: tuple, packed: tuple, after: tuple = (), index: str = ""
+) -> None:
     """Launch a kernel that makes every element of ``result`` from ``read``.
 
-    args: what the kernel takes before the walk; after: what it takes after it. others: more arrays that packs must fit.
+    args: what the kernel takes before the walk; after: what it takes after it. packed: the arrays that packs
+    of channels must fit.
     """
     n, c, h, w = result.shape
     pack = 16 // result.itemsize
     if _steps(result)[1] != 1 or c == 1:
         layout, inner, outer = "pixels", h * w, n * c
-    elif all(_aligned(a, pack) for a in (result, read, *others)):
+    elif all(_aligned(a, pack) for a in packed):
         layout, inner, outer = "packs", h * w * c // pack, n
     else:
         layout, inner, outer = "channels", h * w * c, n
@@ -99,8 +102,8 @@ def max_pool2d_forward(
     index = "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32"
     won = empty(y.shape if needs else (0, 0, 0, 0), index, order)
     window = (*kernel_size, *stride, *padding, *dilation)
-    others = (won,) if needs else ()
-    _launch_over("max_pool2d_forward", y, x, (x, y, won, bool(needs)), window, others, index)
+    packed = (x, y, won) if needs else (x, y)
+    _launch_over("max_pool2d_forward", y, x, (x, y, won, bool(needs)), packed, window, index)
     return (y,), {"tap": won} if needs else {}
 
 
@@ -120,7 +123,7 @@ def max_pool2d_backward(
     (dy,), (x,), won = dys, inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
     window = (*kernel_size, *stride, *padding, *dilation)
-    _launch_over("max_pool2d_backward", dx, dy, (dy, won, dx, *_steps(won)), window, (won,), str(won.dtype))
+    _launch_over("max_pool2d_backward", dx, dy, (dy, won, dx, *_steps(won)), (dy, won, dx), window, str(won.dtype))
     return (dx,)
 
 
@@ -138,7 +141,7 @@ def avg_pool2d_forward(
 ) -> tuple[tuple, dict]:
     y = empty((*x.shape[:2], *_out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)), x.dtype, _order(x))
     divisor = (float(divisor_override or 0), bool(count_include_pad))
-    _launch_over("avg_pool2d_forward", y, x, (x, y, *divisor), (*kernel_size, *stride, *padding, 1, 1))
+    _launch_over("avg_pool2d_forward", y, x, (x, y, *divisor), (x, y), (*kernel_size, *stride, *padding, 1, 1))
     return (y,), {}
 
 
@@ -159,7 +162,7 @@ def avg_pool2d_backward(
     (dy,), (x,) = dys, inputs
     dx = empty(x.shape, x.dtype, x.like().order)
     divisor = (float(divisor_override or 0), bool(count_include_pad))
-    _launch_over("avg_pool2d_backward", dx, dy, (dy, dx, *divisor), (*kernel_size, *stride, *padding, 1, 1))
+    _launch_over("avg_pool2d_backward", dx, dy, (dy, dx, *divisor), (dy, dx), (*kernel_size, *stride, *padding, 1, 1))
     return (dx,)
 
 
@@ -171,7 +174,12 @@ def global_avg_pool2d_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple
     shape = map(np.int32, (c, h * w, w))
     grid = (n * -(-c // wide),)
     _launch.launch(
-        "pooling", f"global_avg_pool2d_forward_{x.dtype}", grid, (wide, high), (x, y, *shape, *_steps(x)), 4 * wide * high
+        "pooling",
+        f"global_avg_pool2d_forward_{x.dtype}",
+        grid,
+        (wide, high),
+        (x, y, *shape, *_steps(x)),
+        4 * wide * high,
     )
     return (y,), {}
 
@@ -180,5 +188,5 @@ def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs:
     (dy,), (x,) = dys, inputs
     dx = empty(x.shape, x.dtype, x.like().order)
     # One pixel stands for all: dy is read with its strides over images and channels alone.
-    _launch_over("global_avg_pool2d_backward", dx, dy, (dy, dx))
+    _launch_over("global_avg_pool2d_backward", dx, dy, (dy, dx), (dx,))
     return (dx,)

@@ -28,7 +28,9 @@ def threads() -> int:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers")
+    # NumPy's warnings are each thread's own affair; the caller's are for the caller's thread.
+    quiet = functools.partial(np.seterr, all="ignore")
+    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers", initializer=quiet)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)

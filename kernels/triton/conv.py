@@ -394,7 +394,7 @@ def conv2d_backward(
 
 def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> None:
     """dx[pixel, c] = Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c]."""
-    (n, c, h, w), (o, c_group, kh, kw) = dx.shape, weight.shape
+    (n, _, h, w), (o, c_group, kh, kw) = dx.shape, weight.shape
     taps, o_group = _turned_weight(weight), o // groups
     jumps = (1, c_group, kh * kw * c_group, o_group * kh * kw * c_group)
     pads = (padding[0][0], padding[1][0])
