@@ -30,14 +30,37 @@ _serve_from_checkout("kernels")
 _serve_from_checkout("bench")
 
 # After the rooms above are in place.
-from gpulayers import layers, ops, random  # noqa: E402
+from gpulayers import arrays, layers, ops, random  # noqa: E402
 from gpulayers.dispatch import Refused, explain, only, strict  # noqa: E402
 from gpulayers.layers._calls import no_grad  # noqa: E402
 from gpulayers.layers._config import register  # noqa: E402
 from gpulayers.layers._files import load, save  # noqa: E402
 from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
 from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
+from gpulayers.layers.activation import (  # noqa: E402
+    ELU,
+    GELU,
+    Hardswish,
+    LeakyReLU,
+    Mish,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
-from gpulayers.layers.conv import Conv2d  # noqa: E402
-from gpulayers.layers.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d  # noqa: E402
+from gpulayers.layers.conv import Conv2d, Convolutional  # noqa: E402
+from gpulayers.layers.dropout import Dropout  # noqa: E402
+from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
+from gpulayers.layers.loss import CrossEntropyLoss, MSELoss  # noqa: E402
+from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
+from gpulayers.layers.pooling import (  # noqa: E402
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    GlobalAvgPool2d,
+    MaxPool2d,
+    Pooling,
+)
 from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402
+from gpulayers.train import SGD, AdamW, Callback, Checkpoint, EarlyStopping, History, Optimizer  # noqa: E402

@@ -3,7 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import gpulayers as gl
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops import activation as A
+from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 
 VARIANTS = [
@@ -85,3 +89,37 @@ def test_errors():
         A.gelu(x, approximate="erf")
     with pytest.raises(TypeError, match="leaky_relu: negative_slope: the rule is a number; got 'steep'"):
         A.leaky_relu(x, negative_slope="steep")
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+@pytest.mark.parametrize("op", [A.gelu, A.softplus, A.mish, A.elu], ids=lambda op: op.name)
+def test_machine_code(op, dtype):
+    """The activations with most temporaries; dense, and rows with gaps."""
+    audit_op(op, Spec((4096, 8192), dtype))
+
+
+LAYERS = [
+    (gl.ReLU(), torch.nn.ReLU()),
+    (gl.LeakyReLU(0.2), torch.nn.LeakyReLU(0.2)),
+    (gl.GELU(), torch.nn.GELU()),
+    (gl.GELU("tanh"), torch.nn.GELU("tanh")),
+    (gl.SiLU(), torch.nn.SiLU()),
+    (gl.Sigmoid(), torch.nn.Sigmoid()),
+    (gl.Tanh(), torch.nn.Tanh()),
+    (gl.Softplus(2.0, 10.0), torch.nn.Softplus(2.0, 10.0)),
+    (gl.ELU(0.5), torch.nn.ELU(0.5)),
+    (gl.Hardswish(), torch.nn.Hardswish()),
+    (gl.Mish(), torch.nn.Mish()),
+]
+
+
+@pytest.mark.parametrize("layer, theirs", LAYERS, ids=[repr(layer) for layer, _ in LAYERS])
+def test_layers(layer, theirs):
+    x = draw(4, 5)
+    with gl.no_grad():
+        np.testing.assert_allclose(layer(x), theirs(torch.tensor(x)).numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_layers_keep_the_contract():
+    check_layer(gl.GELU(), (None, 5))
+    check_layer(gl.ELU(0.5), (3, 2, 4))

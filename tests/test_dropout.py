@@ -3,8 +3,12 @@ import pytest
 import triton
 import triton.language as tl
 
+import gpulayers as gl
+from gpulayers.arrays import Spec, bfloat16, float32, int64
 from gpulayers.ops._random import philox, random_bits
 from gpulayers.ops.dropout import dropout
+from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
 
@@ -104,3 +108,23 @@ def test_errors():
         dropout(x, np.zeros(2), p=0.5)
     with pytest.raises(RuntimeError, match=r"dropout: seed: the rule is seed = \[seed, offset\]"):
         dropout(x, np.zeros(3, np.int64), p=0.5)
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_machine_code(dtype):
+    audit_op(dropout, Spec((4096, 8192), dtype), Spec((2,), int64))
+    audit_op(dropout, Spec((64, 256, 56, 56), dtype, (0, 2, 3, 1)), Spec((2,), int64))
+
+
+def test_layer():
+    check_layer(gl.Dropout(0.4), (4, 5))
+    check_layer(gl.Dropout(0.0), (4, 5))
+    layer, x = gl.Dropout(0.5), np.ones((64, 64), np.float32)
+    with gl.no_grad():
+        gl.random.seed(3)
+        first, second = layer(x), layer(x)
+        gl.random.seed(3)
+        assert np.array_equal(layer(x), first) and not np.array_equal(first, second)
+        assert np.array_equal(layer.eval()(x), x)
+    with pytest.raises(ValueError, match="Dropout: p: the rule is 0 ≤ p ≤ 1; got 2"):
+        gl.Dropout(2)

@@ -4,8 +4,12 @@ import torch
 import torch.nn.functional as F
 from gpulayers.kernels.triton import _tile
 
+import gpulayers as gl
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.ops.linear import linear
+from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
 
@@ -91,6 +95,27 @@ def test_large_tiles(arch, shared):
 
 def test_float32_tiles():
     check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_machine_code(dtype):
+    """The largest tiles, with and without the costliest epilogues; a split K; few rows."""
+    x, w, b = Spec((8192, 4096), dtype), Spec((14336, 4096), dtype), Spec((14336,), dtype)
+    audit_op(linear, x, w, b, activation="gelu")
+    audit_op(linear, x, w, None)
+    audit_op(linear, Spec((16, 4096), dtype), w, b, activation="softplus")
+
+
+def test_layer():
+    """Weights, names and results as torch.nn.Linear's; the input size may come from the first input."""
+    layer, theirs = gl.Linear(5, 3), torch.nn.Linear(5, 3)
+    layer.load_state_dict(theirs.state_dict())
+    x = draw(4, 5).astype(np.float32)
+    np.testing.assert_allclose(layer(x), theirs(torch.tensor(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert max(abs(layer.weight.data).max(), abs(layer.bias.data).max()) <= 5**-0.5
+    check_layer(gl.Linear(5, 3, activation="gelu"), (None, 5))
+    check_layer(gl.Linear(None, 3, bias=False), (2, 7, 5))
+    assert gl.Sequential(gl.Linear(None, 4), gl.ReLU(), gl.Linear(None, 2)).output_shape((None, 7)) == (None, 2)
 
 
 def test_errors():

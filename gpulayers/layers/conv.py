@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.layers._layer import OpLayer
-from gpulayers.layers._weight import Weight, fans
+from gpulayers.layers._weight import Weight, fans, uniform
 from gpulayers.ops import conv as ops
 from gpulayers.ops._op import ArgumentError
 from gpulayers.ops._window import pair
 
 
-class Conv2d(OpLayer):
-    """y = x * weight + bias: (N, C, H, W) → (N, O, OH, OW). As torch.nn.Conv2d.
+class Convolutional(OpLayer):
+    """The convolutional neuron type: every output sees a window. Start here for such a layer of your own.
+
+    y = x * weight + bias: (N, C, H, W) → (N, O, OH, OW).
 
     weight: (O, C / groups, kh, kw), bias: (O,), both uniform in ±1 / √(C / groups · kh · kw). padding: an integer, a
     pair, ((top, bottom), (left, right)), "valid" or "same"; zeros lie there.
@@ -49,12 +51,14 @@ class Conv2d(OpLayer):
         self.bias: Weight | None = None
         if bias:
             bound = max(1, fans(shape)[0]) ** -0.5
-            self.bias = self.add_weight(
-                "bias", (out_channels,), lambda size, random: random.uniform(-bound, bound, size)
-            )
+            self.bias = self.add_weight("bias", (out_channels,), uniform(bound))
 
     def arguments(self, x: Any) -> tuple:
         return x, self.weight, self.bias
 
     def options(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+
+class Conv2d(Convolutional):
+    """As torch.nn.Conv2d; see Convolutional."""

@@ -9,11 +9,19 @@ from gpulayers.ops import pooling as ops
 from gpulayers.ops._op import ArgumentError
 
 
-class MaxPool2d(OpLayer):
+class Pooling(OpLayer):
+    """The pooling neuron type: every output sums up a window; no weights. Start here for such a layer of your own.
+
+    A subclass names its ``op``, and its options.
+    """
+
+    neuron_type = "pooling"
+
+
+class MaxPool2d(Pooling):
     """The maximum under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.MaxPool2d, without its indices."""
 
     op = ops.max_pool2d
-    neuron_type = "pooling"
 
     def __init__(
         self,
@@ -39,11 +47,10 @@ class MaxPool2d(OpLayer):
         }
 
 
-class AvgPool2d(OpLayer):
+class AvgPool2d(Pooling):
     """The mean under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AvgPool2d."""
 
     op = ops.avg_pool2d
-    neuron_type = "pooling"
 
     def __init__(
         self,
@@ -68,11 +75,10 @@ class AvgPool2d(OpLayer):
         }
 
 
-class GlobalAvgPool2d(OpLayer):
+class GlobalAvgPool2d(Pooling):
     """The mean of each channel: (N, C, H, W) → (N, C, 1, 1)."""
 
     op = ops.global_avg_pool2d
-    neuron_type = "pooling"
 
 
 class AdaptiveAvgPool2d(GlobalAvgPool2d):

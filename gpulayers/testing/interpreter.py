@@ -79,6 +79,7 @@ def register_inline_asm(text: str, function: Callable[..., Any]) -> None:
 
 def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Interpret one launch: bind, check the grid, run its programs one after another."""
+    from gpulayers.kernels.triton import _tile
     from gpulayers.testing._builder import BUILDER
     from gpulayers.testing._language import patched, rewritten
     from gpulayers.testing.memory import Memory
@@ -91,6 +92,8 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     constexprs = _launches.constexprs(kernel, bound)
     session = _sessions[-1]
     memory = Memory(name, sizes, session.races, session.poison)
+    for i, array in enumerate(_tile.reached):
+        memory.add(f"reached[{i}]", array)
     function = rewritten(kernel.fn)
     before = getattr(BUILDER, "memory", None)
     BUILDER.memory = memory

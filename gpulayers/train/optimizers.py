@@ -94,6 +94,7 @@ class SGD(Optimizer):
             dampening=self.dampening,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
+            first=self.steps == 1,
             grad_scale=grad_scale,
         )
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import spec
-
 from . import _blocks
 
 COUNTERS = 1 << 13
@@ -40,12 +38,12 @@ def _philox(key: int, counter: np.ndarray, offset: int) -> tuple[np.ndarray, ...
     return c0, c1, c2, c3
 
 
-def _masked(x: np.ndarray, like: Any, seed: np.ndarray, p: float) -> np.ndarray:
-    """x m / (1 − p), dense in the memory order of the spec ``like``."""
+def _masked(x: np.ndarray, out: np.ndarray, seed: np.ndarray, p: float) -> np.ndarray:
+    """out = x m / (1 − p)."""
     key, offset = (int(s) & (2**64 - 1) for s in seed)
     threshold, scale = np.uint64(min(round(p * 2**32), 2**32 - 1)), np.float32(1 / (1 - p) if p < 1 else 0.0)
-    flat, y = np.ascontiguousarray(x).reshape(-1), np.empty(x.shape, x.dtype)
-    out = y.reshape(-1)
+    flat = np.ascontiguousarray(x).reshape(-1)
+    y = out.reshape(-1) if out.flags.c_contiguous else np.empty(x.size, x.dtype)
 
     def work(lo: int, hi: int) -> None:
         words = _philox(key, np.arange(lo // 4, -(-hi // 4), dtype=np.uint64), offset)
@@ -55,14 +53,12 @@ def _masked(x: np.ndarray, like: Any, seed: np.ndarray, p: float) -> np.ndarray:
         block = flat[lo:hi].astype(np.float32, copy=False)
         with np.errstate(invalid="ignore", over="ignore"):
             t = np.multiply(block, keep.reshape(-1)[: hi - lo])
-            out[lo:hi] = np.multiply(t, scale, out=t)
+            y[lo:hi] = np.multiply(t, scale, out=t)
 
     _blocks.each(flat.size, 4 * COUNTERS, work)
-    order = like.order if like.contiguous else None
-    if order is None:
-        return y
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return np.ascontiguousarray(y.transpose(order)).transpose(back)
+    if not out.flags.c_contiguous:
+        out[...] = y.reshape(x.shape)
+    return out
 
 
 def dropout_refuses(x: Any, seed: Any, *, needs: tuple = (), p: float = 0.5) -> str | None:
@@ -70,8 +66,11 @@ def dropout_refuses(x: Any, seed: Any, *, needs: tuple = (), p: float = 0.5) -> 
 
 
 def dropout_forward(x: np.ndarray, seed: np.ndarray, *, needs: tuple = (), p: float = 0.5) -> tuple[tuple, dict]:
-    return (_masked(x, spec(x), seed, p),), {"seed": seed} if needs else {}
+    return (_masked(x, _blocks.empty_like(x), seed, p),), {"seed": seed} if needs else {}
 
 
 def dropout_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, p: float = 0.5) -> tuple:
-    return _masked(dys[0], inputs[0], saved["seed"], p), None
+    (dy,), order = dys, inputs[0].order if inputs[0].contiguous else None
+    axes = range(dy.ndim) if order is None else order
+    dx = np.empty([dy.shape[a] for a in axes], dy.dtype).transpose(sorted(range(dy.ndim), key=list(axes).__getitem__))
+    return _masked(dy, dx, saved["seed"], p), None

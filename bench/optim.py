@@ -1,0 +1,44 @@
+"""Optimizers over the parameters of whole models: one update of every array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gpulayers.ops import optim as ops
+
+from ._case import Case
+
+
+def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
+    block = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width), (width,), (width,)]
+    return [(vocabulary, width), *block * layers]
+
+
+def _adamw(params: Any, grads: Any, m: Any, v: Any) -> None:
+    steps = [torch.ones((), device=p.device) for p in params]
+    torch.optim._functional.adamw(
+        params, grads, m, v, [], steps, foreach=not params[0].is_cuda, fused=params[0].is_cuda or None,
+        amsgrad=False, beta1=0.9, beta2=0.999, lr=1e-3, weight_decay=1e-2, eps=1e-8, maximize=False,
+    )  # fmt: skip
+
+
+def _sgd(params: Any, grads: Any, m: Any) -> None:
+    torch.optim._functional.sgd(
+        params, grads, list(m), foreach=not params[0].is_cuda, fused=params[0].is_cuda or None,
+        weight_decay=0.0, momentum=0.9, lr=1e-3, dampening=0.0, nesterov=False, maximize=False,
+    )  # fmt: skip
+
+
+def cases() -> list[Case]:
+    found = []
+    for name, shapes, cpu in (
+        ("tutorial network, 0.1M", [(128, 784), (128,), (10, 128), (10,)], True),
+        ("small transformer, 4M", _transformer(256, 4, 4096), True),
+        ("GPT-2, 124M", _transformer(768, 12, 50257), False),
+        ("539M", _transformer(1536, 16, 50257), False),
+    ):
+        found.append(Case(ops.adamw_update, name, (shapes,) * 4, {}, _adamw, cpu=cpu))
+        found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
+    return found

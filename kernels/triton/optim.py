@@ -1,0 +1,235 @@
+"""Optimizers' updates: one launch over all parameters of one kind (dtypes, alignment), bound by memory.
+
+A table holds the addresses and sizes of the arrays, another one which chunk of which array each program updates. Both
+are copied to the GPU once for each set of arrays, from pinned memory, so nothing waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from . import _tile
+
+CHUNK, BLOCK = 8192, 1024
+"""Elements that a program updates, and at a time."""
+_MOST_TABLES = 64
+_tables: dict[tuple, Any] = {}
+
+
+@triton.jit
+def _chunk(table, chunks, count, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    """(array, its size, first element) of this program's chunk; sizes are the table's last row."""
+    index = tl.load(chunks + 2 * tl.program_id(0))
+    size = tl.load(table + ROWS * count + index)
+    return index, size, tl.load(chunks + 2 * tl.program_id(0) + 1) * CHUNK
+
+
+@triton.jit
+def _array(table, row, count, index, KIND: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer to an array of the list ``row``."""
+    p = tl.load(table + row * count + index).to(tl.pointer_type(KIND))
+    if ALIGNED:
+        p = tl.multiple_of(p, 16)
+    return p
+
+
+@triton.jit
+def _load(p, i, mask, WHOLE: tl.constexpr):
+    if WHOLE:
+        x = tl.load(p + i)
+    else:
+        x = tl.load(p + i, mask, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _store(p, i, x, mask, WHOLE: tl.constexpr):
+    if WHOLE:
+        tl.store(p + i, x.to(p.dtype.element_ty))
+    else:
+        tl.store(p + i, x.to(p.dtype.element_ty), mask)
+
+
+@triton.jit
+def _sgd_part(
+    p, g, m, i, size, lr, momentum, keep, take, weight_decay, grad_scale,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    mask = i < size
+    w = _load(p, i, mask, WHOLE)
+    u = _load(g, i, mask, WHOLE) * grad_scale + weight_decay * w
+    if MOMENTUM:
+        v = keep * _load(m, i, mask, WHOLE) + take * u
+        _store(m, i, v, mask, WHOLE)
+        u = u + momentum * v if NESTEROV else v
+    _store(p, i, w - lr * u, mask, WHOLE)
+
+
+@triton.jit
+def _sgd_kernel(
+    table, chunks, count, lr, momentum, keep, take, weight_decay, grad_scale,
+    MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
+    ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index, size, start = _chunk(table, chunks, count, 3 if MOMENTUM else 2, CHUNK)
+    p = _array(table, 0, count, index, KIND, ALIGNED)
+    g = _array(table, 1, count, index, GRAD, ALIGNED)
+    m = _array(table, 2, count, index, STATE, ALIGNED) if MOMENTUM else p
+    numbers = (lr, momentum, keep, take, weight_decay, grad_scale)
+    if start + CHUNK <= size:
+        for part in range(0, CHUNK, BLOCK):
+            _sgd_part(p, g, m, start + part + tl.arange(0, BLOCK), size, *numbers, MOMENTUM, NESTEROV, True)
+    else:
+        for rest in range(0, size - start, BLOCK):  # another name: its type is another
+            _sgd_part(p, g, m, start + rest + tl.arange(0, BLOCK), size, *numbers, MOMENTUM, NESTEROV, False)
+
+
+@triton.jit
+def _adamw_part(
+    p, g, m, v, i, size, decay, step_size, root, eps, beta1, rest1, beta2, rest2, grad_scale, WHOLE: tl.constexpr
+):
+    mask = i < size
+    grad = _load(g, i, mask, WHOLE) * grad_scale
+    first = beta1 * _load(m, i, mask, WHOLE) + rest1 * grad
+    second = beta2 * _load(v, i, mask, WHOLE) + rest2 * grad * grad
+    w = _load(p, i, mask, WHOLE) * decay
+    _store(p, i, w - step_size * first / (tl.sqrt(second) / root + eps), mask, WHOLE)
+    _store(m, i, first, mask, WHOLE)
+    _store(v, i, second, mask, WHOLE)
+
+
+@triton.jit
+def _adamw_kernel(
+    table, chunks, count, decay, step_size, root, eps, beta1, rest1, beta2, rest2, grad_scale,
+    KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, STATE2: tl.constexpr,
+    ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index, size, start = _chunk(table, chunks, count, 4, CHUNK)
+    p = _array(table, 0, count, index, KIND, ALIGNED)
+    g = _array(table, 1, count, index, GRAD, ALIGNED)
+    m = _array(table, 2, count, index, STATE, ALIGNED)
+    v = _array(table, 3, count, index, STATE2, ALIGNED)
+    numbers = (decay, step_size, root, eps, beta1, rest1, beta2, rest2, grad_scale)
+    if start + CHUNK <= size:
+        for part in range(0, CHUNK, BLOCK):
+            _adamw_part(p, g, m, v, start + part + tl.arange(0, BLOCK), size, *numbers, True)
+    else:
+        for rest in range(0, size - start, BLOCK):  # another name: its type is another
+            _adamw_part(p, g, m, v, start + rest + tl.arange(0, BLOCK), size, *numbers, False)
+
+
+def _on_device(values: Sequence[int], like: Any) -> Any:
+    """The integers as an int64 array on the device of ``like``; made once."""
+    import torch
+
+    key = (like.device, tuple(values))
+    if key not in _tables:
+        if len(_tables) >= _MOST_TABLES:
+            _tables.clear()
+        if like.device.type == "meta":
+            return torch.empty(len(values), dtype=torch.int64, device="meta")
+        host = torch.tensor(values, dtype=torch.int64, pin_memory=like.is_cuda)
+        _tables[key] = host.to(like.device, non_blocking=True)
+    return _tables[key]
+
+
+def _alike(p: Any, x: Any) -> bool:
+    """Whether two arrays of one shape are dense in the same memory order."""
+    return p.stride() == x.stride() or (p.is_contiguous() and x.is_contiguous())
+
+
+def _update(
+    kernel: Any, lists: Sequence[Sequence[Any]], written: Sequence[int], *numbers: float, **constants: Any
+) -> None:
+    """Launch ``kernel`` over the arrays of each kind; ``written``: the lists it writes to."""
+    kinds: dict[tuple, list[tuple]] = {}
+    back: list[tuple[Any, Any]] = []
+    for arrays in zip(*lists):
+        if not arrays[0].numel():
+            continue
+        dense = _tile.order(arrays[0]) is not None or arrays[0].is_contiguous()
+        if not dense or not all(_alike(arrays[0], x) for x in arrays[1:]):
+            copies = tuple(_tile.dense(x) for x in arrays)
+            back += [(arrays[i], copies[i]) for i in written if copies[i] is not arrays[i]]
+            arrays = copies
+        aligned = all(x.data_ptr() % 16 == 0 for x in arrays)
+        kinds.setdefault((aligned, *(x.dtype for x in arrays)), []).append(arrays)
+    for (aligned, *dtypes), group in kinds.items():
+        columns = list(zip(*group))
+        addresses = [x.data_ptr() for column in columns for x in column]
+        sizes = [x.numel() for x in columns[0]]
+        chunks = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
+        table, where = _on_device(addresses + sizes, group[0][0]), _on_device(chunks, group[0][0])
+        names = ("KIND", "GRAD", "STATE", "STATE2")
+        types = {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, dtypes)}
+        flat = [x for column in columns for x in column]
+        _tile.launch_on_table(
+            flat, kernel, (len(chunks) // 2,), table, where, len(group), *numbers,
+            **constants, **types, ALIGNED=aligned, CHUNK=CHUNK, BLOCK=BLOCK,
+        )  # fmt: skip
+    for target, copy in back:
+        target.copy_(copy)
+
+
+def sgd_update_forward(
+    params: list,
+    grads: list,
+    momentums: list | None = None,
+    *,
+    needs: tuple = (),
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    first: bool = False,
+    grad_scale: float = 1.0,
+    empty: Callable,
+) -> tuple[tuple, dict]:
+    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
+    numbers = (lr, momentum, keep, take, weight_decay, -grad_scale if maximize else grad_scale)
+    lists = (params, grads) if momentums is None else (params, grads, momentums)
+    constants = dict(MOMENTUM=momentums is not None, NESTEROV=nesterov)
+    if momentums is None:
+        constants["STATE"] = None
+    _update(_sgd_kernel, lists, (0, 2)[: len(lists) - 1], *map(float, numbers), **constants)
+    return (), {}
+
+
+def adamw_update_forward(
+    params: list,
+    grads: list,
+    exp_avgs: list,
+    exp_avg_sqs: list,
+    *,
+    needs: tuple = (),
+    lr: float = 1e-3,
+    betas: tuple = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    maximize: bool = False,
+    step: int = 1,
+    grad_scale: float = 1.0,
+    empty: Callable,
+) -> tuple[tuple, dict]:
+    b1, b2 = betas
+    step_size, root = lr / (1 - b1**step), math.sqrt(1 - b2**step)
+    numbers = (
+        1 - lr * weight_decay,
+        step_size,
+        root,
+        eps,
+        b1,
+        1 - b1,
+        b2,
+        1 - b2,
+        -grad_scale if maximize else grad_scale,
+    )
+    _update(_adamw_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), *map(float, numbers))
+    return (), {}
