@@ -30,7 +30,7 @@ _serve_from_checkout("kernels")
 _serve_from_checkout("bench")
 
 # After the rooms above are in place.
-from gpulayers import layers, ops, random  # noqa: E402
+from gpulayers import arrays, layers, ops, random  # noqa: E402
 from gpulayers.dispatch import Refused, explain, only, strict  # noqa: E402
 from gpulayers.layers._calls import no_grad  # noqa: E402
 from gpulayers.layers._config import register  # noqa: E402
@@ -50,6 +50,17 @@ from gpulayers.layers.activation import (  # noqa: E402
     Tanh,
 )
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
+from gpulayers.layers.conv import Conv2d, Convolutional  # noqa: E402
 from gpulayers.layers.dropout import Dropout  # noqa: E402
-from gpulayers.layers.linear import Linear  # noqa: E402
+from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
+from gpulayers.layers.loss import CrossEntropyLoss, MSELoss  # noqa: E402
+from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
+from gpulayers.layers.pooling import (  # noqa: E402
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    GlobalAvgPool2d,
+    MaxPool2d,
+    Pooling,
+)
 from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402
+from gpulayers.train import SGD, AdamW, Callback, Checkpoint, EarlyStopping, History, Optimizer  # noqa: E402

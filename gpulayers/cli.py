@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def backends_of(op: Op) -> list[str]:
 def _has_kernel(folder: str, op: Op) -> bool:
     """Read from the file's text: loading it would need the backend's packages."""
     path = pathlib.Path(gl.kernels.__path__[0]) / folder / f"{op.family}.py"  # type: ignore[attr-defined]
-    return path.is_file() and f"def {op.name}_forward(" in path.read_text()
+    return path.is_file() and re.search(rf"\b{op.name}_forward\b", path.read_text()) is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

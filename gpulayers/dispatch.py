@@ -247,6 +247,8 @@ def _make_plan(op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, A
     if not quiet:
         _report(op, chosen, reasons, device)
     forward, backward = _functions(op, chosen)
+    if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
+        forward = _checked(op.check, forward)
     direct = home is NUMPY and chosen in ("numpy", "definition")
     return Plan(op, chosen, forward, backward, full, specs, rule, needs, direct, home, device, reasons)
 
@@ -360,6 +362,16 @@ def _functions(op: Op, backend: str) -> tuple[Callable, Callable | None]:
         return op.forward, op.backward
     module = kernels(backend, op)
     return getattr(module, f"{op.name}_forward"), getattr(module, f"{op.name}_backward", None)
+
+
+def _checked(check: Callable, forward: Callable) -> Callable:
+    """``forward``, after a look at the data."""
+
+    def checked(*inputs: Any, needs: tuple, **options: Any) -> tuple[tuple, dict]:
+        check(*inputs, **options)
+        return forward(*inputs, needs=needs, **options)
+
+    return checked
 
 
 _reported: set[tuple[str, str]] = set()

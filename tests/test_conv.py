@@ -3,10 +3,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpulayers.arrays import Spec, float32
+import gpulayers as gl
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.conv import conv2d
+from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
+from gpulayers.testing.interpreter import interpreting
 
 
 def draw(*shape: int, last: bool = False) -> np.ndarray:
@@ -52,6 +56,126 @@ def test_definition_is_torchs(sizes, options):
     expected.backward(torch.from_numpy(dy))
     for g, t in zip(record.backward(dy), tensors):
         np.testing.assert_allclose(g, t.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+NARROW = ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("sizes, options", CALLS)
+def test_few_channels(sizes, options, last):
+    """Taps and channels as one inner axis; every option; depthwise."""
+    given = call(*sizes, groups=options.get("groups", 1), last=last)
+    served = check_op(conv2d, *given, dtypes=NARROW, dys=["dense", "expanded"], **options)
+    assert served == ["definition", "numpy", "triton"]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ((2, 40, 5, 6, 24, 3), {"padding": 1}),  # several blocks of channels, a part of one
+        ((1, 80, 5, 6, 36, (2, 3)), {"padding": 1, "stride": (3, 2), "dilation": (2, 2), "groups": 2}),  # phases
+        ((2, 18, 4, 5, 70, 1), {"stride": 2}),  # phases without a tap
+        ((2, 32, 4, 8, 20, 1), {}),  # plain, images of 16 pixels
+        ((2, 17, 3, 5, 20, 1), {}),  # plain, others
+        ((2, 16, 4, 1, 17, 1), {}),
+        ((2, 16, 1, 1, 17, 1), {}),
+    ],
+)
+def test_many_channels(sizes, options, last):
+    given = call(*sizes, groups=options.get("groups", 1), last=last)
+    assert "triton" in check_op(conv2d, *given, dtypes=["bfloat16"], dys=["dense", "strided"], **options)
+
+
+def test_pixels_are_split_over_programs():
+    """dweight and dbias from several partial sums."""
+    with interpreting() as session:
+        check_op(conv2d, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["bfloat16"], dys=["dense"])
+    splits = {run.kernel: run.grid for run in session.launches}
+    assert splits["_conv2d_weight_kernel"][1] > 1
+    check_op(conv2d, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
+
+
+@pytest.mark.parametrize("many", [1, 2])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": (1, 3), "dilation": 2, "padding": 2}, {"stride": 2}])
+def test_depthwise(many, options):
+    for last in (False, True):
+        given = call(2, 6, 7, 8, 6 * many, (3, 2), groups=6, last=last, bias=many == 1)
+        check_op(conv2d, *given, groups=6, dtypes=["bfloat16"], dys=["dense", "transposed"], **options)
+
+
+def test_large_depthwise():
+    """Several tiles of pixels, several rounds of taps."""
+    given = call(2, 3, 40, 24, 3, 5, groups=3)
+    check_op(conv2d, *given, groups=3, backends=("triton",), dtypes=["float32"], dys=["dense"], padding=2)
+
+
+@pytest.mark.parametrize("sizes", [(0, 32, 4, 8, 20, 1), (0, 3, 4, 8, 20, 3), (0, 4, 4, 8, 4, 3)])
+def test_empty_batch(sizes):
+    groups = 4 if sizes[1] == 4 else 1
+    assert len(check_op(conv2d, *call(*sizes, groups=groups), groups=groups, dtypes=NARROW)) == 3
+
+
+def test_any_strides():
+    x, weight, bias = call(4, 17, 12, 8, 9, 3)
+    options = {"dtypes": ["bfloat16"], "dys": ["transposed"], "padding": 1}
+    check_op(conv2d, x[::2, :, ::2, 1:], weight, bias, **options)
+    check_op(conv2d, x[:2].transpose(0, 1, 3, 2), weight, bias, **options)
+    last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    check_op(conv2d, x[:2], last, bias, **options)
+    check_op(conv2d, x[:2].transpose(0, 1, 3, 2), weight[..., :1, :1], bias, dtypes=["float32"], dys=["dense"])
+    check_op(conv2d, x[:2, :4, ::2], weight[:4, :1], bias[:4], groups=4, **options)
+
+
+def test_numpy_blocks(monkeypatch):
+    """Images and rows in several blocks."""
+    from gpulayers.kernels.numpy import _blocks
+    from gpulayers.kernels.numpy import conv as kernels
+
+    monkeypatch.setattr(kernels, "COLUMN_BYTES", 1 << 12)
+    monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
+    for options in ({"padding": 1}, {"padding": ((2, 0), (1, 3)), "stride": 2}):
+        check_op(conv2d, *call(5, 4, 20, 21, 6, 3), backends=("numpy",), dtypes=NARROW, **options)
+        check_op(conv2d, *call(5, 4, 20, 21, 4, 3, groups=4), groups=4, backends=("numpy",), dtypes=NARROW, **options)
+    check_op(conv2d, *call(40, 20, 7, 7, 6, 3), backends=("numpy",), dtypes=NARROW, padding=1)
+
+
+LAST = (0, 2, 3, 1)
+
+
+def audit(n, c, size, o, k, dtype, order=LAST, groups=1, narrow=(), **options):
+    x, weight = Spec((n, c, size, size), dtype, order), Spec((o, c // groups, k, k), dtype, order)
+    audit_op(conv2d, x, weight, Spec((o,), dtype), groups=groups, narrow=narrow, **options)
+
+
+# A weight in row-major order takes its gradient in steps of kh · kw.
+TURNED = ("_finish_kernel",)
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_machine_code(dtype):
+    """The largest configuration of each branch."""
+    audit(32, 512, 28, 512, 3, dtype, padding=1)
+    if dtype == float16:
+        return  # the same tables as bfloat16
+    audit(32, 256, 14, 512, 3, dtype, padding=1, stride=2)
+    audit(32, 256, 56, 512, 1, dtype, None)
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_machine_code_of_the_rest(dtype):
+    audit(32, 128, 56, 128, 3, dtype, None, padding=1, narrow=TURNED)
+    # Sums over taps, stored channel by channel and few.
+    audit(32, 128, 56, 128, 3, dtype, groups=128, padding=1, narrow=("_depthwise_weight_kernel", *TURNED))
+    # Three channels: no 16 bytes lie together.
+    few = ("_conv2d_kernel", "_conv2d_weight_kernel", *TURNED)
+    audit(32, 3, 224, 64, 7, dtype, padding=3, stride=2, narrow=few)
+
+
+# --- rules and layers ------------------------------------------------------------------------------------------------
 
 
 def test_padding_by_side():
@@ -113,3 +237,41 @@ def test_dtype_errors():
         conv2d(x.astype(np.float32), weight, bias)
     with pytest.raises(UnsupportedTypeError):
         conv2d(x.astype(np.int64), weight, bias)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (gl.Conv2d(3, 4, 3, padding="same"), (2, 3, 6, 5)),
+        (gl.Conv2d(4, 8, (3, 2), stride=2, groups=4, bias=False), (2, 4, 6, 5)),
+    ],
+    ids=str,
+)
+def test_layer(layer, shape):
+    check_layer(layer, shape)
+
+
+def test_layer_is_torchs():
+    ours, theirs = gl.Conv2d(4, 6, (3, 2), 2, 1, groups=2), torch.nn.Conv2d(4, 6, (3, 2), 2, 1, groups=2)
+    state = theirs.state_dict()
+    assert {n: w.shape for n, w in ours.named_weights().items()} == {n: tuple(t.shape) for n, t in state.items()}
+    bound = (2 * 6) ** -0.5
+    for weight in ours.weights:
+        assert abs(weight.data).max() <= bound and abs(weight.data).max() > bound / 2
+    ours.load_state_dict(state)
+    x = draw(2, 4, 7, 8).astype(np.float32)
+    np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert ours.output_shape((None, 4, 7, 8)) == (None, *ours(x).shape[1:])
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ({"padding_mode": "reflect"}, "padding_mode"),
+        ({"groups": 2}, "in_channels: the rule is a multiple of groups = 2; got 3"),
+        ({"padding": "same", "stride": 2}, 'stride = 1 where padding = "same"'),
+    ],
+)
+def test_layer_errors(arguments, text):
+    with pytest.raises(ValueError, match=text.replace("(", "\\(")):
+        gl.Conv2d(3, 4, 3, **arguments)

@@ -65,7 +65,7 @@ def test_arrows_run_one_way(path):
 
 @pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_kernels_import_nothing_above_them(path):
-    assert not imported(path)
+    assert imported(path) <= {"arrays"}
 
 
 @pytest.mark.parametrize("path", sources("gpulayers", "kernels", "bench"), ids=lambda p: str(p.relative_to(ROOT)))

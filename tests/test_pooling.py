@@ -3,9 +3,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
+import gpulayers as gl
+from gpulayers.arrays import Spec, bfloat16, float16, float32
+from gpulayers.ops._op import ArgumentError, KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
+from gpulayers.testing.emulator import emulating
+from gpulayers.testing.nvrtc import audit_cuda
 
 
 def draw(*shape: int, last: bool = False) -> np.ndarray:
@@ -44,6 +50,117 @@ def test_global_avg_pool2d_definition(shape):
     check_op(global_avg_pool2d, draw(*shape, last=True), backends=("definition",))
 
 
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+NARROW = ("float32", "bfloat16")
+GPU = ("triton", "cuda")
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, options", WINDOWS + DILATED)
+def test_max_pool2d(shape, options, last):
+    served = check_op(max_pool2d, draw(*shape, last=last), dtypes=NARROW, dys=["dense", "expanded"], **options)
+    assert served == ["cuda", "definition", "numpy", "triton"]
+    x = np.round(draw(*shape, last=last))  # ties
+    x[np.random.default_rng(0).random(shape) < 0.2] = np.nan
+    x[np.random.default_rng(1).random(shape) < 0.4] = -np.inf
+    check_op(max_pool2d, x, dtypes=["float32"], dys=["dense"], **options)
+
+
+@pytest.mark.parametrize("more", AVERAGED)
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, options", WINDOWS)
+def test_avg_pool2d(shape, options, last, more):
+    x = draw(*shape, last=last)
+    assert len(check_op(avg_pool2d, x, dtypes=["bfloat16"], dys=["dense", "strided"], **options, **more)) == 4
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5), (2, 0, 4, 5), (1, 3, 70, 250), (2, 70, 5, 5)])
+def test_global_avg_pool2d(shape, last):
+    """Several tiles of channels, and an image whose pixels are split over programs."""
+    x = draw(*shape, last=last)
+    check_op(global_avg_pool2d, x, backends=("definition", *GPU), dtypes=NARROW, dys=["dense", "expanded"])
+
+
+def test_packs_of_channels():
+    """NHWC with 16 bytes of channels: the CUDA kernels move them at once, in both directions."""
+    x = draw(2, 16, 7, 8, last=True)
+    options = {"backends": GPU, "dtypes": NARROW, "dys": ["dense"]}
+    with emulating() as session:
+        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
+        check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
+        check_op(global_avg_pool2d, x, **options)
+    ran = {run.kernel for run in session.launches}
+    for dtype in NARROW:
+        for name in ("max_pool2d_forward_{}_int8", "max_pool2d_backward_{}_int8", "avg_pool2d_forward_{}"):
+            assert f"{name.format(dtype)}_packs" in ran
+        assert {f"avg_pool2d_backward_{dtype}_packs", f"global_avg_pool2d_backward_{dtype}_packs"} <= ran
+
+
+def test_any_strides():
+    x = draw(3, 5, 9, 24)[:, ::2, 1:, ::3]
+    for op, options in [
+        (max_pool2d, {"kernel_size": 2, "stride": 1}),
+        (avg_pool2d, {"kernel_size": 2, "stride": 1}),
+        (global_avg_pool2d, {}),
+    ]:
+        check_op(op, x, dtypes=NARROW, dys=["transposed"], **options)
+        check_op(op, draw(2, 3, 5, 4).transpose(0, 1, 3, 2), dtypes=["float32"], dys=["dense"], **options)
+
+
+def test_many_taps_and_empty_batches():
+    check_op(max_pool2d, draw(1, 1, 24, 24), kernel_size=12, stride=1, dtypes=["float32"], dys=["dense"])  # int16
+    for op in (max_pool2d, avg_pool2d):
+        assert len(check_op(op, draw(0, 2, 3, 4), kernel_size=2, dtypes=NARROW)) == 4
+
+
+def test_a_window_without_a_pixel():
+    """A dilated window may step over the whole image: −∞, and no gradient (torch writes out of bounds there)."""
+    options = {"kernel_size": 2, "dilation": 3, "padding": 1, "stride": 1}
+    y, record = max_pool2d.record(draw(1, 1, 2, 2), **options)
+    assert y.shape == (1, 1, 1, 1) and y.item() == -np.inf
+    assert not record.backward(np.ones_like(y))[0].any()
+    check_op(max_pool2d, draw(1, 1, 2, 2), dtypes=NARROW, **options)
+
+
+def test_numpy_blocks(monkeypatch):
+    from gpulayers.kernels.numpy import _blocks
+
+    monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
+    for last in (False, True):
+        x = draw(7, 3, 9, 8, last=last)
+        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",))
+        check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",), dtypes=NARROW)
+
+
+CASES = [
+    (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (avg_pool2d, {"kernel_size": 2}),
+    (global_avg_pool2d, {}),
+]
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+@pytest.mark.parametrize("op, options", CASES, ids=lambda v: getattr(v, "name", ""))
+def test_machine_code(op, options, dtype):
+    audit_op(op, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), **options)
+    # In NCHW windows start at any column, so a lane moves one pixel; one dy serves a whole image.
+    kernels = [f"_{op.name}_forward_kernel"] if op is not global_avg_pool2d else []
+    audit_op(op, Spec((32, 64, 112, 112), dtype), narrow=[*kernels, f"_{op.name}_backward_kernel"], **options)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_cuda_machine_code(arch):
+    for name, report in audit_cuda("pooling", arch).items():
+        assert not report.stack and not report.local, name
+        if name.endswith("_packs"):
+            assert report.mix["STG.128"], name
+
+
+# --- against torch ---------------------------------------------------------------------------------------------------
+
+
 def compare_with_torch(op, function, x, **options):
     y, record = op.record(x, **options)
     tensor = torch.from_numpy(x.copy()).requires_grad_()
@@ -72,13 +189,6 @@ def test_avg_pool2d_is_torchs(shape, options, more):
 
 def test_global_avg_pool2d_is_torchs():
     compare_with_torch(global_avg_pool2d, lambda x: F.adaptive_avg_pool2d(x, 1), draw(2, 3, 4, 5))
-
-
-def test_a_window_without_a_pixel():
-    """A dilated window may step over the whole image: −∞, and no gradient (torch writes out of bounds there)."""
-    y, record = max_pool2d.record(draw(1, 1, 2, 2), kernel_size=2, dilation=3, padding=1, stride=1)
-    assert y.shape == (1, 1, 1, 1) and y.item() == -np.inf
-    assert not record.backward(np.ones_like(y))[0].any()
 
 
 @pytest.mark.parametrize(
@@ -116,3 +226,31 @@ def test_other_errors():
     for op, options in [(max_pool2d, {"kernel_size": 2}), (avg_pool2d, {"kernel_size": 2}), (global_avg_pool2d, {})]:
         with pytest.raises(UnsupportedTypeError):
             op(np.ones((1, 1, 2, 2), np.int64), **options)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [gl.MaxPool2d(2), gl.AvgPool2d(3, 2, 1), gl.GlobalAvgPool2d(), gl.AdaptiveAvgPool2d(1)],
+    ids=str,
+)
+def test_layer(layer):
+    check_layer(layer, (2, 3, 6, 5))
+
+
+def test_layers_are_torchs():
+    x = draw(2, 3, 7, 8).astype(np.float32)
+    for name, arguments in [
+        ("MaxPool2d", (3, 2, 1)),
+        ("AvgPool2d", (3, 2, 1, True, False)),
+        ("AdaptiveAvgPool2d", (1,)),
+    ]:
+        ours, theirs = getattr(gl, name)(*arguments), getattr(torch.nn, name)(*arguments)
+        np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+        assert ours.output_shape((None, 3, 7, 8)) == (None, *ours(x).shape[1:])
+
+
+def test_layer_errors():
+    with pytest.raises(ArgumentError, match="return_indices"):
+        gl.MaxPool2d(2, return_indices=True)
+    with pytest.raises(ArgumentError, match="output_size"):
+        gl.AdaptiveAvgPool2d(7)

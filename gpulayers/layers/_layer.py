@@ -168,7 +168,8 @@ class Layer(Configurable):
         for x, g in zip(inputs, grads):
             if isinstance(x, Weight) and g is not None:
                 x.add_grad(g)
-        rest = [g for x, g in zip(inputs, grads) if not isinstance(x, Weight) and x is not None]
+        given = zip(call.plan.op.inputs, inputs, grads)
+        rest = [g for n, x, g in given if n in call.plan.op.differentiable and not isinstance(x, Weight) and is_float(x)]
         return rest[0] if len(rest) == 1 else tuple(rest)
 
     # --- what everyone calls -----------------------------------------------------------------------------------------
@@ -271,16 +272,20 @@ class Layer(Configurable):
         if self._input_shapes is None:
             self.build(*input_shapes)
 
+    def waits(self) -> bool:
+        """Whether this layer adds weights when it sees its input shape, and has not seen it."""
+        return self._input_shapes is None and type(self).build is not Layer.build
+
     def build_status(self) -> None:
         """Raises RuntimeError if a layer in here waits for its input shape."""
         for layer in self.layers():
-            if layer._input_shapes is None and type(layer).build is not Layer.build:
+            if layer.waits():
                 raise RuntimeError(f"{layer.name} is not built: call the model once, or model.build(input_shape)")
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Every weight by name ("0.weight"), as NumPy arrays on the CPU: torch's names, layouts and shapes."""
+        """Every weight by name ("0.weight"), as NumPy arrays of their own: torch's names, layouts and shapes."""
         self.build_status()
-        return {name: arrays.to_numpy(w.data) for name, w in self.named_weights().items()}
+        return {name: np.array(arrays.to_numpy(w.data)) for name, w in self.named_weights().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Fill the weights from arrays (NumPy, CuPy, torch) by name; they keep the layer's dtypes and device.

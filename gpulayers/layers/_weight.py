@@ -128,6 +128,11 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
     return shape[1] * field, shape[0] * field
 
 
+def uniform(bound: float) -> Callable:
+    """An init: uniform in ±bound."""
+    return lambda shape, random: random.uniform(-bound, bound, shape)
+
+
 def _uniform(bound: Callable[[Sequence[int]], float]) -> Callable:
     return lambda shape, random: random.uniform(-bound(shape), bound(shape), shape)
 

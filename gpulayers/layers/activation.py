@@ -1,4 +1,4 @@
-"""Activation layers: any shape in, the same shape out. Names, arguments and defaults are torch.nn's."""
+"""Activations: y = f(x), elementwise. Names and arguments are torch.nn's (``inplace`` has no effect: x is the caller's)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from gpulayers.ops import activation as ops
 
 
 class ReLU(OpLayer):
-    """y = max(x, 0). As torch.nn.ReLU."""
+    """max(x, 0)."""
 
     op = ops.relu
 
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
 
 class LeakyReLU(OpLayer):
-    """y = x where x > 0, else negative_slope x. As torch.nn.LeakyReLU."""
+    """x where x > 0, else negative_slope · x."""
 
     op = ops.leaky_relu
 
-    def __init__(self, negative_slope: float = 0.01):
-        self.negative_slope = negative_slope
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False):
+        self.negative_slope, self.inplace = negative_slope, inplace
 
     def options(self) -> dict[str, Any]:
         return {"negative_slope": self.negative_slope}
 
 
 class GELU(OpLayer):
-    """y = x Φ(x); approximate="tanh" computes it with tanh. As torch.nn.GELU."""
+    """x Φ(x); approximate: "none" (erf) or "tanh"."""
 
     op = ops.gelu
 
@@ -39,25 +42,28 @@ class GELU(OpLayer):
 
 
 class SiLU(OpLayer):
-    """y = x σ(x), also called Swish. As torch.nn.SiLU."""
+    """x σ(x)."""
 
     op = ops.silu
 
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
 
 class Sigmoid(OpLayer):
-    """y = 1 / (1 + exp(−x)). As torch.nn.Sigmoid."""
+    """1 / (1 + exp(−x))."""
 
     op = ops.sigmoid
 
 
 class Tanh(OpLayer):
-    """y = tanh(x). As torch.nn.Tanh."""
+    """tanh(x)."""
 
     op = ops.tanh
 
 
 class Softplus(OpLayer):
-    """y = log(1 + exp(beta x)) / beta, x itself where beta x > threshold. As torch.nn.Softplus."""
+    """log(1 + exp(beta x)) / beta, and x where beta x > threshold."""
 
     op = ops.softplus
 
@@ -69,24 +75,30 @@ class Softplus(OpLayer):
 
 
 class ELU(OpLayer):
-    """y = x where x > 0, else alpha (exp(x) − 1). As torch.nn.ELU."""
+    """x where x > 0, else alpha (exp(x) − 1)."""
 
     op = ops.elu
 
-    def __init__(self, alpha: float = 1.0):
-        self.alpha = alpha
+    def __init__(self, alpha: float = 1.0, inplace: bool = False):
+        self.alpha, self.inplace = alpha, inplace
 
     def options(self) -> dict[str, Any]:
         return {"alpha": self.alpha}
 
 
 class Hardswish(OpLayer):
-    """y = x min(max(x + 3, 0), 6) / 6. As torch.nn.Hardswish."""
+    """x · min(max(x + 3, 0), 6) / 6."""
 
     op = ops.hardswish
 
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace
+
 
 class Mish(OpLayer):
-    """y = x tanh(log(1 + exp(x))). As torch.nn.Mish."""
+    """x tanh(softplus(x))."""
 
     op = ops.mish
+
+    def __init__(self, inplace: bool = False):
+        self.inplace = inplace

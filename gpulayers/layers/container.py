@@ -21,6 +21,9 @@ class _Container(Layer):
             if layer.name == type(layer).__name__:
                 layer.name = f"{i}.{layer.name}"
 
+    def waits(self) -> bool:
+        return False  # only layers inside it have weights
+
     def __len__(self) -> int:
         return len(self._children)
 

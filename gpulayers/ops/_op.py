@@ -74,6 +74,8 @@ class Op:
 
     updates: the inputs that are written in place; such an op has no backward.
     dynamic: options that change from call to call (a learning rate): no plan depends on them.
+    check: f_check(*inputs, **options) raises for wrong data (a label out of range). It looks at arrays on the CPU only;
+    on a GPU looking would mean to wait, and kernels answer with NaN.
     kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
 
@@ -87,8 +89,9 @@ class Op:
         updates: Sequence[str] = (),
         dynamic: Sequence[str] = (),
         kernels: Mapping[str, Any] | None = None,
+        check: Callable[..., None] | None = None,
     ):
-        self.rule, self.forward, self.backward = rule, forward, backward
+        self.rule, self.forward, self.backward, self.check = rule, forward, backward, check
         self.name = forward.__name__.removesuffix("_forward")
         self.family = forward.__module__.rpartition(".")[2]
         self.updates, self.dynamic, self.kernels = tuple(updates), frozenset(dynamic), dict(kernels or {})

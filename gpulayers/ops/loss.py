@@ -83,29 +83,15 @@ def cross_entropy_rule(
     return Rule({"y": y}, saved if needs else {}, options, {"x": _kept(x), "target": _kept(target)})
 
 
-def check_labels(labels: np.ndarray, classes: int, ignore_index: int) -> None:
-    """Raises LabelError for a label outside [0, classes) that is not ``ignore_index``."""
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any() and (wrong := wrong & (labels != ignore_index)).any():
-        came = labels[wrong][0]
-        raise LabelError("target", f"0 ≤ target < C = {classes}, or target = ignore_index = {ignore_index}", came)
-
-
 def _one_hot(x: Any, target: Any, ignore_index: int) -> tuple[Any, Any]:
-    """(class indices as probabilities, 1 for each sample that counts), against x's axes.
-
-    A label out of range raises LabelError on the CPU; on a GPU, where looking would mean to wait, it is NaN.
-    """
+    """(class indices as probabilities, 1 for each sample that counts), against x's axes; NaN for a wrong label."""
     xp, axis = namespace(x), min(1, x.ndim - 1)
     classes = x.shape[axis]
-    if xp is np:
-        check_labels(np.asarray(target), classes, ignore_index)
     labels = xp.expand_dims(target, axis) if x.ndim > 1 else target.reshape(1)
     counts = (labels != ignore_index).astype(x.dtype)
     indices = xp.arange(classes).reshape(-1, *[1] * (x.ndim - 1 - axis))
-    out_of_range = (counts != 0) & ((labels < 0) | (labels >= classes))
-    hot = xp.where(out_of_range, xp.asarray(xp.nan, x.dtype), (labels == indices).astype(x.dtype) * counts)
-    return hot, counts
+    wrong = (counts != 0) & ((labels < 0) | (labels >= classes))
+    return xp.where(wrong, xp.asarray(xp.nan, x.dtype), (labels == indices).astype(x.dtype) * counts), counts
 
 
 def _wanted(x: Any, target: Any, weight: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
@@ -196,15 +182,28 @@ def cross_entropy_backward(
         if target.dtype not in FLOATS:  # an ignored sample has gradient 0, were the mean one over nothing
             s = xp.where(xp.expand_dims(target, axis) == ignore_index, xp.zeros((), v.dtype), s)
         dx = s * (xp.exp(log_y) * xp.expand_dims(saved["mass"], axis) - q)
-        dx = arranged(dx.astype(x.dtype), _kept(spec(x)).order)
+        dx = arranged(dx.astype(x.dtype, copy=False), _kept(spec(x)).order)
     if "target" in needs and target.dtype in FLOATS:
         w = 1 if weight is None else weight.reshape(-1, *[1] * (x.ndim - 1 - axis))
         dp = -s * (1 - label_smoothing) * w * log_y
-        dp = arranged(dp.astype(target.dtype), _kept(spec(target)).order)
+        dp = arranged(dp.astype(target.dtype, copy=False), _kept(spec(target)).order)
     return dx, dp, None
 
 
-cross_entropy = Op(cross_entropy_rule, cross_entropy_forward, cross_entropy_backward, differentiable=("x", "target"))
+def cross_entropy_check(
+    x: np.ndarray, target: np.ndarray, weight: Any = None, *, ignore_index: int = -100, **options: Any
+) -> None:
+    """Raises LabelError for a label outside [0, C) that is not ``ignore_index``."""
+    if target.dtype in FLOATS:
+        return
+    classes = x.shape[min(1, x.ndim - 1)]
+    wrong = (target < 0) | (target >= classes)
+    if wrong.any() and (wrong := wrong & (target != ignore_index)).any():
+        rule = f"0 ≤ target < C = {classes}, or target = ignore_index = {ignore_index}"
+        raise LabelError("target", rule, np.asarray(target)[wrong][0])
+
+
+cross_entropy = Op(cross_entropy_rule, cross_entropy_forward, cross_entropy_backward, differentiable=("x", "target"), check=cross_entropy_check)
 
 
 # --- mean squared error ----------------------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mea
     d = up(x) - up(target)
     y = d * d
     if reduction == "none":
-        y = arranged(y.astype(x.dtype), spec(x).like().order)
+        y = arranged(y.astype(x.dtype, copy=False), spec(x).like().order)
     else:
         y = y.sum() / y.size if reduction == "mean" and y.size else y.sum()
         y = xp.asarray(xp.nan if reduction == "mean" and not d.size else y, dtype=x.dtype)
@@ -243,7 +242,7 @@ def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduct
     dx = (up(x) - up(target)) * (up(dy) * scale)
     order = inputs[0].like().order
     grads = (dx if "x" in needs else None, -dx if "target" in needs else None)
-    return tuple(None if g is None else arranged(namespace(x).asarray(g).astype(x.dtype), order) for g in grads)
+    return tuple(None if g is None else arranged(namespace(x).asarray(g).astype(x.dtype, copy=False), order) for g in grads)
 
 
 mse = Op(mse_rule, mse_forward, mse_backward)

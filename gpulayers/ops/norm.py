@@ -82,7 +82,7 @@ def layer_norm_forward(
         y = y * up(weight).reshape(-1)
     if bias is not None:
         y = y + up(bias).reshape(-1)
-    y = y.astype(x.dtype).reshape(x.shape)
+    y = y.astype(x.dtype, copy=False).reshape(x.shape)
     saved = {"x": x, "mean": mean.reshape(lead), "rstd": rstd.reshape(lead)} | (
         {} if weight is None else {"weight": weight}
     )
@@ -106,11 +106,11 @@ def layer_norm_backward(
         n = max(v.shape[1], 1)
         g = dy if weight is None else dy * up(weight).reshape(-1)
         dx = rstd * (g - g.sum(1, keepdims=True) / n - xhat * ((g * xhat).sum(1, keepdims=True) / n))
-        dx = dx.astype(x.dtype).reshape(x.shape)
+        dx = dx.astype(x.dtype, copy=False).reshape(x.shape)
     if "weight" in needs:
-        dweight = (dy * xhat).sum(0).astype(inputs[1].dtype).reshape(inputs[1].shape)
+        dweight = (dy * xhat).sum(0).astype(inputs[1].dtype, copy=False).reshape(inputs[1].shape)
     if "bias" in needs:
-        dbias = dy.sum(0).astype(inputs[2].dtype).reshape(inputs[2].shape)
+        dbias = dy.sum(0).astype(inputs[2].dtype, copy=False).reshape(inputs[2].shape)
     return dx, dweight, dbias
 
 
@@ -152,7 +152,7 @@ def rms_norm_forward(
     y = v * rstd
     if weight is not None:
         y = y * up(weight).reshape(-1)
-    y = y.astype(x.dtype).reshape(x.shape)
+    y = y.astype(x.dtype, copy=False).reshape(x.shape)
     saved = {"x": x, "rstd": rstd.reshape(lead)} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 
@@ -170,9 +170,9 @@ def rms_norm_backward(
     if "x" in needs:
         g = dy if weight is None else dy * up(weight).reshape(-1)
         dx = rstd * (g - xhat * ((g * xhat).sum(1, keepdims=True) / max(v.shape[1], 1)))
-        dx = dx.astype(x.dtype).reshape(x.shape)
+        dx = dx.astype(x.dtype, copy=False).reshape(x.shape)
     if "weight" in needs:
-        dweight = (dy * xhat).sum(0).astype(inputs[1].dtype).reshape(inputs[1].shape)
+        dweight = (dy * xhat).sum(0).astype(inputs[1].dtype, copy=False).reshape(inputs[1].shape)
     return dx, dweight
 
 
@@ -258,15 +258,15 @@ def batch_norm_forward(
             for running, batch in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
                 running[...] = ((1 - momentum) * up(running) + momentum * batch).astype(running.dtype)
     else:
-        mean, var = up(running_mean).astype(v.dtype), up(running_var)
+        mean, var = xp.array(running_mean, v.dtype), up(running_var)  # a copy: it is saved
         d = v - mean.reshape(across)
-    rstd = (1 / xp.sqrt(var + eps)).astype(v.dtype)
+    rstd = (1 / xp.sqrt(var + eps)).astype(v.dtype, copy=False)
     y = d * rstd.reshape(across)
     if weight is not None:
         y = y * up(weight).reshape(across)
     if bias is not None:
         y = y + up(bias).reshape(across)
-    y = arranged(y.astype(x.dtype), _kept(spec(x)).order)
+    y = arranged(y.astype(x.dtype, copy=False), _kept(spec(x)).order)
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 
@@ -297,11 +297,11 @@ def batch_norm_backward(
             n = max(count, 1)
             dx = dy - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
         scale = rstd if weight is None else rstd * up(weight).reshape(across)
-        dx = arranged((dx * scale).astype(x.dtype), _kept(spec(x)).order)
+        dx = arranged((dx * scale).astype(x.dtype, copy=False), _kept(spec(x)).order)
     return (
         dx,
-        dweight.astype(inputs[1].dtype) if "weight" in needs else None,
-        dbias.astype(inputs[2].dtype) if "bias" in needs else None,
+        dweight.astype(inputs[1].dtype, copy=False) if "weight" in needs else None,
+        dbias.astype(inputs[2].dtype, copy=False) if "bias" in needs else None,
         None,
         None,
     )

@@ -184,11 +184,11 @@ def avg_pool2d_rule(
     return Rule({"y": Spec((*x.shape[:2], *size), x.dtype, output_order(x))}, {}, options)
 
 
-def axis_counts(size: int, out: int, kernel: int, stride: int, padding: int, include_pad: bool) -> np.ndarray:
+def _counts(xp: Any, size: int, out: int, kernel: int, stride: int, padding: int, include_pad: bool) -> Any:
     """How many rows (or columns) of each window count: those on the image, or on the image and its padding."""
-    start = np.arange(out) * stride - padding
-    end = np.minimum(start + kernel, size + padding)
-    return end - start if include_pad else np.minimum(end, size) - np.maximum(start, 0)
+    start = xp.arange(out) * stride - padding
+    end = xp.minimum(start + kernel, size + padding)
+    return end - start if include_pad else xp.minimum(end, size) - xp.maximum(start, 0)
 
 
 def _weights(xp: Any, shape: tuple, size: tuple, dtype: Any, options: tuple) -> Any:
@@ -196,8 +196,9 @@ def _weights(xp: Any, shape: tuple, size: tuple, dtype: Any, options: tuple) -> 
     kernel, stride, padding, include_pad, override = options
     if override is not None:
         return xp.full(size, 1 / override, dtype)
-    rows, columns = map(axis_counts, shape[2:], size, kernel, stride, padding, (include_pad, include_pad))
-    return xp.asarray((1 / np.outer(rows, columns)).astype(dtype))
+    axes = zip(shape[2:], size, kernel, stride, padding)
+    rows, columns = (_counts(xp, *axis, include_pad) for axis in axes)
+    return (1 / xp.outer(rows, columns)).astype(dtype)
 
 
 def avg_pool2d_forward(

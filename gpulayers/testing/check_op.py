@@ -352,7 +352,7 @@ def _dy(kind: str, out: Spec, random: np.random.Generator) -> np.ndarray:
         return wide[..., ::2]
     if kind == "transposed":
         return random.standard_normal(shape[::-1]).astype(dtype).T
-    return random.standard_normal(shape).astype(dtype)
+    return arrays.arranged(random.standard_normal(shape).astype(dtype), out.order)  # as the output itself lies
 
 
 def _moved(dy: np.ndarray | None, seed: int) -> np.ndarray | None:

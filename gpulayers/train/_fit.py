@@ -87,6 +87,7 @@ class Run:
         """An input in the dtype to compute in."""
         return arrays.cast(x, self.dtype) if self.dtype and arrays.library(x).dtype(x) in arrays.FLOATS else x
 
+    @np.errstate(all="ignore")  # NaN and Inf pass in silence, as they do on a GPU
     def step(self, xs: list[Any], target: Any) -> dict[str, Any]:
         """Forward, backward and update on one batch; the loss and metrics as 0-dim arrays where the model is."""
         self.model.zero_grad()
@@ -326,7 +327,7 @@ def _predictions(model: Layer, xs: list, y: Any, size: int, precision: str | Non
         for inputs, target in batches(xs, y, size, model.device):
             if dtype is not None:
                 inputs = [arrays.cast(a, dtype) if arrays.library(a).dtype(a) in arrays.FLOATS else a for a in inputs]
-            with no_grad():
+            with no_grad(), np.errstate(all="ignore"):
                 prediction = model(*inputs)
             yield inputs, target, prediction
     finally:

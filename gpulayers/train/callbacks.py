@@ -52,7 +52,7 @@ class EarlyStopping(Callback):
         if value < self._best - self.min_delta:
             self._best, self._waited = value, 0
             if self.restore_best:
-                self._weights = {k: v.copy() for k, v in run.model.state_dict().items()}
+                self._weights = run.model.state_dict()
         else:
             self._waited += 1
             run.stop |= self._waited >= self.patience

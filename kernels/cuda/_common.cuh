@@ -73,9 +73,31 @@ template <class T> constexpr int pack_size = 16 / sizeof(T);
 template <class T, int N = pack_size<T>> __device__ Pack<T, N> load_pack(const T* p) {
     return *reinterpret_cast<const Pack<T, N>*>(p);
 }
+#ifdef GPULAYERS_EMULATED
 template <class T, int N> __device__ void store_pack(T* p, const Pack<T, N>& pack) {
     *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
+#else
+// To global memory, in PTX: nvcc splits the store of a struct into one for each of its members.
+template <class T, int N> __device__ void store_pack(T* p, const Pack<T, N>& pack) {
+    if constexpr (sizeof(pack) % 16 == 0) {
+        unsigned words[sizeof(pack) / 4];
+        memcpy(words, &pack, sizeof pack);
+        #pragma unroll
+        for (int i = 0; i < sizeof(pack) / 4; i += 4)
+            asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global((char*)p + 4 * i)),
+                         "r"(words[i]), "r"(words[i + 1]), "r"(words[i + 2]), "r"(words[i + 3])
+                         : "memory");
+    } else if constexpr (sizeof(pack) == 8) {
+        unsigned words[2];
+        memcpy(words, &pack, sizeof pack);
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(words[0]), "r"(words[1])
+                     : "memory");
+    } else {
+        *reinterpret_cast<Pack<T, N>*>(p) = pack;
+    }
+}
+#endif
 
 // --- Reductions: every thread gets the result; the order is fixed, so the bits are the same in every run ------------
 

@@ -12,6 +12,9 @@ import numpy as np
 
 BYTES = 1 << 18
 """Of one array in one block: a few such blocks share a core's L2."""
+LARGE = 1 << 20
+"""The same for chains of short ufuncs: threads hand the interpreter's lock over at each, which costs as much as 64K
+sums, so fewer and longer calls win although L2 holds one such array only."""
 ALONE = 1 << 15
 """Elements below which a second thread costs more than it brings (it takes 10–20 µs to hand over)."""
 
@@ -25,15 +28,17 @@ def threads() -> int:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers")
+    # NumPy's warnings are each thread's own affair; the caller's are for the caller's thread.
+    quiet = functools.partial(np.seterr, all="ignore")
+    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers", initializer=quiet)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def block_rows(columns: int, itemsize: int = 4) -> int:
+def block_rows(columns: int, itemsize: int = 4, budget: int = BYTES) -> int:
     """Rows of ``columns`` elements that make one block."""
-    return max(1, BYTES // max(1, columns * itemsize))
+    return max(1, budget // max(1, columns * itemsize))
 
 
 def over(total: int, size: int, work: Callable[[int, int], Any], elements: int = 1 << 62) -> list:
@@ -91,3 +96,19 @@ def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
     run(0)
     for part in later:
         part.result()
+
+
+_LONG = 2048
+
+
+def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ a b along the last axis; b may be one row for all (of ones, for a plain sum: the fastest there is).
+
+    BLAS sums into a few lanes from one end to the other, so long rows are cut, or their rounding errors would add up.
+    """
+    n = a.shape[-1]
+    if n <= 2 * _LONG:
+        return np.vecdot(a, b)
+    head = n - n % _LONG
+    cut = [t[..., :head].reshape(*t.shape[:-1], -1, _LONG) for t in (a, b)]
+    return np.vecdot(*cut).sum(-1) + np.vecdot(a[..., head:], b[..., head:])

@@ -46,14 +46,15 @@ def _conv2d_kernel(
     M, HY, WY, HX, WX, C, O, KH, KW,
     x_n, x_h, x_w, x_c, w_o, w_t, w_c, w_group, y_n, y_h, y_w, y_c,
     SH, SW, H0, W0, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W,
-    PHASED: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, FIRST: tl.constexpr,
-    BOUNDED: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PHASED: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, EVEN: tl.constexpr,
+    FIRST: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y[m, o] = Σ_{tap, c} x[pixel m · S + (H0, W0) + tap · D, c] · weight[o, tap, c].
 
     M: pixels of y (of the largest remainder). C, O: channels in a group. PHASED: dx of a strided convolution, where
     SH and SW step y, not x. FLAT: taps and channels are one inner axis. PLAIN: a 1×1 kernel, all pixels of x and y in
-    one row. ALIGNED: an image has a multiple of 16 pixels. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists.
+    one row. ALIGNED: an image has a multiple of 16 pixels. EVEN: y_w leads from each pixel of y to the next. FIRST: y
+    is NCHW. BOUNDED: every pixel under a tap exists.
     """
     tiles_n = tl.cdiv(O, BN)
     pid = tl.program_id(0)
@@ -136,8 +137,8 @@ def _conv2d_kernel(
         acc += tl.load(bias + o, column < O, other=0.0).to(tl.float32)[None, :]
     if PHASED:
         place = n * y_n + i.to(tl.int64) * SH * y_h + j * SW * y_w
-    elif PLAIN:
-        place = n * y_n + pixel * y_w
+    elif EVEN:
+        place = n * y_n + pixel.to(tl.int64) * y_w
     else:
         place = n * y_n + i.to(tl.int64) * y_h + j * y_w
     out, mask = acc.to(y.dtype.element_ty), real[:, None] & (column < O)[None, :]
@@ -226,7 +227,7 @@ class Tile(NamedTuple):
 
 HALF = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4))
 TF32 = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4))
-SINGLE = (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 3))
+SINGLE = (Tile(64, 64, 16, 8, 3),)
 
 
 def _tile_for(x: Any, m: int, n: int, k: int, others: int, flat: bool) -> Tile:
@@ -246,7 +247,7 @@ def _weight_tile(x: Any, o: int, columns: int, flat: bool) -> Tile:
     if x.element_size() == 2:
         tile = Tile(64, 64, 32, 4, 3) if flat else Tile(128, 128, 64, 8, 3)
     else:
-        tile = Tile(64, 64, 32 if _precision(x) == "tf32" else 16, 4, 3)
+        tile = Tile(64, 64, 32, 4, 3) if _precision(x) == "tf32" else SINGLE[0]
     return tile._replace(
         BM=min(tile.BM, max(16, _tile.next_power_of_2(o))), BN=min(tile.BN, max(16, _tile.next_power_of_2(columns)))
     )
@@ -305,7 +306,7 @@ def _convolve(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple,
         _conv2d_kernel, grid, x, weight, bias, y,
         n * hy * wy, hy, wy, hx, wx, c, o, kh, kw, *steps(x), *jumps, *steps(y),
         *stride, *start, *dilation, 1, 1, 1, 1, 1, 1,
-        PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=hy * wy % 16 == 0, FIRST=_channels_first(y),
+        PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=hy * wy % 16 == 0, EVEN=evenly_spaced(y), FIRST=_channels_first(y),
         BOUNDED=_bounded(y.shape[2:], x.shape[2:], (kh, kw), *walk), PRECISION=_precision(x),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -393,7 +394,7 @@ def conv2d_backward(
 
 def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> None:
     """dx[pixel, c] = Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c]."""
-    (n, c, h, w), (o, c_group, kh, kw) = dx.shape, weight.shape
+    (n, _, h, w), (o, c_group, kh, kw) = dx.shape, weight.shape
     taps, o_group = _turned_weight(weight), o // groups
     jumps = (1, c_group, kh * kw * c_group, o_group * kh * kw * c_group)
     pads = (padding[0][0], padding[1][0])
@@ -413,8 +414,8 @@ def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple
         _conv2d_kernel, grid, dy, taps, None, dx,
         n, h, w, *dy.shape[2:], o_group, c_group, kh, kw, *steps(dy), *jumps, *steps(dx),
         *stride, *pads, *back, *dilation, *common, *inverse,
-        PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=False, FIRST=_channels_first(dx), BOUNDED=False,
-        PRECISION=_precision(dy),
+        PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=False, EVEN=False, FIRST=_channels_first(dx),
+        BOUNDED=False, PRECISION=_precision(dy),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 

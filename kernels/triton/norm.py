@@ -277,8 +277,11 @@ def _norm_backward_columns_kernel(
 
 
 @triton.jit
-def _norm_finalise_kernel(dweights, dbiases, dweight, dbias, P, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+def _norm_finalise_kernel(
+    dweights, dbiases, dweight, dbias, P, N, UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
     """The sums of the P rows of dweights and of dbiases."""
+    N = N * UNIT
     n = tl.program_id(0) * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
     dw = tl.zeros((ROWS, COLS), tl.float32)
     db = tl.zeros((ROWS, COLS), tl.float32)
@@ -386,8 +389,9 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
         _tile.launch(_norm_backward_columns_kernel, grid, *arrays, *sizes, PARTS=most, **walked)
     if dweight is not None or dbias is not None:
         cols = 16 if n <= 1024 else 32
-        grid, tile = (_tile.cdiv(n, cols),), dict(ROWS=2048 // cols, COLS=cols, num_warps=4)
-        _tile.launch(_norm_finalise_kernel, grid, dweights, dbiases, dweight, dbias, programs, n, **tile)
+        unit, units = _tile.in_units(n)
+        grid, tile = (_tile.cdiv(n, cols),), dict(UNIT=unit, ROWS=2048 // cols, COLS=cols, num_warps=4)
+        _tile.launch(_norm_finalise_kernel, grid, dweights, dbiases, dweight, dbias, programs, units, **tile)
     return dx, dweight, dbias
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from . import _tile
-from ._image import evenly_spaced, finish, flattened, output_order, pixel_tile, pixels_of, steps
+from ._image import evenly_spaced, finish, flattened, image_pixel, output_order, pixel_tile, pixels_of, steps
 
 
 @triton.jit
@@ -163,12 +163,19 @@ def _global_avg_pool2d_forward_kernel(
 
 @triton.jit
 def _global_avg_pool2d_backward_kernel(
-    dy, dx, M, HX, WX, C, dy_n, dy_c, x_n, x_h, x_w, x_c, SCALE, BP: tl.constexpr, BC: tl.constexpr
-):
-    n, h, w, c, mask = pixels_of(M, HX * WX, WX, C, BP, BC)
-    g = tl.load(dy + n * dy_n + c.to(tl.int64) * dy_c, mask, other=0.0).to(tl.float32) * SCALE
-    place = dx + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
-    tl.store(place, g.to(dx.dtype.element_ty), mask)
+    dy, dx, M, W, P, C, dy_n, dy_c, x_n, x_h, x_w, x_c, SCALE,
+    EVEN: tl.constexpr, ALIGNED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * BP
+    n, pixel = image_pixel(start, P, ALIGNED, BP)
+    c = (tl.program_id(1) * BC + tl.arange(0, BC)).to(tl.int64)[None, :]  # (1, BC)
+    mask = (start + tl.arange(0, BP) < M)[:, None] & (c < C)
+    g = tl.load(dy + (n * dy_n)[:, None] + c * dy_c, mask, other=0.0).to(tl.float32) * SCALE
+    if EVEN:
+        rows = n * x_n + pixel.to(tl.int64) * x_w
+    else:
+        rows = n * x_n + (pixel // W).to(tl.int64) * x_h + pixel % W * x_w
+    tl.store(dx + rows[:, None] + c * x_c, g.to(dx.dtype.element_ty), mask)
 
 
 # --- launches --------------------------------------------------------------------------------------------------------
@@ -213,7 +220,7 @@ def max_pool2d_forward(
     empty: Any,
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
-    y, order, won = None, output_order(x), None
+    order, won = output_order(x), None
     y = empty((*x.shape[:2], *size), x.dtype, order)
     if needs:
         taps = kernel_size[0] * kernel_size[1]
@@ -324,7 +331,7 @@ def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs:
     grid, tile = _plan(dx)
     n, c, h, w = x.shape
     _tile.launch(
-        _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, h, w, c, dy.stride(0), dy.stride(1),
-        *steps(dx), 1 / (h * w), **tile,
+        _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, w, h * w, c, dy.stride(0), dy.stride(1),
+        *steps(dx), 1 / (h * w), EVEN=evenly_spaced(dx), ALIGNED=h * w % 16 == 0 and tile["BP"] % 16 == 0, **tile,
     )  # fmt: skip
     return (dx,)

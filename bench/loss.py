@@ -1,0 +1,35 @@
+"""Losses of classifiers, language models, segmentation and regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from gpulayers.ops.loss import cross_entropy, mse
+
+from ._case import Case, Labels
+
+
+def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float = 0.0) -> Case:
+    def theirs(x: Any, target: Any) -> Any:
+        return F.cross_entropy(x, target, label_smoothing=smoothing)
+
+    labels = Labels((shape[0], *shape[2:]), shape[1])
+    options = {"label_smoothing": smoothing} if smoothing else {}
+    title = f"{name} {'×'.join(map(str, shape))}"
+    return Case(cross_entropy, title, (shape, labels), options, theirs, cpu=cpu, needs=("x",))
+
+
+def cases() -> list[Case]:
+    return [
+        _cross_entropy("digits", 128, 10, cpu=True),
+        _cross_entropy("ImageNet", 256, 1000, cpu=True, smoothing=0.1),
+        _cross_entropy("GPT-2", 64, 50257, cpu=True),
+        _cross_entropy("Llama-2 vocabulary", 8192, 32000),
+        _cross_entropy("Llama-3 vocabulary", 8192, 128256),
+        _cross_entropy("segmentation", 16, 21, 512, 512),
+        Case(mse, "small 64×10", ((64, 10), (64, 10)), {}, F.mse_loss, needs=("x",)),
+        Case(mse, "autoencoder 256×3×32²", ((256, 3, 32, 32),) * 2, {}, F.mse_loss, needs=("x",)),
+        Case(mse, "8192×8192", ((8192, 8192),) * 2, {}, F.mse_loss, cpu=False, needs=("x",)),
+    ]

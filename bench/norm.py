@@ -1,0 +1,55 @@
+"""Norms of transformers and convolutional networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+
+from ._case import Case
+
+
+def _layer_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, weight: Any, bias: Any) -> Any:
+        return F.layer_norm(x, (n,), weight, bias)
+
+    return Case(layer_norm, f"{name} {m}×{n}", ((m, n), (n,), (n,)), {"normalized_shape": (n,)}, theirs, cpu=cpu)
+
+
+def _rms_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, weight: Any) -> Any:
+        return F.rms_norm(x, (n,), weight)
+
+    return Case(rms_norm, f"{name} {m}×{n}", ((m, n), (n,)), {"normalized_shape": (n,)}, theirs, cpu=cpu)
+
+
+def _batch_norm(name: str, *shape: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, weight: Any, bias: Any, mean: Any, var: Any) -> Any:
+        return F.batch_norm(x, mean, var, weight, bias, training=True)
+
+    channels = (shape[1],)
+    options = {"training": True}
+    needs = ("x", "weight", "bias")
+    return Case(batch_norm, f"{name} {shape}", (shape, *[channels] * 4), options, theirs, cpu=cpu, needs=needs)
+
+
+def cases() -> list[Case]:
+    return [
+        _layer_norm("small", 64, 256, cpu=True),
+        _layer_norm("GPT-2", 2048, 1024, cpu=True),
+        _layer_norm("ViT-L", 50432, 1024),
+        _layer_norm("GPT-3 13B", 8192, 5120),
+        _layer_norm("wide", 4096, 65536),
+        _layer_norm("few long rows", 16, 4194304),
+        _rms_norm("small", 64, 256, cpu=True),
+        _rms_norm("TinyLlama", 1024, 2048, cpu=True),
+        _rms_norm("Llama-3 8B", 8192, 4096),
+        _rms_norm("Llama-3 70B", 8192, 8192),
+        _rms_norm("Qwen-3 heads", 262144, 128),
+        _batch_norm("classifier", 256, 512, cpu=True),
+        _batch_norm("ResNet-18 stage 3", 16, 256, 14, 14, cpu=True),
+        _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56),
+        _batch_norm("ResNet-50 stage 4", 128, 2048, 7, 7),
+    ]

@@ -1,0 +1,28 @@
+"""Softmax of attention scores, classifiers and vocabularies."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from gpulayers.ops.softmax import log_softmax, softmax
+
+from ._case import Case
+
+
+def cases() -> list[Case]:
+    found = []
+    for op, theirs in ((softmax, torch.softmax), (log_softmax, torch.log_softmax)):
+        for name, shape, cpu in (
+            ("small", (64, 10), True),
+            ("attention scores", (8, 12, 128, 128), True),
+            ("vocabulary", (64, 32000), True),
+            ("attention scores", (8, 16, 2048, 2048), False),
+            ("vocabulary", (4096, 32768), False),
+            ("vocabulary", (4096, 131072), False),
+        ):
+            found.append(Case(op, f"{name} {shape}", (shape,), {}, partial(theirs, dim=-1), cpu=cpu))
+        segmentation = (16, 21, 512, 512)
+        found.append(Case(op, f"segmentation {segmentation}", (segmentation,), {"axis": 1}, partial(theirs, dim=1), cpu=False))
+    return found

@@ -1,0 +1,128 @@
+"""Layer norm, RMS norm and batch norm layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpulayers import arrays
+from gpulayers.layers._layer import OpLayer
+from gpulayers.ops import norm as ops
+from gpulayers.ops._op import ArgumentError
+
+
+class LayerNorm(OpLayer):
+    """y = (x − mean) / √(var + eps) · weight + bias over the last axes, normalized_shape. As torch.nn.LayerNorm.
+
+    Input and output: (*lead, *normalized_shape).
+    """
+
+    op = ops.layer_norm
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ):
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.eps = eps
+        self.weight = self.add_weight("weight", self.normalized_shape, "ones") if elementwise_affine else None
+        self.bias = self.add_weight("bias", self.normalized_shape) if elementwise_affine and bias else None
+
+    def arguments(self, *xs: Any) -> tuple:
+        return (*xs, self.weight, self.bias)
+
+    def options(self) -> dict[str, Any]:
+        return {"normalized_shape": self.normalized_shape, "eps": self.eps}
+
+
+class RMSNorm(OpLayer):
+    """y = x / √(mean x² + eps) · weight over the last axes, normalized_shape. As torch.nn.RMSNorm.
+
+    Input and output: (*lead, *normalized_shape). eps None: the machine epsilon of float32.
+    """
+
+    op = ops.rms_norm
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float | None = None, elementwise_affine: bool = True
+    ):
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.eps = eps
+        self.weight = self.add_weight("weight", self.normalized_shape, "ones") if elementwise_affine else None
+
+    def arguments(self, *xs: Any) -> tuple:
+        return (*xs, self.weight)
+
+    def options(self) -> dict[str, Any]:
+        return {"normalized_shape": self.normalized_shape, "eps": self.eps}
+
+
+class _BatchNorm(OpLayer):
+    """y = (x − mean) / √(var + eps) · weight + bias for each channel.
+
+    In training mean and var are the batch's, and move the running ones by ``momentum`` (None: to the average of all
+    batches so far); in evaluation they are the running ones, or the batch's without track_running_stats.
+    """
+
+    op = ops.batch_norm
+    ranks: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ):
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        shape = (num_features,)
+        self.weight = self.add_weight("weight", shape, "ones") if affine else None
+        self.bias = self.add_weight("bias", shape) if affine else None
+        self.running_mean = self.running_var = self.num_batches_tracked = None
+        if track_running_stats:
+            self.running_mean = self.add_weight("running_mean", shape, trainable=False)
+            self.running_var = self.add_weight("running_var", shape, "ones", trainable=False)
+            self.num_batches_tracked = self.add_weight("num_batches_tracked", (), trainable=False, dtype="int64")
+
+    def arguments(self, *xs: Any) -> tuple:
+        return (*xs, self.weight, self.bias, self.running_mean, self.running_var)
+
+    def options(self) -> dict[str, Any]:
+        return {"training": self.training, "eps": self.eps}
+
+    def forward(self, x: Any) -> Any:
+        if x.ndim not in self.ranks:
+            ranks = " or ".join(f"{r}-dim" for r in self.ranks)
+            error = ArgumentError("x", f"a {ranks} array", list(x.shape))
+            error.where = self.name
+            raise error
+        factor = 0.0
+        if self.training and self.num_batches_tracked is not None:
+            tracked = self.num_batches_tracked
+            count = int(arrays.to_numpy(tracked.data)) + 1 if self.momentum is None else 1
+            tracked.data = tracked.data + 1
+            factor = 1 / count if self.momentum is None else self.momentum
+        y = self.run(self.op, *self.arguments(x), **self.options(), momentum=factor)
+        if self.training:
+            for running in filter(None, (self.running_mean, self.running_var)):
+                running.changed()
+        return y
+
+    def backward(self, dy: Any) -> Any:
+        return self.run_backward(dy)
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch norm of (N, C) or (N, C, L). As torch.nn.BatchNorm1d."""
+
+    ranks = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch norm of images, (N, C, H, W), channels-last in memory or not. As torch.nn.BatchNorm2d."""
+
+    ranks = (4,)

@@ -1,0 +1,90 @@
+"""Pooling of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulayers.layers._layer import OpLayer
+from gpulayers.ops import pooling as ops
+from gpulayers.ops._op import ArgumentError
+
+
+class Pooling(OpLayer):
+    """The pooling neuron type: every output sums up a window; no weights. Start here for such a layer of your own.
+
+    A subclass names its ``op``, and its options.
+    """
+
+    neuron_type = "pooling"
+
+
+class MaxPool2d(Pooling):
+    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.MaxPool2d, without its indices."""
+
+    op = ops.max_pool2d
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ):
+        if return_indices:
+            raise ArgumentError("return_indices", "False", return_indices)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.dilation, self.ceil_mode = dilation, ceil_mode
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+        }
+
+
+class AvgPool2d(Pooling):
+    """The mean under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AvgPool2d."""
+
+    op = ops.avg_pool2d
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ):
+        self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
+        self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "ceil_mode": self.ceil_mode,
+            "count_include_pad": self.count_include_pad,
+            "divisor_override": self.divisor_override,
+        }
+
+
+class GlobalAvgPool2d(Pooling):
+    """The mean of each channel: (N, C, H, W) → (N, C, 1, 1)."""
+
+    op = ops.global_avg_pool2d
+
+
+class AdaptiveAvgPool2d(GlobalAvgPool2d):
+    """torch.nn.AdaptiveAvgPool2d(1): the mean of each channel."""
+
+    def __init__(self, output_size: Any):
+        if output_size not in (1, (1, 1), [1, 1]):
+            raise ArgumentError("output_size", "1 or (1, 1)", repr(output_size))
+        self.output_size = output_size

@@ -1,0 +1,165 @@
+"""Losses in blocks of rows that stay in the cache; nothing as large as the logits is written forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _blocks
+
+# --- cross entropy of rows of logits and class indices ----------------------------------------------------------------
+
+
+def cross_entropy_refuses(x: Any, target: Any, weight: Any, *, needs: tuple, **options: Any) -> str | None:
+    if x.dtype != np.float32:
+        return "float32 only"
+    if x.ndim != 2 or 0 in x.shape:
+        return "x (N, C), not empty, only"
+    return "class indices only" if target.dtype.kind == "f" else None
+
+
+def _labels(target: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, 0 for those that are ignored; which are not)"""
+    counts = target != ignore_index
+    return np.where(counts, target, 0), counts
+
+
+def cross_entropy_forward(
+    x: np.ndarray,
+    target: np.ndarray,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[tuple, dict]:
+    m, classes = x.shape
+    labels, counts = _labels(target, ignore_index)
+    share = (counts if weight is None else weight[labels] * counts).astype(np.float32)
+    loss, lse = np.empty(m, np.float32), np.empty(m, np.float32)
+    ones, keep, smooth = np.ones(classes, np.float32), np.float32(1 - label_smoothing), label_smoothing / classes
+    spread = None if not smooth else np.float32(smooth) * (ones if weight is None else weight)
+
+    def work(lo: int, hi: int) -> None:
+        v, t = x[lo:hi], labels[lo:hi]
+        top = v.max(1)
+        d = v - top[:, None]
+        hit = d[np.arange(hi - lo), t]
+        total = None if spread is None else d @ spread
+        log_total = np.log(_blocks.dots(np.exp(d, out=d), ones))
+        np.add(log_total, top, out=lse[lo:hi])
+        nll = share[lo:hi] * (log_total - hit)
+        if spread is not None:
+            nll = keep * nll + (log_total * spread.sum() - total)
+        loss[lo:hi] = np.where(counts[lo:hi], nll, np.float32(0))
+
+    _blocks.over(m, _blocks.block_rows(classes, budget=_blocks.LARGE), work, elements=x.size)
+    saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight}) | {"lse": lse}
+    saved["mass"] = share if spread is None else keep * share + spread.sum() * counts.astype(np.float32)
+    y = loss
+    if reduction != "none":
+        y = np.asarray(loss.sum(dtype=np.float64), np.float32)
+    if reduction == "mean":
+        saved["total"] = np.asarray(share.sum(dtype=np.float64), np.float32)
+        y = np.asarray(y / saved["total"] if saved["total"] else y * np.float32(np.nan))
+    return (y,), saved if needs else {}
+
+
+def cross_entropy_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple:
+    if "x" not in needs:
+        return None, None, None
+    x, target, weight = saved["x"], saved["target"], saved.get("weight")
+    m, classes = x.shape
+    labels, counts = _labels(target, ignore_index)
+    scale = np.broadcast_to(dys[0], (m,))
+    if reduction == "mean":
+        scale = scale / saved["total"] if saved["total"] else scale * np.float32(np.nan)
+    scale = np.where(counts, scale, np.float32(0))
+    hit = scale * np.float32(1 - label_smoothing) * (1 if weight is None else weight[labels])
+    smooth = np.float32(label_smoothing / classes)
+    spread = None if not smooth else np.broadcast_to(smooth, classes) if weight is None else smooth * weight
+    mass, lse = (scale * saved["mass"])[:, None], saved["lse"][:, None]
+    dx = np.empty((m, classes), np.float32)
+
+    def work(lo: int, hi: int) -> None:
+        o = np.subtract(x[lo:hi], lse[lo:hi], out=dx[lo:hi])
+        np.exp(o, out=o)
+        o *= mass[lo:hi]
+        if spread is not None:
+            o -= scale[lo:hi, None] * spread
+        o[np.arange(hi - lo), labels[lo:hi]] -= hit[lo:hi]
+
+    _blocks.over(m, _blocks.block_rows(classes, budget=_blocks.LARGE), work, elements=x.size)
+    return dx, None, None
+
+
+# --- mean squared error ----------------------------------------------------------------------------------------------
+
+BLOCK = _blocks.LARGE // 4
+
+
+def mse_refuses(x: Any, target: Any, *, needs: tuple, reduction: str) -> str | None:
+    if x.dtype != np.float32 or x.size == 0:
+        return "float32, not empty, only"
+    return None if x.contiguous and target.contiguous and x.order == target.order else "one dense memory order only"
+
+
+def mse_forward(x: np.ndarray, target: np.ndarray, *, needs: tuple = (), reduction: str = "mean") -> tuple[tuple, dict]:
+    a, b = _blocks.flat(x), _blocks.flat(target)
+    saved = {"x": x, "target": target} if needs else {}
+    if reduction == "none":
+        y = np.empty_like(x)
+        flat = _blocks.flat(y)
+
+        def squares(lo: int, hi: int) -> None:
+            d = np.subtract(a[lo:hi], b[lo:hi], out=flat[lo:hi])
+            np.multiply(d, d, out=d)
+
+        _blocks.over(x.size, BLOCK, squares, elements=x.size)
+        return (y,), saved
+
+    def work(lo: int, hi: int) -> np.float32:
+        d = a[lo:hi] - b[lo:hi]
+        return np.dot(d, d)
+
+    total = sum(map(float, _blocks.over(x.size, BLOCK, work, elements=x.size)))
+    return (np.asarray(total / x.size if reduction == "mean" else total, np.float32),), saved
+
+
+def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean") -> tuple:
+    (dy,), x, target = dys, saved["x"], saved["target"]
+    a, b = _blocks.flat(x), _blocks.flat(target)
+    scale = np.float32(2 / x.size if reduction == "mean" else 2)
+    first = np.empty_like(x)
+    out = _blocks.flat(first)
+    each = None
+    if reduction == "none":
+        each = dy if dy.strides == x.strides else np.empty_like(x)
+        if each is not dy:
+            each[...] = dy
+        each = _blocks.flat(each)
+    sign = np.float32(1 if "x" in needs else -1)
+    both = np.empty_like(x) if len(needs) == 2 else None
+    other = None if both is None else _blocks.flat(both)
+
+    def work(lo: int, hi: int) -> None:
+        o = np.subtract(a[lo:hi], b[lo:hi], out=out[lo:hi])
+        o *= sign * scale * (dy if each is None else 1)
+        if each is not None:
+            o *= each[lo:hi]
+        if other is not None:
+            np.negative(o, out=other[lo:hi])
+
+    _blocks.over(x.size, BLOCK, work, elements=x.size)
+    return (first if "x" in needs else None), (both if both is not None else None if "x" in needs else first)

@@ -1,0 +1,280 @@
+"""Norms in blocks that stay in the cache. Sums along rows are dot products, sums over rows products with ones.
+
+Where an operand would be broadcast along rows, NumPy falls out of its fast loops (0.2 against 0.1 ns an element), so
+the weights are laid out once as a block of equal rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _blocks
+
+
+def _refuses(x: Any) -> str | None:
+    if x.dtype != np.float32:
+        return "float32 only"
+    return "nothing to compute" if 0 in x.shape else None
+
+
+def layer_norm_refuses(x: Any, weight: Any, bias: Any, *, needs: tuple, **options: Any) -> str | None:
+    return _refuses(x)
+
+
+def rms_norm_refuses(x: Any, weight: Any, *, needs: tuple, **options: Any) -> str | None:
+    return _refuses(x)
+
+
+def batch_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -> str | None:
+    if (reason := _refuses(x)) is not None:
+        return reason
+    last = tuple([0, *range(2, x.ndim), 1])
+    return None if x.contiguous and (x.order is None or x.order == last) else "row-major or channels-last memory only"
+
+
+# --- layer norm and RMS norm -----------------------------------------------------------------------------------------
+
+
+def _tiled(p: np.ndarray | None, rows: int) -> np.ndarray | None:
+    """A weight as a block of equal rows."""
+    if p is None:
+        return None
+    tile = np.empty((rows, p.size), np.float32)
+    tile[...] = p.reshape(-1)
+    return tile
+
+
+def _rows(n: int, m: int) -> int:
+    """Rows of n elements in a block, of m."""
+    return max(1, min(_blocks.block_rows(n, budget=_blocks.LARGE), m))
+
+
+def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rms: bool) -> tuple:
+    """(y, mean, rstd)"""
+    lead, n = x.shape[: x.ndim - len(shape)], math.prod(shape)
+    m, y = math.prod(lead), np.empty(x.shape, np.float32)
+    rows, out = x.reshape(m, n), y.reshape(m, n)
+    mean, rstd = np.empty(lead, np.float32), np.empty(lead, np.float32)
+    means, rstds = mean.reshape(m, 1), rstd.reshape(m, 1)
+    size = _rows(n, m)
+    w, b, ones, share = _tiled(weight, size), _tiled(bias, size), np.ones(n, np.float32), np.float32(1 / n)
+
+    def work(lo: int, hi: int) -> None:
+        v, o, r = rows[lo:hi], out[lo:hi], rstds[lo:hi]
+        if not rms:
+            mu = means[lo:hi]
+            np.multiply(_blocks.dots(v, ones)[:, None], share, out=mu)
+            v = np.subtract(v, mu, out=o)
+        np.divide(1, np.sqrt(_blocks.dots(v, v)[:, None] * share + np.float32(eps)), out=r)
+        np.multiply(v, r, out=o)
+        if w is not None:
+            o *= w[: hi - lo]
+        if b is not None:
+            o += b[: hi - lo]
+
+    _blocks.over(m, size, work, elements=y.size)
+    return y, mean, rstd
+
+
+def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: tuple) -> tuple:
+    """(dx, dweight, dbias)"""
+    x, mean, weight = saved["x"], saved.get("mean"), saved.get("weight")
+    n = math.prod(shape)
+    rows, dys = x.reshape(-1, n), dy.reshape(-1, n)
+    m = len(rows)
+    rstds, means = saved["rstd"].reshape(m, 1), None if mean is None else mean.reshape(m, 1)
+    dx = np.empty(x.shape, np.float32) if "x" in needs else None
+    size = _rows(n, m)
+    w, ones, count, share = _tiled(weight, size), np.ones(n, np.float32), np.ones(size, np.float32), np.float32(1 / n)
+
+    def work(lo: int, hi: int) -> tuple:
+        g, r = dys[lo:hi], rstds[lo:hi]
+        xhat = rows[lo:hi] * r if means is None else rows[lo:hi] - means[lo:hi]
+        if means is not None:
+            xhat *= r
+        dw = np.einsum("ij,ij->j", g, xhat) if "weight" in needs else None
+        db = count[: hi - lo] @ g if "bias" in needs else None
+        if dx is not None:
+            o = dx.reshape(m, n)[lo:hi]
+            g = g if w is None else np.multiply(g, w[: hi - lo], out=o)
+            dot = _blocks.dots(g, xhat)[:, None] * share
+            if means is not None:
+                g = np.subtract(g, _blocks.dots(g, ones)[:, None] * share, out=o)
+            xhat *= dot
+            np.subtract(g, xhat, out=o)
+            o *= r
+        return dw, db
+
+    sums = zip(*_blocks.over(m, size, work, elements=x.size))
+    dweight, dbias = (None if s[0] is None else np.sum(s, 0).reshape(shape) for s in sums)
+    return dx, dweight, dbias
+
+
+def layer_norm_forward(
+    x: np.ndarray, weight: Any = None, bias: Any = None, *, needs: tuple = (), normalized_shape: tuple, eps: float = 1e-5
+) -> tuple[tuple, dict]:
+    y, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def layer_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float = 1e-5
+) -> tuple:
+    return _backward(dys[0], saved, inputs, needs, normalized_shape)
+
+
+def rms_norm_forward(
+    x: np.ndarray, weight: Any = None, *, needs: tuple = (), normalized_shape: tuple, eps: float | None = None
+) -> tuple[tuple, dict]:
+    y, _, rstd = _forward(x, weight, None, normalized_shape, eps, rms=True)  # type: ignore[arg-type]
+    return (y,), {"x": x, "rstd": rstd} | ({} if weight is None else {"weight": weight}) if needs else {}
+
+
+def rms_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float | None = None
+) -> tuple:
+    return _backward(dys[0], saved, inputs, needs, normalized_shape)[:2]
+
+
+# --- batch norm ------------------------------------------------------------------------------------------------------
+
+
+class _Channels:
+    """x as blocks of (images, C, S), or of (rows, C) where channels come last, and sums over all but the channels."""
+
+    def __init__(self, x: np.ndarray):
+        self.last = x.ndim == 2 or not x.flags.c_contiguous
+        self.channels = x.shape[1]
+        self.count = x.size // self.channels
+        rows = self.view(x)
+        self.total, self.size = len(rows), _rows(rows[0].size, len(rows))
+        self.elements = x.size
+        self.ones = np.ones(self.size if self.last else rows.shape[-1], np.float32)
+
+    def view(self, x: np.ndarray) -> np.ndarray:
+        if self.last:
+            turned = np.moveaxis(x, 1, -1)
+            return turned.reshape(-1, x.shape[1])
+        return x.reshape(x.shape[0], x.shape[1], -1)
+
+    def spread(self, p: np.ndarray) -> np.ndarray:
+        """A channel vector to combine with a block."""
+        if not self.last:
+            return p[:, None]
+        tile = np.empty((self.size, p.size), np.float32)
+        tile[...] = p
+        return tile
+
+    def of(self, p: np.ndarray, block: np.ndarray) -> np.ndarray:
+        return p[: len(block)] if self.last else p
+
+    def sum(self, a: np.ndarray) -> np.ndarray:
+        """Over all but the channels."""
+        return self.ones[: len(a)] @ a if self.last else _blocks.dots(a, self.ones).sum(0)
+
+    def dot(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.einsum("ij,ij->j", a, b) if self.last else _blocks.dots(a, b).sum(0)
+
+    def over(self, work: Callable) -> list:
+        return _blocks.over(self.total, self.size, work, elements=self.elements)
+
+    def total_of(self, work: Callable) -> np.ndarray:
+        """The sum of what work gives for each block, in float64: there are few."""
+        return np.sum(self.over(work), 0, dtype=np.float64)
+
+
+def batch_norm_forward(
+    x: np.ndarray,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    needs: tuple = (),
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    c = _Channels(x)
+    y = np.empty_like(x)  # in x's memory order
+    rows, out = c.view(x), c.view(y)
+    if training or running_mean is None:
+        mean = (c.total_of(lambda lo, hi: c.sum(rows[lo:hi])) / c.count).astype(np.float32)
+        mu = c.spread(mean)
+
+        def squares(lo: int, hi: int) -> np.ndarray:
+            d = rows[lo:hi] - c.of(mu, rows[lo:hi])
+            return c.dot(d, d)
+
+        var = c.total_of(squares) / c.count
+        if running_mean is not None:
+            unbiased = var * (c.count / max(c.count - 1, 1))
+            running_mean += np.float32(momentum) * (mean - running_mean)
+            running_var += (momentum * (unbiased - running_var)).astype(np.float32)
+    else:
+        mean, var = running_mean.copy(), running_var
+        mu = c.spread(mean)
+    rstd = (1 / np.sqrt(var + eps)).astype(np.float32)
+    scale = c.spread(rstd if weight is None else rstd * weight)
+    shift = None if bias is None else c.spread(bias)
+
+    def work(lo: int, hi: int) -> None:
+        v, o = rows[lo:hi], out[lo:hi]
+        np.subtract(v, c.of(mu, v), out=o)
+        o *= c.of(scale, v)
+        if shift is not None:
+            o += c.of(shift, v)
+
+    c.over(work)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def batch_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple:
+    x, rstd, weight = saved["x"], saved["rstd"], saved.get("weight")
+    c = _Channels(x)
+    rows, mu, batch = c.view(x), c.spread(saved["mean"]), training or inputs[3] is None
+    dy = c.view(dys[0])
+    sums = np.zeros((2, c.channels))
+    if batch or len(needs) > ("x" in needs):
+
+        def work(lo: int, hi: int) -> tuple:
+            g, d = dy[lo:hi], rows[lo:hi] - c.of(mu, rows[lo:hi])
+            return c.sum(g), c.dot(g, d)
+
+        sums = c.total_of(work)
+    total, dot = sums[0].astype(np.float32), (sums[1] * rstd).astype(np.float32)
+    dx = None
+    if "x" in needs:
+        dx = np.empty_like(x)
+        out = c.view(dx)
+        scale = c.spread(rstd if weight is None else rstd * weight)
+        first, second = c.spread(total / c.count), c.spread(rstd * dot / c.count)
+
+        def gradient(lo: int, hi: int) -> None:
+            g, v, o = dy[lo:hi], rows[lo:hi], out[lo:hi]
+            if batch:
+                np.subtract(v, c.of(mu, v), out=o)
+                o *= c.of(second, v)
+                np.subtract(g, o, out=o)
+                o -= c.of(first, v)
+                o *= c.of(scale, v)
+            else:
+                np.multiply(g, c.of(scale, v), out=o)
+
+        c.over(gradient)
+    return dx, dot if "weight" in needs else None, total if "bias" in needs else None, None, None

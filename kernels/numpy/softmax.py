@@ -1,0 +1,73 @@
+"""Softmax and log-softmax over the last axis: blocks of rows that stay in the cache, sums as dot products with ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _blocks
+
+
+def _refuses(x: Any, axis: int) -> str | None:
+    if x.dtype != np.float32:
+        return "float32 only"
+    if axis != x.ndim - 1 or 0 in x.shape:
+        return "the last axis, not empty, only"
+    return None
+
+
+def softmax_refuses(x: Any, *, needs: tuple, axis: int) -> str | None:
+    return _refuses(x, axis)
+
+
+def log_softmax_refuses(x: Any, *, needs: tuple, axis: int) -> str | None:
+    return _refuses(x, axis)
+
+
+def _over_rows(work: Any, *xs: np.ndarray) -> np.ndarray:
+    """work(*blocks of rows of xs, block of the result, ones) over all rows; the result."""
+    shape, n = xs[0].shape, xs[0].shape[-1]
+    out = np.empty(shape, np.float32)
+    rows = [x.reshape(-1, n) for x in (*xs, out)]
+    ones = np.ones(n, np.float32)
+    _blocks.over(
+        len(rows[0]), _blocks.block_rows(n, budget=_blocks.LARGE), lambda lo, hi: work(*(r[lo:hi] for r in rows), ones), elements=out.size
+    )
+    return out
+
+
+def softmax_forward(x: np.ndarray, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
+    def work(x: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+        np.subtract(x, x.max(1, keepdims=True), out=o)
+        np.exp(o, out=o)
+        o *= (1 / _blocks.dots(o, ones))[:, None]
+
+    y = _over_rows(work, x)
+    return (y,), {"y": y} if needs else {}
+
+
+def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
+    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+        np.subtract(dy, _blocks.dots(dy, y)[:, None], out=o)
+        o *= y
+
+    return (_over_rows(work, dys[0], saved["y"]),)
+
+
+def log_softmax_forward(x: np.ndarray, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
+    def work(x: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+        np.subtract(x, x.max(1, keepdims=True), out=o)
+        o -= np.log(_blocks.dots(np.exp(o), ones))[:, None]
+
+    y = _over_rows(work, x)
+    return (y,), {"y": y} if needs else {}
+
+
+def log_softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
+    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+        np.exp(y, out=o)
+        o *= _blocks.dots(dy, ones)[:, None]
+        np.subtract(dy, o, out=o)
+
+    return (_over_rows(work, dys[0], saved["y"]),)
