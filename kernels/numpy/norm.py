@@ -115,7 +115,13 @@ def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: t
 
 
 def layer_norm_forward(
-    x: np.ndarray, weight: Any = None, bias: Any = None, *, needs: tuple = (), normalized_shape: tuple, eps: float = 1e-5
+    x: np.ndarray,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float = 1e-5,
 ) -> tuple[tuple, dict]:
     y, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False)
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})

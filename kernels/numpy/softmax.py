@@ -32,7 +32,10 @@ def _over_rows(work: Any, *xs: np.ndarray) -> np.ndarray:
     rows = [x.reshape(-1, n) for x in (*xs, out)]
     ones = np.ones(n, np.float32)
     _blocks.over(
-        len(rows[0]), _blocks.block_rows(n, budget=_blocks.LARGE), lambda lo, hi: work(*(r[lo:hi] for r in rows), ones), elements=out.size
+        len(rows[0]),
+        _blocks.block_rows(n, budget=_blocks.LARGE),
+        lambda lo, hi: work(*(r[lo:hi] for r in rows), ones),
+        elements=out.size,
     )
     return out
 
