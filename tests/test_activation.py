@@ -92,9 +92,9 @@ def test_errors():
 
 
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-@pytest.mark.parametrize("op", [A.gelu, A.softplus, A.mish, A.elu], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [A.gelu, A.softplus], ids=lambda op: op.name)
 def test_machine_code(op, dtype):
-    """The activations with most temporaries; dense, and rows with gaps."""
+    """The activations with most temporaries."""
     audit_op(op, Spec((4096, 8192), dtype))
 
 
