@@ -54,7 +54,9 @@ def test_resuming_gives_the_same_bits(tmp_path, optimizer):
     assert again["loss"] == history["loss"] and again["accuracy"] == history["accuracy"]
     for name, value in whole.state_dict().items():
         assert np.array_equal(resumed.state_dict()[name], value), name
-    assert np.array_equal(gl.load(tmp_path / "run").predict(X), resumed.predict(X)), "a checkpoint is a saved model, too"
+    assert np.array_equal(gl.load(tmp_path / "run").predict(X), resumed.predict(X)), (
+        "a checkpoint is a saved model, too"
+    )
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
