@@ -86,7 +86,9 @@ class Case(NamedTuple):
         padded = [*specs, *[None] * (len(self.op.inputs) - len(specs))]
         rule = self.op.rule(*padded, needs=needs, **fixed)
         outputs = sum(s.nbytes for s in rule.outputs.values())
-        updated = sum(s.nbytes for n, s in zip(self.op.inputs, specs) if n in self.op.updates for s in arrays.lists([s]))
+        updated = sum(
+            s.nbytes for n, s in zip(self.op.inputs, specs) if n in self.op.updates for s in arrays.lists([s])
+        )
         forward = sum(s.nbytes for s in arrays.lists(specs)) + outputs + updated
         grads = sum(s.nbytes for n, s in zip(self.op.inputs, specs) if s is not None and n in needs)
         return forward, outputs + sum(s.nbytes for s in rule.saved.values()) + grads
