@@ -8,6 +8,7 @@ import gpulayers as gl
 from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.ops.linear import linear
+from gpulayers.testing.arena import arena
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
@@ -133,3 +134,22 @@ def test_errors():
         linear(x, w, b, activation="swishy")
     with pytest.raises(NotImplementedError, match="linear: x: the rule is dtype"):
         linear(np.ones((3, 5), np.int64), w, b)
+
+
+@pytest.fixture
+def tf32():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_tf32_where_torch_allows_it(tf32):
+    """The tensor cores compute float32 products only if torch's own setting says so."""
+    with arena("triton"), interpreting() as session:
+        x, w = draw(3, 5).astype(np.float32), draw(4, 5).astype(np.float32)
+        _, call = linear.record(x, w)
+        call.backward(draw(3, 4).astype(np.float32))
+    assert {launch.constexprs["PRECISION"] for launch in session.launches} == {"tf32"}
+    size = Spec((4096, 4096), float32)
+    reports = audit_op(linear, size, size, Spec((4096,), float32), activation="gelu")
+    assert all(r.tensor_cores for r in reports if r.kernel == "_matmul_kernel")
