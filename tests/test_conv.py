@@ -60,7 +60,7 @@ def test_definition_is_torchs(sizes, options):
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
-NARROW = ("float32", "bfloat16")
+NARROW = ("float32", "float16", "bfloat16")
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
@@ -87,13 +87,13 @@ def test_few_channels(sizes, options, last):
 )
 def test_many_channels(sizes, options, last):
     given = call(*sizes, groups=options.get("groups", 1), last=last)
-    assert "triton" in check_op(conv2d, *given, dtypes=["bfloat16"], dys=["dense", "strided"], **options)
+    assert "triton" in check_op(conv2d, *given, dtypes=["float16", "bfloat16"], dys=["dense", "strided"], **options)
 
 
 def test_pixels_are_split_over_programs():
     """dweight and dbias from several partial sums."""
     with interpreting() as session:
-        check_op(conv2d, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["bfloat16"], dys=["dense"])
+        check_op(conv2d, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["float16", "bfloat16"], dys=["dense"])
     splits = {run.kernel: run.grid for run in session.launches}
     assert splits["_conv2d_weight_kernel"][1] > 1
     check_op(conv2d, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
@@ -104,7 +104,7 @@ def test_pixels_are_split_over_programs():
 def test_depthwise(many, options):
     for last in (False, True):
         given = call(2, 6, 7, 8, 6 * many, (3, 2), groups=6, last=last, bias=many == 1)
-        check_op(conv2d, *given, groups=6, dtypes=["bfloat16"], dys=["dense", "transposed"], **options)
+        check_op(conv2d, *given, groups=6, dtypes=["float16", "bfloat16"], dys=["dense", "transposed"], **options)
 
 
 def test_large_depthwise():
@@ -121,7 +121,7 @@ def test_empty_batch(sizes):
 
 def test_any_strides():
     x, weight, bias = call(4, 17, 12, 8, 9, 3)
-    options = {"dtypes": ["bfloat16"], "dys": ["transposed"], "padding": 1}
+    options = {"dtypes": ["float16", "bfloat16"], "dys": ["transposed"], "padding": 1}
     check_op(conv2d, x[::2, :, ::2, 1:], weight, bias, **options)
     check_op(conv2d, x[:2].transpose(0, 1, 3, 2), weight, bias, **options)
     last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

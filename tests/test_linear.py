@@ -76,7 +76,7 @@ def test_layouts():
 
 def test_split_products():
     """Few tiles and a long K: partial sums and a second stage, with the epilogue there, in every gradient too."""
-    short = {"dys": ["dense"], "dtypes": ["float32", "bfloat16"]}
+    short = {"dys": ["dense"], "dtypes": ["float32", "float16", "bfloat16"]}
     check_op(linear, draw(8, 700), draw(5, 700), draw(5), activation="mish", **short)
     check_op(linear, draw(700, 8), draw(5, 8), draw(5), activation="relu", **short)
 
@@ -88,7 +88,7 @@ def test_large_tiles(arch, shared):
     with interpreting(device) as session:
         check_op(
             linear, draw(144, 96), draw(288, 96), draw(288), activation="silu",
-            backends=["triton"], dtypes=["bfloat16"], dys=["dense"],
+            backends=["triton"], dtypes=["float16", "bfloat16"], dys=["dense"],
         )  # fmt: skip
     kernels = {launch.kernel for launch in session.launches}
     assert ("_matmul_tma_kernel" if arch >= 90 else "_matmul_kernel") in kernels
