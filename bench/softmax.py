@@ -24,5 +24,7 @@ def cases() -> list[Case]:
         ):
             found.append(Case(op, f"{name} {shape}", (shape,), {}, partial(theirs, dim=-1), cpu=cpu))
         segmentation = (16, 21, 512, 512)
-        found.append(Case(op, f"segmentation {segmentation}", (segmentation,), {"axis": 1}, partial(theirs, dim=1), cpu=False))
+        found.append(
+            Case(op, f"segmentation {segmentation}", (segmentation,), {"axis": 1}, partial(theirs, dim=1), cpu=False)
+        )
     return found

@@ -60,7 +60,9 @@ def against_torch(op, inputs, theirs, needs, **options):
         if name in needs and t is not None:
             t.requires_grad_()
     true = theirs(*tensors)
-    y, call = op.record(*inputs, needs=[n for n, a in zip(op.inputs, inputs) if n in needs and a is not None], **options)
+    y, call = op.record(
+        *inputs, needs=[n for n, a in zip(op.inputs, inputs) if n in needs and a is not None], **options
+    )
     dy = draw(*y.shape, seed=9)
     true.backward(torch.tensor(dy))
     np.testing.assert_allclose(y, true.detach(), rtol=1e-11, atol=1e-11)
@@ -223,7 +225,9 @@ def test_layer_norm_in_cuda(monkeypatch):
     check(draw(0, 8), draw(8), draw(8))
     mixed = (a.astype(np.float32) for a in given)
     # NumPy aligns to 16 bytes; packs of eight float32 weights need 32, so either may run.
-    assert check(draw(7, 24).astype(bfloat16), *mixed, dtypes=["float32"]) <= {f"bfloat16_float32_{m}" for m in ("packs", "items")}
+    assert check(draw(7, 24).astype(bfloat16), *mixed, dtypes=["float32"]) <= {
+        f"bfloat16_float32_{m}" for m in ("packs", "items")
+    }
     monkeypatch.setattr(cuda, "CACHED", 100)
     check(draw(5, 300), draw(300), draw(300, seed=2))
 

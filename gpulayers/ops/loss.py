@@ -204,7 +204,13 @@ def cross_entropy_check(
         raise LabelError("target", rule, np.asarray(target)[wrong][0])
 
 
-cross_entropy = Op(cross_entropy_rule, cross_entropy_forward, cross_entropy_backward, differentiable=("x", "target"), check=cross_entropy_check)
+cross_entropy = Op(
+    cross_entropy_rule,
+    cross_entropy_forward,
+    cross_entropy_backward,
+    differentiable=("x", "target"),
+    check=cross_entropy_check,
+)
 
 
 # --- mean squared error ----------------------------------------------------------------------------------------------
@@ -243,7 +249,9 @@ def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduct
     dx = (up(x) - up(target)) * (up(dy) * scale)
     order = inputs[0].like().order
     grads = (dx if "x" in needs else None, -dx if "target" in needs else None)
-    return tuple(None if g is None else arranged(namespace(x).asarray(g).astype(x.dtype, copy=False), order) for g in grads)
+    return tuple(
+        None if g is None else arranged(namespace(x).asarray(g).astype(x.dtype, copy=False), order) for g in grads
+    )
 
 
 mse = Op(mse_rule, mse_forward, mse_backward)

@@ -209,7 +209,10 @@ class _Case:
         """The true gradients, the plain formula's, and thrice the plain formula's from dys that are a rounding away."""
         dys = self.dys[kind]
         moved = [[_moved(dy, seed) for dy in dys] for seed in range(3)]
-        return [self.truth.gradients(dys, saved, needs), *(self.plain.gradients(d, saved, needs) for d in (dys, *moved))]
+        return [
+            self.truth.gradients(dys, saved, needs),
+            *(self.plain.gradients(d, saved, needs) for d in (dys, *moved)),
+        ]
 
     def _check_each_need(self, backend: str, room: Arena) -> None:
         """Each gradient alone is the gradient among others."""

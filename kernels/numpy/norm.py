@@ -1,4 +1,4 @@
-"""Norms in blocks that stay in the cache. Sums along rows are dot products, sums over rows products with ones.
+"""Norms in blocks that stay in the cache. Sums of squares are dot products, sums over rows products with ones.
 
 Where an operand would be broadcast along rows, NumPy falls out of its fast loops (0.2 against 0.1 ns an element), so
 the weights are laid out once as a block of equal rows.
@@ -115,7 +115,13 @@ def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: t
 
 
 def layer_norm_forward(
-    x: np.ndarray, weight: Any = None, bias: Any = None, *, needs: tuple = (), normalized_shape: tuple, eps: float = 1e-5
+    x: np.ndarray,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float = 1e-5,
 ) -> tuple[tuple, dict]:
     y, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False)
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
@@ -145,6 +151,7 @@ def rms_norm_backward(
 
 
 FEW = 256
+"""Rows that are summed in one go."""
 
 
 class _Channels:

@@ -309,7 +309,11 @@ def cross_entropy_forward(
     _tile.launch(
         _cross_entropy_forward_kernel,
         (programs,),
-        *(walk.arrays[0], walk.arrays[1] if soft else _tile.dense(target), None if weight is None else _tile.dense(weight)),
+        *(
+            walk.arrays[0],
+            walk.arrays[1] if soft else _tile.dense(target),
+            None if weight is None else _tile.dense(weight),
+        ),
         *(y if reduction == "none" else None, lse, mass, losses, shares, walk.S, classes),
         *(*x_steps, *t_steps),
         *(ignore_index, *_smoothing(label_smoothing, walk.C)),
@@ -405,7 +409,21 @@ def _mse_sum_kernel(x, target, losses, M, N, x_row, t_row, each, ROWS: tl.conste
 
 @triton.jit
 def _mse_backward_kernel(
-    dy, x, target, dx, dt, M, N, dy_row, x_row, t_row, dx_row, scale, EACH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    dy,
+    x,
+    target,
+    dx,
+    dt,
+    M,
+    N,
+    dy_row,
+    x_row,
+    t_row,
+    dx_row,
+    scale,
+    EACH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
@@ -420,9 +438,7 @@ def _mse_backward_kernel(
         tl.store(dt + row * dx_row + n, (-g).to(dt.dtype.element_ty), mask)
 
 
-def mse_forward(
-    x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any
-) -> tuple[tuple, dict]:
+def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any) -> tuple[tuple, dict]:
     axes = _tile.order(x)
     saved = {"x": x, "target": target} if needs else {}
     if reduction == "none":
@@ -441,9 +457,7 @@ def mse_forward(
     return (y,), saved
 
 
-def mse_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean", empty: Any
-) -> tuple:
+def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean", empty: Any) -> tuple:
     (dy,), x, target = dys, saved["x"], saved["target"]
     axes = _tile.order(x)
     each = reduction == "none"
