@@ -32,7 +32,7 @@ class Case(NamedTuple):
     name: str
     """The shape in a reader's words: "ResNet-50 3×3, 56²"."""
     shapes: tuple
-    """One for each input: a shape (random normal values), Labels, Seeds, or None."""
+    """One for each input: a shape (random normal values), a list of shapes, Labels, Seeds, or None."""
     options: dict[str, Any] = {}
     torch: Callable | None = None
     """torch's function for the same call: takes tensors for the inputs, gives the output."""
@@ -44,28 +44,30 @@ class Case(NamedTuple):
     most: float = 8.0
     """The NumPy side may take at most this many times torch's CPU time."""
 
-    def specs(self, dtype: np.dtype = float32) -> tuple[Spec | None, ...]:
-        def one(s: Any) -> Spec | None:
+    def specs(self, dtype: np.dtype = float32) -> tuple:
+        def one(s: Any) -> Any:
             if s is None:
                 return None
             if isinstance(s, Labels):
                 return Spec(s.shape, arrays.int64)
             if isinstance(s, Seeds):
                 return Spec((2,), arrays.int64)
-            return Spec(tuple(s), dtype)
+            return [one(a) for a in s] if isinstance(s, list) else Spec(tuple(s), dtype)
 
         return tuple(map(one, self.shapes))
 
-    def draw(self, random: np.random.Generator, dtype: np.dtype = float32) -> list[np.ndarray | None]:
+    def draw(self, random: np.random.Generator, dtype: np.dtype = float32) -> list:
         """Fresh random inputs."""
 
-        def one(s: Any) -> np.ndarray | None:
+        def one(s: Any) -> Any:
             if s is None:
                 return None
             if isinstance(s, Labels):
                 return random.integers(0, s.high, s.shape)
             if isinstance(s, Seeds):
                 return random.integers(0, 2**40, 2)
+            if isinstance(s, list):
+                return [one(a) for a in s]
             return random.standard_normal(s, dtype=np.float32).astype(dtype)
 
         return [one(s) for s in self.shapes]
@@ -84,6 +86,9 @@ class Case(NamedTuple):
         padded = [*specs, *[None] * (len(self.op.inputs) - len(specs))]
         rule = self.op.rule(*padded, needs=needs, **fixed)
         outputs = sum(s.nbytes for s in rule.outputs.values())
-        forward = sum(s.nbytes for s in specs if s is not None) + outputs
+        updated = sum(
+            s.nbytes for n, s in zip(self.op.inputs, specs) if n in self.op.updates for s in arrays.lists([s])
+        )
+        forward = sum(s.nbytes for s in arrays.lists(specs)) + outputs + updated
         grads = sum(s.nbytes for n, s in zip(self.op.inputs, specs) if s is not None and n in needs)
         return forward, outputs + sum(s.nbytes for s in rule.saved.values()) + grads

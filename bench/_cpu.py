@@ -27,19 +27,30 @@ def cases(only: list[str]) -> Iterator[tuple[str, Case]]:
                 yield family, case
 
 
+_SETTLE = 0.12
+"""Seconds of rest before a provider's turn: the threads of the one before spin for tens of milliseconds."""
+
+
 def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, tuple[float, float, float]]:
-    """(median, 20th, 80th percentile) of the seconds each call takes; the calls take turns, in reversed order each time."""
-    for call in calls.values():
-        call()
-        call()
+    """(median, 20th, 80th percentile) of the seconds each call takes; providers take turns, reversed each time.
+
+    seconds: of calls for each provider, in at least three turns.
+    """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    order, end = list(calls), time.perf_counter() + seconds
-    while time.perf_counter() < end or len(samples[order[0]]) < 5:
+    spent, turns, order = dict.fromkeys(calls, 0.0), 0, list(calls)
+    while turns < 3 or min(spent.values()) < seconds:
         for name in order:
-            start = time.perf_counter()
-            calls[name]()
-            samples[name].append(time.perf_counter() - start)
+            call = calls[name]
+            time.sleep(_SETTLE)
+            call()  # its own threads awake again
+            begin = time.perf_counter()
+            while time.perf_counter() - begin < seconds / 4 or len(samples[name]) < 2 * turns + 2:
+                start = time.perf_counter()
+                call()
+                samples[name].append(time.perf_counter() - start)
+            spent[name] += time.perf_counter() - begin
         order.reverse()
+        turns += 1
     return {name: _quantiles(values) for name, values in samples.items()}
 
 

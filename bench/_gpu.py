@@ -100,9 +100,7 @@ def measure(case: Case, dtype: np.dtype, limit: dict[str, float], rounds: int = 
     wrong = _wrong(case, host, sets[0], needs)
     providers: dict[str, dict[str, Callable]] = {"forward": {}}
     for backend in ("triton", "cuda"):
-        if dispatch.installed(backend) and hasattr(
-            dispatch.kernels(backend, case.op), f"{case.op.name}_forward"
-        ):
+        if dispatch.installed(backend) and hasattr(dispatch.kernels(backend, case.op), f"{case.op.name}_forward"):
             providers["forward"][backend] = lambda i, b=backend: _only(b, lambda: case.op(*i, **case.options))
     if case.torch is not None:
         providers["forward"]["torch"] = lambda i: case.torch(*i)  # type: ignore[misc]

@@ -65,9 +65,7 @@ class Kernels:
         return (_launch(saved["x"], dys[0], empty),)
 
 
-signed_square = Op(
-    signed_square_rule, signed_square_forward, signed_square_backward, kernels={"triton": Kernels}
-)
+signed_square = Op(signed_square_rule, signed_square_forward, signed_square_backward, kernels={"triton": Kernels})
 
 
 @gl.register

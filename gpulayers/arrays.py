@@ -415,17 +415,6 @@ def to_device(x: Any, device: str) -> Any:
     return device_library().copy_in(host, device)
 
 
-def beside(host: np.ndarray, x: Any) -> Any:
-    """A NumPy array as an array of x's library, on x's device."""
-    lib = library(x)
-    if lib is NUMPY:
-        return host
-    if lib is TORCH:
-        return numpy_to_torch(host).to(x.device, non_blocking=True)
-    with CUPY.on(CUPY.device(x)):
-        return namespace(x).asarray(host)
-
-
 class _Device(NamedTuple):
     """The array library that native layers use on a GPU."""
 

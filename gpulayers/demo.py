@@ -16,7 +16,7 @@ Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """(x, y) to train on, (x, y) held out; x float32 (N, 1, height, width) in [0, 1], y int64 (N,)."""
 
 
-@gl.register
+@gl.register(name="demo.Swish")
 class Swish(gl.Layer):
     """x σ(βx), β learned for each channel (Ramachandran et al. 2017); x (N, C, H, W)."""
 

@@ -15,7 +15,7 @@ def test_torch_views_share_memory(dtype):
     a = arrays.torch_to_numpy(t)
     assert a.dtype == arrays.dtype(dtype) and a.strides == tuple(s * t.element_size() for s in t.stride())
     assert a.__array_interface__["data"][0] == t.data_ptr()
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match=r"read-only"):
         a[0, 0] = 1
     writeable = arrays.torch_to_numpy(t, writeable=True)
     writeable[1, 2] = 0
@@ -74,7 +74,7 @@ def test_arranged():
 def test_dtype_names():
     assert arrays.dtype("bfloat16") == arrays.dtype(torch.bfloat16) == np.dtype(ml_dtypes.bfloat16)
     assert arrays.dtype(np.float16) == np.float16
-    with pytest.raises(TypeError, match="unknown dtype 'float17'.*float64, float32"):
+    with pytest.raises(TypeError, match=r"unknown dtype 'float17'.*float64, float32"):
         arrays.dtype("float17")
 
 

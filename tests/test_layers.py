@@ -77,7 +77,7 @@ def test_shapes_are_checked():
         RuntimeError, match=r"Reshape: the rule is the product of \[4\] = that of x.shape\[1:\]; got \[4, 6\]"
     ):
         gl.Reshape(4)(X)
-    with pytest.raises(ValueError, match="the rule is at most one −1"):
+    with pytest.raises(ValueError, match=r"the rule is at most one −1"):
         gl.Reshape(-1, -1)
     with pytest.raises(TypeError, match=r"Sequential: argument 1: the rule is a Layer; got 'relu'"):
         gl.Sequential(Scale(), "relu")
@@ -89,7 +89,7 @@ def test_shapes_are_checked():
 
 def test_calls_are_checked():
     layer = Scale()
-    with pytest.raises(RuntimeError, match="Scale: backward without a forward before it"):
+    with pytest.raises(RuntimeError, match=r"Scale: backward without a forward before it"):
         layer.backward(X)
     layer(X)
     with pytest.raises(
@@ -99,19 +99,19 @@ def test_calls_are_checked():
     assert layer.backward(X).shape == X.shape  # the frame was not lost
     with gl.no_grad():
         layer(X)
-    with pytest.raises(RuntimeError, match="or the forward ran under no_grad"):
+    with pytest.raises(RuntimeError, match=r"or the forward ran under no_grad"):
         layer.backward(X)
     with pytest.raises(TypeError, match=r"Scale: x: expected a NumPy, CuPy or torch array, got builtins.list"):
         layer([1.0])
     with pytest.raises(RuntimeError, match=r"save\(…\) keeps arrays for backward"):
         layer.save("model")
-    with pytest.raises(NotImplementedError, match="Bare must say its output_shape"):
+    with pytest.raises(NotImplementedError, match=r"Bare must say its output_shape"):
         type("Bare", (gl.Layer,), {"forward": lambda self, x: x})()(X)
 
 
 def test_forgotten_backwards_are_named():
     layer = Scale()
-    with pytest.warns(RuntimeWarning, match="1000 forwards wait for their backward; use `with gl.no_grad"):
+    with pytest.warns(RuntimeWarning, match=r"1000 forwards wait for their backward; use `with gl.no_grad"):
         for _ in range(1000):
             layer(X)
 
@@ -133,9 +133,9 @@ def test_weights_in_array_code():
     assert np.sum(w) == 12 and (X @ w).shape == (4,) and w[0] == 2
     with pytest.raises(ValueError, match=r"the rule is shape = \[6\]; got \[5\]"):
         w.data = np.zeros(5)
-    with pytest.raises(ValueError, match="it has a weight 'w' already"):
+    with pytest.raises(ValueError, match=r"it has a weight 'w' already"):
         layer.add_weight("w")
-    with pytest.raises(ValueError, match="init: the rule is one of zeros, ones"):
+    with pytest.raises(ValueError, match=r"init: the rule is one of zeros, ones"):
         layer.add_weight("v", (2,), init="he")
 
 
@@ -151,7 +151,7 @@ def test_initial_weights_follow_the_seed():
 
 def test_state_dict():
     model = gl.Sequential(Scale(), gl.Residual(Scale(), shortcut=Scale()))
-    with pytest.raises(RuntimeError, match="is not built: call the model once"):
+    with pytest.raises(RuntimeError, match=r"is not built: call the model once"):
         model.state_dict()
     model.build((None, 6))
     state = model.state_dict()
@@ -189,7 +189,7 @@ def test_a_failed_save_loses_nothing(tmp_path, monkeypatch):
 
     model[0].w.data = model[0].w.data * 7
     monkeypatch.setattr(_files, "write_arrays", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match=r"no space"):
         gl.save(model, tmp_path / "model")
     assert np.array_equal(gl.load(tmp_path / "model")(X), y)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -207,7 +207,7 @@ def test_damaged_models(tmp_path):
     model = gl.Sequential(Scale())
     model(X)
     path = tmp_path / "model"
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder"):
         gl.load(path)
     gl.save(model, path)
     whole = (path / "weights.safetensors").read_bytes()
@@ -215,17 +215,17 @@ def test_damaged_models(tmp_path):
     with pytest.raises(ValueError, match=r"weights.safetensors: it is damaged or cut off"):
         gl.load(path)
     (path / "weights.safetensors").unlink()
-    with pytest.raises(ValueError, match="weights.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"weights.safetensors is missing"):
         gl.load(path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"format": 99}))
-    with pytest.raises(ValueError, match="format 1; got 99"):
+    with pytest.raises(ValueError, match=r"format 1; got 99"):
         gl.load(path)
     (path / "config.json").write_text('{"format": 1,')
     with pytest.raises(ValueError, match=r"config.json: it is damaged or cut off"):
         gl.load(path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="is a file"):
+    with pytest.raises(FileExistsError, match=r"is a file"):
         gl.save(model, tmp_path / "file")
 
 
@@ -233,13 +233,13 @@ def test_only_registered_classes_are_saved():
     class Unknown(Scale):
         pass
 
-    with pytest.raises(TypeError, match="Unknown is not registered: write @gl.register above the class"):
+    with pytest.raises(TypeError, match=r"Unknown is not registered: write @gl.register above the class"):
         Unknown().get_config()
-    with pytest.raises(TypeError, match="Scale: an argument of type function cannot be saved"):
+    with pytest.raises(TypeError, match=r"Scale: an argument of type function cannot be saved"):
         Scale(lambda shape, random: np.ones(shape)).get_config()
-    with pytest.raises(KeyError, match="Nowhere is not registered here"):
+    with pytest.raises(KeyError, match=r"Nowhere is not registered here"):
         gl.layers._config.from_config({"class": "Nowhere", "args": [], "kwargs": {}})
-    with pytest.raises(ValueError, match="'Scale' is already"):
+    with pytest.raises(ValueError, match=r"'Scale' is already"):
         gl.register(Unknown, name="Scale")
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-
-from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.kernels.triton import _batch_norm, _tile
 from gpulayers.kernels.triton import norm as kernels
+
+from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op

@@ -54,7 +54,9 @@ def test_resuming_gives_the_same_bits(tmp_path, optimizer):
     assert again["loss"] == history["loss"] and again["accuracy"] == history["accuracy"]
     for name, value in whole.state_dict().items():
         assert np.array_equal(resumed.state_dict()[name], value), name
-    assert np.array_equal(gl.load(tmp_path / "run").predict(X), resumed.predict(X)), "a checkpoint is a saved model, too"
+    assert np.array_equal(gl.load(tmp_path / "run").predict(X), resumed.predict(X)), (
+        "a checkpoint is a saved model, too"
+    )
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
@@ -175,7 +177,7 @@ def test_learning_rate_schedules():
 def test_batches_are_the_rows_in_order():
     seen = [(x[0].shape, y.tolist()) for x, y in batches([X], Y, 40, "cpu", np.arange(96)[::-1])]
     assert [s for s, _ in seen] == [(40, 8), (40, 8), (16, 8)]
-    assert sum((y for _, y in seen), []) == Y[::-1].tolist()
+    assert [label for _, y in seen for label in y] == Y[::-1].tolist()
 
 
 def test_wrong_data():

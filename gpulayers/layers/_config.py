@@ -6,6 +6,7 @@ import inspect
 from typing import Any, TypeVar
 
 _registry: dict[str, type] = {}
+_BUILT_IN = ("gpulayers.layers.", "gpulayers.train.")  # registered without being asked
 C = TypeVar("C", bound=type)
 
 
@@ -30,7 +31,7 @@ class Configurable:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        if cls.__module__.startswith(_BUILT_IN):
             _registry[cls.__name__] = cls
 
     def get_config(self) -> dict[str, Any]:

@@ -169,7 +169,9 @@ class Layer(Configurable):
             if isinstance(x, Weight) and g is not None:
                 x.add_grad(g)
         given = zip(call.plan.op.inputs, inputs, grads)
-        rest = [g for n, x, g in given if n in call.plan.op.differentiable and not isinstance(x, Weight) and is_float(x)]
+        rest = [
+            g for n, x, g in given if n in call.plan.op.differentiable and not isinstance(x, Weight) and is_float(x)
+        ]
         return rest[0] if len(rest) == 1 else tuple(rest)
 
     # --- what everyone calls -----------------------------------------------------------------------------------------
@@ -325,24 +327,24 @@ class OpLayer(Layer):
     casts_weights = False
     """The op wants weights of x's dtype (mixed precision casts them)."""
 
-    def arguments(self, *xs: Any) -> tuple:
+    def arguments(self, *xs: Any, **_: Any) -> tuple:
         """The op's inputs: arrays, Weights and Nones."""
         return xs
 
     def options(self) -> dict[str, Any]:
         return {}
 
-    def forward(self, *xs: Any) -> Any:
+    def forward(self, *xs: Any, **_: Any) -> Any:
         inputs = self.arguments(*xs)
         if self.casts_weights:
             dtype = arrays.library(xs[0]).dtype(xs[0])
             inputs = tuple(_Cast(x, dtype) if isinstance(x, Weight) else x for x in inputs)
         return self.run(self.op, *inputs, **self.options())
 
-    def backward(self, *dys: Any) -> Any:
+    def backward(self, *dys: Any, **_: Any) -> Any:
         return self.run_backward(*dys)
 
-    def output_shape(self, *input_shapes: tuple) -> tuple:
+    def output_shape(self, *input_shapes: Any, **_: Any) -> tuple:
         """From the op's rule, with a batch of 2 where the batch is not known yet."""
         known = [tuple(2 if n is None else n for n in shape) for shape in input_shapes]
         inputs = self.arguments(*(Spec(shape, arrays.float32) for shape in known))

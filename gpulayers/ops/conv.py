@@ -27,7 +27,7 @@ def _sides(padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Sides:
     return (height, height), (width, width)
 
 
-def _output_size(size: int | None, kernel: int, sides: Pair, stride: int, dilation: int, axis: str) -> int | None:
+def _output_size(size: Any, kernel: int, sides: Pair, stride: int, dilation: int, axis: str) -> Any:
     if size is None:
         return None
     room = size + sum(sides) - dilation * (kernel - 1) - 1

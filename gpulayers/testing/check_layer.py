@@ -53,12 +53,13 @@ class _Check:
     def __init__(self, layer: Layer, inputs: Sequence[Any], dtypes: Sequence[Any], seed: int):
         self.random = np.random.default_rng(seed)
         self.inputs, self.dtypes = inputs, list(map(arrays.dtype, dtypes))
-        self.layer = layer
+        self.layer = copy.deepcopy(layer)
         self.state = random.get_state()
         self.xs = self.draw()
         self.passed: list[str] = []
         with self.explained("forward"), no_grad():
-            copy.deepcopy(layer)(*[x.astype(float32) if x.dtype == float64 else x for x in self.xs])
+            self.layer.ensure_built(*((None, *x.shape[1:]) for x in self.xs))  # once: all copies have its weights
+            self.fresh(float32)(*[x.astype(float32) if x.dtype == float64 else x for x in self.xs])
 
     def run(self) -> list[str]:
         checks: list[tuple[str, Callable]] = [
@@ -103,7 +104,6 @@ class _Check:
     def fresh(self, dtype: np.dtype = float64, training: bool = True) -> Layer:
         """A copy of the layer, built, with weights of ``dtype`` (float32 for 16 bit)."""
         made = copy.deepcopy(self.layer)
-        made.ensure_built(*((None, *x.shape[1:]) for x in self.xs))
         made.to(float64 if dtype == float64 else float32)
         return made.train(training)
 

@@ -73,8 +73,10 @@ def layer_norm_forward(
         f"layer_norm_forward_{x.dtype}_{dtype}_{moves}",
         (math.prod(lead),),
         (threads,),
-        (dense, none if w is None else w, none if b is None else b, y, mean, rstd, n, float(eps))
-        + (w is not None, b is not None, bool(needs), cached),
+        (
+            *(dense, none if w is None else w, none if b is None else b, y, mean, rstd, n, float(eps)),
+            *(w is not None, b is not None, bool(needs), cached),
+        ),
         4 * n if cached else 0,
     )
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
@@ -104,8 +106,10 @@ def layer_norm_backward(
         f"layer_norm_backward_{x.dtype}_{dtype}_{moves}",
         (blocks,),
         (threads,),
-        (dy, x, empty((0,), dtype) if weight is None else weight, saved["mean"], saved["rstd"], dx, *partials, rows, n)
-        + (weight is not None, "x" in needs, "weight" in needs, "bias" in needs),
+        (
+            *(dy, x, empty((0,), dtype) if weight is None else weight, saved["mean"], saved["rstd"], dx, *partials),
+            *(rows, n, weight is not None, "x" in needs, "weight" in needs, "bias" in needs),
+        ),
     )
     grads = []
     for name, of, partial in zip(("weight", "bias"), inputs[1:], partials):

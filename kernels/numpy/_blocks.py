@@ -107,6 +107,8 @@ def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     BLAS sums into a few lanes from one end to the other, so long rows are cut, or their rounding errors would add up.
     """
     n = a.shape[-1]
+    if a.strides[-1] != a.itemsize:
+        a = np.ascontiguousarray(a)  # off BLAS's road, one number is added after the other
     if n <= 2 * _LONG:
         return np.vecdot(a, b)
     head = n - n % _LONG

@@ -19,6 +19,7 @@ FROM_Y = ("relu", "sigmoid", "tanh")
 """Activations whose gradient is computed from y; the others' from x."""
 NUMBERS = {"leaky_relu": (0.01,), "elu": (1.0,), "softplus": (1.0, 20.0)}
 """Defaults of the numbers that some have."""
+REFUSALS = {"float64": "float64 is left to the definition"}
 BLOCK = 1 << 14
 """Elements: four float32 arrays of this size share a core's L2."""
 _ZEROS = np.zeros(BLOCK, np.float32)
@@ -329,7 +330,7 @@ def _backward(name: str, dys: tuple, saved: dict, *numbers: float) -> tuple:
 
 
 def _refuses(x: Any) -> str | None:
-    return "float64 is left to the definition" if x.dtype == np.float64 else None
+    return REFUSALS["float64"] if x.dtype == np.float64 else None
 
 
 def _gelu_name(approximate: str) -> str:

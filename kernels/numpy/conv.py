@@ -20,7 +20,10 @@ COLUMN_BYTES = 1 << 22
 """Of gathered pixels at a time."""
 FEWEST_PIXELS = 512
 """Columns that a product should have: with fewer the weight is streamed for too little work."""
+FEWEST_BYTES = 1 << 17
+"""Of gathered pixels: with fewer the calls cost more than the work."""
 CHANNELS_LAST = (0, 2, 3, 1)
+REFUSALS = {"float64": "float64 is left to the definition"}
 
 
 class _Shape(NamedTuple):
@@ -53,8 +56,9 @@ class _Shape(NamedTuple):
     def blocks(self) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
         """(some images, ranges of their output's rows) whose gathered pixels fit the cache."""
         row_bytes = max(1, self.groups * self.depth * self.size[1] * self.kind.itemsize)
-        most = COLUMN_BYTES // (row_bytes * self.size[0])
-        images = max(1, min(most, -(-FEWEST_PIXELS // (self.size[0] * self.size[1]))))
+        image_bytes = row_bytes * self.size[0]
+        wanted = max(-(-FEWEST_PIXELS // (self.size[0] * self.size[1])), FEWEST_BYTES // image_bytes)
+        images = max(1, min(COLUMN_BYTES // image_bytes, wanted))
         step = max(1, COLUMN_BYTES // (row_bytes * images))
         rows = [(r, min(r + step, self.size[0])) for r in range(0, self.size[0], step)]
         for i in range(0, self.n, images):
@@ -348,4 +352,4 @@ def conv2d_backward(
 
 
 def conv2d_refuses(x: Spec, weight: Spec, bias: Spec | None, *, needs: tuple, **options: Any) -> str | None:
-    return "float64 is left to the definition" if x.dtype == float64 else None
+    return REFUSALS["float64"] if x.dtype == float64 else None

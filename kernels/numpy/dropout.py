@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _blocks
 
+REFUSALS = {"float64": "float64 is left to the definition"}
 COUNTERS = 1 << 13
 """A block: six uint64 arrays of this size stay near a core's L2, and four elements come of each counter."""
 _LOW = np.uint64(0xFFFFFFFF)
@@ -62,7 +63,7 @@ def _masked(x: np.ndarray, out: np.ndarray, seed: np.ndarray, p: float) -> np.nd
 
 
 def dropout_refuses(x: Any, seed: Any, *, needs: tuple = (), p: float = 0.5) -> str | None:
-    return "float64 is left to the definition" if x.dtype == np.float64 else None
+    return REFUSALS["float64"] if x.dtype == np.float64 else None
 
 
 def dropout_forward(x: np.ndarray, seed: np.ndarray, *, needs: tuple = (), p: float = 0.5) -> tuple[tuple, dict]:

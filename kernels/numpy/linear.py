@@ -10,6 +10,8 @@ import numpy as np
 from . import _blocks
 from . import activation as activations
 
+REFUSALS = {"float64": "float64 is left to the definition"}
+
 
 def _in_float32(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32, copy=False)  # BLAS has no 16-bit product; NumPy's own is 300 times slower
@@ -26,7 +28,7 @@ def _rounded(x: np.ndarray, like: np.dtype, shape: tuple) -> np.ndarray:
 def linear_refuses(
     x: Any, weight: Any, bias: Any = None, *, needs: tuple = (), activation: str | None = None
 ) -> str | None:
-    return "float64 is left to the definition" if x.dtype == np.float64 else None
+    return REFUSALS["float64"] if x.dtype == np.float64 else None
 
 
 def linear_forward(

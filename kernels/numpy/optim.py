@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _blocks
 
+REFUSALS = {"float64": "float64 is left to the definition"}
 BLOCK = 1 << 14
 
 
@@ -43,7 +44,7 @@ def _over(arrays: Sequence[np.ndarray], written: Sequence[int], update: Callable
 
 def _refuses(*lists: Any) -> str | None:
     everything = [x for arrays in lists if arrays is not None for x in arrays]
-    return "float64 is left to the definition" if any(x.dtype == np.float64 for x in everything) else None
+    return REFUSALS["float64"] if any(x.dtype == np.float64 for x in everything) else None
 
 
 def sgd_update_refuses(

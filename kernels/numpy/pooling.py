@@ -15,6 +15,7 @@ from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
 from . import _blocks
 
 CHANNELS_LAST = (0, 2, 3, 1)
+REFUSALS = {"float64": "float64 is left to the definition"}
 
 
 def _order(x: Spec) -> tuple[int, ...] | None:
@@ -286,4 +287,4 @@ def avg_pool2d_backward(
 
 
 def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
-    return "float64 is left to the definition" if x.dtype == float64 else None
+    return REFUSALS["float64"] if x.dtype == float64 else None

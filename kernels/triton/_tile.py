@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from gpulayers.arrays import layout
+
 
 class Device(NamedTuple):
     """What a launcher chooses by."""
@@ -119,25 +121,9 @@ def row_tile(n: int) -> tuple[int, int, int]:
 # --- element by element ----------------------------------------------------------------------------------------------
 
 
-@cache
-def _layout(shape: tuple, steps: tuple) -> tuple[tuple[int, ...] | None, bool]:
-    """(axes from the slowest to the fastest in memory, None for row-major; whether the array is dense)."""
-    if 0 in shape:
-        return None, True
-    axes = sorted((a for a in range(len(shape)) if shape[a] != 1), key=lambda a: -steps[a])
-    step = 1
-    for a in reversed(axes):
-        if steps[a] != step:
-            return None, False
-        step *= shape[a]
-    if axes == sorted(axes):
-        return None, True
-    return tuple([a for a in range(len(shape)) if shape[a] == 1] + axes), True
-
-
 def order(x: Any) -> tuple[int, ...] | None:
     """Axes from the slowest to the fastest in memory; None for row-major, and for what is not dense."""
-    return _layout(tuple(x.shape), tuple(x.stride()))[0]
+    return layout(tuple(x.shape), tuple(x.stride()))[0]
 
 
 def _row_step(x: Any) -> int | None:
@@ -171,7 +157,7 @@ def pointwise(axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
     copied.
     """
     shape, size = tuple(xs[0].shape), xs[0].numel()
-    dense_too = [_layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
+    dense_too = [layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
     steps = [None if axes is not None or fits else _row_step(x) for x, fits in zip(xs, dense_too)]
     ready = [
         x if fits or step is not None else (x if axes is None else x.permute(axes)).contiguous()

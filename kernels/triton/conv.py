@@ -88,7 +88,11 @@ def _conv2d_kernel(
     else:
         h = i * SH + H0
         w = j * SW + W0
-    rows = x + (n * x_n + h.to(tl.int64) * x_h + w * x_w + group.to(tl.int64) * C * x_c)[:, None]  # (BM, 1)
+    if PLAIN:
+        across = w * x_w  # in 32 bits, as its launcher promises
+    else:
+        across = w.to(tl.int64) * x_w
+    rows = x + (n * x_n + h.to(tl.int64) * x_h + across + group.to(tl.int64) * C * x_c)[:, None]  # (BM, 1)
     column = pid_n * BN + tl.arange(0, BN)  # (BN,)
     columns = weight + (group.to(tl.int64) * w_group + column.to(tl.int64) * w_o)[None, :]  # (1, BN)
 
@@ -105,7 +109,7 @@ def _conv2d_kernel(
             u = tap // taps_w
             v = tap % taps_w
             inside = inner < taps_h * taps_w * C
-            step_x = (u.to(tl.int64) * DH * x_h + v * DW * x_w + c * x_c)[None, :]
+            step_x = (u.to(tl.int64) * DH * x_h + v.to(tl.int64) * DW * x_w + c * x_c)[None, :]
             hh = h[:, None] + (u * DH)[None, :]
             ww = w[:, None] + (v * DW)[None, :]
         else:
@@ -114,7 +118,7 @@ def _conv2d_kernel(
             u = tap // taps_w
             v = tap % taps_w
             inside = c < C
-            step_x = (u.to(tl.int64) * DH * x_h + v * DW * x_w) + (c * x_c)[None, :]
+            step_x = (u.to(tl.int64) * DH * x_h + v.to(tl.int64) * DW * x_w) + (c * x_c)[None, :]
             hh = (h + u * DH)[:, None]
             ww = (w + v * DW)[:, None]
         mask = real[:, None] & inside[None, :]
@@ -136,11 +140,11 @@ def _conv2d_kernel(
     if bias is not None:
         acc += tl.load(bias + o, column < O, other=0.0).to(tl.float32)[None, :]
     if PHASED:
-        place = n * y_n + i.to(tl.int64) * SH * y_h + j * SW * y_w
+        place = n * y_n + i.to(tl.int64) * SH * y_h + j.to(tl.int64) * SW * y_w
     elif EVEN:
         place = n * y_n + pixel.to(tl.int64) * y_w
     else:
-        place = n * y_n + i.to(tl.int64) * y_h + j * y_w
+        place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
     out, mask = acc.to(y.dtype.element_ty), real[:, None] & (column < O)[None, :]
     if FIRST:  # written along pixels
         tl.store(y + place[None, :] + (o.to(tl.int64) * y_c)[:, None], tl.trans(out), tl.trans(mask))
@@ -194,12 +198,16 @@ def _conv2d_weight_kernel(
             j = (pixel % WY)[:, None]
         h = i * SH + H0 + down
         w = j * SW + W0 + right
-        g_rows = dy_columns + n * dy_n + i.to(tl.int64) * dy_h + j * dy_w
+        if PLAIN:
+            x_across, dy_across = w * x_w, j * dy_w
+        else:
+            x_across, dy_across = w.to(tl.int64) * x_w, j.to(tl.int64) * dy_w
+        g_rows = dy_columns + n * dy_n + i.to(tl.int64) * dy_h + dy_across
         g = tl.load(g_rows, real & (o < O)[None, :], other=0.0)  # (BK, BM)
         mask = real & inside[None, :]
         if not BOUNDED:
             mask = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
-        v = tl.load(x_columns + n * x_n + h.to(tl.int64) * x_h + w * x_w, mask, other=0.0)  # (BK, BN)
+        v = tl.load(x_columns + n * x_n + h.to(tl.int64) * x_h + x_across, mask, other=0.0)  # (BK, BN)
         acc = tl.dot(tl.trans(g), v, acc, input_precision=PRECISION)
     row = (split * tl.num_programs(2) + group) * O + o  # (BM,)
     if FLAT:
@@ -283,9 +291,11 @@ def _source(x: Any, one_by_one: bool, empty: Any) -> Any:
     return nhwc(x, empty)
 
 
-def _is_plain(kernel: tuple, stride: tuple, padding: tuple) -> bool:
-    """A 1×1 kernel that takes every pixel as it is."""
-    return kernel == stride == (1, 1) and padding == ((0, 0), (0, 0))
+def _is_plain(x: Any, weight: Any, stride: tuple, padding: tuple) -> bool:
+    """A 1×1 kernel that takes every pixel as it is, of images with fewer than 2^31 elements. x, weight: or specs."""
+    _, c, h, w = x.shape
+    plain = tuple(weight.shape[2:]) == stride == (1, 1) and padding == ((0, 0), (0, 0))
+    return plain and max(c, weight.shape[0]) * h * w < 2**31
 
 
 def _convolve(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple, jumps: tuple, plain: bool) -> None:
@@ -301,6 +311,8 @@ def _convolve(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple,
     (n, _, hx, wx), (_, _, hy, wy) = x.shape, y.shape
     flat = c < FEW_CHANNELS
     tile = _tile_for(x, n * hy * wy, o, c * kh * kw if flat else c, groups, flat)
+    if plain and _channels_first(x) and _tile.device(x).arch not in (90, 100):
+        tile = tile._replace(BN=min(tile.BN, 64))  # sums stand in registers there, and every channel has addresses
     grid = (_tile.cdiv(n * hy * wy, tile.BM) * _tile.cdiv(o, tile.BN), groups)
     _tile.launch(
         _conv2d_kernel, grid, x, weight, bias, y,
@@ -348,7 +360,7 @@ def conv2d_forward(
     if groups == c > 1:
         _depthwise.forward(x, weight, bias, y, stride, padding, dilation)
         return (y,), saved
-    plain = _is_plain((kh, kw), stride, padding)
+    plain = _is_plain(x, weight, stride, padding)
     source, taps = _source(x, plain, empty), _turned_weight(weight)
     jumps = (kh * kw * c_group, c_group, 1, o // groups * kh * kw * c_group)
     start = (-padding[0][0], -padding[1][0])
@@ -372,7 +384,7 @@ def conv2d_backward(
     (dy,), (x, weight, bias) = dys, inputs
     dx = dweight = dbias = None
     depthwise = groups == x.shape[1] > 1
-    plain = _is_plain(tuple(weight.shape[2:]), stride, padding)
+    plain = _is_plain(x, weight, stride, padding)
     if not depthwise:
         dy = _source(dy, plain, empty)
     if "x" in needs:
@@ -400,7 +412,7 @@ def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple
     pads = (padding[0][0], padding[1][0])
     if stride == (1, 1):
         walk = (stride, pads, tuple(-d for d in dilation))
-        plain = _is_plain((kh, kw), stride, padding) and evenly_spaced(dx)
+        plain = _is_plain(dx, weight, stride, padding) and evenly_spaced(dx)
         _convolve(dy, taps, None, dx, (o_group, c_group, groups, kh, kw), walk, jumps, plain)
         return
     common = tuple(map(math.gcd, stride, dilation))

@@ -1,0 +1,140 @@
+// Activations, bound by memory: each thread moves packs of 16 bytes where the arrays allow it. One functor for each
+// activation has its value (from x) and its slope: the factor of dy, from x or from y as the forward kept it.
+
+#include "_common.cuh"
+
+struct Numbers {
+    float a, b;
+};
+
+__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+__device__ inline float at_most(float x, float most) { return x > most ? most : x; }  // NaN stays
+
+struct relu {
+    static __device__ float value(float x, Numbers) { return x < 0 ? 0 : x; }
+    static __device__ float gradient(float dy, float y, Numbers) { return y <= 0 ? 0 : dy; }
+};
+
+struct leaky_relu {
+    static __device__ float value(float x, Numbers n) { return x > 0 ? x : x * n.a; }
+    static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * n.a; }
+};
+
+struct gelu {
+    static __device__ float normal(float x) { return 0.5f * (1 + erff(x * 0.70710678f)); }
+    static __device__ float value(float x, Numbers) { return x * normal(x); }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        return dy * (normal(x) + x * expf(-0.5f * x * x) * 0.39894228f);
+    }
+};
+
+struct gelu_tanh {  // (1 + tanh u) / 2 = sigmoid(2u)
+    static __device__ float half(float x) { return sigmoid(1.59576912f * x * (1 + 0.044715f * x * x)); }
+    static __device__ float value(float x, Numbers) { return x * half(x); }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        float p = half(x);
+        return dy * (p + x * p * (1 - p) * 1.59576912f * (1 + 0.134145f * x * x));
+    }
+};
+
+struct silu {
+    static __device__ float value(float x, Numbers) { return x * sigmoid(x); }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        float s = sigmoid(x);
+        return dy * s * (1 + x * (1 - s));
+    }
+};
+
+struct sigmoid_ {
+    static __device__ float value(float x, Numbers) { return sigmoid(x); }
+    static __device__ float gradient(float dy, float y, Numbers) { return dy * y * (1 - y); }
+};
+
+struct tanh_ {
+    static __device__ float value(float x, Numbers) { return tanhf(x); }
+    static __device__ float gradient(float dy, float y, Numbers) { return dy * (1 - y * y); }
+};
+
+struct softplus {  // a: beta, b: threshold
+    static __device__ float value(float x, Numbers n) {
+        float z = x * n.a;
+        return z > n.b ? x : (fmaxf(z, 0) + log1pf(expf(-fabsf(z)))) / n.a;
+    }
+    static __device__ float gradient(float dy, float x, Numbers n) {
+        float z = x * n.a;
+        return z > n.b ? dy : dy * sigmoid(z);
+    }
+};
+
+struct elu {
+    static __device__ float value(float x, Numbers n) { return x > 0 ? x : n.a * expm1f(x); }
+    static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * n.a * expf(x); }
+};
+
+struct hardswish {
+    static __device__ float value(float x, Numbers) { return x * fminf(fmaxf(x + 3, 0), 6) / 6; }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        return x <= -3 ? 0 : x >= 3 ? dy : dy * (x / 3 + 0.5f);
+    }
+};
+
+struct mish {  // tanh(log(1 + e)) = n / (n + 2) with e = exp(x), n = e (e + 2); 1 past 20
+    static __device__ float value(float x, Numbers) {
+        float e = expf(at_most(x, 20)), n = e * (e + 2);
+        return x * (n / (n + 2));
+    }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        float e = expf(at_most(x, 20)), n = e * (e + 2), t = n / (n + 2);
+        return dy * (t + x * (e / (e + 1)) * (1 - t * t));
+    }
+};
+
+// Packs of V elements; then, one by one, what is left of `size`.
+template <class F, int V, class T> __device__ void forward(const T* x, T* y, int64 size, Numbers numbers) {
+    int64 packs = size / V;
+    for (int64 p = thread_index(); p < packs; p += thread_count()) {
+        Pack<T, V> pack = load_pack<T, V>(x + p * V);
+        #pragma unroll
+        for (T& item : pack.items) item = from_acc<T>(F::value(to_acc(item), numbers));
+        store_pack(y + p * V, pack);
+    }
+    for (int64 i = packs * V + thread_index(); i < size; i += thread_count())
+        y[i] = from_acc<T>(F::value(to_acc(x[i]), numbers));
+}
+
+template <class F, int V, class T>
+__device__ void backward(const T* dy, const T* kept, T* dx, int64 size, Numbers numbers) {
+    int64 packs = size / V;
+    for (int64 p = thread_index(); p < packs; p += thread_count()) {
+        Pack<T, V> g = load_pack<T, V>(dy + p * V), s = load_pack<T, V>(kept + p * V);
+        #pragma unroll
+        for (int k = 0; k < V; ++k)
+            g.items[k] = from_acc<T>(F::gradient(to_acc(g.items[k]), to_acc(s.items[k]), numbers));
+        store_pack(dx + p * V, g);
+    }
+    for (int64 i = packs * V + thread_index(); i < size; i += thread_count())
+        dx[i] = from_acc<T>(F::gradient(to_acc(dy[i]), to_acc(kept[i]), numbers));
+}
+
+#define KERNELS(F, T, NAME, WIDTH, V)                                                                             \
+    extern "C" __global__ void F##_forward_##NAME##_##WIDTH(const T* x, T* y, int64 size, float a, float b) {     \
+        forward<F, V>(x, y, size, Numbers{a, b});                                                                 \
+    }                                                                                                             \
+    extern "C" __global__ void F##_backward_##NAME##_##WIDTH(const T* dy, const T* kept, T* dx, int64 size,       \
+                                                             float a, float b) {                                  \
+        backward<F, V>(dy, kept, dx, size, Numbers{a, b});                                                        \
+    }
+#define EACH_WIDTH(F, T, NAME) KERNELS(F, T, NAME, packs, 16 / sizeof(T)) KERNELS(F, T, NAME, single, 1)
+#define EACH_DTYPE(F) EACH_WIDTH(F, float, float32) EACH_WIDTH(F, float16, float16) EACH_WIDTH(F, bfloat16, bfloat16)
+
+EACH_DTYPE(relu)
+EACH_DTYPE(leaky_relu)
+EACH_DTYPE(gelu)
+EACH_DTYPE(gelu_tanh)
+EACH_DTYPE(silu)
+EACH_DTYPE(sigmoid_)
+EACH_DTYPE(tanh_)
+EACH_DTYPE(softplus)
+EACH_DTYPE(elu)
+EACH_DTYPE(hardswish)
+EACH_DTYPE(mish)
