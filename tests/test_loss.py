@@ -155,7 +155,7 @@ def test_cross_entropy_tiles(shape, smoothing):
     """Several short rows a program; classes in several blocks; classes that are not neighbours."""
     x, options = draw(*shape), dict(label_smoothing=smoothing, **FEW)
     assert "triton" in check_op(cross_entropy, x, labels(x), weights(x), **options)
-    check_op(cross_entropy, x, probabilities(x), weights(x), **options, dtypes=["float32", "bfloat16"])
+    check_op(cross_entropy, x, probabilities(x), weights(x), **options, dtypes=["float32", "float16", "bfloat16"])
 
 
 def last(x: np.ndarray) -> np.ndarray:

@@ -140,7 +140,9 @@ def test_short_rows(launched):
     """Several rows a program, one row a program, more programs than rows, rows that 8 divides but not 16."""
     for m, n in ((70, 24), (3, 2100)):
         rows(m, n, dys=["dense", "transposed"])
-    check_op(layer_norm, draw(8, 60)[::2, :24], draw(24), normalized_shape=(24,), dtypes=["float32", "bfloat16"])
+    check_op(
+        layer_norm, draw(8, 60)[::2, :24], draw(24), normalized_shape=(24,), dtypes=["float32", "float16", "bfloat16"]
+    )
     assert launched == {"_norm_forward_kernel", "_norm_backward_kernel", "_norm_finalise_kernel"}
 
 
@@ -188,7 +190,9 @@ def test_channels(shape, training, launched):
     options = dict(training=training, dys=["dense", "transposed"])
     assert "triton" in check_op(batch_norm, draw(*shape), *weights, *running(c), **options)
     if len(shape) > 2:
-        check_op(batch_norm, last(draw(*shape)), *weights, *running(c), **options, dtypes=["float32", "bfloat16"])
+        check_op(
+            batch_norm, last(draw(*shape)), *weights, *running(c), **options, dtypes=["float32", "float16", "bfloat16"]
+        )
     assert ("_batch_norm_moments_kernel" in launched) == training
     assert "_batch_norm_sums_kernel" in launched
 
