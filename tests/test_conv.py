@@ -165,7 +165,7 @@ def test_machine_code(dtype):
     audit(32, 256, 56, 512, 1, dtype, None)
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code_of_the_rest(dtype):
     audit(32, 128, 56, 128, 3, dtype, None, padding=1, narrow=TURNED)
     # Sums over taps, stored channel by channel and few.

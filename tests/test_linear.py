@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from gpulayers.kernels.triton import _tile
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float32
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.ops.linear import linear
 from gpulayers.testing.arena import arena
@@ -98,7 +98,7 @@ def test_float32_tiles():
     check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code(dtype):
     """The largest tiles with an epilogue, and without one in backward; a split K with few rows."""
     x, w, b = Spec((8192, 4096), dtype), Spec((14336, 4096), dtype), Spec((14336,), dtype)

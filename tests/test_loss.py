@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gpulayers.arrays import Spec, bfloat16, float32, int64
+from gpulayers.arrays import Spec, bfloat16, float16, float32, int64
 from gpulayers.ops.loss import cross_entropy, mse
 from gpulayers.testing.arena import arena
 from gpulayers.testing.audit_op import audit_op
@@ -210,7 +210,7 @@ def test_mse_walks(reduction):
 NARROW = ("_cross_entropy_forward_kernel", "_reduce_kernel")
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(8192, 128256), (65536, 1000), (8, 21, 512, 512)], ids=str)
 def test_compiled_cross_entropy(shape, dtype):
     x, w = Spec(shape, dtype), Spec((shape[1],), dtype)
@@ -220,7 +220,7 @@ def test_compiled_cross_entropy(shape, dtype):
     assert all(r.mix.get("LDG.128") for r in reports if r.kernel == "_cross_entropy_forward_kernel")
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_compiled_mse(dtype):
     for reduction in ("mean", "none"):
         audit_op(mse, *[Spec((4096, 4096), dtype)] * 2, reduction=reduction, narrow=NARROW)

@@ -3,7 +3,7 @@ import pytest
 from gpulayers.kernels.triton import _batch_norm, _tile
 from gpulayers.kernels.triton import norm as kernels
 
-from gpulayers.arrays import Spec, bfloat16, float32
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
@@ -247,7 +247,7 @@ def test_cuda_machine_code(arch):
 # --- compiled for GPUs that aren't here ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_compiled_rows(dtype):
     """The longest rows of each kernel."""
     for m, n in ((4096, 1000), (4096, 8192), (4096, 16384), (4, 1 << 20)):
@@ -259,7 +259,7 @@ def test_compiled_rows(dtype):
 
 
 @pytest.mark.parametrize("order", [None, (0, 2, 3, 1)], ids=["channels-first", "channels-last"])
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_compiled_channels(dtype, order):
     c = Spec((256,), float32)
     for training in (True, False):
