@@ -22,6 +22,8 @@ def _here() -> dict[str, list]:
     for part, module, name in (
         ("proven", "gpulayers.testing.interpreter", "proven"),
         ("emulated", "gpulayers.testing.emulator", "proven"),
+        ("triton", "gpulayers.testing.arena", "on_gpu"),
+        ("cuda", "gpulayers.kernels.cuda._launch", "launched"),
         ("compiled", "gpulayers.testing.audit_op", "compiled_for"),
     ):
         found[part] = [list(map(str, item)) for item in getattr(sys.modules.get(module), name, ())]
@@ -42,19 +44,22 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter):
-    from gpulayers.testing.arena import has_gpu
-
     proofs: dict[str, set] = {}
     for found in [_here(), *_from_workers]:
         for part, items in found.items():
             proofs.setdefault(part, set()).update(map(tuple, items))
-    where = "on the GPU" if has_gpu() else "on the CPU"
     write = terminalreporter.write_line
     terminalreporter.section("proven")
-    for part, what in (("proven", "Triton kernels interpreted"), ("emulated", "CUDA kernels emulated")):
+    for part, what, required in (
+        ("triton", "Triton kernels run on the GPU", False),
+        ("cuda", "CUDA kernels run on the GPU", False),
+        ("proven", "Triton kernels interpreted on the CPU", True),
+        ("emulated", "CUDA kernels emulated on the CPU", True),
+    ):
         items = proofs.get(part, set())
         dtypes = sorted({d for item in items for d in item[1].split() if "float" in d})
-        write(f"{what} {where} against their definitions: {len({i[0] for i in items})} ({', '.join(dtypes)})")
+        if items or required:
+            write(f"{what} against their definitions: {len({i[0] for i in items})} ({', '.join(dtypes)})")
     items = proofs.get("compiled", set())
     archs = sorted({int(i[2]) for i in items})
     write(
