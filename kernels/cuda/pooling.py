@@ -12,7 +12,9 @@ from . import _launch
 
 THREADS = 256
 CHANNELS_LAST = (0, 2, 3, 1)
-REFUSALS = {"image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more"}
+REFUSALS = {
+    "image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more"
+}
 
 
 def _refuses(x: Spec) -> str | None:

@@ -141,7 +141,9 @@ def _plan(sizes: tuple[int, ...], like: Any) -> tuple[Any, int]:
     key = (like.device, sizes)
     if key not in _plans:
         if like.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a CUDA graph cannot capture an optimizer's first update of a set of arrays: run one before")
+            raise RuntimeError(
+                "a CUDA graph cannot capture an optimizer's first update of a set of arrays: run one before"
+            )
         chunks = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
         # This copy waits for the GPU, once: every stream may read the plan from then on.
         _plans[key] = torch.tensor([*sizes, *chunks], dtype=torch.int64).to(like.device), len(chunks) // 2
