@@ -6,10 +6,14 @@ Results are JSON with the machine, the versions and the commit; tables are print
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import importlib.util
 import json
+import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +29,9 @@ import gpulayers  # noqa: E402
 from gpulayers._table import table  # noqa: E402
 
 SUITE_MINUTES = 9.0
+_A_CASE_SECONDS = 20
+_PROCESSES = 12
+"""That run the tests: most of their time goes into compiling kernels, on the CPU."""
 
 
 def machine() -> dict[str, Any]:
@@ -59,10 +66,11 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write(path: pathlib.Path, results: dict[str, Any]) -> None:
+def write(path: pathlib.Path, results: dict[str, Any], quiet: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **results}, indent=1))
-    print(f"written: {path}")
+    if not quiet:
+        print(f"written: {path}")
 
 
 def cpu(options: argparse.Namespace) -> None:
@@ -101,23 +109,34 @@ def cpu(options: argparse.Namespace) -> None:
 
 
 def gpu(options: argparse.Namespace, until: float) -> None:
-    """Every case on the GPU; each row is on disk as soon as it exists."""
+    """Every case on the GPU; each row is on disk as soon as it exists.
+
+    After an error that the process does not survive, another one goes on behind the case that raised it.
+    """
     from gpulayers.arrays import bfloat16, float32
 
-    limit = _gpu.limits()
-    rows: list[dict[str, Any]] = []
-    for family, case in _cpu.cases(options.family):
-        for dtype in (bfloat16, float32):
-            if time.monotonic() > until:
-                print("out of time: the remaining cases were not measured")
-                break
-            try:
-                rows += [{"family": family, **r} for r in _gpu.measure(case, dtype, limit)]
-            except Exception as error:  # one broken kernel must not cost the others their measurement
-                rows.append(
-                    {"family": family, "op": case.op.name, "case": case.name, "dtype": str(dtype), "wrong": repr(error)}
-                )
-            write(options.out / "gpu.json", {"limits": limit, "rows": rows})
+    path = options.out / "gpu.json"
+    before = json.loads(path.read_text()) if options.resume else {}
+    limit = before.get("limits") or _gpu.limits()
+    rows: list[dict[str, Any]] = before.get("rows", [])
+    seen = {(r["family"], r["op"], r["case"], r["dtype"]) for r in rows}
+    todo = [(f, c, d) for d in (bfloat16, float32) for f, c in _cpu.cases(options.family)]
+    for family, case, dtype in todo:
+        if (about := (family, case.op.name, case.name, str(dtype))) in seen:
+            continue
+        if time.monotonic() > until - _A_CASE_SECONDS:
+            print("out of time: the remaining cases were not measured")
+            break
+        try:
+            rows += [{"family": family, **r} for r in _gpu.measure(case, dtype, limit)]
+        except Exception as error:  # one broken kernel must not cost the others their measurement
+            rows.append(dict(zip(("family", "op", "case", "dtype"), about)) | {"wrong": repr(error)[:500]})
+        write(path, {"limits": limit, "rows": rows}, quiet=True)
+        if not _gpu.alive():
+            left = f"--minutes={max(0.0, (until - time.monotonic()) / 60)}"
+            again = [str(ROOT / "bench" / "run.py"), *options.family, "--gpu", "--resume", left, f"--out={options.out}"]
+            subprocess.run([sys.executable, *again])
+            return
     shown = [
         [
             r["op"],
@@ -129,7 +148,7 @@ def gpu(options: argparse.Namespace, until: float) -> None:
             f"{r['share_of_limit']:.0%}",
         ]
         for r in rows
-        if not r.get("wrong")
+        if "us" in r and not r.get("wrong")
     ]
     print(table(["op", "case", "dtype", "direction", "provider", "µs", "of limit"], shown))
     for r in rows:
@@ -142,27 +161,25 @@ def gpu_suite(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * options.minutes
     log = options.out / "tests.log"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "--maxfail=40",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=--import-mode=importlib",
-    ]
-    families = [
-        str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in ("test_house", "test_audit")
-    ]
+    spread = ["-n", str(_PROCESSES), "--dist=worksteal"] if importlib.util.find_spec("xdist") else []
+    # Machine code is audited without a GPU, by the compiler that the project pins.
+    chosen = ["-k", "not machine_code", "--maxfail=40", "--tb=short", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", *spread, *chosen]
+    tests = [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in ("test_house", "test_audit")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with open(log, "w") as file:
+        run = subprocess.Popen(
+            [*command, *tests], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            limit = 60 * options.minutes * 0.6
-            subprocess.run([*command, *families], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=limit)
+            run.wait(60 * options.minutes * 0.6)
         except subprocess.TimeoutExpired:
             print("the tests ran out of time")
+        for last in (signal.SIGINT, signal.SIGKILL):  # asked to stop, it still prints what failed
+            if run.poll() is None:
+                os.killpg(run.pid, last)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    run.wait(15)
     print("\n".join(log.read_text().splitlines()[-40:]))
     gpu(options, until)
 
@@ -173,6 +190,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="the NumPy side against torch on this CPU")
     parser.add_argument("--gpu", action="store_true", help="the kernels on this GPU")
     parser.add_argument("--gpu-suite", action="store_true", help="the tests on this GPU, then the benchmarks")
+    parser.add_argument("--resume", action="store_true", help="go on with the --gpu results that are in --out")
     parser.add_argument("--minutes", type=float, default=SUITE_MINUTES, help="time limit of --gpu and --gpu-suite")
     parser.add_argument("--seconds", type=float, default=1.0, help="a case, on the CPU")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench-results"))

@@ -459,5 +459,8 @@ def _same_stream(home: str, target: str, device: str) -> contextlib.AbstractCont
     import torch
 
     if target == "torch":
-        return torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr, device=device))
+        pointer = cupy.cuda.get_current_stream().ptr
+        if pointer in (0, 1):  # the default stream, which torch would take for "any stream of mine"
+            return torch.cuda.stream(torch.cuda.default_stream(device))
+        return torch.cuda.stream(torch.cuda.ExternalStream(pointer, device=device))
     return cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)

@@ -23,6 +23,8 @@ def _here() -> dict[str, list]:
     for part, module, name in (
         ("proven", "gpulayers.testing.interpreter", "proven"),
         ("emulated", "gpulayers.testing.emulator", "proven"),
+        ("triton", "gpulayers.testing.arena", "on_gpu"),
+        ("cuda", "gpulayers.kernels.cuda._launch", "launched"),
         ("compiled", "gpulayers.testing.audit_op", "compiled_for"),
     ):
         found[part] = [list(map(str, item)) for item in getattr(sys.modules.get(module), name, ())]
@@ -51,7 +53,7 @@ def _unproven(proofs: dict[str, set]) -> list[str]:
     folder = pathlib.Path(__file__).parents[1] / "kernels/triton"
     kernels = {k for p in folder.glob("*.py") for k in re.findall(r"^def (_\w+_kernel)\(", p.read_text(), re.M)}
     ran: dict[str, set[str]] = {}
-    for name, dtypes in proofs.get("proven", ()):
+    for name, dtypes in (*proofs.get("proven", ()), *proofs.get("triton", ())):
         ran.setdefault(name, set()).update(dtypes.split())
     compiled = {name for name, *_ in proofs.get("compiled", ())}
     wrong = [f"{k} was never run" for k in sorted(kernels - ran.keys())]
@@ -80,16 +82,19 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter):
-    from gpulayers.testing.arena import has_gpu
-
     proofs = _all()
-    where = "on the GPU" if has_gpu() else "on the CPU"
     write = terminalreporter.write_line
     terminalreporter.section("proven")
-    for part, what in (("proven", "Triton kernels interpreted"), ("emulated", "CUDA kernels emulated")):
+    for part, what, required in (
+        ("triton", "Triton kernels run on the GPU", False),
+        ("cuda", "CUDA kernels run on the GPU", False),
+        ("proven", "Triton kernels interpreted on the CPU", True),
+        ("emulated", "CUDA kernels emulated on the CPU", True),
+    ):
         items = proofs.get(part, set())
         dtypes = sorted({d for item in items for d in item[1].split() if "float" in d})
-        write(f"{what} {where} against their definitions: {len({i[0] for i in items})} ({', '.join(dtypes)})")
+        if items or required:
+            write(f"{what} against their definitions: {len({i[0] for i in items})} ({', '.join(dtypes)})")
     items = proofs.get("compiled", set())
     archs = sorted({int(i[2]) for i in items})
     write(

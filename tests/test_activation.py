@@ -137,7 +137,7 @@ def test_cuda_machine_code(arch):
 def test_cuda_unaligned():
     """Memory that does not begin at a multiple of 16 bytes is moved element by element."""
     x = np.ascontiguousarray(draw(42), np.float32)[1:]
-    with arena("cuda"), emulating() as session:
+    with emulating() as session, arena("cuda"):
         y, call = A.silu.record(x)
         (dx,) = call.backward(x)
     with gl.only("definition"):

@@ -5,7 +5,6 @@ import pathlib
 import time
 
 import pytest
-
 from gpulayers.bench import _cpu, report
 
 ROOT = pathlib.Path(__file__).parents[1]

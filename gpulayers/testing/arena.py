@@ -23,18 +23,59 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+on_gpu: set[tuple[str, str]] = set()
+"""(Triton kernel, dtypes of its tensors separated by spaces) of every launch on a GPU inside an arena."""
+
+
 @contextlib.contextmanager
 def arena(backend: str) -> Iterator[Arena]:
-    """Only ``backend`` may compute inside; memory it allocates is filled with NaN first."""
-    real = backend in ("triton", "cuda") and has_gpu()
+    """Only ``backend`` may compute inside; memory it allocates is filled with NaN first.
+
+    Kernels are simulated without a GPU, and within ``interpreting()`` or ``emulating()``, which ask for just that.
+    """
+    real = backend in ("triton", "cuda") and has_gpu() and not _simulated(backend)
     with contextlib.ExitStack() as stack:
-        if backend in ("triton", "cuda") and not real:
-            stack.enter_context(_simulating(backend))
-            stack.enter_context(dispatch.policy(simulate=(backend,)))
+        if backend in ("triton", "cuda"):
+            stack.enter_context(_recording(backend) if real else _simulating(backend))
+            stack.enter_context(dispatch.policy(simulate=() if real else (backend,)))
         stack.enter_context(dispatch.policy(strict=backend in ("triton", "cuda")))
         stack.enter_context(dispatch.only(backend))
         stack.enter_context(dispatch.poisoned())
         yield Arena("numpy" if not real else dispatch.HOME[backend])
+
+
+def _simulated(backend: str) -> bool:
+    if backend == "triton":
+        from gpulayers.testing import interpreter
+
+        return bool(interpreter._sessions)
+    from gpulayers.kernels.cuda import _launch
+
+    return _launch.emulate is not None
+
+
+@contextlib.contextmanager
+def _recording(backend: str) -> Iterator[None]:
+    """Write down what is launched on the GPU."""
+    if backend == "cuda":
+        from gpulayers.kernels.cuda import _launch
+
+        before, _launch.recording = _launch.recording, True
+        try:
+            yield
+        finally:
+            _launch.recording = before
+        return
+    from gpulayers.testing import _launches
+
+    def run(launch: Any, kernel: Any, grid: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        done = launch(kernel, *args, grid=grid, warmup=False, **kwargs)
+        given = _launches.arrays((*args, *kwargs.values()))
+        on_gpu.add((kernel.fn.__name__, " ".join(map(_launches.dtype_name, given))))
+        return done
+
+    with _launches.catching("cuda", run):
+        yield
 
 
 def _simulating(backend: str) -> contextlib.AbstractContextManager:
@@ -50,6 +91,8 @@ def _simulating(backend: str) -> contextlib.AbstractContextManager:
 class Arena:
     """Puts NumPy arrays where the backend takes them, strides kept, and gets results back."""
 
+    device = "cuda"
+
     def __init__(self, library: str):
         self.library = library
 
@@ -59,14 +102,10 @@ class Arena:
             return None
         if isinstance(x, list | tuple):
             return [self.put(a) for a in x]
-        span = copy_with_strides(x)
         if self.library == "numpy":
-            return span
-        if any(s < 0 for s in x.strides):
-            span = np.ascontiguousarray(x)
-        base = span if span.base is None else span.base
-        flat = arrays.lend_to_torch(base).cuda()
-        on_gpu = flat.as_strided(span.shape, [s // span.itemsize for s in span.strides])
+            return copy_with_strides(x)
+        flat, strides = _memory(x)
+        on_gpu = arrays.lend_to_torch(flat).to(self.device).as_strided(x.shape, strides)
         return on_gpu if self.library == "torch" else arrays.torch_to_cupy(on_gpu)
 
     def get(self, x: Any) -> Any:
@@ -81,11 +120,16 @@ class Arena:
 
 def copy_with_strides(x: np.ndarray) -> np.ndarray:
     """A copy of ``x`` with its strides, gaps and overlaps, in memory of its own (the gaps are NaN)."""
-    if x.flags.c_contiguous or x.size == 0 or any(s < 0 for s in x.strides):
-        return x.copy()
+    flat, steps = _memory(x)
+    return np.lib.stride_tricks.as_strided(flat, x.shape, [s * x.itemsize for s in steps])
+
+
+def _memory(x: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """(a flat copy of the memory that ``x`` spans, its strides in elements); row-major for negative strides."""
     steps = [s // x.itemsize for s in x.strides]
+    if x.flags.c_contiguous or x.size == 0 or min(steps) < 0:
+        return x.flatten(), [s // x.itemsize for s in x.copy().strides]
     flat = np.empty(1 + sum((n - 1) * s for n, s in zip(x.shape, steps)), x.dtype)
     flat.view(np.uint8)[...] = 0xFF
-    view = np.lib.stride_tricks.as_strided(flat, x.shape, x.strides)
-    view[...] = x
-    return view
+    np.lib.stride_tricks.as_strided(flat, x.shape, x.strides)[...] = x
+    return flat, steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,13 +51,21 @@ def _ahead(hosts: Iterator[list[np.ndarray]], device: str) -> Iterator[list[Any]
     """The same arrays on the GPU, each copy under way while the caller works on the one before."""
     copier = (_CuPyCopier if arrays.device_library().name == "cupy" else _TorchCopier)(device)
     coming = None
-    for host in hosts:
-        started = copier.start(host)
+    try:
+        for host in hosts:
+            ready, coming = coming, copier.start(host)
+            if ready is not None:
+                yield copier.wait(ready)
         if coming is not None:
-            yield copier.wait(coming)
-        coming = started
-    if coming is not None:
-        yield copier.wait(coming)
+            ready, coming = coming, None
+            yield copier.wait(ready)
+    finally:
+        if coming is not None:  # left early: its memory goes back to the pool, so the copy must come first
+            copier.wait(coming)
+
+
+_MOST_AHEAD = 4
+"""Batches whose copies may be under way, so that the CPU does not wait for the GPU at every batch."""
 
 
 class _CuPyCopier:
@@ -66,6 +75,7 @@ class _CuPyCopier:
         self.device = device
         with arrays.CUPY.on(_indexed(device)):
             self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.under_way: collections.deque = collections.deque()
 
     def start(self, host: list[np.ndarray]) -> tuple:
         import cupy
@@ -79,12 +89,17 @@ class _CuPyCopier:
             for target, source, a in zip(fresh, pinned, host):
                 source[...] = a
                 target.set(source, stream=self.stream)
-            return fresh, self.stream.record(), pinned  # pinned memory must live until the copy is done
+            copied = self.stream.record()
+            # CuPy's pool would hand pinned memory out again at once: it lives here until its copy is done.
+            self.under_way.append((copied, pinned))
+            if len(self.under_way) > _MOST_AHEAD:
+                self.under_way.popleft()[0].synchronize()
+            return fresh, copied
 
     def wait(self, started: tuple) -> list[Any]:
         import cupy
 
-        fresh, copied, _ = started
+        fresh, copied = started
         cupy.cuda.get_current_stream().wait_event(copied)
         return fresh
 

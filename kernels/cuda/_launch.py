@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.arrays import spec
+
 OPTIONS = ("--std=c++17",)
 DEFAULT_SHARED = 48 * 1024
 """Bytes of dynamic shared memory that a block may have without asking for more."""
+
+launched: set[tuple[str, str]] = set()
+"""(kernel, dtypes of its arrays separated by spaces) of every launch on a GPU, while ``recording``."""
+recording = False
 
 emulate: Callable[..., None] | None = None
 """Runs launches on NumPy arrays, while gpulayers.testing.emulator is at work."""
@@ -65,6 +71,19 @@ def launch(
     _kernel(family, name, cupy.cuda.runtime.getDevice(), shared)(
         tuple(grid), tuple(block), tuple(args), shared_mem=shared
     )
+    if recording:
+        launched.add((name, " ".join(str(a.dtype) for a in args if isinstance(a, cupy.ndarray))))
+
+
+def dense(x: Any, order: tuple[int, ...] | None, empty: Callable) -> Any:
+    """``x`` dense in this memory order; itself where it is so already. A copy lies in the caller's library's memory:
+    a CUDA graph that torch captures keeps no memory of CuPy's alive."""
+    of = spec(x)
+    if of.contiguous and of.order == order:
+        return x
+    copy = empty(x.shape, x.dtype, order)
+    copy[...] = x
+    return copy
 
 
 def _scalar(arg: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import arranged, spec
+from gpulayers.arrays import spec
 
 from . import _launch
 
@@ -34,7 +34,7 @@ def _symbol(name: str) -> str:
 def _forward(name: str, x: Any, needs: tuple, empty: Any, a: float = 0.0, b: float = 0.0) -> tuple[tuple, dict]:
     order = spec(x).like().order
     y = empty(x.shape, x.dtype, order)
-    _launch_over(f"{_symbol(name)}_forward", (arranged(x, order), y), a, b)
+    _launch_over(f"{_symbol(name)}_forward", (_launch.dense(x, order, empty), y), a, b)
     if not needs:
         return (y,), {}
     return (y,), {"y": y} if name in FROM_Y else {"x": x}
@@ -44,7 +44,8 @@ def _backward(name: str, dys: tuple, saved: dict, empty: Any, a: float = 0.0, b:
     kept = saved["y" if name in FROM_Y else "x"]
     order = spec(kept).like().order
     dx = empty(kept.shape, kept.dtype, order)
-    _launch_over(f"{_symbol(name)}_backward", (arranged(dys[0], order), arranged(kept, order), dx), a, b)
+    dy, kept = (_launch.dense(v, order, empty) for v in (dys[0], kept))
+    _launch_over(f"{_symbol(name)}_backward", (dy, kept, dx), a, b)
     return (dx,)
 
 

@@ -12,11 +12,13 @@ from . import _launch
 
 THREADS = 256
 CHANNELS_LAST = (0, 2, 3, 1)
-REFUSALS = {"image": "one image has 2^31 elements or more: its pixels are counted in 32 bits"}
+REFUSALS = {
+    "image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more"
+}
 
 
 def _refuses(x: Spec) -> str | None:
-    return REFUSALS["image"] if x.shape[1] * x.shape[2] * x.shape[3] >= 2**31 else None
+    return REFUSALS["image"] if x.shape[1] * x.shape[2] * x.shape[3] >= 2**30 else None
 
 
 def max_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:

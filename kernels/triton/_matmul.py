@@ -220,9 +220,7 @@ def _choose(table: list[Config], m: int, n: int, itemsize: int, aligned: bool, d
 
 
 def _precision(itemsize: int) -> str:
-    import torch
-
-    return "tf32" if itemsize == 4 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if itemsize == 4 and _tile.tf32("cuda.matmul") else "ieee"
 
 
 def matmul(

@@ -48,6 +48,20 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def tf32(*where: str) -> bool:
+    """Whether torch allows TF32 for matrix products ("cuda.matmul"), convolutions ("cudnn.conv").
+
+    torch's older names (allow_tf32) follow this setting, but reading them raises where somebody used this one.
+    """
+    import torch
+
+    def precision(name: str) -> str:
+        backend, operator = name.split(".")
+        return getattr(getattr(torch.backends, backend), operator).fp32_precision
+
+    return all(precision(name) == "tf32" for name in where)
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
@@ -101,6 +115,8 @@ def in_units(*sizes: int) -> tuple[int, ...]:
     Triton takes from a launch only that a size is a multiple of 16. A kernel that multiplies by the constant ``unit``
     itself shows the compiler the rest: rows of 1000 are then read in 16-byte vectors, too.
     """
+    if max(sizes) >= 2**31:  # in units it might pass as 32 bits, and the kernel's product would overflow
+        return (1, *sizes)
     unit = next(u for u in (16, 8, 4, 2, 1) if all(s % u == 0 for s in sizes))
     return (1, *sizes) if unit == 16 else (unit, *(s // unit for s in sizes))
 
@@ -173,7 +189,7 @@ def pointwise(axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
 @triton.jit
 def tile(M, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """(row, n, mask): this program's part of M rows of N, shapes (ROWS, 1), (1, BLOCK), (ROWS, BLOCK)."""
-    columns = tl.cdiv(N, BLOCK)
+    columns = (N - 1) // BLOCK + 1  # tl.cdiv would overflow for N just below 2^31
     pid = tl.program_id(0).to(tl.int64)
     row = pid // columns * ROWS + tl.arange(0, ROWS)[:, None]
     n = pid % columns * BLOCK + tl.arange(0, BLOCK)[None, :]

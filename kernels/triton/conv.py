@@ -269,10 +269,7 @@ def _inner_block(k: int, most: int) -> int:
 
 def _precision(x: Any) -> str:
     """TF32 only where torch allows it for convolutions and for matrix products."""
-    import torch
-
-    allowed = torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if x.element_size() == 4 and allowed else "ieee"
+    return "tf32" if x.element_size() == 4 and _tile.tf32("cudnn.conv", "cuda.matmul") else "ieee"
 
 
 # --- launches --------------------------------------------------------------------------------------------------------
@@ -355,6 +352,7 @@ def conv2d_forward(
         for length, sides, k, d, s in zip((h, w), padding, (kh, kw), dilation, stride)
     ]
     y = empty((n, o, *size), x.dtype, output_order(x))
+    bias = None if bias is None else _tile.dense(bias)
     saved = {"x": x} if "weight" in needs else {}
     saved |= {"weight": weight} if "x" in needs else {}
     if groups == c > 1:

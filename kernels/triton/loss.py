@@ -394,7 +394,7 @@ def _mse_forward_kernel(x, target, y, M, N, x_row, t_row, y_row, ROWS: tl.conste
 
 @triton.jit
 def _mse_sum_kernel(x, target, losses, M, N, x_row, t_row, each, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    columns = tl.cdiv(N, BLOCK)
+    columns = (N - 1) // BLOCK + 1  # tl.cdiv would overflow for N just below 2^31
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for i in range(each):
         tile = (i * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)

@@ -1,7 +1,8 @@
 """Optimizers' updates: one launch over all parameters of one kind (dtypes, alignment), bound by memory.
 
-A table holds the addresses and sizes of the arrays, another one which chunk of which array each program updates. Both
-are copied to the GPU once for each set of arrays, from pinned memory, so nothing waits.
+A table holds the arrays' sizes and which chunk of which array each program updates; it is copied to the GPU once for
+each set of sizes. The addresses change more often: launches write them, passed by value, so that nothing waits and a
+CUDA graph that captures them holds them itself.
 """
 
 from __future__ import annotations
@@ -17,16 +18,26 @@ from . import _tile
 
 CHUNK, BLOCK = 8192, 1024
 """Elements that a program updates, and at a time."""
-_MOST_TABLES = 64
-_tables: dict[tuple, Any] = {}
+WRITTEN = 32
+"""Addresses that one launch writes."""
+_MOST_ADDRESSES = 64
+_addresses: dict[tuple, Any] = {}
+_plans: dict[tuple, Any] = {}
+"""Never emptied: captured graphs read them."""
+
+
+@triton.jit(do_not_specialize=["values"])
+def _write_kernel(table, first, values, COUNT: tl.constexpr):
+    for i in tl.static_range(COUNT):
+        tl.store(table + first + i, values[i])
 
 
 @triton.jit
-def _chunk(table, chunks, count, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    """(array, its size, first element) of this program's chunk; sizes are the table's last row."""
-    index = tl.load(chunks + 2 * tl.program_id(0))
-    size = tl.load(table + ROWS * count + index)
-    return index, size, tl.load(chunks + 2 * tl.program_id(0) + 1) * CHUNK
+def _chunk(plan, count, CHUNK: tl.constexpr):
+    """(array, its size, first element) of this program's chunk: the plan holds sizes, then array and chunk in turn."""
+    at = plan + count + 2 * tl.program_id(0).to(tl.int64)
+    index = tl.load(at)
+    return index, tl.load(plan + index), tl.load(at + 1) * CHUNK
 
 
 @triton.jit
@@ -72,11 +83,11 @@ def _sgd_part(
 
 @triton.jit
 def _sgd_kernel(
-    table, chunks, count, lr, momentum, keep, take, weight_decay, grad_scale,
+    table, plan, count, lr, momentum, keep, take, weight_decay, grad_scale,
     MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
     ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    index, size, start = _chunk(table, chunks, count, 3 if MOMENTUM else 2, CHUNK)
+    index, size, start = _chunk(plan, count, CHUNK)
     p = _array(table, 0, count, index, KIND, ALIGNED)
     g = _array(table, 1, count, index, GRAD, ALIGNED)
     m = _array(table, 2, count, index, STATE, ALIGNED) if MOMENTUM else p
@@ -105,11 +116,11 @@ def _adamw_part(
 
 @triton.jit
 def _adamw_kernel(
-    table, chunks, count, decay, step_size, root, eps, beta1, rest1, beta2, rest2, grad_scale,
+    table, plan, count, decay, step_size, root, eps, beta1, rest1, beta2, rest2, grad_scale,
     KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, STATE2: tl.constexpr,
     ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    index, size, start = _chunk(table, chunks, count, 4, CHUNK)
+    index, size, start = _chunk(plan, count, CHUNK)
     p = _array(table, 0, count, index, KIND, ALIGNED)
     g = _array(table, 1, count, index, GRAD, ALIGNED)
     m = _array(table, 2, count, index, STATE, ALIGNED)
@@ -123,19 +134,44 @@ def _adamw_kernel(
             _adamw_part(p, g, m, v, start + rest + tl.arange(0, BLOCK), size, *numbers, False)
 
 
-def _on_device(values: Sequence[int], like: Any) -> Any:
-    """The integers as an int64 array on the device of ``like``; made once."""
+def _plan(sizes: tuple[int, ...], like: Any) -> tuple[Any, int]:
+    """(the plan on the device of ``like``, number of chunks); made once for these sizes."""
     import torch
 
-    key = (like.device, tuple(values))
-    if key not in _tables:
-        if len(_tables) >= _MOST_TABLES:
-            _tables.clear()
-        if like.device.type == "meta":
-            return torch.empty(len(values), dtype=torch.int64, device="meta")
-        host = torch.tensor(values, dtype=torch.int64, pin_memory=like.is_cuda)
-        _tables[key] = host.to(like.device, non_blocking=True)
-    return _tables[key]
+    key = (like.device, sizes)
+    if key not in _plans:
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph cannot capture an optimizer's first update of a set of arrays: run one before"
+            )
+        chunks = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
+        # This copy waits for the GPU, once: every stream may read the plan from then on.
+        _plans[key] = torch.tensor([*sizes, *chunks], dtype=torch.int64).to(like.device), len(chunks) // 2
+    return _plans[key]
+
+
+def _table(addresses: list[int], like: Any) -> Any:
+    """The addresses as an int64 array on the device of ``like``."""
+    import torch
+
+    stream, capturing = None, False
+    if like.is_cuda:
+        stream, capturing = torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
+    key = (like.device, stream, *addresses)
+    if not capturing and key in _addresses:
+        return _addresses[key]
+    whole = _tile.cdiv(len(addresses), WRITTEN) * WRITTEN
+    table = torch.empty(whole, dtype=torch.int64, device=like.device)
+    padded = addresses + [addresses[-1]] * (whole - len(addresses))
+    for first in range(0, whole, WRITTEN):
+        _tile.launch(
+            _write_kernel, (1,), table, first, tuple(padded[first : first + WRITTEN]), COUNT=WRITTEN, num_warps=1
+        )
+    if not capturing:  # what is captured is written when the graph runs
+        if len(_addresses) >= _MOST_ADDRESSES:
+            _addresses.clear()
+        _addresses[key] = table
+    return table
 
 
 def _alike(p: Any, x: Any) -> bool:
@@ -161,19 +197,17 @@ def _update(
         kinds.setdefault((aligned, *(x.dtype for x in arrays)), []).append(arrays)
     for (aligned, *dtypes), group in kinds.items():
         columns = list(zip(*group))
-        addresses = [x.data_ptr() for column in columns for x in column]
-        sizes = [x.numel() for x in columns[0]]
-        chunks = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
-        table, where = _on_device(addresses + sizes, group[0][0]), _on_device(chunks, group[0][0])
+        flat = [x for column in columns for x in column]
+        plan, chunks = _plan(tuple(x.numel() for x in columns[0]), flat[0])
+        table = _table([x.data_ptr() or 1 << 40 for x in flat], flat[0])  # a meta tensor has no address
         names = ("KIND", "GRAD", "STATE", "STATE2")
         types = {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, dtypes)}
-        flat = [x for column in columns for x in column]
         _tile.launch_on_table(
-            flat, kernel, (len(chunks) // 2,), table, where, len(group), *numbers,
+            flat, kernel, (chunks,), table, plan, len(group), *numbers,
             **constants, **types, ALIGNED=aligned, CHUNK=CHUNK, BLOCK=BLOCK,
         )  # fmt: skip
     for target, copy in back:
-        target.copy_(copy)
+        target.detach().copy_(copy)
 
 
 def sgd_update_forward(

@@ -1,0 +1,239 @@
+"""What only a GPU can show: streams, CUDA graphs, the same bits in every run and from every library, and huge arrays."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+import gpulayers as gl
+from gpulayers import arrays, dispatch
+from gpulayers.ops.activation import gelu, relu, silu
+from gpulayers.ops.conv import conv2d
+from gpulayers.ops.dropout import dropout
+from gpulayers.ops.linear import linear
+from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.optim import adamw_update, sgd_update
+from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpulayers.ops.softmax import log_softmax, softmax
+from gpulayers.testing.arena import arena, has_gpu
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(not has_gpu(), reason="no GPU here")
+
+DEVICE = "cuda"
+HUGE = 2**31 // 4096 + 3  # rows of 4096: more than 2^31 elements
+SEED = np.array([7, 0])
+LABELS = np.arange(64) * 7 % 1000
+OPS = [
+    (softmax, [(64, 1000)], {}),
+    (log_softmax, [(3, 40000)], {}),
+    (gelu, [(65, 1031)], {}),
+    (relu, [(4, 16, 8, 8)], {}),
+    (layer_norm, [(130, 1000), (1000,), (1000,)], {"normalized_shape": (1000,)}),
+    (rms_norm, [(2, 40000), (40000,)], {"normalized_shape": (40000,)}),
+    (batch_norm, [(8, 48, 9, 9), (48,), (48,)], {"training": True}),
+    (cross_entropy, [(64, 1000), LABELS], {"label_smoothing": 0.1}),
+    (mse, [(33, 1000), (33, 1000)], {}),
+    (linear, [(256, 512), (384, 512), (384,)], {"activation": "gelu"}),
+    (linear, [(33, 1000), (100, 1000), (100,)], {}),
+    (conv2d, [(4, 32, 14, 14), (64, 32, 3, 3), (64,)], {"padding": 1, "stride": 2}),
+    (conv2d, [(4, 32, 14, 14), (32, 1, 3, 3), (32,)], {"padding": 1, "groups": 32}),
+    (max_pool2d, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
+    (global_avg_pool2d, [(4, 32, 30, 30)], {}),
+    (dropout, [(65, 1031), SEED], {"p": 0.25}),
+]
+CALLS = [
+    pytest.param(backend, *call, id=f"{backend}-{call[0].name}-{i}")
+    for i, call in enumerate(OPS)
+    for backend in ("triton", "cuda")
+    if dispatch.installed(backend) and hasattr(dispatch.kernels(backend, call[0]), f"{call[0].name}_forward")
+]
+every_call = pytest.mark.parametrize("backend, op, shapes, options", CALLS)
+needs_cupy = pytest.mark.skipif(not dispatch.installed("cuda"), reason="CuPy is not installed")
+
+
+def drawn(shapes, dtype="bfloat16", seed=0):
+    """Tensors on the GPU; what is an array already is taken as it is."""
+    random = np.random.default_rng(seed)
+    host = [s if isinstance(s, np.ndarray) else random.standard_normal(s).astype(arrays.dtype(dtype)) for s in shapes]
+    return [arrays.numpy_to_torch(x.copy()).to(DEVICE) for x in host]
+
+
+def both(op, inputs, options):
+    """Outputs and gradients; dy is the output."""
+    y, call = op.record(*inputs, **options)
+    return [y, *(g for g in call.backward(y) if g is not None)]
+
+
+def bits(results):
+    return [np.ascontiguousarray(arrays.to_numpy(r)).tobytes() for r in results]
+
+
+@every_call
+def test_the_same_bits_every_time(backend, op, shapes, options):
+    inputs = drawn(shapes)
+    with arena(backend):
+        first = bits(both(op, inputs, options))
+        assert all(bits(both(op, inputs, options)) == first for _ in range(19))
+
+
+@every_call
+def test_on_a_stream_of_torch(backend, op, shapes, options):
+    """The inputs arrive on a side stream, after it has been busy: a kernel on another stream would not see them."""
+    source = drawn(shapes)
+    with arena(backend):
+        expected = bits(both(op, source, options))
+        inputs = [torch.zeros_like(x) for x in source]
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(20_000_000)
+            for x, value in zip(inputs, source):
+                x.copy_(value)
+            results = both(op, inputs, options)
+        side.synchronize()
+    assert bits(results) == expected
+
+
+@needs_cupy
+@every_call
+@pytest.mark.parametrize("which", ["default", "side"])
+def test_cupy_arrays_and_streams(backend, op, shapes, options, which):
+    """CuPy's arrays give the bits that torch's give, on CuPy's default stream and on another one."""
+    import cupy
+
+    source = drawn(shapes)
+    with arena(backend):
+        expected = bits(both(op, source, options))
+        given = [arrays.torch_to_cupy(x) for x in source]
+        inputs = [cupy.zeros_like(x) for x in given]
+        torch.cuda.synchronize()
+        busy = torch.empty(1 << 28, device=DEVICE, dtype=torch.uint8)
+        side = cupy.cuda.Stream(non_blocking=True) if which == "side" else contextlib.nullcontext()
+        with side:
+            work = arrays.torch_to_cupy(busy)
+            for _ in range(50):
+                work += 1
+            for x, value in zip(inputs, given):
+                x[...] = value
+            results = both(op, inputs, options)
+        cupy.cuda.Device().synchronize()
+    assert all(isinstance(r, cupy.ndarray) for r in results)
+    assert bits(results) == expected
+
+
+def captured(run):
+    """A CUDA graph of ``run``, after two runs on a side stream; and what the graph writes its results to."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    return graph, results
+
+
+@every_call
+def test_cuda_graphs(backend, op, shapes, options):
+    """A captured call computes again, from new inputs in the same memory."""
+    inputs, others = drawn(shapes), drawn(shapes, seed=1)
+    with arena(backend):
+        graph, results = captured(lambda: both(op, inputs, options))
+        for given in (others, drawn(shapes, seed=2)):
+            for x, value in zip(inputs, given):
+                x.copy_(value)
+            junk = [torch.full((1 << 20,), float("nan"), device=DEVICE) for _ in range(8)]  # what was freed is reused
+            graph.replay()
+            torch.cuda.synchronize()
+            assert bits(results) == bits(both(op, given, options))
+            del junk
+
+
+@pytest.mark.parametrize("op, lists", [(sgd_update, 3), (adamw_update, 4)])
+def test_optimizers_in_cuda_graphs(op, lists):
+    shapes = [(300, 300), (7,), (20000,)] * 5
+    options = {"momentum": 0.9} if op is sgd_update else {}
+    eager = [[t.abs() for t in drawn(shapes, "float32", seed)] for seed in range(lists)]
+    mine = [[t.clone() for t in each] for each in eager]
+    with arena("triton"):
+        op(*[[t.clone() for t in each] for each in eager], **options)  # arrays of these sizes are known from here on
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            op(*mine, **options)
+        for _ in range(3):
+            graph.replay()
+            op(*eager, **options)
+        torch.cuda.synchronize()
+    assert [bits(each) for each in mine] == [bits(each) for each in eager]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_draws_what_the_cpu_draws(p):
+    x = np.random.default_rng(0).standard_normal((33, 1031)).astype(np.float32)
+    with arena("triton"):
+        y = dropout(*drawn([x, SEED]), p=p)
+    with gl.only("definition"):
+        np.testing.assert_array_equal(arrays.to_numpy(y), dropout(x, SEED, p=p))
+
+
+def test_a_label_out_of_range_gives_nan():
+    """Looking at the labels would mean to wait for the GPU."""
+    wrong = LABELS.copy()
+    wrong[3] = 1000
+    with arena("triton"):
+        loss, dx, *_ = both(cross_entropy, drawn([(64, 1000), wrong]), {})
+        fine = cross_entropy(*drawn([(64, 1000), LABELS]))
+    assert np.isnan(arrays.to_numpy(loss)) and np.isnan(arrays.to_numpy(dx)).any()
+    assert np.isfinite(arrays.to_numpy(fine))
+
+
+@pytest.mark.parametrize("precision, rtol", [("float32", 1e-3), ("bfloat16", 0.05), ("float16", 0.05)])
+def test_training_follows_the_cpu(precision, rtol):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((160, 3, 8, 8), dtype=np.float32)
+    y = (x[:, 0].mean((1, 2)) > 0).astype(np.int64)
+
+    def losses(device):
+        gl.random.seed(1)
+        model = gl.Sequential(
+            gl.Conv2d(3, 8, 3, padding=1), gl.BatchNorm2d(8), gl.ReLU(), gl.MaxPool2d(2), gl.Flatten(),
+            gl.Dropout(0.1), gl.Linear(128, 32), gl.LayerNorm(32), gl.GELU(), gl.Linear(32, 2),
+        )  # fmt: skip
+        fixed = {"epochs": 2, "batch_size": 32, "progress": False, "optimizer": gl.AdamW(1e-3)}
+        return model.to(device).fit(x, y, precision=precision, **fixed)["loss"]
+
+    cpu = losses("cpu")
+    with gl.strict():
+        gpu = losses(DEVICE)
+    np.testing.assert_allclose(gpu, cpu, rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    "op, theirs",
+    [
+        (softmax, lambda x: torch.softmax(x, -1)),
+        (silu, torch.nn.functional.silu),
+        (layer_norm, lambda x: torch.nn.functional.layer_norm(x, (4096,))),
+    ],
+    ids=lambda f: getattr(f, "name", ""),
+)
+def test_more_than_2_to_the_31_elements(op, theirs):
+    """The last rows are right, forward and backward: offsets are 64 bits wide."""
+    if has_gpu() and torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("too little free memory on this GPU: 40 GiB")
+    torch.manual_seed(0)
+    x = torch.randn(HUGE, 4096, device=DEVICE, dtype=torch.bfloat16)
+    with arena("triton"):
+        y, dx = both(op, [x], {"normalized_shape": (4096,)} if op is layer_norm else {})
+    for rows in (slice(0, 2), slice(-2, None)):
+        part = x[rows].float().requires_grad_()
+        truth = theirs(part)
+        (slope,) = torch.autograd.grad(truth, part, y[rows].float())
+        for mine, true in ((y[rows], truth), (dx[rows], slope)):
+            off = (mine.float() - true).abs().max() / true.abs().max()
+            assert off < 2**-6, f"off by {off:.3g} of the largest"
