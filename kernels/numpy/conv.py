@@ -1,7 +1,7 @@
 """Convolution as matrix products: the pixels under the kernel are gathered for a few images at a time (im2col).
 
-What is gathered stays in the cache, so the product dominates. A depthwise convolution has no product: it adds shifted
-planes. 16-bit arrays become float32 while they are gathered.
+What is gathered stays in the cache, so the product dominates; for 3×3 kernels Winograd's algorithm takes fewer of them.
+A depthwise convolution has a product of one row a channel. 16-bit arrays become float32 while they are gathered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.arrays import Spec, arranged, compute_dtype, empty_numpy, float64, spec
 
-from . import _blocks
+from . import _blocks, _winograd
 
 COLUMN_BYTES = 1 << 22
 """Of gathered pixels at a time."""
@@ -22,6 +22,8 @@ FEWEST_PIXELS = 512
 """Columns that a product should have: with fewer the weight is streamed for too little work."""
 FEWEST_BYTES = 1 << 17
 """Of gathered pixels: with fewer the calls cost more than the work."""
+FEWEST_CHANNELS = 32
+"""For Winograd's algorithm, whose transforms cost as much as a few channels' products."""
 CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -52,6 +54,12 @@ class _Shape(NamedTuple):
     def depth(self) -> int:
         """Terms of one sum."""
         return self.c // self.groups * self.kernel[0] * self.kernel[1]
+
+    @property
+    def winograd(self) -> bool:
+        """Whether fewer products pay for their transforms."""
+        plain = self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
+        return plain and min(self.c, self.o) >= FEWEST_CHANNELS and max(map(max, self.padding)) <= 2
 
     def blocks(self) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
         """(some images, ranges of their output's rows) whose gathered pixels fit the cache."""
@@ -128,6 +136,8 @@ def _empty(shape: tuple, like: Spec) -> np.ndarray:
 
 def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _Shape, y: np.ndarray) -> None:
     """y = x * weight + bias, by blocks of images."""
+    if of.winograd:
+        return _winograd.convolve(x, weight, bias, of.padding, y)
     taps = _taps(weight, of)
     add = None if bias is None else bias.astype(of.kind, copy=False).reshape(of.groups, -1, 1)
     direct = y.flags.c_contiguous and y.dtype == of.kind
@@ -148,6 +158,9 @@ def _input_gradient(dy: np.ndarray, weight: np.ndarray, x: Spec, of: _Shape) -> 
     back = tuple((d * (k - 1) - a, d * (k - 1) - b) for (a, b), k, d in zip(of.padding, of.kernel, of.dilation))
     if of.stride == (1, 1) and min(map(min, back)) >= 0 and 2 * of.c > of.o:
         # A convolution too: of dy, with the kernel turned around.
+        if of.winograd:
+            _winograd.convolve(dy, weight, None, back, dx, turned=True)
+            return dx
         turned = weight.reshape(of.groups, -1, *weight.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
         turned = turned.reshape(of.c, of.o // of.groups, *of.kernel)
         there = of._replace(c=of.o, h=of.size[0], w=of.size[1], o=of.c, size=(of.h, of.w), padding=back)
@@ -173,6 +186,9 @@ def _input_gradient(dy: np.ndarray, weight: np.ndarray, x: Spec, of: _Shape) -> 
 
 
 def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) -> np.ndarray:
+    if of.winograd:
+        total = _winograd.weight_gradient(dy, x, of.padding)
+        return arranged(total.astype(weight.dtype, copy=False), weight.like().order)
     total = np.zeros((of.groups, of.o // of.groups, of.depth), of.kind)
     for images, rows in of.blocks():
         wide = _padded(x[images], of)
