@@ -143,6 +143,28 @@ def test_numpy_blocks(monkeypatch):
     check_op(conv2d, *call(40, 20, 7, 7, 6, 3), backends=("numpy",), dtypes=NARROW, padding=1)
 
 
+@pytest.mark.parametrize(
+    "sizes, padding",
+    [
+        ((2, 32, 6, 8, 40), 1),
+        ((3, 64, 7, 7, 32), 1),  # tiles reach over the edge
+        ((1, 33, 9, 5, 32), ((2, 0), (1, 2))),
+        ((9, 32, 5, 12, 32), 0),
+        ((1, 128, 8, 8, 96), 1),  # many terms
+        ((0, 32, 6, 6, 32), 1),
+    ],
+)
+def test_numpy_winograd(monkeypatch, sizes, padding):
+    """Images and rows of tiles in several blocks."""
+    from gpulayers.kernels.numpy import _winograd
+
+    monkeypatch.setattr(_winograd, "BYTES", 1 << 18)
+    monkeypatch.setattr(_winograd, "RUN", 12)
+    dtypes = NARROW if sizes[1] < 40 else ["float32"]
+    for last in (False, True):
+        check_op(conv2d, *call(*sizes, 3, last=last), backends=("numpy",), dtypes=dtypes, padding=padding)
+
+
 LAST = (0, 2, 3, 1)
 
 
