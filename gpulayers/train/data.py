@@ -30,9 +30,8 @@ def batches(
     size: int,
     device: str,
     order: np.ndarray | None = None,
-    skip: int = 0,
 ) -> Iterator[Batch]:
-    """(inputs, target) of ``size`` rows each, the last one smaller; ``skip`` leaves out the first so many.
+    """(inputs, target) of ``size`` rows each, the last one smaller.
 
     On a GPU each batch is copied, on a stream of its own, while the one before it computes.
     """
@@ -42,7 +41,7 @@ def batches(
         rows = slice(start, start + size) if order is None else order[start : start + size]
         return [a[rows] for a in (xs if y is None else [*xs, y])]
 
-    starts = range(skip * size, n, size)
+    starts = range(0, n, size)
     for parts in map(host, starts) if device == "cpu" else _ahead(map(host, starts), device):
         yield (list(parts), None) if y is None else (list(parts[:-1]), parts[-1])
 
