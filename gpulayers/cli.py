@@ -43,7 +43,8 @@ def backends_of(op: Op) -> list[str]:
 
 def _has_kernel(folder: str, op: Op) -> bool:
     """Read from the file's text: loading it would need the backend's packages."""
-    path = pathlib.Path(gl.kernels.__path__[0]) / folder / f"{op.family}.py"  # type: ignore[attr-defined]
+    kernels = importlib.import_module("gpulayers.kernels")
+    path = pathlib.Path(kernels.__path__[0]) / folder / f"{op.family}.py"
     return path.is_file() and re.search(rf"\b{op.name}_forward\b", path.read_text()) is not None
 
 

@@ -174,6 +174,9 @@ def test_wheel_has_one_top_level_module(tmp_path):
     assert {f"gpulayers/{p}" for p in here} <= set(names)
     inside = {str(p.relative_to(ROOT)) for p in (ROOT / "gpulayers").rglob("*") if p.suffix in (".py", ".h", ".typed")}
     assert inside <= set(names) | {"gpulayers/py.typed"} and "gpulayers/py.typed" in names
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    for command in ("info", "explain conv2d --shapes 1,3,8,8 4,3,3,3"):  # it works where nothing but the wheel is
+        run(sys.executable, "-m", "gpulayers.cli", *command.split(), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
 
 
 def test_ruff():
