@@ -8,14 +8,14 @@ planes are long runs of memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _blocks
 
-BYTES = 1 << 22
+BYTES = 1 << 23
 """Of transformed pixels at a time."""
 RUN = 224
 """Elements of a row of tiles with its images: shorter runs cost more than their sums."""
@@ -71,10 +71,10 @@ def _split(x: np.ndarray, block: _Block, start: tuple[int, int], more: int) -> n
     return planes
 
 
-def _over(channels: int, work, size: int) -> None:
-    """work(lo, hi) for slabs of channels, each thread one run of them; size: elements of a channel."""
+def _over(channels: int, work: Callable[[int, int], None], size: int) -> None:
+    """work(lo, hi) for slabs of channels on several threads; size: elements of a transformed channel."""
     share = -(-channels // _blocks.threads())
-    _blocks.each(channels, max(1, min(share, 2 * _blocks.BYTES // (4 * size))), work)
+    _blocks.over(channels, max(1, min(share, _blocks.LARGE // size)), work, channels * size)
 
 
 def _inputs(x: np.ndarray, block: _Block, padding: tuple) -> np.ndarray:
@@ -95,7 +95,7 @@ def _inputs(x: np.ndarray, block: _Block, padding: tuple) -> np.ndarray:
         np.subtract(even[..., 1:, :], odd[..., :-1, :], out=to[:, 2])
         np.subtract(odd[..., 1:, :], odd[..., :-1, :], out=to[:, 3])
 
-    _over(x.shape[1], work, 4 * out[0, 0, 0].size)
+    _over(x.shape[1], work, out[:, :, 0].size)
     return out.reshape(16, x.shape[1], -1)
 
 
@@ -120,7 +120,7 @@ def _outputs(products: np.ndarray, bias: np.ndarray | None, block: _Block, y: np
         for a, b, (i, j), (r, q) in _phases(y.shape[2:], (2 * block.first, 0), block.shape[:2]):  # type: ignore[arg-type]
             y[block.images, lo:hi, r, q] = out[a, b][:, i, j].transpose(3, 0, 1, 2)
 
-    _over(y.shape[1], work, 4 * products[0, 0, 0].size)
+    _over(y.shape[1], work, products[:, :, 0].size)
 
 
 def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
@@ -136,7 +136,7 @@ def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
             np.subtract(row[0], row[1], out=to[k, 2])
             to[k, 3] = row[1]
 
-    _over(dy.shape[1], work, 4 * out[0, 0, 0].size)
+    _over(dy.shape[1], work, out[:, :, 0].size)
     return out.reshape(16, dy.shape[1], -1)
 
 
