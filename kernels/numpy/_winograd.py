@@ -150,7 +150,7 @@ def convolve(
     taps = taps.swapaxes(1, 2) if turned else taps
     bias = None if bias is None else bias.astype(np.float32, copy=False)
     for block in _blocks_of(len(x), y.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        _outputs(np.matmul(taps, _inputs(x, block, padding)), bias, block, y)
+        _outputs(_blocks.products(taps, _inputs(x, block, padding)), bias, block, y)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray:
@@ -158,5 +158,5 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray
     o, c = dy.shape[1], x.shape[1]
     total = np.zeros((16, o, c), np.float32)
     for block in _blocks_of(len(x), dy.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        total += np.matmul(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
+        total += _blocks.products(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
     return np.matmul(total.reshape(16, -1).T, TAPS).reshape(o, c, 3, 3)
