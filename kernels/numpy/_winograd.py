@@ -15,10 +15,12 @@ import numpy as np
 
 from . import _blocks
 
-BYTES = 1 << 23
+BYTES = 1 << 22
 """Of transformed pixels at a time."""
 RUN = 224
 """Elements of a row of tiles with its images: shorter runs cost more than their sums."""
+KERNELS = 1 << 10
+"""Transformed at a time: few enough for BLAS to call no threads, which would spin on through what follows."""
 _HALF = 0.5
 _G = np.array([[1, 0, 0], [_HALF, _HALF, _HALF], [_HALF, -_HALF, _HALF], [0, 0, 1]])
 TAPS = np.kron(_G, _G).astype(np.float32)
@@ -146,11 +148,16 @@ def convolve(
     """y = x * weight + bias. turned: with the kernel turned around, from its outputs to its inputs."""
     o, c = weight.shape[:2]
     taps = TAPS[:, ::-1] if turned else TAPS
-    taps = np.matmul(taps, weight.reshape(-1, 9).astype(np.float32, copy=False).T).reshape(16, o, c)
-    taps = taps.swapaxes(1, 2) if turned else taps
+    flat, kernels = np.empty((16, o * c), np.float32), weight.reshape(-1, 9).astype(np.float32, copy=False)
+
+    def transform(lo: int, hi: int) -> None:
+        np.matmul(taps, kernels[lo:hi].T, out=flat[:, lo:hi])
+
+    _blocks.over(o * c, KERNELS, transform)
+    spread = flat.reshape(16, o, c).swapaxes(1, 2) if turned else flat.reshape(16, o, c)
     bias = None if bias is None else bias.astype(np.float32, copy=False)
     for block in _blocks_of(len(x), y.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        _outputs(_blocks.products(taps, _inputs(x, block, padding)), bias, block, y)
+        _outputs(_blocks.products(spread, _inputs(x, block, padding)), bias, block, y)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray:
@@ -159,4 +166,10 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray
     total = np.zeros((16, o, c), np.float32)
     for block in _blocks_of(len(x), dy.shape[2:], max(o, c)):  # type: ignore[arg-type]
         total += _blocks.products(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
-    return np.matmul(total.reshape(16, -1).T, TAPS).reshape(o, c, 3, 3)
+    flat, dweight = total.reshape(16, -1), np.empty((o * c, 9), np.float32)
+
+    def back(lo: int, hi: int) -> None:
+        np.matmul(flat[:, lo:hi].T, TAPS, out=dweight[lo:hi])
+
+    _blocks.over(o * c, KERNELS, back)
+    return dweight.reshape(o, c, 3, 3)
