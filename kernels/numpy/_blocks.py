@@ -114,3 +114,35 @@ def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     head = n - n % _LONG
     cut = [t[..., :head].reshape(*t.shape[:-1], -1, _LONG) for t in (a, b)]
     return np.vecdot(*cut).sum(-1) + np.vecdot(a[..., head:], b[..., head:])
+
+
+_ALONE = 1 << 18
+"""Products of two numbers in one of matrices, up to which OpenBLAS calls no threads."""
+_SHORT = 64
+"""Columns or terms that a piece of a product should have."""
+
+
+def products(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a @ b for stacks of matrices, (s, m, k) and (s, k, n): small ones side by side on several threads.
+
+    BLAS's own threads meet after each product. So it is given pieces too small for them, of the columns of b or of the
+    terms of the sums, and each thread here takes some of the stack.
+    """
+    (stack, m, k), n = a.shape, b.shape[2]
+    columns, terms = _ALONE // max(1, m * k), _ALONE // max(1, m * n)
+    if stack == 1 or max(columns, terms) < _SHORT or stack * m * k * n <= _ALONE:
+        return np.matmul(a, b, out=out)
+    if out is None:
+        out = np.empty((stack, m, n), a.dtype)
+
+    def by_columns(lo: int, hi: int) -> None:
+        for j in range(0, n, columns):
+            np.matmul(a[lo:hi], b[lo:hi, :, j : j + columns], out=out[lo:hi, :, j : j + columns])
+
+    def by_terms(lo: int, hi: int) -> None:
+        np.matmul(a[lo:hi, :, :terms], b[lo:hi, :terms], out=out[lo:hi])
+        for t in range(terms, k, terms):
+            out[lo:hi] += np.matmul(a[lo:hi, :, t : t + terms], b[lo:hi, t : t + terms])
+
+    over(stack, -(-stack // threads()), by_columns if columns >= _SHORT else by_terms)
+    return out

@@ -8,7 +8,7 @@ planes are long runs of memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ BYTES = 1 << 22
 """Of transformed pixels at a time."""
 RUN = 224
 """Elements of a row of tiles with its images: shorter runs cost more than their sums."""
+KERNELS = 1 << 10
+"""Transformed at a time: few enough for BLAS to call no threads, which would spin on through what follows."""
 _HALF = 0.5
 _G = np.array([[1, 0, 0], [_HALF, _HALF, _HALF], [_HALF, -_HALF, _HALF], [0, 0, 1]])
 TAPS = np.kron(_G, _G).astype(np.float32)
@@ -71,10 +73,10 @@ def _split(x: np.ndarray, block: _Block, start: tuple[int, int], more: int) -> n
     return planes
 
 
-def _over(channels: int, work, size: int) -> None:
-    """work(lo, hi) for slabs of channels, each thread one run of them; size: elements of a channel."""
+def _over(channels: int, work: Callable[[int, int], None], size: int) -> None:
+    """work(lo, hi) for slabs of channels on several threads; size: elements of a transformed channel."""
     share = -(-channels // _blocks.threads())
-    _blocks.each(channels, max(1, min(share, 2 * _blocks.BYTES // (4 * size))), work)
+    _blocks.over(channels, max(1, min(share, _blocks.LARGE // size)), work, channels * size)
 
 
 def _inputs(x: np.ndarray, block: _Block, padding: tuple) -> np.ndarray:
@@ -95,7 +97,7 @@ def _inputs(x: np.ndarray, block: _Block, padding: tuple) -> np.ndarray:
         np.subtract(even[..., 1:, :], odd[..., :-1, :], out=to[:, 2])
         np.subtract(odd[..., 1:, :], odd[..., :-1, :], out=to[:, 3])
 
-    _over(x.shape[1], work, 4 * out[0, 0, 0].size)
+    _over(x.shape[1], work, out[:, :, 0].size)
     return out.reshape(16, x.shape[1], -1)
 
 
@@ -120,7 +122,7 @@ def _outputs(products: np.ndarray, bias: np.ndarray | None, block: _Block, y: np
         for a, b, (i, j), (r, q) in _phases(y.shape[2:], (2 * block.first, 0), block.shape[:2]):  # type: ignore[arg-type]
             y[block.images, lo:hi, r, q] = out[a, b][:, i, j].transpose(3, 0, 1, 2)
 
-    _over(y.shape[1], work, 4 * products[0, 0, 0].size)
+    _over(y.shape[1], work, products[:, :, 0].size)
 
 
 def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
@@ -136,7 +138,7 @@ def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
             np.subtract(row[0], row[1], out=to[k, 2])
             to[k, 3] = row[1]
 
-    _over(dy.shape[1], work, 4 * out[0, 0, 0].size)
+    _over(dy.shape[1], work, out[:, :, 0].size)
     return out.reshape(16, dy.shape[1], -1)
 
 
@@ -146,11 +148,16 @@ def convolve(
     """y = x * weight + bias. turned: with the kernel turned around, from its outputs to its inputs."""
     o, c = weight.shape[:2]
     taps = TAPS[:, ::-1] if turned else TAPS
-    taps = np.matmul(taps, weight.reshape(-1, 9).astype(np.float32, copy=False).T).reshape(16, o, c)
-    taps = taps.swapaxes(1, 2) if turned else taps
+    flat, kernels = np.empty((16, o * c), np.float32), weight.reshape(-1, 9).astype(np.float32, copy=False)
+
+    def transform(lo: int, hi: int) -> None:
+        np.matmul(taps, kernels[lo:hi].T, out=flat[:, lo:hi])
+
+    _blocks.over(o * c, KERNELS, transform)
+    spread = flat.reshape(16, o, c).swapaxes(1, 2) if turned else flat.reshape(16, o, c)
     bias = None if bias is None else bias.astype(np.float32, copy=False)
     for block in _blocks_of(len(x), y.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        _outputs(np.matmul(taps, _inputs(x, block, padding)), bias, block, y)
+        _outputs(_blocks.products(spread, _inputs(x, block, padding)), bias, block, y)
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray:
@@ -158,5 +165,11 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray
     o, c = dy.shape[1], x.shape[1]
     total = np.zeros((16, o, c), np.float32)
     for block in _blocks_of(len(x), dy.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        total += np.matmul(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
-    return np.matmul(total.reshape(16, -1).T, TAPS).reshape(o, c, 3, 3)
+        total += _blocks.products(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
+    flat, dweight = total.reshape(16, -1), np.empty((o * c, 9), np.float32)
+
+    def back(lo: int, hi: int) -> None:
+        np.matmul(flat[:, lo:hi].T, TAPS, out=dweight[lo:hi])
+
+    _blocks.over(o * c, KERNELS, back)
+    return dweight.reshape(o, c, 3, 3)

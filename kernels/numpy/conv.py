@@ -6,7 +6,7 @@ A depthwise convolution has a product of one row a channel. 16-bit arrays become
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def _shape(x: Any, weight: Any, stride: tuple, padding: tuple, dilation: tuple, 
         for n, sides, k, d, s in zip(x.shape[2:], padding, weight.shape[2:], dilation, stride)
     )
     kind, (o, _, *kernel) = compute_dtype(x.dtype), weight.shape
-    return _Shape(*x.shape, o, tuple(kernel), size, stride, padding, dilation, groups, kind)  # type: ignore[arg-type]
+    return _Shape(*x.shape, o, tuple(kernel), size, stride, padding, dilation, groups, kind)  # type: ignore[arg-type, call-arg]
 
 
 def _padded(x: np.ndarray, of: _Shape) -> np.ndarray:
@@ -196,7 +196,8 @@ def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) ->
     for images, rows in of.blocks():
         wide = _padded(x[images], of)
         for first, last in rows:
-            total += np.matmul(_rows(dy[images], of, first, last), _columns(wide, of, first, last).swapaxes(1, 2))
+            under = _columns(wide, of, first, last).swapaxes(1, 2)
+            total += np.matmul(_rows(dy[images], of, first, last), under)
     return arranged(total.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
 
 
@@ -213,7 +214,7 @@ class _Taps(NamedTuple):
     """Of the first tap, in rows and columns of the phase."""
     step: tuple[int, int]
     """From tap to tap."""
-    count: tuple[int, int]
+    taps: tuple[int, int]
 
 
 def _taps_by_phase(of: _Shape) -> list[_Taps]:
@@ -245,7 +246,7 @@ def _planes(x: np.ndarray, of: _Shape) -> np.ndarray:
     return planes
 
 
-def _runs(plane: np.ndarray, start: tuple, step: tuple, count: tuple, length: int) -> np.ndarray:
+def _runs(plane: np.ndarray, start: Sequence[int], step: tuple, count: tuple, length: int) -> np.ndarray:
     """A view (n, c, *count, length) of planes (n, c, rows, columns): the runs that taps fall on."""
     n, c, row, item = plane.strides
     shape = (*plane.shape[:2], *count, length)
@@ -265,7 +266,7 @@ def _gathered(x: np.ndarray, of: _Shape) -> np.ndarray:
     planes = _planes(x, of)
     columns = np.empty((*x.shape[:2], *of.kernel, of.size[0] * planes.shape[-1]), of.kind)
     for t in _taps_by_phase(of):
-        columns[:, :, *t.at] = _runs(planes[t.phase], t.start, t.step, t.count, columns.shape[-1])
+        columns[:, :, *t.at] = _runs(planes[t.phase], t.start, t.step, t.taps, columns.shape[-1])
     return _pieces(columns.reshape(*x.shape[:2], -1, columns.shape[-1]), of.size[0])
 
 
@@ -305,7 +306,7 @@ def _depthwise_input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray
     """Each phase of dx is a convolution of dy with the taps that fall on it, turned around."""
     many, (sh, sw), ((top, _), (left, _)) = of.o // of.groups, of.stride, of.padding
     groups, weight = _taps_by_phase(of), weight.astype(of.kind, copy=False).reshape(of.c, many, *of.kernel)
-    fringe = [max(t.start[a] + t.step[a] * (t.count[a] - 1) for t in groups) for a in (0, 1)]
+    fringe = [max(t.start[a] + t.step[a] * (t.taps[a] - 1) for t in groups) for a in (0, 1)]
     size = [-(-p // s) for p, s in zip(of.padded, of.stride)]
     full = [max(o, s) + f for o, s, f in zip(of.size, size, fringe)]
 
@@ -317,9 +318,9 @@ def _depthwise_input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray
         if len(groups) < sh * sw:
             out[...] = 0
         for t in groups:
-            start = [f - s - d * (k - 1) for f, s, d, k in zip(fringe, t.start, t.step, t.count)]
-            runs = _runs(wide, start, t.step, t.count, size[0] * full[1])
-            columns = np.ascontiguousarray(runs).reshape(len(g), -1, many * t.count[0] * t.count[1], runs.shape[-1])
+            start = [f - s - d * (k - 1) for f, s, d, k in zip(fringe, t.start, t.step, t.taps)]
+            runs = _runs(wide, start, t.step, t.taps, size[0] * full[1])
+            columns = np.ascontiguousarray(runs).reshape(len(g), -1, many * t.taps[0] * t.taps[1], runs.shape[-1])
             taps = np.ascontiguousarray(weight[channels, :, *t.at][..., ::-1, ::-1]).reshape(out.shape[1], 1, 1, -1)
             total = np.matmul(taps, _pieces(columns, size[0])).reshape(*out.shape[:2], size[0], full[1])
             i, j = -(-max(0, top - t.phase[0]) // sh), -(-max(0, left - t.phase[1]) // sw)
