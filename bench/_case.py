@@ -42,7 +42,13 @@ class Case(NamedTuple):
     """Measured on the CPU too (small enough for it)."""
     needs: tuple[str, ...] | None = None
     most: float = 8.0
-    """The NumPy side may take at most this many times torch's CPU time."""
+    """The NumPy side may take at most this many times torch's CPU time; 1.5 times where a GEMM bounds it."""
+    gemm: bool | None = None
+    """Whether arithmetic bounds it rather than memory; None: it does where there are flops."""
+
+    @property
+    def by_gemm(self) -> bool:
+        return bool(self.flops) if self.gemm is None else self.gemm
 
     def specs(self, dtype: np.dtype = float32) -> tuple:
         def one(s: Any) -> Any:

@@ -22,7 +22,6 @@ def _case(
     stride: int = 1,
     groups: int = 1,
     cpu: bool = False,
-    most: float = 8.0,
 ) -> Case:
     padding = k // 2
     options: dict[str, Any] = {"stride": stride, "padding": padding, "groups": groups}
@@ -33,20 +32,21 @@ def _case(
     out = (size + 2 * padding - k) // stride + 1
     shapes = ((n, c, size, size), (o, c // groups, k, k), (o,))
     text = f"{name} {k}×{k}{f'/{stride}' if stride > 1 else ''} {c}→{o}, {n}×{size}²"
-    return Case(conv2d, text, shapes, options, theirs, 2 * n * out * out * o * (c // groups) * k * k, cpu, most=most)
+    flops = 2 * n * out * out * o * (c // groups) * k * k
+    return Case(conv2d, text, shapes, options, theirs, flops, cpu, gemm=groups == 1 or groups < c)
 
 
 def cases() -> list[Case]:
     found = [_case("small classifier", 64, 1, 28, 32, 3, cpu=True)]
     for n, cpu in ((8, True), (128, False)):
         found += [
-            _case("ResNet-50 stem", n // 2, 3, 224, 64, 7, 2, cpu=cpu, most=3.0),
-            _case("ResNet-50", n, 64, 56, 64, 3, cpu=cpu, most=1.5),
-            _case("ResNet-50", n, 64, 56, 256, 1, cpu=cpu, most=1.5),
-            _case("ResNet-50", n, 128, 56, 128, 3, 2, cpu=cpu, most=1.5),
-            _case("ResNet-50", n, 256, 14, 256, 3, cpu=cpu, most=1.5),
-            _case("ResNet-50", n, 1024, 14, 256, 1, cpu=cpu, most=1.5),
-            _case("ResNet-50", n, 512, 7, 512, 3, cpu=cpu, most=1.5),
+            _case("ResNet-50 stem", n // 2, 3, 224, 64, 7, 2, cpu=cpu),
+            _case("ResNet-50", n, 64, 56, 64, 3, cpu=cpu),
+            _case("ResNet-50", n, 64, 56, 256, 1, cpu=cpu),
+            _case("ResNet-50", n, 128, 56, 128, 3, 2, cpu=cpu),
+            _case("ResNet-50", n, 256, 14, 256, 3, cpu=cpu),
+            _case("ResNet-50", n, 1024, 14, 256, 1, cpu=cpu),
+            _case("ResNet-50", n, 512, 7, 512, 3, cpu=cpu),
             _case("ResNeXt-50", n, 128, 56, 128, 3, 1, 32, cpu=cpu),
             _case("MobileNet", n, 128, 56, 128, 3, 1, 128, cpu=cpu),
             _case("MobileNet", n, 128, 56, 128, 3, 2, 128, cpu=cpu),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+import pathlib
+import re
 
-PARTS = ("proven", "compiled")
+import pytest
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,43 @@ def _here() -> dict[str, list]:
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["proofs"] = _here()
+        return
+    proofs = _all()
+    session.config.proofs = proofs
+    if session.exitstatus == 0 and _is_whole(session.config) and (unproven := _unproven(proofs)):
+        session.config.unproven = unproven
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _is_whole(config) -> bool:
+    """All tests were asked for, not a choice of them."""
+    chosen = config.option.keyword or config.option.markexpr or config.option.lf or config.option.maxfail == 1
+    return not chosen and config.args_source == pytest.Config.ArgsSource.TESTPATHS
+
+
+def _unproven(proofs: dict[str, set]) -> list[str]:
+    """Kernels that no test ran, that were not compiled, or that ran in one 16-bit type and not in the other."""
+    folder = pathlib.Path(__file__).parents[1] / "kernels/triton"
+    kernels = {k for p in folder.glob("*.py") for k in re.findall(r"^def (_\w+_kernel)\(", p.read_text(), re.M)}
+    ran: dict[str, set[str]] = {}
+    for name, dtypes in (*proofs.get("proven", ()), *proofs.get("triton", ())):
+        ran.setdefault(name, set()).update(dtypes.split())
+    compiled = {name for name, *_ in proofs.get("compiled", ())}
+    wrong = [f"{k} was never run" for k in sorted(kernels - ran.keys())]
+    wrong += [f"{k} was never compiled" for k in sorted(kernels - compiled)]
+    for k in sorted(kernels & ran.keys()):
+        half = ran[k] & {"float16", "bfloat16"}
+        if len(half) == 1:
+            wrong.append(f"{k} ran in {half.pop()} alone")
+    return wrong
+
+
+def _all() -> dict[str, set]:
+    proofs: dict[str, set] = {}
+    for found in [_here(), *_from_workers]:
+        for part, items in found.items():
+            proofs.setdefault(part, set()).update(map(tuple, items))
+    return proofs
 
 
 _from_workers: list[dict] = []
@@ -44,10 +82,7 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter):
-    proofs: dict[str, set] = {}
-    for found in [_here(), *_from_workers]:
-        for part, items in found.items():
-            proofs.setdefault(part, set()).update(map(tuple, items))
+    proofs = _all()
     write = terminalreporter.write_line
     terminalreporter.section("proven")
     for part, what, required in (
@@ -65,6 +100,5 @@ def pytest_terminal_summary(terminalreporter):
     write(
         f"Triton kernels compiled and audited: {len({i[0] for i in items})} for {', '.join(f'sm_{a}' for a in archs)}"
     )
-    never = {i[0] for i in proofs.get("proven", ())} ^ {i[0] for i in items}
-    if never and items and len(terminalreporter.stats.get("passed", ())) > 300:
-        write(f"only interpreted, or only compiled: {', '.join(sorted(never))}")
+    for line in getattr(terminalreporter.config, "unproven", ()):
+        terminalreporter.write_line(f"NOT PROVEN: {line}", red=True)

@@ -60,7 +60,7 @@ def test_definition_is_torchs(sizes, options):
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
-NARROW = ("float32", "bfloat16")
+NARROW = ("float32", "float16", "bfloat16")
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
@@ -87,13 +87,13 @@ def test_few_channels(sizes, options, last):
 )
 def test_many_channels(sizes, options, last):
     given = call(*sizes, groups=options.get("groups", 1), last=last)
-    assert "triton" in check_op(conv2d, *given, dtypes=["bfloat16"], dys=["dense", "strided"], **options)
+    assert "triton" in check_op(conv2d, *given, dtypes=["float16", "bfloat16"], dys=["dense", "strided"], **options)
 
 
 def test_pixels_are_split_over_programs():
     """dweight and dbias from several partial sums."""
     with interpreting() as session:
-        check_op(conv2d, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["bfloat16"], dys=["dense"])
+        check_op(conv2d, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["float16", "bfloat16"], dys=["dense"])
     splits = {run.kernel: run.grid for run in session.launches}
     assert splits["_conv2d_weight_kernel"][1] > 1
     check_op(conv2d, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
@@ -109,7 +109,7 @@ def test_strided_bias():
 def test_depthwise(many, options):
     for last in (False, True):
         given = call(2, 6, 7, 8, 6 * many, (3, 2), groups=6, last=last, bias=many == 1)
-        check_op(conv2d, *given, groups=6, dtypes=["bfloat16"], dys=["dense", "transposed"], **options)
+        check_op(conv2d, *given, groups=6, dtypes=["float16", "bfloat16"], dys=["dense", "transposed"], **options)
 
 
 def test_large_depthwise():
@@ -126,7 +126,7 @@ def test_empty_batch(sizes):
 
 def test_any_strides():
     x, weight, bias = call(4, 17, 12, 8, 9, 3)
-    options = {"dtypes": ["bfloat16"], "dys": ["transposed"], "padding": 1}
+    options = {"dtypes": ["float16", "bfloat16"], "dys": ["transposed"], "padding": 1}
     check_op(conv2d, x[::2, :, ::2, 1:], weight, bias, **options)
     check_op(conv2d, x[:2].transpose(0, 1, 3, 2), weight, bias, **options)
     last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
@@ -146,6 +146,28 @@ def test_numpy_blocks(monkeypatch):
         check_op(conv2d, *call(5, 4, 20, 21, 6, 3), backends=("numpy",), dtypes=NARROW, **options)
         check_op(conv2d, *call(5, 4, 20, 21, 4, 3, groups=4), groups=4, backends=("numpy",), dtypes=NARROW, **options)
     check_op(conv2d, *call(40, 20, 7, 7, 6, 3), backends=("numpy",), dtypes=NARROW, padding=1)
+
+
+@pytest.mark.parametrize(
+    "sizes, padding",
+    [
+        ((2, 32, 6, 8, 40), 1),
+        ((3, 64, 7, 7, 32), 1),  # tiles reach over the edge
+        ((1, 33, 9, 5, 32), ((2, 0), (1, 2))),
+        ((9, 32, 5, 12, 32), 0),
+        ((1, 128, 8, 8, 96), 1),  # many terms
+        ((0, 32, 6, 6, 32), 1),
+    ],
+)
+def test_numpy_winograd(monkeypatch, sizes, padding):
+    """Images and rows of tiles in several blocks."""
+    from gpulayers.kernels.numpy import _winograd
+
+    monkeypatch.setattr(_winograd, "BYTES", 1 << 18)
+    monkeypatch.setattr(_winograd, "RUN", 12)
+    dtypes = NARROW if sizes[1] < 40 else ["float32"]
+    for last in (False, True):
+        check_op(conv2d, *call(*sizes, 3, last=last), backends=("numpy",), dtypes=dtypes, padding=padding)
 
 
 LAST = (0, 2, 3, 1)
@@ -170,7 +192,7 @@ def test_machine_code(dtype):
     audit(32, 256, 56, 512, 1, dtype, None)
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code_of_the_rest(dtype):
     audit(32, 128, 56, 128, 3, dtype, None, padding=1, narrow=TURNED)
     # Sums over taps, stored channel by channel and few.

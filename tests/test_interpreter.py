@@ -338,3 +338,17 @@ def test_autotuned_kernels_take_the_first_configuration_left():
     with interpreting() as session:
         kernel[lambda meta: (triton.cdiv(40, meta["BLOCK"]),)](x, y, 40)
     assert torch.equal(x, y) and session.launches[0].constexprs == {"BLOCK": 16}
+
+
+@triton.jit
+def one_masked_lane(x, y):
+    i = tl.arange(0, 1)
+    tl.store(y + i, tl.load(x + i, i < 0, other=0.0))
+    tl.store(y + 1, tl.load(x, i.shape[0] > 1, other=0.0))
+
+
+def test_other_of_zero_stands_in_for_a_single_lane():
+    y = torch.ones(2)
+    with interpreting():
+        one_masked_lane[(1,)](torch.full((1,), 7.0), y)
+    assert y.tolist() == [0, 0]

@@ -257,3 +257,80 @@ def test_sixteen_bit_in_sixteen_bit_out():
         dx = layer.backward(y)
         assert y.dtype == dx.dtype == dtype and layer.w.grad.dtype == np.float32
     assert Scale().to("float64")(X).dtype == np.float32
+
+
+def test_neuron_types_bring_weights_and_op():
+    """A layer of one of the three types writes only what differs."""
+
+    @gl.register
+    class Gained(gl.FullyConnected):
+        def __init__(self, in_features, out_features):
+            super().__init__(in_features, out_features)
+            self.gain = self.add_weight("gain", (), 2.0)
+
+        def forward(self, x):
+            y = super().forward(x)
+            self.save(y)
+            return y * self.gain
+
+        def backward(self, dy):
+            (y,) = self.saved
+            self.gain.grad += (dy * y).sum()
+            return super().backward(dy * self.gain)
+
+    @gl.register
+    class Doubled(gl.Convolutional):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+        def backward(self, dy):
+            return super().backward(2 * dy)
+
+    @gl.register
+    class SquaredMean(gl.Pooling):
+        op = gl.ops.pooling.avg_pool2d
+
+        def __init__(self, size):
+            self.size = size
+
+        def options(self):
+            return {"kernel_size": self.size}
+
+        def forward(self, x):
+            self.save(x)
+            return super().forward(x * x)
+
+        def backward(self, dy):
+            (x,) = self.saved
+            return 2 * x * super().backward(dy)
+
+    check_layer(Gained(5, 3), (None, 5))
+    check_layer(Doubled(2, 3, 3), (None, 2, 5, 5))
+    check_layer(SquaredMean(2), (None, 2, 4, 4))
+    types = [layer.neuron_type for layer in (Gained(5, 3), Doubled(2, 3, 3), SquaredMean(2))]
+    assert types == ["fully connected", "convolutional", "pooling"]
+    assert issubclass(gl.Linear, gl.FullyConnected) and issubclass(gl.Conv2d, gl.Convolutional)
+    assert issubclass(gl.MaxPool2d, gl.Pooling)
+
+
+@pytest.mark.parametrize(
+    "mine, theirs, shape",
+    [
+        (lambda: gl.Linear(6, 4), lambda nn: nn.Linear(6, 4), (5, 6)),
+        (lambda: gl.Conv2d(4, 6, 3, 2, 1, groups=2), lambda nn: nn.Conv2d(4, 6, 3, 2, 1, groups=2), (2, 4, 7, 7)),
+        (lambda: gl.BatchNorm2d(4), lambda nn: nn.BatchNorm2d(4), (3, 4, 5, 5)),
+        (lambda: gl.LayerNorm((4, 5)), lambda nn: nn.LayerNorm((4, 5)), (3, 4, 5)),
+        (lambda: gl.RMSNorm(6), lambda nn: nn.RMSNorm(6), (3, 6)),
+    ],
+)
+def test_weights_move_freely_to_and_from_torch(mine, theirs, shape):
+    """Names, layouts and results are torch.nn's, both ways."""
+    torch = pytest.importorskip("torch")
+    layer, module = mine(), theirs(torch.nn)
+    assert {k: v.shape for k, v in layer.state_dict().items()} == {
+        k: tuple(v.shape) for k, v in module.state_dict().items()
+    }
+    layer.load_state_dict(module.state_dict())
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_allclose(layer(x), module(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+    module.load_state_dict({k: torch.tensor(v) for k, v in layer.state_dict().items()})

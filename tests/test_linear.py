@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from gpulayers.kernels.triton import _tile
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float32
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.ops.linear import linear
+from gpulayers.testing.arena import arena
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
@@ -75,7 +76,7 @@ def test_layouts():
 
 def test_split_products():
     """Few tiles and a long K: partial sums and a second stage, with the epilogue there, in every gradient too."""
-    short = {"dys": ["dense"], "dtypes": ["float32", "bfloat16"]}
+    short = {"dys": ["dense"], "dtypes": ["float32", "float16", "bfloat16"]}
     check_op(linear, draw(8, 700), draw(5, 700), draw(5), activation="mish", **short)
     check_op(linear, draw(700, 8), draw(5, 8), draw(5), activation="relu", **short)
 
@@ -87,7 +88,7 @@ def test_large_tiles(arch, shared):
     with interpreting(device) as session:
         check_op(
             linear, draw(144, 96), draw(288, 96), draw(288), activation="silu",
-            backends=["triton"], dtypes=["bfloat16"], dys=["dense"],
+            backends=["triton"], dtypes=["float16", "bfloat16"], dys=["dense"],
         )  # fmt: skip
     kernels = {launch.kernel for launch in session.launches}
     assert ("_matmul_tma_kernel" if arch >= 90 else "_matmul_kernel") in kernels
@@ -97,7 +98,7 @@ def test_float32_tiles():
     check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code(dtype):
     """The largest tiles with an epilogue, and without one in backward; a split K with few rows."""
     x, w, b = Spec((8192, 4096), dtype), Spec((14336, 4096), dtype), Spec((14336,), dtype)
@@ -133,3 +134,22 @@ def test_errors():
         linear(x, w, b, activation="swishy")
     with pytest.raises(NotImplementedError, match="linear: x: the rule is dtype"):
         linear(np.ones((3, 5), np.int64), w, b)
+
+
+@pytest.fixture
+def tf32():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_tf32_where_torch_allows_it(tf32):
+    """The tensor cores compute float32 products only if torch's own setting says so."""
+    with arena("triton"), interpreting() as session:
+        x, w = draw(3, 5).astype(np.float32), draw(4, 5).astype(np.float32)
+        _, call = linear.record(x, w)
+        call.backward(draw(3, 4).astype(np.float32))
+    assert {launch.constexprs["PRECISION"] for launch in session.launches} == {"tf32"}
+    size = Spec((4096, 4096), float32)
+    reports = audit_op(linear, size, size, Spec((4096,), float32), activation="gelu")
+    assert all(r.tensor_cores for r in reports if r.kernel == "_matmul_kernel")

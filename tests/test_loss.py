@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
+from gpulayers.arrays import Spec, bfloat16, float16, float32, int64
 from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.testing.arena import arena
+from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
 
 torch = pytest.importorskip("torch")
@@ -139,3 +142,85 @@ def test_errors(case):
         op(*inputs, **options)
     assert f"{op.name}: " in str(raised.value)
     assert text in str(raised.value)
+
+
+# --- the kernels, branch by branch -----------------------------------------------------------------------------------
+
+FEW = dict(dys=["dense", "expanded"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(70, 24), (3, 5000), (2, 5, 37), (2, 3, 4, 3)])
+def test_cross_entropy_tiles(shape, smoothing):
+    """Several short rows a program; classes in several blocks; classes that are not neighbours."""
+    x, options = draw(*shape), dict(label_smoothing=smoothing, **FEW)
+    assert "triton" in check_op(cross_entropy, x, labels(x), weights(x), **options)
+    check_op(cross_entropy, x, probabilities(x), weights(x), **options, dtypes=["float32", "float16", "bfloat16"])
+
+
+def last(x: np.ndarray) -> np.ndarray:
+    """x in channels-last memory."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+def test_cross_entropy_layouts():
+    """Channels-last memory, transposed, strided and expanded logits; each layout with the others."""
+    x = draw(3, 5, 4, 2)
+    few = dict(dys=["dense"], dtypes=["float32"])
+    for logits in (last(x), x[::2], x.transpose(0, 1, 3, 2), np.broadcast_to(x[:1], x.shape)):
+        check_op(cross_entropy, logits, labels(logits), reduction="none", **few)
+        check_op(cross_entropy, logits, probabilities(logits), **few)
+        check_op(cross_entropy, logits, last(probabilities(logits)), **few)
+    for matrix in (draw(6, 4).T, draw(6, 9)[::2, 1:6]):
+        check_op(cross_entropy, matrix, labels(matrix), label_smoothing=0.1, **few)
+
+
+def test_labels_of_other_integers_and_all_ignored():
+    x = draw(6, 4)
+    for kind in (np.int32, np.uint8):
+        check_op(cross_entropy, x, labels(x, ignored=False).astype(kind), **FEW)
+    check_op(cross_entropy, x, np.full(6, -100), **FEW)
+    check_op(cross_entropy, x, np.full(6, -100), label_smoothing=0.1, reduction="sum", **FEW)
+
+
+@pytest.mark.parametrize("label", [4, -1])
+def test_on_a_gpu_a_wrong_label_gives_nan(label):
+    x, t = draw(3, 4).astype(np.float32), np.array([1, label, 2])
+    with arena("triton") as room:
+        y, call = cross_entropy.record(*map(room.put, (x, t)), needs=["x"], reduction="none")
+        dx = room.get(call.backward(room.put(np.ones(3, np.float32)))[0])
+        assert list(np.isnan(room.get(y))) == list(np.isnan(dx).any(1)) == [False, True, False]
+        assert np.isnan(room.get(cross_entropy(*map(room.put, (x, t)))))
+
+
+@REDUCTIONS
+def test_mse_walks(reduction):
+    """One long row, rows with gaps, another order than row-major, two orders, several tiles a program."""
+    x, t = draw(3, 5, 7, 2), draw(3, 5, 7, 2, seed=1)
+    options = dict(reduction=reduction, dys=["dense", "transposed"])
+    assert "triton" in check_op(mse, x, t, **options)
+    check_op(mse, last(x), t, **options)
+    check_op(mse, draw(6, 40)[:, :33], draw(6, 33), **options)
+    check_op(mse, draw(70, 1100), draw(70, 1100, seed=1), reduction=reduction, dys=["dense"], dtypes=["float32"])
+
+
+# --- compiled for GPUs that aren't here ------------------------------------------------------------------------------
+
+# Without per-class inputs, the forward kernel stores a few numbers a sample; the last stage reads a handful of them.
+NARROW = ("_cross_entropy_forward_kernel", "_reduce_kernel")
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(8192, 128256), (65536, 1000), (8, 21, 512, 512)], ids=str)
+def test_compiled_cross_entropy(shape, dtype):
+    x, w = Spec(shape, dtype), Spec((shape[1],), dtype)
+    t = Spec((shape[0], *shape[2:]), int64)
+    audit_op(cross_entropy, x, t, narrow=NARROW)
+    reports = audit_op(cross_entropy, x, x, w, label_smoothing=0.1)
+    assert all(r.mix.get("LDG.128") for r in reports if r.kernel == "_cross_entropy_forward_kernel")
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_compiled_mse(dtype):
+    for reduction in ("mean", "none"):
+        audit_op(mse, *[Spec((4096, 4096), dtype)] * 2, reduction=reduction, narrow=NARROW)

@@ -1,10 +1,17 @@
 import numpy as np
 import pytest
+from gpulayers.kernels.triton import _batch_norm, _tile
+from gpulayers.kernels.triton import norm as kernels
 
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
+from gpulayers.testing.emulator import emulating
+from gpulayers.testing.nvrtc import audit_cuda
 
 torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -48,3 +55,254 @@ def test_strided_statistics(training):
     """Weights and running statistics with gaps between their elements."""
     weight, bias, mean, variance = (a.repeat(2)[::2] for a in (draw(3, seed=1), draw(3, seed=2), *running(3)))
     check_op(batch_norm, draw(4, 3, 5), weight, bias, mean, variance, training=training, dtypes=["float32"])
+
+
+# --- the definitions against torch -----------------------------------------------------------------------------------
+
+
+def against_torch(op, inputs, theirs, needs, **options):
+    """Output, gradients and what is updated, in float64; torch's function takes the inputs."""
+    tensors = [None if a is None else torch.tensor(a) for a in inputs]
+    for name, t in zip(op.inputs, tensors):
+        if name in needs and t is not None:
+            t.requires_grad_()
+    true = theirs(*tensors)
+    y, call = op.record(
+        *inputs, needs=[n for n, a in zip(op.inputs, inputs) if n in needs and a is not None], **options
+    )
+    dy = draw(*y.shape, seed=9)
+    true.backward(torch.tensor(dy))
+    np.testing.assert_allclose(y, true.detach(), rtol=1e-11, atol=1e-11)
+    for a, g, t in zip(inputs, call.backward(dy), tensors):
+        if g is not None:
+            np.testing.assert_allclose(g, t.grad, rtol=1e-9, atol=1e-10)
+        elif a is not None:  # updated, or not
+            np.testing.assert_allclose(a, t, rtol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_rows_are_torchs(affine):
+    x, w, b = draw(3, 4, 5), draw(4, 5, seed=1), draw(4, 5, seed=2)
+    given, needs = (x, w, b) if affine else (x,), ("x", "weight", "bias")
+    options = dict(normalized_shape=(4, 5), eps=0.01)
+    against_torch(layer_norm, given, lambda x, *p: F.layer_norm(x, (4, 5), *p, eps=0.01), needs, **options)
+    against_torch(rms_norm, given[:2], lambda x, *p: F.rms_norm(x, (4, 5), *p), needs, normalized_shape=(4, 5))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_epsilon_of_rms_norm_is_torchs(dtype):
+    """None is the epsilon of the dtype that is computed in, not of x's."""
+    small = torch.full((1, 4), 1e-4).to(getattr(torch, dtype))
+    ours = rms_norm(small, normalized_shape=4)
+    torch.testing.assert_close(ours, F.rms_norm(small, (4,)), rtol=1e-2 if dtype[:5] != "float" else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (2, 3, 2, 2), (0, 3, 2)])
+@pytest.mark.parametrize("training, tracked", [(True, True), (True, False), (False, True)])
+def test_channels_are_torchs(shape, training, tracked):
+    channels = shape[1]
+    stats = running(channels) if tracked else (None, None)
+    given = (draw(*shape), draw(channels, seed=1), draw(channels, seed=2), *stats)
+
+    def theirs(x, w, b, m, v):
+        return F.batch_norm(x, m, v, w, b, training=training, momentum=0.3)
+
+    needs = ("x", "weight", "bias")
+    against_torch(batch_norm, given, theirs, needs, training=training, momentum=0.3)
+
+
+@pytest.mark.parametrize("op", [layer_norm, rms_norm, batch_norm])
+def test_a_large_mean_costs_no_precision(op):
+    """Two-pass statistics: E[x²] − E[x]² would have lost every digit here."""
+    x = (draw(4, 600, seed=8) + 4096).astype(np.float32)
+    options = dict(training=True) if op is batch_norm else dict(normalized_shape=(600,))
+    if op is batch_norm:
+        x = np.ascontiguousarray(x.T)
+    check_op(op, x, dtypes=["float32"], **options)
+
+
+# --- the kernels, branch by branch -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the Triton kernels that were launched."""
+    names = set()
+
+    def note(kernel, grid, *args, **options):
+        names.add(kernel.fn.__name__)
+        plain(kernel, grid, *args, **options)
+
+    plain = _tile.launch
+    monkeypatch.setattr(_tile, "launch", note)
+    return names
+
+
+def rows(m: int, n: int, **options) -> None:
+    check_op(layer_norm, draw(m, n), draw(n, seed=1), draw(n, seed=2), normalized_shape=(n,), **options)
+    check_op(rms_norm, draw(m, n), draw(n, seed=1), normalized_shape=(n,), **options)
+
+
+def test_short_rows(launched):
+    """Several rows a program, one row a program, more programs than rows, rows that 8 divides but not 16."""
+    for m, n in ((70, 24), (3, 2100)):
+        rows(m, n, dys=["dense", "transposed"])
+    check_op(
+        layer_norm, draw(8, 60)[::2, :24], draw(24), normalized_shape=(24,), dtypes=["float32", "float16", "bfloat16"]
+    )
+    assert launched == {"_norm_forward_kernel", "_norm_backward_kernel", "_norm_finalise_kernel"}
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Rows count as long from 65 elements on, and are walked 32 at a time."""
+    monkeypatch.setattr(kernels, "WALKED_BLOCK", 32)
+    monkeypatch.setattr(kernels, "LONGEST_BACKWARD_ROW", 64)
+    monkeypatch.setattr(_tile, "LONGEST_ROW", 128)
+
+
+def test_long_rows(launched, short_blocks):
+    """Enough rows for a program each."""
+    rows(9, 150, dys=["dense", "transposed"])
+    assert {"_norm_forward_looped_kernel", "_norm_sums_kernel", "_norm_backward_columns_kernel"} <= launched
+    assert "_norm_moments_kernel" not in launched
+
+
+def test_few_long_rows(launched, short_blocks):
+    """Several programs share a row."""
+    rows(2, 300, dys=["dense", "expanded"])
+    check_op(layer_norm, draw(1, 130), normalized_shape=(130,), dys=["dense"])
+    assert {"_norm_moments_kernel", "_norm_forward_split_kernel", "_norm_backward_columns_kernel"} <= launched
+
+
+def test_rows_with_float32_weights():
+    """Mixed precision: 16-bit x, float32 weights and their gradients."""
+    w, b = draw(40, seed=1).astype(np.float32), draw(40, seed=2).astype(np.float32)
+    for dtype in (np.float16, bfloat16):
+        x = draw(6, 40).astype(dtype)
+        assert "triton" in check_op(layer_norm, x, w, b, normalized_shape=(40,), dtypes=["float32"])
+        check_op(rms_norm, x, w, normalized_shape=(40,), dtypes=["float32"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [(70, 40), (3, 5, 6, 7), (40, 3, 2), (2, 3, 1200)],
+    ids=["matrix", "images", "many short rows", "long rows"],
+)
+def test_channels(shape, training, launched):
+    """Both memory orders; several programs a channel."""
+    c = shape[1]
+    weights = draw(c, seed=1), draw(c, seed=2)
+    options = dict(training=training, dys=["dense", "transposed"])
+    assert "triton" in check_op(batch_norm, draw(*shape), *weights, *running(c), **options)
+    if len(shape) > 2:
+        check_op(
+            batch_norm, last(draw(*shape)), *weights, *running(c), **options, dtypes=["float32", "float16", "bfloat16"]
+        )
+    assert ("_batch_norm_moments_kernel" in launched) == training
+    assert "_batch_norm_sums_kernel" in launched
+
+
+def test_channels_of_strided_images_with_float32_weights():
+    x = draw(4, 6, 5, 3)[::2, :, 1:]
+    check_op(batch_norm, x, training=True, dys=["dense"])
+    w, b, m, v = (a.astype(np.float32) for a in (draw(6, seed=1), draw(6, seed=2), *running(6)))
+    check_op(batch_norm, x.astype(bfloat16), w, b, m, v, training=True, dys=["dense"], dtypes=["float32"])
+
+
+def test_shares_are_merged_in_blocks(monkeypatch):
+    """More programs a channel than one block of partial results holds: 16 for a GPU of 5 multiprocessors."""
+    monkeypatch.setattr(_tile, "device", lambda x: _tile.Device(90, 5, 232448))
+    assert _batch_norm._Walk(torch.empty(40000, 2), None).shares > 16
+    check_op(batch_norm, draw(40000, 2), training=True, dtypes=["float32"], dys=["dense"])
+
+
+def test_layer_norm_in_cuda(monkeypatch):
+    """Packs and single elements, rows in shared memory and longer ones, more rows than blocks, float32 weights."""
+    from gpulayers.kernels.cuda import norm as cuda
+
+    def check(x, *parameters, dtypes=("float32", "float16", "bfloat16")):
+        n = x.shape[-1]
+        with emulating() as session:
+            check_op(layer_norm, x, *parameters, normalized_shape=(n,), backends=("cuda",), dtypes=dtypes)
+        return {run.kernel.split("_", 3)[3] for run in session.launches if run.kernel.startswith("layer")}
+
+    pairs = [f"{d}_{d}" for d in ("float32", "float16", "bfloat16")]
+    given = draw(24, seed=1), draw(24, seed=2)
+    assert check(draw(7, 24), *given) == {f"{p}_packs" for p in pairs}
+    assert check(draw(7, 37)) == {f"{p}_items" for p in pairs}
+    check(draw(8, 48)[::2, :24], *given)
+    check(draw(0, 8), draw(8), draw(8))
+    mixed = (a.astype(np.float32) for a in given)
+    # NumPy aligns to 16 bytes; packs of eight float32 weights need 32, so either may run.
+    assert check(draw(7, 24).astype(bfloat16), *mixed, dtypes=["float32"]) <= {
+        f"bfloat16_float32_{m}" for m in ("packs", "items")
+    }
+    monkeypatch.setattr(cuda, "CACHED", 100)
+    check(draw(5, 300), draw(300), draw(300, seed=2))
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_cuda_machine_code(arch):
+    for name, report in audit_cuda("norm", arch).items():
+        assert not report.stack and not report.local, name
+        if name.endswith("_packs"):
+            assert report.mix["LDG.128"] and report.mix["STG.128"], name
+
+
+# --- compiled for GPUs that aren't here ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_compiled_rows(dtype):
+    """The longest rows of each kernel."""
+    for m, n in ((4096, 1000), (4096, 8192), (4096, 16384), (4, 1 << 20)):
+        w = Spec((n,), float32)
+        audit_op(layer_norm, Spec((m, n), dtype), w, w, normalized_shape=(n,))
+    w = Spec((65536,), float32)
+    audit_op(layer_norm, Spec((4096, 65536), dtype), w, w, normalized_shape=(65536,), archs=(90,))
+    audit_op(rms_norm, Spec((4096, 8192), dtype), Spec((8192,), dtype), normalized_shape=(8192,))
+
+
+@pytest.mark.parametrize("order", [None, (0, 2, 3, 1)], ids=["channels-first", "channels-last"])
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_compiled_channels(dtype, order):
+    c = Spec((256,), float32)
+    for training in (True, False):
+        audit_op(batch_norm, Spec((64, 256, 56, 56), dtype, order), c, c, c, c, training=training)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+X = draw(3, 4)
+W = draw(4)
+TAIL = dict(normalized_shape=(4,))
+WRONG = {
+    "tail": (layer_norm, (X,), dict(normalized_shape=(5,)), RuntimeError, "x.shape = (…, *normalized_shape) = (…, 5)"),
+    "rank": (layer_norm, (W,), dict(normalized_shape=(3, 4)), RuntimeError, "= (…, 3, 4); got [4]"),
+    "nothing": (layer_norm, (X,), dict(normalized_shape=()), RuntimeError, "at least one size"),
+    "weight": (layer_norm, (X, W[:3]), TAIL, RuntimeError, "weight.shape = normalized_shape = [4]; got [3]"),
+    "dtype": (rms_norm, (X, W.astype("f4")), TAIL, RuntimeError, "weight.dtype = x.dtype, or float32 for 16-bit x"),
+    "dtypes": (
+        layer_norm,
+        (X.astype(bfloat16), W.astype(bfloat16), W.astype("f4")),
+        TAIL,
+        RuntimeError,
+        "bias.dtype = weight.dtype",
+    ),
+    "kind": (rms_norm, (X.astype(int),), TAIL, NotImplementedError, "dtype ∈"),
+    "channels": (batch_norm, (W,), {}, ValueError, "x.shape = (N, C, *spatial)"),
+    "one value": (batch_norm, (X[:1],), dict(training=True), ValueError, "more than one value per channel"),
+    "one statistic": (batch_norm, (X, None, None, W), {}, ValueError, "both or neither"),
+    "statistics": (batch_norm, (X, None, None, W[:2], W[:2]), {}, RuntimeError, "running_mean.shape = (C,) = [4]"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_errors(case):
+    op, inputs, options, error, text = WRONG[case]
+    with pytest.raises(error) as raised:
+        op(*inputs, **options)
+    assert str(raised.value).startswith(f"{op.name}: ")
+    assert text in str(raised.value)

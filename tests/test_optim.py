@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpulayers.arrays import Spec, bfloat16, float32
+from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
@@ -122,7 +122,7 @@ def test_errors():
         adamw_update(p, g, g, g, weight_decay=-1)
 
 
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code(dtype):
     shapes = [(4096, 4096), (4096,), (33, 7)]
     params, state = [Spec(s, dtype) for s in shapes], [Spec(s, float32) for s in shapes]

@@ -52,7 +52,7 @@ def test_global_avg_pool2d_definition(shape):
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
-NARROW = ("float32", "bfloat16")
+NARROW = ("float32", "float16", "bfloat16")
 GPU = ("triton", "cuda")
 
 
@@ -72,7 +72,9 @@ def test_max_pool2d(shape, options, last):
 @pytest.mark.parametrize("shape, options", WINDOWS)
 def test_avg_pool2d(shape, options, last, more):
     x = draw(*shape, last=last)
-    assert len(check_op(avg_pool2d, x, dtypes=["bfloat16"], dys=["dense", "strided"], **options, **more)) == 4
+    assert (
+        len(check_op(avg_pool2d, x, dtypes=["float16", "bfloat16"], dys=["dense", "strided"], **options, **more)) == 4
+    )
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])

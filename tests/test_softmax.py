@@ -32,13 +32,15 @@ def test_walked_rows_and_columns(op, monkeypatch):
     """Rows longer than the registers hold, and axes that are not the last."""
     check_op(op, draw(3, 37, 5), axis=1)
     check_op(op, draw(40, 70), axis=0)
-    check_op(op, draw(2, 40000), dys=["dense"], dtypes=["float32", "bfloat16"])
+    check_op(op, draw(2, 40000), dys=["dense"], dtypes=["float32", "float16", "bfloat16"])
 
 
 @OPS
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code(op, dtype):
     """The largest configuration of each branch."""
-    audit_op(op, Spec((4096, 32768), dtype))
+    audit_op(op, Spec((4096, 32768), dtype), needs=())
+    audit_op(op, Spec((4096, 16384), dtype))  # the longest row that backward holds
+    audit_op(op, Spec((4096, 1000), dtype), archs=(90,))  # 16 does not divide it, 8 does
     audit_op(op, Spec((64, 131072), dtype))
     audit_op(op, Spec((32, 1024, 4096), dtype), axis=1)

@@ -137,7 +137,7 @@ def _named(layer: Layer) -> Iterator[None]:
     try:
         yield
     except RuleError as error:
-        if "(" not in error.where:
+        if "(" not in error.where and error.where != layer.name:
             error.where = f"{layer.name} ({error.where})" if error.where else layer.name
         raise
 

@@ -164,6 +164,9 @@ class Layer(Configurable):
         if not calls:
             return None  # no gradient was needed
         call, inputs = calls.pop()
+        outputs = call.plan.rule.outputs.values()
+        # Array code between an op and the layer's end may have widened 16 bits.
+        dys = tuple(dy if dy is None else arrays.cast(dy, out.dtype) for dy, out in zip(dys, outputs))
         grads = call.backward(*dys)
         for x, g in zip(inputs, grads):
             if isinstance(x, Weight) and g is not None:

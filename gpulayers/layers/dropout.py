@@ -29,8 +29,8 @@ class Dropout(OpLayer):
     def options(self) -> dict[str, Any]:
         return {"p": self.p}
 
-    def output_shape(self, input_shape: tuple) -> tuple:
-        return input_shape
+    def output_shape(self, *input_shapes: tuple) -> tuple:
+        return input_shapes[0]
 
     def forward(self, x: Any) -> Any:
         on = self.training and self.p > 0

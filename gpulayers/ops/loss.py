@@ -137,8 +137,9 @@ def cross_entropy_forward(
     log_total = xp.log(xp.exp(shifted).sum(axis, keepdims=True))
     loss = xp.where(counts, q * (log_total - shifted), xp.zeros((), v.dtype)).sum(axis)
     saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight})
-    saved |= {"lse": xp.asarray((log_total + top).reshape(loss.shape)), "mass": xp.asarray(q.sum(axis), dtype=v.dtype)}
-    y = loss if reduction == "none" else loss.sum()
+    saved |= {"lse": arranged(xp.asarray((log_total + top).reshape(loss.shape)), None)}
+    saved |= {"mass": arranged(xp.asarray(q.sum(axis), dtype=v.dtype), None)}
+    y = arranged(xp.asarray(loss), None) if reduction == "none" else loss.sum()
     if reduction == "mean":
         total = xp.asarray(xp.asarray(loss.size, v.dtype) if share is None else share.sum(), dtype=v.dtype)
         y = _divide(y, total)

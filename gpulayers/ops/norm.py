@@ -56,6 +56,8 @@ def layer_norm_rule(
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None:
             require_shape(name, p, shape, f"{name}.shape = normalized_shape")
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise ShapeError("bias", "bias.dtype = weight.dtype", f"bias {bias.dtype} with weight {weight.dtype}")
     y = Spec(x.shape, x.dtype)
     row = Spec(x.shape[: x.ndim - len(shape)], compute_dtype(x.dtype))
     saved = {"x": x, "mean": row, "rstd": row} | ({} if weight is None else {"weight": weight})

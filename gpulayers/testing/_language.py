@@ -86,6 +86,10 @@ class _Libdevice:
         return partial(getattr(libdevice, name), _semantic=SEMANTIC)
 
 
+_triton_asks = False
+"""Triton's own code is running: where it asks for a tensor's truth (`if other`), it means whether there is one."""
+
+
 def _interpreted(builtin: Callable[..., Any]) -> Callable[..., Any]:
     """A builtin that computes at once; as a plain function, so that it also binds as a method."""
     body = getattr(builtin, "__wrapped__", builtin)  # without the guard that asks for a compiler
@@ -93,7 +97,12 @@ def _interpreted(builtin: Callable[..., Any]) -> Callable[..., Any]:
         body = builtin
 
     def call(*args: Any, _semantic: Any = SEMANTIC, **kwargs: Any) -> Any:
-        return body(*args, _semantic=SEMANTIC, **kwargs)
+        global _triton_asks
+        before, _triton_asks = _triton_asks, True
+        try:
+            return body(*args, _semantic=SEMANTIC, **kwargs)
+        finally:
+            _triton_asks = before
 
     setattr(call, tl.core.TRITON_BUILTIN, True)
     return call
@@ -199,8 +208,8 @@ def _scalar(self: Any) -> Any:
     return self.handle.data.reshape(-1)[0].item()
 
 
-def _truth(self: Any) -> bool:  # blocks are asked only by Triton itself, as in `if mask`
-    return bool(self.handle.data.reshape(-1)[0]) if self.handle.data.size == 1 else True
+def _truth(self: Any) -> bool:
+    return True if _triton_asks or self.handle.data.size != 1 else bool(self.handle.data.reshape(-1)[0])
 
 
 def _transposed(self: Any) -> Any:

@@ -15,6 +15,7 @@ from gpulayers.testing.check_op import CheckError
 from gpulayers.testing.compiling import Compiled, compiling
 
 ARCHS = (80, 90, 100)
+ARCHS_OF_FLOAT16 = (90,)  # its code is bfloat16's but for the conversions
 compiled_for: set[tuple[str, str, int]] = set()
 """(kernel, dtypes, architecture) of every kernel that passed its audit in this process."""
 
@@ -23,13 +24,14 @@ def audit_op(
     op: Op,
     *inputs: Spec | list[Spec] | None,
     needs: Sequence[str] | None = None,
-    archs: Sequence[int] = ARCHS,
+    archs: Sequence[int] | None = None,
     narrow: Iterable[str] = (),
     **options: Any,
 ) -> list[Report]:
     """Compile forward and backward of one call for each architecture; returns each kernel's report.
 
     inputs: the metadata of the call (nothing is allocated, so sizes may be as large as you like).
+    archs: by default sm_80, sm_90 and sm_100; sm_90 for float16.
     narrow: names of kernels that rightly have no 128-bit access (say why where you call this).
 
     Raises CheckError for spills, too much shared memory, 16-bit products without tensor cores, narrow accesses and
@@ -39,6 +41,8 @@ def audit_op(
         given = zip(op.inputs, inputs)
         needs = [n for n, x in given if n in op.differentiable and all(s.dtype in FLOATS for s in arrays.lists([x]))]
         needs = [n for n in needs if inputs[op.inputs.index(n)] is not None]
+    if archs is None:
+        archs = ARCHS_OF_FLOAT16 if any(s.dtype == arrays.float16 for s in arrays.lists(inputs)) else ARCHS
     reports, faults = [], []
     for arch in archs:
         with compiling(arch) as session:

@@ -98,11 +98,11 @@ def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
         part.result()
 
 
-_LONG = 2048
+_LONG = 256
 
 
 def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Σ a b along the last axis; b may be one row for all (of ones, for a plain sum: the fastest there is).
+    """Σ a b along the last axis.
 
     BLAS sums into a few lanes from one end to the other, so long rows are cut, or their rounding errors would add up.
     """

@@ -1,12 +1,13 @@
 """Convolution as matrix products: the pixels under the kernel are gathered for a few images at a time (im2col).
 
-What is gathered stays in the cache, so the product dominates. A depthwise convolution has no product: it adds shifted
-planes. 16-bit arrays become float32 while they are gathered.
+What is gathered stays in the cache, so the product dominates; for 3×3 kernels Winograd's algorithm takes fewer of them.
+A depthwise convolution has a product of one row a channel. 16-bit arrays become float32 while they are gathered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.arrays import Spec, arranged, compute_dtype, empty_numpy, float64, spec
 
-from . import _blocks
+from . import _blocks, _winograd
 
 COLUMN_BYTES = 1 << 22
 """Of gathered pixels at a time."""
@@ -22,6 +23,10 @@ FEWEST_PIXELS = 512
 """Columns that a product should have: with fewer the weight is streamed for too little work."""
 FEWEST_BYTES = 1 << 17
 """Of gathered pixels: with fewer the calls cost more than the work."""
+FEWEST_CHANNELS = 32
+"""For Winograd's algorithm, whose transforms cost as much as a few channels' products."""
+ALONE = 9000
+"""Elements of a matrix below which BLAS multiplies it with a row in one thread."""
 CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -52,6 +57,12 @@ class _Shape(NamedTuple):
     def depth(self) -> int:
         """Terms of one sum."""
         return self.c // self.groups * self.kernel[0] * self.kernel[1]
+
+    @property
+    def winograd(self) -> bool:
+        """Whether fewer products pay for their transforms."""
+        plain = self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
+        return plain and min(self.c, self.o) >= FEWEST_CHANNELS and max(map(max, self.padding)) <= 2
 
     def blocks(self) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
         """(some images, ranges of their output's rows) whose gathered pixels fit the cache."""
@@ -128,6 +139,8 @@ def _empty(shape: tuple, like: Spec) -> np.ndarray:
 
 def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _Shape, y: np.ndarray) -> None:
     """y = x * weight + bias, by blocks of images."""
+    if of.winograd:
+        return _winograd.convolve(x, weight, bias, of.padding, y)
     taps = _taps(weight, of)
     add = None if bias is None else bias.astype(of.kind, copy=False).reshape(of.groups, -1, 1)
     direct = y.flags.c_contiguous and y.dtype == of.kind
@@ -148,6 +161,9 @@ def _input_gradient(dy: np.ndarray, weight: np.ndarray, x: Spec, of: _Shape) -> 
     back = tuple((d * (k - 1) - a, d * (k - 1) - b) for (a, b), k, d in zip(of.padding, of.kernel, of.dilation))
     if of.stride == (1, 1) and min(map(min, back)) >= 0 and 2 * of.c > of.o:
         # A convolution too: of dy, with the kernel turned around.
+        if of.winograd:
+            _winograd.convolve(dy, weight, None, back, dx, turned=True)
+            return dx
         turned = weight.reshape(of.groups, -1, *weight.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
         turned = turned.reshape(of.c, of.o // of.groups, *of.kernel)
         there = of._replace(c=of.o, h=of.size[0], w=of.size[1], o=of.c, size=(of.h, of.w), padding=back)
@@ -173,6 +189,9 @@ def _input_gradient(dy: np.ndarray, weight: np.ndarray, x: Spec, of: _Shape) -> 
 
 
 def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) -> np.ndarray:
+    if of.winograd:
+        total = _winograd.weight_gradient(dy, x, of.padding)
+        return arranged(total.astype(weight.dtype, copy=False), weight.like().order)
     total = np.zeros((of.groups, of.o // of.groups, of.depth), of.kind)
     for images, rows in of.blocks():
         wide = _padded(x[images], of)
@@ -184,53 +203,78 @@ def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) ->
 # --- depthwise -------------------------------------------------------------------------------------------------------
 
 
-class _Planes:
-    """A block of images × channels of a depthwise convolution, and the plane under each tap of the kernel.
+class _Taps(NamedTuple):
+    """Taps of the kernel that fall on pixels of one parity (of one remainder by the stride)."""
 
-    With stride 1 a plane is one run of memory: it starts as many elements further as the tap lies, and takes the
-    padding between two rows along (what it computes there is thrown away).
+    at: tuple[slice, slice]
+    """Of the kernel."""
+    phase: tuple[int, int]
+    start: tuple[int, int]
+    """Of the first tap, in rows and columns of the phase."""
+    step: tuple[int, int]
+    """From tap to tap."""
+    count: tuple[int, int]
+
+
+def _taps_by_phase(of: _Shape) -> list[_Taps]:
+    def axis(kernel: int, stride: int, dilation: int) -> list[tuple]:
+        every = stride // gcd(stride, dilation)
+        return [
+            (slice(k, None, every), k * dilation % stride, k * dilation // stride, dilation * every // stride, count)
+            for k in range(min(kernel, every))
+            if (count := -(-(kernel - k) // every))
+        ]
+
+    rows, columns = map(axis, of.kernel, of.stride, of.dilation)
+    return [_Taps(*zip(r, q)) for r in rows for q in columns]
+
+
+def _planes(x: np.ndarray, of: _Shape) -> np.ndarray:
+    """The padded images split by the stride, (sh, sw, n, c, rows + 1, columns): a tap's pixels are one run of a phase.
+
+    The run takes what lies between two rows of output along, and at the end a part of the row more.
     """
+    (sh, sw), ((top, _), (left, _)) = of.stride, of.padding
+    height, width = of.padded
+    planes = np.zeros((sh, sw, *x.shape[:2], -(-height // sh) + 1, -(-width // sw)), of.kind)
+    for a in range(sh):
+        for b in range(sw):
+            i, j = -(-max(0, top - a) // sh), -(-max(0, left - b) // sw)
+            part = x[:, :, i * sh + a - top :: sh, j * sw + b - left :: sw]
+            planes[a, b, :, :, i : i + part.shape[2], j : j + part.shape[3]] = part
+    return planes
 
-    def __init__(self, of: _Shape, wide: np.ndarray):
-        self.of, self.wide, self.flat = of, wide, of.stride == (1, 1)
-        self.many = of.o // of.groups
-        self.pitch = of.padded[1]
-        self.run = (of.size[0] - 1) * self.pitch + of.size[1]
 
-    def under(self, r: int, q: int) -> np.ndarray:
-        """(n, c, 1, run) or (n, c, 1, OH, OW)."""
-        (dh, dw), (sh, sw), (oh, ow) = self.of.dilation, self.of.stride, self.of.size
-        if self.flat:
-            start = r * dh * self.pitch + q * dw
-            return self.wide.reshape(*self.wide.shape[:2], 1, -1)[..., start : start + self.run]
-        rows, columns = slice(r * dh, r * dh + sh * (oh - 1) + 1, sh), slice(q * dw, q * dw + sw * (ow - 1) + 1, sw)
-        return self.wide[:, :, None, rows, columns]
+def _runs(plane: np.ndarray, start: tuple, step: tuple, count: tuple, length: int) -> np.ndarray:
+    """A view (n, c, *count, length) of planes (n, c, rows, columns): the runs that taps fall on."""
+    n, c, row, item = plane.strides
+    shape = (*plane.shape[:2], *count, length)
+    return as_strided(plane[:, :, start[0] :, start[1] :], shape, (n, c, step[0] * row, step[1] * item, item))
 
-    def spread(self, dy: np.ndarray) -> np.ndarray:
-        """dy (n, c · many, OH, OW) as ``under`` lies, zero in the padding between rows: (n, c, many, …)."""
-        shape = (len(dy), dy.shape[1] // self.many, self.many, *self.of.size)
-        if not self.flat:
-            return dy.reshape(shape).astype(self.of.kind, copy=False)
-        wide = np.zeros((*shape[:-1], self.pitch), self.of.kind)
-        wide[..., : self.of.size[1]] = dy.reshape(shape)
-        return wide.reshape(*shape[:3], -1)[..., : self.run]
 
-    def empty(self) -> np.ndarray:
-        """For what ``crop`` takes apart: (n, c, many, …)."""
-        shape = (*self.wide.shape[:2], self.many)
-        return np.empty((*shape, self.of.size[0] * self.pitch) if self.flat else (*shape, *self.of.size), self.of.kind)
+def _pieces(columns: np.ndarray, rows: int) -> np.ndarray:
+    """(n, c, taps, rows · pitch) as (n, c, pieces, taps, run): BLAS calls no threads of its own for a short run."""
+    n, c, taps, length = columns.shape
+    most = max(1, ALONE // (taps * (length // rows)))
+    each = max(d for d in range(1, rows + 1) if rows % d == 0 and d <= most)
+    return columns.reshape(n, c, taps, rows // each, -1).swapaxes(2, 3)
 
-    def crop(self, full: np.ndarray) -> np.ndarray:
-        """(n, c · many, OH, OW) without the padding between rows."""
-        full = full.reshape(len(full), -1, self.of.size[0], self.pitch if self.flat else self.of.size[1])
-        return full[..., : self.of.size[1]]
+
+def _gathered(x: np.ndarray, of: _Shape) -> np.ndarray:
+    """The pixels under each tap, (n, c, pieces, taps, run), rows of output with the pitch of a phase."""
+    planes = _planes(x, of)
+    columns = np.empty((*x.shape[:2], *of.kernel, of.size[0] * planes.shape[-1]), of.kind)
+    for t in _taps_by_phase(of):
+        columns[:, :, *t.at] = _runs(planes[t.phase], t.start, t.step, t.count, columns.shape[-1])
+    return _pieces(columns.reshape(*x.shape[:2], -1, columns.shape[-1]), of.size[0])
 
 
 def _over_planes(of: _Shape, work: Any) -> list:
     """[work(images, channels) for each block that fits the cache], in order, on several threads."""
-    plane = max(of.padded[0] * of.padded[1], of.o // of.groups * of.size[0] * of.padded[1]) * of.kind.itemsize
-    channels = max(1, min(of.c, _blocks.BYTES // plane))
-    images = max(1, min(of.n, _blocks.BYTES // (plane * channels)))
+    pixels = of.size[0] * -(-of.padded[1] // of.stride[1])
+    plane = pixels * of.kernel[0] * of.kernel[1] * (of.o // of.groups) * of.kind.itemsize
+    channels = max(1, min(of.c, COLUMN_BYTES // plane))
+    images = max(1, min(of.n, COLUMN_BYTES // (plane * channels)))
     starts = [(i, c) for i in range(0, of.n, images) for c in range(0, of.c, channels)]
 
     def block(lo: int, hi: int) -> Any:
@@ -242,69 +286,64 @@ def _over_planes(of: _Shape, work: Any) -> list:
 
 def _depthwise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _Shape, y: np.ndarray) -> None:
     """y = x * weight + bias."""
-    many = of.o // of.groups
-    taps = weight.astype(of.kind, copy=False).reshape(of.c, many, *of.kernel, *([1] if of.stride == (1, 1) else [1, 1]))
+    many, (oh, ow) = of.o // of.groups, of.size
+    taps = weight.astype(of.kind, copy=False).reshape(of.c, 1, many, -1)
 
     def work(images: slice, channels: slice) -> None:
-        planes = _Planes(of, _padded(x[images, channels], of))
-        total = planes.empty()
-        part = total[..., : planes.run] if planes.flat else total
-        product = np.empty_like(part)
-        for r in range(of.kernel[0]):
-            for q in range(of.kernel[1]):
-                w = taps[channels, :, r, q]
-                np.multiply(planes.under(r, q), w, out=product if r + q else part)
-                if r + q:
-                    part += product
+        total = np.matmul(taps[channels], _gathered(x[images, channels], of))  # (n, c, pieces, many, run)
+        total = total.swapaxes(2, 3).reshape(len(total), -1, oh, total.shape[2] * total.shape[4] // oh)[..., :ow]
         outs = slice(channels.start * many, channels.stop * many)
         if bias is None:
-            y[images, outs] = planes.crop(total)
+            y[images, outs] = total
         else:
-            np.add(planes.crop(total), bias[outs, None, None], out=y[images, outs], casting="same_kind")
+            np.add(total, bias[outs, None, None], out=y[images, outs], casting="same_kind")
 
     _over_planes(of, work)
 
 
-def _depthwise_gradients(
-    dy: np.ndarray, x: np.ndarray | None, weight: np.ndarray | None, specs: tuple[Spec, Spec], of: _Shape
-) -> tuple:
-    """(dx where weight is given, dweight where x is given)."""
-    many, (kh, kw), ((top, _), (left, _)) = of.o // of.groups, of.kernel, of.padding
-    dx = None if weight is None else empty_numpy(specs[0].like())
-    if weight is not None:
-        taps = weight.astype(of.kind, copy=False).reshape(of.c, many, kh, kw, *([1] if of.stride == (1, 1) else [1, 1]))
+def _depthwise_input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: _Shape) -> None:
+    """Each phase of dx is a convolution of dy with the taps that fall on it, turned around."""
+    many, (sh, sw), ((top, _), (left, _)) = of.o // of.groups, of.stride, of.padding
+    groups, weight = _taps_by_phase(of), weight.astype(of.kind, copy=False).reshape(of.c, many, *of.kernel)
+    fringe = [max(t.start[a] + t.step[a] * (t.count[a] - 1) for t in groups) for a in (0, 1)]
+    size = [-(-p // s) for p, s in zip(of.padded, of.stride)]
+    full = [max(o, s) + f for o, s, f in zip(of.size, size, fringe)]
 
-    def work(images: slice, channels: slice) -> tuple[slice, np.ndarray | None]:
-        outs = slice(channels.start * many, channels.stop * many)
-        shape = (images.stop - images.start, channels.stop - channels.start, *of.padded)
-        back = _Planes(of, np.zeros(shape, of.kind) if dx is not None else np.empty((*shape[:2], 0, 0), of.kind))
-        g = back.spread(dy[images, outs])
-        if dx is not None:
-            product = np.empty_like(g)
-            for r in range(kh):
-                for q in range(kw):
-                    np.multiply(g, taps[channels, :, r, q], out=product)
-                    under = back.under(r, q)
-                    under += product if many == 1 else product.sum(2, keepdims=True)
-            dx[images, channels] = back.wide[:, :, top : top + of.h, left : left + of.w]
-        if x is None:
-            return channels, None
-        planes = _Planes(of, _padded(x[images, channels], of))
-        sums = np.empty((shape[1], many, kh, kw), of.kind)
-        for r in range(kh):
-            for q in range(kw):
-                under = planes.under(r, q)
-                each = np.vecdot(g, under) if planes.flat else np.einsum("ncmhw,nclhw->ncm", g, under)
-                sums[..., r, q] = each.sum(0)
-        return channels, sums
+    def work(images: slice, channels: slice) -> None:
+        g = dy[images, channels.start * many : channels.stop * many]
+        wide = np.zeros((*g.shape[:2], full[0] + 1, full[1]), of.kind)
+        wide[:, :, fringe[0] : fringe[0] + of.size[0], fringe[1] : fringe[1] + of.size[1]] = g
+        out = dx[images, channels]
+        if len(groups) < sh * sw:
+            out[...] = 0
+        for t in groups:
+            start = [f - s - d * (k - 1) for f, s, d, k in zip(fringe, t.start, t.step, t.count)]
+            runs = _runs(wide, start, t.step, t.count, size[0] * full[1])
+            columns = np.ascontiguousarray(runs).reshape(len(g), -1, many * t.count[0] * t.count[1], runs.shape[-1])
+            taps = np.ascontiguousarray(weight[channels, :, *t.at][..., ::-1, ::-1]).reshape(out.shape[1], 1, 1, -1)
+            total = np.matmul(taps, _pieces(columns, size[0])).reshape(*out.shape[:2], size[0], full[1])
+            i, j = -(-max(0, top - t.phase[0]) // sh), -(-max(0, left - t.phase[1]) // sw)
+            to = out[:, :, i * sh + t.phase[0] - top :: sh, j * sw + t.phase[1] - left :: sw]
+            to[...] = total[:, :, i : i + to.shape[2], j : j + to.shape[3]]
 
-    parts = _over_planes(of, work)
-    if x is None:
-        return dx, None
-    total = np.zeros((of.c, many, kh, kw), of.kind)
-    for channels, sums in parts:
+    _over_planes(of, work)
+
+
+def _depthwise_weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) -> np.ndarray:
+    many, (oh, ow) = of.o // of.groups, of.size
+
+    def work(images: slice, channels: slice) -> tuple[slice, np.ndarray]:
+        under = _gathered(x[images, channels], of)
+        n, c, pieces, _, run = under.shape
+        g = np.zeros((n, c, many, oh, pieces * run // oh), of.kind)
+        g[..., :ow] = dy[images, channels.start * many : channels.stop * many].reshape(*g.shape[:4], ow)
+        g = g.reshape(n, c, many, pieces, run).swapaxes(2, 3)
+        return channels, np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
+
+    total = np.zeros((of.c, many, of.kernel[0] * of.kernel[1]), of.kind)
+    for channels, sums in _over_planes(of, work):
         total[channels] += sums
-    return dx, arranged(total.reshape(specs[1].shape).astype(specs[1].dtype, copy=False), specs[1].like().order)
+    return arranged(total.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
 
 
 # --- the op ----------------------------------------------------------------------------------------------------------
@@ -342,11 +381,15 @@ def conv2d_backward(
 ) -> tuple:
     (dy,), (x, weight, bias) = dys, inputs
     of = _shape(x, weight, stride, padding, dilation, groups)
-    if of.groups == of.c > 1:
-        dx, dweight = _depthwise_gradients(dy, saved.get("x"), saved.get("weight"), (x, weight), of)
-    else:
-        dx = _input_gradient(dy, saved["weight"], x, of) if "x" in needs else None
-        dweight = _weight_gradient(dy, saved["x"], weight, of) if "weight" in needs else None
+    depthwise = of.groups == of.c > 1
+    dx = dweight = None
+    if "x" in needs and depthwise:
+        dx = empty_numpy(x.like())
+        _depthwise_input_gradient(dy, saved["weight"], dx, of)
+    elif "x" in needs:
+        dx = _input_gradient(dy, saved["weight"], x, of)
+    if "weight" in needs:
+        dweight = (_depthwise_weight_gradient if depthwise else _weight_gradient)(dy, saved["x"], weight, of)
     dbias = dy.sum((0, 2, 3), dtype=of.kind).astype(bias.dtype, copy=False) if "bias" in needs else None
     return dx, dweight, dbias
 

@@ -39,8 +39,8 @@ def cross_entropy_forward(
     labels, counts = _labels(target, ignore_index)
     share = (counts if weight is None else weight[labels] * counts).astype(np.float32)
     loss, lse = np.empty(m, np.float32), np.empty(m, np.float32)
-    ones, keep, smooth = np.ones(classes, np.float32), np.float32(1 - label_smoothing), label_smoothing / classes
-    spread = None if not smooth else np.float32(smooth) * (ones if weight is None else weight)
+    keep, smooth = np.float32(1 - label_smoothing), np.float32(label_smoothing / classes)
+    spread = None if not smooth else np.full(classes, smooth) if weight is None else smooth * weight
 
     def work(lo: int, hi: int) -> None:
         v, t = x[lo:hi], labels[lo:hi]
@@ -48,7 +48,7 @@ def cross_entropy_forward(
         d = v - top[:, None]
         hit = d[np.arange(hi - lo), t]
         total = None if spread is None else d @ spread
-        log_total = np.log(_blocks.dots(np.exp(d, out=d), ones))
+        log_total = np.log(np.exp(d, out=d).sum(1))
         np.add(log_total, top, out=lse[lo:hi])
         nll = share[lo:hi] * (log_total - hit)
         if spread is not None:

@@ -1,4 +1,4 @@
-"""Softmax and log-softmax over the last axis: blocks of rows that stay in the cache, sums as dot products with ones."""
+"""Softmax and log-softmax over the last axis, in blocks of rows that stay in the cache."""
 
 from __future__ import annotations
 
@@ -26,32 +26,31 @@ def log_softmax_refuses(x: Any, *, needs: tuple, axis: int) -> str | None:
 
 
 def _over_rows(work: Any, *xs: np.ndarray) -> np.ndarray:
-    """work(*blocks of rows of xs, block of the result, ones) over all rows; the result."""
+    """work(*blocks of rows of xs, block of the result) over all rows; the result."""
     shape, n = xs[0].shape, xs[0].shape[-1]
     out = np.empty(shape, np.float32)
     rows = [x.reshape(-1, n) for x in (*xs, out)]
-    ones = np.ones(n, np.float32)
     _blocks.over(
         len(rows[0]),
         _blocks.block_rows(n, budget=_blocks.LARGE),
-        lambda lo, hi: work(*(r[lo:hi] for r in rows), ones),
+        lambda lo, hi: work(*(r[lo:hi] for r in rows)),
         elements=out.size,
     )
     return out
 
 
 def softmax_forward(x: np.ndarray, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
-    def work(x: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+    def work(x: np.ndarray, o: np.ndarray) -> None:
         np.subtract(x, x.max(1, keepdims=True), out=o)
         np.exp(o, out=o)
-        o *= (1 / _blocks.dots(o, ones))[:, None]
+        o *= 1 / o.sum(1, keepdims=True)
 
     y = _over_rows(work, x)
     return (y,), {"y": y} if needs else {}
 
 
 def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
-    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
         np.subtract(dy, _blocks.dots(dy, y)[:, None], out=o)
         o *= y
 
@@ -59,18 +58,18 @@ def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, ax
 
 
 def log_softmax_forward(x: np.ndarray, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
-    def work(x: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+    def work(x: np.ndarray, o: np.ndarray) -> None:
         np.subtract(x, x.max(1, keepdims=True), out=o)
-        o -= np.log(_blocks.dots(np.exp(o), ones))[:, None]
+        o -= np.log(np.exp(o).sum(1, keepdims=True))
 
     y = _over_rows(work, x)
     return (y,), {"y": y} if needs else {}
 
 
 def log_softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
-    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray, ones: np.ndarray) -> None:
+    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
         np.exp(y, out=o)
-        o *= _blocks.dots(dy, ones)[:, None]
+        o *= dy.sum(1, keepdims=True)
         np.subtract(dy, o, out=o)
 
     return (_over_rows(work, dys[0], saved["y"]),)

@@ -242,6 +242,8 @@ def matmul(
     a, b = _unit(a), _unit(b)
     (m, k), n, device = a.shape, b.shape[0], _tile.device(a)
     precision = _precision(a.element_size())
+    if precision == "tf32" and device.arch >= 90:  # these tensor cores take float32 operands along K only
+        a, b = a.contiguous(), b.contiguous()
     tma = device.arch >= 90 and m >= 64 and n >= 64 and _fits_tma(a) and _fits_tma(b)
     table = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
     aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))

@@ -1,0 +1,120 @@
+"""Layer norm in CUDA C++: what ``norm.cu`` is launched with. Arrays are CuPy's (NumPy's while emulated)."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from . import _launch
+
+CACHED = 16384
+"""The longest row that a block keeps in shared memory."""
+EMULATED_BLOCKS = 3
+
+
+def _dense(x: Any, empty: Any) -> Any:
+    """``x`` row-major: itself, or a copy."""
+    if x is None or x.flags.c_contiguous:
+        return x
+    copy, bits = empty(x.shape, x.dtype), f"u{x.itemsize}"
+    copy.view(bits)[...] = x.view(bits)
+    return copy
+
+
+def _pointer(x: Any) -> int:
+    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+
+
+def _block(x: Any, n: int, *arrays: Any) -> tuple[int, str]:
+    """(threads, "packs" or "items"): packs of as many elements as 16 bytes of x hold, where all arrays' are aligned."""
+    pack = 16 // x.itemsize
+    aligned = n % pack == 0 and all(_pointer(a) % (pack * a.itemsize) == 0 for a in (x, *arrays) if a is not None)
+    packs = -(-n // pack) if aligned else n
+    return min(512, max(32, 1 << (packs - 1).bit_length())), "packs" if aligned else "items"
+
+
+@cache
+def _sms(device: int) -> int:
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+def _blocks(x: Any, rows: int, threads: int) -> int:
+    """Blocks that fill the GPU, and so the rows of partial sums: their number does not follow that of x's rows."""
+    most = EMULATED_BLOCKS if isinstance(x, np.ndarray) else _sms(x.device.id) * min(8, 1024 // threads)
+    return min(rows, most)
+
+
+def layer_norm_forward(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+    empty: Any,
+) -> tuple[tuple, dict]:
+    lead, n = x.shape[: x.ndim - len(normalized_shape)], math.prod(normalized_shape)
+    y = empty(x.shape, x.dtype)
+    mean, rstd = (empty(lead if needs else (0,), "float32") for _ in range(2))
+    given = next((p for p in (weight, bias) if p is not None), None)
+    dtype = x.dtype if given is None else given.dtype
+    none = empty((0,), dtype)
+    dense, w, b = _dense(x, empty), _dense(weight, empty), _dense(bias, empty)
+    threads, moves = _block(dense, n, y, w, b)
+    cached = n <= CACHED
+    _launch.launch(
+        "norm",
+        f"layer_norm_forward_{x.dtype}_{dtype}_{moves}",
+        (math.prod(lead),),
+        (threads,),
+        (
+            *(dense, none if w is None else w, none if b is None else b, y, mean, rstd, n, float(eps)),
+            *(w is not None, b is not None, bool(needs), cached),
+        ),
+        4 * n if cached else 0,
+    )
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def layer_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+    empty: Any,
+) -> tuple:
+    n = math.prod(normalized_shape)
+    x, dy, weight = (_dense(a, empty) for a in (saved["x"], dys[0], saved.get("weight")))
+    rows = x.size // n if n else 0
+    dx = empty(x.shape if "x" in needs else (0,), x.dtype)
+    dtype = x.dtype if weight is None else weight.dtype
+    threads, moves = _block(x, n, dy, weight, dx)
+    blocks = _blocks(x, rows, threads)
+    partials = [empty((blocks, n) if name in needs else (0,), "float32") for name in ("weight", "bias")]
+    _launch.launch(
+        "norm",
+        f"layer_norm_backward_{x.dtype}_{dtype}_{moves}",
+        (blocks,),
+        (threads,),
+        (
+            *(dy, x, empty((0,), dtype) if weight is None else weight, saved["mean"], saved["rstd"], dx, *partials),
+            *(rows, n, weight is not None, "x" in needs, "weight" in needs, "bias" in needs),
+        ),
+    )
+    grads = []
+    for name, of, partial in zip(("weight", "bias"), inputs[1:], partials):
+        grads.append(empty(of.shape, of.dtype) if name in needs else None)
+        if name in needs:
+            grid = (-(-n // 32),)
+            _launch.launch("norm", f"add_up_{of.dtype}", grid, (32, 8), (partial, grads[-1], blocks, n))
+    return dx if "x" in needs else None, *grads

@@ -1,0 +1,162 @@
+"""Winograd's F(2×2, 3×3): four outputs of a 3×3 convolution with 16 products a channel, not 36.
+
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015. y = Aᵀ ((G w Gᵀ) ⊙ (Bᵀ d B)) A for each tile d
+of 4×4 pixels, which lie 2 apart. Sums over channels are 16 matrix products. The transforms add and subtract whole
+planes: pixels are split into rows and columns of even and odd number, and images are the innermost axis, so that the
+planes are long runs of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _blocks
+
+BYTES = 1 << 22
+"""Of transformed pixels at a time."""
+RUN = 224
+"""Elements of a row of tiles with its images: shorter runs cost more than their sums."""
+_HALF = 0.5
+_G = np.array([[1, 0, 0], [_HALF, _HALF, _HALF], [_HALF, -_HALF, _HALF], [0, 0, 1]])
+TAPS = np.kron(_G, _G).astype(np.float32)
+"""The transform of a kernel, (16, 9): exact."""
+
+
+class _Block(NamedTuple):
+    """Some images and rows of tiles."""
+
+    images: slice
+    first: int
+    """Row of tiles."""
+    shape: tuple[int, int, int]
+    """(rows, columns, images)."""
+
+
+def _blocks_of(n: int, size: tuple[int, int], channels: int) -> Iterator[_Block]:
+    rows, columns = (-(-s // 2) for s in size)
+    images = max(1, min(n, -(-RUN // columns)))
+    step = max(1, BYTES // (64 * channels * columns * images))
+    for i in range(0, n, images):
+        for r in range(0, rows, step):
+            yield _Block(slice(i, min(i + images, n)), r, (min(step, rows - r), columns, min(images, n - i)))
+
+
+def _phases(size: tuple[int, int], start: tuple[int, int], room: tuple[int, int]) -> Iterator[tuple]:
+    """(a, b, where, pixels) for each parity: plane (a, b) holds at ``where`` the image's ``pixels``.
+
+    start: the image's row and column that element (0, 0) of plane (0, 0) stands for.
+    """
+
+    def axis(n: int, start: int, room: int) -> Iterator[tuple[slice, slice]]:
+        for parity in (0, 1):
+            skip = max(0, -(-(-start - parity) // 2))
+            pixel = start + parity + 2 * skip
+            count = max(0, min(room - skip, -(-(n - pixel) // 2)))
+            yield slice(skip, skip + count), slice(pixel, pixel + 2 * count, 2)
+
+    for a, (i, y) in enumerate(axis(size[0], start[0], room[0])):
+        for b, (j, x) in enumerate(axis(size[1], start[1], room[1])):
+            yield a, b, (i, j), (y, x)
+
+
+def _split(x: np.ndarray, block: _Block, start: tuple[int, int], more: int) -> np.ndarray:
+    """The four planes of these images: (2, 2, channels, rows + more, columns + more, images)."""
+    rows, columns, n = block.shape
+    planes = np.zeros((2, 2, x.shape[1], rows + more, columns + more, n), np.float32)
+    for a, b, (i, j), (y, q) in _phases(x.shape[2:], start, (rows + more, columns + more)):  # type: ignore[arg-type]
+        planes[a, b][:, i, j] = x[block.images, :, y, q].transpose(1, 2, 3, 0)
+    return planes
+
+
+def _over(channels: int, work, size: int) -> None:
+    """work(lo, hi) for slabs of channels, each thread one run of them; size: elements of a channel."""
+    share = -(-channels // _blocks.threads())
+    _blocks.each(channels, max(1, min(share, 2 * _blocks.BYTES // (4 * size))), work)
+
+
+def _inputs(x: np.ndarray, block: _Block, padding: tuple) -> np.ndarray:
+    """Bᵀ d B of every tile: (16, C, tiles)."""
+    (top, _), (left, _) = padding
+    out = np.empty((4, 4, x.shape[1], *block.shape), np.float32)
+
+    def work(lo: int, hi: int) -> None:
+        even, odd = _split(x[:, lo:hi], block, (2 * block.first - top, -left), 1)
+        above = np.empty((4, 2, hi - lo, block.shape[0], *even.shape[-2:]), np.float32)
+        np.subtract(even[:, :, :-1], even[:, :, 1:], out=above[0])
+        np.add(odd[:, :, :-1], even[:, :, 1:], out=above[1])
+        np.subtract(even[:, :, 1:], odd[:, :, :-1], out=above[2])
+        np.subtract(odd[:, :, 1:], odd[:, :, :-1], out=above[3])
+        even, odd, to = above[:, 0], above[:, 1], out[:, :, lo:hi]
+        np.subtract(even[..., :-1, :], even[..., 1:, :], out=to[:, 0])
+        np.add(odd[..., :-1, :], even[..., 1:, :], out=to[:, 1])
+        np.subtract(even[..., 1:, :], odd[..., :-1, :], out=to[:, 2])
+        np.subtract(odd[..., 1:, :], odd[..., :-1, :], out=to[:, 3])
+
+    _over(x.shape[1], work, 4 * out[0, 0, 0].size)
+    return out.reshape(16, x.shape[1], -1)
+
+
+def _outputs(products: np.ndarray, bias: np.ndarray | None, block: _Block, y: np.ndarray) -> None:
+    """y's tiles = Aᵀ products A + bias."""
+    products = products.reshape(4, 4, y.shape[1], *block.shape)
+
+    def work(lo: int, hi: int) -> None:
+        m = products[:, :, lo:hi]
+        above = np.empty((2, *m.shape[1:]), np.float32)
+        np.add(m[1], m[2], out=above[0])
+        np.subtract(m[1], m[2], out=above[1])
+        above[0] += m[0]
+        above[1] += m[3]
+        out = np.empty((2, 2, *m.shape[2:]), np.float32)
+        np.add(above[:, 1], above[:, 2], out=out[:, 0])
+        np.subtract(above[:, 1], above[:, 2], out=out[:, 1])
+        out[:, 0] += above[:, 0]
+        out[:, 1] += above[:, 3]
+        if bias is not None:
+            out += bias[lo:hi, None, None, None]
+        for a, b, (i, j), (r, q) in _phases(y.shape[2:], (2 * block.first, 0), block.shape[:2]):  # type: ignore[arg-type]
+            y[block.images, lo:hi, r, q] = out[a, b][:, i, j].transpose(3, 0, 1, 2)
+
+    _over(y.shape[1], work, 4 * products[0, 0, 0].size)
+
+
+def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
+    """A dy Aᵀ of every tile: (16, O, tiles)."""
+    out = np.empty((4, 4, dy.shape[1], *block.shape), np.float32)
+
+    def work(lo: int, hi: int) -> None:
+        even, odd = _split(dy[:, lo:hi], block, (2 * block.first, 0), 0)
+        to = out[:, :, lo:hi]
+        for k, row in enumerate((even, even + odd, even - odd, odd)):
+            to[k, 0] = row[0]
+            np.add(row[0], row[1], out=to[k, 1])
+            np.subtract(row[0], row[1], out=to[k, 2])
+            to[k, 3] = row[1]
+
+    _over(dy.shape[1], work, 4 * out[0, 0, 0].size)
+    return out.reshape(16, dy.shape[1], -1)
+
+
+def convolve(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, padding: tuple, y: np.ndarray, turned: bool = False
+) -> None:
+    """y = x * weight + bias. turned: with the kernel turned around, from its outputs to its inputs."""
+    o, c = weight.shape[:2]
+    taps = TAPS[:, ::-1] if turned else TAPS
+    taps = np.matmul(taps, weight.reshape(-1, 9).astype(np.float32, copy=False).T).reshape(16, o, c)
+    taps = taps.swapaxes(1, 2) if turned else taps
+    bias = None if bias is None else bias.astype(np.float32, copy=False)
+    for block in _blocks_of(len(x), y.shape[2:], max(o, c)):  # type: ignore[arg-type]
+        _outputs(np.matmul(taps, _inputs(x, block, padding)), bias, block, y)
+
+
+def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray:
+    """(O, C, 3, 3)."""
+    o, c = dy.shape[1], x.shape[1]
+    total = np.zeros((16, o, c), np.float32)
+    for block in _blocks_of(len(x), dy.shape[2:], max(o, c)):  # type: ignore[arg-type]
+        total += np.matmul(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
+    return np.matmul(total.reshape(16, -1).T, TAPS).reshape(o, c, 3, 3)
