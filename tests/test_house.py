@@ -134,6 +134,15 @@ def test_refusals_are_committed():
     assert listed == found, "kernels/REFUSALS.md must list:\n" + "\n".join(found)
 
 
+@pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_reasons_for_refusing_are_listed(path):
+    """A refusal's text comes from the file's REFUSALS, so that the committed list has it."""
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+    returns = [r for f in functions if f.name.endswith("refuses") for r in ast.walk(f) if isinstance(r, ast.Return)]
+    texts = [c.value for r in returns for c in ast.walk(r) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+    assert not [t for t in texts if " " in t]
+
+
 def run(*command: str, cwd: pathlib.Path, **env: str) -> str:
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, cwd=cwd, env=clean | env, capture_output=True, text=True)

@@ -8,15 +8,23 @@ import numpy as np
 
 from . import _blocks
 
+REFUSALS = {
+    "dtype": "only float32 is faster than the definition",
+    "shape": "x is (N, C), not empty, or the definition computes it",
+    "soft": "probabilities are left to the definition",
+    "mse": "only float32, not empty, is faster than the definition",
+    "order": "x and target lie in one dense memory order, or the definition computes it",
+}
+
 # --- cross entropy of rows of logits and class indices ----------------------------------------------------------------
 
 
 def cross_entropy_refuses(x: Any, target: Any, weight: Any, *, needs: tuple, **options: Any) -> str | None:
     if x.dtype != np.float32:
-        return "float32 only"
+        return REFUSALS["dtype"]
     if x.ndim != 2 or 0 in x.shape:
-        return "x (N, C), not empty, only"
-    return "class indices only" if target.dtype.kind == "f" else None
+        return REFUSALS["shape"]
+    return REFUSALS["soft"] if target.dtype.kind == "f" else None
 
 
 def _labels(target: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,8 +119,8 @@ BLOCK = _blocks.LARGE // 4
 
 def mse_refuses(x: Any, target: Any, *, needs: tuple, reduction: str) -> str | None:
     if x.dtype != np.float32 or x.size == 0:
-        return "float32, not empty, only"
-    return None if x.contiguous and target.contiguous and x.order == target.order else "one dense memory order only"
+        return REFUSALS["mse"]
+    return None if x.contiguous and target.contiguous and x.order == target.order else REFUSALS["order"]
 
 
 def mse_forward(x: np.ndarray, target: np.ndarray, *, needs: tuple = (), reduction: str = "mean") -> tuple[tuple, dict]:

@@ -14,11 +14,17 @@ import numpy as np
 
 from . import _blocks
 
+REFUSALS = {
+    "dtype": "only float32 is faster than the definition",
+    "empty": "nothing to compute: the definition does as well",
+    "order": "x is row-major or channels-last in memory, or the definition computes it",
+}
+
 
 def _refuses(x: Any) -> str | None:
     if x.dtype != np.float32:
-        return "float32 only"
-    return "nothing to compute" if 0 in x.shape else None
+        return REFUSALS["dtype"]
+    return REFUSALS["empty"] if 0 in x.shape else None
 
 
 def layer_norm_refuses(x: Any, weight: Any, bias: Any, *, needs: tuple, **options: Any) -> str | None:
@@ -33,7 +39,7 @@ def batch_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -
     if (reason := _refuses(x)) is not None:
         return reason
     last = tuple([0, *range(2, x.ndim), 1])
-    return None if x.contiguous and (x.order is None or x.order == last) else "row-major or channels-last memory only"
+    return None if x.contiguous and (x.order is None or x.order == last) else REFUSALS["order"]
 
 
 # --- layer norm and RMS norm -----------------------------------------------------------------------------------------

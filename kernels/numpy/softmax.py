@@ -8,12 +8,17 @@ import numpy as np
 
 from . import _blocks
 
+REFUSALS = {
+    "dtype": "only float32 is faster than the definition",
+    "axis": "the axis is the last, and not empty, or the definition computes it",
+}
+
 
 def _refuses(x: Any, axis: int) -> str | None:
     if x.dtype != np.float32:
-        return "float32 only"
+        return REFUSALS["dtype"]
     if axis != x.ndim - 1 or 0 in x.shape:
-        return "the last axis, not empty, only"
+        return REFUSALS["axis"]
     return None
 
 
