@@ -47,10 +47,10 @@ def _place(C, S, row_step, groups, LAST: tl.constexpr, COLS: tl.constexpr):
 @triton.jit
 def _over(t, LAST: tl.constexpr):
     """The sum over a channel's elements in a tile: (1, COLS), or (1, 1) where all are of one channel."""
-    t = tl.sum(t, 0, keep_dims=True)
-    if not LAST:
-        t = tl.sum(t, 1, keep_dims=True)
-    return t
+    if LAST:
+        return tl.sum(t, 0, keep_dims=True)
+    else:  # by way of a scalar: Triton 3.6 fails to compile sums of one axis after the other
+        return tl.sum(tl.sum(t, 1), 0) + tl.zeros((1, 1), tl.float32)
 
 
 @triton.jit
