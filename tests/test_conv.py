@@ -99,6 +99,11 @@ def test_pixels_are_split_over_programs():
     check_op(conv2d, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
 
 
+def test_strided_bias():
+    x, weight, bias = call(2, 3, 5, 5, 4, 3)
+    check_op(conv2d, x, weight, bias.repeat(2)[::2], dtypes=["float32"])
+
+
 @pytest.mark.parametrize("many", [1, 2])
 @pytest.mark.parametrize("options", [{"padding": 1}, {"stride": (1, 3), "dilation": 2, "padding": 2}, {"stride": 2}])
 def test_depthwise(many, options):

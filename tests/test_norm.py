@@ -50,6 +50,13 @@ def test_channels_by_definition(shape, training):
     check_op(batch_norm, last(x), weights[0], None, *running(channels), training=training, momentum=0.3)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_strided_statistics(training):
+    """Weights and running statistics with gaps between their elements."""
+    weight, bias, mean, variance = (a.repeat(2)[::2] for a in (draw(3, seed=1), draw(3, seed=2), *running(3)))
+    check_op(batch_norm, draw(4, 3, 5), weight, bias, mean, variance, training=training, dtypes=["float32"])
+
+
 # --- the definitions against torch -----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from gpulayers.layers._calls import no_grad
 from gpulayers.layers._config import from_config
 from gpulayers.layers._layer import Layer, OpLayer
 from gpulayers.ops._op import RuleError
-from gpulayers.testing.arena import arena, has_gpu
+from gpulayers.testing.arena import arena
 from gpulayers.testing.check_op import CheckError
 
 _STEP = 1e-5  # of the central differences: their error is about step² and rounding / step
@@ -377,8 +377,8 @@ class _Check:
         for backend in ("triton", "cuda"):
             if not dispatch.installed(backend) or not any(dispatch.kernels(backend, op) for op in ops):
                 continue
-            with arena(backend), dispatch.policy(backends=(backend, "definition"), strict=False):
-                got = self.on_gpu(dys) if has_gpu() else self.both(self.xs, dys, float32)
+            with arena(backend) as room, dispatch.policy(backends=(backend, "definition"), strict=False):
+                got = self.both(self.xs, dys, float32) if room.library == "numpy" else self.on_gpu(dys)
             for name, a, b in (("the output", got.ys, truth.ys), ("dx", got.dxs, truth.dxs)):
                 for u, v in zip(a, b):
                     if v is not None:

@@ -47,10 +47,10 @@ def _place(C, S, row_step, groups, LAST: tl.constexpr, COLS: tl.constexpr):
 @triton.jit
 def _over(t, LAST: tl.constexpr):
     """The sum over a channel's elements in a tile: (1, COLS), or (1, 1) where all are of one channel."""
-    t = tl.sum(t, 0, keep_dims=True)
-    if not LAST:
-        t = tl.sum(t, 1, keep_dims=True)
-    return t
+    if LAST:
+        return tl.sum(t, 0, keep_dims=True)
+    else:  # by way of a scalar: Triton 3.6 fails to compile sums of one axis after the other
+        return tl.sum(tl.sum(t, 1), 0) + tl.zeros((1, 1), tl.float32)
 
 
 @triton.jit
@@ -364,6 +364,7 @@ def batch_norm_forward(
     y = empty(x.shape, x.dtype, order)
     mean, rstd = (empty((x.shape[1],), "float32") if needs else None for _ in range(2))
     dense_weight, bias = (None if p is None else _tile.dense(p) for p in (weight, bias))
+    running = [None if r is None else _tile.dense(r) for r in (running_mean, running_var)]
     batch = training or running_mean is None
     partials: list[Any] = [None, None, None]
     if batch:
@@ -372,13 +373,16 @@ def batch_norm_forward(
     _tile.launch(
         _batch_norm_forward_kernel,
         walk.grid,
-        *(x, dense_weight, bias, running_mean, running_var, y, mean, rstd, *partials),
+        *(x, dense_weight, bias, *running, y, mean, rstd, *partials),
         *(*walk.sizes, walk.shares, momentum, eps),
         BATCH=batch,
         UPDATE=batch and running_mean is not None and walk.count > 0,
         **walk.merge,
         **walk.tile,
     )
+    for target, copy in zip((running_mean, running_var), running):
+        if batch and copy is not target:
+            target.copy_(copy)
     saved = {"x": given, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 
