@@ -6,6 +6,7 @@ A depthwise convolution has a product of one row a channel. 16-bit arrays become
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import Any, NamedTuple
@@ -62,7 +63,8 @@ class _Shape(NamedTuple):
     def winograd(self) -> bool:
         """Whether fewer products pay for their transforms."""
         plain = self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
-        return plain and min(self.c, self.o) >= FEWEST_CHANNELS and max(map(max, self.padding)) <= 2
+        enough = self.n * math.prod(self.size) >= 2 * max(self.c, self.o)  # or the weight's transform costs more
+        return plain and enough and min(self.c, self.o) >= FEWEST_CHANNELS and max(map(max, self.padding)) <= 2
 
     def blocks(self) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
         """(some images, ranges of their output's rows) whose gathered pixels fit the cache."""
