@@ -104,7 +104,7 @@ class Arena:
             return [self.put(a) for a in x]
         if self.library == "numpy":
             return copy_with_strides(x)
-        flat, strides = _memory(x)
+        flat, strides = _memory(x, x.dtype)
         on_gpu = arrays.lend_to_torch(flat).to(self.device).as_strided(x.shape, strides)
         return on_gpu if self.library == "torch" else arrays.torch_to_cupy(on_gpu)
 
@@ -118,18 +118,18 @@ class Arena:
         return x if self.library == "numpy" else arrays.to_numpy(x)
 
 
-def copy_with_strides(x: np.ndarray) -> np.ndarray:
-    """A copy of ``x`` with its strides, gaps and overlaps, in memory of its own (the gaps are NaN)."""
-    flat, steps = _memory(x)
-    return np.lib.stride_tricks.as_strided(flat, x.shape, [s * x.itemsize for s in steps])
+def copy_with_strides(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """A copy of ``x``, in its own or another dtype, with its strides in elements, its gaps (NaN) and its overlaps."""
+    flat, steps = _memory(x, dtype or x.dtype)
+    return np.lib.stride_tricks.as_strided(flat, x.shape, [s * flat.itemsize for s in steps])
 
 
-def _memory(x: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def _memory(x: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[int]]:
     """(a flat copy of the memory that ``x`` spans, its strides in elements); row-major for negative strides."""
     steps = [s // x.itemsize for s in x.strides]
     if x.flags.c_contiguous or x.size == 0 or min(steps) < 0:
-        return x.flatten(), [s // x.itemsize for s in x.copy().strides]
-    flat = np.empty(1 + sum((n - 1) * s for n, s in zip(x.shape, steps)), x.dtype)
+        return x.flatten().astype(dtype), [s // x.itemsize for s in x.copy().strides]
+    flat = np.empty(1 + sum((n - 1) * s for n, s in zip(x.shape, steps)), dtype)
     flat.view(np.uint8)[...] = 0xFF
-    np.lib.stride_tricks.as_strided(flat, x.shape, x.strides)[...] = x
+    np.lib.stride_tricks.as_strided(flat, x.shape, [s * flat.itemsize for s in steps])[...] = x
     return flat, steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -372,19 +372,7 @@ def _cast(x: Any, dtype: np.dtype) -> Any:
         return [_cast(a, dtype) for a in x]
     if x is None or x.dtype != float64:
         return x
-    cast = copy_layout(x, dtype)
-    return cast
-
-
-def copy_layout(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """``x`` in another dtype with the same strides in elements (a copy)."""
-    if x.flags.c_contiguous or x.size == 0 or any(s < 0 for s in x.strides):
-        return x.astype(dtype)
-    steps = [s // x.itemsize for s in x.strides]
-    flat = np.zeros(1 + sum((n - 1) * s for n, s in zip(x.shape, steps)), dtype)
-    view = np.lib.stride_tricks.as_strided(flat, x.shape, [s * flat.itemsize for s in steps])
-    view[...] = x
-    return view
+    return copy_with_strides(x, dtype)
 
 
 def _copy(x: Any) -> Any:
@@ -411,11 +399,3 @@ def _describe(x: Any) -> str:
     if isinstance(x, list):
         return f"[{len(x)} arrays]"
     return "None" if x is None else f"{x.dtype}{list(x.shape)}"
-
-
-def shapes(*sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Shapes that break things: each one given, an empty batch of it, and one of a single element."""
-    for size in sizes:
-        yield tuple(size)
-        yield (0, *size[1:])
-    yield tuple([1] * len(sizes[0]))

@@ -98,11 +98,6 @@ def rows(x: Any, n: int) -> tuple[Any, int]:
     return dense(x), n
 
 
-def warps_for(elements: int) -> int:
-    """Warps for a tile of this many elements: about 16 elements a thread, 4 to 16 warps."""
-    return min(16, max(4, next_power_of_2(elements) // 512))
-
-
 def split(total: int, programs: int) -> tuple[int, int]:
     """(programs, items for each) that cover ``total`` items with at most ``programs`` programs."""
     each = max(1, cdiv(total, max(programs, 1)))
