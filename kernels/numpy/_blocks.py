@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+
+from . import _blas
 
 BYTES = 1 << 18
 """Of one array in one block: a few such blocks share a core's L2."""
 LARGE = 1 << 20
 """The same for chains of short ufuncs: threads hand the interpreter's lock over at each, which costs as much as 64K
 sums, so fewer and longer calls win although L2 holds one such array only."""
+CHAIN = 1 << 17
+"""Elements of a block that a long chain of ufuncs goes through with a few blocks of scratch: twice as many leave the
+cache, and with a quarter the threads wait for the lock as long as they work."""
 ALONE = 1 << 15
 """Elements below which a second thread costs more than it brings (it takes 10–20 µs to hand over)."""
 
@@ -26,11 +32,23 @@ def threads() -> int:
     return max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores)))
 
 
+_ours = threading.local()
+
+
+def _enter() -> None:
+    """A thread of the pool starts."""
+    _ours.inside = True
+    np.seterr(all="ignore")  # NumPy's warnings are each thread's own affair; the caller's are for the caller's thread
+
+
+def _single() -> bool:
+    """Whether this thread should do its work by itself: it is one of the pool's, or there is one core."""
+    return getattr(_ours, "inside", False) or threads() == 1
+
+
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    # NumPy's warnings are each thread's own affair; the caller's are for the caller's thread.
-    quiet = functools.partial(np.seterr, all="ignore")
-    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers", initializer=quiet)
+    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers", initializer=_enter)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)
@@ -48,7 +66,7 @@ def over(total: int, size: int, work: Callable[[int, int], Any], elements: int =
     elements: how many the whole call touches; few, and one thread does it.
     """
     bounds = [(lo, min(lo + size, total)) for lo in range(0, total, max(1, size))]
-    if len(bounds) < 2 or elements < ALONE or threads() == 1:
+    if len(bounds) < 2 or elements < ALONE or _single():
         return [work(lo, hi) for lo, hi in bounds]
     return list(_pool().map(lambda b: work(*b), bounds))
 
@@ -77,15 +95,17 @@ def empty_like(x: np.ndarray) -> np.ndarray:
     return np.empty_like(x) if x.flags.c_contiguous or flat(x) is not None else np.empty(x.shape, x.dtype)
 
 
-def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
-    """work(lo, hi) for each block of ``size`` in range(total); each thread takes one run of neighbouring blocks.
+def each(total: int, size: int, work: Callable[[int, int], Any], elements: int | None = None) -> None:
+    """work(lo, hi) for blocks of at most ``size`` in range(total); each thread takes one run of neighbouring blocks.
 
     For work that writes its results in place: a hand-over costs as much as a small block, so there is one a thread.
+    elements: how many the whole call touches, where ``total`` counts rows; few, and one thread does it.
     """
-    if total <= size or total < ALONE or threads() == 1:
+    if (total if elements is None else elements) < ALONE or _single():
         for lo in range(0, total, size):
             work(lo, min(lo + size, total))
         return
+    size = min(size, -(-total // threads()))
     share = -(-total // (threads() * size)) * size  # whole blocks
 
     def run(start: int) -> None:
@@ -96,6 +116,33 @@ def each(total: int, size: int, work: Callable[[int, int], Any]) -> None:
     run(0)
     for part in later:
         part.result()
+
+
+def apart(items: Sequence, work: Callable[[Any], Any]) -> list:
+    """[work(item) for each], on one thread each, products of matrices included; a single item has all the threads."""
+    if len(items) < 2 or _single():
+        return [work(item) for item in items]
+    with _blas.alone() as could:
+        return list(_pool().map(work, items)) if could else [work(item) for item in items]
+
+
+_PARTS = 4
+
+
+def total(items: Sequence, work: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """Σ work(item), in an order that depends on the number of items alone: the same bits on any machine."""
+    share = max(1, -(-len(items) // _PARTS))
+
+    def part(start: int) -> np.ndarray:
+        found = work(items[start])
+        for item in items[start + 1 : start + share]:
+            found += work(item)
+        return found
+
+    first, *others = apart(range(0, len(items), share), part)
+    for other in others:
+        first += other
+    return first
 
 
 _LONG = 256
@@ -114,35 +161,3 @@ def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     head = n - n % _LONG
     cut = [t[..., :head].reshape(*t.shape[:-1], -1, _LONG) for t in (a, b)]
     return np.vecdot(*cut).sum(-1) + np.vecdot(a[..., head:], b[..., head:])
-
-
-_ALONE = 1 << 18
-"""Products of two numbers in one of matrices, up to which OpenBLAS calls no threads."""
-_SHORT = 64
-"""Columns or terms that a piece of a product should have."""
-
-
-def products(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """a @ b for stacks of matrices, (s, m, k) and (s, k, n): small ones side by side on several threads.
-
-    BLAS's own threads meet after each product. So it is given pieces too small for them, of the columns of b or of the
-    terms of the sums, and each thread here takes some of the stack.
-    """
-    (stack, m, k), n = a.shape, b.shape[2]
-    columns, terms = _ALONE // max(1, m * k), _ALONE // max(1, m * n)
-    if stack == 1 or max(columns, terms) < _SHORT or stack * m * k * n <= _ALONE:
-        return np.matmul(a, b, out=out)
-    if out is None:
-        out = np.empty((stack, m, n), a.dtype)
-
-    def by_columns(lo: int, hi: int) -> None:
-        for j in range(0, n, columns):
-            np.matmul(a[lo:hi], b[lo:hi, :, j : j + columns], out=out[lo:hi, :, j : j + columns])
-
-    def by_terms(lo: int, hi: int) -> None:
-        np.matmul(a[lo:hi, :, :terms], b[lo:hi, :terms], out=out[lo:hi])
-        for t in range(terms, k, terms):
-            out[lo:hi] += np.matmul(a[lo:hi, :, t : t + terms], b[lo:hi, t : t + terms])
-
-    over(stack, -(-stack // threads()), by_columns if columns >= _SHORT else by_terms)
-    return out

@@ -9,6 +9,7 @@ planes are long runs of memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -37,13 +38,18 @@ class _Block(NamedTuple):
     """(rows, columns, images)."""
 
 
-def _blocks_of(n: int, size: tuple[int, int], channels: int) -> Iterator[_Block]:
+def _blocks_of(n: int, size: tuple[int, int], channels: int) -> list[_Block]:
+    """An even number of blocks for each run of images, so that two threads end together."""
     rows, columns = (-(-s // 2) for s in size)
     images = max(1, min(n, -(-RUN // columns)))
     step = max(1, BYTES // (64 * channels * columns * images))
-    for i in range(0, n, images):
-        for r in range(0, rows, step):
-            yield _Block(slice(i, min(i + images, n)), r, (min(step, rows - r), columns, min(images, n - i)))
+    count = min(rows, 2 * -(-rows // (2 * step)))
+    bounds = [rows * i // count for i in range(count + 1)]
+    return [
+        _Block(slice(i, min(i + images, n)), lo, (hi - lo, columns, min(images, n - i)))
+        for i in range(0, n, images)
+        for lo, hi in pairwise(bounds)
+    ]
 
 
 def _phases(size: tuple[int, int], start: tuple[int, int], room: tuple[int, int]) -> Iterator[tuple]:
@@ -156,16 +162,21 @@ def convolve(
     _blocks.over(o * c, KERNELS, transform)
     spread = flat.reshape(16, o, c).swapaxes(1, 2) if turned else flat.reshape(16, o, c)
     bias = None if bias is None else bias.astype(np.float32, copy=False)
-    for block in _blocks_of(len(x), y.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        _outputs(_blocks.products(spread, _inputs(x, block, padding)), bias, block, y)
+
+    def work(block: _Block) -> None:
+        _outputs(np.matmul(spread, _inputs(x, block, padding)), bias, block, y)
+
+    _blocks.apart(_blocks_of(len(x), y.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
 
 
 def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray:
     """(O, C, 3, 3)."""
     o, c = dy.shape[1], x.shape[1]
-    total = np.zeros((16, o, c), np.float32)
-    for block in _blocks_of(len(x), dy.shape[2:], max(o, c)):  # type: ignore[arg-type]
-        total += _blocks.products(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
+
+    def work(block: _Block) -> np.ndarray:
+        return np.matmul(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
+
+    total = _blocks.total(_blocks_of(len(x), dy.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
     flat, dweight = total.reshape(16, -1), np.empty((o * c, 9), np.float32)
 
     def back(lo: int, hi: int) -> None:

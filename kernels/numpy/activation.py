@@ -20,10 +20,8 @@ FROM_Y = ("relu", "sigmoid", "tanh")
 NUMBERS = {"leaky_relu": (0.01,), "elu": (1.0,), "softplus": (1.0, 20.0)}
 """Defaults of the numbers that some have."""
 REFUSALS = {"float64": "float64 is left to the definition"}
-BLOCK = 1 << 14
-"""Elements: four float32 arrays of this size share a core's L2."""
-_ZEROS = np.zeros(BLOCK, np.float32)
-_LIMIT = np.full(BLOCK, 20.0, np.float32)
+_ZEROS = np.zeros(_blocks.CHAIN, np.float32)
+_LIMIT = np.full(_blocks.CHAIN, 20.0, np.float32)
 _NO_CORRECTION = 17.0
 """Above this z, log1p(exp(−z)) is under half an ulp of z in float32, and σ(z) rounds to 1."""
 
@@ -301,7 +299,7 @@ def _in_float32(body: Callable, inputs: tuple[np.ndarray, ...], out: np.ndarray,
             if t is not o:
                 o[...] = t
 
-    _blocks.each(out.size, BLOCK, work)
+    _blocks.each(out.size, _blocks.CHAIN, work)
 
 
 def value(name: str, x: np.ndarray, out: np.ndarray, numbers: tuple[float, ...] = ()) -> None:

@@ -7,7 +7,7 @@ A depthwise convolution has a product of one row a channel. 16-bit arrays become
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -55,6 +55,10 @@ class _Shape(NamedTuple):
         return self.h + sum(self.padding[0]), self.w + sum(self.padding[1])
 
     @property
+    def strided(self) -> bool:
+        return self.stride != (1, 1)
+
+    @property
     def depth(self) -> int:
         """Terms of one sum."""
         return self.c // self.groups * self.kernel[0] * self.kernel[1]
@@ -66,16 +70,18 @@ class _Shape(NamedTuple):
         enough = self.n * math.prod(self.size) >= 2 * max(self.c, self.o)  # or the weight's transform costs more
         return plain and enough and min(self.c, self.o) >= FEWEST_CHANNELS and max(map(max, self.padding)) <= 2
 
-    def blocks(self) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-        """(some images, ranges of their output's rows) whose gathered pixels fit the cache."""
+    def blocks(self) -> list[tuple[slice, list[tuple[int, int]]]]:
+        """(some images, ranges of their output's rows) whose gathered pixels fit the cache; of images an even number
+        of blocks, where that keeps them large enough for a thread each."""
         row_bytes = max(1, self.groups * self.depth * self.size[1] * self.kind.itemsize)
         image_bytes = row_bytes * self.size[0]
         wanted = max(-(-FEWEST_PIXELS // (self.size[0] * self.size[1])), FEWEST_BYTES // image_bytes)
         images = max(1, min(COLUMN_BYTES // image_bytes, wanted))
+        if images < self.n:
+            images = -(-self.n // (2 * -(-self.n // (2 * images))))
         step = max(1, COLUMN_BYTES // (row_bytes * images))
         rows = [(r, min(r + step, self.size[0])) for r in range(0, self.size[0], step)]
-        for i in range(0, self.n, images):
-            yield slice(i, min(i + images, self.n)), rows
+        return [(slice(i, min(i + images, self.n)), rows) for i in range(0, self.n, images)]
 
 
 def _shape(x: Any, weight: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> _Shape:
@@ -106,19 +112,59 @@ def _under(wide: np.ndarray, of: _Shape, first: int, last: int) -> np.ndarray:
     return as_strided(wide[:, :, first * sh :], shape, (c, dh * y, dw * x, n, sh * y, sw * x))
 
 
-def _columns(wide: np.ndarray, of: _Shape, first: int, last: int) -> np.ndarray:
-    """The pixels under each tap as a matrix for each group: (groups, depth, n · rows · OW)."""
-    under = _under(wide, of, first, last)
-    shape = (of.groups, of.depth, under.shape[3] * under.shape[4] * under.shape[5])
-    if of.kernel == of.stride == (1, 1) and len(wide) == 1:
-        return under.reshape(shape)
-    columns = np.empty(under.shape, of.kind)
+def _by_channels(channels: int, work: Callable[[int, int], None], elements: int) -> None:
+    """work(lo, hi) for one run of channels a thread."""
+    _blocks.over(channels, -(-channels // _blocks.threads()), work, elements)
 
-    def copy(lo: int, hi: int) -> None:
-        columns[lo:hi] = under[lo:hi]
 
-    _blocks.over(of.c, -(-of.c // _blocks.threads()), copy, columns.size)
-    return columns.reshape(shape)
+class _Pixels:
+    """Some images, ready to be gathered: the pixels under each tap, as a matrix for each group.
+
+    A strided kernel's taps step over pixels, which is slow to copy: then images are split by the stride, and a tap's
+    pixels are runs of ``pitch`` a row, of which the first OW count.
+    """
+
+    def __init__(self, x: np.ndarray, of: _Shape):
+        self.n, self.of = len(x), of
+        self.split = of.strided and of.kernel != (1, 1)
+        self.wide = _planes(x, of) if self.split else _padded(x, of)
+        self.pitch = self.wide.shape[-1] if self.split else of.size[1]
+
+    def columns(self, first: int, last: int) -> np.ndarray:
+        """For these rows of output: (groups, depth, n · rows · pitch)."""
+        of = self.of
+        shape = (of.groups, of.depth, self.n * (last - first) * self.pitch)
+        if self.split:
+            columns = np.empty((of.c, *of.kernel, self.n, shape[2] // self.n), of.kind)
+        else:
+            under = _under(self.wide, of, first, last)
+            if of.kernel == of.stride == (1, 1) and self.n == 1:
+                return under.reshape(shape)
+            columns = np.empty(under.shape, of.kind)
+
+        def copy(lo: int, hi: int) -> None:
+            if not self.split:
+                columns[lo:hi] = under[lo:hi]
+                return
+            for t in _taps_by_phase(of):
+                plane, start = self.wide[t.phase][:, lo:hi], (t.start[0] + first, t.start[1])
+                columns[lo:hi, *t.at] = _runs(plane, start, t.step, t.taps, columns.shape[-1]).transpose(1, 2, 3, 0, 4)
+
+        _by_channels(of.c, copy, columns.size)
+        return columns.reshape(shape)
+
+    def rows(self, dy: np.ndarray, first: int, last: int) -> np.ndarray:
+        """These rows of dy (n, O, OH, OW) beside the columns: (groups, O / groups, n · rows · pitch)."""
+        part = _rows(dy, self.of, first, last)
+        if self.pitch == self.of.size[1]:
+            return part
+        wide = np.zeros((*part.shape[:2], self.n, last - first, self.pitch), self.of.kind)
+        wide[..., : self.of.size[1]] = part.reshape(*wide.shape[:4], -1)
+        return wide.reshape(*part.shape[:2], -1)
+
+    def images(self, part: np.ndarray) -> np.ndarray:
+        """Rows of output as the product gives them, as a view (n, O, rows, OW)."""
+        return part.reshape(self.of.o, self.n, -1, self.pitch)[..., : self.of.size[1]].swapaxes(0, 1)
 
 
 def _rows(y: np.ndarray, of: _Shape, first: int, last: int) -> np.ndarray:
@@ -146,64 +192,114 @@ def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _S
     taps = _taps(weight, of)
     add = None if bias is None else bias.astype(of.kind, copy=False).reshape(of.groups, -1, 1)
     direct = y.flags.c_contiguous and y.dtype == of.kind
-    for images, rows in of.blocks():
-        wide = _padded(x[images], of)
+
+    def work(block: tuple) -> None:
+        images, rows = block
+        pixels = _Pixels(x[images], of)
         for first, last in rows:
-            out = _rows(y[images], of, first, last) if direct and len(wide) == 1 else None
-            part = np.matmul(taps, _columns(wide, of, first, last), out=out)
+            out = _rows(y[images], of, first, last) if direct and pixels.n == 1 and not pixels.split else None
+            part = np.matmul(taps, pixels.columns(first, last), out=out)
             if add is not None:
                 part += add
             if out is None:
-                part = part.reshape(of.o, len(wide), last - first, of.size[1])
-                y[images, :, first:last] = part.swapaxes(0, 1)
+                y[images, :, first:last] = pixels.images(part)
+
+    _blocks.apart(of.blocks(), work)
 
 
 def _input_gradient(dy: np.ndarray, weight: np.ndarray, x: Spec, of: _Shape) -> np.ndarray:
     dx = empty_numpy(x.like())
     back = tuple((d * (k - 1) - a, d * (k - 1) - b) for (a, b), k, d in zip(of.padding, of.kernel, of.dilation))
-    if of.stride == (1, 1) and min(map(min, back)) >= 0 and 2 * of.c > of.o:
-        # A convolution too: of dy, with the kernel turned around.
-        if of.winograd:
-            _winograd.convolve(dy, weight, None, back, dx, turned=True)
-            return dx
+    few = 2 * of.c <= of.o or (not of.strided and of.n * math.prod(of.size) < of.o)  # or turning the kernel costs more
+    if few or (not of.strided and min(map(min, back)) < 0):
+        _scattered_gradient(dy, weight, dx, of)
+    elif of.strided:
+        _gathered_gradient(dy, weight, dx, of)
+    elif of.winograd:
+        _winograd.convolve(dy, weight, None, back, dx, turned=True)
+    else:  # a convolution too: of dy, with the kernel turned around
         turned = weight.reshape(of.groups, -1, *weight.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
         turned = turned.reshape(of.c, of.o // of.groups, *of.kernel)
         there = of._replace(c=of.o, h=of.size[0], w=of.size[1], o=of.c, size=(of.h, of.w), padding=back)
         _convolve(dy, turned, None, there, dx)
-        return dx
+    return dx
+
+
+def _scattered_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: _Shape) -> None:
+    """dx by blocks of images: what each tap gives is added where its pixels are."""
     taps = _taps(weight, of).swapaxes(1, 2)
     (top, _), (left, _) = of.padding
-    for images, rows in of.blocks():
+
+    def work(block: tuple) -> None:
+        images, rows = block
         wide = np.zeros((images.stop - images.start, of.c, *of.padded), of.kind)
         for first, last in rows:
-            columns = np.matmul(taps, _rows(dy[images], of, first, last))
             under = _under(wide, of, first, last)
-            columns = columns.reshape(under.shape)
+            columns = np.matmul(taps, _rows(dy[images], of, first, last)).reshape(under.shape)
 
             def add(lo: int, hi: int) -> None:
                 for r in range(of.kernel[0]):
                     for q in range(of.kernel[1]):
                         under[lo:hi, r, q] += columns[lo:hi, r, q]  # noqa: B023
 
-            _blocks.over(of.c, -(-of.c // _blocks.threads()), add, columns.size)
+            _by_channels(of.c, add, columns.size)
         dx[images] = wide[:, :, top : top + of.h, left : left + of.w]
-    return dx
+
+    _blocks.apart(of.blocks(), work)
+
+
+def _gathered_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: _Shape) -> None:
+    """dx of a strided kernel by blocks of images: each phase of dx is a convolution of dy."""
+    back = _Back(of)
+    weight = weight.reshape(of.groups, -1, *weight.shape[1:]).swapaxes(1, 2)  # (groups, C / groups, O / groups, kh, kw)
+    kernels = [
+        np.ascontiguousarray(weight[..., *t.at][..., ::-1, ::-1], of.kind).reshape(of.groups, of.c // of.groups, -1)
+        for t in back.phases
+    ]
+    most = max(t.taps[0] * t.taps[1] for t in back.phases)
+
+    def work(block: tuple) -> None:
+        images, _ = block
+        wide, out = back.around(dy[images]), dx[images]
+        n = len(wide)
+        step = max(1, COLUMN_BYTES // (n * of.o * most * back.full[1] * of.kind.itemsize))
+        if len(back.phases) < math.prod(of.stride):
+            out[...] = 0
+        for t, taps in zip(back.phases, kernels):
+            for first in range(0, back.size[0], step):
+                rows = min(step, back.size[0] - first)
+                columns = np.empty((of.o, *t.taps, n, rows * back.full[1]), of.kind)
+
+                def copy(lo: int, hi: int) -> None:
+                    columns[lo:hi] = back.runs(wide[:, lo:hi], t, first, rows).transpose(1, 2, 3, 0, 4)  # noqa: B023
+
+                _by_channels(of.o, copy, columns.size)
+                total = np.matmul(taps, columns.reshape(of.groups, taps.shape[2], -1))
+                back.put(total.reshape(of.c, n, rows, back.full[1]).swapaxes(0, 1), out, t, first)
+
+    _blocks.apart(of.blocks(), work)
 
 
 def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) -> np.ndarray:
-    if of.winograd:
+    def work(block: tuple) -> np.ndarray:
+        images, rows = block
+        pixels = _Pixels(x[images], of)
+        parts = [
+            np.matmul(pixels.rows(dy[images], first, last), pixels.columns(first, last).swapaxes(1, 2))
+            for first, last in rows
+        ]
+        return sum(parts[1:], parts[0])
+
+    if of.n == 0:
+        total = np.zeros(weight.shape, of.kind)
+    elif of.winograd:
         total = _winograd.weight_gradient(dy, x, of.padding)
-        return arranged(total.astype(weight.dtype, copy=False), weight.like().order)
-    total = np.zeros((of.groups, of.o // of.groups, of.depth), of.kind)
-    for images, rows in of.blocks():
-        wide = _padded(x[images], of)
-        for first, last in rows:
-            under = _columns(wide, of, first, last).swapaxes(1, 2)
-            total += np.matmul(_rows(dy[images], of, first, last), under)
-    return arranged(total.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
+    else:
+        total = _blocks.total(of.blocks(), work).reshape(weight.shape)
+    return arranged(total.astype(weight.dtype, copy=False), weight.like().order)
 
 
-# --- depthwise -------------------------------------------------------------------------------------------------------
+# --- images split by the stride: for strided kernels and for depthwise ones ------------------------------------------
 
 
 class _Taps(NamedTuple):
@@ -240,11 +336,15 @@ def _planes(x: np.ndarray, of: _Shape) -> np.ndarray:
     (sh, sw), ((top, _), (left, _)) = of.stride, of.padding
     height, width = of.padded
     planes = np.zeros((sh, sw, *x.shape[:2], -(-height // sh) + 1, -(-width // sw)), of.kind)
-    for a in range(sh):
-        for b in range(sw):
-            i, j = -(-max(0, top - a) // sh), -(-max(0, left - b) // sw)
-            part = x[:, :, i * sh + a - top :: sh, j * sw + b - left :: sw]
-            planes[a, b, :, :, i : i + part.shape[2], j : j + part.shape[3]] = part
+
+    def split(lo: int, hi: int) -> None:
+        for a in range(sh):
+            for b in range(sw):
+                i, j = -(-max(0, top - a) // sh), -(-max(0, left - b) // sw)
+                part = x[:, lo:hi, i * sh + a - top :: sh, j * sw + b - left :: sw]
+                planes[a, b, :, lo:hi, i : i + part.shape[2], j : j + part.shape[3]] = part
+
+    _by_channels(x.shape[1], split, planes.size)
     return planes
 
 
@@ -253,6 +353,40 @@ def _runs(plane: np.ndarray, start: Sequence[int], step: tuple, count: tuple, le
     n, c, row, item = plane.strides
     shape = (*plane.shape[:2], *count, length)
     return as_strided(plane[:, :, start[0] :, start[1] :], shape, (n, c, step[0] * row, step[1] * item, item))
+
+
+class _Back:
+    """How dx comes of dy: each of its phases is a convolution of dy with the taps that fall on it, turned around."""
+
+    def __init__(self, of: _Shape):
+        self.of, self.phases = of, _taps_by_phase(of)
+        reach = [[t.start[a] + t.step[a] * (t.taps[a] - 1) for t in self.phases] for a in (0, 1)]
+        self.fringe = [max(r) for r in reach]
+        """Zeros before dy."""
+        self.size = [-(-p // s) for p, s in zip(of.padded, of.stride)]
+        """Of a phase, its padding included."""
+        self.full = [max(o, s) + f for o, s, f in zip(of.size, self.size, self.fringe)]
+
+    def around(self, dy: np.ndarray) -> np.ndarray:
+        """dy with zeros around it, and a row more for the last run."""
+        wide = np.zeros((*dy.shape[:2], self.full[0] + 1, self.full[1]), self.of.kind)
+        (top, left), (oh, ow) = self.fringe, self.of.size
+        wide[:, :, top : top + oh, left : left + ow] = dy
+        return wide
+
+    def runs(self, wide: np.ndarray, t: _Taps, first: int, rows: int) -> np.ndarray:
+        """A view (n, c, *taps, rows · full width): what is under each tap for some rows of the phase."""
+        start = [f - s - d * (k - 1) for f, s, d, k in zip(self.fringe, t.start, t.step, t.taps)]
+        return _runs(wide, (start[0] + first, start[1]), t.step, t.taps, rows * self.full[1])
+
+    def put(self, total: np.ndarray, dx: np.ndarray, t: _Taps, first: int) -> None:
+        """Rows of a phase from ``first`` on, (n, c, rows, full width), to where they belong in dx."""
+        (sh, sw), ((top, _), (left, _)) = self.of.stride, self.of.padding
+        i, j = -(-max(0, top - t.phase[0]) // sh), -(-max(0, left - t.phase[1]) // sw)
+        skip = max(0, i - first)
+        to = dx[:, :, (first + skip) * sh + t.phase[0] - top :: sh, j * sw + t.phase[1] - left :: sw]
+        rows = max(0, min(total.shape[2] - skip, to.shape[2]))
+        to[:, :, :rows] = total[:, :, skip : skip + rows, j : j + to.shape[3]]
 
 
 def _pieces(columns: np.ndarray, rows: int) -> np.ndarray:
@@ -306,28 +440,20 @@ def _depthwise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _
 
 def _depthwise_input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: _Shape) -> None:
     """Each phase of dx is a convolution of dy with the taps that fall on it, turned around."""
-    many, (sh, sw), ((top, _), (left, _)) = of.o // of.groups, of.stride, of.padding
-    groups, weight = _taps_by_phase(of), weight.astype(of.kind, copy=False).reshape(of.c, many, *of.kernel)
-    fringe = [max(t.start[a] + t.step[a] * (t.taps[a] - 1) for t in groups) for a in (0, 1)]
-    size = [-(-p // s) for p, s in zip(of.padded, of.stride)]
-    full = [max(o, s) + f for o, s, f in zip(of.size, size, fringe)]
+    back, many = _Back(of), of.o // of.groups
+    weight = weight.astype(of.kind, copy=False).reshape(of.c, many, *of.kernel)
 
     def work(images: slice, channels: slice) -> None:
-        g = dy[images, channels.start * many : channels.stop * many]
-        wide = np.zeros((*g.shape[:2], full[0] + 1, full[1]), of.kind)
-        wide[:, :, fringe[0] : fringe[0] + of.size[0], fringe[1] : fringe[1] + of.size[1]] = g
+        wide = back.around(dy[images, channels.start * many : channels.stop * many])
         out = dx[images, channels]
-        if len(groups) < sh * sw:
+        if len(back.phases) < math.prod(of.stride):
             out[...] = 0
-        for t in groups:
-            start = [f - s - d * (k - 1) for f, s, d, k in zip(fringe, t.start, t.step, t.taps)]
-            runs = _runs(wide, start, t.step, t.taps, size[0] * full[1])
-            columns = np.ascontiguousarray(runs).reshape(len(g), -1, many * t.taps[0] * t.taps[1], runs.shape[-1])
+        for t in back.phases:
+            columns = np.ascontiguousarray(back.runs(wide, t, 0, back.size[0]))
+            columns = columns.reshape(len(wide), -1, many * t.taps[0] * t.taps[1], columns.shape[-1])
             taps = np.ascontiguousarray(weight[channels, :, *t.at][..., ::-1, ::-1]).reshape(out.shape[1], 1, 1, -1)
-            total = np.matmul(taps, _pieces(columns, size[0])).reshape(*out.shape[:2], size[0], full[1])
-            i, j = -(-max(0, top - t.phase[0]) // sh), -(-max(0, left - t.phase[1]) // sw)
-            to = out[:, :, i * sh + t.phase[0] - top :: sh, j * sw + t.phase[1] - left :: sw]
-            to[...] = total[:, :, i : i + to.shape[2], j : j + to.shape[3]]
+            total = np.matmul(taps, _pieces(columns, back.size[0])).reshape(*out.shape[:2], back.size[0], back.full[1])
+            back.put(total, out, t, 0)
 
     _over_planes(of, work)
 

@@ -11,7 +11,6 @@ import numpy as np
 from . import _blocks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
-BLOCK = 1 << 14
 
 
 def _order(x: np.ndarray) -> list[int]:
@@ -39,7 +38,7 @@ def _over(arrays: Sequence[np.ndarray], written: Sequence[int], update: Callable
                 if blocks[i] is not views[i]:
                     views[i][...] = blocks[i]
 
-    _blocks.each(arrays[0].size, BLOCK, work)
+    _blocks.each(arrays[0].size, _blocks.CHAIN, work)
 
 
 def _refuses(*lists: Any) -> str | None:
