@@ -139,6 +139,9 @@ class Library:
         """Makes ``device`` current."""
         return contextlib.nullcontext()
 
+    def is_current(self, device: str) -> bool:
+        return True
+
 
 class _CuPy(Library):
     name = "cupy"
@@ -160,6 +163,11 @@ class _CuPy(Library):
         import cupy
 
         return cupy.cuda.Device(int(device.split(":")[1]))
+
+    def is_current(self, device: str) -> bool:
+        import cupy
+
+        return cupy.cuda.runtime.getDevice() == int(device.split(":")[1])
 
 
 class _Torch(Library):
@@ -186,6 +194,11 @@ class _Torch(Library):
         import torch
 
         return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
+
+    def is_current(self, device: str) -> bool:
+        import torch
+
+        return device == "cpu" or torch.cuda.current_device() == int(device.split(":")[1])
 
 
 NUMPY, CUPY, TORCH = Library(), _CuPy(), _Torch()

@@ -94,12 +94,40 @@ class Plan(NamedTuple):
     inputs: tuple
     rule: Rule
     needs: tuple[str, ...]
-    direct: bool
-    """NumPy arrays for a NumPy function: nothing to convert, nothing to allocate for it."""
+    bridge: Bridge | None
+    """None for NumPy arrays and a NumPy function: nothing to convert, nothing to allocate for it."""
     home: Library
     device: str
     reasons: dict[str, str]
     """Why each backend that stood before the chosen one did not serve the call."""
+
+    def run_forward(self, inputs: Sequence[Any], values: dict[str, Any]) -> tuple[tuple, dict]:
+        """(outputs, what backward needs by name), the caller's own arrays where an input or an output is saved."""
+        options = self.options | values if values else self.options
+        if self.bridge is None:
+            return self.forward(*inputs, needs=self.needs, **options)
+        names, bridge = self.op.inputs, self.bridge
+        with bridge.entered():
+            given = [bridge.inward(x, n in self.op.updates) for x, n in zip(inputs, names)]
+            outputs, saved = self.forward(*given, needs=self.needs, **bridge.extra, **options)
+            outputs = tuple(map(bridge.outward, outputs))
+            if not saved:
+                return outputs, saved
+            own = dict(zip(names, inputs)) | dict(zip(self.rule.outputs, outputs))
+            return outputs, {k: own[k] if k in own else bridge.outward(a) for k, a in saved.items()}
+
+    def run_backward(self, dys: Sequence[Any], saved: dict[str, Any], values: dict[str, Any], needs: tuple) -> tuple:
+        """One gradient for each input, None where ``needs`` (some of the plan's) does not name it."""
+        assert self.backward is not None
+        options = self.options | values if values else self.options
+        if self.bridge is None:
+            return self.backward(tuple(dys), saved, inputs=self.inputs, needs=needs, **options)
+        bridge = self.bridge
+        with bridge.entered():
+            given = tuple(map(bridge.inward, dys))
+            kept = {k: bridge.inward(a) for k, a in saved.items()}
+            grads = self.backward(given, kept, inputs=self.inputs, needs=needs, **bridge.extra, **options)
+            return tuple(map(bridge.outward, grads))
 
 
 class Call:
@@ -125,15 +153,7 @@ class Call:
             if dy is not None and (tuple(dy.shape) != out.shape or arrays.library(dy).dtype(dy) != out.dtype):
                 came = f"{arrays.library(dy).dtype(dy)}{list(dy.shape)}"
                 raise RuntimeError(f"{plan.op.name}: dy of {name}: the rule is dy.shape, dtype = {out}; got {came}")
-        options = plan.options | self.values if self.values else plan.options
-        if plan.direct:
-            return plan.backward(dys, self.saved, inputs=plan.inputs, needs=plan.needs, **options)
-        return _convert_and_run(
-            plan,
-            lambda v, **extra: plan.backward(
-                v(dys), v(self.saved), inputs=plan.inputs, needs=plan.needs, **extra, **options
-            ),  # type: ignore[misc]
-        )
+        return plan.run_backward(dys, self.saved, self.values, plan.needs)
 
 
 _plans: dict[tuple, Plan] = {}
@@ -147,6 +167,19 @@ def forward(
 
     Raises what the op's rule raises for a wrong call, and Refused where the policy leaves nobody to compute it.
     """
+    plan, values = plan_for(op, inputs, needs, options)
+    try:
+        outputs, saved = plan.run_forward(inputs, values)
+    except Exception as error:  # of the data: a label out of range
+        _name(error, op)
+        raise
+    return outputs, Call(plan, saved, values) if needs else None
+
+
+def plan_for(
+    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]
+) -> tuple[Plan, dict[str, Any]]:
+    """(who computes the call, its dynamic options). Computes nothing; raises as ``forward`` does."""
     values = {}
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
@@ -163,25 +196,7 @@ def forward(
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
-    given = plan.options | values if values else plan.options
-    try:
-        if plan.direct:
-            outputs, saved = plan.forward(*inputs, needs=needs, **given)
-            return outputs, Call(plan, saved, values) if needs else None
-        outputs, saved = _convert_and_run(
-            plan,
-            lambda v, **extra: plan.forward(
-                *(v(x, n in op.updates) for x, n in _named(op, inputs)), needs=needs, **extra, **given
-            ),
-        )
-    except Exception as error:  # of the data: a label out of range
-        _name(error, op)
-        raise
-    if not needs:
-        return outputs, None
-    # A saved input is the caller's own array, not our view of it.
-    saved = {k: inputs[op.inputs.index(k)] if k in op.inputs else s for k, s in saved.items()}
-    return outputs, Call(plan, saved, values)
+    return plan, values
 
 
 def _name(error: Exception, op: Op) -> None:
@@ -225,10 +240,6 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def _named(op: Op, inputs: Sequence[Any]) -> Iterator[tuple[Any, str]]:
-    return zip(inputs, op.inputs)
-
-
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
@@ -249,8 +260,8 @@ def _make_plan(op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, A
     forward, backward = _functions(op, chosen)
     if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
         forward = _checked(op.check, forward)
-    direct = home is NUMPY and chosen in ("numpy", "definition")
-    return Plan(op, chosen, forward, backward, full, specs, rule, needs, direct, home, device, reasons)
+    bridge = None if home is NUMPY and chosen in ("numpy", "definition") else Bridge(home, chosen, device)
+    return Plan(op, chosen, forward, backward, full, specs, rule, needs, bridge, home, device, reasons)
 
 
 def _check_call(op: Op, inputs: Sequence[Any], needs: Sequence[str], options: dict[str, Any]) -> None:
@@ -394,36 +405,41 @@ def _report(op: Op, chosen: str, reasons: dict[str, str], device: str) -> None:
 # --- arrays that are not NumPy's, and functions that want other arrays -----------------------------------------------
 
 
-def _convert_and_run(plan: Plan, run: Callable) -> Any:
-    """Run with every array viewed as the backend's own library's, and the results viewed as the caller's again."""
-    backend, home, device = plan.backend, plan.home, plan.device
-    target = HOME.get(backend) or ("numpy" if device == "cpu" else "cupy")
-    if backend == "cuda" and device == "cpu":
-        target = "numpy"  # emulated
+class Bridge:
+    """How arrays cross from the caller's library to the one that a backend's functions take, and back."""
 
-    def inward(value: Any, writeable: bool = False) -> Any:
-        if isinstance(value, dict):
-            return {k: inward(a) for k, a in value.items()}
-        if (home.name, target) == ("numpy", "torch"):
+    def __init__(self, home: Library, backend: str, device: str):
+        self.home, self.device = home, device
+        self.target = HOME.get(backend) or ("numpy" if device == "cpu" else "cupy")
+        if backend == "cuda" and device == "cpu":
+            self.target = "numpy"  # emulated
+        native = backend in ("definition", "numpy")
+        self.extra = {} if native else {"empty": _allocator(home, self.target, device)}
+        self._lent = (home.name, self.target) == ("numpy", "torch")
+
+    def entered(self) -> contextlib.AbstractContextManager:
+        """The device and the caller's stream are the current ones inside."""
+        if self.device == "cpu" or (self.home.name == self.target and self.home.is_current(self.device)):
+            return _NOTHING
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.home.on(self.device))
+        stack.enter_context(_same_stream(self.home.name, self.target, self.device))
+        return stack
+
+    def inward(self, x: Any, writeable: bool = False) -> Any:
+        """An array, None or a list of them as the backend's own; read-only unless the op updates it."""
+        if self._lent:
             return (
-                [inward(a) for a in value]
-                if isinstance(value, list | tuple)
-                else None
-                if value is None
-                else arrays.lend_to_torch(value)
+                [*map(self.inward, x)] if isinstance(x, list | tuple) else x if x is None else arrays.lend_to_torch(x)
             )
-        return arrays.view(value, home.name, target, writeable)
+        return arrays.view(x, self.home.name, self.target, writeable)
 
-    def outward(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: outward(a) for k, a in value.items()}
-        if isinstance(value, tuple):
-            return tuple(outward(a) for a in value)
-        return arrays.view(value, target, home.name)
+    def outward(self, x: Any) -> Any:
+        """A result as the caller's own."""
+        return arrays.view(x, self.target, self.home.name)
 
-    extra = {} if backend in ("definition", "numpy") else {"empty": _allocator(home, target, device)}
-    with home.on(device), _same_stream(home.name, target, device):
-        return outward(run(inward, **extra))
+
+_NOTHING = contextlib.nullcontext()
 
 
 _poison = False
