@@ -177,22 +177,27 @@ def forward(
 
 
 def plan_for(
-    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]
+    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any], like: Any = None
 ) -> tuple[Plan, dict[str, Any]]:
-    """(who computes the call, its dynamic options). Computes nothing; raises as ``forward`` does."""
+    """(who computes the call, its dynamic options). Computes nothing; raises as ``forward`` does.
+
+    like: an array that lives where the call's do, when some of ``inputs`` are Specs.
+    """
     values = {}
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
         options = {k: v for k, v in options.items() if k not in op.dynamic}
     try:
         key = (op, _policy.get(), needs, *map(_signature, inputs), *options.items())
+        if like is not None:
+            key += (_signature(like),)
         plan = _plans.get(key)
     except TypeError:  # an option is a list, or an input no array
         options = {k: _frozen(v) for k, v in options.items()}
         key = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items())
         plan = _plans.get(key)
     if plan is None:
-        plan = _make_plan(op, inputs, needs, options)
+        plan = _make_plan(op, inputs, needs, options, like)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -219,8 +224,8 @@ def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> 
 def _signature(x: Any) -> Any:
     if type(x) is arrays.np.ndarray:
         return x.shape, x.dtype, x.strides
-    if x is None:
-        return None
+    if x is None or type(x) is Spec:
+        return x
     if type(x) is list or type(x) is tuple:
         return tuple(map(_signature, x))
     return arrays.library(x).signature(x)
@@ -243,9 +248,11 @@ def _frozen(value: Any) -> Any:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def _make_plan(op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, Any], quiet: bool = False) -> Plan:
+def _make_plan(
+    op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, Any], like: Any = None, quiet: bool = False
+) -> Plan:
     _check_call(op, inputs, needs, options)
-    home, device = _home(op, inputs)
+    home, device = _home(op, inputs if like is None else [like])
     specs = tuple(arrays.spec(x) for x in inputs) + (None,) * (len(op.inputs) - len(inputs))
     fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
     try:

@@ -21,6 +21,7 @@ LEVELS = [  # what a module may import stands below it
     {"cli"},
     {"demo", "bench"},
     {"train", "testing"},
+    {"torch"},
     {"layers"},
     {"ops"},
     {"dispatch"},

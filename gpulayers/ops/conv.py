@@ -21,6 +21,8 @@ def _sides(padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Sides:
         raise ShapeError(
             "padding", '"same", "valid", an integer, a pair or ((top, bottom), (left, right))', repr(padding)
         )
+    if isinstance(padding, list | tuple) and len(padding) == 4:  # top, bottom, left, right
+        padding = (padding[:2], padding[2:])
     if isinstance(padding, list | tuple) and len(padding) == 2 and all(isinstance(p, list | tuple) for p in padding):
         return pair("padding", padding[0], 0), pair("padding", padding[1], 0)
     (height, width) = pair("padding", padding, 0)

@@ -1,0 +1,35 @@
+"""What autocast does to an op's inputs. torch's rules, which differ by device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOWER = "lower"
+"""To the 16-bit dtype of autocast."""
+FLOAT32 = "float32"
+LOSS = FLOAT32
+ON_CUDA = {"cuda": FLOAT32}
+"""To float32 on CUDA, unchanged on the CPU."""
+
+
+def cast(rule: str | dict[str, str] | None, args: Sequence[Any], n: int) -> tuple:
+    """``args`` with the first ``n``, the inputs, as autocast wants them; all unchanged where it is off."""
+    args = tuple(args)
+    device = next((t.device.type for t in args[:n] if t is not None), "cpu")
+    if isinstance(rule, dict):
+        rule = rule.get(device)
+    if rule is None or not torch.is_autocast_enabled(device):
+        return args
+    dtype = torch.float32 if rule == FLOAT32 else torch.get_autocast_dtype(device)
+    return (*[_to(t, dtype, device) for t in args[:n]], *args[n:])
+
+
+def _to(x: Any, dtype: torch.dtype, device: str) -> Any:
+    eligible = (
+        isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not torch.float64 and x.device.type == device
+    )
+    return x.to(dtype) if eligible else x

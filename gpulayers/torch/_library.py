@@ -1,0 +1,242 @@
+"""An op as two ``torch.library`` custom ops, forward and backward: for whatever traces.
+
+Forward returns the outputs, then what is saved besides inputs and outputs (empty tensors where nothing is), then fresh
+copies of what the op updates. Shapes, dtypes and strides come from the op's rule, so symbolic sizes do too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpulayers import arrays, dispatch
+from gpulayers.arrays import Spec
+from gpulayers.ops._op import Op, RuleError
+
+NAMESPACE = "gpulayers"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_DTYPES = (*arrays.FLOATS, arrays.int64, *map(arrays.np.dtype, ("int8", "int16", "int32", "uint8", "bool")))
+_EMPTY = 0
+"""Elements of a tensor that stands for nothing: custom ops return no None."""
+
+
+def spec_of(x: Any) -> Spec | None:
+    """The Spec of a tensor, of a fake one too: sizes may be symbolic."""
+    if x is None:
+        return None
+    shape, dtype = tuple(x.shape), arrays.from_torch_dtype(x.dtype)
+    if x.is_contiguous():
+        return Spec(shape, dtype)
+    return Spec(shape, dtype, *arrays.layout.__wrapped__(shape, tuple(x.stride())))
+
+
+def pack(specs: Sequence[Spec | None]) -> list:
+    """Specs as one list of integers, which a schema can carry; sizes may be symbolic."""
+    packed: list = []
+    for s in specs:
+        if s is None:
+            packed.append(-1)
+        else:
+            order = (-1,) * s.ndim if s.order is None else s.order
+            packed += [s.ndim, _DTYPES.index(s.dtype), int(s.contiguous), *order, *s.shape]
+    return packed
+
+
+def unpack(packed: Sequence[Any]) -> list[Spec | None]:
+    specs: list[Spec | None] = []
+    at = 0
+    while at < len(packed):
+        ndim = int(packed[at])
+        if ndim < 0:
+            specs.append(None)
+            at += 1
+            continue
+        dtype, dense = _DTYPES[int(packed[at + 1])], bool(packed[at + 2])
+        order, shape = packed[at + 3 : at + 3 + ndim], packed[at + 3 + ndim : at + 3 + 2 * ndim]
+        unordered = not ndim or int(order[0]) < 0
+        specs.append(Spec(tuple(shape), dtype, None if unordered else tuple(map(int, order)), dense))
+        at += 3 + 2 * ndim
+    return specs
+
+
+def _fresh(spec: Spec, like: Tensor) -> Tensor:
+    dtype = arrays.to_torch_dtype(spec.dtype)
+    return like.new_empty_strided(spec.shape, spec.strides, dtype=dtype)
+
+
+class LibraryOp:
+    """``gpulayers::<op>`` and ``gpulayers::<op>_backward``."""
+
+    def __init__(
+        self,
+        op: Op,
+        schema: str,
+        options: Sequence[str],
+        outputs: Sequence[str],
+        buffers: Sequence[str],
+        autocast: Callable,
+    ):
+        self.op, self._cast = op, autocast
+        self.options, self.outputs, self.buffers = tuple(options), tuple(outputs), tuple(buffers)
+        self.inputs, self.n = op.inputs, len(op.inputs)
+        self.updated = [i for i, n in enumerate(op.inputs) if n in op.updates]
+        tail = f", {schema}" if schema else ""
+        ins = ", ".join(f"Tensor{'' if i < op.required else '?'} {n}" for i, n in enumerate(op.inputs))
+        count = len(self.outputs) + len(self.buffers) + len(self.updated)
+        kept = [*op.inputs, *(f"out_{y}" for y in self.outputs), *self.buffers]
+        back = ", ".join([f"Tensor? d_{y}" for y in self.outputs] + [f"Tensor? {k}" for k in kept])
+        self.forward = self._define(op.name, f"({ins}{tail}, bool save) -> {_returns(count)}", self._forward)
+        self.backward = self._define(
+            f"{op.name}_backward",
+            f"({back}, SymInt[] specs{tail}, bool[] needs) -> {_returns(len(op.differentiable))}",
+            self._backward,
+        )
+        name = f"{NAMESPACE}::{op.name}"
+        torch.library.register_fake(name, self._fake_forward, lib=LIBRARY)
+        torch.library.register_fake(f"{name}_backward", self._fake_backward, lib=LIBRARY)
+        torch.library.register_autograd(name, self._differentiate, setup_context=self._keep, lib=LIBRARY)
+        torch.library.register_autograd(
+            f"{name}_backward", self._no_second, setup_context=lambda *a, **k: None, lib=LIBRARY
+        )
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(op.name, self._autocasting(f"Autocast{device}"), f"Autocast{device}", with_keyset=True)
+
+    def _define(self, name: str, schema: str, function: Callable) -> Any:
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(name, function, device)
+        return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def __call__(self, args: Sequence[Any], save: bool) -> Any:
+        """The outputs; what the op updates is updated."""
+        found = self.forward(*args, save)
+        if isinstance(found, Tensor):
+            return found
+        for i, new in zip(self.updated, found[len(found) - len(self.updated) :]):
+            if args[i] is not None:
+                args[i].copy_(new)
+        return _one(tuple(found[: len(self.outputs)]))
+
+    # --- computing ---------------------------------------------------------------------------------------------------
+
+    def _values(self, args: Sequence[Any]) -> dict[str, Any]:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in zip(self.options, args)}
+
+    def _present(self, ins: Sequence[Any]) -> tuple[str, ...]:
+        return tuple(n for n, x in zip(self.inputs, ins) if x is not None and n in self.op.differentiable)
+
+    def _forward(self, *args: Any) -> Any:
+        *ins, save = args[: self.n] + args[-1:]
+        for i in self.updated:
+            ins[i] = None if ins[i] is None else ins[i].clone()
+        outputs, call = dispatch.forward(
+            self.op, ins, self._present(ins) if save else (), self._values(args[self.n : -1])
+        )
+        saved = {} if call is None else call.saved
+        news = [saved[b] if b in saved else ins[0].new_empty(_EMPTY) for b in self.buffers]
+        copies = [ins[0].new_empty(_EMPTY) if ins[i] is None else ins[i] for i in self.updated]
+        missing = [ins[0].new_empty(_EMPTY)] * (len(self.outputs) - len(outputs))
+        return _one((*outputs, *missing, *news, *copies))
+
+    def _backward(self, *args: Any) -> Any:
+        outs, n, kept = len(self.outputs), self.n, self.n + len(self.outputs) + len(self.buffers)
+        dys, tensors = args[:outs], args[outs : outs + kept]
+        packed, options, flags = args[outs + kept], args[outs + kept + 1 : -1], args[-1]
+        specs = unpack(packed)
+        names = [*self.inputs, *self.outputs, *self.buffers]
+        saved = {k: t for k, t in zip(names, tensors) if t is not None}
+        ins = [s if t is None else t for s, t in zip(specs, tensors[:n])]
+        like = next(dy for dy in dys if dy is not None)
+        needs = tuple(k for k, wanted in zip(self.op.differentiable, flags) if wanted)
+        plan, values = dispatch.plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
+        grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, values, needs)))
+        return _one(tuple(like.new_empty(_EMPTY) if k not in needs else grads[k] for k in self.op.differentiable))
+
+    # --- what comes out, without computing ---------------------------------------------------------------------------
+
+    def _rule(self, specs: Sequence[Spec | None], needs: tuple, options: Sequence[Any]) -> Any:
+        given = self.op.options | self._values(options)
+        try:
+            return self.op.rule(*specs, needs=needs, **{k: v for k, v in given.items() if k not in self.op.dynamic})
+        except RuleError as error:
+            error.where = self.op.name
+            raise
+
+    def _fake_forward(self, *args: Any) -> Any:
+        *ins, save = args[: self.n] + args[-1:]
+        rule = self._rule([*map(spec_of, ins)], self._present(ins) if save else (), args[self.n : -1])
+        outputs = [
+            _fresh(rule.outputs[y], ins[0]) if y in rule.outputs else ins[0].new_empty(_EMPTY) for y in self.outputs
+        ]
+        news = [_fresh(rule.saved[b], ins[0]) if b in rule.saved else ins[0].new_empty(_EMPTY) for b in self.buffers]
+        copies = [ins[0].new_empty(_EMPTY) if ins[i] is None else torch.empty_like(ins[i]) for i in self.updated]
+        return _one((*outputs, *news, *copies))
+
+    def _fake_backward(self, *args: Any) -> Any:
+        outs, kept = len(self.outputs), self.n + len(self.outputs) + len(self.buffers)
+        packed, options, flags = args[outs + kept], args[outs + kept + 1 : -1], args[-1]
+        specs = unpack(packed)
+        rule = self._rule(specs, self._present(specs), options)
+        like = next(dy for dy in args[:outs] if dy is not None)
+        by_name = dict(zip(self.inputs, specs))
+
+        def grad(name: str, wanted: bool) -> Tensor:
+            spec = by_name[name]
+            if not wanted or spec is None:
+                return like.new_empty(_EMPTY)
+            return _fresh((rule.grads or {}).get(name) or spec.like(), like)
+
+        return _one(tuple(map(grad, self.op.differentiable, flags)))
+
+    # --- gradients ---------------------------------------------------------------------------------------------------
+
+    def _keep(self, ctx: Any, inputs: tuple, output: Any) -> None:
+        *ins, save = inputs[: self.n] + inputs[-1:]
+        if not save:
+            raise RuntimeError(f"{NAMESPACE}::{self.op.name}: called with save=False, it cannot be differentiated")
+        found = (output,) if isinstance(output, Tensor) else tuple(output)
+        outputs, news = found[: len(self.outputs)], found[len(self.outputs) : len(self.outputs) + len(self.buffers)]
+        ctx.options, ctx.specs = inputs[self.n : -1], [*map(spec_of, ins)]
+        needs = tuple(n for n, x, m in zip(self.inputs, ins, ctx.needs_input_grad) if x is not None and m)
+        rule = self._rule(ctx.specs, tuple(n for n in needs if n in self.op.differentiable), ctx.options)
+        own = dict(zip([*self.inputs, *self.outputs, *self.buffers], [*ins, *outputs, *news]))
+        ctx.save_for_backward(*[t if k in rule.saved else None for k, t in own.items()])
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[t for t in outputs if not t.is_floating_point()], *found[len(outputs) :])
+
+    def _differentiate(self, ctx: Any, *dys: Any) -> tuple:
+        none = (None,) * (len(self.options) + 1)
+        dys = dys[: len(self.outputs)]
+        if all(dy is None for dy in dys):
+            return (None,) * self.n + none
+        wanted = dict(zip(self.inputs, ctx.needs_input_grad))
+        flags = [wanted[k] for k in self.op.differentiable]
+        found = self.backward(*dys, *ctx.saved_tensors, pack(ctx.specs), *ctx.options, flags)
+        grads = dict(zip(self.op.differentiable, (found,) if isinstance(found, Tensor) else found))
+        return tuple(grads[n] if n in grads and wanted[n] else None for n in self.inputs) + none
+
+    def _no_second(self, ctx: Any, *dys: Any) -> Any:
+        raise NotImplementedError(
+            f"{NAMESPACE}::{self.op.name}: no gradient of its gradient where it is traced; call it in eager mode"
+        )
+
+    def _autocasting(self, key: str) -> Callable:
+        off = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(_: Any, *args: Any) -> Any:
+            cast = self._cast(*args)
+            with torch._C._ExcludeDispatchKeyGuard(off):
+                return self.forward(*cast)
+
+        return kernel
+
+
+def _returns(count: int) -> str:
+    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+
+
+def _one(found: tuple) -> Any:
+    return found[0] if len(found) == 1 else found

@@ -1,0 +1,223 @@
+"""One op as a torch function. Two roads lead to it:
+
+- plain tensors in eager mode take the short one: the plan of ``dispatch``, and with gradients an ``autograd.Function``;
+- whatever traces (``torch.compile``, export, fake tensors, dispatch modes) meets the same op as a ``torch.library``
+  custom op (``_library.py``).
+
+Under ``torch.func`` and forward-mode differentiation torch's own function computes, and so it does for a call that the
+op's rule refuses: torch serves it or raises its own error, with the rule as a note. Each such call is logged once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from gpulayers import dispatch
+from gpulayers.ops._op import Op, RuleError
+from gpulayers.torch import _autocast
+from gpulayers.torch._library import LibraryOp
+
+_is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+_any_requires_grad = torch._C._any_requires_grad
+_any_autocast = torch._C._is_any_autocast_enabled
+_transforming = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+_scripting = torch._C._is_tracing
+_PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class TorchOp:
+    """A torch function made from an op.
+
+    twin: torch's own function of the same positional arguments, the op's inputs and then ``options``.
+    options: those the function passes on, in the words of a torch.library schema ("float eps, bool training").
+    outputs: the names of what it returns; options may leave out the last.
+    buffers: what the op may save besides its inputs and outputs.
+    cast: what autocast does to the inputs, see ``_autocast.py``.
+    again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
+        or None for each input. Needed where what is saved is not the inputs; else the twin is differentiated.
+    """
+
+    def __init__(
+        self,
+        op: Op,
+        twin: Callable,
+        options: str = "",
+        *,
+        outputs: Sequence[str] = ("y",),
+        buffers: Sequence[str] = (),
+        cast: str | dict[str, str] | None = None,
+        again: Callable | None = None,
+    ):
+        self.op, self.twin, self.cast, self.again = op, twin, cast, again
+        self.name, self.n = op.name, len(op.inputs)
+        self.options = tuple(o.split()[-1].partition("=")[0] for o in options.split(",") if o.strip())
+        self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast)
+        self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
+        self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
+        self._function = _function(self)
+        # The C++ function: the Python one above it looks for functorch levels once more.
+        self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
+
+    def __call__(self, *args: Any) -> Any:
+        """The outputs, from the op's inputs and then its options, all positional."""
+        ins = args[: self.n]
+        if _is_compiling():  # first: the compiler must not look into what follows
+            return self._traced(args) if self._serves(ins) else self.twin(*args)
+        if (
+            not _PLAIN.issuperset(map(type, ins))
+            or _transforming()
+            or _modes()
+            or _scripting()
+            or forward_ad._current_level >= 0
+            or not (ins[0].is_cpu or ins[0].is_cuda)
+        ):
+            return self._elsewhere(args)
+        if _any_autocast():
+            args = _autocast.cast(self.cast, args, self.n)
+            ins = args[: self.n]
+        record = _grad_enabled() and _any_requires_grad(*ins)
+        needs = (
+            tuple([n for i, n in self._differentiable if ins[i] is not None and ins[i].requires_grad]) if record else ()
+        )
+        try:
+            plan, values = dispatch.plan_for(self.op, ins, needs, dict(zip(self.options, args[self.n :])))
+        except (RuleError, dispatch.Refused, RuntimeError, TypeError) as why:
+            return self._by_torch(args, why)
+        if record and needs:
+            return self._apply(plan, values, *args)
+        try:
+            outputs, _ = plan.run_forward(ins, values)
+        except RuleError as why:  # of the data: a label out of range
+            why.where = why.where or self.name
+            raise
+        self._mark_updated(ins)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _mark_updated(self, ins: Sequence[Any]) -> None:
+        """Tell autograd that these were written to."""
+        for i in self._updated:
+            if ins[i] is not None:
+                torch.autograd.graph.increment_version(ins[i])
+
+    def _serves(self, ins: Sequence[Any]) -> bool:
+        """Whether a compiler should see the op: what it can tell from dtypes."""
+        return ins[0].dtype in _FLOATS and not _transforming()
+
+    def _traced(self, args: Sequence[Any]) -> Any:
+        args = _autocast.cast(self.cast, args, self.n)
+        ins = args[: self.n]
+        save = _grad_enabled() and any([t is not None and t.requires_grad for t in ins])
+        return self.library(args, save)
+
+    def _elsewhere(self, args: Sequence[Any]) -> Any:
+        """All that is not plain dense tensors in plain eager mode."""
+        ins = args[: self.n]
+        if torch.overrides.has_torch_function(ins):
+            return torch.overrides.handle_torch_function(self, ins, *args)
+        if not isinstance(ins[0], Tensor):
+            return self.twin(*args)
+        if _transforming() or forward_ad._current_level >= 0:
+            return self._by_torch(args, "torch.func and forward-mode differentiation go through torch's own function")
+        try:
+            return self._traced(args) if self._serves(ins) else self.twin(*args)
+        except NotImplementedError as why:  # a tensor subclass of its own kind (DTensor), a device of its own
+            return self._by_torch(args, why)
+
+    def _by_torch(self, args: Sequence[Any], why: Exception | str) -> Any:
+        """torch's own function: it raises what torch.nn raises, or serves what the op does not."""
+        policy = dispatch._policy.get()
+        if isinstance(why, dispatch.Refused) and (policy.strict or "definition" not in policy.backends):
+            raise why
+        try:
+            outputs = self.twin(*args)
+        except Exception as error:
+            if isinstance(why, RuleError):
+                why.where = why.where or self.name
+            error.add_note(f"gpulayers.torch: {why}")
+            raise
+        if policy.strict and isinstance(why, Exception):
+            raise dispatch.Refused(f"{self.name}: strict mode forbids torch's own function ({why})") from None
+        key = (self.name, str(why))
+        if key not in fallbacks:
+            fallbacks.add(key)
+            dispatch.log.log(logging.INFO, "%s runs on torch's own function (%s)", *key)
+        return outputs
+
+    def _autocast(self, *args: Any) -> tuple:
+        return _autocast.cast(self.cast, args, self.n)
+
+    def gradients(
+        self, dys: Sequence[Any], saved: dict[str, Any], plan: dispatch.Plan, options: Sequence[Any], needs: tuple
+    ) -> list:
+        """The gradients as torch's own operations on ``dys`` and ``saved``: they can be differentiated again."""
+        if self.again is not None:
+            return list(self.again(dys, saved, plan.inputs, plan.options | dict(zip(self.options, options))))
+        with torch.enable_grad():
+            # An input that is not saved has no influence on the gradients; views keep equal tensors apart.
+            like = next(t for t in (*dys, *saved.values()) if t is not None)
+            named = [*zip(self.op.inputs, plan.inputs)]
+            ins = [None if s is None else _input(saved.get(n), s, like, n in needs) for n, s in named]
+            found = self.twin(*ins, *options)
+            outputs = [found] if isinstance(found, Tensor) else found
+            pairs = [(y, dy) for y, dy in zip(outputs, dys) if dy is not None]
+            wanted: list = [t for t, n in zip(ins, self.op.inputs) if n in needs]
+            grads = torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs], create_graph=True)
+        left = iter(grads)
+        return [next(left) if n in needs else None for n in self.op.inputs]
+
+    def __repr__(self) -> str:
+        return f"<gpulayers.torch op {self.name}>"
+
+
+fallbacks: set[tuple[str, str]] = set()
+"""(op, reason) of the calls that torch's own function computed."""
+
+
+def _input(x: Tensor | None, spec: Any, like: Tensor, needed: bool) -> Tensor:
+    if x is None:
+        from gpulayers.arrays import to_torch_dtype
+
+        return torch.zeros(spec.shape, dtype=to_torch_dtype(spec.dtype), device=like.device, requires_grad=needed)
+    if needed and not x.requires_grad:
+        return x.detach().requires_grad_()
+    return x.view_as(x)
+
+
+def _function(of: TorchOp) -> type[torch.autograd.Function]:
+    """The op's ``autograd.Function`` of (plan, dynamic options, *inputs, *options). In the old form: ``setup_context``
+    costs 14 µs a call."""
+    n, tail = of.n, (None,) * len(of.options)
+
+    def forward(ctx: Any, plan: Any, values: dict, *args: Any) -> Any:
+        ins = args[:n]
+        outputs, saved = plan.run_forward(ins, values)
+        of._mark_updated(ins)
+        ctx.plan, ctx.values, ctx.names, ctx.options = plan, values, tuple(saved), args[n:]
+        ctx.save_for_backward(*saved.values())
+        ctx.set_materialize_grads(False)
+        if len(outputs) == 1:
+            return outputs[0]
+        ctx.mark_non_differentiable(*[y for y in outputs if not y.is_floating_point()])
+        return outputs
+
+    def backward(ctx: Any, *dys: Any) -> tuple:
+        plan, wanted = ctx.plan, ctx.needs_input_grad
+        if all(dy is None for dy in dys):
+            return (None, None, *(None,) * n, *tail)
+        needs = tuple([name for i, name in of._differentiable if wanted[i + 2]])
+        saved = dict(zip(ctx.names, ctx.saved_tensors))
+        if _grad_enabled():  # create_graph=True
+            return (None, None, *of.gradients(dys, saved, plan, ctx.options, needs), *tail)
+        return (None, None, *plan.run_backward(dys, saved, ctx.values, needs), *tail)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(of.name, (torch.autograd.Function,), members)

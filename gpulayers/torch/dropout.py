@@ -1,0 +1,47 @@
+"""Dropout. The seed is drawn from torch's generator of the input's device, so activation checkpointing replays the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpulayers.ops import dropout as ops
+from gpulayers.torch._op import TorchOp
+
+
+def _dropout_twin(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return F.dropout(x, p)
+
+
+def _dropout_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    return [_dropout(dys[0], saved["seed"], options["p"]), None]
+
+
+_dropout = TorchOp(ops.dropout, _dropout_twin, "float p", again=_dropout_again)
+
+
+def draw_seed(like: Tensor) -> Tensor:
+    """[seed, offset] from torch's generator, on the device of ``like``; the host waits for nothing."""
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=like.device)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.dropout``; the mask is Philox's, the same on every device for the same seed."""
+    if p < 0.0 or p > 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not training:
+        return input
+    y = _dropout(input, draw_seed(input), p)
+    return input.copy_(y) if inplace else y
+
+
+class Dropout(nn.Dropout):
+    """``torch.nn.Dropout`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, self.training, self.inplace)

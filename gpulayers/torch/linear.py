@@ -1,0 +1,29 @@
+"""Linear: ``torch.nn.Linear`` and ``torch.nn.functional.linear``."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpulayers.ops import linear as ops
+from gpulayers.torch import _autocast
+from gpulayers.torch._op import TorchOp
+
+_linear = TorchOp(ops.linear, F.linear, cast=_autocast.LOWER)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b; input: (…, in), weight: (out, in) or (in,), bias: (out,). As ``torch.nn.functional.linear``."""
+    return _linear(input, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Flatten(nn.Flatten):
+    """``torch.nn.Flatten``: a view, nothing to compute."""

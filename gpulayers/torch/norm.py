@@ -1,0 +1,146 @@
+"""Normalisation: batch norm, layer norm, RMS norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpulayers.ops import norm as ops
+from gpulayers.torch import _autocast
+from gpulayers.torch._op import TorchOp
+
+
+def _layer_norm_twin(x: Tensor, weight: Any, bias: Any, shape: Sequence[int], eps: float) -> Tensor:
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+def _rms_norm_twin(x: Tensor, weight: Any, shape: Sequence[int], eps: float | None) -> Tensor:
+    return F.rms_norm(x, shape, weight, eps)
+
+
+def _batch_norm_twin(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> Tensor:
+    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+
+
+def _batch_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    """By what the forward saved: running statistics are constants, the batch's depend on x."""
+    (dy,), x, weight = dys, saved["x"], saved.get("weight")
+    axes, across = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+    wide = x.to(saved["mean"].dtype)
+    if options["training"] or inputs[3] is None:
+        var, mean = torch.var_mean(wide, axes, correction=0)
+        rstd = (var + options["eps"]).rsqrt()
+    else:
+        mean, rstd = saved["mean"], saved["rstd"]
+    xhat, g = (wide - mean.view(across)) * rstd.view(across), dy.to(wide.dtype)
+    dbias, dweight = g.sum(axes), (g * xhat).sum(axes)
+    dx = g
+    if options["training"] or inputs[3] is None:
+        count = x.numel() // x.shape[1]
+        dx = g - (dbias / count).view(across) - xhat * (dweight / count).view(across)
+    scale = rstd if weight is None else rstd * weight.to(wide.dtype)
+    given = [None if s is None else s.dtype for s in inputs[1:3]]
+    kinds = [None if d is None else torch.float32 if str(d) == "float32" else x.dtype for d in given]
+    return [
+        (dx * scale.view(across)).to(x.dtype),
+        None if kinds[0] is None else dweight.to(kinds[0]),
+        None if kinds[1] is None else dbias.to(kinds[1]),
+        None,
+        None,
+    ]
+
+
+_layer_norm = TorchOp(
+    ops.layer_norm,
+    _layer_norm_twin,
+    "SymInt[] normalized_shape, float eps",
+    buffers=("mean", "rstd"),
+    cast=_autocast.ON_CUDA,
+)
+_rms_norm = TorchOp(
+    ops.rms_norm, _rms_norm_twin, "SymInt[] normalized_shape, float? eps", buffers=("rstd",), cast=_autocast.ON_CUDA
+)
+_batch_norm = TorchOp(
+    ops.batch_norm,
+    _batch_norm_twin,
+    "bool training, float momentum, float eps",
+    buffers=("mean", "rstd"),
+    again=_batch_norm_again,
+)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As ``torch.nn.functional.layer_norm``."""
+    return _layer_norm(input, weight, bias, tuple(normalized_shape), eps)
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """As ``torch.nn.functional.rms_norm``."""
+    return _rms_norm(input, weight, tuple(normalized_shape), eps)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As ``torch.nn.functional.batch_norm``: the running statistics are updated in place where ``training``."""
+    if not training and running_mean is None:
+        raise RuntimeError("batch_norm: running_mean: the rule is running_mean given where training = False; got None")
+    return _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """``torch.nn.LayerNorm`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """``torch.nn.RMSNorm`` over gpulayers' kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # a cumulative average
+                momentum = 1.0 / float(self.num_batches_tracked)
+        by_batch = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
+        return batch_norm(input, mean, var, self.weight, self.bias, by_batch, momentum, self.eps)
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` over gpulayers' kernels."""
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` over gpulayers' kernels."""
