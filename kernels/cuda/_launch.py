@@ -75,6 +75,26 @@ def launch(
         launched.add((name, " ".join(str(a.dtype) for a in args if isinstance(a, cupy.ndarray))))
 
 
+def pointer(x: Any) -> int:
+    """The address of an array's first element."""
+    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+
+
+@cache
+def _sms(device: int) -> int:
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+EMULATED_BLOCKS = 3
+
+
+def resident_blocks(x: Any, threads: int) -> int:
+    """Blocks of so many threads that fill the GPU that ``x`` is on."""
+    return EMULATED_BLOCKS if isinstance(x, np.ndarray) else _sms(x.device.id) * min(8, 1024 // threads)
+
+
 def dense(x: Any, order: tuple[int, ...] | None, empty: Callable) -> Any:
     """``x`` dense in this memory order; itself where it is so already. A copy lies in the caller's library's memory:
     a CUDA graph that torch captures keeps no memory of CuPy's alive."""

@@ -1,10 +1,11 @@
-"""Activations in CUDA C++: what ``activation.cu`` is launched with; prelu, rrelu and glu are in _gates.py. Arrays are CuPy's (NumPy's while emulated)."""
+"""Activations in CUDA C++: what ``activation.cu`` is launched with. Arrays are CuPy's (NumPy's while emulated).
+
+prelu, rrelu and glu are in _gates.py.
+"""
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from gpulayers._named import named
 from gpulayers.arrays import spec
@@ -25,8 +26,7 @@ THREADS, PACKS_A_THREAD = 256, 4
 def _launch_over(name: str, arrays: tuple, a: float, b: float) -> None:
     """Launch over dense arrays of one shape and one memory order."""
     x = arrays[0]
-    pointers = [v.ctypes.data if isinstance(v, np.ndarray) else v.data.ptr for v in arrays]
-    aligned = all(p % 16 == 0 for p in pointers)
+    aligned = all(_launch.pointer(v) % 16 == 0 for v in arrays)
     each = PACKS_A_THREAD * (16 // x.itemsize if aligned else 1)
     grid = (min(2**31 - 1, -(-x.size // (THREADS * each))),)
     kernel = f"{name}_{x.dtype}_{'packs' if aligned else 'single'}"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .._layout import around, halved
 from . import _random, _tile
 
 # --- prelu -----------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ class _Channels(NamedTuple):
 
 def _channels(shape: tuple, order: tuple | None, count: int) -> _Channels:
     """count: of the weights: 1, or one for each place along axis 1."""
-    a, c, b = _tile.around(shape, order, 1) if count > 1 else (1, 1, math.prod(shape))
+    a, c, b = around(shape, order, 1) if count > 1 else (1, 1, math.prod(shape))
     steps = c * b, b, 1
     if b == 1:  # channels are neighbours in memory, so A is what a tile walks along
         a, b, steps = 1, a, (0, 1, c)
@@ -217,7 +218,7 @@ def _glu_backward_kernel(dy, x, dx, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr
 
 
 def _launch_over_halves(kernel: Any, x: Any, order: tuple | None, axis: int, *arrays: Any) -> None:
-    m, c, b = _tile.around(tuple(x.shape), order, axis)
+    m, c, b = around(tuple(x.shape), order, axis)
     n = c // 2 * b
     unit, units = _tile.in_units(n)
     block = min(2048, _tile.next_power_of_2(n))
@@ -228,7 +229,7 @@ def _launch_over_halves(kernel: Any, x: Any, order: tuple | None, axis: int, *ar
 
 def glu_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
     order, axis = _tile.order(x), axis % x.ndim
-    y = empty((*x.shape[:axis], x.shape[axis] // 2, *x.shape[axis + 1 :]), x.dtype, order)
+    y = empty(halved(x.shape, axis), x.dtype, order)
     _launch_over_halves(_glu_forward_kernel, x, order, axis, _tile.arranged(x, order), y)
     return (y,), {"x": x} if needs else {}
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .._layout import row_major_steps
 from . import _tile
 
 
@@ -58,23 +59,8 @@ def walk(shape: tuple, order: tuple[int, ...] | None) -> Walk | None:
     """For a dense array in this memory order; None for a rare permutation of four axes or more."""
     if order is None:
         return Walk((1, 1, 0, 0, 1), False, 2048)
-    axes = _axes(shape, order)
+    axes = row_major_steps(shape, order)
     if len(axes) > 3:
         return None
     (_, step0), (n1, step1), (n2, step2) = [(1, 0)] * (3 - len(axes)) + axes
     return Walk((n1, n2, step0, step1, step2), True, 1024)
-
-
-def _axes(shape: tuple, order: tuple) -> list[tuple[int, int]]:
-    """(size, row-major step) of each axis from the slowest to the fastest in memory, joined where they can be."""
-    steps, step = [0] * len(shape), 1
-    for a in reversed(range(len(shape))):
-        steps[a] = step
-        step *= shape[a]
-    joined: list[tuple[int, int]] = []
-    for a in order:
-        if joined and joined[-1][1] == steps[a] * shape[a]:
-            joined[-1] = joined[-1][0] * shape[a], steps[a]
-        elif shape[a] != 1:
-            joined.append((shape[a], steps[a]))
-    return joined

@@ -6,7 +6,6 @@ on torch's meta device (where it compiles them). They take memory only from the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -143,13 +142,6 @@ def arranged(x: Any, axes: tuple[int, ...] | None) -> Any:
     if layout(tuple(x.shape), tuple(x.stride())) == (axes, True):
         return x
     return (x if axes is None else x.permute(axes)).contiguous()
-
-
-def around(shape: Sequence[int], axes: tuple[int, ...] | None, axis: int) -> tuple[int, int, int]:
-    """(A, C, B): how many elements of a dense array lie in memory outside an axis, along it, and inside it."""
-    order = list(axes or range(len(shape)))
-    at = order.index(axis)
-    return math.prod(shape[a] for a in order[:at]), shape[axis], math.prod(shape[a] for a in order[at + 1 :])
 
 
 def _row_step(x: Any) -> int | None:
