@@ -23,25 +23,21 @@ FROM_Y = ("relu", "relu6", "sigmoid", "tanh")
 THREADS, PACKS_A_THREAD = 256, 4
 
 
-def _launch_over(name: str, arrays: tuple, a: float, b: float) -> None:
+def _launch_over(name: str, direction: str, arrays: tuple, a: float, b: float) -> None:
     """Launch over dense arrays of one shape and one memory order."""
+    functor = f"{name}_" if name in ("sigmoid", "tanh") else name  # C++ has functions of these names
     x = arrays[0]
     aligned = all(_launch.pointer(v) % 16 == 0 for v in arrays)
     each = PACKS_A_THREAD * (16 // x.itemsize if aligned else 1)
     grid = (min(2**31 - 1, -(-x.size // (THREADS * each))),)
-    kernel = f"{name}_{x.dtype}_{'packs' if aligned else 'single'}"
-    _launch.launch("activation", kernel, grid, (THREADS,), (*arrays, x.size, float(a), float(b)))
-
-
-def _symbol(name: str) -> str:
-    """The functor's name: C++ has functions called sigmoid and tanh."""
-    return f"{name}_" if name in ("sigmoid", "tanh") else name
+    kernel = f"{functor}_{direction}_{x.dtype}_{'packs' if aligned else 'single'}"
+    _launch.launch("activation", kernel, grid, (THREADS,), (*arrays, x.size, float(a), float(b)), only=functor)
 
 
 def _forward(name: str, x: Any, needs: tuple, empty: Any, a: float = 0.0, b: float = 0.0) -> tuple[tuple, dict]:
     order = spec(x).like().order
     y = empty(x.shape, x.dtype, order)
-    _launch_over(f"{_symbol(name)}_forward", (_launch.dense(x, order, empty), y), a, b)
+    _launch_over(name, "forward", (_launch.dense(x, order, empty), y), a, b)
     if not needs:
         return (y,), {}
     return (y,), {"y": y} if name in FROM_Y else {"x": x}
@@ -52,7 +48,7 @@ def _backward(name: str, dys: tuple, saved: dict, empty: Any, a: float = 0.0, b:
     order = spec(kept).like().order
     dx = empty(kept.shape, kept.dtype, order)
     dy, kept = (_launch.dense(v, order, empty) for v in (dys[0], kept))
-    _launch_over(f"{_symbol(name)}_backward", (dy, kept, dx), a, b)
+    _launch_over(name, "backward", (dy, kept, dx), a, b)
     return (dx,)
 
 
