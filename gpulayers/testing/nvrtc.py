@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 from gpulayers.testing._cache import cached
 from gpulayers.testing.audit import Report, audit_cubin
@@ -27,7 +28,11 @@ def compile_source(source: str, arch: int, only: str = "") -> bytes:
 
     flags = (f"--gpu-architecture=sm_{arch}", *options(only))
     key = f"{nvrtc.getVersion()} {flags}\n{source}".encode()
-    return cached("nvrtc", key, ".cubin", lambda path: path.write_bytes(_compiled(source, flags))).read_bytes()
+
+    def make(path: Path) -> None:
+        path.write_bytes(_compiled(source, flags))
+
+    return cached("nvrtc", key, ".cubin", make).read_bytes()
 
 
 def _compiled(source: str, flags: tuple[str, ...]) -> bytes:

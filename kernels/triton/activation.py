@@ -216,7 +216,7 @@ def _backward(name: str, dys: tuple, saved: dict, empty: Any, a: float = 0.0, b:
     return (dx,)
 
 
-def _pair(name: str, **numbers: float) -> tuple[Any, Any]:
+def _pair(name: str, /, **numbers: float) -> tuple[Any, Any]:
     """The launchers of one activation, with its op's options. Both are called with every option."""
 
     def forward(x: Any, *, needs: tuple = (), empty: Any, **given: float) -> tuple[tuple, dict]:
