@@ -54,7 +54,7 @@ def _steps(x: Any) -> list[int]:
 def _aligned(x: Any, channels: int) -> bool:
     """Whether packs of this many channels of ``x`` can move as one access."""
     steps = _steps(x)
-    pointer = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+    pointer = _launch.pointer(x)
     return (
         x.shape[1] % channels == 0
         and steps[1] == 1
