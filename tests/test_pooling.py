@@ -64,7 +64,7 @@ def test_max_pool2d(shape, options, last):
     x = np.round(draw(*shape, last=last))  # ties
     x[np.random.default_rng(0).random(shape) < 0.2] = np.nan
     x[np.random.default_rng(1).random(shape) < 0.4] = -np.inf
-    check_op(max_pool2d, x, dtypes=["float32"], dys=["dense"], **options)
+    check_op(max_pool2d, x, dtypes=["float32"], dys=["dense"], return_indices=True, **options)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
@@ -90,7 +90,7 @@ def test_packs_of_channels():
     x = draw(2, 16, 7, 8, last=True)
     options = {"backends": GPU, "dtypes": NARROW, "dys": ["dense"]}
     with emulating() as session:
-        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
+        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, return_indices=True, **options)
         check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
         check_op(global_avg_pool2d, x, **options)
     ran = {run.kernel for run in session.launches}
@@ -112,7 +112,9 @@ def test_any_strides():
 
 
 def test_many_taps_and_empty_batches():
-    check_op(max_pool2d, draw(1, 1, 24, 24), kernel_size=12, stride=1, dtypes=["float32"], dys=["dense"])  # int16
+    options = {"dtypes": ["float32"], "dys": ["dense"], "return_indices": True}
+    check_op(max_pool2d, draw(1, 1, 24, 24), kernel_size=12, stride=1, **options)  # int16
+    check_op(max_pool2d, draw(0, 2, 3, 4), kernel_size=2, **options)
     for op in (max_pool2d, avg_pool2d):
         assert len(check_op(op, draw(0, 2, 3, 4), kernel_size=2, dtypes=NARROW)) == 4
 
@@ -123,7 +125,8 @@ def test_a_window_without_a_pixel():
     y, record = max_pool2d.record(draw(1, 1, 2, 2), **options)
     assert y.shape == (1, 1, 1, 1) and y.item() == -np.inf
     assert not record.backward(np.ones_like(y))[0].any()
-    check_op(max_pool2d, draw(1, 1, 2, 2), dtypes=NARROW, **options)
+    assert max_pool2d(draw(1, 1, 2, 2), return_indices=True, **options)[1].item() == -1
+    check_op(max_pool2d, draw(1, 1, 2, 2), dtypes=NARROW, return_indices=True, **options)
 
 
 def test_numpy_blocks(monkeypatch):
@@ -132,7 +135,7 @@ def test_numpy_blocks(monkeypatch):
     monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
     for last in (False, True):
         x = draw(7, 3, 9, 8, last=last)
-        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",))
+        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, return_indices=last, backends=("numpy",))
         check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",), dtypes=NARROW)
 
 
@@ -150,6 +153,12 @@ def test_machine_code(op, options, dtype):
     # In NCHW windows start at any column, so a lane moves one pixel; one dy serves a whole image.
     kernels = [f"_{op.name}_forward_kernel"] if op is not global_avg_pool2d else []
     audit_op(op, Spec((32, 64, 112, 112), dtype), narrow=[*kernels, f"_{op.name}_backward_kernel"], **options)
+
+
+def test_machine_code_of_indices():
+    for dtype in (float32, bfloat16):
+        options = {"kernel_size": 3, "stride": 2, "return_indices": True}
+        audit_op(max_pool2d, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), archs=[90], **options)
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
@@ -181,6 +190,10 @@ def test_max_pool2d_is_torchs(shape, options):
     x[np.random.default_rng(0).random(shape) < 0.3] = np.nan
     x[np.random.default_rng(1).random(shape) < 0.5] = -np.inf
     compare_with_torch(max_pool2d, F.max_pool2d, x, **options)
+    indices = F.max_pool2d(torch.from_numpy(x), return_indices=True, **options)[1].numpy()
+    for backend in ("definition", "numpy"):
+        with gl.only(backend):
+            np.testing.assert_array_equal(max_pool2d(x, return_indices=True, **options)[1], indices)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
@@ -232,7 +245,13 @@ def test_other_errors():
 
 @pytest.mark.parametrize(
     "layer",
-    [gl.MaxPool2d(2), gl.AvgPool2d(3, 2, 1), gl.GlobalAvgPool2d(), gl.AdaptiveAvgPool2d(1)],
+    [
+        gl.MaxPool2d(2),
+        gl.MaxPool2d(3, 1, return_indices=True),
+        gl.AvgPool2d(3, 2, 1),
+        gl.GlobalAvgPool2d(),
+        gl.AdaptiveAvgPool2d(1),
+    ],
     ids=str,
 )
 def test_layer(layer):
@@ -252,7 +271,5 @@ def test_layers_are_torchs():
 
 
 def test_layer_errors():
-    with pytest.raises(ArgumentError, match="return_indices"):
-        gl.MaxPool2d(2, return_indices=True)
     with pytest.raises(ArgumentError, match="output_size"):
         gl.AdaptiveAvgPool2d(7)

@@ -19,7 +19,7 @@ class Pooling(OpLayer):
 
 
 class MaxPool2d(Pooling):
-    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.MaxPool2d, without its indices."""
+    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW), and where it lies. As torch.nn.MaxPool2d."""
 
     op = ops.max_pool2d
 
@@ -32,10 +32,8 @@ class MaxPool2d(Pooling):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ):
-        if return_indices:
-            raise ArgumentError("return_indices", "False", return_indices)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.dilation, self.ceil_mode = dilation, ceil_mode
+        self.dilation, self.return_indices, self.ceil_mode = dilation, return_indices, ceil_mode
 
     def options(self) -> dict[str, Any]:
         return {
@@ -44,6 +42,7 @@ class MaxPool2d(Pooling):
             "padding": self.padding,
             "dilation": self.dilation,
             "ceil_mode": self.ceil_mode,
+            "return_indices": self.return_indices,
         }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, arranged, namespace, up
+from gpulayers.arrays import Spec, arranged, int64, namespace, up
 from gpulayers.ops._op import KindError, Op, Rule, ShapeError, require_float
 from gpulayers.ops._window import Pair, ordered_as, output_order, pair, require_image, window
 
@@ -68,6 +68,7 @@ def max_pool2d_rule(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Rule:
     kernel, stride, padding, dilation, size = _windows(x, kernel_size, stride, padding, dilation, ceil_mode)
     y = Spec((*x.shape[:2], *size), x.dtype, output_order(x))
@@ -77,8 +78,10 @@ def max_pool2d_rule(
         "padding": padding,
         "dilation": dilation,
         "ceil_mode": ceil_mode,
+        "return_indices": bool(return_indices),
     }
-    return Rule({"y": y}, {"tap": y._replace(dtype=tap_dtype(kernel))} if needs else {}, options)
+    outputs = {"y": y} | ({"indices": y._replace(dtype=int64)} if return_indices else {})
+    return Rule(outputs, {"tap": y._replace(dtype=tap_dtype(kernel))} if needs else {}, options)
 
 
 def tap_dtype(kernel: Pair) -> np.dtype:
@@ -96,6 +99,7 @@ def max_pool2d_forward(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> tuple[tuple, dict]:
     """y[n, c, i, j] = max_{r, q} x[n, c, i·stride + r·dilation − padding, j·stride + q·dilation − padding].
 
@@ -105,6 +109,8 @@ def max_pool2d_forward(
     Returns y: (N, C, OH, OW), OH = ⌊(H + 2 · padding − dilation · (kh − 1) − 1) / stride⌋ + 1 (⌈⌉ with ceil_mode) and
     OW likewise, channels-last in memory where x is. A NaN in a window gives NaN. The gradient goes to the first of
     equal maxima, to the last NaN, as in torch. Saves which tap won, r · kw + q: one byte for each y.
+    return_indices: also returns where each maximum lies in its channel, h · W + w, int64 (−1 for a window without a
+    pixel); it has no gradient.
     """
     xp = namespace(x)
     kernel, tap_type = kernel_size, tap_dtype(kernel_size)
@@ -119,7 +125,19 @@ def max_pool2d_forward(
             better = real & ((under > y) | (under != under) | (won < 0))
             y = xp.where(better, under, y)
             won = xp.where(better, xp.asarray(r * kernel[1] + q, tap_type), won)
-    return (ordered_as(y.astype(x.dtype, copy=False), x),), {"tap": ordered_as(won, x)} if needs else {}
+    outputs = [ordered_as(y.astype(x.dtype, copy=False), x)]
+    if return_indices:
+        outputs.append(ordered_as(_indices(won, x.shape[3], kernel, stride, padding, dilation), x))
+    return tuple(outputs), {"tap": ordered_as(won, x)} if needs else {}
+
+
+def _indices(won: Any, width: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Any:
+    """h · W + w of the taps that won; −1 where none did."""
+    xp, tap = namespace(won), won.astype(int64)
+    tops, lefts = (xp.arange(o) * s - p for o, s, p in zip(won.shape[2:], stride, padding))
+    rows = tops[:, None] + tap // kernel[1] * dilation[0]
+    columns = lefts + tap % kernel[1] * dilation[1]
+    return xp.where(tap < 0, xp.asarray(-1, int64), rows * width + columns)
 
 
 def max_pool2d_backward(
@@ -133,9 +151,10 @@ def max_pool2d_backward(
     padding: Pair,
     dilation: Pair,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple:
     """dx[n, c, h, w] = the sum of dy over the windows in which (h, w) won."""
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     xp, size = namespace(dy), dy.shape[2:]
     g = up(dy)
     dx = _full(xp.zeros(x.shape, g.dtype), kernel_size, stride, padding, dilation, size, 0.0)

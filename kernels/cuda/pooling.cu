@@ -44,7 +44,7 @@ template <bool PIXELS, int V, class F> __device__ void for_each(const Walk& walk
 // --- max_pool2d ------------------------------------------------------------------------------------------------------
 
 template <class T, class I, bool PIXELS, int V>
-__device__ void max_forward(const T* x, T* y, I* tap, bool save, Walk walk, Window win) {
+__device__ void max_forward(const T* x, T* y, I* tap, int64* indices, bool save, bool indexed, Walk walk, Window win) {
     for_each<PIXELS, V>(walk, [&](int64 n, int c, int i, int j) {
         const T* in = x + n * walk.in_n + c * walk.in_c;
         acc_t<T> best[V];
@@ -71,6 +71,19 @@ __device__ void max_forward(const T* x, T* y, I* tap, bool save, Walk walk, Wind
         int64 at = n * walk.out_n + c * walk.out_c + i * walk.out_h + j * walk.out_w;
         store_pack(y + at, out);
         if (save) store_pack(tap + at, which);
+        if (!indexed) return;
+        constexpr int PAIR = V < 2 ? V : 2;  // 16 bytes
+        #pragma unroll
+        for (int k = 0; k < V; k += PAIR) {
+            Pack<int64, PAIR> places;
+            #pragma unroll
+            for (int l = 0; l < PAIR; ++l) {
+                int t = won[k + l];
+                int h = i * win.sh - win.top + t / win.kw * win.dh, w = j * win.sw - win.left + t % win.kw * win.dw;
+                places.items[l] = t < 0 ? -1 : (int64)h * walk.other_width + w;
+            }
+            store_pack(indices + at + k, places);
+        }
     });
 }
 
@@ -106,9 +119,9 @@ __device__ void max_backward(const T* dy, const I* tap, T* dx, int64 tap_n, int6
 }
 
 #define MAX_POOL2D(T, NAME, I, INDEX, LAYOUT, PIXELS, V)                                                                  \
-    extern "C" __global__ void max_pool2d_forward_##NAME##_##INDEX##_##LAYOUT(const T* x, T* y, I* tap, bool save, WALK,  \
-                                                                              WINDOW) {                                   \
-        max_forward<T, I, PIXELS, V>(x, y, tap, save, Walk WALK_OF, Window WINDOW_OF);                                    \
+    extern "C" __global__ void max_pool2d_forward_##NAME##_##INDEX##_##LAYOUT(                                            \
+        const T* x, T* y, I* tap, int64* indices, bool save, bool indexed, WALK, WINDOW) {                                \
+        max_forward<T, I, PIXELS, V>(x, y, tap, indices, save, indexed, Walk WALK_OF, Window WINDOW_OF);                  \
     }                                                                                                                     \
     extern "C" __global__ void max_pool2d_backward_##NAME##_##INDEX##_##LAYOUT(                                           \
         const T* dy, const I* tap, T* dx, int64 tap_n, int64 tap_c, int64 tap_h, int64 tap_w, WALK, WINDOW) {             \

@@ -96,6 +96,7 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple[tuple, dict]:
     size, order = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode), _order(x)
@@ -103,10 +104,12 @@ def max_pool2d_forward(
     taps = kernel_size[0] * kernel_size[1]
     index = "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32"
     won = empty(y.shape if needs else (0, 0, 0, 0), index, order)
+    indices = empty(y.shape if return_indices else (0, 0, 0, 0), "int64", order)
     window = (*kernel_size, *stride, *padding, *dilation)
     packed = (x, y, won) if needs else (x, y)
-    _launch_over("max_pool2d_forward", y, x, (x, y, won, bool(needs)), packed, window, index)
-    return (y,), {"tap": won} if needs else {}
+    given = (x, y, won, indices, bool(needs), return_indices)
+    _launch_over("max_pool2d_forward", y, x, given, packed, window, index)
+    return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
 
 
 def max_pool2d_backward(
@@ -120,9 +123,10 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
     window = (*kernel_size, *stride, *padding, *dilation)
     _launch_over("max_pool2d_backward", dx, dy, (dy, won, dx, *_steps(won)), (dy, won, dx), window, str(won.dtype))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
+from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, int64, spec
 
 from . import _blocks
 
@@ -79,6 +79,13 @@ class _Window:
         rows, columns = first[0][:, None], first[1][None, :]
         return np.where((rows < 0) | (columns < 0), -1, rows * self.kernel[1] + columns)
 
+    def places(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(a, b): h · W + w of tap t of window (i, j) is a[i, j] + b[t]; b has a last element for the tap −1."""
+        top, left = (np.arange(o) * s - p for o, s, p in zip(self.size, self.stride, self.padding))
+        down, right = (np.arange(k) * d for k, d in zip(self.kernel, self.dilation))
+        windows = np.where(first < 0, -1, top[:, None] * self.image[1] + left)
+        return windows, np.append(down[:, None] * self.image[1] + right, 0)
+
 
 def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     """(n, c, *size), its axes in memory as x's are."""
@@ -111,12 +118,13 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
     window = _Window(x, size, kernel_size, stride, padding, dilation)
     order, kind = _order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
     y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, order))
-    if not needs:
+    if not needs and not return_indices:
         _over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
         return (y,), {}
     taps = kernel_size[0] * kernel_size[1]
@@ -124,8 +132,19 @@ def max_pool2d_forward(
         Spec(y.shape, np.dtype(np.int8 if taps <= 127 else np.int16 if taps <= 32767 else np.int32), order)
     )
     first = window.first_taps().astype(won.dtype)
-    _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
-    return (y,), {"tap": won}
+    saved = {"tap": won} if needs else {}
+    if not return_indices:
+        _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
+        return (y,), saved
+    indices = empty_numpy(Spec(y.shape, int64, order))
+    windows, taps_at = window.places(first)
+
+    def work(y: np.ndarray, won: np.ndarray, indices: np.ndarray, x: np.ndarray) -> None:
+        _winners(x, y, won, first, window, kind)
+        np.add(windows, taps_at[won], out=indices)
+
+    _over_blocks(work, [y, won, indices], [x])
+    return (y, indices), saved
 
 
 def _maxima(x: np.ndarray, y: np.ndarray, window: _Window, kind: np.dtype) -> None:
@@ -171,8 +190,9 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     window, kind = _Window(x, dy.shape[2:], kernel_size, stride, padding, dilation), compute_dtype(x.dtype)
     dx = empty_numpy(x.like())
     bits = np.dtype(f"i{kind.itemsize}")

@@ -18,7 +18,7 @@ from ._image import evenly_spaced, finish, flattened, image_pixel, output_order,
 
 @triton.jit
 def _max_pool2d_forward_kernel(
-    x, y, won,
+    x, y, won, indices,
     M, HY, WY, HX, WX, C, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
     SH, SW, TOP, LEFT, DH, DW,
     KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -40,6 +40,10 @@ def _max_pool2d_forward_kernel(
     tl.store(y + place, best.to(y.dtype.element_ty), mask)
     if won is not None:
         tl.store(won + place, tap.to(won.dtype.element_ty), mask)
+    if indices is not None:
+        row = (i * SH - TOP + tap // KW * DH).to(tl.int64)
+        index = row * WX + (j * SW - LEFT + tap % KW * DW)
+        tl.store(indices + place, tl.where(tap < 0, -1, index), mask)
 
 
 @triton.jit
@@ -217,6 +221,7 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
@@ -225,12 +230,13 @@ def max_pool2d_forward(
     if needs:
         taps = kernel_size[0] * kernel_size[1]
         won = empty(y.shape, "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32", order)
+    indices = empty(y.shape, "int64", order) if return_indices else None
     grid, tile = _plan(y)
     _tile.launch(
-        _max_pool2d_forward_kernel, grid, x, y, won, *_sizes(y, x), *steps(x), *steps(y),
+        _max_pool2d_forward_kernel, grid, x, y, won, indices, *_sizes(y, x), *steps(x), *steps(y),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1], **tile,
     )  # fmt: skip
-    return (y,), {"tap": won} if needs else {}
+    return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
 
 
 def max_pool2d_backward(
@@ -244,9 +250,10 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
     grid, tile = _plan(dx)
     _tile.launch(
