@@ -14,7 +14,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
-from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.testing.arena import arena, has_gpu
 
@@ -41,7 +41,8 @@ OPS = [
     (conv2d, [(4, 32, 14, 14), (32, 1, 3, 3), (32,)], {"padding": 1, "groups": 32}),
     (max_pool2d, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
     (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
-    (global_avg_pool2d, [(4, 32, 30, 30)], {}),
+    (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),
+    (adaptive_avg_pool2d, [(4, 32, 15, 15)], {"output_size": 6}),
     (dropout, [(65, 1031), SEED], {"p": 0.25}),
 ]
 CALLS = [

@@ -1,4 +1,4 @@
-"""Pooling of images: the maximum or the mean under a window, the mean over the whole image."""
+"""Pooling of images: the maximum or the mean under a window, the mean over so many parts of the image."""
 
 from __future__ import annotations
 
@@ -276,32 +276,56 @@ def avg_pool2d_backward(
 avg_pool2d = Op(avg_pool2d_rule, avg_pool2d_forward, avg_pool2d_backward)
 
 
-# --- global_avg_pool2d -----------------------------------------------------------------------------------------------
+# --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
 
 
-def global_avg_pool2d_rule(x: Spec, *, needs: tuple = ()) -> Rule:
+def _adaptive_size(x: Spec, output_size: Any) -> tuple:
+    """(OH, OW); None keeps the input's size."""
+    both = list(output_size) if isinstance(output_size, list | tuple) else [output_size]
+    pair("output_size", [0 if s is None else s for s in both] if len(both) > 1 else both[0], 0)
+    return tuple(n if s is None else s for n, s in zip(x.shape[2:], both if len(both) > 1 else both * 2))
+
+
+def adaptive_avg_pool2d_rule(x: Spec, *, needs: tuple = (), output_size: Any) -> Rule:
     require_float("x", x)
     require_image(x)
-    if 0 in x.shape[2:]:
-        raise ShapeError("x", "H, W ≥ 1", list(x.shape))
-    return Rule({"y": Spec((*x.shape[:2], 1, 1), x.dtype)}, {})
+    size = _adaptive_size(x, output_size)
+    if 0 in x.shape[2:] and size != (1, 1):
+        raise ShapeError("x", "H, W ≥ 1 where output_size is not 1", list(x.shape))
+    return Rule({"y": Spec((*x.shape[:2], *size), x.dtype, output_order(x))}, {}, {"output_size": size})
 
 
-def global_avg_pool2d_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    """y[n, c, 0, 0] = Σ_{h, w} x[n, c, h, w] / (H · W).
+def _parts(x: Any, output_size: Pair) -> Any:
+    """(i, j, index of x's pixels, how many they are) of each window (i, j)."""
+    h, w = x.shape[2:]
+    rows, columns = ([(i * n // o, -(-(i + 1) * n // o)) for i in range(o)] for n, o in zip((h, w), output_size))
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            yield i, j, (..., slice(top, bottom), slice(left, right)), (bottom - top) * (right - left)
 
-    x: (N, C, H, W), float. Returns y: (N, C, 1, 1), x's dtype. Saves nothing.
+
+def adaptive_avg_pool2d_forward(x: Any, *, needs: tuple = (), output_size: Any) -> tuple[tuple, dict]:
+    """y[n, c, i, j] = the mean of x[n, c, h, w] over ⌊i · H / OH⌋ ≤ h < ⌈(i + 1) · H / OH⌉, and w likewise.
+
+    x: (N, C, H, W), float. output_size: (OH, OW), or an integer for both; None keeps the input's size. Windows overlap
+    where OH does not divide H. Returns y: (N, C, OH, OW), x's dtype, channels-last in memory where x is; the mean of no
+    pixels is NaN. Saves nothing.
     """
-    y = up(x).mean((2, 3), keepdims=True)
-    return (namespace(x).ascontiguousarray(y.astype(x.dtype, copy=False)),), {}
+    xp, v = namespace(x), up(x)
+    y = xp.zeros((*x.shape[:2], *output_size), v.dtype)
+    for i, j, part, count in _parts(x, output_size):
+        y[..., i, j] = v[part].sum((2, 3)) / count if count else xp.nan
+    return (ordered_as(y.astype(x.dtype, copy=False), x),), {}
 
 
-def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    """dx[n, c, h, w] = dy[n, c, 0, 0] / (H · W)."""
+def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: Pair) -> tuple:
+    """dx[n, c, h, w] = the sum of dy / (pixels of its window) over the windows that (h, w) lies in."""
     (dy,), (x,) = dys, inputs
-    xp = namespace(dy)
-    g = (up(dy) / (x.shape[2] * x.shape[3])).astype(x.dtype)
-    return (arranged(xp.broadcast_to(g, x.shape), x.like().order),)
+    g = up(dy)
+    dx = namespace(dy).zeros(x.shape, g.dtype)
+    for i, j, part, count in _parts(x, output_size):
+        dx[part] += g[..., i : i + 1, j : j + 1] / max(count, 1)
+    return (arranged(dx.astype(x.dtype, copy=False), x.like().order),)
 
 
-global_avg_pool2d = Op(global_avg_pool2d_rule, global_avg_pool2d_forward, global_avg_pool2d_backward)
+adaptive_avg_pool2d = Op(adaptive_avg_pool2d_rule, adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward)

@@ -96,7 +96,9 @@ def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
 def _over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
     """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
     if all(a.flags.c_contiguous for a in results):
-        results, given = ([a.reshape(-1, 1, *a.shape[2:]) for a in arrays] for arrays in (results, given))
+        results, given = (
+            [a.reshape(a.shape[0] * a.shape[1], 1, *a.shape[2:]) for a in arrays] for arrays in (results, given)
+        )
     n = len(results[0])
     each = max(a.size for a in [*results, *given]) // max(n, 1)
 
@@ -307,4 +309,88 @@ def avg_pool2d_backward(
 
 
 def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None
+
+
+# --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
+
+
+def _divided(x: Any, output_size: tuple) -> dict | None:
+    """The options of the ``avg_pool2d`` that does the same, where several parts divide the image."""
+    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
+        return None
+    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
+    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+    return {"kernel_size": window, "stride": window, **plain}
+
+
+def _parts(size: int, count: int) -> list[slice]:
+    return [slice(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def _shares(rows: list[slice], columns: list[slice], kind: np.dtype) -> np.ndarray:
+    """1 / pixels of each window: (OH, OW); NaN for a window without one."""
+    counts = np.outer(*([p.stop - p.start for p in parts] for parts in (rows, columns)))
+    return np.where(counts, 1 / np.maximum(counts, 1), np.nan).astype(kind)
+
+
+def adaptive_avg_pool2d_forward(x: np.ndarray, *, needs: tuple = (), output_size: tuple) -> tuple[tuple, dict]:
+    if divided := _divided(x, output_size):
+        return avg_pool2d_forward(x, needs=needs, **divided)
+    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
+    shares = _shares(rows, columns, kind)
+    y = empty_numpy(Spec((*x.shape[:2], *output_size), x.dtype, _order(spec(x))))  # type: ignore[arg-type]
+
+    def work(y: np.ndarray, x: np.ndarray) -> None:
+        if output_size == (1, 1):
+            total = x.sum((2, 3), dtype=kind, keepdims=True)
+        else:
+            across = empty_like(x, (len(rows), x.shape[3]), kind)
+            for i, part in enumerate(rows):
+                np.add.reduce(x[:, :, part], 2, kind, out=across[:, :, i])
+            total = empty_like(x, output_size, kind)
+            for j, part in enumerate(columns):
+                np.add.reduce(across[..., part], 3, out=total[..., j])
+        np.multiply(total, shares, out=y, casting="same_kind")
+
+    _over_blocks(work, [y], [x])
+    return (y,), {}
+
+
+def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple) -> tuple:
+    (dy,), (x,) = dys, inputs
+    if divided := _divided(x, output_size):
+        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided)
+    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
+    shares = _shares(rows, columns, kind)
+    dx = empty_numpy(x.like())
+
+    def work(dx: np.ndarray, dy: np.ndarray) -> None:
+        g = dy * shares
+        if output_size == (1, 1):
+            dx[...] = g
+            return
+        across = empty_like(dx, (dx.shape[2], output_size[1]), kind)
+        _spread(across, g, rows, 2)
+        wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
+        _spread(wide, across, columns, 3)
+        if wide is not dx:
+            dx[...] = wide
+
+    _over_blocks(work, [dx], [dy])
+    return (dx,)
+
+
+def _spread(wide: np.ndarray, narrow: np.ndarray, parts: list[slice], axis: int) -> None:
+    """``wide``: along the axis the sum of ``narrow`` over the parts that each place lies in."""
+    wide, narrow = np.moveaxis(wide, axis, 0), np.moveaxis(narrow, axis, 0)
+    done = 0
+    for i, part in enumerate(parts):
+        wide[part.start : done] += narrow[i]
+        wide[max(done, part.start) : part.stop] = narrow[i]
+        done = max(done, part.stop)
+    wide[done:] = 0  # there are no parts
+
+
+def adaptive_avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
