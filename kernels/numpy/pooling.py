@@ -93,8 +93,13 @@ def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
 
 
-def _over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
-    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
+def _over_blocks(
+    work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray], passes: int = 2
+) -> None:
+    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it.
+
+    passes: over a block, 1 or more; one gains nothing from the cache, so fewer and longer calls win.
+    """
     if all(a.flags.c_contiguous for a in results):
         results, given = (
             [a.reshape(a.shape[0] * a.shape[1], 1, *a.shape[2:]) for a in arrays] for arrays in (results, given)
@@ -105,7 +110,8 @@ def _over_blocks(work: Callable[..., None], results: list[np.ndarray], given: li
     def block(lo: int, hi: int) -> None:
         work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
 
-    _blocks.over(n, _blocks.block_rows(each), block, n * each)
+    budget = _blocks.BYTES if passes > 1 else _blocks.LARGE
+    _blocks.over(n, _blocks.block_rows(each, budget=budget), block, n * each)
 
 
 # --- max_pool2d ------------------------------------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def adaptive_avg_pool2d_forward(x: np.ndarray, *, needs: tuple = (), output_size
                 np.add.reduce(across[..., part], 3, out=total[..., j])
         np.multiply(total, shares, out=y, casting="same_kind")
 
-    _over_blocks(work, [y], [x])
+    _over_blocks(work, [y], [x], passes=1 if output_size == (1, 1) else 2)
     return (y,), {}
 
 
@@ -377,7 +383,7 @@ def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, need
         if wide is not dx:
             dx[...] = wide
 
-    _over_blocks(work, [dx], [dy])
+    _over_blocks(work, [dx], [dy], passes=1 if output_size == (1, 1) else 2)
     return (dx,)
 
 
