@@ -53,7 +53,7 @@ from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Seq
 from gpulayers.layers.conv import Conv2d, Convolutional  # noqa: E402
 from gpulayers.layers.dropout import Dropout  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
-from gpulayers.layers.loss import CrossEntropyLoss, MSELoss  # noqa: E402
+from gpulayers.layers.loss import CrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
 from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
 from gpulayers.layers.pooling import (  # noqa: E402
     AdaptiveAvgPool2d,

@@ -11,10 +11,10 @@ from gpulayers.ops.activation import gelu, relu, silu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
-from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.testing.arena import arena, has_gpu
 
@@ -34,6 +34,7 @@ OPS = [
     (rms_norm, [(2, 40000), (40000,)], {"normalized_shape": (40000,)}),
     (batch_norm, [(8, 48, 9, 9), (48,), (48,)], {"training": True}),
     (cross_entropy, [(64, 1000), LABELS], {"label_smoothing": 0.1}),
+    (nll_loss, [(64, 1000), LABELS, (1000,)], {}),
     (mse, [(33, 1000), (33, 1000)], {}),
     (linear, [(256, 512), (384, 512), (384,)], {"activation": "gelu"}),
     (linear, [(33, 1000), (100, 1000), (100,)], {}),
@@ -41,7 +42,8 @@ OPS = [
     (conv2d, [(4, 32, 14, 14), (32, 1, 3, 3), (32,)], {"padding": 1, "groups": 32}),
     (max_pool2d, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
     (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
-    (global_avg_pool2d, [(4, 32, 30, 30)], {}),
+    (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),
+    (adaptive_avg_pool2d, [(4, 32, 15, 15)], {"output_size": 6}),
     (dropout, [(65, 1031), SEED], {"p": 0.25}),
 ]
 CALLS = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
+from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, int64, spec
 
 from . import _blocks
 
@@ -79,6 +79,13 @@ class _Window:
         rows, columns = first[0][:, None], first[1][None, :]
         return np.where((rows < 0) | (columns < 0), -1, rows * self.kernel[1] + columns)
 
+    def places(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(a, b): h · W + w of tap t of window (i, j) is a[i, j] + b[t]; b has a last element for the tap −1."""
+        top, left = (np.arange(o) * s - p for o, s, p in zip(self.size, self.stride, self.padding))
+        down, right = (np.arange(k) * d for k, d in zip(self.kernel, self.dilation))
+        windows = np.where(first < 0, -1, top[:, None] * self.image[1] + left)
+        return windows, np.append(down[:, None] * self.image[1] + right, 0)
+
 
 def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     """(n, c, *size), its axes in memory as x's are."""
@@ -86,17 +93,25 @@ def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
 
 
-def _over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
-    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
+def _over_blocks(
+    work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray], passes: int = 2
+) -> None:
+    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it.
+
+    passes: over a block, 1 or more; one gains nothing from the cache, so fewer and longer calls win.
+    """
     if all(a.flags.c_contiguous for a in results):
-        results, given = ([a.reshape(-1, 1, *a.shape[2:]) for a in arrays] for arrays in (results, given))
+        results, given = (
+            [a.reshape(a.shape[0] * a.shape[1], 1, *a.shape[2:]) for a in arrays] for arrays in (results, given)
+        )
     n = len(results[0])
     each = max(a.size for a in [*results, *given]) // max(n, 1)
 
     def block(lo: int, hi: int) -> None:
         work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
 
-    _blocks.over(n, _blocks.block_rows(each), block, n * each)
+    budget = _blocks.BYTES if passes > 1 else _blocks.LARGE
+    _blocks.over(n, _blocks.block_rows(each, budget=budget), block, n * each)
 
 
 # --- max_pool2d ------------------------------------------------------------------------------------------------------
@@ -111,12 +126,13 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
     window = _Window(x, size, kernel_size, stride, padding, dilation)
     order, kind = _order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
     y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, order))
-    if not needs:
+    if not needs and not return_indices:
         _over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
         return (y,), {}
     taps = kernel_size[0] * kernel_size[1]
@@ -124,8 +140,19 @@ def max_pool2d_forward(
         Spec(y.shape, np.dtype(np.int8 if taps <= 127 else np.int16 if taps <= 32767 else np.int32), order)
     )
     first = window.first_taps().astype(won.dtype)
-    _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
-    return (y,), {"tap": won}
+    saved = {"tap": won} if needs else {}
+    if not return_indices:
+        _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
+        return (y,), saved
+    indices = empty_numpy(Spec(y.shape, int64, order))
+    windows, taps_at = window.places(first)
+
+    def work(y: np.ndarray, won: np.ndarray, indices: np.ndarray, x: np.ndarray) -> None:
+        _winners(x, y, won, first, window, kind)
+        np.add(windows, taps_at[won], out=indices)
+
+    _over_blocks(work, [y, won, indices], [x])
+    return (y, indices), saved
 
 
 def _maxima(x: np.ndarray, y: np.ndarray, window: _Window, kind: np.dtype) -> None:
@@ -171,8 +198,9 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     window, kind = _Window(x, dy.shape[2:], kernel_size, stride, padding, dilation), compute_dtype(x.dtype)
     dx = empty_numpy(x.like())
     bits = np.dtype(f"i{kind.itemsize}")
@@ -287,4 +315,88 @@ def avg_pool2d_backward(
 
 
 def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None
+
+
+# --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
+
+
+def _divided(x: Any, output_size: tuple) -> dict | None:
+    """The options of the ``avg_pool2d`` that does the same, where several parts divide the image."""
+    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
+        return None
+    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
+    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+    return {"kernel_size": window, "stride": window, **plain}
+
+
+def _parts(size: int, count: int) -> list[slice]:
+    return [slice(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def _shares(rows: list[slice], columns: list[slice], kind: np.dtype) -> np.ndarray:
+    """1 / pixels of each window: (OH, OW); NaN for a window without one."""
+    counts = np.outer(*([p.stop - p.start for p in parts] for parts in (rows, columns)))
+    return np.where(counts, 1 / np.maximum(counts, 1), np.nan).astype(kind)
+
+
+def adaptive_avg_pool2d_forward(x: np.ndarray, *, needs: tuple = (), output_size: tuple) -> tuple[tuple, dict]:
+    if divided := _divided(x, output_size):
+        return avg_pool2d_forward(x, needs=needs, **divided)
+    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
+    shares = _shares(rows, columns, kind)
+    y = empty_numpy(Spec((*x.shape[:2], *output_size), x.dtype, _order(spec(x))))  # type: ignore[arg-type]
+
+    def work(y: np.ndarray, x: np.ndarray) -> None:
+        if output_size == (1, 1):
+            total = x.sum((2, 3), dtype=kind, keepdims=True)
+        else:
+            across = empty_like(x, (len(rows), x.shape[3]), kind)
+            for i, part in enumerate(rows):
+                np.add.reduce(x[:, :, part], 2, kind, out=across[:, :, i])
+            total = empty_like(x, output_size, kind)
+            for j, part in enumerate(columns):
+                np.add.reduce(across[..., part], 3, out=total[..., j])
+        np.multiply(total, shares, out=y, casting="same_kind")
+
+    _over_blocks(work, [y], [x], passes=1 if output_size == (1, 1) else 2)
+    return (y,), {}
+
+
+def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple) -> tuple:
+    (dy,), (x,) = dys, inputs
+    if divided := _divided(x, output_size):
+        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided)
+    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
+    shares = _shares(rows, columns, kind)
+    dx = empty_numpy(x.like())
+
+    def work(dx: np.ndarray, dy: np.ndarray) -> None:
+        g = dy * shares
+        if output_size == (1, 1):
+            dx[...] = g
+            return
+        across = empty_like(dx, (dx.shape[2], output_size[1]), kind)
+        _spread(across, g, rows, 2)
+        wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
+        _spread(wide, across, columns, 3)
+        if wide is not dx:
+            dx[...] = wide
+
+    _over_blocks(work, [dx], [dy], passes=1 if output_size == (1, 1) else 2)
+    return (dx,)
+
+
+def _spread(wide: np.ndarray, narrow: np.ndarray, parts: list[slice], axis: int) -> None:
+    """``wide``: along the axis the sum of ``narrow`` over the parts that each place lies in."""
+    wide, narrow = np.moveaxis(wide, axis, 0), np.moveaxis(narrow, axis, 0)
+    done = 0
+    for i, part in enumerate(parts):
+        wide[part.start : done] += narrow[i]
+        wide[max(done, part.start) : part.stop] = narrow[i]
+        done = max(done, part.stop)
+    wide[done:] = 0  # there are no parts
+
+
+def adaptive_avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
