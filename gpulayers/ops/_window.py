@@ -22,7 +22,7 @@ def require_image(x: Spec) -> None:
 def pair(argument: str, value: Any, least: int) -> Pair:
     """``value`` for height and width: an integer stands for both."""
     both = value if isinstance(value, list | tuple) else (value, value)
-    if not all(isinstance(v, int) and not isinstance(v, bool) for v in both):
+    if not all(hasattr(v, "__index__") and not isinstance(v, bool) for v in both):  # symbolic sizes have it too
         raise KindError(argument, "an integer or a pair of integers", repr(value))
     if len(both) != 2 or min(both) < least:
         raise ShapeError(argument, f"{argument} = (height, width), both ≥ {least}", repr(value))

@@ -18,7 +18,8 @@ from gpulayers.torch._op import TorchOp
 def _max_pool2d_twin(
     x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: bool
 ) -> Any:
-    return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode, return_indices=indices)
+    both: Any = F.max_pool2d_with_indices if indices else F.max_pool2d
+    return both(x, kernel, stride, padding, dilation, ceil_mode)
 
 
 def _max_pool2d_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
