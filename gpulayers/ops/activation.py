@@ -454,7 +454,7 @@ def rrelu_rule(
 
 def _rrelu(v: Any, x: Any, seed: Any, like: Spec, lower: float, upper: float, training: bool) -> Any:
     """``v`` times the slope at x, dense as ``like``."""
-    xp = namespace(x)
+    xp, x = namespace(x), up(x)
     if training:  # 24 bits make a float32 in [0, 1) without rounding
         share = (random_bits(seed, math.prod(x.shape)) >> 8).astype(v.dtype) * 2.0**-24
         slope = (lower + (upper - lower) * share).reshape(x.shape)

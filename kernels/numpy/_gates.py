@@ -40,7 +40,7 @@ class _Walk:
     def __init__(self, x: np.ndarray, weight: np.ndarray):
         self.order, w = spec(x).like().order, _single(weight).reshape(-1)
         self.a, self.c, b = around(x.shape, self.order, 1) if w.size != 1 else (x.size, 1, 1)
-        self.by_row = b > 1
+        self.by_row = b != 1
         self.shape = (self.a * self.c, b) if self.by_row else (self.a, self.c)
         self.size = _blocks.block_rows(self.shape[1], budget=4 * BLOCK)
         rows = min(self.size, self.shape[0])
