@@ -318,6 +318,8 @@ def test_padding_mode_without_the_input_gradient():
     layer.skip_input_grad()
     layer.backward(layer(draw(2, 3, 5, 5).astype(np.float32)))
     assert layer.weight.has_grad
+    with pytest.raises(ShapeError, match="Conv2d: padding: the rule is padding < H where it reflects"):
+        gl.Conv2d(3, 4, 3, padding=5, padding_mode="reflect")(draw(2, 3, 5, 9).astype(np.float32))
 
 
 @pytest.mark.parametrize(

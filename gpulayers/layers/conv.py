@@ -9,7 +9,7 @@ from gpulayers.arrays import Spec
 from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._weight import Weight, fans, uniform
 from gpulayers.ops import conv as ops
-from gpulayers.ops._op import ArgumentError
+from gpulayers.ops._op import ArgumentError, RuleError
 from gpulayers.ops._window import pair
 from gpulayers.ops.padding import pad2d
 
@@ -66,23 +66,30 @@ class Convolutional(OpLayer):
         padding = self.padding if self.padding_mode == "zeros" else 0  # pad2d comes before
         return {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
 
-    def _around(self) -> dict[str, Any]:
-        """The options of the pad2d that comes before the convolution."""
+    def _around(self) -> dict[str, Any] | None:
+        """The options of the pad2d that comes before; None where there is nothing to pad but zeros, if anything."""
+        if self.padding_mode == "zeros":
+            return None
         pairs = (pair(name, getattr(self, name), 1) for name in ("stride", "dilation"))
-        return {"padding": ops.padding_sides(self.padding, self.kernel_size, *pairs), "mode": self.padding_mode}
+        padding = ops.padding_sides(self.padding, self.kernel_size, *pairs)
+        return {"padding": padding, "mode": self.padding_mode} if any(map(any, padding)) else None
 
     def forward(self, x: Any) -> Any:
-        if self.padding_mode != "zeros":
-            x = self.run(pad2d, x, **self._around())
+        if around := self._around():
+            x = self.run(pad2d, x, **around)
         return super().forward(x)
 
     def backward(self, dy: Any) -> Any:
         dx = super().backward(dy)
-        return dx if self.padding_mode == "zeros" or dx is None else self.run_backward(dx)
+        return dx if dx is None or not self._around() else self.run_backward(dx)
 
     def output_shape(self, input_shape: tuple) -> tuple:
-        if self.padding_mode != "zeros":
-            padded = pad2d.rule(Spec(tuple(input_shape), arrays.float32), **self._around())
+        if around := self._around():
+            try:
+                padded = pad2d.rule(Spec(tuple(input_shape), arrays.float32), **around)
+            except RuleError as error:
+                error.where = self.name
+                raise
             input_shape = padded.outputs["y"].shape
         return super().output_shape(input_shape)
 
