@@ -69,6 +69,13 @@ from gpulayers.layers.dropout import Dropout  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
 from gpulayers.layers.loss import CrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
 from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
+from gpulayers.layers.padding import (  # noqa: E402
+    CircularPad2d,
+    ConstantPad2d,
+    ReflectionPad2d,
+    ReplicationPad2d,
+    ZeroPad2d,
+)
 from gpulayers.layers.pooling import (  # noqa: E402
     AdaptiveAvgPool2d,
     AvgPool2d,

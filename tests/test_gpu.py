@@ -14,6 +14,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
+from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.arena import arena, has_gpu
@@ -50,6 +51,7 @@ OPS = [
     (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
     (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),
     (adaptive_avg_pool2d, [(4, 32, 15, 15)], {"output_size": 6}),
+    (pad2d, [(4, 32, 15, 15)], {"padding": 2, "mode": "replicate"}),
     (dropout, [(65, 1031), SEED], {"p": 0.25}),
 ]
 CALLS = [

@@ -108,6 +108,11 @@ CASES = {
         *POOL, *grid(kernel_size=(3,), padding=(1,), count_include_pad=(False,), divisor_override=(None, 7))
     ),
     "AdaptiveAvgPool2d": images(*grid(output_size=(1, 3, (2, None), (None, 5), (4, 9)))),
+    "ConstantPad2d": images(*grid(padding=(1, (0, 2, 1, 3), (-1, 2, 0, -1)), value=(0.0, 3.5))),
+    "ZeroPad2d": images(*grid(padding=(1, (0, 2, 1, 3), (-1, 2, 0, -1)))),
+    "ReflectionPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),
+    "ReplicationPad2d": images(*grid(padding=(1, (0, 2, 1, 9)))),
+    "CircularPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),
     "Conv2d": [
         ({"in_channels": 4, "out_channels": o, "kernel_size": k, **kwargs}, s)
         for o in (4, 8)

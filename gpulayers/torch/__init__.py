@@ -32,5 +32,6 @@ from gpulayers.torch.dropout import Dropout
 from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss
 from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
+from gpulayers.torch.padding import CircularPad2d, ConstantPad2d, ReflectionPad2d, ReplicationPad2d, ZeroPad2d
 from gpulayers.torch.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
-from gpulayers.torch.softmax import LogSoftmax, Softmax
+from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin

@@ -31,5 +31,6 @@ from gpulayers.torch.dropout import dropout
 from gpulayers.torch.linear import linear
 from gpulayers.torch.loss import cross_entropy, mse_loss, nll_loss
 from gpulayers.torch.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.torch.padding import pad
 from gpulayers.torch.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from gpulayers.torch.softmax import log_softmax, softmax
+from gpulayers.torch.softmax import log_softmax, softmax, softmin

@@ -5,21 +5,15 @@ Which tap won is kept with arithmetic on bytes and bits: NumPy's masked assignme
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, int64, spec
 
-from . import _blocks
+from ._images import empty_like, output_order, over_blocks
 
-CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {"float64": "float64 is left to the definition"}
-
-
-def _order(x: Spec) -> tuple[int, ...] | None:
-    return CHANNELS_LAST if x.contiguous and x.order == CHANNELS_LAST else None
 
 
 def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> tuple[int, int]:
@@ -87,33 +81,6 @@ class _Window:
         return windows, np.append(down[:, None] * self.image[1] + right, 0)
 
 
-def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
-    """(n, c, *size), its axes in memory as x's are."""
-    order = tuple(sorted(range(4), key=lambda a: -x.strides[a]))
-    return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
-
-
-def _over_blocks(
-    work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray], passes: int = 2
-) -> None:
-    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it.
-
-    passes: over a block, 1 or more; one gains nothing from the cache, so fewer and longer calls win.
-    """
-    if all(a.flags.c_contiguous for a in results):
-        results, given = (
-            [a.reshape(a.shape[0] * a.shape[1], 1, *a.shape[2:]) for a in arrays] for arrays in (results, given)
-        )
-    n = len(results[0])
-    each = max(a.size for a in [*results, *given]) // max(n, 1)
-
-    def block(lo: int, hi: int) -> None:
-        work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
-
-    budget = _blocks.BYTES if passes > 1 else _blocks.LARGE
-    _blocks.over(n, _blocks.block_rows(each, budget=budget), block, n * each)
-
-
 # --- max_pool2d ------------------------------------------------------------------------------------------------------
 
 
@@ -130,10 +97,10 @@ def max_pool2d_forward(
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
     window = _Window(x, size, kernel_size, stride, padding, dilation)
-    order, kind = _order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
+    order, kind = output_order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
     y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, order))
     if not needs and not return_indices:
-        _over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
+        over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
         return (y,), {}
     taps = kernel_size[0] * kernel_size[1]
     won = empty_numpy(
@@ -142,7 +109,7 @@ def max_pool2d_forward(
     first = window.first_taps().astype(won.dtype)
     saved = {"tap": won} if needs else {}
     if not return_indices:
-        _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
+        over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
         return (y,), saved
     indices = empty_numpy(Spec(y.shape, int64, order))
     windows, taps_at = window.places(first)
@@ -151,7 +118,7 @@ def max_pool2d_forward(
         _winners(x, y, won, first, window, kind)
         np.add(windows, taps_at[won], out=indices)
 
-    _over_blocks(work, [y, won, indices], [x])
+    over_blocks(work, [y, won, indices], [x])
     return (y, indices), saved
 
 
@@ -224,7 +191,7 @@ def max_pool2d_backward(
         if not direct:
             dx[...] = window.inside(wide)
 
-    _over_blocks(work, [dx], [won, dy])
+    over_blocks(work, [dx], [won, dy])
     return (dx,)
 
 
@@ -257,7 +224,7 @@ def avg_pool2d_forward(
     size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
     window, kind = _Window(x, size, kernel_size, stride, padding), compute_dtype(x.dtype)
     weights = _weights(window, kind, count_include_pad, divisor_override)
-    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, _order(spec(x))))  # type: ignore[arg-type]
+    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, output_order(spec(x))))  # type: ignore[arg-type]
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
         wide = window.widen(x, kind, 0)
@@ -269,7 +236,7 @@ def avg_pool2d_forward(
             total += across[:, :, window.rows(r)]
         np.multiply(total, weights, out=y, casting="same_kind")
 
-    _over_blocks(work, [y], [x])
+    over_blocks(work, [y], [x])
     return (y,), {}
 
 
@@ -310,7 +277,7 @@ def avg_pool2d_backward(
         if not direct:
             dx[...] = window.inside(wide)
 
-    _over_blocks(work, [dx], [dy])
+    over_blocks(work, [dx], [dy])
     return (dx,)
 
 
@@ -345,7 +312,7 @@ def adaptive_avg_pool2d_forward(x: np.ndarray, *, needs: tuple = (), output_size
         return avg_pool2d_forward(x, needs=needs, **divided)
     kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
     shares = _shares(rows, columns, kind)
-    y = empty_numpy(Spec((*x.shape[:2], *output_size), x.dtype, _order(spec(x))))  # type: ignore[arg-type]
+    y = empty_numpy(Spec((*x.shape[:2], *output_size), x.dtype, output_order(spec(x))))  # type: ignore[arg-type]
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
         if output_size == (1, 1):
@@ -359,7 +326,7 @@ def adaptive_avg_pool2d_forward(x: np.ndarray, *, needs: tuple = (), output_size
                 np.add.reduce(across[..., part], 3, out=total[..., j])
         np.multiply(total, shares, out=y, casting="same_kind")
 
-    _over_blocks(work, [y], [x], passes=1 if output_size == (1, 1) else 2)
+    over_blocks(work, [y], [x], passes=1 if output_size == (1, 1) else 2)
     return (y,), {}
 
 
@@ -383,7 +350,7 @@ def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, need
         if wide is not dx:
             dx[...] = wide
 
-    _over_blocks(work, [dx], [dy], passes=1 if output_size == (1, 1) else 2)
+    over_blocks(work, [dx], [dy], passes=1 if output_size == (1, 1) else 2)
     return (dx,)
 
 

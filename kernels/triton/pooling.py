@@ -13,7 +13,18 @@ import triton
 import triton.language as tl
 
 from . import _tile
-from ._image import evenly_spaced, finish, flattened, image_pixel, output_order, pixel_tile, pixels_of, steps
+from ._image import (
+    evenly_spaced,
+    finish,
+    flattened,
+    image_pixel,
+    output_order,
+    pixel_plan,
+    pixel_tile,
+    pixels_of,
+    sizes_of,
+    steps,
+)
 
 
 @triton.jit
@@ -236,19 +247,6 @@ def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tu
     return sizes
 
 
-def _plan(x: Any) -> tuple[tuple, dict]:
-    """(grid, tile) for a kernel that makes every pixel of every channel of ``x``."""
-    n, c, h, w = x.shape
-    pixels, channels = pixel_tile(x, n * h * w, 1024)
-    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), {"BP": pixels, "BC": channels, "num_warps": 4}
-
-
-def _sizes(out: Any, other: Any) -> tuple:
-    """(pixels of ``out``, its H, W, the other's H, W, C)."""
-    n, c, h, w = out.shape
-    return n * h * w, h, w, other.shape[2], other.shape[3], c
-
-
 def _laps(kernel: tuple, stride: tuple, dilation: tuple = (1, 1)) -> dict:
     """How many windows a pixel may lie under, along each axis."""
     laps = [_tile.cdiv(d * (k - 1) + 1, s) for k, s, d in zip(kernel, stride, dilation)]
@@ -274,9 +272,9 @@ def max_pool2d_forward(
         taps = kernel_size[0] * kernel_size[1]
         won = empty(y.shape, "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32", order)
     indices = empty(y.shape, "int64", order) if return_indices else None
-    grid, tile = _plan(y)
+    grid, tile = pixel_plan(y)
     _tile.launch(
-        _max_pool2d_forward_kernel, grid, x, y, won, indices, *_sizes(y, x), *steps(x), *steps(y),
+        _max_pool2d_forward_kernel, grid, x, y, won, indices, *sizes_of(y, x), *steps(x), *steps(y),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1], **tile,
     )  # fmt: skip
     return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
@@ -298,9 +296,9 @@ def max_pool2d_backward(
 ) -> tuple:
     dy, (x,), won = dys[0], inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = _plan(dx)
+    grid, tile = pixel_plan(dx)
     _tile.launch(
-        _max_pool2d_backward_kernel, grid, dy, won, dx, *_sizes(dx, dy), *steps(dy), *steps(won), *steps(dx),
+        _max_pool2d_backward_kernel, grid, dy, won, dx, *sizes_of(dx, dy), *steps(dy), *steps(won), *steps(dx),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1],
         **_laps(kernel_size, stride, dilation), **tile,
     )  # fmt: skip
@@ -321,9 +319,9 @@ def avg_pool2d_forward(
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
     y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
-    grid, tile = _plan(y)
+    grid, tile = pixel_plan(y)
     _tile.launch(
-        _avg_pool2d_forward_kernel, grid, x, y, *_sizes(y, x), *steps(x), *steps(y),
+        _avg_pool2d_forward_kernel, grid, x, y, *sizes_of(y, x), *steps(x), *steps(y),
         *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
         OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad), **tile,
     )  # fmt: skip
@@ -346,9 +344,9 @@ def avg_pool2d_backward(
 ) -> tuple:
     (dy,), (x,) = dys, inputs
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = _plan(dx)
+    grid, tile = pixel_plan(dx)
     _tile.launch(
-        _avg_pool2d_backward_kernel, grid, dy, dx, *_sizes(dx, dy), *steps(dy), *steps(dx),
+        _avg_pool2d_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps(dy), *steps(dx),
         *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
         OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad),
         **_laps(kernel_size, stride), **tile,
@@ -373,9 +371,9 @@ def _adaptive(source: Any, out: Any, grad: bool) -> None:
     most = [
         n // o if o and n % o == 0 else _tile.cdiv(n, max(o, 1)) + 1 for n, o in zip(source.shape[2:], out.shape[2:])
     ]
-    grid, tile = _plan(out)
+    grid, tile = pixel_plan(out)
     _tile.launch(
-        _adaptive_avg_pool2d_kernel, grid, source, out, *_sizes(out, source), *steps(source), *steps(out), *most,
+        _adaptive_avg_pool2d_kernel, grid, source, out, *sizes_of(out, source), *steps(source), *steps(out), *most,
         GRAD=grad, **tile,
     )  # fmt: skip
 
@@ -400,7 +398,7 @@ def adaptive_avg_pool2d_backward(
     if output_size != (1, 1):
         _adaptive(dy, dx, True)
         return (dx,)
-    grid, tile = _plan(dx)
+    grid, tile = pixel_plan(dx)
     n, c, h, w = x.shape
     _tile.launch(
         _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, w, h * w, c, dy.stride(0), dy.stride(1),
