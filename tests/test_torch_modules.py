@@ -141,6 +141,22 @@ def draw(shape, dtype, seed=0, scale=2.0):
     return (torch.randn(shape, dtype=torch.float64, generator=generator) * scale).to(dtype)
 
 
+# Where torch computes with a constant rounded to float32, in float64 too, the truth is the formula.
+TRUTH = {
+    "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,
+    "CELU": lambda m: lambda x: torch.where(x > 0, x, m.alpha * torch.expm1(torch.clamp(x, max=0) / m.alpha)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """torch's threads would wait for each other, where tests run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def layouts(x):
     """The same shape in other memory: as it comes, with gaps, transposed, channels last, expanded."""
     yield x
@@ -179,11 +195,13 @@ def test_module(name, dtype):
         x = draw(shape, dtype, seed=number)
         modes = (True, False) if name.startswith(("BatchNorm", "RReLU")) else (True,)
         for training, given in itertools.product(modes, layouts(x)):
-            if name == "RReLU" and training and kwargs.get("lower") is None:
-                continue  # random: judged below
+            if name == "RReLU" and ((training and kwargs.get("lower") is None) or dtype is torch.float16):
+                continue  # random: judged below; torch has none for float16
             if kwargs.get("inplace") and 0 in given.stride() and given.numel() > 1:
                 continue  # torch forbids it
             ours, theirs = pair_of(name, kwargs, dtype, training)
+            if dtype is torch.float64 and name in TRUTH:
+                theirs = TRUTH[name](theirs)
             if kwargs.get("inplace"):
                 a, b = ours, theirs
                 ours, theirs = (lambda t, m=m: m(t.clone()) for m in (a, b))
@@ -214,6 +232,8 @@ def test_loss(name, dtype):
                 weight = draw((classes,), dtype, seed=3).abs() if weighted else None
                 for x in layouts(draw(shape, dtype, seed=number)):
                     ours, theirs = (getattr(m, name)(weight=weight, **kwargs) for m in (gt, nn))
+                    if name == "NLLLoss" and x.dim() == 4:  # torch's backward fails where x is transposed
+                        theirs = lambda x, t, loss=theirs: loss(x.contiguous(), t)
                     found = check_torch(ours, theirs, [x, target])
                     complaints += [f"{name}({kwargs}) {list(shape)} {kind} {x.stride()}: {line}" for line in found]
     report(complaints)
@@ -263,8 +283,9 @@ def test_torchs_own_module_samples(info, dtype):
             theirs = getattr(nn, name)(*args, **kwargs).to(dtype).train(training)
             ours = getattr(gt, name)(*args, **kwargs).to(dtype).train(training)
             ours.load_state_dict(theirs.state_dict())
-            if sample.forward_input.kwargs:
-                continue
+            assert not sample.forward_input.kwargs
+            if dtype is torch.float64 and name in TRUTH:
+                theirs = TRUTH[name](theirs)
             found = check_torch(ours, theirs, sample.forward_input.args)
             complaints += [f"{name}{args}{kwargs}: {line}" for line in found]
     report(complaints)
@@ -284,6 +305,8 @@ def test_torchs_own_function_samples(name, dtype):
     if dtype not in info.dtypes:
         pytest.skip(f"torch has no samples of {name} in {dtype}")
     ours, theirs = getattr(functional, name), info.op
+    if dtype is torch.float64 and name == "hardsigmoid":
+        theirs = TRUTH["Hardsigmoid"](None)
     complaints = []
     for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
         if sample.kwargs.get("inplace"):
@@ -415,8 +438,8 @@ def test_rrelu():
     """Slopes within their range, uniform in it; the gradient is the slope."""
     x = -torch.ones(100_000, dtype=torch.float64, requires_grad=True)
     y = gt.RReLU(0.2, 0.6)(x)
-    y.sum().backward()
+    y.backward(torch.ones_like(x))
     slopes = -y.detach()
     assert slopes.min() >= 0.2 and slopes.max() <= 0.6
     assert abs(slopes.mean() - 0.4) < 5 * (0.4 / 12**0.5) / 100_000**0.5
-    torch.testing.assert_close(x.grad, slopes)
+    torch.testing.assert_close(x.grad, slopes, rtol=0, atol=0)

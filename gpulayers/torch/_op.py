@@ -62,6 +62,7 @@ class TorchOp:
         self.options = tuple(o.split()[-1].partition("=")[0] for o in options.split(",") if o.strip())
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
+        self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
         self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
         self._function = _function(self)
         # The C++ function: the Python one above it looks for functorch levels once more.
@@ -92,6 +93,8 @@ class TorchOp:
             plan, values = dispatch.plan_for(self.op, ins, needs, dict(zip(self.options, args[self.n :])))
         except (RuleError, dispatch.Refused, RuntimeError, TypeError) as why:
             return self._by_torch(args, why)
+        if record and any([ins[i] is not None and ins[i].requires_grad for i in self._constant]):
+            return self._by_torch(args, "an input that has no gradient requires one")  # torch raises
         if record and needs:
             return self._apply(plan, values, *args)
         try:

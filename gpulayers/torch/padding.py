@@ -37,7 +37,7 @@ class _Padding:
 
     padding: Any
     mode = "constant"
-    value: float | None = None
+    value: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
         return pad(input, self.padding, self.mode, self.value)
