@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops import activation as ops
 
-from ._case import Case
+from ._case import Case, Seeds
 
 _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.relu, {}, F.relu, 8.0),
@@ -24,6 +24,17 @@ _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.elu, {}, F.elu, 8.0),
     (ops.hardswish, {}, F.hardswish, 8.0),
     (ops.mish, {}, F.mish, 8.0),
+    (ops.relu6, {}, F.relu6, 8.0),
+    (ops.hardtanh, {}, F.hardtanh, 8.0),
+    (ops.hardsigmoid, {}, F.hardsigmoid, 8.0),
+    (ops.hardshrink, {}, F.hardshrink, 8.0),
+    (ops.softshrink, {}, F.softshrink, 8.0),
+    (ops.threshold, {"threshold": 0.1, "value": 20.0}, lambda x: F.threshold(x, 0.1, 20.0), 8.0),
+    (ops.logsigmoid, {}, F.logsigmoid, 8.0),
+    (ops.tanhshrink, {}, F.tanhshrink, 8.0),
+    (ops.softsign, {}, F.softsign, 8.0),
+    (ops.celu, {}, F.celu, 8.0),
+    (ops.selu, {}, F.selu, 8.0),
 ]
 
 
@@ -36,4 +47,16 @@ def cases() -> list[Case]:
         found.append(Case(op, "small 64×256", ((64, 256),), {}, theirs))
         found.append(Case(op, "ResNet-50 stage 1, 64×256×56²", ((64, 256, 56, 56),), {}, theirs, cpu=False))
         found.append(Case(op, "Llama-3 8B MLP 8192×14336", ((8192, 14336),), {}, theirs, cpu=False))
+    rrelu = {"training": True}
+    for name, shape, cpu in (("GPT-2 MLP", (2048, 3072), True), ("large", (8192, 14336), False)):
+        size = "×".join(map(str, shape))
+        drawn = (shape, Seeds())
+        found.append(Case(ops.prelu, f"{name} {size}, one weight", (shape, (1,)), {}, F.prelu, cpu=cpu))
+        found.append(
+            Case(ops.rrelu, f"{name} {size}", drawn, rrelu, lambda x, seed: F.rrelu(x, training=True), cpu=cpu)
+        )
+        found.append(Case(ops.glu, f"{name} {size}", (shape,), {}, F.glu, cpu=cpu))
+    image = (8, 64, 56, 56)
+    found.append(Case(ops.prelu, "ResNet-sized 8×64×56²", (image, (64,)), {}, F.prelu))
+    found.append(Case(ops.glu, "convolutional 8×64×56²", (image,), {"axis": 1}, lambda x: F.glu(x, 1)))
     return found

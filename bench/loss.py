@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 
 from ._case import Case, Labels
 
@@ -21,6 +21,11 @@ def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float =
     return Case(cross_entropy, title, (shape, labels), options, theirs, cpu=cpu, needs=("x",))
 
 
+def _nll_loss(name: str, *shape: int, cpu: bool = False) -> Case:
+    labels = Labels((shape[0], *shape[2:]), shape[1])
+    return Case(nll_loss, f"{name} {'×'.join(map(str, shape))}", (shape, labels), {}, F.nll_loss, cpu=cpu)
+
+
 def cases() -> list[Case]:
     return [
         _cross_entropy("digits", 128, 10, cpu=True),
@@ -29,6 +34,10 @@ def cases() -> list[Case]:
         _cross_entropy("Llama-2 vocabulary", 8192, 32000),
         _cross_entropy("Llama-3 vocabulary", 8192, 128256),
         _cross_entropy("segmentation", 16, 21, 512, 512),
+        _nll_loss("ImageNet", 256, 1000, cpu=True),
+        _nll_loss("small segmentation", 4, 21, 128, 128, cpu=True),
+        _nll_loss("Llama-2 vocabulary", 8192, 32000),
+        _nll_loss("segmentation", 16, 21, 512, 512),
         Case(mse, "small 64×10", ((64, 10), (64, 10)), {}, F.mse_loss, needs=("x",)),
         Case(mse, "autoencoder 256×3×32²", ((256, 3, 32, 32),) * 2, {}, F.mse_loss, needs=("x",)),
         Case(mse, "8192×8192", ((8192, 8192),) * 2, {}, F.mse_loss, cpu=False, needs=("x",)),

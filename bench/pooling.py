@@ -1,10 +1,10 @@
-"""Pooling in ResNet-50, VGG, DenseNet and Inception."""
+"""Pooling in ResNet-50, VGG, DenseNet, Inception, AlexNet and squeeze-and-excitation networks."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 
-from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
 from ._case import Case
 
@@ -16,16 +16,18 @@ def _cases(n: int, cpu: bool) -> list[Case]:
 
         return Case(op, f"{name}, {n}×{c}×{size}²", ((n, c, size, size),), options, reference, cpu=cpu)
 
-    def mean(x):
-        return F.adaptive_avg_pool2d(x, 1)
+    def adaptive(name: str, c: int, size: int, output_size: int) -> Case:
+        return case(adaptive_avg_pool2d, name, F.adaptive_avg_pool2d, c, size, output_size=output_size)
 
     return [
         case(max_pool2d, "ResNet-50 3×3/2", F.max_pool2d, 64, 112, kernel_size=3, stride=2, padding=1),
         case(max_pool2d, "VGG 2×2", F.max_pool2d, 128, 56, kernel_size=2),
         case(avg_pool2d, "DenseNet 2×2", F.avg_pool2d, 128, 56, kernel_size=2),
         case(avg_pool2d, "Inception 3×3", F.avg_pool2d, 192, 28, kernel_size=3, stride=1, padding=1),
-        case(global_avg_pool2d, "ResNet-50 head", mean, 2048, 7),
-        case(global_avg_pool2d, "squeeze-and-excitation", mean, 256, 56),
+        adaptive("ResNet-50 head", 2048, 7, 1),
+        adaptive("squeeze-and-excitation", 256, 56, 1),
+        adaptive("VGG of 448² images, to 7²", 512, 14, 7),
+        adaptive("AlexNet of 256² images, to 6²", 256, 7, 6),
     ]
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from gpulayers.ops.softmax import log_softmax, softmax
+from gpulayers.ops.softmax import log_softmax, softmax, softmin
 
 from ._case import Case
 
@@ -27,4 +27,7 @@ def cases() -> list[Case]:
         found.append(
             Case(op, f"segmentation {segmentation}", (segmentation,), {"axis": 1}, partial(theirs, dim=1), cpu=False)
         )
+    softmin_of = partial(torch.nn.functional.softmin, dim=-1)
+    for name, shape, cpu in (("attention scores", (8, 12, 128, 128), True), ("vocabulary", (4096, 32768), False)):
+        found.append(Case(softmin, f"{name} {shape}", (shape,), {}, softmin_of, cpu=cpu))
     return found

@@ -38,23 +38,44 @@ from gpulayers.layers._files import load, save  # noqa: E402
 from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
 from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
 from gpulayers.layers.activation import (  # noqa: E402
+    CELU,
     ELU,
     GELU,
+    GLU,
+    SELU,
+    Hardshrink,
+    Hardsigmoid,
     Hardswish,
+    Hardtanh,
     LeakyReLU,
+    LogSigmoid,
     Mish,
+    PReLU,
     ReLU,
+    ReLU6,
+    RReLU,
     Sigmoid,
     SiLU,
     Softplus,
+    Softshrink,
+    Softsign,
     Tanh,
+    Tanhshrink,
+    Threshold,
 )
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
 from gpulayers.layers.conv import Conv2d, Convolutional  # noqa: E402
 from gpulayers.layers.dropout import Dropout  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
-from gpulayers.layers.loss import CrossEntropyLoss, MSELoss  # noqa: E402
+from gpulayers.layers.loss import CrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
 from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
+from gpulayers.layers.padding import (  # noqa: E402
+    CircularPad2d,
+    ConstantPad2d,
+    ReflectionPad2d,
+    ReplicationPad2d,
+    ZeroPad2d,
+)
 from gpulayers.layers.pooling import (  # noqa: E402
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -62,5 +83,5 @@ from gpulayers.layers.pooling import (  # noqa: E402
     MaxPool2d,
     Pooling,
 )
-from gpulayers.layers.softmax import LogSoftmax, Softmax  # noqa: E402
+from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # noqa: E402
 from gpulayers.train import SGD, AdamW, Callback, Checkpoint, EarlyStopping, History, Optimizer  # noqa: E402

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float16, float32
+from gpulayers.arrays import Spec, bfloat16, float16, float32, int64
 from gpulayers.ops import activation as A
 from gpulayers.testing.arena import arena
 from gpulayers.testing.audit_op import audit_op
@@ -28,6 +28,22 @@ VARIANTS = [
     (A.elu, {"alpha": 0.7}, F.elu),
     (A.hardswish, {}, F.hardswish),
     (A.mish, {}, F.mish),
+    (A.relu6, {}, F.relu6),
+    (A.hardtanh, {}, F.hardtanh),
+    (A.hardtanh, {"min_val": -0.3, "max_val": 2.0}, F.hardtanh),
+    (A.hardsigmoid, {}, lambda x: F.relu6(x + 3) / 6),  # F.hardsigmoid's own backward has its 1/6 in float32
+    (A.hardshrink, {}, F.hardshrink),
+    (A.hardshrink, {"lambd": -1.0}, F.hardshrink),
+    (A.softshrink, {}, F.softshrink),
+    (A.softshrink, {"lambd": 1.5}, F.softshrink),
+    (A.threshold, {"threshold": 0.5, "value": 7.0}, F.threshold),
+    (A.logsigmoid, {}, F.logsigmoid),
+    (A.tanhshrink, {}, F.tanhshrink),
+    (A.softsign, {}, F.softsign),
+    (A.celu, {}, F.celu),
+    (A.celu, {"alpha": 0.5}, F.celu),  # a power of 2: torch has 1 / alpha in float32
+    (A.celu, {"alpha": -2.0}, F.celu),
+    (A.selu, {}, F.selu),
 ]
 EVERY = pytest.mark.parametrize(
     "op, options, theirs", VARIANTS, ids=[f"{o.name}{list(k.values())}" for o, k, _ in VARIANTS]
@@ -41,8 +57,28 @@ def draw(*shape: int) -> np.ndarray:
 @EVERY
 def test_definition_is_torch(op, options, theirs):
     """Values and gradients in float64, at ordinary, extreme and special points (NaN, ±Inf, kinks)."""
-    special = [0.0, -0.0, 3.0, -3.0, 1e-9, -1e-9, 40.0, -40.0, 700.0, -700.0, np.nan, np.inf, -np.inf]
-    x = np.concatenate([np.linspace(-12, 12, 2001), special])
+    special = [
+        0.0,
+        -0.0,
+        3.0,
+        -3.0,
+        0.5,
+        -0.5,
+        1.0,
+        -1.0,
+        6.0,
+        1e-9,
+        -1e-9,
+        40.0,
+        -40.0,
+        700.0,
+        -700.0,
+        np.nan,
+        np.inf,
+        -np.inf,
+    ]
+    # Whole vectors: of what is left over, torch's scalar code lets gradients through where x is NaN.
+    x = np.concatenate([special, np.linspace(-12, 12, 2048 - len(special))])
     t = torch.tensor(x, requires_grad=True)
     y = theirs(t, **options)
     dy = np.random.default_rng(0).standard_normal(x.shape)
@@ -50,10 +86,8 @@ def test_definition_is_torch(op, options, theirs):
     with np.errstate(all="ignore"):
         mine, call = op.record(x, **options)
         (dx,) = call.backward(dy)
-    finite = np.isfinite(x)
-    np.testing.assert_allclose(mine[finite], y.detach().numpy()[finite], rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(dx[finite], t.grad.numpy()[finite], rtol=1e-12, atol=3e-14)
-    np.testing.assert_array_equal(np.isnan(mine[-3:]), np.isnan(y.detach().numpy()[-3:]))
+    np.testing.assert_allclose(mine, y.detach().numpy(), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(dx, t.grad.numpy(), rtol=1e-12, atol=3e-14)
 
 
 @EVERY
@@ -92,6 +126,20 @@ def test_errors():
         A.gelu(x, approximate="erf")
     with pytest.raises(TypeError, match="leaky_relu: negative_slope: the rule is a number; got 'steep'"):
         A.leaky_relu(x, negative_slope="steep")
+    with pytest.raises(TypeError, match="threshold: threshold: the rule is a number; got"):
+        A.threshold(x)
+    with pytest.raises(
+        ValueError, match=r"hardtanh: min_val: the rule is min_val ≤ max_val; got min_val 2\.0, max_val 1"
+    ):
+        A.hardtanh(x, min_val=2.0)
+    with pytest.raises(RuntimeError, match=r"softshrink: lambd: the rule is 0 ≤ lambd < ∞; got -1"):
+        A.softshrink(x, lambd=-1)
+    with pytest.raises(RuntimeError, match=r"celu: alpha: the rule is alpha ≠ 0; got 0"):
+        A.celu(x, alpha=0)
+    with pytest.raises(
+        AssertionError, match=r"Hardtanh: max_val: the rule is max_val > min_val; got min_val 1, max_val 1"
+    ):
+        gl.Hardtanh(1, 1)
 
 
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
@@ -99,6 +147,16 @@ def test_errors():
 def test_machine_code(op, dtype):
     """The activations with most temporaries."""
     audit_op(op, Spec((4096, 8192), dtype))
+
+
+NEW = [A.relu6, A.hardtanh, A.hardsigmoid, A.hardshrink, A.softshrink, A.logsigmoid, A.tanhshrink, A.softsign, A.celu]
+
+
+@pytest.mark.parametrize("op", [*NEW, A.selu, A.threshold], ids=lambda op: op.name)
+def test_every_one_compiles(op):
+    """What the interpreter accepts the compiler need not."""
+    options = {"threshold": 0.1, "value": 20.0} if op is A.threshold else {}
+    audit_op(op, Spec((4096, 8192), bfloat16), archs=(90,), **options)
 
 
 LAYERS = [
@@ -113,19 +171,42 @@ LAYERS = [
     (gl.ELU(0.5), torch.nn.ELU(0.5)),
     (gl.Hardswish(), torch.nn.Hardswish()),
     (gl.Mish(), torch.nn.Mish()),
+    (gl.ReLU6(), torch.nn.ReLU6()),
+    (gl.Hardtanh(-2.0, 0.5), torch.nn.Hardtanh(-2.0, 0.5)),
+    (gl.Hardtanh(min_value=0.0, max_value=2.0), torch.nn.Hardtanh(0.0, 2.0)),
+    (gl.Hardsigmoid(), torch.nn.Hardsigmoid()),
+    (gl.LogSigmoid(), torch.nn.LogSigmoid()),
+    (gl.Hardshrink(0.7), torch.nn.Hardshrink(0.7)),
+    (gl.Softshrink(0.7), torch.nn.Softshrink(0.7)),
+    (gl.Tanhshrink(), torch.nn.Tanhshrink()),
+    (gl.Softsign(), torch.nn.Softsign()),
+    (gl.Threshold(0.1, 20.0), torch.nn.Threshold(0.1, 20.0)),
+    (gl.CELU(0.5), torch.nn.CELU(0.5)),
+    (gl.SELU(), torch.nn.SELU()),
+    (gl.PReLU(init=0.3), torch.nn.PReLU(init=0.3, dtype=torch.float64)),
+    (gl.PReLU(6), torch.nn.PReLU(6, dtype=torch.float64)),
+    (gl.RReLU(0.1, 0.2).eval(), torch.nn.RReLU(0.1, 0.2).eval()),
+    (gl.GLU(), torch.nn.GLU()),
+    (gl.GLU(0), torch.nn.GLU(0)),
 ]
 
 
 @pytest.mark.parametrize("layer, theirs", LAYERS, ids=[repr(layer) for layer, _ in LAYERS])
 def test_layers(layer, theirs):
-    x = draw(4, 5)
-    with gl.no_grad():
+    x = draw(4, 6)
+    if isinstance(layer, gl.PReLU):
+        layer.to("float64")
+        layer.weight.data = theirs.weight.detach().numpy()
+    with gl.no_grad(), torch.no_grad():
         np.testing.assert_allclose(layer(x), theirs(torch.tensor(x)).numpy(), rtol=1e-12, atol=1e-14)
 
 
 def test_layers_keep_the_contract():
     check_layer(gl.GELU(), (None, 5))
     check_layer(gl.ELU(0.5), (3, 2, 4))
+    check_layer(gl.PReLU(3), (None, 3, 2))
+    check_layer(gl.RReLU(), (3, 4))
+    check_layer(gl.GLU(1), (None, 4, 3))
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -149,3 +230,154 @@ def test_cuda_unaligned():
         "silu_forward_float32_single",
         "silu_backward_float32_single",
     }
+
+
+# --- with a weight, with chance, with a gate -------------------------------------------------------------------------
+
+SEED = np.array([2**40 + 12345, -7])
+SHORT = {"dys": ["dense"], "dtypes": ["float32", "bfloat16"]}
+
+
+def test_prelu_is_torch():
+    """With one weight and one for each channel; at NaN, ±Inf and 0."""
+    for shape, count in [((4, 3, 5), 3), ((4, 3, 5), 1), ((6, 7), 7), ((8,), 1), ((), 1)]:
+        x, w = draw(*shape), draw(count)
+        x.reshape(-1)[:5] = [0.0, -0.0, np.nan, np.inf, -np.inf][: x.size]
+        tensors = [torch.tensor(a, requires_grad=True) for a in (x, w)]
+        theirs = F.prelu(*tensors)
+        dy = np.asarray(np.random.default_rng(1).standard_normal(shape))
+        theirs.backward(torch.tensor(dy))
+        with np.errstate(all="ignore"):
+            y, call = A.prelu.record(x, w)
+            grads = call.backward(dy)
+        np.testing.assert_allclose(y, theirs.detach().numpy(), rtol=1e-13)
+        for mine, t in zip(grads, tensors):
+            np.testing.assert_allclose(mine, t.grad.numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_prelu():
+    """One weight; channels far apart and next to one another in memory, in several tiles, none, and in any order."""
+    served = check_op(A.prelu, draw(2, 4, 3), draw(8)[::2], numeric=True)
+    assert set(served) == {"definition", "numpy", "triton", "cuda"}
+    check_op(A.prelu, draw(3, 5), draw(5), dys=["dense", "strided"])
+    check_op(A.prelu, draw(), draw(), **SHORT)
+    check_op(A.prelu, draw(9, 3, 1031), draw(3), **SHORT)
+    check_op(A.prelu, draw(70, 152), draw(152), **SHORT)
+    check_op(A.prelu, draw(9, 4111), draw(1), **SHORT)
+    check_op(A.prelu, draw(16, 1024), draw(1), **SHORT)
+    check_op(A.prelu, draw(2, 3, 64), draw(3), **SHORT)
+    for shape in [(0, 4), (2, 0, 3), (2, 3, 0)]:
+        check_op(A.prelu, draw(*shape), draw(shape[1]), **SHORT)
+    check_op(A.prelu, draw(2, 4, 5, 3).transpose(0, 3, 1, 2), draw(3), dys=["dense", "transposed"])
+    check_op(A.prelu, draw(3, 4, 5, 2).transpose(2, 3, 0, 1), draw(2), **SHORT)
+    check_op(A.prelu, draw(6, 80)[:, 3:60], draw(57), **SHORT)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rrelu(training):
+    """The slope belongs to the element, wherever it lies in memory."""
+    served = check_op(A.rrelu, draw(3, 5), SEED, training=training, numeric=True)
+    assert set(served) == {"definition", "numpy", "triton", "cuda"}
+    shapes = [draw(), draw(0, 3), draw(9, 1031), draw(6, 9)[::2, 1:8], draw(16, 64)]
+    turned = [draw(5, 7).T, draw(2, 4, 5, 3).transpose(0, 3, 1, 2), draw(2, 3, 4, 5).transpose(2, 0, 3, 1)]
+    for x in shapes + turned:
+        check_op(A.rrelu, x, SEED, training=training, lower=-0.5, upper=2.0, **SHORT)
+    special = np.array([0.0, -0.0, np.nan, np.inf, -np.inf])
+    check_op(A.rrelu, special, SEED, training=training, **SHORT)
+    if not training:
+        check_op(A.rrelu, draw(3, 5), **SHORT)
+        assert np.array_equal(A.rrelu(draw(3, 5)), A.leaky_relu(draw(3, 5), negative_slope=(1 / 8 + 1 / 3) / 2))
+
+
+def test_rrelu_draws_uniformly():
+    """Slopes spread evenly over [lower, upper), and the gradient at −1 is the slope itself; NaN lets dy through."""
+    x = np.full(1 << 18, -1.0, np.float32)
+    y, call = A.rrelu.record(x, SEED, lower=0.2, upper=0.6, training=True)
+    counts, _ = np.histogram(-y, 16, (0.2, 0.6))
+    assert counts.sum() == x.size and abs(counts / x.size * 16 - 1).max() < 0.05
+    np.testing.assert_array_equal(call.backward(np.ones_like(x))[0], -y)
+    x[:] = np.nan
+    _, call = A.rrelu.record(x, SEED, training=True)
+    assert (call.backward(np.ones_like(x))[0] == 1).all()
+
+
+def test_glu_is_torch():
+    x = draw(4, 6, 2)
+    x[0, :, 0], x[1, :, 0] = [np.nan, np.inf, -np.inf, 0, 2, np.inf], [0, 0, -np.inf, np.inf, -np.inf, np.nan]
+    for axis in (0, 1, -1):
+        t = torch.tensor(x, requires_grad=True)
+        theirs = F.glu(t, axis)
+        dy = np.random.default_rng(1).standard_normal(theirs.shape)
+        theirs.backward(torch.tensor(dy))
+        with np.errstate(all="ignore"):
+            y, call = A.glu.record(x, axis=axis)
+            (dx,) = call.backward(dy)
+        np.testing.assert_allclose(y, theirs.detach().numpy(), rtol=1e-13)
+        np.testing.assert_allclose(dx, t.grad.numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_glu():
+    """Halves along any axis, next to one another and far apart in memory; long rows; no elements; any memory order."""
+    served = check_op(A.glu, draw(3, 4), numeric=True)
+    assert set(served) == {"definition", "numpy", "triton", "cuda"}
+    check_op(A.glu, draw(2, 4, 3), axis=1)
+    for x, axis in [
+        (draw(4), 0),
+        (draw(0, 4), 1),
+        (draw(3, 0), 1),
+        (draw(130, 60), 1),
+        (draw(2, 40000), 1),
+        (draw(8, 16), 0),
+    ]:
+        check_op(A.glu, x, axis=axis, **SHORT)
+    image = draw(2, 4, 5, 6).transpose(0, 3, 1, 2)
+    for x, axis in [(image, 1), (image, 2), (draw(6, 80)[::2, :60], 1), (draw(3, 4, 1, 2).transpose(0, 3, 1, 2), 1)]:
+        check_op(A.glu, x, axis=axis, dys=["dense", "transposed"], dtypes=["float32", "float16"])
+
+
+def test_errors_of_weights_seeds_and_halves():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(
+        RuntimeError, match=r"prelu: weight: the rule is weight.shape = \[1\] or \[x.shape\[1\]\] = \[3\]; got \[2\]"
+    ):
+        A.prelu(x, np.ones(2, np.float32))
+    with pytest.raises(RuntimeError, match=r"prelu: weight: .*; got \[3, 1\]"):
+        A.prelu(x, np.ones((3, 1), np.float32))
+    with pytest.raises(RuntimeError, match=r"prelu: weight: the rule is weight\.dtype = x\.dtype"):
+        A.prelu(x, np.ones(3))
+    with pytest.raises(RuntimeError, match="prelu: weight"):
+        A.prelu(np.ones((), np.float32), np.ones(3, np.float32))
+    with pytest.raises(
+        RuntimeError, match=r"rrelu: lower, upper: the rule is −∞ < lower ≤ upper < ∞; got lower 0\.5, upper 0\.1"
+    ):
+        A.rrelu(x, lower=0.5, upper=0.1)
+    with pytest.raises(TypeError, match="rrelu: seed: the rule is dtype = int64 in training; got None"):
+        A.rrelu(x, training=True)
+    with pytest.raises(RuntimeError, match=r"rrelu: seed: the rule is seed = \[seed, offset\]"):
+        A.rrelu(x, np.zeros(3, np.int64), training=True)
+    with pytest.raises(
+        RuntimeError, match=r"glu: x: the rule is x.shape\[1\] even: x is two halves, a and b; got \[2, 3\]"
+    ):
+        A.glu(x)
+    with pytest.raises(RuntimeError, match="glu: x: the rule is at least one axis"):
+        A.glu(np.ones(()))
+    with pytest.raises(IndexError, match="glu: axis"):
+        A.glu(x, axis=2)
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_machine_code_of_gates(dtype):
+    """One weight's sum reads single numbers; images channels-first and channels-last; long and short halves."""
+    image, last = Spec((64, 256, 56, 56), dtype), Spec((64, 256, 56, 56), dtype, (0, 2, 3, 1))
+    audit_op(A.prelu, image, Spec((256,), dtype))
+    audit_op(A.prelu, last, Spec((256,), dtype), archs=(90,))
+    audit_op(A.prelu, Spec((4096, 8192), dtype), Spec((1,), dtype), narrow=["_prelu_sum_kernel"], archs=(90,))
+    audit_op(A.rrelu, Spec((4096, 8192), dtype), Spec((2,), int64), training=True)
+    audit_op(A.rrelu, last, Spec((2,), int64), training=True, archs=(90,))
+    audit_op(A.glu, Spec((8192, 28672), dtype))
+    audit_op(A.glu, last, axis=1, archs=(90,))
+
+
+def test_cuda_machine_code_of_gates():
+    for name, report in audit_cuda("_gates", 90).items():
+        assert not report.faults(aligned=name.endswith("packs")), name

@@ -22,8 +22,8 @@ def test_explain(capsys):
     assert cli.main(["explain", "softmax", "--shapes", "4,8"]) == 0
     out = capsys.readouterr().out
     assert "y = exp(x − max x)" in out and "its kernels take CUDA arrays" in out and "computes it" in out
-    assert cli.main(["explain", "softmin"]) == 1
-    assert "no op 'softmin'; there are" in capsys.readouterr().err
+    assert cli.main(["explain", "softmaxx"]) == 1
+    assert "no op 'softmaxx'; there are" in capsys.readouterr().err
     assert cli.main(["explain", "linear", "--shapes", "4,8", "3,9"]) == 1
     assert "linear: " in capsys.readouterr().err
 

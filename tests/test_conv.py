@@ -271,6 +271,7 @@ def test_dtype_errors():
     [
         (gl.Conv2d(3, 4, 3, padding="same"), (2, 3, 6, 5)),
         (gl.Conv2d(4, 8, (3, 2), stride=2, groups=4, bias=False), (2, 4, 6, 5)),
+        (gl.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"), (2, 3, 6, 5)),
     ],
     ids=str,
 )
@@ -291,10 +292,43 @@ def test_layer_is_torchs():
     assert ours.output_shape((None, 4, 7, 8)) == (None, *ours(x).shape[1:])
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": (2, 1), "stride": 2}, {"padding": "same", "dilation": (1, 2)}, {"padding": "valid"}],
+    ids=lambda o: str(o["padding"]),
+)
+def test_padding_modes_are_torchs(options, mode):
+    """An even kernel: "same" pads one more at the bottom and the right."""
+    ours, theirs = (nn.Conv2d(3, 4, (2, 4), padding_mode=mode, **options) for nn in (gl, torch.nn))
+    ours.load_state_dict(theirs.state_dict())
+    x, tensor = draw(2, 3, 7, 8).astype(np.float32), torch.from_numpy(draw(2, 3, 7, 8).astype(np.float32))
+    expected = theirs(tensor.requires_grad_())
+    y = ours(x)
+    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert ours.output_shape((None, 3, 7, 8)) == (None, *y.shape[1:])
+    dy = draw(*y.shape).astype(np.float32)
+    expected.backward(torch.from_numpy(dy))
+    np.testing.assert_allclose(ours.backward(dy), tensor.grad.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.weight.grad, theirs.weight.grad.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_mode_without_the_input_gradient():
+    layer = gl.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    layer.skip_input_grad()
+    layer.backward(layer(draw(2, 3, 5, 5).astype(np.float32)))
+    assert layer.weight.has_grad
+    with pytest.raises(ShapeError, match="Conv2d: padding: the rule is padding < H where it reflects"):
+        gl.Conv2d(3, 4, 3, padding=5, padding_mode="reflect")(draw(2, 3, 5, 9).astype(np.float32))
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        ({"padding_mode": "reflect"}, "padding_mode"),
+        (
+            {"padding_mode": "mirror"},
+            "padding_mode: the rule is one of zeros, reflect, replicate, circular; got 'mirror'",
+        ),
         ({"groups": 2}, "in_channels: the rule is a multiple of groups = 2; got 3"),
         ({"padding": "same", "stride": 2}, 'stride = 1 where padding = "same"'),
     ],

@@ -7,15 +7,16 @@ import pytest
 
 import gpulayers as gl
 from gpulayers import arrays, dispatch
-from gpulayers.ops.activation import gelu, relu, silu
+from gpulayers.ops.activation import celu, gelu, glu, prelu, relu, rrelu, silu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
-from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
-from gpulayers.ops.softmax import log_softmax, softmax
+from gpulayers.ops.padding import pad2d
+from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.arena import arena, has_gpu
 
 torch = pytest.importorskip("torch")
@@ -28,12 +29,19 @@ LABELS = np.arange(64) * 7 % 1000
 OPS = [
     (softmax, [(64, 1000)], {}),
     (log_softmax, [(3, 40000)], {}),
+    (softmin, [(64, 1000)], {}),
     (gelu, [(65, 1031)], {}),
     (relu, [(4, 16, 8, 8)], {}),
+    (celu, [(65, 1031)], {"alpha": 0.5}),
+    (prelu, [(4, 16, 9, 9), (16,)], {}),
+    (prelu, [(130, 1000), (1,)], {}),
+    (rrelu, [(65, 1031), SEED], {"training": True}),
+    (glu, [(65, 1030)], {}),
     (layer_norm, [(130, 1000), (1000,), (1000,)], {"normalized_shape": (1000,)}),
     (rms_norm, [(2, 40000), (40000,)], {"normalized_shape": (40000,)}),
     (batch_norm, [(8, 48, 9, 9), (48,), (48,)], {"training": True}),
     (cross_entropy, [(64, 1000), LABELS], {"label_smoothing": 0.1}),
+    (nll_loss, [(64, 1000), LABELS, (1000,)], {}),
     (mse, [(33, 1000), (33, 1000)], {}),
     (linear, [(256, 512), (384, 512), (384,)], {"activation": "gelu"}),
     (linear, [(33, 1000), (100, 1000), (100,)], {}),
@@ -41,7 +49,9 @@ OPS = [
     (conv2d, [(4, 32, 14, 14), (32, 1, 3, 3), (32,)], {"padding": 1, "groups": 32}),
     (max_pool2d, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
     (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
-    (global_avg_pool2d, [(4, 32, 30, 30)], {}),
+    (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),
+    (adaptive_avg_pool2d, [(4, 32, 15, 15)], {"output_size": 6}),
+    (pad2d, [(4, 32, 15, 15)], {"padding": 2, "mode": "replicate"}),
     (dropout, [(65, 1031), SEED], {"p": 0.25}),
 ]
 CALLS = [

@@ -27,6 +27,16 @@ THEIRS = {
     "elu": F.elu,
     "hardswish": F.hardswish,
     "mish": F.mish,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": lambda z: F.relu6(z + 3) / 6,
+    "hardshrink": F.hardshrink,
+    "softshrink": F.softshrink,
+    "logsigmoid": F.logsigmoid,
+    "tanhshrink": F.tanhshrink,
+    "softsign": F.softsign,
+    "celu": F.celu,
+    "selu": F.selu,
 }
 EVERY = pytest.mark.parametrize("activation", THEIRS)
 

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
 
+import gpulayers as gl
+from gpulayers import only
 from gpulayers.arrays import Spec, bfloat16, float16, float32, int64
-from gpulayers.ops.loss import cross_entropy, mse
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.testing.arena import arena
 from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 
 torch = pytest.importorskip("torch")
@@ -46,19 +49,29 @@ def test_cross_entropy_by_definition(shape, reduction, smoothing):
 
 
 @REDUCTIONS
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2), (0, 3), (2, 3, 0), (1, 2)])
+def test_nll_loss_by_definition(shape, reduction):
+    x, options = draw(*shape), dict(reduction=reduction)
+    served = check_op(nll_loss, x, labels(x), weights(x), **options, numeric=x.size > 0)
+    assert served == (["definition", "numpy", "triton"] if x.size else ["definition", "triton"])
+    check_op(nll_loss, x, labels(x, ignored=False), **options, ignore_index=1, dys=["dense"])
+
+
+@REDUCTIONS
 @pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 2), (0, 3), (), (1, 1)])
 def test_mse_by_definition(shape, reduction):
     check_op(mse, draw(*shape), draw(*shape, seed=1), reduction=reduction, numeric=True)
 
 
-def against_torch(shape, target, weight, dy_seed=9, **options):
+def against_torch(shape, target, weight, dy_seed=9, op=cross_entropy, **options):
     """The definition in float64 against torch's, forward and backward."""
     x = draw(*shape)
-    y, call = cross_entropy.record(x, target, weight, **options)
+    y, call = op.record(x, target, weight, **options)
     tx, tt = torch.tensor(x, requires_grad=True), torch.tensor(target)
     soft = tt.is_floating_point()
     tt.requires_grad_(soft)
-    true = torch.nn.functional.cross_entropy(tx, tt, None if weight is None else torch.tensor(weight), **options)
+    function = getattr(torch.nn.functional, op.name)
+    true = function(tx, tt, None if weight is None else torch.tensor(weight), **options)
     dy = draw(*y.shape, seed=dy_seed)
     true.backward(torch.tensor(dy))
     dx, dp, _ = call.backward(dy)
@@ -77,6 +90,36 @@ def test_cross_entropy_is_torchs(shape, reduction, smoothing):
         against_torch(shape, labels(x), weight, **options)
         against_torch(shape, labels(x, ignored=False), weight, ignore_index=1, **options)
         against_torch(shape, probabilities(x), weight, **options)
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2)])
+def test_nll_loss_is_torchs(shape, reduction):
+    x, options = draw(*shape), dict(reduction=reduction, op=nll_loss)
+    for weight in (None, weights(x), np.array([0.0, 0, 0, 1, 1])[: len(weights(x))]):
+        against_torch(shape, labels(x), weight, **options)
+        against_torch(shape, labels(x, ignored=False), weight, ignore_index=1, **options)
+        against_torch(shape, np.full_like(labels(x), -100), weight, **options)
+
+
+@REDUCTIONS
+def test_nll_loss_of_infinite_numbers_is_torchs(reduction):
+    """Impossible classes that are and are not the target, also with weight 0; an ignored row of NaN; an infinite weight."""
+    x, t = draw(5, 4), np.array([1, 0, 2, -100, 3])
+    x[0, 1], x[1, 1:], x[2, 2], x[3] = -np.inf, -np.inf, np.inf, np.nan
+    for weight in (None, np.array([1.0, 0, 1, 2]), np.array([1.0, 1, np.inf, np.nan])):
+        tx = torch.tensor(x, requires_grad=True)
+        w = None if weight is None else torch.tensor(weight)
+        true = torch.nn.functional.nll_loss(tx, torch.tensor(t), w, reduction=reduction)
+        dy = draw(*true.shape)
+        true.backward(torch.tensor(dy))
+        for backend in ("definition", "numpy"):
+            with np.errstate(invalid="ignore"), only(backend):
+                kind = "f4" if backend == "numpy" else "f8"
+                given = [None if a is None else a.astype(kind) for a in (x, weight)]
+                y, call = nll_loss.record(given[0], t, given[1], reduction=reduction)
+                np.testing.assert_allclose(y, true.detach().numpy(), rtol=1e-6)
+                np.testing.assert_allclose(call.backward(dy.astype(kind))[0], tx.grad.numpy(), rtol=1e-6)
 
 
 @REDUCTIONS
@@ -127,6 +170,16 @@ WRONG = {
     "weights dtype": (cross_entropy, (X, T, X[0].astype("f4")), {}, RuntimeError, "weight.dtype = x.dtype"),
     "reduction": (cross_entropy, (X, T), dict(reduction="max"), ValueError, "one of mean, sum, none; got 'max'"),
     "smoothing": (cross_entropy, (X, T), dict(label_smoothing=1.5), RuntimeError, "0 ≤ label_smoothing ≤ 1"),
+    "nll label": (nll_loss, (X, T + 3), {}, IndexError, "0 ≤ target < C = 5, or target = ignore_index = -100; got 5"),
+    "nll batch": (nll_loss, (X, T[:2]), {}, ValueError, "target.shape[0] = x.shape[0] = N"),
+    "nll target of one": (nll_loss, (X[0], T), {}, ValueError, "target.shape = () for x (C,); got [3]"),
+    "nll target": (nll_loss, (X[..., None], T), {}, RuntimeError, "= (N, *d) for x (N, C, *d), () for (C,) = [3, 1]"),
+    "nll soft": (nll_loss, (X, X), {}, RuntimeError, "class indices (an integer dtype); got float64"),
+    "nll numbers": (nll_loss, (X.astype(int), T), {}, NotImplementedError, "dtype ∈"),
+    "nll scalar": (nll_loss, (X[0, 0], T), {}, ValueError, "x.shape = (C,) or (N, C, *d)"),
+    "nll weight": (nll_loss, (X, T, X[0, :4]), {}, RuntimeError, "weight.shape = (C,) = [5]; got [4]"),
+    "nll weights dtype": (nll_loss, (X, T, X[0].astype("f4")), {}, RuntimeError, "weight.dtype = x.dtype"),
+    "nll reduction": (nll_loss, (X, T), dict(reduction="max"), ValueError, "one of mean, sum, none; got 'max'"),
     "mse shape": (mse, (X, X[:2]), {}, RuntimeError, "target.shape = x.shape = [3, 5]; got [2, 5]"),
     "mse dtype": (mse, (X, X.astype("f4")), {}, RuntimeError, "target.dtype = x.dtype"),
     "mse kind": (mse, (T, T), {}, NotImplementedError, "dtype ∈"),
@@ -142,6 +195,20 @@ def test_errors(case):
         op(*inputs, **options)
     assert f"{op.name}: " in str(raised.value)
     assert text in str(raised.value)
+    if op is nll_loss:
+        with pytest.raises(error):
+            torch.nn.functional.nll_loss(*map(torch.tensor, inputs), **options)
+
+
+def test_nll_loss_layer():
+    x = draw(4, 3, 2)
+    for layer in (gl.NLLLoss(), gl.NLLLoss([1, 0.5, 2], ignore_index=1, reduction="none")):
+        check_layer(layer, x, labels(x, ignored=False))
+        weight = None if layer.weight is None else torch.tensor(layer.weight.data)
+        theirs = torch.nn.NLLLoss(weight, ignore_index=layer.ignore_index, reduction=layer.reduction)
+        t = labels(x, ignored=False)
+        true = theirs(torch.tensor(x, dtype=torch.float32), torch.tensor(t))
+        np.testing.assert_allclose(layer(x.astype("f4"), t), true.numpy(), rtol=1e-6)
 
 
 # --- the kernels, branch by branch -----------------------------------------------------------------------------------
@@ -175,22 +242,43 @@ def test_cross_entropy_layouts():
         check_op(cross_entropy, matrix, labels(matrix), label_smoothing=0.1, **few)
 
 
+@pytest.mark.parametrize("shape", [(70, 24), (3, 5000), (2, 5, 37), (2, 3, 4, 3)])
+def test_nll_loss_tiles(shape):
+    """Several samples a program and classes in several blocks, in every layout."""
+    x, few = draw(*shape), dict(dys=["dense", "transposed"], dtypes=["float32", "float16", "bfloat16"])
+    check_op(nll_loss, x, labels(x), weights(x), **few)
+    few["dtypes"] = ["float32"]
+    check_op(nll_loss, x, labels(x), reduction="none", **few)
+    if x.size < 1000:
+        for laid in (last(x), x[::2], x.swapaxes(-1, -2), np.broadcast_to(x[:1], x.shape)):
+            check_op(nll_loss, laid, labels(laid), weights(laid), reduction="none", **few)
+
+
+def test_nll_loss_in_several_programs():
+    x = draw(1500, 3)
+    check_op(nll_loss, x, labels(x), weights(x), dys=["dense"], dtypes=["float32"])
+    check_op(nll_loss, x, labels(x), reduction="sum", dys=["dense"], dtypes=["float32"])
+
+
 def test_labels_of_other_integers_and_all_ignored():
     x = draw(6, 4)
     for kind in (np.int32, np.uint8):
         check_op(cross_entropy, x, labels(x, ignored=False).astype(kind), **FEW)
+        check_op(nll_loss, x, labels(x, ignored=False).astype(kind), **FEW)
     check_op(cross_entropy, x, np.full(6, -100), **FEW)
+    check_op(nll_loss, x, np.full(6, -100), **FEW)
     check_op(cross_entropy, x, np.full(6, -100), label_smoothing=0.1, reduction="sum", **FEW)
 
 
+@pytest.mark.parametrize("op", [cross_entropy, nll_loss], ids=str)
 @pytest.mark.parametrize("label", [4, -1])
-def test_on_a_gpu_a_wrong_label_gives_nan(label):
+def test_on_a_gpu_a_wrong_label_gives_nan(label, op):
     x, t = draw(3, 4).astype(np.float32), np.array([1, label, 2])
     with arena("triton") as room:
-        y, call = cross_entropy.record(*map(room.put, (x, t)), needs=["x"], reduction="none")
+        y, call = op.record(*map(room.put, (x, t)), needs=["x"], reduction="none")
         dx = room.get(call.backward(room.put(np.ones(3, np.float32)))[0])
         assert list(np.isnan(room.get(y))) == list(np.isnan(dx).any(1)) == [False, True, False]
-        assert np.isnan(room.get(cross_entropy(*map(room.put, (x, t)))))
+        assert np.isnan(room.get(op(*map(room.put, (x, t)))))
 
 
 @REDUCTIONS
@@ -218,6 +306,16 @@ def test_compiled_cross_entropy(shape, dtype):
     audit_op(cross_entropy, x, t, narrow=NARROW)
     reports = audit_op(cross_entropy, x, x, w, label_smoothing=0.1)
     assert all(r.mix.get("LDG.128") for r in reports if r.kernel == "_cross_entropy_forward_kernel")
+
+
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
+def test_compiled_nll_loss(dtype):
+    """Forward picks one number a sample; backward reads a few numbers a sample and writes dx."""
+    for shape in ((8192, 128256), (8, 21, 512, 512)):
+        t = Spec((shape[0], *shape[2:]), int64)
+        narrow = ["_nll_loss_forward_kernel", "_reduce_kernel", "_nll_loss_backward_kernel"]
+        reports = audit_op(nll_loss, Spec(shape, dtype), t, Spec((shape[1],), dtype), narrow=narrow)
+        assert all(r.mix.get("STG.128") for r in reports if r.kernel == "_nll_loss_backward_kernel")
 
 
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)

@@ -5,12 +5,13 @@ import torch.nn.functional as F
 
 import gpulayers as gl
 from gpulayers.arrays import Spec, bfloat16, float16, float32
-from gpulayers.ops._op import ArgumentError, KindError, ShapeError, UnsupportedTypeError
-from gpulayers.ops.pooling import avg_pool2d, global_avg_pool2d, max_pool2d
+from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
+from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
+from gpulayers.testing.interpreter import interpreting
 from gpulayers.testing.nvrtc import audit_cuda
 
 
@@ -44,10 +45,24 @@ def test_avg_pool2d_definition(shape, options, more):
     check_op(avg_pool2d, draw(*shape, last=True), backends=("definition",), **options, **more)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5), (2, 0, 4, 5), (1, 1, 1, 1)])
-def test_global_avg_pool2d_definition(shape):
-    check_op(global_avg_pool2d, draw(*shape), numeric=True, backends=("definition",))
-    check_op(global_avg_pool2d, draw(*shape, last=True), backends=("definition",))
+PARTS = [
+    ((2, 3, 4, 5), 1),
+    ((0, 3, 4, 5), 1),
+    ((2, 0, 4, 5), 1),
+    ((2, 3, 0, 5), 1),  # means of nothing
+    ((2, 3, 6, 8), (3, 2)),  # a plain average
+    ((2, 3, 5, 7), (3, None)),  # windows that overlap
+    ((1, 2, 3, 4), (5, 7)),  # more windows than pixels
+    ((0, 3, 5, 7), (3, 2)),
+    ((2, 3, 5, 7), (0, 2)),
+]
+
+
+@pytest.mark.parametrize("shape, size", PARTS)
+def test_adaptive_avg_pool2d_definition(shape, size):
+    numeric = 0 not in shape
+    check_op(adaptive_avg_pool2d, draw(*shape), output_size=size, numeric=numeric, backends=("definition",))
+    check_op(adaptive_avg_pool2d, draw(*shape, last=True), output_size=size, backends=("definition",))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -64,7 +79,7 @@ def test_max_pool2d(shape, options, last):
     x = np.round(draw(*shape, last=last))  # ties
     x[np.random.default_rng(0).random(shape) < 0.2] = np.nan
     x[np.random.default_rng(1).random(shape) < 0.4] = -np.inf
-    check_op(max_pool2d, x, dtypes=["float32"], dys=["dense"], **options)
+    check_op(max_pool2d, x, dtypes=["float32"], dys=["dense"], return_indices=True, **options)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
@@ -78,11 +93,19 @@ def test_avg_pool2d(shape, options, last, more):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (0, 3, 4, 5), (2, 0, 4, 5), (1, 3, 70, 250), (2, 70, 5, 5)])
-def test_global_avg_pool2d(shape, last):
+@pytest.mark.parametrize("shape, size", [*PARTS, ((1, 3, 70, 250), 1), ((2, 70, 5, 5), 1), ((1, 70, 5, 6), (3, 4))])
+def test_adaptive_avg_pool2d(shape, size, last):
     """Several tiles of channels, and an image whose pixels are split over programs."""
-    x = draw(*shape, last=last)
-    check_op(global_avg_pool2d, x, backends=("definition", *GPU), dtypes=NARROW, dys=["dense", "expanded"])
+    x, options = draw(*shape, last=last), {"dtypes": NARROW, "dys": ["dense", "expanded"], "output_size": size}
+    assert len(check_op(adaptive_avg_pool2d, x, **options)) == 4
+
+
+def test_wide_parts():
+    """They divide the image, but are too wide to unroll."""
+    x = draw(1, 2, 3, 66)
+    with interpreting() as session:
+        check_op(adaptive_avg_pool2d, x, output_size=(1, 2), backends=("triton",), dtypes=["float32"], dys=["dense"])
+    assert {run.kernel for run in session.launches} == {"_adaptive_avg_pool2d_kernel"}
 
 
 def test_packs_of_channels():
@@ -90,14 +113,16 @@ def test_packs_of_channels():
     x = draw(2, 16, 7, 8, last=True)
     options = {"backends": GPU, "dtypes": NARROW, "dys": ["dense"]}
     with emulating() as session:
-        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
+        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, return_indices=True, **options)
         check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
-        check_op(global_avg_pool2d, x, **options)
+        check_op(adaptive_avg_pool2d, x, output_size=1, **options)
+        check_op(adaptive_avg_pool2d, x, output_size=3, **options)
     ran = {run.kernel for run in session.launches}
     for dtype in NARROW:
         for name in ("max_pool2d_forward_{}_int8", "max_pool2d_backward_{}_int8", "avg_pool2d_forward_{}"):
             assert f"{name.format(dtype)}_packs" in ran
-        assert {f"avg_pool2d_backward_{dtype}_packs", f"global_avg_pool2d_backward_{dtype}_packs"} <= ran
+        assert {f"{kind}avg_pool2d_backward_{dtype}_packs" for kind in ("", "global_", "adaptive_")} <= ran
+        assert f"adaptive_avg_pool2d_forward_{dtype}_packs" in ran
 
 
 def test_any_strides():
@@ -105,14 +130,17 @@ def test_any_strides():
     for op, options in [
         (max_pool2d, {"kernel_size": 2, "stride": 1}),
         (avg_pool2d, {"kernel_size": 2, "stride": 1}),
-        (global_avg_pool2d, {}),
+        (adaptive_avg_pool2d, {"output_size": 1}),
+        (adaptive_avg_pool2d, {"output_size": (3, 4)}),
     ]:
         check_op(op, x, dtypes=NARROW, dys=["transposed"], **options)
         check_op(op, draw(2, 3, 5, 4).transpose(0, 1, 3, 2), dtypes=["float32"], dys=["dense"], **options)
 
 
 def test_many_taps_and_empty_batches():
-    check_op(max_pool2d, draw(1, 1, 24, 24), kernel_size=12, stride=1, dtypes=["float32"], dys=["dense"])  # int16
+    options = {"dtypes": ["float32"], "dys": ["dense"], "return_indices": True}
+    check_op(max_pool2d, draw(1, 1, 24, 24), kernel_size=12, stride=1, **options)  # int16
+    check_op(max_pool2d, draw(0, 2, 3, 4), kernel_size=2, **options)
     for op in (max_pool2d, avg_pool2d):
         assert len(check_op(op, draw(0, 2, 3, 4), kernel_size=2, dtypes=NARROW)) == 4
 
@@ -123,7 +151,8 @@ def test_a_window_without_a_pixel():
     y, record = max_pool2d.record(draw(1, 1, 2, 2), **options)
     assert y.shape == (1, 1, 1, 1) and y.item() == -np.inf
     assert not record.backward(np.ones_like(y))[0].any()
-    check_op(max_pool2d, draw(1, 1, 2, 2), dtypes=NARROW, **options)
+    assert max_pool2d(draw(1, 1, 2, 2), return_indices=True, **options)[1].item() == -1
+    check_op(max_pool2d, draw(1, 1, 2, 2), dtypes=NARROW, return_indices=True, **options)
 
 
 def test_numpy_blocks(monkeypatch):
@@ -132,24 +161,35 @@ def test_numpy_blocks(monkeypatch):
     monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
     for last in (False, True):
         x = draw(7, 3, 9, 8, last=last)
-        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",))
+        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, return_indices=last, backends=("numpy",))
         check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",), dtypes=NARROW)
+        check_op(adaptive_avg_pool2d, x, output_size=(4, 3), backends=("numpy",), dtypes=NARROW)
+        check_op(adaptive_avg_pool2d, x, output_size=1, backends=("numpy",), dtypes=NARROW)
 
 
 CASES = [
     (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
     (avg_pool2d, {"kernel_size": 2}),
-    (global_avg_pool2d, {}),
+    (adaptive_avg_pool2d, {"output_size": 1}),
+    (adaptive_avg_pool2d, {"output_size": 6}),
 ]
 
 
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 @pytest.mark.parametrize("op, options", CASES, ids=lambda v: getattr(v, "name", ""))
 def test_machine_code(op, options, dtype):
-    audit_op(op, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), **options)
+    archs = [90] if "output_size" in options and dtype != float32 else None
+    audit_op(op, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), archs=archs, **options)
     # In NCHW windows start at any column, so a lane moves one pixel; one dy serves a whole image.
-    kernels = [f"_{op.name}_forward_kernel"] if op is not global_avg_pool2d else []
-    audit_op(op, Spec((32, 64, 112, 112), dtype), narrow=[*kernels, f"_{op.name}_backward_kernel"], **options)
+    narrow = [f"_{op.name}_forward_kernel", f"_{op.name}_backward_kernel"]
+    narrow += ["_adaptive_avg_pool2d_kernel", "_global_avg_pool2d_backward_kernel"]
+    audit_op(op, Spec((32, 64, 112, 112), dtype), narrow=narrow, archs=archs, **options)
+
+
+def test_machine_code_of_indices():
+    for dtype in (float32, bfloat16):
+        options = {"kernel_size": 3, "stride": 2, "return_indices": True}
+        audit_op(max_pool2d, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), archs=[90], **options)
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
@@ -181,6 +221,10 @@ def test_max_pool2d_is_torchs(shape, options):
     x[np.random.default_rng(0).random(shape) < 0.3] = np.nan
     x[np.random.default_rng(1).random(shape) < 0.5] = -np.inf
     compare_with_torch(max_pool2d, F.max_pool2d, x, **options)
+    indices = F.max_pool2d(torch.from_numpy(x), return_indices=True, **options)[1].numpy()
+    for backend in ("definition", "numpy"):
+        with gl.only(backend):
+            np.testing.assert_array_equal(max_pool2d(x, return_indices=True, **options)[1], indices)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
@@ -189,8 +233,29 @@ def test_avg_pool2d_is_torchs(shape, options, more):
     compare_with_torch(avg_pool2d, F.avg_pool2d, draw(*shape), **options, **more)
 
 
-def test_global_avg_pool2d_is_torchs():
-    compare_with_torch(global_avg_pool2d, lambda x: F.adaptive_avg_pool2d(x, 1), draw(2, 3, 4, 5))
+@pytest.mark.parametrize("shape, size", [p for p in PARTS if 0 not in p[0][:2] and p[1] != (0, 2)])
+def test_adaptive_avg_pool2d_is_torchs(shape, size):
+    x = draw(*shape)
+    compare_with_torch(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size=size)
+    x[np.random.default_rng(0).random(shape) < 0.1] = np.inf
+    x[np.random.default_rng(1).random(shape) < 0.1] = np.nan
+    compare_with_torch(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size=size)
+
+
+def test_adaptive_sizes_are_torchs():
+    for last in (torch.contiguous_format, torch.channels_last):
+        for shape, size in [
+            ((0, 3, 4, 5), (3, None)),
+            ((2, 0, 4, 5), 3),
+            ((2, 3, 4, 5), (0, 2)),
+            ((2, 3, 4, 5), [3, 2]),
+        ]:
+            x = torch.randn(shape).to(memory_format=last)
+            y, expected = adaptive_avg_pool2d(x, output_size=size), F.adaptive_avg_pool2d(x, size)
+            assert y.shape == expected.shape and (not y.numel() or y.stride() == expected.stride())
+    assert adaptive_avg_pool2d.rule(Spec((None, 3, None, 8), float32), output_size=(None, 2)).outputs["y"].shape == (
+        *(None, 3, None, 2),
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,6 +273,19 @@ def test_global_avg_pool2d_is_torchs():
         (avg_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "padding": 2}, ShapeError, "padding ≤ kernel_size / 2"),
         (avg_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "divisor_override": 0}, ShapeError, "divisor_override ≠ 0"),
         (avg_pool2d, (2, 4, 5, 5), {"kernel_size": 7}, ShapeError, "OH = "),
+        (adaptive_avg_pool2d, (2, 3, 0, 4), {"output_size": 3}, ShapeError, "H, W ≥ 1 where output_size is not 1"),
+        (adaptive_avg_pool2d, (3, 4), {"output_size": 3}, ShapeError, "x.shape = (N, C, H, W)"),
+        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": (1, -1)}, ShapeError, "(height, width), both ≥ 0"),
+        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": (1, 2, 3)}, ShapeError, "output_size"),
+        (
+            adaptive_avg_pool2d,
+            (2, 3, 4, 4),
+            {"output_size": 2.5},
+            KindError,
+            "an integer or a pair of integers; got 2.5",
+        ),
+        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": None}, KindError, "output_size"),
+        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": (True, 2)}, KindError, "output_size"),
     ],
 )
 def test_errors(op, shape, options, error, text):
@@ -221,18 +299,20 @@ def test_errors(op, shape, options, error, text):
 
 
 def test_other_errors():
-    with pytest.raises(ShapeError, match="H, W ≥ 1"):
-        global_avg_pool2d(draw(2, 3, 0, 4))
-    with pytest.raises(ShapeError, match=r"x\.shape = \(N, C, H, W\)"):
-        global_avg_pool2d(draw(3, 4))
-    for op, options in [(max_pool2d, {"kernel_size": 2}), (avg_pool2d, {"kernel_size": 2}), (global_avg_pool2d, {})]:
+    for op, options in CASES:
         with pytest.raises(UnsupportedTypeError):
             op(np.ones((1, 1, 2, 2), np.int64), **options)
 
 
 @pytest.mark.parametrize(
     "layer",
-    [gl.MaxPool2d(2), gl.AvgPool2d(3, 2, 1), gl.GlobalAvgPool2d(), gl.AdaptiveAvgPool2d(1)],
+    [
+        gl.MaxPool2d(2),
+        gl.MaxPool2d(3, 1, return_indices=True),
+        gl.AvgPool2d(3, 2, 1),
+        gl.GlobalAvgPool2d(),
+        gl.AdaptiveAvgPool2d((4, 3)),
+    ],
     ids=str,
 )
 def test_layer(layer):
@@ -245,14 +325,8 @@ def test_layers_are_torchs():
         ("MaxPool2d", (3, 2, 1)),
         ("AvgPool2d", (3, 2, 1, True, False)),
         ("AdaptiveAvgPool2d", (1,)),
+        ("AdaptiveAvgPool2d", ([3, None],)),
     ]:
         ours, theirs = getattr(gl, name)(*arguments), getattr(torch.nn, name)(*arguments)
         np.testing.assert_allclose(ours(x), theirs(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
         assert ours.output_shape((None, 3, 7, 8)) == (None, *ours(x).shape[1:])
-
-
-def test_layer_errors():
-    with pytest.raises(ArgumentError, match="return_indices"):
-        gl.MaxPool2d(2, return_indices=True)
-    with pytest.raises(ArgumentError, match="output_size"):
-        gl.AdaptiveAvgPool2d(7)

@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
+import gpulayers as gl
 from gpulayers.arrays import Spec, bfloat16, float16, float32
-from gpulayers.ops.softmax import log_softmax, softmax
+from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 
-OPS = pytest.mark.parametrize("op", [softmax, log_softmax], ids=lambda op: op.name)
+OPS = pytest.mark.parametrize("op", [softmax, softmin, log_softmax], ids=lambda op: op.name)
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -35,7 +39,7 @@ def test_walked_rows_and_columns(op, monkeypatch):
     check_op(op, draw(2, 40000), dys=["dense"], dtypes=["float32", "float16", "bfloat16"])
 
 
-@OPS
+@pytest.mark.parametrize("op", [softmax, log_softmax], ids=lambda op: op.name)
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
 def test_machine_code(op, dtype):
     """The largest configuration of each branch."""
@@ -44,3 +48,41 @@ def test_machine_code(op, dtype):
     audit_op(op, Spec((4096, 1000), dtype), archs=(90,))  # 16 does not divide it, 8 does
     audit_op(op, Spec((64, 131072), dtype))
     audit_op(op, Spec((32, 1024, 4096), dtype), axis=1)
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
+def test_machine_code_of_softmin(dtype):
+    """The same code as softmax's but for the sign."""
+    audit_op(softmin, Spec((4096, 32768), dtype), needs=(), archs=(90,))
+    audit_op(softmin, Spec((4096, 16384), dtype), archs=(90,))
+    audit_op(softmin, Spec((64, 131072), dtype), archs=(90,))
+
+
+@pytest.mark.parametrize("op, theirs", [(softmax, F.softmax), (softmin, F.softmin), (log_softmax, F.log_softmax)])
+def test_definition_is_torch(op, theirs):
+    """Values and gradients in float64, with NaN, ±Inf and rows of −Inf or Inf alone."""
+    x, inf = draw(6, 7), np.inf
+    x[1, 2], x[2, 3], x[3, 4], x[4], x[5] = np.nan, inf, -inf, -inf, inf
+    t, dy = torch.tensor(x, requires_grad=True), draw(7, 6).T
+    y = theirs(t, dim=1)
+    y.backward(torch.tensor(dy))
+    with np.errstate(all="ignore"):
+        mine, call = op.record(x, axis=1)
+        (dx,) = call.backward(dy)
+        check_op(op, x, axis=1, dys=["dense"])
+    np.testing.assert_allclose(mine, y.detach().numpy(), rtol=1e-13)
+    np.testing.assert_allclose(dx, t.grad.numpy(), rtol=1e-12, atol=1e-14)
+
+
+def test_layers():
+    """As torch.nn's, over the given axis, and over the channels of images."""
+    x = draw(2, 3, 4, 5)
+    pairs = [(gl.Softmin(1), torch.nn.Softmin(1)), (gl.Softmax2d(), torch.nn.Softmax2d())]
+    with gl.no_grad():
+        for layer, theirs in pairs:
+            for v in (x, x[0]):
+                np.testing.assert_allclose(layer(v), theirs(torch.tensor(v)).numpy(), rtol=1e-12)
+    check_layer(gl.Softmin(), (None, 4))
+    check_layer(gl.Softmax2d(), (None, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"Softmax2d: x: the rule is a 3-dim or 4-dim array; got \[2, 3\]"):
+        gl.Softmax2d()(x[0, 0, :2, :3])

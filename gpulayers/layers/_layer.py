@@ -348,7 +348,7 @@ class OpLayer(Layer):
         return self.run_backward(*dys)
 
     def output_shape(self, *input_shapes: Any, **_: Any) -> tuple:
-        """From the op's rule, with a batch of 2 where the batch is not known yet."""
+        """From the op's rule, with a batch of 2 where the batch is not known yet; a tuple where there are several."""
         known = [tuple(2 if n is None else n for n in shape) for shape in input_shapes]
         inputs = self.arguments(*(Spec(shape, arrays.float32) for shape in known))
         specs = [Spec(x.shape, arrays.float32) if isinstance(x, Weight) else x for x in inputs]
@@ -360,8 +360,9 @@ class OpLayer(Layer):
         except RuleError as error:
             error.where = self.name
             raise
-        shape = next(iter(rule.outputs.values())).shape
-        return (None, *shape[1:]) if shape and input_shapes[0] and input_shapes[0][0] is None else shape
+        unknown = bool(input_shapes[0]) and input_shapes[0][0] is None
+        shapes = tuple((None, *y.shape[1:]) if y.shape and unknown else y.shape for y in rule.outputs.values())
+        return shapes if len(shapes) > 1 else shapes[0]
 
 
 class _Cast(Weight):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers import arrays
+from gpulayers.arrays import Spec
 from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._weight import Weight, fans, uniform
 from gpulayers.ops import conv as ops
-from gpulayers.ops._op import ArgumentError
+from gpulayers.ops._op import ArgumentError, RuleError
 from gpulayers.ops._window import pair
+from gpulayers.ops.padding import pad2d
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class Convolutional(OpLayer):
@@ -17,7 +22,8 @@ class Convolutional(OpLayer):
     y = x * weight + bias: (N, C, H, W) → (N, O, OH, OW).
 
     weight: (O, C / groups, kh, kw), bias: (O,), both uniform in ±1 / √(C / groups · kh · kw). padding: an integer, a
-    pair, ((top, bottom), (left, right)), "valid" or "same"; zeros lie there.
+    pair, ((top, bottom), (left, right)), "valid" or "same". padding_mode says what lies there: "zeros", or as pad2d
+    has it, "reflect", "replicate" or "circular".
     """
 
     op = ops.conv2d
@@ -36,8 +42,8 @@ class Convolutional(OpLayer):
         bias: bool = True,
         padding_mode: str = "zeros",
     ):
-        if padding_mode != "zeros":
-            raise ArgumentError("padding_mode", '"zeros"', repr(padding_mode))
+        if padding_mode not in PADDING_MODES:
+            raise ArgumentError("padding_mode", f"one of {', '.join(PADDING_MODES)}", repr(padding_mode))
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ArgumentError(name, f"a multiple of groups = {groups}", channels)
@@ -45,7 +51,7 @@ class Convolutional(OpLayer):
             raise ArgumentError("padding", 'stride = 1 where padding = "same"', f"stride {stride}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        self.kernel_size, self.padding_mode = pair("kernel_size", kernel_size, 1), padding_mode
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = self.add_weight("weight", shape, "fan_in_uniform")
         self.bias: Weight | None = None
@@ -57,7 +63,35 @@ class Convolutional(OpLayer):
         return x, self.weight, self.bias
 
     def options(self) -> dict[str, Any]:
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        padding = self.padding if self.padding_mode == "zeros" else 0  # pad2d comes before
+        return {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+
+    def _around(self) -> dict[str, Any] | None:
+        """The options of the pad2d that comes before; None where there is nothing to pad but zeros, if anything."""
+        if self.padding_mode == "zeros":
+            return None
+        pairs = (pair(name, getattr(self, name), 1) for name in ("stride", "dilation"))
+        padding = ops.padding_sides(self.padding, self.kernel_size, *pairs)
+        return {"padding": padding, "mode": self.padding_mode} if any(map(any, padding)) else None
+
+    def forward(self, x: Any) -> Any:
+        if around := self._around():
+            x = self.run(pad2d, x, **around)
+        return super().forward(x)
+
+    def backward(self, dy: Any) -> Any:
+        dx = super().backward(dy)
+        return dx if dx is None or not self._around() else self.run_backward(dx)
+
+    def output_shape(self, input_shape: tuple) -> tuple:
+        if around := self._around():
+            try:
+                padded = pad2d.rule(Spec(tuple(input_shape), arrays.float32), **around)
+            except RuleError as error:
+                error.where = self.name
+                raise
+            input_shape = padded.outputs["y"].shape
+        return super().output_shape(input_shape)
 
 
 class Conv2d(Convolutional):

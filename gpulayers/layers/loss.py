@@ -10,24 +10,13 @@ from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import loss as ops
 
 
-class CrossEntropyLoss(OpLayer):
-    """−log softmax(x)[target], by default averaged. As torch.nn.CrossEntropyLoss.
+class _LossOverClasses(OpLayer):
+    """weight: a factor for each class; it is not trained."""
 
-    x: logits (C,), (N, C) or (N, C, *d). target: class indices, () or (N, *d), or class probabilities of x's shape.
-    weight: a factor for each class; it is not trained.
-    """
-
-    op = ops.cross_entropy
     casts_weights = True
 
-    def __init__(
-        self,
-        weight: Any = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ):
-        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+    def __init__(self, weight: Any, ignore_index: int, reduction: str):
+        self.ignore_index, self.reduction = ignore_index, reduction
         self.weight = None
         if weight is not None:
             values = np.asarray(weight, np.float32)
@@ -37,15 +26,47 @@ class CrossEntropyLoss(OpLayer):
         return (*xs, self.weight)
 
     def options(self) -> dict[str, Any]:
-        return {
-            "ignore_index": self.ignore_index,
-            "reduction": self.reduction,
-            "label_smoothing": self.label_smoothing,
-        }
+        return {"ignore_index": self.ignore_index, "reduction": self.reduction}
 
     def output_shape(self, *input_shapes: tuple) -> tuple:
         x = input_shapes[0]
         return () if self.reduction != "none" or len(x) == 1 else (x[0], *x[2:])
+
+
+class CrossEntropyLoss(_LossOverClasses):
+    """−log softmax(x)[target], by default averaged. As torch.nn.CrossEntropyLoss.
+
+    x: logits (C,), (N, C) or (N, C, *d). target: class indices, () or (N, *d), or class probabilities of x's shape.
+    weight: a factor for each class; it is not trained.
+    """
+
+    op = ops.cross_entropy
+
+    def __init__(
+        self,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(weight, ignore_index, reduction)
+        self.label_smoothing = label_smoothing
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "label_smoothing": self.label_smoothing}
+
+
+class NLLLoss(_LossOverClasses):
+    """−x[target] for log-probabilities x, by default averaged. As torch.nn.NLLLoss.
+
+    x: (C,), (N, C) or (N, C, *d). target: class indices, () or (N, *d). weight: a factor for each class; it is not
+    trained.
+    """
+
+    op = ops.nll_loss
+
+    def __init__(self, weight: Any = None, ignore_index: int = -100, reduction: str = "mean"):
+        super().__init__(weight, ignore_index, reduction)
 
 
 class MSELoss(OpLayer):

@@ -6,7 +6,6 @@ from typing import Any
 
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import pooling as ops
-from gpulayers.ops._op import ArgumentError
 
 
 class Pooling(OpLayer):
@@ -19,7 +18,7 @@ class Pooling(OpLayer):
 
 
 class MaxPool2d(Pooling):
-    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.MaxPool2d, without its indices."""
+    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW), and where it lies. As torch.nn.MaxPool2d."""
 
     op = ops.max_pool2d
 
@@ -32,10 +31,8 @@ class MaxPool2d(Pooling):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ):
-        if return_indices:
-            raise ArgumentError("return_indices", "False", return_indices)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.dilation, self.ceil_mode = dilation, ceil_mode
+        self.dilation, self.return_indices, self.ceil_mode = dilation, return_indices, ceil_mode
 
     def options(self) -> dict[str, Any]:
         return {
@@ -44,6 +41,7 @@ class MaxPool2d(Pooling):
             "padding": self.padding,
             "dilation": self.dilation,
             "ceil_mode": self.ceil_mode,
+            "return_indices": self.return_indices,
         }
 
 
@@ -75,16 +73,22 @@ class AvgPool2d(Pooling):
         }
 
 
+class AdaptiveAvgPool2d(Pooling):
+    """The means of OH × OW parts of the image: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AdaptiveAvgPool2d."""
+
+    op = ops.adaptive_avg_pool2d
+
+    def __init__(self, output_size: Any):
+        self.output_size = output_size
+
+    def options(self) -> dict[str, Any]:
+        return {"output_size": self.output_size}
+
+
 class GlobalAvgPool2d(Pooling):
     """The mean of each channel: (N, C, H, W) → (N, C, 1, 1)."""
 
-    op = ops.global_avg_pool2d
+    op = ops.adaptive_avg_pool2d
 
-
-class AdaptiveAvgPool2d(GlobalAvgPool2d):
-    """torch.nn.AdaptiveAvgPool2d(1): the mean of each channel."""
-
-    def __init__(self, output_size: Any):
-        if output_size not in (1, (1, 1), [1, 1]):
-            raise ArgumentError("output_size", "1 or (1, 1)", repr(output_size))
-        self.output_size = output_size
+    def options(self) -> dict[str, Any]:
+        return {"output_size": 1}

@@ -19,14 +19,25 @@ def require_image(x: Spec) -> None:
         raise ShapeError("x", "x.shape = (N, C, H, W)", list(x.shape))
 
 
-def pair(argument: str, value: Any, least: int) -> Pair:
-    """``value`` for height and width: an integer stands for both."""
+def pair(argument: str, value: Any, least: int | None) -> Pair:
+    """``value`` for height and width: an integer stands for both. least: None where any integer will do."""
     both = value if isinstance(value, list | tuple) else (value, value)
-    if not all(isinstance(v, int) and not isinstance(v, bool) for v in both):
+    if not all(hasattr(v, "__index__") and not isinstance(v, bool) for v in both):  # symbolic sizes have it too
         raise KindError(argument, "an integer or a pair of integers", repr(value))
-    if len(both) != 2 or min(both) < least:
-        raise ShapeError(argument, f"{argument} = (height, width), both ≥ {least}", repr(value))
+    if len(both) != 2 or (least is not None and min(both) < least):
+        rule = f"{argument} = (height, width)" + (f", both ≥ {least}" if least is not None else "")
+        raise ShapeError(argument, rule, repr(value))
     return tuple(both)  # type: ignore[return-value]
+
+
+def sides(argument: str, value: Any, least: int | None) -> Sides:
+    """((top, bottom), (left, right)) from that, from the four in a row, from (height, width), or from one integer."""
+    if isinstance(value, list | tuple) and len(value) == 4:
+        value = (value[:2], value[2:])
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, list | tuple) for v in value):
+        return pair(argument, value[0], least), pair(argument, value[1], least)
+    height, width = pair(argument, value, least)
+    return (height, height), (width, width)
 
 
 def output_order(x: Spec) -> tuple[int, ...] | None:

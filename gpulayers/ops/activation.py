@@ -1,49 +1,170 @@
-"""Activations: y = f(x), element by element.
+"""Activations: y = f(x), element by element; prelu has a weight beside x, rrelu chance, and glu gates one half of x by
+the other.
 
-Each is two plain functions in ``ACTIVATIONS``, its value and its gradient; the ops below and linear's epilogue use
-them. All take x of any shape, float, and return y with x's shape, dtype and (where x is dense) memory order. They
-raise NotImplementedError for x that is not floating-point.
+An op is made of two plain functions, its value and its gradient: see ``_activation.py``. All take x of any shape,
+float, and return y with x's dtype and (where x is dense) memory order; its shape is x's, but for glu. They raise
+NotImplementedError for x that is not floating-point, and TypeError for a number that is none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from gpulayers.arrays import Spec, arranged, namespace, spec, up
-from gpulayers.ops._op import KindError, Op, Rule, ShapeError, require_float
+from gpulayers.arrays import Spec, int64, namespace, spec, up
+from gpulayers.ops._activation import ACTIVATIONS as ACTIVATIONS
+from gpulayers.ops._activation import (
+    activation,
+    backward_of,
+    dense,
+    elementwise,
+    forward_of,
+    require_numbers,
+    rule_of,
+)
+from gpulayers.ops._op import (
+    ArgumentError,
+    KindError,
+    Op,
+    Rule,
+    ShapeError,
+    normal_axis,
+    require_float,
+    require_same_dtype,
+)
+from gpulayers.ops._random import random_bits
 from gpulayers.ops._special import erf
 
-
-class Activation(NamedTuple):
-    value: Callable[..., Any]
-    """y from x and the activation's numbers."""
-    gradient: Callable[..., Any]
-    """dx from dy, what is kept, and the numbers."""
-    keeps: str = "x"
-    """What the gradient is computed from: "x", or "y" where that is as cheap and as exact."""
-    numbers: tuple[float, ...] = ()
-    """The defaults of its numbers, which are torch's."""
-
-
-# --- values and gradients --------------------------------------------------------------------------------------------
+# --- piecewise linear ------------------------------------------------------------------------------------------------
 
 
 def _relu(x: Any) -> Any:
+    """y = max(x, 0); NaN stays NaN."""
     return namespace(x).maximum(x, 0)
 
 
 def _relu_gradient(dy: Any, y: Any) -> Any:
+    """dx = dy where y > 0, else 0."""
     return namespace(y).where(y <= 0, 0, dy)  # NaN lets dy through, as in torch
 
 
-def _leaky_relu(x: Any, slope: float) -> Any:
-    return namespace(x).where(x > 0, x, x * slope)
+relu = elementwise(_relu, _relu_gradient)
 
 
-def _leaky_relu_gradient(dy: Any, x: Any, slope: float) -> Any:
-    return namespace(x).where(x > 0, dy, dy * slope)
+def _leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+    """y = x where x > 0, else negative_slope x."""
+    return namespace(x).where(x > 0, x, x * negative_slope)
+
+
+def _leaky_relu_gradient(dy: Any, x: Any, negative_slope: float) -> Any:
+    """dx = dy where x > 0, else negative_slope dy."""
+    return namespace(x).where(x > 0, dy, dy * negative_slope)
+
+
+leaky_relu = elementwise(_leaky_relu, _leaky_relu_gradient)
+
+
+def _relu6(x: Any) -> Any:
+    """y = min(max(x, 0), 6); NaN stays NaN (Krizhevsky, "Convolutional Deep Belief Networks on CIFAR-10", 2010)."""
+    return namespace(x).clip(x, 0, 6)
+
+
+def _relu6_gradient(dy: Any, y: Any) -> Any:
+    """dx = dy where 0 < y < 6, else 0."""
+    return namespace(y).where((y > 0) & (y < 6), dy, 0)
+
+
+relu6 = elementwise(_relu6, _relu6_gradient)
+
+
+def _hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    """y = min(max(x, min_val), max_val); NaN stays NaN. Raises ValueError for min_val > max_val."""
+    return namespace(x).clip(x, min_val, max_val)
+
+
+def _hardtanh_gradient(dy: Any, x: Any, min_val: float, max_val: float) -> Any:
+    """dx = dy where min_val < x < max_val, else 0."""
+    return namespace(x).where((x > min_val) & (x < max_val), dy, 0)
+
+
+def _hardtanh_check(min_val: float, max_val: float) -> None:
+    if min_val > max_val:
+        raise ArgumentError("min_val", "min_val ≤ max_val", f"min_val {min_val}, max_val {max_val}")
+
+
+hardtanh = elementwise(_hardtanh, _hardtanh_gradient, _hardtanh_check)
+
+
+def _hardsigmoid(x: Any) -> Any:
+    """y = min(max(x + 3, 0), 6) / 6 (Howard et al., "Searching for MobileNetV3", 2019)."""
+    return namespace(x).clip(x + 3, 0, 6) / 6
+
+
+def _hardsigmoid_gradient(dy: Any, x: Any) -> Any:
+    """dx = dy / 6 where −3 < x < 3, else 0."""
+    return namespace(x).where((x > -3) & (x < 3), dy / 6, 0)
+
+
+hardsigmoid = elementwise(_hardsigmoid, _hardsigmoid_gradient)
+
+
+def _hardswish(x: Any) -> Any:
+    """y = x min(max(x + 3, 0), 6) / 6 (Howard et al., "Searching for MobileNetV3", 2019)."""
+    return x * namespace(x).clip(x + 3, 0, 6) / 6
+
+
+def _hardswish_gradient(dy: Any, x: Any) -> Any:
+    """dx = 0 where x ≤ −3, dy where x ≥ 3, else dy (x/3 + 1/2)."""
+    xp = namespace(x)
+    return xp.where(x <= -3, 0, xp.where(x >= 3, dy, dy * (x / 3 + 0.5)))
+
+
+hardswish = elementwise(_hardswish, _hardswish_gradient)
+
+
+def _hardshrink(x: Any, lambd: float = 0.5) -> Any:
+    """y = 0 where −lambd ≤ x ≤ lambd, else x: hard thresholding (Donoho and Johnstone, 1994)."""
+    return namespace(x).where((x >= -lambd) & (x <= lambd), 0, x)
+
+
+def _shrink_gradient(dy: Any, x: Any, lambd: float) -> Any:
+    """dx = dy where x > lambd or x < −lambd, else 0."""
+    return namespace(x).where((x > lambd) | (x < -lambd), dy, 0)
+
+
+hardshrink = elementwise(_hardshrink, _shrink_gradient)
+
+
+def _softshrink(x: Any, lambd: float = 0.5) -> Any:
+    """y = x − lambd where x > lambd, x + lambd where x < −lambd, else 0: soft thresholding (Donoho, 1995).
+
+    Raises RuntimeError for lambd < 0.
+    """
+    xp = namespace(x)
+    return xp.where(x > lambd, x - lambd, xp.where(x < -lambd, x + lambd, x * 0))  # x * 0: NaN stays
+
+
+def _softshrink_check(lambd: float) -> None:
+    if not 0 <= lambd < math.inf:
+        raise ShapeError("lambd", "0 ≤ lambd < ∞", lambd)
+
+
+softshrink = elementwise(_softshrink, _shrink_gradient, _softshrink_check)
+
+
+def _threshold(x: Any, threshold: float, value: float) -> Any:
+    """y = x where x > threshold, else value; NaN stays NaN. Both numbers must be given."""
+    return namespace(x).where(x <= threshold, value, x)
+
+
+def _threshold_gradient(dy: Any, x: Any, threshold: float, value: float) -> Any:
+    """dx = dy where x > threshold, else 0."""
+    return namespace(x).where(x <= threshold, 0, dy)
+
+
+threshold = elementwise(_threshold, _threshold_gradient)
+
+# --- smooth ----------------------------------------------------------------------------------------------------------
 
 
 def _gelu(x: Any) -> Any:
@@ -67,161 +188,14 @@ def _gelu_tanh_gradient(dy: Any, x: Any) -> Any:
     return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _K * (1 + 3 * _C * x * x))
 
 
-def _sigmoid(x: Any) -> Any:
-    xp = namespace(x)
-    e = xp.exp(-xp.abs(x))  # never overflows
-    return xp.where(x < 0, e, 1) / (1 + e)
-
-
-def _sigmoid_gradient(dy: Any, y: Any) -> Any:
-    return dy * (1 - y) * y
-
-
-def _silu(x: Any) -> Any:
-    return x * _sigmoid(x)
-
-
-def _silu_gradient(dy: Any, x: Any) -> Any:
-    s = _sigmoid(x)
-    return dy * s * (1 + x * (1 - s))
-
-
-def _tanh(x: Any) -> Any:
-    return namespace(x).tanh(x)
-
-
-def _tanh_gradient(dy: Any, y: Any) -> Any:
-    return dy * (1 - y * y)
-
-
-def _softplus(x: Any, beta: float, threshold: float) -> Any:
-    xp = namespace(x)
-    z = x * beta
-    return xp.where(z > threshold, x, (xp.maximum(z, 0) + xp.log1p(xp.exp(-xp.abs(z)))) / beta)
-
-
-def _softplus_gradient(dy: Any, x: Any, beta: float, threshold: float) -> Any:
-    z = x * beta
-    return namespace(x).where(z > threshold, dy, dy * _sigmoid(z))
-
-
-def _elu(x: Any, alpha: float) -> Any:
-    xp = namespace(x)
-    return xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0)))
-
-
-def _elu_gradient(dy: Any, x: Any, alpha: float) -> Any:
-    xp = namespace(x)
-    return xp.where(x > 0, dy, dy * alpha * xp.exp(xp.minimum(x, 0)))
-
-
-def _hardswish(x: Any) -> Any:
-    return x * namespace(x).clip(x + 3, 0, 6) / 6
-
-
-def _hardswish_gradient(dy: Any, x: Any) -> Any:
-    xp = namespace(x)
-    return xp.where(x <= -3, 0, xp.where(x >= 3, dy, dy * (x / 3 + 0.5)))
-
-
-def _mish(x: Any) -> Any:
-    return x * namespace(x).tanh(_softplus(x, 1.0, 20.0))
-
-
-def _mish_gradient(dy: Any, x: Any) -> Any:
-    t = namespace(x).tanh(_softplus(x, 1.0, 20.0))
-    return dy * (t + x * _sigmoid(x) * (1 - t * t))
-
-
-ACTIVATIONS = {
-    "relu": Activation(_relu, _relu_gradient, "y"),
-    "leaky_relu": Activation(_leaky_relu, _leaky_relu_gradient, numbers=(0.01,)),
-    "gelu": Activation(_gelu, _gelu_gradient),
-    "gelu_tanh": Activation(_gelu_tanh, _gelu_tanh_gradient),
-    "silu": Activation(_silu, _silu_gradient),
-    "sigmoid": Activation(_sigmoid, _sigmoid_gradient, "y"),
-    "tanh": Activation(_tanh, _tanh_gradient, "y"),
-    "softplus": Activation(_softplus, _softplus_gradient, numbers=(1.0, 20.0)),
-    "elu": Activation(_elu, _elu_gradient, numbers=(1.0,)),
-    "hardswish": Activation(_hardswish, _hardswish_gradient),
-    "mish": Activation(_mish, _mish_gradient),
-}
-
-# --- what the ops share ----------------------------------------------------------------------------------------------
-
-
-def _rule(name: str, x: Spec, needs: tuple, **numbers: float) -> Rule:
-    require_float("x", x)
-    for argument, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise KindError(argument, "a number", repr(value))
-    y, keeps = x.like(), ACTIVATIONS[name].keeps
-    saved = {keeps: x if keeps == "x" else y} if needs else {}
-    return Rule({"y": y}, saved, {k: float(v) for k, v in numbers.items()} if numbers else None)
-
-
-def _dense(x: Any, like: Spec) -> Any:
-    """``x`` rounded to the spec's dtype, in its memory order."""
-    return arranged(namespace(x).asarray(x, like.dtype), like.like().order)
-
-
-def _forward(name: str, x: Any, needs: tuple, *numbers: float) -> tuple[tuple, dict]:
-    f = ACTIVATIONS[name]
-    y = _dense(f.value(up(x), *numbers), spec(x))
-    return (y,), {f.keeps: x if f.keeps == "x" else y} if needs else {}
-
-
-def _backward(name: str, dys: tuple, saved: dict, inputs: tuple, *numbers: float) -> tuple:
-    f = ACTIVATIONS[name]
-    return (_dense(f.gradient(up(dys[0]), up(saved[f.keeps]), *numbers), inputs[0]),)
-
-
-# --- the ops ---------------------------------------------------------------------------------------------------------
-
-
-def relu_rule(x: Spec, *, needs: tuple = ()) -> Rule:
-    return _rule("relu", x, needs)
-
-
-def relu_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    """y = max(x, 0); NaN stays NaN."""
-    return _forward("relu", x, needs)
-
-
-def relu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    """dx = dy where y > 0, else 0."""
-    return _backward("relu", dys, saved, inputs)
-
-
-relu = Op(relu_rule, relu_forward, relu_backward)
-
-
-def leaky_relu_rule(x: Spec, *, needs: tuple = (), negative_slope: float = 0.01) -> Rule:
-    return _rule("leaky_relu", x, needs, negative_slope=negative_slope)
-
-
-def leaky_relu_forward(x: Any, *, needs: tuple = (), negative_slope: float = 0.01) -> tuple[tuple, dict]:
-    """y = x where x > 0, else negative_slope x."""
-    return _forward("leaky_relu", x, needs, negative_slope)
-
-
-def leaky_relu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, negative_slope: float = 0.01) -> tuple:
-    """dx = dy where x > 0, else negative_slope dy."""
-    return _backward("leaky_relu", dys, saved, inputs, negative_slope)
-
-
-leaky_relu = Op(leaky_relu_rule, leaky_relu_forward, leaky_relu_backward)
-
-
-def gelu_name(approximate: str) -> str:
-    """Which of the two GELUs in ``ACTIVATIONS``."""
-    return "gelu" if approximate == "none" else "gelu_tanh"
+_GELUS = {"none": activation(_gelu, _gelu_gradient), "tanh": activation(_gelu_tanh, _gelu_tanh_gradient)}
 
 
 def gelu_rule(x: Spec, *, needs: tuple = (), approximate: str = "none") -> Rule:
-    if approximate not in ("none", "tanh"):
+    require_float("x", x)
+    if approximate not in _GELUS:
         raise ShapeError("approximate", 'approximate ∈ {"none", "tanh"}', repr(approximate))
-    return _rule(gelu_name(approximate), x, needs)
+    return rule_of(_GELUS[approximate], x, needs, {})
 
 
 def gelu_forward(x: Any, *, needs: tuple = (), approximate: str = "none") -> tuple[tuple, dict]:
@@ -230,133 +204,330 @@ def gelu_forward(x: Any, *, needs: tuple = (), approximate: str = "none") -> tup
     approximate: "tanh" computes x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))) instead. Other values raise RuntimeError.
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
     """
-    return _forward(gelu_name(approximate), x, needs)
+    return forward_of(_GELUS[approximate], x, needs)
 
 
 def gelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, approximate: str = "none") -> tuple:
     """dx = dy (Φ(x) + x φ(x)), φ the normal density; of "tanh", that formula's own derivative."""
-    return _backward(gelu_name(approximate), dys, saved, inputs)
+    return backward_of(_GELUS[approximate], dys, saved, inputs)
 
 
 gelu = Op(gelu_rule, gelu_forward, gelu_backward)
 
 
-def silu_rule(x: Spec, *, needs: tuple = ()) -> Rule:
-    return _rule("silu", x, needs)
-
-
-def silu_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    """y = x σ(x), also called Swish (Ramachandran, Zoph and Le, 2017)."""
-    return _forward("silu", x, needs)
-
-
-def silu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    """dx = dy σ(x) (1 + x (1 − σ(x)))."""
-    return _backward("silu", dys, saved, inputs)
-
-
-silu = Op(silu_rule, silu_forward, silu_backward)
-
-
-def sigmoid_rule(x: Spec, *, needs: tuple = ()) -> Rule:
-    return _rule("sigmoid", x, needs)
-
-
-def sigmoid_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
+def _sigmoid(x: Any) -> Any:
     """y = 1 / (1 + exp(−x))."""
-    return _forward("sigmoid", x, needs)
+    xp = namespace(x)
+    e = xp.exp(-xp.abs(x))  # never overflows
+    return xp.where(x < 0, e, 1) / (1 + e)
 
 
-def sigmoid_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
+def _sigmoid_gradient(dy: Any, y: Any) -> Any:
     """dx = dy y (1 − y)."""
-    return _backward("sigmoid", dys, saved, inputs)
+    return dy * (1 - y) * y
 
 
-sigmoid = Op(sigmoid_rule, sigmoid_forward, sigmoid_backward)
+sigmoid = elementwise(_sigmoid, _sigmoid_gradient)
 
 
-def tanh_rule(x: Spec, *, needs: tuple = ()) -> Rule:
-    return _rule("tanh", x, needs)
+def _logsigmoid(x: Any) -> Any:
+    """y = log σ(x) = min(x, 0) − log(1 + exp(−|x|))."""
+    xp = namespace(x)
+    return xp.minimum(x, 0) - xp.log1p(xp.exp(-xp.abs(x)))
 
 
-def tanh_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
+def _logsigmoid_gradient(dy: Any, x: Any) -> Any:
+    """dx = dy σ(−x)."""
+    return dy * _sigmoid(-x)
+
+
+logsigmoid = elementwise(_logsigmoid, _logsigmoid_gradient)
+
+
+def _silu(x: Any) -> Any:
+    """y = x σ(x), also called Swish (Ramachandran, Zoph and Le, 2017)."""
+    return x * _sigmoid(x)
+
+
+def _silu_gradient(dy: Any, x: Any) -> Any:
+    """dx = dy σ(x) (1 + x (1 − σ(x)))."""
+    s = _sigmoid(x)
+    return dy * s * (1 + x * (1 - s))
+
+
+silu = elementwise(_silu, _silu_gradient)
+
+
+def _tanh(x: Any) -> Any:
     """y = tanh(x)."""
-    return _forward("tanh", x, needs)
+    return namespace(x).tanh(x)
 
 
-def tanh_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
+def _tanh_gradient(dy: Any, y: Any) -> Any:
     """dx = dy (1 − y²)."""
-    return _backward("tanh", dys, saved, inputs)
+    return dy * (1 - y * y)
 
 
-tanh = Op(tanh_rule, tanh_forward, tanh_backward)
+tanh = elementwise(_tanh, _tanh_gradient)
 
 
-def softplus_rule(x: Spec, *, needs: tuple = (), beta: float = 1.0, threshold: float = 20.0) -> Rule:
-    return _rule("softplus", x, needs, beta=beta, threshold=threshold)
+def _tanhshrink(x: Any) -> Any:
+    """y = x − tanh(x)."""
+    return x - namespace(x).tanh(x)
 
 
-def softplus_forward(x: Any, *, needs: tuple = (), beta: float = 1.0, threshold: float = 20.0) -> tuple[tuple, dict]:
+def _tanhshrink_gradient(dy: Any, x: Any) -> Any:
+    """dx = dy tanh(x)²."""
+    t = namespace(x).tanh(x)
+    return dy * t * t
+
+
+tanhshrink = elementwise(_tanhshrink, _tanhshrink_gradient)
+
+
+def _softsign(x: Any) -> Any:
+    """y = x / (1 + |x|); NaN for ±Inf (Turian, Bergstra and Bengio, 2009)."""
+    return x / (1 + namespace(x).abs(x))
+
+
+def _softsign_gradient(dy: Any, x: Any) -> Any:
+    """dx = dy / (1 + |x|)²; NaN for ±Inf."""
+    xp = namespace(x)
+    d = 1 + xp.abs(x)
+    return xp.where(xp.isinf(x), math.nan, dy / d / d)
+
+
+softsign = elementwise(_softsign, _softsign_gradient)
+
+
+def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """y = log(1 + exp(beta x)) / beta; x itself where beta x > threshold."""
-    return _forward("softplus", x, needs, beta, threshold)
+    xp = namespace(x)
+    z = x * beta
+    return xp.where(z > threshold, x, (xp.maximum(z, 0) + xp.log1p(xp.exp(-xp.abs(z)))) / beta)
 
 
-def softplus_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, beta: float = 1.0, threshold: float = 20.0
-) -> tuple:
+def _softplus_gradient(dy: Any, x: Any, beta: float, threshold: float) -> Any:
     """dx = dy σ(beta x); dy itself where beta x > threshold."""
-    return _backward("softplus", dys, saved, inputs, beta, threshold)
+    z = x * beta
+    return namespace(x).where(z > threshold, dy, dy * _sigmoid(z))
 
 
-softplus = Op(softplus_rule, softplus_forward, softplus_backward)
+softplus = elementwise(_softplus, _softplus_gradient)
 
 
-def elu_rule(x: Spec, *, needs: tuple = (), alpha: float = 1.0) -> Rule:
-    return _rule("elu", x, needs, alpha=alpha)
-
-
-def elu_forward(x: Any, *, needs: tuple = (), alpha: float = 1.0) -> tuple[tuple, dict]:
+def _elu(x: Any, alpha: float = 1.0) -> Any:
     """y = x where x > 0, else alpha (exp(x) − 1) (Clevert, Unterthiner and Hochreiter, 2015)."""
-    return _forward("elu", x, needs, alpha)
+    xp = namespace(x)
+    return xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0)))
 
 
-def elu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, alpha: float = 1.0) -> tuple:
+def _elu_gradient(dy: Any, x: Any, alpha: float) -> Any:
     """dx = dy where x > 0, else dy alpha exp(x)."""
-    return _backward("elu", dys, saved, inputs, alpha)
+    xp = namespace(x)
+    return xp.where(x > 0, dy, dy * alpha * xp.exp(xp.minimum(x, 0)))
 
 
-elu = Op(elu_rule, elu_forward, elu_backward)
+elu = elementwise(_elu, _elu_gradient)
 
 
-def hardswish_rule(x: Spec, *, needs: tuple = ()) -> Rule:
-    return _rule("hardswish", x, needs)
+def _celu(x: Any, alpha: float = 1.0) -> Any:
+    """y = x where x > 0, else alpha (exp(x / alpha) − 1) (Barron, 2017). Raises RuntimeError for alpha = 0."""
+    xp = namespace(x)
+    return xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0) / alpha))
 
 
-def hardswish_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    """y = x min(max(x + 3, 0), 6) / 6 (Howard et al., "Searching for MobileNetV3", 2019)."""
-    return _forward("hardswish", x, needs)
+def _celu_gradient(dy: Any, x: Any, alpha: float) -> Any:
+    """dx = dy where x > 0, else dy exp(x / alpha)."""
+    xp = namespace(x)
+    return xp.where(x > 0, dy, dy * xp.exp(xp.minimum(x, 0) / alpha))
 
 
-def hardswish_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    """dx = 0 where x ≤ −3, dy where x ≥ 3, else dy (x/3 + 1/2)."""
-    return _backward("hardswish", dys, saved, inputs)
+def _celu_check(alpha: float) -> None:
+    if alpha == 0:
+        raise ShapeError("alpha", "alpha ≠ 0", alpha)
 
 
-hardswish = Op(hardswish_rule, hardswish_forward, hardswish_backward)
+celu = elementwise(_celu, _celu_gradient, _celu_check)
+
+_SCALE, _SCALE_ALPHA = 1.0507009873554804934193349852946, 1.7580993408473768599402175208123
 
 
-def mish_rule(x: Spec, *, needs: tuple = ()) -> Rule:
-    return _rule("mish", x, needs)
+def _selu(x: Any) -> Any:
+    """y = s x where x > 0, else s α (exp(x) − 1), with s = 1.0507… and α = 1.6732… (Klambauer et al., 2017)."""
+    xp = namespace(x)
+    return xp.where(x > 0, _SCALE * x, _SCALE_ALPHA * xp.expm1(xp.minimum(x, 0)))
 
 
-def mish_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
+def _selu_gradient(dy: Any, x: Any) -> Any:
+    """dx = s dy where x > 0, else dy s α exp(x)."""
+    xp = namespace(x)
+    return xp.where(x > 0, _SCALE * dy, dy * _SCALE_ALPHA * xp.exp(xp.minimum(x, 0)))
+
+
+selu = elementwise(_selu, _selu_gradient)
+
+
+def _mish(x: Any) -> Any:
     """y = x tanh(log(1 + exp(x))) (Misra, 2019)."""
-    return _forward("mish", x, needs)
+    return x * namespace(x).tanh(_softplus(x))
 
 
-def mish_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
+def _mish_gradient(dy: Any, x: Any) -> Any:
     """dx = dy (t + x σ(x) (1 − t²)), t = tanh(log(1 + exp(x)))."""
-    return _backward("mish", dys, saved, inputs)
+    t = namespace(x).tanh(_softplus(x))
+    return dy * (t + x * _sigmoid(x) * (1 - t * t))
 
 
-mish = Op(mish_rule, mish_forward, mish_backward)
+mish = elementwise(_mish, _mish_gradient)
+
+# --- with a weight, with chance, with a gate -------------------------------------------------------------------------
+
+
+def prelu_rule(x: Spec, weight: Spec, *, needs: tuple = ()) -> Rule:
+    require_float("x", x)
+    require_same_dtype(x, weight=weight)
+    channels = x.shape[1] if x.ndim > 1 else 1
+    one = weight.size == 1
+    if weight.ndim > 1 or not (one or (x.ndim and (channels is None or weight.size == channels))):
+        raise ShapeError("weight", f"weight.shape = [1] or [x.shape[1]] = [{channels}]", list(weight.shape))
+    return Rule({"y": x.like()}, {"x": x, "weight": weight} if needs else {})
+
+
+def _across(x: Any, weight: Any) -> Any:
+    """``weight`` in the dtype that x is computed in, with one axis for each of x's."""
+    return up(weight).reshape(() if weight.size == 1 else (1, -1, *[1] * (x.ndim - 2)))
+
+
+def prelu_forward(x: Any, weight: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
+    """y = x where x > 0, else weight x (He, Zhang, Ren and Sun, "Delving Deep into Rectifiers", 2015).
+
+    x: any shape, float. weight: one value, or one for each channel, which are x's axis 1; of x's dtype.
+    Raises RuntimeError for a weight that does not fit.
+    """
+    v = up(x)
+    y = dense(namespace(x).where(v > 0, v, v * _across(x, weight)), spec(x))
+    return (y,), {"x": x, "weight": weight} if needs else {}
+
+
+def prelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
+    """dx = dy where x > 0, else weight dy; dweight = Σ x dy over the x ≤ 0 that it multiplies."""
+    (dy,), x, weight = dys, saved["x"], saved["weight"]
+    xp = namespace(x)
+    v, g = up(x), up(dy)
+    dx = dweight = None
+    if "x" in needs:
+        dx = dense(xp.where(v > 0, g, g * _across(x, weight)), inputs[0])
+    if "weight" in needs:
+        axes = None if weight.size == 1 else (0, *range(2, x.ndim))
+        lost = xp.where(v > 0, 0, v * g).sum(axes)
+        dweight = xp.asarray(lost, weight.dtype).reshape(weight.shape)
+    return dx, dweight
+
+
+prelu = Op(prelu_rule, prelu_forward, prelu_backward)
+
+
+def rrelu_rule(
+    x: Spec,
+    seed: Spec | None = None,
+    *,
+    needs: tuple = (),
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+) -> Rule:
+    require_float("x", x)
+    require_numbers(lower=lower, upper=upper)
+    if not -math.inf < lower <= upper < math.inf:
+        raise ShapeError("lower, upper", "−∞ < lower ≤ upper < ∞", f"lower {lower}, upper {upper}")
+    saved = {"x": x}
+    if training:
+        if seed is None or seed.dtype != int64:
+            raise KindError("seed", "dtype = int64 in training", seed and seed.dtype)
+        if seed.shape != (2,):
+            raise ShapeError("seed", "seed = [seed, offset], shape [2]", list(seed.shape))
+        saved["seed"] = seed
+    options = {"lower": float(lower), "upper": float(upper), "training": bool(training)}
+    return Rule({"y": x.like()}, saved if needs else {}, options)
+
+
+def _rrelu(v: Any, x: Any, seed: Any, like: Spec, lower: float, upper: float, training: bool) -> Any:
+    """``v`` times the slope at x, dense as ``like``."""
+    xp, x = namespace(x), up(x)
+    if training:  # 24 bits make a float32 in [0, 1) without rounding
+        share = (random_bits(seed, math.prod(x.shape)) >> 8).astype(v.dtype) * 2.0**-24
+        slope = (lower + (upper - lower) * share).reshape(x.shape)
+        return dense(xp.where(x <= 0, v * slope, v), like)
+    return dense(xp.where(x > 0, v, v * ((lower + upper) / 2)), like)
+
+
+def rrelu_forward(
+    x: Any,
+    seed: Any = None,
+    *,
+    needs: tuple = (),
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+) -> tuple[tuple, dict]:
+    """y = x where x > 0, else a x; a is drawn from [lower, upper) for each element in training, else their mean.
+
+    x: any shape, float. seed: int64 [seed, offset], which names the draw (see ``_random.py``); equal seeds give equal
+    slopes on every backend. Evaluation needs none. Source: Xu, Wang, Chen and Li, "Empirical Evaluation of Rectified
+    Activations in Convolutional Network" (2015).
+
+    Raises RuntimeError for lower > upper, or for one that is not finite.
+    """
+    y = _rrelu(up(x), x, seed, spec(x), lower, upper, training)
+    return (y,), ({"x": x} | ({"seed": seed} if training else {})) if needs else {}
+
+
+def rrelu_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+) -> tuple:
+    """dx = dy where x > 0, else a dy: the slopes are drawn again."""
+    return _rrelu(up(dys[0]), saved["x"], saved.get("seed"), inputs[0], lower, upper, training), None
+
+
+rrelu = Op(rrelu_rule, rrelu_forward, rrelu_backward, differentiable=("x",))
+
+
+def glu_rule(x: Spec, *, needs: tuple = (), axis: int = -1) -> Rule:
+    require_float("x", x)
+    if not x.ndim:
+        raise ShapeError("x", "at least one axis, to be halved", list(x.shape))
+    axis = normal_axis(axis, x.ndim)
+    size = x.shape[axis]
+    if size is not None and size % 2:
+        raise ShapeError("x", f"x.shape[{axis}] even: x is two halves, a and b", list(x.shape))
+    half = (*x.shape[:axis], None if size is None else size // 2, *x.shape[axis + 1 :])
+    return Rule({"y": x.like()._replace(shape=half)}, {"x": x} if needs else {}, {"axis": axis})
+
+
+def glu_forward(x: Any, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
+    """y = a σ(b), where a and b are the halves of x along ``axis``.
+
+    x: float, even along ``axis``. Returns y with half of x there. Source: Dauphin, Fan, Auli and Grangier, "Language
+    Modeling with Gated Convolutional Networks" (2016). Raises RuntimeError for an odd size, IndexError for no such axis.
+    """
+    a, b = namespace(x).split(up(x), 2, axis)
+    return (dense(a * _sigmoid(b), spec(x)),), {"x": x} if needs else {}
+
+
+def glu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
+    """da = dy σ(b),  db = dy a σ(b) (1 − σ(b))."""
+    xp, dy = namespace(saved["x"]), up(dys[0])
+    a, b = xp.split(up(saved["x"]), 2, axis)
+    s = _sigmoid(b)
+    return (dense(xp.concatenate([dy * s, dy * a * s * (1 - s)], axis), inputs[0]),)
+
+
+glu = Op(glu_rule, glu_forward, glu_backward)

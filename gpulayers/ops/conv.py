@@ -6,10 +6,10 @@ from typing import Any
 
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.ops._op import KindError, Op, Rule, ShapeError, require_float, require_same_dtype, require_shape
-from gpulayers.ops._window import Pair, Sides, ordered_as, output_order, pair, require_image, window
+from gpulayers.ops._window import Pair, Sides, ordered_as, output_order, pair, require_image, sides, window
 
 
-def _sides(padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Sides:
+def padding_sides(padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Sides:
     """((top, bottom), (left, right)) from any form that ``padding`` may have."""
     if padding == "valid":
         return (0, 0), (0, 0)
@@ -21,12 +21,7 @@ def _sides(padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Sides:
         raise ShapeError(
             "padding", '"same", "valid", an integer, a pair or ((top, bottom), (left, right))', repr(padding)
         )
-    if isinstance(padding, list | tuple) and len(padding) == 4:  # top, bottom, left, right
-        padding = (padding[:2], padding[2:])
-    if isinstance(padding, list | tuple) and len(padding) == 2 and all(isinstance(p, list | tuple) for p in padding):
-        return pair("padding", padding[0], 0), pair("padding", padding[1], 0)
-    (height, width) = pair("padding", padding, 0)
-    return (height, height), (width, width)
+    return sides("padding", padding, 0)
 
 
 def _output_size(size: Any, kernel: int, sides: Pair, stride: int, dilation: int, axis: str) -> Any:
@@ -69,12 +64,12 @@ def conv2d_rule(
         raise ShapeError("weight", rule, list(weight.shape))
     if bias is not None:
         require_shape("bias", bias, (o,), "bias.shape = (O,)")
-    sides = _sides(padding, tuple(kernel), stride, dilation)
-    size = tuple(map(_output_size, (h, w), kernel, sides, stride, dilation, "HW"))
+    around = padding_sides(padding, tuple(kernel), stride, dilation)
+    size = tuple(map(_output_size, (h, w), kernel, around, stride, dilation, "HW"))
     y = Spec((n, o, *size), x.dtype, output_order(x))
     saved = {"x": x} if "weight" in needs else {}
     saved |= {"weight": weight} if "x" in needs else {}
-    return Rule({"y": y}, saved, {"stride": stride, "padding": sides, "dilation": dilation, "groups": groups})
+    return Rule({"y": y}, saved, {"stride": stride, "padding": around, "dilation": dilation, "groups": groups})
 
 
 def _padded(x: Any, padding: Sides) -> Any:

@@ -1,4 +1,4 @@
-"""Losses: cross entropy and the mean squared error."""
+"""Losses: cross entropy, the negative log-likelihood and the mean squared error."""
 
 from __future__ import annotations
 
@@ -27,13 +27,85 @@ def _require_reduction(reduction: str) -> None:
         raise ArgumentError("reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
 
 
-# --- cross entropy ---------------------------------------------------------------------------------------------------
+def _reduced(loss: Any, share: Any, reduction: str) -> tuple[Any, Any]:
+    """(the reduced loss, what a mean divides by or None). share: each sample's part of that; None: 1."""
+    xp = namespace(loss)
+    if reduction == "none":
+        return arranged(xp.asarray(loss), None), None
+    if reduction == "sum":
+        return loss.sum(), None
+    total = xp.asarray(loss.size if share is None else share.sum(), dtype=loss.dtype)
+    return _divide(loss.sum(), total), total
+
+
+def _divide(a: Any, by: Any) -> Any:
+    """a / by, where 0 / 0 = NaN is what a mean over nothing is, and no cause for a warning."""
+    xp = namespace(by)
+    return xp.where(by == 0, a * xp.nan, a / xp.where(by == 0, xp.ones_like(by), by))
+
+
+# --- samples and their classes ---------------------------------------------------------------------------------------
+
+
+def _samples(x: Spec) -> tuple:
+    """The shape of the samples of x: () for (C,), (N, *d) for (N, C, *d)."""
+    return () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
+
+
+def _require_labels(x: Spec, target: Spec, kinds: str = "class indices (an integer dtype)") -> None:
+    if target.dtype.kind not in "iu":
+        raise UnsupportedTypeError("target", kinds, target.dtype)
+    known = x.ndim > 1 and target.ndim and None not in (x.shape[0], target.shape[0])
+    if known and x.shape[0] != target.shape[0]:
+        raise ArgumentError(
+            "target", "target.shape[0] = x.shape[0] = N", f"{list(target.shape)} with x {list(x.shape)}"
+        )
+    if x.ndim == target.ndim == 1:
+        raise ArgumentError("target", "target.shape = () for x (C,)", list(target.shape))
+    require_shape("target", target, _samples(x), "the shape of class indices = (N, *d) for x (N, C, *d), () for (C,)")
+
+
+def _require_class_weight(x: Spec, weight: Spec | None) -> None:
+    if weight is not None:
+        require_same_dtype(x, weight=weight)
+        require_shape("weight", weight, (x.shape[min(1, x.ndim - 1)],), "weight.shape = (C,)")
 
 
 def _kept(x: Spec) -> Spec:
     """A dense spec of x's shape: channels-last where x is so, else row-major."""
     last = tuple([0, *range(2, x.ndim), 1])
     return Spec(x.shape, x.dtype, last if x.ndim > 2 and x.contiguous and x.order == last else None)
+
+
+def _one_hot(target: Any, shape: tuple, kind: Any, ignore_index: int) -> tuple[Any, Any]:
+    """(class indices as probabilities, 1 for each sample that counts), against x's axes; NaN for a wrong label."""
+    xp, axis = namespace(target), min(1, len(shape) - 1)
+    labels = xp.expand_dims(target, axis) if len(shape) > 1 else target.reshape(1)
+    counts = (labels != ignore_index).astype(kind)
+    indices = _along_classes(xp.arange(shape[axis]), len(shape))
+    wrong = (counts != 0) & ((labels < 0) | (labels >= shape[axis]))
+    return xp.where(wrong, xp.asarray(xp.nan, kind), (labels == indices).astype(kind) * counts), counts
+
+
+def _along_classes(a: Any, ndim: int) -> Any:
+    """One number a class, (C,), against the axes of an x of so many."""
+    return a.reshape(-1, *[1] * (ndim - 2))
+
+
+def _check_labels(
+    x: np.ndarray, target: np.ndarray, weight: Any = None, *, ignore_index: int = -100, **options: Any
+) -> None:
+    """Raises LabelError for a label outside [0, C) that is not ``ignore_index``."""
+    if target.dtype in FLOATS:
+        return
+    classes = x.shape[min(1, x.ndim - 1)]
+    wrong = (target < 0) | (target >= classes)
+    if wrong.any() and (wrong := wrong & (target != ignore_index)).any():
+        rule = f"0 ≤ target < C = {classes}, or target = ignore_index = {ignore_index}"
+        raise LabelError("target", rule, np.asarray(target)[wrong][0])
+
+
+# --- cross entropy ---------------------------------------------------------------------------------------------------
 
 
 def cross_entropy_rule(
@@ -50,9 +122,9 @@ def cross_entropy_rule(
     _require_reduction(reduction)
     if x.ndim == 0:
         raise ShapeError("x", "x.shape = (C,) or (N, C, *d)", [])
+    samples = _samples(x)
     if not 0 <= label_smoothing <= 1:
         raise ShapeError("label_smoothing", "0 ≤ label_smoothing ≤ 1", label_smoothing)
-    samples = () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
     probabilities = target.dtype in FLOATS
     if probabilities:
         require_shape("target", target, x.shape, "the shape of class probabilities = x.shape")
@@ -60,19 +132,8 @@ def cross_entropy_rule(
         if ignore_index >= 0:
             raise ShapeError("ignore_index", "ignore_index < 0 (not used) for class probabilities", ignore_index)
     else:
-        if target.dtype.kind not in "iu":
-            raise UnsupportedTypeError(
-                "target", "class indices (an integer dtype) or probabilities of x.dtype", target.dtype
-            )
-        known = x.ndim > 1 and target.ndim and None not in (x.shape[0], target.shape[0])
-        if known and x.shape[0] != target.shape[0]:
-            raise ArgumentError(
-                "target", "target.shape[0] = x.shape[0] = N", f"{list(target.shape)} with x {list(x.shape)}"
-            )
-        require_shape("target", target, samples, "the shape of class indices = (N, *d) for x (N, C, *d), () for (C,)")
-    if weight is not None:
-        require_same_dtype(x, weight=weight)
-        require_shape("weight", weight, (x.shape[min(1, x.ndim - 1)],), "weight.shape = (C,)")
+        _require_labels(x, target, "class indices (an integer dtype) or probabilities of x.dtype")
+    _require_class_weight(x, weight)
     work = compute_dtype(x.dtype)
     saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight})
     saved |= {"lse": Spec(samples, work), "mass": Spec(samples, work)}
@@ -83,17 +144,6 @@ def cross_entropy_rule(
     return Rule({"y": y}, saved if needs else {}, options, {"x": _kept(x), "target": _kept(target)})
 
 
-def _one_hot(x: Any, target: Any, ignore_index: int) -> tuple[Any, Any]:
-    """(class indices as probabilities, 1 for each sample that counts), against x's axes; NaN for a wrong label."""
-    xp, axis = namespace(x), min(1, x.ndim - 1)
-    classes = x.shape[axis]
-    labels = xp.expand_dims(target, axis) if x.ndim > 1 else target.reshape(1)
-    counts = (labels != ignore_index).astype(x.dtype)
-    indices = xp.arange(classes).reshape(-1, *[1] * (x.ndim - 1 - axis))
-    wrong = (counts != 0) & ((labels < 0) | (labels >= classes))
-    return xp.where(wrong, xp.asarray(xp.nan, x.dtype), (labels == indices).astype(x.dtype) * counts), counts
-
-
 def _wanted(x: Any, target: Any, weight: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
     """(q, which of q's elements count, each sample's share of a mean), against x's axes.
 
@@ -101,11 +151,11 @@ def _wanted(x: Any, target: Any, weight: Any, ignore_index: int, label_smoothing
     target's distribution and ε the label smoothing.
     """
     axis = min(1, x.ndim - 1)
-    w = 1 if weight is None else weight.reshape(-1, *[1] * (x.ndim - 1 - axis))
+    w = 1 if weight is None else _along_classes(weight, x.ndim)
     smooth = label_smoothing / max(x.shape[axis], 1)
     if target.dtype in FLOATS:
         return w * (target * (1 - label_smoothing) + smooth), True, None
-    hot, counts = _one_hot(x, target, ignore_index)
+    hot, counts = _one_hot(target, x.shape, x.dtype, ignore_index)
     q = w * (hot * (1 - label_smoothing) + smooth * counts)
     return q, (counts if label_smoothing else hot) != 0, (w * hot).sum(axis)
 
@@ -139,19 +189,10 @@ def cross_entropy_forward(
     saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight})
     saved |= {"lse": arranged(xp.asarray((log_total + top).reshape(loss.shape)), None)}
     saved |= {"mass": arranged(xp.asarray(q.sum(axis), dtype=v.dtype), None)}
-    y = arranged(xp.asarray(loss), None) if reduction == "none" else loss.sum()
-    if reduction == "mean":
-        total = xp.asarray(xp.asarray(loss.size, v.dtype) if share is None else share.sum(), dtype=v.dtype)
-        y = _divide(y, total)
-        if share is not None:
-            saved["total"] = total
+    y, total = _reduced(loss, share, reduction)
+    if total is not None and share is not None:
+        saved["total"] = total
     return (xp.asarray(y, dtype=x.dtype),), saved if needs else {}
-
-
-def _divide(a: Any, by: Any) -> Any:
-    """a / by, where 0 / 0 = NaN is what a mean over nothing is, and no cause for a warning."""
-    xp = namespace(by)
-    return xp.where(by == 0, a * xp.nan, a / xp.where(by == 0, xp.ones_like(by), by))
 
 
 def cross_entropy_backward(
@@ -185,23 +226,10 @@ def cross_entropy_backward(
         dx = s * (xp.exp(log_y) * xp.expand_dims(saved["mass"], axis) - q)
         dx = arranged(dx.astype(x.dtype, copy=False), _kept(spec(x)).order)
     if "target" in needs and target.dtype in FLOATS:
-        w = 1 if weight is None else weight.reshape(-1, *[1] * (x.ndim - 1 - axis))
+        w = 1 if weight is None else _along_classes(weight, x.ndim)
         dp = -s * (1 - label_smoothing) * w * log_y
         dp = arranged(dp.astype(target.dtype, copy=False), _kept(spec(target)).order)
     return dx, dp, None
-
-
-def cross_entropy_check(
-    x: np.ndarray, target: np.ndarray, weight: Any = None, *, ignore_index: int = -100, **options: Any
-) -> None:
-    """Raises LabelError for a label outside [0, C) that is not ``ignore_index``."""
-    if target.dtype in FLOATS:
-        return
-    classes = x.shape[min(1, x.ndim - 1)]
-    wrong = (target < 0) | (target >= classes)
-    if wrong.any() and (wrong := wrong & (target != ignore_index)).any():
-        rule = f"0 ≤ target < C = {classes}, or target = ignore_index = {ignore_index}"
-        raise LabelError("target", rule, np.asarray(target)[wrong][0])
 
 
 cross_entropy = Op(
@@ -209,8 +237,84 @@ cross_entropy = Op(
     cross_entropy_forward,
     cross_entropy_backward,
     differentiable=("x", "target"),
-    check=cross_entropy_check,
+    check=_check_labels,
 )
+
+
+# --- negative log-likelihood -----------------------------------------------------------------------------------------
+
+
+def nll_loss_rule(
+    x: Spec,
+    target: Spec,
+    weight: Spec | None = None,
+    *,
+    needs: tuple = (),
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Rule:
+    require_float("x", x)
+    _require_reduction(reduction)
+    if x.ndim == 0:
+        raise ArgumentError("x", "x.shape = (C,) or (N, C, *d)", [])
+    samples = _samples(x)
+    _require_labels(x, target)
+    _require_class_weight(x, weight)
+    saved = {"target": target} | ({} if weight is None else {"weight": weight})
+    saved |= {"total": Spec((), compute_dtype(x.dtype))} if reduction == "mean" else {}
+    y = Spec(samples if reduction == "none" else (), x.dtype)
+    return Rule({"y": y}, saved if needs else {}, None, {"x": _kept(x)})
+
+
+def _picked(target: Any, weight: Any, shape: tuple, kind: Any, ignore_index: int) -> tuple[Any, Any]:
+    """(where each sample's class is, that class's weight there and 0 elsewhere), against x's axes."""
+    xp = namespace(target)
+    hot, _ = _one_hot(target, shape, kind, ignore_index)
+    here = hot != 0
+    return here, hot if weight is None else xp.where(
+        here, hot * _along_classes(up(weight), len(shape)), xp.zeros((), kind)
+    )
+
+
+def nll_loss_forward(
+    x: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> tuple[tuple, dict]:
+    """−weight[target] · x[target] for each sample.
+
+    x: (C,) or (N, C, *d), float: log-probabilities. target: classes, integers (N, *d). weight: (C,), of x's dtype: a
+    factor for each class. A target of ignore_index has loss 0. reduction: "mean" divides the sum by Σ weight[target]
+    over the targets that are not ignored, "sum", or "none" for one loss a sample. Returns y in x's dtype: 0-dim, or
+    (N, *d). Saves no array of x's size. Raises LabelError for a label out of range on the CPU; on a GPU it makes NaN.
+    """
+    xp, axis, v = namespace(x), min(1, x.ndim - 1), up(x)
+    here, w = _picked(target, weight, x.shape, v.dtype, ignore_index)
+    loss = -(w * xp.where(here, v, xp.zeros((), v.dtype))).sum(axis)
+    y, total = _reduced(loss, w.sum(axis), reduction)
+    saved = {"target": target} | ({} if weight is None else {"weight": weight})
+    return (xp.asarray(y, dtype=x.dtype),), (saved | ({} if total is None else {"total": total}) if needs else {})
+
+
+def nll_loss_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, ignore_index: int = -100, reduction: str = "mean"
+) -> tuple:
+    """dx = −weight[target] · dy at the target, divided by the mean's denominator; 0 elsewhere and if ignored."""
+    (dy,), (x, *_), weight = dys, inputs, saved.get("weight")
+    xp, s = namespace(dy), up(dy)
+    if reduction == "mean":
+        s = _divide(s, saved["total"])
+    s = xp.expand_dims(s, min(1, x.ndim - 1)) if reduction == "none" else s
+    here, w = _picked(saved["target"], weight, x.shape, s.dtype, ignore_index)
+    dx = -w * xp.where(here, s, xp.zeros((), s.dtype))
+    return arranged(dx.astype(x.dtype, copy=False), _kept(x).order), None, None
+
+
+nll_loss = Op(nll_loss_rule, nll_loss_forward, nll_loss_backward, differentiable=("x",), check=_check_labels)
 
 
 # --- mean squared error ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pooling of images: the maximum or the mean under a window, the mean over the whole image."""
+"""Pooling of images: the maximum or the mean under a window, the mean over so many parts of the image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, arranged, namespace, up
+from gpulayers.arrays import Spec, arranged, int64, namespace, up
 from gpulayers.ops._op import KindError, Op, Rule, ShapeError, require_float
 from gpulayers.ops._window import Pair, ordered_as, output_order, pair, require_image, window
 
@@ -68,6 +68,7 @@ def max_pool2d_rule(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Rule:
     kernel, stride, padding, dilation, size = _windows(x, kernel_size, stride, padding, dilation, ceil_mode)
     y = Spec((*x.shape[:2], *size), x.dtype, output_order(x))
@@ -77,8 +78,10 @@ def max_pool2d_rule(
         "padding": padding,
         "dilation": dilation,
         "ceil_mode": ceil_mode,
+        "return_indices": bool(return_indices),
     }
-    return Rule({"y": y}, {"tap": y._replace(dtype=tap_dtype(kernel))} if needs else {}, options)
+    outputs = {"y": y} | ({"indices": y._replace(dtype=int64)} if return_indices else {})
+    return Rule(outputs, {"tap": y._replace(dtype=tap_dtype(kernel))} if needs else {}, options)
 
 
 def tap_dtype(kernel: Pair) -> np.dtype:
@@ -96,6 +99,7 @@ def max_pool2d_forward(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> tuple[tuple, dict]:
     """y[n, c, i, j] = max_{r, q} x[n, c, i·stride + r·dilation − padding, j·stride + q·dilation − padding].
 
@@ -105,6 +109,8 @@ def max_pool2d_forward(
     Returns y: (N, C, OH, OW), OH = ⌊(H + 2 · padding − dilation · (kh − 1) − 1) / stride⌋ + 1 (⌈⌉ with ceil_mode) and
     OW likewise, channels-last in memory where x is. A NaN in a window gives NaN. The gradient goes to the first of
     equal maxima, to the last NaN, as in torch. Saves which tap won, r · kw + q: one byte for each y.
+    return_indices: also returns where each maximum lies in its channel, h · W + w, int64 (−1 for a window without a
+    pixel); it has no gradient.
     """
     xp = namespace(x)
     kernel, tap_type = kernel_size, tap_dtype(kernel_size)
@@ -119,7 +125,19 @@ def max_pool2d_forward(
             better = real & ((under > y) | (under != under) | (won < 0))
             y = xp.where(better, under, y)
             won = xp.where(better, xp.asarray(r * kernel[1] + q, tap_type), won)
-    return (ordered_as(y.astype(x.dtype, copy=False), x),), {"tap": ordered_as(won, x)} if needs else {}
+    outputs = [ordered_as(y.astype(x.dtype, copy=False), x)]
+    if return_indices:
+        outputs.append(ordered_as(_indices(won, x.shape[3], kernel, stride, padding, dilation), x))
+    return tuple(outputs), {"tap": ordered_as(won, x)} if needs else {}
+
+
+def _indices(won: Any, width: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Any:
+    """h · W + w of the taps that won; −1 where none did."""
+    xp, tap = namespace(won), won.astype(int64)
+    tops, lefts = (xp.arange(o) * s - p for o, s, p in zip(won.shape[2:], stride, padding))
+    rows = tops[:, None] + tap // kernel[1] * dilation[0]
+    columns = lefts + tap % kernel[1] * dilation[1]
+    return xp.where(tap < 0, xp.asarray(-1, int64), rows * width + columns)
 
 
 def max_pool2d_backward(
@@ -133,9 +151,10 @@ def max_pool2d_backward(
     padding: Pair,
     dilation: Pair,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple:
     """dx[n, c, h, w] = the sum of dy over the windows in which (h, w) won."""
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     xp, size = namespace(dy), dy.shape[2:]
     g = up(dy)
     dx = _full(xp.zeros(x.shape, g.dtype), kernel_size, stride, padding, dilation, size, 0.0)
@@ -257,32 +276,56 @@ def avg_pool2d_backward(
 avg_pool2d = Op(avg_pool2d_rule, avg_pool2d_forward, avg_pool2d_backward)
 
 
-# --- global_avg_pool2d -----------------------------------------------------------------------------------------------
+# --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
 
 
-def global_avg_pool2d_rule(x: Spec, *, needs: tuple = ()) -> Rule:
+def _adaptive_size(x: Spec, output_size: Any) -> tuple:
+    """(OH, OW); None keeps the input's size."""
+    both = list(output_size) if isinstance(output_size, list | tuple) else [output_size]
+    pair("output_size", [0 if s is None else s for s in both] if len(both) > 1 else both[0], 0)
+    return tuple(n if s is None else s for n, s in zip(x.shape[2:], both if len(both) > 1 else both * 2))
+
+
+def adaptive_avg_pool2d_rule(x: Spec, *, needs: tuple = (), output_size: Any) -> Rule:
     require_float("x", x)
     require_image(x)
-    if 0 in x.shape[2:]:
-        raise ShapeError("x", "H, W ≥ 1", list(x.shape))
-    return Rule({"y": Spec((*x.shape[:2], 1, 1), x.dtype)}, {})
+    size = _adaptive_size(x, output_size)
+    if 0 in x.shape[2:] and size != (1, 1):
+        raise ShapeError("x", "H, W ≥ 1 where output_size is not 1", list(x.shape))
+    return Rule({"y": Spec((*x.shape[:2], *size), x.dtype, output_order(x))}, {}, {"output_size": size})
 
 
-def global_avg_pool2d_forward(x: Any, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    """y[n, c, 0, 0] = Σ_{h, w} x[n, c, h, w] / (H · W).
+def _parts(x: Any, output_size: Pair) -> Any:
+    """(i, j, index of x's pixels, how many they are) of each window (i, j)."""
+    h, w = x.shape[2:]
+    rows, columns = ([(i * n // o, -(-(i + 1) * n // o)) for i in range(o)] for n, o in zip((h, w), output_size))
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            yield i, j, (..., slice(top, bottom), slice(left, right)), (bottom - top) * (right - left)
 
-    x: (N, C, H, W), float. Returns y: (N, C, 1, 1), x's dtype. Saves nothing.
+
+def adaptive_avg_pool2d_forward(x: Any, *, needs: tuple = (), output_size: Any) -> tuple[tuple, dict]:
+    """y[n, c, i, j] = the mean of x[n, c, h, w] over ⌊i · H / OH⌋ ≤ h < ⌈(i + 1) · H / OH⌉, and w likewise.
+
+    x: (N, C, H, W), float. output_size: (OH, OW), or an integer for both; None keeps the input's size. Windows overlap
+    where OH does not divide H. Returns y: (N, C, OH, OW), x's dtype, channels-last in memory where x is; the mean of no
+    pixels is NaN. Saves nothing.
     """
-    y = up(x).mean((2, 3), keepdims=True)
-    return (namespace(x).ascontiguousarray(y.astype(x.dtype, copy=False)),), {}
+    xp, v = namespace(x), up(x)
+    y = xp.zeros((*x.shape[:2], *output_size), v.dtype)
+    for i, j, part, count in _parts(x, output_size):
+        y[..., i, j] = v[part].sum((2, 3)) / count if count else xp.nan
+    return (ordered_as(y.astype(x.dtype, copy=False), x),), {}
 
 
-def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    """dx[n, c, h, w] = dy[n, c, 0, 0] / (H · W)."""
+def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: Pair) -> tuple:
+    """dx[n, c, h, w] = the sum of dy / (pixels of its window) over the windows that (h, w) lies in."""
     (dy,), (x,) = dys, inputs
-    xp = namespace(dy)
-    g = (up(dy) / (x.shape[2] * x.shape[3])).astype(x.dtype)
-    return (arranged(xp.broadcast_to(g, x.shape), x.like().order),)
+    g = up(dy)
+    dx = namespace(dy).zeros(x.shape, g.dtype)
+    for i, j, part, count in _parts(x, output_size):
+        dx[part] += g[..., i : i + 1, j : j + 1] / max(count, 1)
+    return (arranged(dx.astype(x.dtype, copy=False), x.like().order),)
 
 
-global_avg_pool2d = Op(global_avg_pool2d_rule, global_avg_pool2d_forward, global_avg_pool2d_backward)
+adaptive_avg_pool2d = Op(adaptive_avg_pool2d_rule, adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward)

@@ -127,7 +127,7 @@ class _Check:
         dys = (
             [self.dy(y) for y in ys]
             if dys is None
-            else [dy.astype(dtype) if dy.flags.c_contiguous else dy for dy in dys]
+            else [dy.astype(dtype) if dy.flags.c_contiguous and dy.dtype in FLOATS else dy for dy in dys]
         )
         with np.errstate(all="ignore"):
             dx = layer.backward(*dys)
@@ -444,7 +444,7 @@ def _laid_out(kind: str, dy: np.ndarray) -> np.ndarray:
         return np.broadcast_to(dy.reshape(-1)[:1].reshape((1,) * dy.ndim), dy.shape) if dy.size else dy
     if kind == "transposed":
         return np.asfortranarray(dy)
-    wide = np.full((*dy.shape[:-1], 2 * dy.shape[-1]), np.nan, dy.dtype)
+    wide = np.full((*dy.shape[:-1], 2 * dy.shape[-1]), np.nan if dy.dtype in FLOATS else 0, dy.dtype)
     wide[..., ::2] = dy
     return wide[..., ::2]
 

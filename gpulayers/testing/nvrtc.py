@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
+from gpulayers.testing._cache import cached
 from gpulayers.testing.audit import Report, audit_cubin
 
 
-def compile_cuda(family: str, arch: int) -> bytes:
-    """The cubin of `kernels/cuda/<family>.cu` for compute capability `arch`; RuntimeError with NVRTC's words."""
+def compile_cuda(family: str, arch: int, only: str = "") -> bytes:
+    """The cubin of `kernels/cuda/<family>.cu` (or of one part of it) for compute capability `arch`.
+
+    Raises RuntimeError with NVRTC's words.
+    """
     from gpulayers.kernels.cuda import _launch
 
-    return compile_source(_launch.source(family), arch)
+    return compile_source(_launch.source(family), arch, only)
 
 
 @cache
-def compile_source(source: str, arch: int) -> bytes:
-    """The cubin of CUDA C++ text, compiled with the options that launches use."""
+def compile_source(source: str, arch: int, only: str = "") -> bytes:
+    """The cubin of CUDA C++ text, compiled with the options that launches use; kept on disk."""
     from cupy_backends.cuda.libs import nvrtc
 
-    from gpulayers.kernels.cuda._launch import OPTIONS
+    from gpulayers.kernels.cuda._launch import options
+
+    flags = (f"--gpu-architecture=sm_{arch}", *options(only))
+    key = f"{nvrtc.getVersion()} {flags}\n{source}".encode()
+
+    def make(path: Path) -> None:
+        path.write_bytes(_compiled(source, flags))
+
+    return cached("nvrtc", key, ".cubin", make).read_bytes()
+
+
+def _compiled(source: str, flags: tuple[str, ...]) -> bytes:
+    from cupy_backends.cuda.libs import nvrtc
 
     program = nvrtc.createProgram(source, "kernel.cu", (), ())
     try:
-        nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{arch}", *OPTIONS))
+        nvrtc.compileProgram(program, flags)
         cubin = nvrtc.getCUBIN(program)
         return cubin + bytes(-len(cubin) % 8)  # CuPy takes the last byte for a string's end and cuts it off
     except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"NVRTC refused the kernel for sm_{arch}:\n{nvrtc.getProgramLog(program)}") from error
+        raise RuntimeError(f"NVRTC refused the kernel ({flags[0]}):\n{nvrtc.getProgramLog(program)}") from error
     finally:
         nvrtc.destroyProgram(program)
 

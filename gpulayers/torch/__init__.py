@@ -1,10 +1,40 @@
-"""Drop-ins for ``torch.nn`` over gpulayers' ops: each class is a subclass of torch's own."""
+"""Drop-ins for ``torch.nn``: each class is a subclass of torch's own of the same name, over gpulayers' ops."""
 
+from gpulayers.torch import functional
+from gpulayers.torch.activation import (
+    CELU,
+    ELU,
+    GELU,
+    GLU,
+    SELU,
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    Mish,
+    PReLU,
+    ReLU,
+    ReLU6,
+    RReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanh,
+    Tanhshrink,
+    Threshold,
+)
 from gpulayers.torch.conv import Conv2d
 from gpulayers.torch.dropout import Dropout
 from gpulayers.torch.linear import Flatten, Linear
+from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss
 from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
-from gpulayers.torch.softmax import LogSoftmax, Softmax
+from gpulayers.torch.padding import CircularPad2d, ConstantPad2d, ReflectionPad2d, ReplicationPad2d, ZeroPad2d
+from gpulayers.torch.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 
 # After the drop-ins: what is made of them.
 from gpulayers.torch import optim  # isort: skip

@@ -13,6 +13,7 @@ from gpulayers.ops import conv as ops
 from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import batched, pair
 from gpulayers.torch._op import TorchOp
+from gpulayers.torch.padding import pad
 
 
 def _conv2d_twin(
@@ -64,5 +65,5 @@ class Conv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+            input, padding = pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)

@@ -20,12 +20,19 @@ def _softmax_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict
     return [y * (dy - (dy * y).sum(options["axis"], keepdim=True))]
 
 
+def _softmin_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    return [-g for g in _softmax_again(dys, saved, inputs, options)]
+
+
 def _log_softmax_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
     (dy,), y = dys, saved["y"]
     return [dy - y.exp() * dy.sum(options["axis"], keepdim=True)]
 
 
 _softmax = TorchOp(ops.softmax, torch.softmax, "int axis", cast=_autocast.ON_CUDA, again=_softmax_again)
+_softmin = TorchOp(
+    ops.softmin, lambda x, axis: torch.softmax(-x, axis), "int axis", cast=_autocast.ON_CUDA, again=_softmin_again
+)
 _log_softmax = TorchOp(ops.log_softmax, torch.log_softmax, "int axis", cast=_autocast.ON_CUDA, again=_log_softmax_again)
 
 
@@ -36,6 +43,11 @@ def _dim(function: str, input: Tensor, dim: int | None, stacklevel: int) -> int:
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """As ``torch.nn.functional.softmax``."""
     return _softmax(input if dtype is None else input.to(dtype), _dim("softmax", input, dim, _stacklevel))
+
+
+def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """As ``torch.nn.functional.softmin``: the softmax of −input."""
+    return _softmin(input if dtype is None else input.to(dtype), _dim("softmin", input, dim, _stacklevel))
 
 
 def log_softmax(
@@ -57,3 +69,19 @@ class LogSoftmax(nn.LogSoftmax):
 
     def forward(self, input: Tensor) -> Tensor:
         return log_softmax(input, self.dim, _stacklevel=5)
+
+
+class Softmin(nn.Softmin):
+    """``torch.nn.Softmin`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return softmin(input, self.dim, _stacklevel=5)
+
+
+class Softmax2d(nn.Softmax2d):
+    """``torch.nn.Softmax2d`` over gpulayers' kernels: over the channels of (N, C, H, W) or (C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() not in (3, 4):
+            raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {input.dim()}D instead")
+        return softmax(input, -3, _stacklevel=5)

@@ -134,3 +134,23 @@ template <class A> __device__ A block_max(A value) { return block_reduce(value, 
 // This thread's place among all threads of a one-dimensional grid, and how many there are.
 __device__ inline int64 thread_index() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline int64 thread_count() { return (int64)gridDim.x * blockDim.x; }
+
+// --- The second stage of sums over rows ------------------------------------------------------------------------------
+
+// sums[column] = Σ over the rows of partials. A block has 32 columns; 8 threads share each.
+template <class W> __device__ void add_up(const float* partials, W* sums, int64 rows, int64 n) {
+    __shared__ float parts[8][33];
+    int64 column = (int64)blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    if (column < n)
+        for (int64 row = threadIdx.y; row < rows; row += 8) sum += partials[row * n + column];
+    parts[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || column >= n) return;
+    for (int k = 1; k < 8; ++k) sum += parts[k][threadIdx.x];
+    sums[column] = from_acc<W>(sum);
+}
+#define ADD_UP(W, NAME)                                                                              \
+    extern "C" __global__ void add_up_##NAME(const float* partials, W* sums, int64 rows, int64 n) { \
+        add_up<W>(partials, sums, rows, n);                                                          \
+    }

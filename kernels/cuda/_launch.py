@@ -37,28 +37,39 @@ def _included(line: str) -> str:
 
 
 @cache
-def _module(family: str, device: int) -> Any:
-    """The compiled family, on one device."""
+def _module(family: str, only: str, device: int) -> Any:
+    """The compiled family, or one part of it, on one device."""
     import cupy
 
-    return cupy.RawModule(code=source(family), options=OPTIONS, backend="nvrtc")
+    return cupy.RawModule(code=source(family), options=options(only), backend="nvrtc")
+
+
+def options(only: str = "") -> tuple[str, ...]:
+    """What NVRTC is given; only: the part of the family to compile, where its file knows ``ONLY``."""
+    return (*OPTIONS, f"-DONLY={only}") if only else OPTIONS
 
 
 @cache
-def _kernel(family: str, name: str, device: int, shared: int) -> Any:
-    kernel = _module(family, device).get_function(name)
+def _kernel(family: str, only: str, name: str, device: int, shared: int) -> Any:
+    kernel = _module(family, only, device).get_function(name)
     if shared > DEFAULT_SHARED:
         kernel.max_dynamic_shared_size_bytes = shared
     return kernel
 
 
 def launch(
-    family: str, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
+    family: str,
+    name: str,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[Any],
+    shared: int = 0,
+    only: str = "",
 ) -> None:
     """Launch kernel `name` of `<family>.cu` on the current device and stream, unless the grid is empty.
 
     args: CuPy arrays; NumPy scalars as they are; a Python int is passed as int64, a float as float (32 bits).
-    shared: bytes of dynamic shared memory a block.
+    shared: bytes of dynamic shared memory a block. only: the part of the file that has the kernel; others wait.
     """
     if 0 in grid:
         return
@@ -68,11 +79,31 @@ def launch(
         return
     import cupy
 
-    _kernel(family, name, cupy.cuda.runtime.getDevice(), shared)(
+    _kernel(family, only, name, cupy.cuda.runtime.getDevice(), shared)(
         tuple(grid), tuple(block), tuple(args), shared_mem=shared
     )
     if recording:
         launched.add((name, " ".join(str(a.dtype) for a in args if isinstance(a, cupy.ndarray))))
+
+
+def pointer(x: Any) -> int:
+    """The address of an array's first element."""
+    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+
+
+@cache
+def _sms(device: int) -> int:
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+EMULATED_BLOCKS = 3
+
+
+def resident_blocks(x: Any, threads: int) -> int:
+    """Blocks of so many threads that fill the GPU that ``x`` is on."""
+    return EMULATED_BLOCKS if isinstance(x, np.ndarray) else _sms(x.device.id) * min(8, 1024 // threads)
 
 
 def dense(x: Any, order: tuple[int, ...] | None, empty: Callable) -> Any:

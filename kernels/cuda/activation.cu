@@ -9,6 +9,9 @@ struct Numbers {
 
 __device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 __device__ inline float at_most(float x, float most) { return x > most ? most : x; }  // NaN stays
+__device__ inline float clip(float x, float low, float high) { return x < low ? low : at_most(x, high); }
+__device__ inline float where_inside(float dy, float x, float low, float high) { return x > low && x < high ? dy : 0; }
+__device__ inline float where_outside(float dy, float x, float most) { return x > most || x < -most ? dy : 0; }
 
 struct relu {
     static __device__ float value(float x, Numbers) { return x < 0 ? 0 : x; }
@@ -18,6 +21,38 @@ struct relu {
 struct leaky_relu {
     static __device__ float value(float x, Numbers n) { return x > 0 ? x : x * n.a; }
     static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * n.a; }
+};
+
+struct relu6 {
+    static __device__ float value(float x, Numbers) { return clip(x, 0, 6); }
+    static __device__ float gradient(float dy, float y, Numbers) { return where_inside(dy, y, 0, 6); }
+};
+
+struct hardtanh {  // a: min_val, b: max_val
+    static __device__ float value(float x, Numbers n) { return clip(x, n.a, n.b); }
+    static __device__ float gradient(float dy, float x, Numbers n) { return where_inside(dy, x, n.a, n.b); }
+};
+
+struct hardsigmoid {
+    static __device__ float value(float x, Numbers) { return clip(x + 3, 0, 6) / 6; }
+    static __device__ float gradient(float dy, float x, Numbers) { return where_inside(dy / 6, x, -3, 3); }
+};
+
+struct hardshrink {
+    static __device__ float value(float x, Numbers n) { return x >= -n.a && x <= n.a ? 0 : x; }
+    static __device__ float gradient(float dy, float x, Numbers n) { return where_outside(dy, x, n.a); }
+};
+
+struct softshrink {
+    static __device__ float value(float x, Numbers n) {
+        return x > n.a ? x - n.a : x < -n.a ? x + n.a : x * 0;  // NaN stays
+    }
+    static __device__ float gradient(float dy, float x, Numbers n) { return where_outside(dy, x, n.a); }
+};
+
+struct threshold {  // a: threshold, b: value
+    static __device__ float value(float x, Numbers n) { return x <= n.a ? n.b : x; }
+    static __device__ float gradient(float dy, float x, Numbers n) { return x <= n.a ? 0 : dy; }
 };
 
 struct gelu {
@@ -50,9 +85,30 @@ struct sigmoid_ {
     static __device__ float gradient(float dy, float y, Numbers) { return dy * y * (1 - y); }
 };
 
+struct logsigmoid {
+    static __device__ float value(float x, Numbers) { return at_most(x, 0) - log1pf(expf(-fabsf(x))); }
+    static __device__ float gradient(float dy, float x, Numbers) { return dy * sigmoid(-x); }
+};
+
 struct tanh_ {
     static __device__ float value(float x, Numbers) { return tanhf(x); }
     static __device__ float gradient(float dy, float y, Numbers) { return dy * (1 - y * y); }
+};
+
+struct tanhshrink {
+    static __device__ float value(float x, Numbers) { return x - tanhf(x); }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        float t = tanhf(x);
+        return dy * t * t;
+    }
+};
+
+struct softsign {
+    static __device__ float value(float x, Numbers) { return x / (1 + fabsf(x)); }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        float d = 1 + fabsf(x);
+        return dy / d / d + (d - d);  // NaN for Inf, as y is
+    }
 };
 
 struct softplus {  // a: beta, b: threshold
@@ -69,6 +125,18 @@ struct softplus {  // a: beta, b: threshold
 struct elu {
     static __device__ float value(float x, Numbers n) { return x > 0 ? x : n.a * expm1f(x); }
     static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * n.a * expf(x); }
+};
+
+struct celu {
+    static __device__ float value(float x, Numbers n) { return x > 0 ? x : n.a * expm1f(x / n.a); }
+    static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * expf(x / n.a); }
+};
+
+struct selu {
+    static __device__ float value(float x, Numbers) { return x > 0 ? 1.05070099f * x : 1.75809934f * expm1f(x); }
+    static __device__ float gradient(float dy, float x, Numbers) {
+        return dy * (x > 0 ? 1.05070099f : 1.75809934f * expf(x));
+    }
 };
 
 struct hardswish {
@@ -127,14 +195,29 @@ __device__ void backward(const T* dy, const T* kept, T* dx, int64 size, Numbers 
 #define EACH_WIDTH(F, T, NAME) KERNELS(F, T, NAME, packs, 16 / sizeof(T)) KERNELS(F, T, NAME, single, 1)
 #define EACH_DTYPE(F) EACH_WIDTH(F, float, float32) EACH_WIDTH(F, float16, float16) EACH_WIDTH(F, bfloat16, bfloat16)
 
+#ifdef ONLY  // one of them compiles in a second, all in a quarter of a minute
+EACH_DTYPE(ONLY)
+#else
 EACH_DTYPE(relu)
 EACH_DTYPE(leaky_relu)
+EACH_DTYPE(relu6)
+EACH_DTYPE(hardtanh)
+EACH_DTYPE(hardsigmoid)
+EACH_DTYPE(hardswish)
+EACH_DTYPE(hardshrink)
+EACH_DTYPE(softshrink)
+EACH_DTYPE(threshold)
 EACH_DTYPE(gelu)
 EACH_DTYPE(gelu_tanh)
 EACH_DTYPE(silu)
 EACH_DTYPE(sigmoid_)
+EACH_DTYPE(logsigmoid)
 EACH_DTYPE(tanh_)
+EACH_DTYPE(tanhshrink)
+EACH_DTYPE(softsign)
 EACH_DTYPE(softplus)
 EACH_DTYPE(elu)
-EACH_DTYPE(hardswish)
+EACH_DTYPE(celu)
+EACH_DTYPE(selu)
 EACH_DTYPE(mish)
+#endif

@@ -145,23 +145,6 @@ LAYER_NORM(bfloat16, bfloat16, bfloat16_bfloat16_items, 1)
 LAYER_NORM(bfloat16, float, bfloat16_float32_packs, 8)
 LAYER_NORM(bfloat16, float, bfloat16_float32_items, 1)
 
-// sums[column] = Σ over the rows of partials. A block has 32 columns; 8 threads share each.
-template <class W> __device__ void add_up(const float* partials, W* sums, int64 rows, int64 n) {
-    __shared__ float parts[8][33];
-    int64 column = (int64)blockIdx.x * 32 + threadIdx.x;
-    float sum = 0;
-    if (column < n)
-        for (int64 row = threadIdx.y; row < rows; row += 8) sum += partials[row * n + column];
-    parts[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y || column >= n) return;
-    for (int k = 1; k < 8; ++k) sum += parts[k][threadIdx.x];
-    sums[column] = from_acc<W>(sum);
-}
-#define ADD_UP(W, NAME)                                                                                        \
-    extern "C" __global__ void add_up_##NAME(const float* partials, W* sums, int64 rows, int64 n) {           \
-        add_up<W>(partials, sums, rows, n);                                                                    \
-    }
 ADD_UP(float, float32)
 ADD_UP(float16, float16)
 ADD_UP(bfloat16, bfloat16)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
-
-import numpy as np
 
 from . import _launch
 
 CACHED = 16384
 """The longest row that a block keeps in shared memory."""
-EMULATED_BLOCKS = 3
 
 
 def _dense(x: Any, empty: Any) -> Any:
@@ -24,29 +20,19 @@ def _dense(x: Any, empty: Any) -> Any:
     return copy
 
 
-def _pointer(x: Any) -> int:
-    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
-
-
 def _block(x: Any, n: int, *arrays: Any) -> tuple[int, str]:
     """(threads, "packs" or "items"): packs of as many elements as 16 bytes of x hold, where all arrays' are aligned."""
     pack = 16 // x.itemsize
-    aligned = n % pack == 0 and all(_pointer(a) % (pack * a.itemsize) == 0 for a in (x, *arrays) if a is not None)
+    aligned = n % pack == 0 and all(
+        _launch.pointer(a) % (pack * a.itemsize) == 0 for a in (x, *arrays) if a is not None
+    )
     packs = -(-n // pack) if aligned else n
     return min(512, max(32, 1 << (packs - 1).bit_length())), "packs" if aligned else "items"
 
 
-@cache
-def _sms(device: int) -> int:
-    import cupy
-
-    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
-
-
 def _blocks(x: Any, rows: int, threads: int) -> int:
     """Blocks that fill the GPU, and so the rows of partial sums: their number does not follow that of x's rows."""
-    most = EMULATED_BLOCKS if isinstance(x, np.ndarray) else _sms(x.device.id) * min(8, 1024 // threads)
-    return min(rows, most)
+    return min(rows, _launch.resident_blocks(x, threads))
 
 
 def layer_norm_forward(

@@ -44,7 +44,7 @@ template <bool PIXELS, int V, class F> __device__ void for_each(const Walk& walk
 // --- max_pool2d ------------------------------------------------------------------------------------------------------
 
 template <class T, class I, bool PIXELS, int V>
-__device__ void max_forward(const T* x, T* y, I* tap, bool save, Walk walk, Window win) {
+__device__ void max_forward(const T* x, T* y, I* tap, int64* indices, bool save, bool indexed, Walk walk, Window win) {
     for_each<PIXELS, V>(walk, [&](int64 n, int c, int i, int j) {
         const T* in = x + n * walk.in_n + c * walk.in_c;
         acc_t<T> best[V];
@@ -71,6 +71,19 @@ __device__ void max_forward(const T* x, T* y, I* tap, bool save, Walk walk, Wind
         int64 at = n * walk.out_n + c * walk.out_c + i * walk.out_h + j * walk.out_w;
         store_pack(y + at, out);
         if (save) store_pack(tap + at, which);
+        if (!indexed) return;
+        constexpr int PAIR = V < 2 ? V : 2;  // 16 bytes
+        #pragma unroll
+        for (int k = 0; k < V; k += PAIR) {
+            Pack<int64, PAIR> places;
+            #pragma unroll
+            for (int l = 0; l < PAIR; ++l) {
+                int t = won[k + l];
+                int h = i * win.sh - win.top + t / win.kw * win.dh, w = j * win.sw - win.left + t % win.kw * win.dw;
+                places.items[l] = t < 0 ? -1 : (int64)h * walk.other_width + w;
+            }
+            store_pack(indices + at + k, places);
+        }
     });
 }
 
@@ -106,9 +119,9 @@ __device__ void max_backward(const T* dy, const I* tap, T* dx, int64 tap_n, int6
 }
 
 #define MAX_POOL2D(T, NAME, I, INDEX, LAYOUT, PIXELS, V)                                                                  \
-    extern "C" __global__ void max_pool2d_forward_##NAME##_##INDEX##_##LAYOUT(const T* x, T* y, I* tap, bool save, WALK,  \
-                                                                              WINDOW) {                                   \
-        max_forward<T, I, PIXELS, V>(x, y, tap, save, Walk WALK_OF, Window WINDOW_OF);                                    \
+    extern "C" __global__ void max_pool2d_forward_##NAME##_##INDEX##_##LAYOUT(                                            \
+        const T* x, T* y, I* tap, int64* indices, bool save, bool indexed, WALK, WINDOW) {                                \
+        max_forward<T, I, PIXELS, V>(x, y, tap, indices, save, indexed, Walk WALK_OF, Window WINDOW_OF);                  \
     }                                                                                                                     \
     extern "C" __global__ void max_pool2d_backward_##NAME##_##INDEX##_##LAYOUT(                                           \
         const T* dy, const I* tap, T* dx, int64 tap_n, int64 tap_c, int64 tap_h, int64 tap_w, WALK, WINDOW) {             \
@@ -182,9 +195,43 @@ __device__ void avg_backward(const T* dy, T* dx, Divisor divisor, Walk walk, Win
     });
 }
 
-// --- global_avg_pool2d -----------------------------------------------------------------------------------------------
+// --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
 
-// One block for each image and each blockDim.x channels; blockDim.y threads share a channel's pixels. (1, y) for NCHW.
+// The i-th of so many parts of `size`: [first, last). They overlap where they do not divide it. With pixels and windows
+// exchanged: the windows that pixel i lies in.
+struct Part {
+    int first, last;
+    __device__ Part(int i, int parts, int size)
+        : first((int)((int64)i * size / parts)), last((int)(((int64)(i + 1) * size + parts - 1) / parts)) {}
+    __device__ float length() const { return (float)(last - first); }
+};
+
+// y: the means of parts of x. GRAD: y is dx, x is dy, and each term is divided by the pixels of its own window.
+template <class T, bool GRAD, bool PIXELS, int V> __device__ void adaptive_avg(const T* x, T* y, Walk walk) {
+    for_each<PIXELS, V>(walk, [&](int64 n, int c, int i, int j) {
+        const T* in = x + n * walk.in_n + c * walk.in_c;
+        Part rows(i, walk.height, walk.other_height), columns(j, walk.width, walk.other_width);
+        acc_t<T> sum[V];
+        for (int k = 0; k < V; ++k) sum[k] = 0;
+        for (int h = rows.first; h < rows.last; ++h) {
+            float tall = GRAD ? Part(h, walk.other_height, walk.height).length() : 1;
+            for (int w = columns.first; w < columns.last; ++w) {
+                float by = GRAD ? tall * Part(w, walk.other_width, walk.width).length() : 1;
+                Pack<T, V> pack = load_pack<T, V>(in + h * walk.in_h + w * walk.in_w);
+                #pragma unroll
+                for (int k = 0; k < V; ++k) sum[k] += GRAD ? to_acc(pack.items[k]) / by : to_acc(pack.items[k]);
+            }
+        }
+        float by = GRAD ? 1 : rows.length() * columns.length();
+        Pack<T, V> out;
+        #pragma unroll
+        for (int k = 0; k < V; ++k) out.items[k] = from_acc<T>(sum[k] / by);
+        store_pack(y + n * walk.out_n + c * walk.out_c + i * walk.out_h + j * walk.out_w, out);
+    });
+}
+
+// One window, the whole image. One block for each image and each blockDim.x channels; blockDim.y threads share a
+// channel's pixels. (1, y) for NCHW.
 template <class T>
 __device__ void global_avg_forward(const T* x, T* y, int channels, int pixels, int width, int64 x_n, int64 x_c, int64 x_h,
                                    int64 x_w) {
@@ -229,6 +276,12 @@ template <class T, bool PIXELS, int V> __device__ void global_avg_backward(const
     extern "C" __global__ void avg_pool2d_backward_##NAME##_##LAYOUT(const T* dy, T* dx, float by, bool include_pad,      \
                                                                      WALK, WINDOW) {                                      \
         avg_backward<T, PIXELS, V>(dy, dx, Divisor{by, include_pad}, Walk WALK_OF, Window WINDOW_OF);                     \
+    }                                                                                                                     \
+    extern "C" __global__ void adaptive_avg_pool2d_forward_##NAME##_##LAYOUT(const T* x, T* y, WALK) {                    \
+        adaptive_avg<T, false, PIXELS, V>(x, y, Walk WALK_OF);                                                            \
+    }                                                                                                                     \
+    extern "C" __global__ void adaptive_avg_pool2d_backward_##NAME##_##LAYOUT(const T* dy, T* dx, WALK) {                 \
+        adaptive_avg<T, true, PIXELS, V>(dy, dx, Walk WALK_OF);                                                           \
     }                                                                                                                     \
     extern "C" __global__ void global_avg_pool2d_backward_##NAME##_##LAYOUT(const T* dy, T* dx, WALK) {                   \
         global_avg_backward<T, PIXELS, V>(dy, dx, Walk WALK_OF);                                                          \

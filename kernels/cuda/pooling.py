@@ -29,8 +29,8 @@ def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return _refuses(x)
 
 
-def global_avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
-    return _refuses(x)
+def adaptive_avg_pool2d_refuses(x: Spec, *, needs: tuple, output_size: tuple) -> str | None:
+    return _refuses(x) or _refuses(Spec((*x.shape[:2], *output_size), x.dtype))
 
 
 def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> list[int]:
@@ -54,7 +54,7 @@ def _steps(x: Any) -> list[int]:
 def _aligned(x: Any, channels: int) -> bool:
     """Whether packs of this many channels of ``x`` can move as one access."""
     steps = _steps(x)
-    pointer = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+    pointer = _launch.pointer(x)
     return (
         x.shape[1] % channels == 0
         and steps[1] == 1
@@ -96,6 +96,7 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple[tuple, dict]:
     size, order = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode), _order(x)
@@ -103,10 +104,12 @@ def max_pool2d_forward(
     taps = kernel_size[0] * kernel_size[1]
     index = "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32"
     won = empty(y.shape if needs else (0, 0, 0, 0), index, order)
+    indices = empty(y.shape if return_indices else (0, 0, 0, 0), "int64", order)
     window = (*kernel_size, *stride, *padding, *dilation)
     packed = (x, y, won) if needs else (x, y)
-    _launch_over("max_pool2d_forward", y, x, (x, y, won, bool(needs)), packed, window, index)
-    return (y,), {"tap": won} if needs else {}
+    given = (x, y, won, indices, bool(needs), return_indices)
+    _launch_over("max_pool2d_forward", y, x, given, packed, window, index)
+    return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
 
 
 def max_pool2d_backward(
@@ -120,9 +123,10 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
     window = (*kernel_size, *stride, *padding, *dilation)
     _launch_over("max_pool2d_backward", dx, dy, (dy, won, dx, *_steps(won)), (dy, won, dx), window, str(won.dtype))
@@ -168,27 +172,46 @@ def avg_pool2d_backward(
     return (dx,)
 
 
-def global_avg_pool2d_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    n, c, h, w = x.shape
-    y = empty((n, c, 1, 1), x.dtype)
-    wide = 32 if _steps(x)[1] == 1 and c > 1 else 1
-    high = min(THREADS // wide, 1 << (h * w - 1).bit_length())
-    shape = map(np.int32, (c, h * w, w))
-    grid = (n * -(-c // wide),)
-    _launch.launch(
-        "pooling",
-        f"global_avg_pool2d_forward_{x.dtype}",
-        grid,
-        (wide, high),
-        (x, y, *shape, *_steps(x)),
-        4 * wide * high,
-    )
+def _divided(x: Any, output_size: tuple) -> dict | None:
+    """The options of the ``avg_pool2d`` that does the same, where the parts divide the image."""
+    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
+        return None
+    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
+    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+    return {"kernel_size": window, "stride": window, **plain}
+
+
+def adaptive_avg_pool2d_forward(x: Any, *, needs: tuple = (), output_size: tuple, empty: Any) -> tuple[tuple, dict]:
+    if output_size == (1, 1):
+        return (_global_mean(x, empty),), {}
+    if divided := _divided(x, output_size):
+        return avg_pool2d_forward(x, needs=needs, **divided, empty=empty)
+    y = empty((*x.shape[:2], *output_size), x.dtype, _order(x))
+    _launch_over("adaptive_avg_pool2d_forward", y, x, (x, y), (x, y))
     return (y,), {}
 
 
-def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
+def adaptive_avg_pool2d_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, empty: Any
+) -> tuple:
     (dy,), (x,) = dys, inputs
+    if divided := _divided(x, output_size):
+        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided, empty=empty)
     dx = empty(x.shape, x.dtype, x.like().order)
-    # One pixel stands for all: dy is read with its strides over images and channels alone.
-    _launch_over("global_avg_pool2d_backward", dx, dy, (dy, dx), (dx,))
+    if output_size == (1, 1):
+        # One pixel stands for all: dy is read with its strides over images and channels alone.
+        _launch_over("global_avg_pool2d_backward", dx, dy, (dy, dx), (dx,))
+    else:
+        _launch_over("adaptive_avg_pool2d_backward", dx, dy, (dy, dx), (dy, dx))
     return (dx,)
+
+
+def _global_mean(x: Any, empty: Any) -> Any:
+    n, c, h, w = x.shape
+    y = empty((n, c, 1, 1), x.dtype)
+    wide = 32 if _steps(x)[1] == 1 and c > 1 else 1
+    high = min(THREADS // wide, 1 << max(h * w - 1, 0).bit_length())
+    args = (x, y, *map(np.int32, (c, h * w, w)), *_steps(x))
+    name = f"global_avg_pool2d_forward_{x.dtype}"
+    _launch.launch("pooling", name, (n * -(-c // wide),), (wide, high), args, 4 * wide * high)
+    return y

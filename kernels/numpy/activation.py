@@ -13,30 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from . import _blocks
+from gpulayers._named import named
 
-FROM_Y = ("relu", "sigmoid", "tanh")
+from . import _blocks
+from ._gates import REFUSALS
+from ._gates import glu_backward as glu_backward
+from ._gates import glu_forward as glu_forward
+from ._gates import glu_refuses as glu_refuses
+from ._gates import prelu_backward as prelu_backward
+from ._gates import prelu_forward as prelu_forward
+from ._gates import prelu_refuses as prelu_refuses
+from ._gates import rrelu_backward as rrelu_backward
+from ._gates import rrelu_forward as rrelu_forward
+from ._gates import rrelu_refuses as rrelu_refuses
+from ._select import choose as _choose
+from ._select import keep as _keep
+
+FROM_Y = ("relu", "relu6", "sigmoid", "tanh")
 """Activations whose gradient is computed from y; the others' from x."""
-NUMBERS = {"leaky_relu": (0.01,), "elu": (1.0,), "softplus": (1.0, 20.0)}
+NUMBERS: dict[str, tuple[float, ...]] = {}
 """Defaults of the numbers that some have."""
-REFUSALS = {"float64": "float64 is left to the definition"}
 _ZEROS = np.zeros(_blocks.CHAIN, np.float32)
 _LIMIT = np.full(_blocks.CHAIN, 20.0, np.float32)
 _NO_CORRECTION = 17.0
 """Above this z, log1p(exp(−z)) is under half an ulp of z in float32, and σ(z) rounds to 1."""
-
-
-def _choose(where: np.ndarray, a: np.ndarray, o: np.ndarray) -> None:
-    """o = a where ``where``, else o; exact for NaN and Inf."""
-    bits, out = a.view(np.int32), o.view(np.int32)
-    t = np.bitwise_xor(bits, out)
-    np.multiply(t, where, out=t)
-    np.bitwise_xor(out, t, out=out)
-
-
-def _keep(where: np.ndarray, a: np.ndarray, o: np.ndarray) -> None:
-    """o = a where ``where``, else 0; exact for NaN and Inf."""
-    np.multiply(a.view(np.int32), where, out=o.view(np.int32))
 
 
 # --- values: (x, o) are float32 blocks; o may be x --------------------------------------------------------------------
@@ -52,6 +52,36 @@ def _leaky_relu(x: np.ndarray, o: np.ndarray, slope: float) -> None:
         o[...] = np.where(x > 0, x, t)
     else:
         (np.maximum if slope <= 1 else np.minimum)(x, t, out=o)
+
+
+def _relu6(x: np.ndarray, o: np.ndarray) -> None:
+    np.clip(x, 0, 6, out=o)
+
+
+def _hardtanh(x: np.ndarray, o: np.ndarray, min_val: float, max_val: float) -> None:
+    np.clip(x, min_val, max_val, out=o)
+
+
+def _hardsigmoid(x: np.ndarray, o: np.ndarray) -> None:
+    np.add(x, 3, out=o)
+    np.clip(o, 0, 6, out=o)
+    np.divide(o, 6, out=o)
+
+
+def _hardshrink(x: np.ndarray, o: np.ndarray, lambd: float) -> None:
+    inside = x >= -lambd
+    inside &= x <= lambd
+    _keep(np.logical_not(inside, out=inside), x, o)
+
+
+def _softshrink(x: np.ndarray, o: np.ndarray, lambd: float) -> None:
+    np.subtract(x, np.clip(x, -lambd, lambd), out=o)
+
+
+def _threshold(x: np.ndarray, o: np.ndarray, threshold: float, value: float) -> None:
+    low = x <= threshold
+    o[...] = x
+    _choose(low, np.full_like(x, value), o)
 
 
 # tanh(x p(x²)) = erf(x/√2) to 2e-7: p is a weighted minimax fit of artanh(erf(x/√2))/x on [0, 5.5], by x², highest
@@ -123,6 +153,25 @@ def _tanh(x: np.ndarray, o: np.ndarray) -> None:
     np.tanh(x, out=o)
 
 
+def _logsigmoid(x: np.ndarray, o: np.ndarray) -> None:
+    t = np.abs(x)
+    np.negative(t, out=t)
+    np.exp(t, out=t)
+    np.log1p(t, out=t)
+    np.minimum(x, _ZEROS[: x.size], out=o)
+    o -= t
+
+
+def _tanhshrink(x: np.ndarray, o: np.ndarray) -> None:
+    np.subtract(x, np.tanh(x), out=o)
+
+
+def _softsign(x: np.ndarray, o: np.ndarray) -> None:
+    t = np.abs(x)
+    t += 1
+    np.divide(x, t, out=o)
+
+
 def _softplus(x: np.ndarray, o: np.ndarray, beta: float, threshold: float) -> None:
     z = x * beta
     linear = None if threshold >= _NO_CORRECTION else z > threshold
@@ -143,6 +192,27 @@ def _elu(x: np.ndarray, o: np.ndarray, alpha: float) -> None:
     np.expm1(t, out=t)
     t *= alpha
     np.maximum(x, _ZEROS[: x.size], out=o)
+    o += t  # one of the two is 0
+
+
+def _celu(x: np.ndarray, o: np.ndarray, alpha: float) -> None:
+    t = np.minimum(x, _ZEROS[: x.size])
+    t /= alpha
+    np.expm1(t, out=t)
+    t *= alpha
+    np.maximum(x, _ZEROS[: x.size], out=o)
+    o += t  # one of the two is 0
+
+
+_SCALE, _SCALE_ALPHA = 1.0507009873554805, 1.7580993408473766
+
+
+def _selu(x: np.ndarray, o: np.ndarray) -> None:
+    t = np.minimum(x, _ZEROS[: x.size])
+    np.expm1(t, out=t)
+    t *= _SCALE_ALPHA
+    np.maximum(x, _ZEROS[: x.size], out=o)
+    o *= _SCALE
     o += t  # one of the two is 0
 
 
@@ -180,6 +250,32 @@ def _relu_gradient(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
 def _leaky_relu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, slope: float) -> None:
     np.multiply(dy, slope, out=o)
     _choose(x > 0, dy, o)
+
+
+def _relu6_gradient(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
+    _hardtanh_gradient(dy, y, o, 0.0, 6.0)
+
+
+def _hardtanh_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, min_val: float, max_val: float) -> None:
+    inside = x > min_val
+    inside &= x < max_val
+    _keep(inside, dy, o)
+
+
+def _hardsigmoid_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    _hardtanh_gradient(dy, x, o, -3.0, 3.0)
+    np.divide(o, 6, out=o)
+
+
+def _shrink_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, lambd: float) -> None:
+    outside = x > lambd
+    outside |= x < -lambd
+    _keep(outside, dy, o)
+
+
+def _threshold_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, threshold: float, value: float) -> None:
+    low = x <= threshold
+    _keep(np.logical_not(low, out=low), dy, o)
 
 
 def _gelu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
@@ -231,6 +327,27 @@ def _tanh_gradient(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
     o *= dy
 
 
+def _logsigmoid_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    np.exp(x, out=o)
+    o += 1
+    np.divide(dy, o, out=o)
+
+
+def _tanhshrink_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    np.tanh(x, out=o)
+    o *= o
+    o *= dy
+
+
+def _softsign_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    d = np.abs(x)
+    d += 1
+    np.divide(dy, d, out=o)
+    o /= d
+    d -= d
+    o += d  # NaN for Inf, as y is
+
+
 def _softplus_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, beta: float, threshold: float) -> None:
     z = x * beta
     _one_plus_exp(z, o)
@@ -246,6 +363,21 @@ def _elu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, alpha: float) ->
     if alpha != 1:
         o *= alpha
         _choose(x > 0, dy, o)
+
+
+def _celu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, alpha: float) -> None:
+    np.minimum(x, _ZEROS[: x.size], out=o)
+    o /= alpha
+    np.exp(o, out=o)
+    o *= dy
+
+
+def _selu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    np.minimum(x, _ZEROS[: x.size], out=o)
+    np.exp(o, out=o)
+    o *= _SCALE_ALPHA
+    o *= dy
+    _choose(x > 0, dy * _SCALE, o)
 
 
 def _hardswish_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
@@ -272,18 +404,10 @@ def _mish_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
 
 
 _FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
-    "relu": (_relu, _relu_gradient),
-    "leaky_relu": (_leaky_relu, _leaky_relu_gradient),
     "gelu": (_gelu, _gelu_gradient),
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_gradient),
-    "silu": (_silu, _silu_gradient),
-    "sigmoid": (_sigmoid, _sigmoid_gradient),
-    "tanh": (_tanh, _tanh_gradient),
-    "softplus": (_softplus, _softplus_gradient),
-    "elu": (_elu, _elu_gradient),
-    "hardswish": (_hardswish, _hardswish_gradient),
-    "mish": (_mish, _mish_gradient),
 }
+"""By name; the launchers below add theirs."""
 
 # --- whole arrays ----------------------------------------------------------------------------------------------------
 
@@ -331,32 +455,52 @@ def _refuses(x: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == np.float64 else None
 
 
+def _trio(value: Callable, gradient: Callable, /, **numbers: float) -> tuple[Any, Any, Any]:
+    """The launchers of one activation, with its op's options; they are called with every option."""
+    name = value.__name__.removeprefix("_")
+
+    def forward(x: np.ndarray, *, needs: tuple = (), **given: float) -> tuple[tuple, dict]:
+        return _forward(name, x, needs, *(numbers | given).values())
+
+    def backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, **given: float) -> tuple:
+        return _backward(name, dys, saved, *(numbers | given).values())
+
+    def refuses(x: Any, *, needs: tuple = (), **given: float) -> str | None:
+        return _refuses(x)
+
+    _FUNCTIONS[name], NUMBERS[name] = (value, gradient), tuple(numbers.values())
+    made = (forward, "forward"), (backward, "backward"), (refuses, "refuses")
+    return tuple(named(function, f"{name}_{which}", numbers) for function, which in made)  # type: ignore[return-value]
+
+
+relu_forward, relu_backward, relu_refuses = _trio(_relu, _relu_gradient)
+leaky_relu_forward, leaky_relu_backward, leaky_relu_refuses = _trio(
+    _leaky_relu, _leaky_relu_gradient, negative_slope=0.01
+)
+relu6_forward, relu6_backward, relu6_refuses = _trio(_relu6, _relu6_gradient)
+hardtanh_forward, hardtanh_backward, hardtanh_refuses = _trio(_hardtanh, _hardtanh_gradient, min_val=-1.0, max_val=1.0)
+hardsigmoid_forward, hardsigmoid_backward, hardsigmoid_refuses = _trio(_hardsigmoid, _hardsigmoid_gradient)
+hardswish_forward, hardswish_backward, hardswish_refuses = _trio(_hardswish, _hardswish_gradient)
+hardshrink_forward, hardshrink_backward, hardshrink_refuses = _trio(_hardshrink, _shrink_gradient, lambd=0.5)
+softshrink_forward, softshrink_backward, softshrink_refuses = _trio(_softshrink, _shrink_gradient, lambd=0.5)
+threshold_forward, threshold_backward, threshold_refuses = _trio(
+    _threshold, _threshold_gradient, threshold=0.0, value=0.0
+)
+silu_forward, silu_backward, silu_refuses = _trio(_silu, _silu_gradient)
+sigmoid_forward, sigmoid_backward, sigmoid_refuses = _trio(_sigmoid, _sigmoid_gradient)
+logsigmoid_forward, logsigmoid_backward, logsigmoid_refuses = _trio(_logsigmoid, _logsigmoid_gradient)
+tanh_forward, tanh_backward, tanh_refuses = _trio(_tanh, _tanh_gradient)
+tanhshrink_forward, tanhshrink_backward, tanhshrink_refuses = _trio(_tanhshrink, _tanhshrink_gradient)
+softsign_forward, softsign_backward, softsign_refuses = _trio(_softsign, _softsign_gradient)
+softplus_forward, softplus_backward, softplus_refuses = _trio(_softplus, _softplus_gradient, beta=1.0, threshold=20.0)
+elu_forward, elu_backward, elu_refuses = _trio(_elu, _elu_gradient, alpha=1.0)
+celu_forward, celu_backward, celu_refuses = _trio(_celu, _celu_gradient, alpha=1.0)
+selu_forward, selu_backward, selu_refuses = _trio(_selu, _selu_gradient)
+mish_forward, mish_backward, mish_refuses = _trio(_mish, _mish_gradient)
+
+
 def _gelu_name(approximate: str) -> str:
     return "gelu" if approximate == "none" else "gelu_tanh"
-
-
-def relu_refuses(x: Any, *, needs: tuple = ()) -> str | None:
-    return _refuses(x)
-
-
-def relu_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    return _forward("relu", x, needs)
-
-
-def relu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    return _backward("relu", dys, saved)
-
-
-def leaky_relu_refuses(x: Any, *, needs: tuple = (), negative_slope: float = 0.01) -> str | None:
-    return _refuses(x)
-
-
-def leaky_relu_forward(x: np.ndarray, *, needs: tuple = (), negative_slope: float = 0.01) -> tuple[tuple, dict]:
-    return _forward("leaky_relu", x, needs, negative_slope)
-
-
-def leaky_relu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, negative_slope: float = 0.01) -> tuple:
-    return _backward("leaky_relu", dys, saved, negative_slope)
 
 
 def gelu_refuses(x: Any, *, needs: tuple = (), approximate: str = "none") -> str | None:
@@ -369,91 +513,3 @@ def gelu_forward(x: np.ndarray, *, needs: tuple = (), approximate: str = "none")
 
 def gelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, approximate: str = "none") -> tuple:
     return _backward(_gelu_name(approximate), dys, saved)
-
-
-def silu_refuses(x: Any, *, needs: tuple = ()) -> str | None:
-    return _refuses(x)
-
-
-def silu_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    return _forward("silu", x, needs)
-
-
-def silu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    return _backward("silu", dys, saved)
-
-
-def sigmoid_refuses(x: Any, *, needs: tuple = ()) -> str | None:
-    return _refuses(x)
-
-
-def sigmoid_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    return _forward("sigmoid", x, needs)
-
-
-def sigmoid_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    return _backward("sigmoid", dys, saved)
-
-
-def tanh_refuses(x: Any, *, needs: tuple = ()) -> str | None:
-    return _refuses(x)
-
-
-def tanh_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    return _forward("tanh", x, needs)
-
-
-def tanh_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    return _backward("tanh", dys, saved)
-
-
-def softplus_refuses(x: Any, *, needs: tuple = (), beta: float = 1.0, threshold: float = 20.0) -> str | None:
-    return _refuses(x)
-
-
-def softplus_forward(
-    x: np.ndarray, *, needs: tuple = (), beta: float = 1.0, threshold: float = 20.0
-) -> tuple[tuple, dict]:
-    return _forward("softplus", x, needs, beta, threshold)
-
-
-def softplus_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, beta: float = 1.0, threshold: float = 20.0
-) -> tuple:
-    return _backward("softplus", dys, saved, beta, threshold)
-
-
-def elu_refuses(x: Any, *, needs: tuple = (), alpha: float = 1.0) -> str | None:
-    return _refuses(x)
-
-
-def elu_forward(x: np.ndarray, *, needs: tuple = (), alpha: float = 1.0) -> tuple[tuple, dict]:
-    return _forward("elu", x, needs, alpha)
-
-
-def elu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, alpha: float = 1.0) -> tuple:
-    return _backward("elu", dys, saved, alpha)
-
-
-def hardswish_refuses(x: Any, *, needs: tuple = ()) -> str | None:
-    return _refuses(x)
-
-
-def hardswish_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    return _forward("hardswish", x, needs)
-
-
-def hardswish_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    return _backward("hardswish", dys, saved)
-
-
-def mish_refuses(x: Any, *, needs: tuple = ()) -> str | None:
-    return _refuses(x)
-
-
-def mish_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    return _forward("mish", x, needs)
-
-
-def mish_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
-    return _backward("mish", dys, saved)

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.arrays import arranged, float64
+
 from . import _blocks
 
 REFUSALS = {
     "dtype": "only float32 is faster than the definition",
     "shape": "x is (N, C), not empty, or the definition computes it",
     "soft": "probabilities are left to the definition",
+    "nll": "float64 and an empty x are left to the definition",
     "mse": "only float32, not empty, is faster than the definition",
     "order": "x and target lie in one dense memory order, or the definition computes it",
 }
@@ -110,6 +113,55 @@ def cross_entropy_backward(
 
     _blocks.over(m, _blocks.block_rows(classes, budget=_blocks.LARGE), work, elements=x.size)
     return dx, None, None
+
+
+# --- negative log-likelihood -----------------------------------------------------------------------------------------
+
+
+def nll_loss_refuses(x: Any, target: Any, weight: Any, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["nll"] if x.dtype == float64 or x.size == 0 else None
+
+
+def _shares(counts: np.ndarray, labels: np.ndarray, weight: Any) -> np.ndarray:
+    return np.asarray(counts if weight is None else weight[labels] * counts, np.float32)
+
+
+def nll_loss_forward(
+    x: np.ndarray,
+    target: np.ndarray,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> tuple[tuple, dict]:
+    labels, counts = _labels(target, ignore_index)
+    share = _shares(counts, labels, weight)
+    hit = np.take_along_axis(np.moveaxis(x, min(1, x.ndim - 1), -1), labels[..., None], -1)[..., 0]
+    loss = np.where(counts, -share * hit, np.float32(0))
+    saved = {"target": target} | ({} if weight is None else {"weight": weight})
+    y = arranged(loss, None) if reduction == "none" else loss.sum(dtype=np.float64)
+    if reduction == "mean":
+        saved["total"] = np.asarray(share.sum(dtype=np.float64), np.float32)
+        y = y / saved["total"] if saved["total"] else y * np.nan
+    return (np.asarray(y, x.dtype),), saved if needs else {}
+
+
+def nll_loss_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, ignore_index: int = -100, reduction: str = "mean"
+) -> tuple:
+    (dy,), (x, *_), target = dys, inputs, saved["target"]
+    labels, counts = _labels(target, ignore_index)
+    scale = -_shares(counts, labels, saved.get("weight")) * dy
+    if reduction == "mean":
+        scale = scale / saved["total"] if saved["total"] else scale * np.float32(np.nan)
+    axis = min(1, x.ndim - 1)
+    if x.ndim > 2 and x.contiguous and x.order == (0, *range(2, x.ndim), 1):
+        dx = np.zeros((*target.shape, x.shape[1]), x.dtype)
+    else:
+        dx = np.moveaxis(np.zeros(x.shape, x.dtype), axis, -1)
+    np.put_along_axis(dx, labels[..., None], np.where(counts, scale, 0)[..., None], -1)
+    return np.moveaxis(dx, -1, axis), None, None
 
 
 # --- mean squared error ----------------------------------------------------------------------------------------------

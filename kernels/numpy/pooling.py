@@ -5,21 +5,15 @@ Which tap won is kept with arithmetic on bytes and bits: NumPy's masked assignme
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
+from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, int64, spec
 
-from . import _blocks
+from ._images import empty_like, output_order, over_blocks
 
-CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {"float64": "float64 is left to the definition"}
-
-
-def _order(x: Spec) -> tuple[int, ...] | None:
-    return CHANNELS_LAST if x.contiguous and x.order == CHANNELS_LAST else None
 
 
 def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> tuple[int, int]:
@@ -79,24 +73,12 @@ class _Window:
         rows, columns = first[0][:, None], first[1][None, :]
         return np.where((rows < 0) | (columns < 0), -1, rows * self.kernel[1] + columns)
 
-
-def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
-    """(n, c, *size), its axes in memory as x's are."""
-    order = tuple(sorted(range(4), key=lambda a: -x.strides[a]))
-    return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
-
-
-def _over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
-    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
-    if all(a.flags.c_contiguous for a in results):
-        results, given = ([a.reshape(-1, 1, *a.shape[2:]) for a in arrays] for arrays in (results, given))
-    n = len(results[0])
-    each = max(a.size for a in [*results, *given]) // max(n, 1)
-
-    def block(lo: int, hi: int) -> None:
-        work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
-
-    _blocks.over(n, _blocks.block_rows(each), block, n * each)
+    def places(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(a, b): h · W + w of tap t of window (i, j) is a[i, j] + b[t]; b has a last element for the tap −1."""
+        top, left = (np.arange(o) * s - p for o, s, p in zip(self.size, self.stride, self.padding))
+        down, right = (np.arange(k) * d for k, d in zip(self.kernel, self.dilation))
+        windows = np.where(first < 0, -1, top[:, None] * self.image[1] + left)
+        return windows, np.append(down[:, None] * self.image[1] + right, 0)
 
 
 # --- max_pool2d ------------------------------------------------------------------------------------------------------
@@ -111,21 +93,33 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
     window = _Window(x, size, kernel_size, stride, padding, dilation)
-    order, kind = _order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
+    order, kind = output_order(spec(x)), compute_dtype(x.dtype)  # type: ignore[arg-type]
     y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, order))
-    if not needs:
-        _over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
+    if not needs and not return_indices:
+        over_blocks(lambda y, x: _maxima(x, y, window, kind), [y], [x])
         return (y,), {}
     taps = kernel_size[0] * kernel_size[1]
     won = empty_numpy(
         Spec(y.shape, np.dtype(np.int8 if taps <= 127 else np.int16 if taps <= 32767 else np.int32), order)
     )
     first = window.first_taps().astype(won.dtype)
-    _over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
-    return (y,), {"tap": won}
+    saved = {"tap": won} if needs else {}
+    if not return_indices:
+        over_blocks(lambda y, won, x: _winners(x, y, won, first, window, kind), [y, won], [x])
+        return (y,), saved
+    indices = empty_numpy(Spec(y.shape, int64, order))
+    windows, taps_at = window.places(first)
+
+    def work(y: np.ndarray, won: np.ndarray, indices: np.ndarray, x: np.ndarray) -> None:
+        _winners(x, y, won, first, window, kind)
+        np.add(windows, taps_at[won], out=indices)
+
+    over_blocks(work, [y, won, indices], [x])
+    return (y, indices), saved
 
 
 def _maxima(x: np.ndarray, y: np.ndarray, window: _Window, kind: np.dtype) -> None:
@@ -171,8 +165,9 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     window, kind = _Window(x, dy.shape[2:], kernel_size, stride, padding, dilation), compute_dtype(x.dtype)
     dx = empty_numpy(x.like())
     bits = np.dtype(f"i{kind.itemsize}")
@@ -196,7 +191,7 @@ def max_pool2d_backward(
         if not direct:
             dx[...] = window.inside(wide)
 
-    _over_blocks(work, [dx], [won, dy])
+    over_blocks(work, [dx], [won, dy])
     return (dx,)
 
 
@@ -229,7 +224,7 @@ def avg_pool2d_forward(
     size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
     window, kind = _Window(x, size, kernel_size, stride, padding), compute_dtype(x.dtype)
     weights = _weights(window, kind, count_include_pad, divisor_override)
-    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, _order(spec(x))))  # type: ignore[arg-type]
+    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, output_order(spec(x))))  # type: ignore[arg-type]
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
         wide = window.widen(x, kind, 0)
@@ -241,7 +236,7 @@ def avg_pool2d_forward(
             total += across[:, :, window.rows(r)]
         np.multiply(total, weights, out=y, casting="same_kind")
 
-    _over_blocks(work, [y], [x])
+    over_blocks(work, [y], [x])
     return (y,), {}
 
 
@@ -282,9 +277,93 @@ def avg_pool2d_backward(
         if not direct:
             dx[...] = window.inside(wide)
 
-    _over_blocks(work, [dx], [dy])
+    over_blocks(work, [dx], [dy])
     return (dx,)
 
 
 def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None
+
+
+# --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
+
+
+def _divided(x: Any, output_size: tuple) -> dict | None:
+    """The options of the ``avg_pool2d`` that does the same, where several parts divide the image."""
+    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
+        return None
+    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
+    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+    return {"kernel_size": window, "stride": window, **plain}
+
+
+def _parts(size: int, count: int) -> list[slice]:
+    return [slice(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def _shares(rows: list[slice], columns: list[slice], kind: np.dtype) -> np.ndarray:
+    """1 / pixels of each window: (OH, OW); NaN for a window without one."""
+    counts = np.outer(*([p.stop - p.start for p in parts] for parts in (rows, columns)))
+    return np.where(counts, 1 / np.maximum(counts, 1), np.nan).astype(kind)
+
+
+def adaptive_avg_pool2d_forward(x: np.ndarray, *, needs: tuple = (), output_size: tuple) -> tuple[tuple, dict]:
+    if divided := _divided(x, output_size):
+        return avg_pool2d_forward(x, needs=needs, **divided)
+    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
+    shares = _shares(rows, columns, kind)
+    y = empty_numpy(Spec((*x.shape[:2], *output_size), x.dtype, output_order(spec(x))))  # type: ignore[arg-type]
+
+    def work(y: np.ndarray, x: np.ndarray) -> None:
+        if output_size == (1, 1):
+            total = x.sum((2, 3), dtype=kind, keepdims=True)
+        else:
+            across = empty_like(x, (len(rows), x.shape[3]), kind)
+            for i, part in enumerate(rows):
+                np.add.reduce(x[:, :, part], 2, kind, out=across[:, :, i])
+            total = empty_like(x, output_size, kind)
+            for j, part in enumerate(columns):
+                np.add.reduce(across[..., part], 3, out=total[..., j])
+        np.multiply(total, shares, out=y, casting="same_kind")
+
+    over_blocks(work, [y], [x], passes=1 if output_size == (1, 1) else 2)
+    return (y,), {}
+
+
+def adaptive_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple) -> tuple:
+    (dy,), (x,) = dys, inputs
+    if divided := _divided(x, output_size):
+        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided)
+    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], output_size)
+    shares = _shares(rows, columns, kind)
+    dx = empty_numpy(x.like())
+
+    def work(dx: np.ndarray, dy: np.ndarray) -> None:
+        g = dy * shares
+        if output_size == (1, 1):
+            dx[...] = g
+            return
+        across = empty_like(dx, (dx.shape[2], output_size[1]), kind)
+        _spread(across, g, rows, 2)
+        wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
+        _spread(wide, across, columns, 3)
+        if wide is not dx:
+            dx[...] = wide
+
+    over_blocks(work, [dx], [dy], passes=1 if output_size == (1, 1) else 2)
+    return (dx,)
+
+
+def _spread(wide: np.ndarray, narrow: np.ndarray, parts: list[slice], axis: int) -> None:
+    """``wide``: along the axis the sum of ``narrow`` over the parts that each place lies in."""
+    wide, narrow = np.moveaxis(wide, axis, 0), np.moveaxis(narrow, axis, 0)
+    done = 0
+    for i, part in enumerate(parts):
+        wide[part.start : done] += narrow[i]
+        wide[max(done, part.start) : part.stop] = narrow[i]
+        done = max(done, part.stop)
+    wide[done:] = 0  # there are no parts
+
+
+def adaptive_avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None

@@ -1,4 +1,4 @@
-"""Softmax and log-softmax over the last axis, in blocks of rows that stay in the cache."""
+"""Softmax, softmin and log-softmax over the last axis, in blocks of rows that stay in the cache."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def _refuses(x: Any, axis: int) -> str | None:
 
 
 def softmax_refuses(x: Any, *, needs: tuple, axis: int) -> str | None:
+    return _refuses(x, axis)
+
+
+def softmin_refuses(x: Any, *, needs: tuple, axis: int) -> str | None:
     return _refuses(x, axis)
 
 
@@ -57,6 +61,24 @@ def softmax_forward(x: np.ndarray, *, needs: tuple = (), axis: int = -1) -> tupl
 def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
     def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
         np.subtract(dy, _blocks.dots(dy, y)[:, None], out=o)
+        o *= y
+
+    return (_over_rows(work, dys[0], saved["y"]),)
+
+
+def softmin_forward(x: np.ndarray, *, needs: tuple = (), axis: int = -1) -> tuple[tuple, dict]:
+    def work(x: np.ndarray, o: np.ndarray) -> None:
+        np.subtract(x.min(1, keepdims=True), x, out=o)
+        np.exp(o, out=o)
+        o *= 1 / o.sum(1, keepdims=True)
+
+    y = _over_rows(work, x)
+    return (y,), {"y": y} if needs else {}
+
+
+def softmin_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1) -> tuple:
+    def work(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
+        np.subtract(_blocks.dots(dy, y)[:, None], dy, out=o)
         o *= y
 
     return (_over_rows(work, dys[0], saved["y"]),)

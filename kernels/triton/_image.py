@@ -125,6 +125,19 @@ def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
     return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
 
 
+def pixel_plan(x: Any) -> tuple[tuple, dict]:
+    """(grid, tile) for a kernel that makes every pixel of every channel of ``x``."""
+    n, c, h, w = x.shape
+    pixels, channels = pixel_tile(x, n * h * w, 1024)
+    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), {"BP": pixels, "BC": channels, "num_warps": 4}
+
+
+def sizes_of(out: Any, other: Any) -> tuple:
+    """(pixels of ``out``, its H, W, the other's H, W, C)."""
+    n, c, h, w = out.shape
+    return n * h * w, h, w, other.shape[2], other.shape[3], c
+
+
 def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
     """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides."""
     n, c, h, w = x.shape

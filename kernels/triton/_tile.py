@@ -137,6 +137,13 @@ def order(x: Any) -> tuple[int, ...] | None:
     return layout(tuple(x.shape), tuple(x.stride()))[0]
 
 
+def arranged(x: Any, axes: tuple[int, ...] | None) -> Any:
+    """``x``'s elements dense in this memory order, for kernels that count on no more than that: itself, or a copy."""
+    if layout(tuple(x.shape), tuple(x.stride())) == (axes, True):
+        return x
+    return (x if axes is None else x.permute(axes)).contiguous()
+
+
 def _row_step(x: Any) -> int | None:
     """Elements from one row of the last axis to the next, where that is uniform and rows are contiguous."""
     shape, steps = x.shape, x.stride()
@@ -170,10 +177,7 @@ def pointwise(axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
     shape, size = tuple(xs[0].shape), xs[0].numel()
     dense_too = [layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
     steps = [None if axes is not None or fits else _row_step(x) for x, fits in zip(xs, dense_too)]
-    ready = [
-        x if fits or step is not None else (x if axes is None else x.permute(axes)).contiguous()
-        for x, fits, step in zip(xs, dense_too, steps)
-    ]
+    ready = [x if fits or step is not None else arranged(x, axes) for x, fits, step in zip(xs, dense_too, steps)]
     if all(step is None for step in steps):
         return Pointwise(ready, 1, size, [size] * len(xs), 1, 2048)
     n = shape[-1]

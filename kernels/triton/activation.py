@@ -1,6 +1,7 @@
 """Activations: one pair of kernels for all of them, bound by memory (2 and 3 elements moved for each element of x).
 
-``value`` and ``gradient`` compute an activation by name on a float32 tile; linear's epilogue uses them too.
+``value`` and ``gradient`` compute an activation by name on a float32 tile; linear's epilogue uses them too. Those that
+are more than a function of x (prelu, rrelu, glu) are in _gates.py.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from gpulayers._named import named
 
-FROM_Y = ("relu", "sigmoid", "tanh")
+from . import _tile
+from ._gates import glu_backward as glu_backward
+from ._gates import glu_forward as glu_forward
+from ._gates import prelu_backward as prelu_backward
+from ._gates import prelu_forward as prelu_forward
+from ._gates import rrelu_backward as rrelu_backward
+from ._gates import rrelu_forward as rrelu_forward
+
+FROM_Y = ("relu", "relu6", "sigmoid", "tanh")
 """Activations whose gradient is computed from y; the others' from x."""
-NUMBERS = {"leaky_relu": (0.01, 0.0), "elu": (1.0, 0.0), "softplus": (1.0, 20.0)}
+NUMBERS: dict[str, tuple[float, float]] = {}
 """Defaults of the numbers a and b."""
 
 
@@ -44,6 +53,12 @@ def _log1p(e):
 
 
 @triton.jit
+def _clip(x, low, high):
+    """min(max(x, low), high); NaN stays."""
+    return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
 def _tanh_of_softplus(x):
     """tanh(log(1 + e)) = n / (n + 2) with e = exp(x), n = e (e + 2); and σ(x). Past 20 both are 1."""
     e = tl.exp(tl.minimum(x, 20.0))
@@ -58,6 +73,20 @@ def value(x, NAME: tl.constexpr, a, b):
         y = tl.where(x < 0, 0.0, x)  # NaN stays
     elif NAME == "leaky_relu":
         y = tl.where(x > 0, x, x * a)
+    elif NAME == "relu6":
+        y = _clip(x, 0.0, 6.0)
+    elif NAME == "hardtanh":
+        y = _clip(x, a, b)
+    elif NAME == "hardsigmoid":
+        y = _clip(x + 3, 0.0, 6.0) / 6
+    elif NAME == "hardswish":
+        y = x * tl.minimum(tl.maximum(x + 3, 0.0), 6.0) / 6
+    elif NAME == "hardshrink":
+        y = tl.where((x >= -a) & (x <= a), 0.0, x)
+    elif NAME == "softshrink":
+        y = tl.where(x > a, x - a, tl.where(x < -a, x + a, x * 0))  # NaN stays
+    elif NAME == "threshold":
+        y = tl.where(x <= a, b, x)
     elif NAME == "gelu":
         y = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     elif NAME == "gelu_tanh":  # (1 + tanh u) / 2 = σ(2u)
@@ -66,15 +95,25 @@ def value(x, NAME: tl.constexpr, a, b):
         y = x * tl.sigmoid(x)
     elif NAME == "sigmoid":
         y = tl.sigmoid(x)
+    elif NAME == "logsigmoid":
+        y = tl.minimum(x, 0.0) - _log1p(tl.exp(-tl.abs(x)))
     elif NAME == "tanh":
         y = _tanh(x)
+    elif NAME == "tanhshrink":
+        y = x - _tanh(x)
+    elif NAME == "softsign":
+        y = x / (1 + tl.abs(x))
     elif NAME == "softplus":
         z = x * a
         y = tl.where(z > b, x, (tl.maximum(z, 0.0) + _log1p(tl.exp(-tl.abs(z)))) / a)
     elif NAME == "elu":
         y = tl.where(x > 0, x, a * _expm1(tl.where(x > 0, 0.0, x)))
-    elif NAME == "hardswish":
-        y = x * tl.minimum(tl.maximum(x + 3, 0.0), 6.0) / 6
+    elif NAME == "celu":
+        z = tl.where(x > 0, 0.0, x) / a  # positive where a is negative
+        y = tl.where(x > 0, x, a * tl.where(z > 1, tl.exp(z) - 1, _expm1(tl.minimum(z, 1.0))))
+    elif NAME == "selu":
+        e = 1.7580993408473766 * _expm1(tl.where(x > 0, 0.0, x))
+        y = tl.where(x > 0, 1.0507009873554805 * x, e)
     else:
         tl.static_assert(NAME == "mish", "unknown activation")
         t, _ = _tanh_of_softplus(x)
@@ -89,6 +128,18 @@ def gradient(dy, s, NAME: tl.constexpr, a, b):
         dx = tl.where(s <= 0, 0.0, dy)
     elif NAME == "leaky_relu":
         dx = tl.where(s > 0, dy, dy * a)
+    elif NAME == "relu6":
+        dx = tl.where((s > 0) & (s < 6), dy, 0.0)
+    elif NAME == "hardtanh":
+        dx = tl.where((s > a) & (s < b), dy, 0.0)
+    elif NAME == "hardsigmoid":
+        dx = tl.where((s > -3) & (s < 3), dy / 6, 0.0)
+    elif NAME == "hardswish":
+        dx = tl.where(s <= -3, 0.0, tl.where(s >= 3, dy, dy * (s / 3 + 0.5)))
+    elif NAME == "hardshrink" or NAME == "softshrink":
+        dx = tl.where((s > a) | (s < -a), dy, 0.0)
+    elif NAME == "threshold":
+        dx = tl.where(s <= a, 0.0, dy)
     elif NAME == "gelu":
         dx = dy * (0.5 * (1 + tl.erf(s * 0.7071067811865476)) + s * tl.exp(-0.5 * s * s) * 0.3989422804014327)
     elif NAME == "gelu_tanh":
@@ -99,15 +150,25 @@ def gradient(dy, s, NAME: tl.constexpr, a, b):
         dx = dy * p * (1 + s * (1 - p))
     elif NAME == "sigmoid":
         dx = dy * s * (1 - s)
+    elif NAME == "logsigmoid":
+        dx = dy * tl.sigmoid(-s)
     elif NAME == "tanh":
         dx = dy * (1 - s * s)
+    elif NAME == "tanhshrink":
+        t = _tanh(s)
+        dx = dy * t * t
+    elif NAME == "softsign":
+        d = 1 + tl.abs(s)
+        dx = tl.where(d == float("inf"), float("nan"), dy / d / d)
     elif NAME == "softplus":
         z = s * a
         dx = tl.where(z > b, dy, dy * tl.sigmoid(z))
     elif NAME == "elu":
         dx = tl.where(s > 0, dy, dy * a * tl.exp(tl.where(s > 0, 0.0, s)))
-    elif NAME == "hardswish":
-        dx = tl.where(s <= -3, 0.0, tl.where(s >= 3, dy, dy * (s / 3 + 0.5)))
+    elif NAME == "celu":
+        dx = tl.where(s > 0, dy, dy * tl.exp(tl.where(s > 0, 0.0, s) / a))
+    elif NAME == "selu":
+        dx = dy * tl.where(s > 0, 1.0507009873554805, 1.7580993408473766 * tl.exp(tl.where(s > 0, 0.0, s)))
     else:
         tl.static_assert(NAME == "mish", "unknown activation")
         t, p = _tanh_of_softplus(s)
@@ -155,26 +216,44 @@ def _backward(name: str, dys: tuple, saved: dict, empty: Any, a: float = 0.0, b:
     return (dx,)
 
 
+def _pair(name: str, /, **numbers: float) -> tuple[Any, Any]:
+    """The launchers of one activation, with its op's options. Both are called with every option."""
+
+    def forward(x: Any, *, needs: tuple = (), empty: Any, **given: float) -> tuple[tuple, dict]:
+        return _forward(name, x, needs, empty, *(numbers | given).values())
+
+    def backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any, **given: float) -> tuple:
+        return _backward(name, dys, saved, empty, *(numbers | given).values())
+
+    a, b, *_ = (*numbers.values(), 0.0, 0.0)
+    NUMBERS[name] = a, b
+    return named(forward, f"{name}_forward", numbers), named(backward, f"{name}_backward", numbers)
+
+
+relu_forward, relu_backward = _pair("relu")
+leaky_relu_forward, leaky_relu_backward = _pair("leaky_relu", negative_slope=0.01)
+relu6_forward, relu6_backward = _pair("relu6")
+hardtanh_forward, hardtanh_backward = _pair("hardtanh", min_val=-1.0, max_val=1.0)
+hardsigmoid_forward, hardsigmoid_backward = _pair("hardsigmoid")
+hardswish_forward, hardswish_backward = _pair("hardswish")
+hardshrink_forward, hardshrink_backward = _pair("hardshrink", lambd=0.5)
+softshrink_forward, softshrink_backward = _pair("softshrink", lambd=0.5)
+threshold_forward, threshold_backward = _pair("threshold", threshold=0.0, value=0.0)
+silu_forward, silu_backward = _pair("silu")
+sigmoid_forward, sigmoid_backward = _pair("sigmoid")
+logsigmoid_forward, logsigmoid_backward = _pair("logsigmoid")
+tanh_forward, tanh_backward = _pair("tanh")
+tanhshrink_forward, tanhshrink_backward = _pair("tanhshrink")
+softsign_forward, softsign_backward = _pair("softsign")
+softplus_forward, softplus_backward = _pair("softplus", beta=1.0, threshold=20.0)
+elu_forward, elu_backward = _pair("elu", alpha=1.0)
+celu_forward, celu_backward = _pair("celu", alpha=1.0)
+selu_forward, selu_backward = _pair("selu")
+mish_forward, mish_backward = _pair("mish")
+
+
 def _gelu_name(approximate: str) -> str:
     return "gelu" if approximate == "none" else "gelu_tanh"
-
-
-def relu_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    return _forward("relu", x, needs, empty)
-
-
-def relu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    return _backward("relu", dys, saved, empty)
-
-
-def leaky_relu_forward(x: Any, *, needs: tuple = (), negative_slope: float = 0.01, empty: Any) -> tuple[tuple, dict]:
-    return _forward("leaky_relu", x, needs, empty, negative_slope)
-
-
-def leaky_relu_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, negative_slope: float = 0.01, empty: Any
-) -> tuple:
-    return _backward("leaky_relu", dys, saved, empty, negative_slope)
 
 
 def gelu_forward(x: Any, *, needs: tuple = (), approximate: str = "none", empty: Any) -> tuple[tuple, dict]:
@@ -185,63 +264,3 @@ def gelu_backward(
     dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, approximate: str = "none", empty: Any
 ) -> tuple:
     return _backward(_gelu_name(approximate), dys, saved, empty)
-
-
-def silu_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    return _forward("silu", x, needs, empty)
-
-
-def silu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    return _backward("silu", dys, saved, empty)
-
-
-def sigmoid_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    return _forward("sigmoid", x, needs, empty)
-
-
-def sigmoid_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    return _backward("sigmoid", dys, saved, empty)
-
-
-def tanh_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    return _forward("tanh", x, needs, empty)
-
-
-def tanh_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    return _backward("tanh", dys, saved, empty)
-
-
-def softplus_forward(
-    x: Any, *, needs: tuple = (), beta: float = 1.0, threshold: float = 20.0, empty: Any
-) -> tuple[tuple, dict]:
-    return _forward("softplus", x, needs, empty, beta, threshold)
-
-
-def softplus_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, beta: float = 1.0, threshold: float = 20.0, empty: Any
-) -> tuple:
-    return _backward("softplus", dys, saved, empty, beta, threshold)
-
-
-def elu_forward(x: Any, *, needs: tuple = (), alpha: float = 1.0, empty: Any) -> tuple[tuple, dict]:
-    return _forward("elu", x, needs, empty, alpha)
-
-
-def elu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, alpha: float = 1.0, empty: Any) -> tuple:
-    return _backward("elu", dys, saved, empty, alpha)
-
-
-def hardswish_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    return _forward("hardswish", x, needs, empty)
-
-
-def hardswish_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    return _backward("hardswish", dys, saved, empty)
-
-
-def mish_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
-    return _forward("mish", x, needs, empty)
-
-
-def mish_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    return _backward("mish", dys, saved, empty)

@@ -1,4 +1,5 @@
-"""Losses. Bound by memory: cross entropy reads the logits forward, and reads and writes them backward.
+"""Losses. Bound by memory: cross entropy reads the logits forward, and reads and writes them backward; the negative
+log-likelihood reads a number a sample, and writes its gradient.
 
 Forward walks the classes once, in blocks, with a running maximum and sum (a short row is one block). Backward needs no
 sum: it is one elementwise pass over the logits, from their log Σ exp. Sums over samples go through one partial sum a
@@ -7,45 +8,15 @@ program and a second kernel, in a fixed order.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 
 from . import _tile
-
-
-@triton.jit
-def _reduce_kernel(losses, shares, y, total, P, count, BLOCK: tl.constexpr):
-    """y = Σ losses / Σ shares, or / count where there are no shares. One program: there are few partial sums."""
-    lane = tl.arange(0, BLOCK)
-    loss = tl.zeros((BLOCK,), tl.float32)
-    share = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, P, BLOCK):
-        loss += tl.load(losses + start + lane, start + lane < P, other=0.0)
-        if shares is not None:
-            share += tl.load(shares + start + lane, start + lane < P, other=0.0)
-    by = tl.zeros((), tl.float32) + count
-    if shares is not None:
-        by = tl.sum(share, 0)
-        if total is not None:
-            tl.store(total, by)
-    tl.store(y, (tl.sum(loss, 0) / by).to(y.dtype.element_ty))
-
-
-def _reduce(losses: Any, shares: Any, y: Any, total: Any, count: float) -> None:
-    _tile.launch(_reduce_kernel, (1,), losses, shares, y, total, losses.numel(), count, BLOCK=1024, num_warps=4)
-
+from ._classes import class_tile, in_units, kept, label_of, reduced, samples_of, walk_over
 
 # --- cross entropy ---------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _samples(S, ROWS: tl.constexpr, blocks):
-    """(outer index, sample, block of classes) of this program; sample is (ROWS, 1), along the inner axes."""
-    pid = tl.program_id(0).to(tl.int64)
-    tiles = tl.cdiv(S, ROWS)
-    return pid // blocks // tiles, pid // blocks % tiles * ROWS + tl.arange(0, ROWS)[:, None], pid % blocks
 
 
 @triton.jit
@@ -58,18 +29,6 @@ def _wanted(target, weight, c, t_c, mask, smooth, keep, SOFT: tl.constexpr):
     if weight is not None:
         q *= tl.load(weight + c + tl.zeros(mask.shape, tl.int64), mask, other=0.0).to(tl.float32)
     return tl.where(mask, q, 0.0)
-
-
-@triton.jit
-def _label(target, weight, mask, C, ignore_index):
-    """(label, whether it counts, its weight): a label out of range has weight NaN; masked like an ignored one."""
-    label = tl.load(target, mask, other=ignore_index).to(tl.int64)
-    counts = mask & (label != ignore_index)
-    valid = counts & (label >= 0) & (label < C)
-    w = tl.where(valid, 1.0, 0.0)
-    if weight is not None:
-        w = tl.load(weight + label, valid, other=0.0).to(tl.float32)
-    return label, counts, valid, tl.where(counts & (valid == 0), float("nan"), w)
 
 
 @triton.jit
@@ -100,7 +59,7 @@ def _cross_entropy_forward_kernel(
     BLOCK: tl.constexpr,
 ):
     C, x_s, t_s = C * UNIT, x_s * UNIT, t_s * UNIT
-    outer, s, _ = _samples(S, ROWS, 1)
+    outer, s, _ = samples_of(S, ROWS, 1)
     inside = s < S
     at = outer * S + s
     x += outer * x_outer + s * x_s  # (ROWS, 1)
@@ -129,7 +88,7 @@ def _cross_entropy_forward_kernel(
     loss = log_total * seen - dot
     share = tl.where(inside, 1.0, 0.0)
     if not SOFT:
-        label, counts, valid, share = _label(target + at, weight, inside, C, ignore_index)
+        label, counts, valid, share = label_of(target + at, weight, inside, C, ignore_index)
         hit = tl.load(x + label * x_c, valid, other=0.0).to(tl.float32)
         nll = share * (log_total - (hit - shift))
         loss = tl.where(counts, keep * nll + loss if SMOOTH else nll, 0.0)
@@ -184,7 +143,7 @@ def _cross_entropy_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     C, x_s, t_s, dx_s, dp_s = C * UNIT, x_s * UNIT, t_s * UNIT, dx_s * UNIT, dp_s * UNIT
-    outer, s, block = _samples(S, ROWS, blocks)
+    outer, s, block = samples_of(S, ROWS, blocks)
     inside = s < S
     at = outer * S + s
     c = block * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
@@ -201,7 +160,7 @@ def _cross_entropy_backward_kernel(
     if dx is not None:
         q = _wanted(target, weight, c, t_c, mask, smooth, keep, SOFT)
         if not SOFT:
-            label, counts, _, share = _label(target + at, weight, inside, C, ignore_index)
+            label, counts, _, share = label_of(target + at, weight, inside, C, ignore_index)
             q = tl.where(counts, q + tl.where(c == label, keep * share, 0.0), 0.0)
             scale = tl.where(counts, scale, 0.0)
         g = scale * (tl.exp(log_y) * tl.load(mass + at, inside, other=0.0) - q)
@@ -211,71 +170,6 @@ def _cross_entropy_backward_kernel(
         if weight is not None:
             g *= tl.load(weight + c + tl.zeros(mask.shape, tl.int64), mask, other=0.0).to(tl.float32)
         tl.store(dp + outer * dp_outer + s * dp_s + c * dp_c, g.to(dp.dtype.element_ty), mask)
-
-
-class _Walk(NamedTuple):
-    """Arrays (N, C, *d) seen as (outer, C, S): samples lie S deep along the inner axes."""
-
-    arrays: list
-    steps: list
-    """(outer, sample, class) steps of each array."""
-    outer: int
-    S: int
-    C: int
-
-
-def _walk(*xs: Any) -> _Walk:
-    """Where samples of all arrays lie evenly (matrices, channels-last memory), they are one axis: outer is 1."""
-    shape = tuple(xs[0].shape)
-    n, classes, inner = (1, shape[0], ()) if len(shape) == 1 else (shape[0], shape[1], shape[2:])
-    depth = 1
-    for size in inner:
-        depth *= size
-    arrays, steps = [], []
-    for x in xs:
-        step = _inner_step(x)
-        if step is None:
-            x = x.contiguous()
-            step = 1
-        arrays.append(x)
-        steps.append((0, 0, x.stride(0)) if x.ndim == 1 else (x.stride(0), step, x.stride(1)))
-    if inner == () or depth == 1:
-        return _Walk(arrays, [(0, outer, c) for outer, _, c in steps], 1, n, classes)
-    if n == 1 or all(outer == depth * s for outer, s, _ in steps):
-        return _Walk(arrays, [(0, s, c) for _, s, c in steps], 1, n * depth, classes)
-    return _Walk(arrays, steps, n, depth, classes)
-
-
-def _inner_step(x: Any) -> int | None:
-    """Elements from one position to the next along all axes after the second; None if that is not uniform."""
-    step = expected = None
-    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:])):
-        if size == 1:
-            continue
-        if step is None:
-            step = stride
-        elif stride != expected:
-            return None
-        expected = stride * size
-    return 1 if step is None else step
-
-
-def _class_tile(walk: _Walk, most: int) -> tuple[int, int, int]:
-    """(samples, classes, warps) of a tile: along the classes where they are neighbours, else along the samples."""
-    classes = _tile.next_power_of_2(walk.C)
-    if walk.steps[0][2] == 1:
-        block = min(classes, most)
-        return max(1, 2048 // block), block, 8 if block > 2048 else 4
-    block = min(classes, 16)
-    return min(1024 // block, 256, _tile.next_power_of_2(walk.S)), block, 4
-
-
-def _units(walk: _Walk, *steps: tuple) -> tuple[int, int, list]:
-    """(unit, C, steps) with C and the steps from sample to sample in units, where classes are neighbours."""
-    if walk.steps[0][2] != 1:
-        return 1, walk.C, list(steps)
-    unit, classes, *each = _tile.in_units(walk.C, *(s for _, s, _ in steps))
-    return unit, classes, [(outer, s, c) for (outer, _, c), s in zip(steps, each)]
 
 
 def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
@@ -296,8 +190,8 @@ def cross_entropy_forward(
 ) -> tuple[tuple, dict]:
     soft = target.is_floating_point()
     samples = () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
-    walk = _walk(x, target) if soft else _walk(x)
-    rows, block, warps = _class_tile(walk, 4096)
+    walk = walk_over(x, target) if soft else walk_over(x)
+    rows, block, warps = class_tile(walk, 4096)
     programs = walk.outer * _tile.cdiv(walk.S, rows)
     y = empty(samples if reduction == "none" else (), x.dtype)
     lse, mass = (empty(samples, "float32") if needs else None for _ in range(2))
@@ -305,7 +199,7 @@ def cross_entropy_forward(
     weighted = reduction == "mean" and not soft
     shares = empty((programs,), "float32") if weighted else None
     total = empty((), "float32") if weighted and needs else None
-    unit, classes, (x_steps, t_steps) = _units(walk, walk.steps[0], walk.steps[1] if soft else (0, 0, 0))
+    unit, classes, (x_steps, t_steps) = in_units(walk, walk.steps[0], walk.steps[1] if soft else (0, 0, 0))
     _tile.launch(
         _cross_entropy_forward_kernel,
         (programs,),
@@ -325,7 +219,7 @@ def cross_entropy_forward(
         num_warps=warps,
     )
     if losses is not None:
-        _reduce(losses, shares, y, total, float(walk.outer * walk.S) if reduction == "mean" else 1.0)
+        reduced(losses, shares, y, total, float(walk.outer * walk.S) if reduction == "mean" else 1.0)
     if not needs:
         return (y,), {}
     saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight}) | {"lse": lse, "mass": mass}
@@ -345,18 +239,18 @@ def cross_entropy_backward(
 ) -> tuple:
     x, target, weight = saved["x"], saved["target"], saved.get("weight")
     soft = target.is_floating_point()
-    dx = empty(x.shape, x.dtype, _kept(x)) if "x" in needs else None
-    dp = empty(x.shape, x.dtype, _kept(target)) if soft and "target" in needs else None
+    dx = empty(x.shape, x.dtype, kept(x)) if "x" in needs else None
+    dp = empty(x.shape, x.dtype, kept(target)) if soft and "target" in needs else None
     if dx is None and dp is None:
         return None, None, None
     given = [a for a in (x, target if soft else None, dx, dp) if a is not None]
-    walk = _walk(*given)
+    walk = walk_over(*given)
     seen = {id(a): (b, s) for a, b, s in zip(given, walk.arrays, walk.steps)}
     (x, x_steps), (dx, dx_steps), (dp, dp_steps) = (seen.get(id(a), (None, (0, 0, 0))) for a in (x, dx, dp))
     labels, t_steps = seen[id(target)] if soft else (_tile.dense(target), (0, 0, 0))
-    rows, block, warps = _class_tile(walk, 2048)
+    rows, block, warps = class_tile(walk, 2048)
     blocks = _tile.cdiv(walk.C, block)
-    unit, classes, steps = _units(walk, x_steps, t_steps, dx_steps, dp_steps)
+    unit, classes, steps = in_units(walk, x_steps, t_steps, dx_steps, dp_steps)
     _tile.launch(
         _cross_entropy_backward_kernel,
         (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
@@ -375,10 +269,103 @@ def cross_entropy_backward(
     return dx, dp, None
 
 
-def _kept(x: Any) -> tuple[int, ...] | None:
-    """The order of channels-last memory if x has it, else None."""
-    last = (0, *range(2, x.ndim), 1)
-    return last if x.ndim > 2 and _tile.order(x) == last else None
+# --- negative log-likelihood -----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _nll_loss_forward_kernel(
+    x, target, weight, y, losses, shares, M, S, C, x_outer, x_s, x_c, ignore_index, BLOCK: tl.constexpr
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    label, counts, valid, share = label_of(target + at, weight, at < M, C, ignore_index)
+    v = tl.load(x + at // S * x_outer + at % S * x_s + label * x_c, valid, other=0.0).to(tl.float32)
+    loss = tl.where(counts, -share * v, 0.0)
+    if y is not None:
+        tl.store(y + at, loss.to(y.dtype.element_ty), at < M)
+    else:
+        tl.store(losses + tl.program_id(0), tl.sum(loss, 0))
+        if shares is not None:
+            tl.store(shares + tl.program_id(0), tl.sum(share, 0))
+
+
+@triton.jit
+def _nll_loss_backward_kernel(
+    dy, target, weight, total, dx, S, C, dx_outer, dx_s, dx_c, dy_step, blocks, ignore_index,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    C, dx_s = C * UNIT, dx_s * UNIT
+    outer, s, block = samples_of(S, ROWS, blocks)
+    inside = s < S
+    at = outer * S + s
+    c = block * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
+    scale = tl.load(dy + at * dy_step, inside, other=0.0).to(tl.float32)
+    if total is not None:
+        scale /= tl.load(total)
+    label, counts, valid, share = label_of(target + at, weight, inside, C, ignore_index)
+    wrong = counts & (valid == 0)
+    g = tl.where(counts & ((c == label) | wrong), -scale * share, 0.0)
+    tl.store(dx + outer * dx_outer + s * dx_s + c * dx_c, g.to(dx.dtype.element_ty), inside & (c < C))
+
+
+def nll_loss_forward(
+    x: Any,
+    target: Any,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    empty: Any,
+) -> tuple[tuple, dict]:
+    walk, block = walk_over(x), 1024
+    size = walk.outer * walk.S
+    programs = _tile.cdiv(size, block)
+    y = empty(tuple(target.shape) if reduction == "none" else (), x.dtype)
+    losses = None if reduction == "none" else empty((programs,), "float32")
+    shares = empty((programs,), "float32") if reduction == "mean" else None
+    total = empty((), "float32") if reduction == "mean" and needs else None
+    _tile.launch(
+        _nll_loss_forward_kernel,
+        (programs,),
+        *(walk.arrays[0], _tile.dense(target), None if weight is None else _tile.dense(weight)),
+        *(None if losses is not None else y, losses, shares, size, walk.S, walk.C, *walk.steps[0], ignore_index),
+        BLOCK=block,
+        num_warps=4,
+    )
+    if losses is not None:
+        reduced(losses, shares, y, total, 1.0)
+    saved = {"target": target} | ({} if weight is None else {"weight": weight})
+    return (y,), (saved | ({} if total is None else {"total": total}) if needs else {})
+
+
+def nll_loss_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    empty: Any,
+) -> tuple:
+    (x, *_), weight = inputs, saved.get("weight")
+    order = x.order if x.contiguous and x.order == (0, *range(2, x.ndim), 1) and x.ndim > 2 else None
+    dx = empty(x.shape, x.dtype, order)
+    walk = walk_over(dx)
+    rows, block, warps = class_tile(walk, 2048)
+    blocks = _tile.cdiv(walk.C, block)
+    unit, classes, steps = in_units(walk, walk.steps[0])
+    _tile.launch(
+        _nll_loss_backward_kernel,
+        (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
+        *(_tile.dense(dys[0]), _tile.dense(saved["target"]), None if weight is None else _tile.dense(weight)),
+        *(saved.get("total"), dx, walk.S, classes, *steps[0], 1 if reduction == "none" else 0, blocks, ignore_index),
+        UNIT=unit,
+        ROWS=rows,
+        BLOCK=block,
+        num_warps=warps,
+    )
+    return dx, None, None
 
 
 # --- mean squared error ----------------------------------------------------------------------------------------------
@@ -453,7 +440,7 @@ def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mea
     programs, each = _tile.split(walk.grid[0], 8 * _tile.device(x).sms)
     losses = empty((programs,), "float32")
     _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **sizes)
-    _reduce(losses, None, y, None, float(x.numel()) if reduction == "mean" else 1.0)
+    reduced(losses, None, y, None, float(x.numel()) if reduction == "mean" else 1.0)
     return (y,), saved
 
 

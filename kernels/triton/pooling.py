@@ -13,12 +13,23 @@ import triton
 import triton.language as tl
 
 from . import _tile
-from ._image import evenly_spaced, finish, flattened, image_pixel, output_order, pixel_tile, pixels_of, steps
+from ._image import (
+    evenly_spaced,
+    finish,
+    flattened,
+    image_pixel,
+    output_order,
+    pixel_plan,
+    pixel_tile,
+    pixels_of,
+    sizes_of,
+    steps,
+)
 
 
 @triton.jit
 def _max_pool2d_forward_kernel(
-    x, y, won,
+    x, y, won, indices,
     M, HY, WY, HX, WX, C, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
     SH, SW, TOP, LEFT, DH, DW,
     KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -40,6 +51,10 @@ def _max_pool2d_forward_kernel(
     tl.store(y + place, best.to(y.dtype.element_ty), mask)
     if won is not None:
         tl.store(won + place, tap.to(won.dtype.element_ty), mask)
+    if indices is not None:
+        row = (i * SH - TOP + tap // KW * DH).to(tl.int64)
+        index = row * WX + (j * SW - LEFT + tap % KW * DW)
+        tl.store(indices + place, tl.where(tap < 0, -1, index), mask)
 
 
 @triton.jit
@@ -137,6 +152,49 @@ def _avg_pool2d_backward_kernel(
 
 
 @triton.jit
+def _part(i, parts, size):
+    """[first, last) of the i-th of so many parts of ``size``; they overlap where they do not divide it.
+
+    With pixels and windows exchanged: the windows that pixel i lies in.
+    """
+    start = i.to(tl.int64) * size
+    return (start // parts).to(tl.int32), ((start + size + parts - 1) // parts).to(tl.int32)
+
+
+@triton.jit
+def _length(i, parts, size):
+    first, last = _part(i, parts, size)
+    return last - first
+
+
+@triton.jit
+def _adaptive_avg_pool2d_kernel(
+    x, y, M, HY, WY, HX, WX, C, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c, MOST_H, MOST_W,
+    GRAD: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y: the means of parts of x. GRAD: y is dx, x is dy, and each term is divided by the pixels of its own window."""
+    n, i, j, c, mask = pixels_of(M, HY * WY, WY, C, BP, BC)
+    top, bottom = _part(i, HY, HX)
+    left, right = _part(j, WY, WX)
+    x += n * x_n + c.to(tl.int64) * x_c
+    acc = tl.zeros((BP, BC), tl.float32)
+    for r in range(MOST_H):
+        h = top + r
+        rows = h.to(tl.int64) * x_h
+        tall = _length(h, HX, HY)
+        for q in range(MOST_W):
+            w = left + q
+            v = tl.load(x + rows + w.to(tl.int64) * x_w, mask & (h < bottom) & (w < right), other=0.0).to(tl.float32)
+            if GRAD:
+                v = v / (tall * _length(w, WX, WY)).to(tl.float32)
+            acc += v
+    if not GRAD:
+        acc = acc / ((bottom - top) * (right - left)).to(tl.float32)
+    place = y + n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w + c.to(tl.int64) * y_c
+    tl.store(place, acc.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
 def _global_avg_pool2d_forward_kernel(
     x, out, P, EACH, C, W, x_n, x_h, x_w, x_c, out_s, out_n, SCALE,
     EVEN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -189,19 +247,6 @@ def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tu
     return sizes
 
 
-def _plan(x: Any) -> tuple[tuple, dict]:
-    """(grid, tile) for a kernel that makes every pixel of every channel of ``x``."""
-    n, c, h, w = x.shape
-    pixels, channels = pixel_tile(x, n * h * w, 1024)
-    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), {"BP": pixels, "BC": channels, "num_warps": 4}
-
-
-def _sizes(out: Any, other: Any) -> tuple:
-    """(pixels of ``out``, its H, W, the other's H, W, C)."""
-    n, c, h, w = out.shape
-    return n * h * w, h, w, other.shape[2], other.shape[3], c
-
-
 def _laps(kernel: tuple, stride: tuple, dilation: tuple = (1, 1)) -> dict:
     """How many windows a pixel may lie under, along each axis."""
     laps = [_tile.cdiv(d * (k - 1) + 1, s) for k, s, d in zip(kernel, stride, dilation)]
@@ -217,6 +262,7 @@ def max_pool2d_forward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
@@ -225,12 +271,13 @@ def max_pool2d_forward(
     if needs:
         taps = kernel_size[0] * kernel_size[1]
         won = empty(y.shape, "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32", order)
-    grid, tile = _plan(y)
+    indices = empty(y.shape, "int64", order) if return_indices else None
+    grid, tile = pixel_plan(y)
     _tile.launch(
-        _max_pool2d_forward_kernel, grid, x, y, won, *_sizes(y, x), *steps(x), *steps(y),
+        _max_pool2d_forward_kernel, grid, x, y, won, indices, *sizes_of(y, x), *steps(x), *steps(y),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1], **tile,
     )  # fmt: skip
-    return (y,), {"tap": won} if needs else {}
+    return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
 
 
 def max_pool2d_backward(
@@ -244,13 +291,14 @@ def max_pool2d_backward(
     padding: tuple,
     dilation: tuple,
     ceil_mode: bool,
+    return_indices: bool,
     empty: Any,
 ) -> tuple:
-    (dy,), (x,), won = dys, inputs, saved["tap"]
+    dy, (x,), won = dys[0], inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = _plan(dx)
+    grid, tile = pixel_plan(dx)
     _tile.launch(
-        _max_pool2d_backward_kernel, grid, dy, won, dx, *_sizes(dx, dy), *steps(dy), *steps(won), *steps(dx),
+        _max_pool2d_backward_kernel, grid, dy, won, dx, *sizes_of(dx, dy), *steps(dy), *steps(won), *steps(dx),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1],
         **_laps(kernel_size, stride, dilation), **tile,
     )  # fmt: skip
@@ -271,9 +319,9 @@ def avg_pool2d_forward(
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
     y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
-    grid, tile = _plan(y)
+    grid, tile = pixel_plan(y)
     _tile.launch(
-        _avg_pool2d_forward_kernel, grid, x, y, *_sizes(y, x), *steps(x), *steps(y),
+        _avg_pool2d_forward_kernel, grid, x, y, *sizes_of(y, x), *steps(x), *steps(y),
         *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
         OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad), **tile,
     )  # fmt: skip
@@ -296,9 +344,9 @@ def avg_pool2d_backward(
 ) -> tuple:
     (dy,), (x,) = dys, inputs
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = _plan(dx)
+    grid, tile = pixel_plan(dx)
     _tile.launch(
-        _avg_pool2d_backward_kernel, grid, dy, dx, *_sizes(dx, dy), *steps(dy), *steps(dx),
+        _avg_pool2d_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps(dy), *steps(dx),
         *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
         OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad),
         **_laps(kernel_size, stride), **tile,
@@ -306,7 +354,60 @@ def avg_pool2d_backward(
     return (dx,)
 
 
-def global_avg_pool2d_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
+WIDEST = 32
+"""Columns of a window that ``avg_pool2d``'s kernels unroll."""
+
+
+def _divided(x: Any, output_size: tuple) -> dict | None:
+    """The options of the ``avg_pool2d`` that does the same, where the parts divide the image and are not too wide."""
+    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
+        return None
+    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
+    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
+    return {"kernel_size": window, "stride": window, **plain} if window[1] <= WIDEST else None
+
+
+def _adaptive(source: Any, out: Any, grad: bool) -> None:
+    most = [
+        n // o if o and n % o == 0 else _tile.cdiv(n, max(o, 1)) + 1 for n, o in zip(source.shape[2:], out.shape[2:])
+    ]
+    grid, tile = pixel_plan(out)
+    _tile.launch(
+        _adaptive_avg_pool2d_kernel, grid, source, out, *sizes_of(out, source), *steps(source), *steps(out), *most,
+        GRAD=grad, **tile,
+    )  # fmt: skip
+
+
+def adaptive_avg_pool2d_forward(x: Any, *, needs: tuple = (), output_size: tuple, empty: Any) -> tuple[tuple, dict]:
+    if output_size == (1, 1):
+        return (_global_mean(x, empty),), {}
+    if divided := _divided(x, output_size):
+        return avg_pool2d_forward(x, needs=needs, **divided, empty=empty)
+    y = empty((*x.shape[:2], *output_size), x.dtype, output_order(x))
+    _adaptive(x, y, False)
+    return (y,), {}
+
+
+def adaptive_avg_pool2d_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, empty: Any
+) -> tuple:
+    (dy,), (x,) = dys, inputs
+    if divided := _divided(x, output_size):
+        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided, empty=empty)
+    dx = empty(x.shape, x.dtype, x.like().order)
+    if output_size != (1, 1):
+        _adaptive(dy, dx, True)
+        return (dx,)
+    grid, tile = pixel_plan(dx)
+    n, c, h, w = x.shape
+    _tile.launch(
+        _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, w, h * w, c, dy.stride(0), dy.stride(1),
+        *steps(dx), 1 / max(h * w, 1), EVEN=evenly_spaced(dx), ALIGNED=h * w % 16 == 0 and tile["BP"] % 16 == 0, **tile,
+    )  # fmt: skip
+    return (dx,)
+
+
+def _global_mean(x: Any, empty: Any) -> Any:
     n, c, h, w = x.shape
     y = empty((n, c, 1, 1), x.dtype)
     even = evenly_spaced(x)
@@ -315,23 +416,12 @@ def global_avg_pool2d_forward(x: Any, *, needs: tuple = (), empty: Any) -> tuple
     blocks, rounds = _tile.cdiv(c, channels), _tile.cdiv(h * w, pixels)
     # Few large images are split, so that every multiprocessor has work; the parts are added in a second stage.
     splits, each = _tile.split(rounds, max(1, min(_tile.device(x).sms // max(1, n * blocks), rounds // 4)))
-    out, scale = (y, 1 / (h * w)) if splits == 1 else (empty((splits, n, 1, c), "float32"), 1.0)
+    scale = 1 / (h * w) if h * w else float("nan")
+    out, own_scale = (y, scale) if splits == 1 else (empty((splits, n, 1, c), "float32"), 1.0)
     _tile.launch(
         _global_avg_pool2d_forward_kernel, (n * blocks, splits), source, out, h * w, each * pixels, c, source.shape[3],
-        *steps(source), n * c, c, scale, EVEN=even, BP=pixels, BC=channels, num_warps=4,
+        *steps(source), n * c, c, own_scale, EVEN=even, BP=pixels, BC=channels, num_warps=4,
     )  # fmt: skip
-    if splits > 1:
-        finish(out, y, 1 / (h * w))
-    return (y,), {}
-
-
-def global_avg_pool2d_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
-    (dy,), (x,) = dys, inputs
-    dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = _plan(dx)
-    n, c, h, w = x.shape
-    _tile.launch(
-        _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, w, h * w, c, dy.stride(0), dy.stride(1),
-        *steps(dx), 1 / (h * w), EVEN=evenly_spaced(dx), ALIGNED=h * w % 16 == 0 and tile["BP"] % 16 == 0, **tile,
-    )  # fmt: skip
-    return (dx,)
+    if splits != 1:
+        finish(out, y, scale)
+    return y

@@ -1,4 +1,4 @@
-"""Softmax and log-softmax. Bound by memory: forward moves 2 and backward 3 elements for each element of x.
+"""Softmax, softmin and log-softmax. Bound by memory: forward moves 2 and backward 3 elements for each element of x.
 
 A row that fits in registers is read once. Longer rows, and rows that do not lie along the last axis, are walked in
 blocks with a running maximum and sum; the second walk mostly hits L2.
@@ -16,18 +16,25 @@ from . import _tile
 
 
 @triton.jit
+def _load(x, mask, KIND: tl.constexpr):
+    """x, or −x for softmin, in float32; −∞ outside."""
+    v = tl.load(x, mask, other=float("inf") if KIND == "softmin" else float("-inf")).to(tl.float32)
+    return -v if KIND == "softmin" else v
+
+
+@triton.jit
 def _softmax_forward_kernel(
-    x, y, M, N, x_row, UNIT: tl.constexpr, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x, y, M, N, x_row, UNIT: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     N, x_row = N * UNIT, x_row * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     mask = (row < M) & (n < N)
-    v = tl.load(x + row * x_row + n, mask, other=float("-inf")).to(tl.float32)
+    v = _load(x + row * x_row + n, mask, KIND)
     d = v - tl.max(v, 1, keep_dims=True)
     e = tl.exp(d)
     total = tl.sum(e, 1, keep_dims=True)
-    out = d - tl.log(total) if LOG else e / total
+    out = d - tl.log(total) if KIND == "log_softmax" else e / total
     tl.store(y + row * N + n, out.to(y.dtype.element_ty), mask)
 
 
@@ -44,7 +51,7 @@ def _columns(C, COLS: tl.constexpr):
 
 @triton.jit
 def _softmax_forward_looped_kernel(
-    x, y, C, N, x_outer, x_c, x_n, y_c, y_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
+    x, y, C, N, x_outer, x_c, x_n, y_c, y_n, KIND: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
 ):
     outer, c = _columns(C, COLS)  # c: (1, COLS)
     x += outer * x_outer + c * x_c
@@ -53,7 +60,7 @@ def _softmax_forward_looped_kernel(
     total = tl.zeros((1, COLS), tl.float32)
     for start in range(0, N, BLOCK):
         n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)  # (BLOCK, 1)
-        v = tl.load(x + n * x_n, (n < N) & (c < C), other=float("-inf")).to(tl.float32)
+        v = _load(x + n * x_n, (n < N) & (c < C), KIND)
         new = tl.maximum(top, tl.max(v, 0, keep_dims=True))
         # While a row is all −inf so far, its sum stays 0: exp(−inf − (−inf)) would make it NaN too early.
         shift = tl.where(new == float("-inf"), 0.0, new)
@@ -62,19 +69,24 @@ def _softmax_forward_looped_kernel(
     for start in range(0, N, BLOCK):
         n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)
         mask = (n < N) & (c < C)
-        d = tl.load(x + n * x_n, mask, other=0.0).to(tl.float32) - top
-        out = d - tl.log(total) if LOG else tl.exp(d) / total
+        d = _load(x + n * x_n, mask, KIND) - top
+        out = d - tl.log(total) if KIND == "log_softmax" else tl.exp(d) / total
         tl.store(y + n * y_n, out.to(y.dtype.element_ty), mask)
 
 
 @triton.jit
-def _gradient(dy, y, dot, LOG: tl.constexpr):
-    return dy - tl.exp(y) * dot if LOG else y * (dy - dot)
+def _gradient(dy, y, dot, KIND: tl.constexpr):
+    if KIND == "log_softmax":
+        return dy - tl.exp(y) * dot
+    elif KIND == "softmin":
+        return y * (dot - dy)
+    else:
+        return y * (dy - dot)
 
 
 @triton.jit
 def _softmax_backward_kernel(
-    dy, y, dx, M, N, dy_row, UNIT: tl.constexpr, LOG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    dy, y, dx, M, N, dy_row, UNIT: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     N, dy_row = N * UNIT, dy_row * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
@@ -82,13 +94,13 @@ def _softmax_backward_kernel(
     mask = (row < M) & (n < N)
     g = tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32)
     v = tl.load(y + row * N + n, mask, other=0.0).to(tl.float32)
-    dot = tl.sum(g if LOG else g * v, 1, keep_dims=True)
-    tl.store(dx + row * N + n, _gradient(g, v, dot, LOG).to(dx.dtype.element_ty), mask)
+    dot = tl.sum(g if KIND == "log_softmax" else g * v, 1, keep_dims=True)
+    tl.store(dx + row * N + n, _gradient(g, v, dot, KIND).to(dx.dtype.element_ty), mask)
 
 
 @triton.jit
 def _softmax_backward_looped_kernel(
-    dy, y, dx, C, N, s_c, s_n, LOG: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
+    dy, y, dx, C, N, s_c, s_n, KIND: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr
 ):
     outer, c = _columns(C, COLS)  # c: (1, COLS)
     base = outer * C * N + c * s_c
@@ -97,7 +109,7 @@ def _softmax_backward_looped_kernel(
         n = start + tl.arange(0, BLOCK)[:, None].to(tl.int64)  # (BLOCK, 1)
         mask = (n < N) & (c < C)
         g = tl.load(dy + base + n * s_n, mask, other=0.0).to(tl.float32)
-        if LOG:
+        if KIND == "log_softmax":
             dot += tl.sum(g, 0, keep_dims=True)
         else:
             dot += tl.sum(g * tl.load(y + base + n * s_n, mask, other=0.0).to(tl.float32), 0, keep_dims=True)
@@ -106,7 +118,7 @@ def _softmax_backward_looped_kernel(
         mask = (n < N) & (c < C)
         g = tl.load(dy + base + n * s_n, mask, other=0.0).to(tl.float32)
         v = tl.load(y + base + n * s_n, mask, other=0.0).to(tl.float32)
-        tl.store(dx + base + n * s_n, _gradient(g, v, dot, LOG).to(dx.dtype.element_ty), mask)
+        tl.store(dx + base + n * s_n, _gradient(g, v, dot, KIND).to(dx.dtype.element_ty), mask)
 
 
 def _extents(shape: tuple, axis: int) -> tuple[int, int, int]:
@@ -119,26 +131,26 @@ def _looped_tile(inner: int) -> tuple[int, int]:
     return (1, 4096) if inner == 1 else (min(64, _tile.next_power_of_2(inner)), 32)
 
 
-def _forward(x: Any, needs: tuple, axis: int, empty: Any, log: bool) -> tuple[tuple, dict]:
+def _forward(x: Any, needs: tuple, axis: int, empty: Any, kind: str) -> tuple[tuple, dict]:
     outer, n, inner = _extents(x.shape, axis)
     y = empty(x.shape, x.dtype)
     if inner == 1 and n <= _tile.LONGEST_ROW:
         x, row = _tile.rows(x, n)
         count, block, warps = _tile.row_tile(n)
         grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
-        tile = dict(UNIT=unit, LOG=log, ROWS=count, BLOCK=block, num_warps=warps)
+        tile = dict(UNIT=unit, KIND=kind, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_softmax_forward_kernel, grid, x, y, outer, *sizes, **tile)
     else:
         x = _tile.dense(x)
         cols, block = _looped_tile(inner)
         grid = (outer * _tile.cdiv(inner, cols) if n else 0,)
         steps = (n * inner, 1, inner, 1, inner)
-        tile = dict(LOG=log, COLS=cols, BLOCK=block, num_warps=8)
+        tile = dict(KIND=kind, COLS=cols, BLOCK=block, num_warps=8)
         _tile.launch(_softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, **tile)
     return (y,), {"y": y} if needs else {}
 
 
-def _backward(dys: tuple, saved: dict, axis: int, empty: Any, log: bool) -> tuple:
+def _backward(dys: tuple, saved: dict, axis: int, empty: Any, kind: str) -> tuple:
     (dy,), y = dys, saved["y"]
     outer, n, inner = _extents(y.shape, axis)
     dx = empty(y.shape, y.dtype)
@@ -146,27 +158,35 @@ def _backward(dys: tuple, saved: dict, axis: int, empty: Any, log: bool) -> tupl
         dy, row = _tile.rows(dy, n)
         count, block, warps = _tile.row_tile(n)
         grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
-        tile = dict(UNIT=unit, LOG=log, ROWS=count, BLOCK=block, num_warps=warps)
+        tile = dict(UNIT=unit, KIND=kind, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_softmax_backward_kernel, grid, dy, y, dx, outer, *sizes, **tile)
     else:
         cols, block = _looped_tile(inner)
         grid = (outer * _tile.cdiv(inner, cols) if n else 0,)
-        tile = dict(LOG=log, COLS=cols, BLOCK=block, num_warps=8)
+        tile = dict(KIND=kind, COLS=cols, BLOCK=block, num_warps=8)
         _tile.launch(_softmax_backward_looped_kernel, grid, _tile.dense(dy), y, dx, inner, n, 1, inner, **tile)
     return (dx,)
 
 
 def softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
-    return _forward(x, needs, axis, empty, log=False)
+    return _forward(x, needs, axis, empty, "softmax")
 
 
 def softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1, empty: Any) -> tuple:
-    return _backward(dys, saved, axis, empty, log=False)
+    return _backward(dys, saved, axis, empty, "softmax")
+
+
+def softmin_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
+    return _forward(x, needs, axis, empty, "softmin")
+
+
+def softmin_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1, empty: Any) -> tuple:
+    return _backward(dys, saved, axis, empty, "softmin")
 
 
 def log_softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
-    return _forward(x, needs, axis, empty, log=True)
+    return _forward(x, needs, axis, empty, "log_softmax")
 
 
 def log_softmax_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1, empty: Any) -> tuple:
-    return _backward(dys, saved, axis, empty, log=True)
+    return _backward(dys, saved, axis, empty, "log_softmax")

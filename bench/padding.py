@@ -1,0 +1,31 @@
+"""Padding in style transfer, image translation, and networks over panoramas."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from gpulayers.ops.padding import pad2d
+
+from ._case import Case
+
+
+def _case(name: str, n: int, c: int, size: int, pad: int, mode: str, cpu: bool) -> Case:
+    def theirs(x):
+        return F.pad(x, (pad, pad, pad, pad), mode)
+
+    options = {"padding": pad, "mode": mode}
+    return Case(pad2d, f"{name}, {n}×{c}×{size}²", ((n, c, size, size),), options, theirs, cpu=cpu)
+
+
+def cases() -> list[Case]:
+    return [
+        case
+        for n, cpu in ((2, True), (64, False))
+        for case in (
+            _case("CycleGAN's first, reflected by 3", n, 3, 256, 3, "reflect", cpu),
+            _case("CycleGAN's blocks, reflected by 1", n, 256, 64, 1, "reflect", cpu),
+            _case("edges repeated", n, 64, 128, 1, "replicate", cpu),
+            _case("around a panorama", n, 64, 128, 1, "circular", cpu),
+            _case("zeros", n, 64, 128, 1, "constant", cpu),
+        )
+    ]

@@ -1,0 +1,145 @@
+"""A drop-in against torch's own: the same call on both, and what differs.
+
+Each value is judged against torch's in float64 from the same inputs: an error up to the bound of ``tolerance.py`` is
+allowed, where torch's own result in the same dtype takes the place of the plain formula. Where torch gives the very
+same number it is right by definition.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpulayers import arrays
+from gpulayers.testing.tolerance import excess
+
+
+def same_strides(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy with the strides of ``x``, its gaps and its overlaps, in its own or another dtype."""
+    dtype = dtype or x.dtype
+    if not x.numel() or x.is_contiguous():
+        return x.detach().to(dtype, copy=True)
+    span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride()))
+    fresh = torch.empty(span, dtype=dtype, device=x.device).as_strided(x.shape, x.stride())
+    # One index of each overlapping element: what is expanded is written once.
+    one = tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())
+    fresh[one] = x.detach()[one].to(dtype)
+    return fresh
+
+
+class Outcome:
+    """What a call gave: outputs, gradients of its inputs, gradients of its parameters, buffers, or an error."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.error: Exception | None = None
+
+
+def run(call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: bool = True) -> Outcome:
+    """``call(*inputs)``, then backward from ``dys``. ``call`` may be a module."""
+    found = Outcome()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(found.values, call, inputs, dys, grad)
+    except Exception as error:
+        found.error = error
+    return found
+
+
+def _run(values: dict[str, Any], call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: bool) -> None:
+    leaves = [x for x in inputs if grad and isinstance(x, Tensor) and x.is_floating_point()]
+    for x in leaves:
+        x.requires_grad_()
+    outputs = call(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    for i, y in enumerate(outputs):
+        values[f"output {i}"] = y.detach()
+    parameters = dict(call.named_parameters()) if isinstance(call, torch.nn.Module) else {}
+    wanted = [y for y in outputs if y.requires_grad]
+    if wanted and dys is not None:
+        torch.autograd.backward(wanted, [dy for y, dy in zip(outputs, dys) if y.requires_grad])
+    for i, x in enumerate(leaves):
+        values[f"gradient of input {i}"] = x.grad
+    for name, p in parameters.items():
+        values[f"gradient of {name}"] = p.grad
+    if isinstance(call, torch.nn.Module):
+        for name, b in call.named_buffers():
+            values[f"buffer {name}"] = b.detach()
+
+
+def check_torch(
+    ours: Callable, theirs: Callable, inputs: Sequence[Any], *, grad: bool = True, dy: Callable | None = None
+) -> list[str]:
+    """What differs between two functions or modules on these inputs; empty if nothing does.
+
+    Modules must have equal weights and be in the dtype of the inputs. dy: makes a gradient like an output (random and
+    strided by default).
+    """
+    make = dy or _strided_like
+    mine, its, twice = (_inputs(inputs), _inputs(inputs), _inputs(inputs, torch.float64))
+    truth_call = copy.deepcopy(theirs).double() if isinstance(theirs, torch.nn.Module) else theirs
+    shape = run(copy.deepcopy(theirs), _inputs(inputs), None, grad=False)
+    if shape.error is not None:
+        return _same_error(run(ours, mine, None, grad), shape.error)
+    dys = [make(v) for k, v in shape.values.items() if k.startswith("output")]
+    a = run(ours, mine, _inputs(dys), grad)
+    b = run(theirs, its, _inputs(dys), grad)
+    if b.error is not None:
+        return _same_error(a, b.error)
+    if a.error is not None:
+        return [f"raises {type(a.error).__name__}: {a.error}"]
+    truth = run(truth_call, twice, _inputs(dys, torch.float64), grad)
+    changed = [f"input {i} was changed" for i, (x, y) in enumerate(zip(mine, inputs)) if not _equal(x, y)]
+    return changed + [
+        line for name in b.values for line in _differs(name, a.values[name], b.values[name], truth.values.get(name))
+    ]
+
+
+def _inputs(inputs: Sequence[Any], dtype: torch.dtype | None = None) -> list:
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return same_strides(x, dtype if x.is_floating_point() else None)
+
+    return [*map(one, inputs)]
+
+
+def _strided_like(y: Tensor) -> Tensor:
+    wide = torch.randn((*y.shape, 2) if y.dim() else (2,), dtype=torch.float64).to(y.dtype)
+    return wide[..., 0] if y.is_floating_point() else torch.zeros_like(y)
+
+
+def _equal(x: Any, y: Any) -> bool:
+    return not isinstance(x, Tensor) or torch.equal(torch.nan_to_num(x.detach()), torch.nan_to_num(y.detach()))
+
+
+def _same_error(got: Outcome, error: Exception) -> list[str]:
+    if got.error is None:
+        return [f"torch raises {type(error).__name__} ({error}); it computes"]
+    if not isinstance(got.error, type(error)):
+        return [f"torch raises {type(error).__name__} ({error}); it raises {type(got.error).__name__} ({got.error})"]
+    return []
+
+
+def _differs(name: str, mine: Any, its: Any, truth: Any) -> list[str]:
+    if its is None or mine is None:
+        return [] if its is mine else [f"{name}: {'it has none' if mine is None else 'torch has none'}"]
+    if mine.shape != its.shape or mine.dtype != its.dtype:
+        return [f"{name}: {mine.dtype}{list(mine.shape)}, torch {its.dtype}{list(its.shape)}"]
+    if not its.is_floating_point():
+        return [] if torch.equal(mine, its) else [f"{name}: {mine}, torch {its}"]
+    same = (mine == its) | (mine.isnan() & its.isnan())
+    if bool(same.all()):
+        return []
+    got, plain, exact = (arrays.torch_to_numpy(t.contiguous()) for t in (mine, its, truth))
+    agreed = arrays.torch_to_numpy(same.contiguous())
+    # Where both give one number nothing is to be judged; elsewhere the truth is.
+    complaint = excess(np.where(agreed, exact.astype(got.dtype), got), np.asarray(exact), plain)
+    return [f"{name}: {complaint}"] if complaint else []

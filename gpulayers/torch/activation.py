@@ -1,0 +1,370 @@
+"""Activations: the classes of ``torch.nn`` and the functions of ``torch.nn.functional``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpulayers.ops import activation as ops
+from gpulayers.ops._op import Op
+from gpulayers.torch import _autocast
+from gpulayers.torch._op import TorchOp
+from gpulayers.torch.dropout import draw_seed
+
+
+def _op(op: Op, twin: Callable, by_y: Callable | None = None, **rules: Any) -> TorchOp:
+    """by_y: dx from dy and y in torch's operations, for an op that saves y."""
+
+    def again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+        assert by_y is not None
+        return [by_y(dys[0], saved["y"])]
+
+    schema = ", ".join(f"float {name}" for name in op.options)
+    return TorchOp(op, twin, schema, again=None if by_y is None else again, **rules)
+
+
+def _applied(op: TorchOp, inplace: bool, input: Tensor, *options: Any) -> Tensor:
+    """op(input); in place, the gradient still sees the input as it was."""
+    if not inplace:
+        return op(input, *options)
+    keep = input.requires_grad and torch.is_grad_enabled()
+    return input.copy_(op(input.clone() if keep else input, *options))
+
+
+_relu = _op(ops.relu, F.relu, lambda dy, y: dy * (y > 0))
+_leaky_relu = _op(ops.leaky_relu, F.leaky_relu)
+_relu6 = _op(ops.relu6, F.relu6, lambda dy, y: dy * ((y > 0) & (y < 6)))
+_hardtanh = _op(ops.hardtanh, F.hardtanh)
+_hardsigmoid = _op(ops.hardsigmoid, F.hardsigmoid)
+_hardswish = _op(ops.hardswish, F.hardswish)
+_hardshrink = _op(ops.hardshrink, F.hardshrink)
+_softshrink = _op(ops.softshrink, F.softshrink)
+_threshold = _op(ops.threshold, F.threshold)
+_sigmoid = _op(ops.sigmoid, torch.sigmoid, lambda dy, y: dy * (1 - y) * y)
+_logsigmoid = _op(ops.logsigmoid, F.logsigmoid)
+_silu = _op(ops.silu, F.silu)
+_tanh = _op(ops.tanh, torch.tanh, lambda dy, y: dy * (1 - y * y))
+_tanhshrink = _op(ops.tanhshrink, F.tanhshrink)
+_softsign = _op(ops.softsign, F.softsign)
+_softplus = _op(ops.softplus, F.softplus, cast=_autocast.ON_CUDA)
+_elu = _op(ops.elu, F.elu)
+_celu = _op(ops.celu, F.celu)
+_selu = _op(ops.selu, F.selu)
+_mish = _op(ops.mish, F.mish)
+_prelu = _op(ops.prelu, F.prelu, cast=_autocast.LOWER)
+_gelu = TorchOp(ops.gelu, lambda x, approximate: F.gelu(x, approximate=approximate), "str approximate")
+_glu = TorchOp(ops.glu, F.glu, "int axis")
+
+
+def _rrelu_twin(x: Tensor, seed: Any, lower: float, upper: float, training: bool) -> Tensor:
+    return F.rrelu(x, lower, upper, training)
+
+
+def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    """The slopes are drawn again, as the op's values at −1."""
+    x, seed = saved["x"].detach(), saved.get("seed")
+    with torch.no_grad():
+        slopes = -_rrelu(torch.where(x > 0, 1, -torch.ones_like(x)), seed, *options.values())
+    return [dys[0] * slopes.abs(), None]
+
+
+_rrelu = TorchOp(ops.rrelu, _rrelu_twin, "float lower, float upper, bool training", again=_rrelu_again)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.relu``."""
+    return _applied(_relu, inplace, input)
+
+
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.relu6``."""
+    return _applied(_relu6, inplace, input)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.leaky_relu``."""
+    return _applied(_leaky_relu, inplace, input, negative_slope)
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.hardtanh``."""
+    return _applied(_hardtanh, inplace, input, min_val, max_val)
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.hardsigmoid``."""
+    return _applied(_hardsigmoid, inplace, input)
+
+
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.hardswish``."""
+    return _applied(_hardswish, inplace, input)
+
+
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """As ``torch.nn.functional.hardshrink``."""
+    return _hardshrink(input, lambd)
+
+
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
+    """As ``torch.nn.functional.softshrink``."""
+    return _softshrink(input, lambd)
+
+
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.threshold``."""
+    return _applied(_threshold, inplace, input, threshold, value)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """As ``torch.nn.functional.sigmoid``."""
+    return _sigmoid(input)
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    """As ``torch.nn.functional.logsigmoid``."""
+    return _logsigmoid(input)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.silu``."""
+    return _applied(_silu, inplace, input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """As ``torch.nn.functional.tanh``."""
+    return _tanh(input)
+
+
+def tanhshrink(input: Tensor) -> Tensor:
+    """As ``torch.nn.functional.tanhshrink``."""
+    return _tanhshrink(input)
+
+
+def softsign(input: Tensor) -> Tensor:
+    """As ``torch.nn.functional.softsign``."""
+    return _softsign(input)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """As ``torch.nn.functional.softplus``."""
+    return _softplus(input, beta, threshold)
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.elu``."""
+    return _applied(_elu, inplace, input, alpha)
+
+
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.celu``."""
+    return _applied(_celu, inplace, input, alpha)
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.selu``."""
+    return _applied(_selu, inplace, input)
+
+
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """As ``torch.nn.functional.mish``."""
+    return _applied(_mish, inplace, input)
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """As ``torch.nn.functional.gelu``."""
+    return _gelu(input, approximate)
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """As ``torch.nn.functional.glu``."""
+    return _glu(input, dim)
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """As ``torch.nn.functional.prelu``."""
+    return _prelu(input, weight)
+
+
+def rrelu(
+    input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    """As ``torch.nn.functional.rrelu``; the slopes are Philox's, the same on every device for the same seed."""
+    seed = draw_seed(input) if training else None
+    if not inplace:
+        return _rrelu(input, seed, lower, upper, training)
+    keep = input.requires_grad and torch.is_grad_enabled()
+    return input.copy_(_rrelu(input.clone() if keep else input, seed, lower, upper, training))
+
+
+class ReLU(nn.ReLU):
+    """``torch.nn.ReLU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return relu(input, inplace=self.inplace)
+
+
+class ReLU6(nn.ReLU6):
+    """``torch.nn.ReLU6`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return relu6(input, self.inplace)
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """``torch.nn.LeakyReLU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return leaky_relu(input, self.negative_slope, self.inplace)
+
+
+class Hardtanh(nn.Hardtanh):
+    """``torch.nn.Hardtanh`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return hardtanh(input, self.min_val, self.max_val, self.inplace)
+
+
+class Hardsigmoid(nn.Hardsigmoid):
+    """``torch.nn.Hardsigmoid`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return hardsigmoid(input, self.inplace)
+
+
+class Hardswish(nn.Hardswish):
+    """``torch.nn.Hardswish`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return hardswish(input, self.inplace)
+
+
+class Hardshrink(nn.Hardshrink):
+    """``torch.nn.Hardshrink`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return hardshrink(input, self.lambd)
+
+
+class Softshrink(nn.Softshrink):
+    """``torch.nn.Softshrink`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return softshrink(input, self.lambd)
+
+
+class Threshold(nn.Threshold):
+    """``torch.nn.Threshold`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return threshold(input, self.threshold, self.value, self.inplace)
+
+
+class Sigmoid(nn.Sigmoid):
+    """``torch.nn.Sigmoid`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return sigmoid(input)
+
+
+class LogSigmoid(nn.LogSigmoid):
+    """``torch.nn.LogSigmoid`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return logsigmoid(input)
+
+
+class SiLU(nn.SiLU):
+    """``torch.nn.SiLU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return silu(input, inplace=self.inplace)
+
+
+class Tanh(nn.Tanh):
+    """``torch.nn.Tanh`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return tanh(input)
+
+
+class Tanhshrink(nn.Tanhshrink):
+    """``torch.nn.Tanhshrink`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return tanhshrink(input)
+
+
+class Softsign(nn.Softsign):
+    """``torch.nn.Softsign`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return softsign(input)
+
+
+class Softplus(nn.Softplus):
+    """``torch.nn.Softplus`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return softplus(input, self.beta, self.threshold)
+
+
+class ELU(nn.ELU):
+    """``torch.nn.ELU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return elu(input, self.alpha, self.inplace)
+
+
+class CELU(nn.CELU):
+    """``torch.nn.CELU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return celu(input, self.alpha, self.inplace)
+
+
+class SELU(nn.SELU):
+    """``torch.nn.SELU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return selu(input, self.inplace)
+
+
+class Mish(nn.Mish):
+    """``torch.nn.Mish`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return mish(input, inplace=self.inplace)
+
+
+class GELU(nn.GELU):
+    """``torch.nn.GELU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return gelu(input, approximate=self.approximate)
+
+
+class GLU(nn.GLU):
+    """``torch.nn.GLU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return glu(input, self.dim)
+
+
+class PReLU(nn.PReLU):
+    """``torch.nn.PReLU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return prelu(input, self.weight)
+
+
+class RReLU(nn.RReLU):
+    """``torch.nn.RReLU`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return rrelu(input, self.lower, self.upper, self.training, self.inplace)

@@ -1,0 +1,36 @@
+"""``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments."""
+
+from gpulayers.torch.activation import (
+    celu,
+    elu,
+    gelu,
+    glu,
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    logsigmoid,
+    mish,
+    prelu,
+    relu,
+    relu6,
+    rrelu,
+    selu,
+    sigmoid,
+    silu,
+    softplus,
+    softshrink,
+    softsign,
+    tanh,
+    tanhshrink,
+    threshold,
+)
+from gpulayers.torch.conv import conv2d
+from gpulayers.torch.dropout import dropout
+from gpulayers.torch.linear import linear
+from gpulayers.torch.loss import cross_entropy, mse_loss, nll_loss
+from gpulayers.torch.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.torch.padding import pad
+from gpulayers.torch.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.torch.softmax import log_softmax, softmax, softmin

@@ -1,0 +1,121 @@
+"""Losses: cross entropy, the negative log-likelihood, the mean squared error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpulayers.ops import loss as ops
+from gpulayers.torch import _autocast
+from gpulayers.torch._op import TorchOp
+
+
+def _cross_entropy_twin(
+    x: Tensor, target: Tensor, weight: Any, ignore_index: int, label_smoothing: float, reduction: str
+) -> Tensor:
+    return F.cross_entropy(
+        x, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
+def _nll_loss_twin(x: Tensor, target: Tensor, weight: Any, ignore_index: int, reduction: str) -> Tensor:
+    return F.nll_loss(x, target, weight, ignore_index=ignore_index, reduction=reduction)
+
+
+def _mse_twin(x: Tensor, target: Tensor, reduction: str) -> Tensor:
+    return F.mse_loss(x, target, reduction=reduction)
+
+
+_cross_entropy = TorchOp(
+    ops.cross_entropy,
+    _cross_entropy_twin,
+    "int ignore_index, float label_smoothing, str reduction",
+    buffers=("lse", "mass", "total"),
+    cast=_autocast.LOSS,
+)
+_nll_loss = TorchOp(
+    ops.nll_loss, _nll_loss_twin, "int ignore_index, str reduction", buffers=("total",), cast=_autocast.LOSS
+)
+_mse = TorchOp(ops.mse, _mse_twin, "str reduction", cast=_autocast.LOSS)
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """The reduction that torch's older arguments stand for."""
+    if size_average is None and reduce is None:
+        return reduction
+    return nn._reduction.legacy_get_string(size_average, reduce)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """As ``torch.nn.functional.cross_entropy``: target is class indices, or probabilities."""
+    reduction = _reduction(size_average, reduce, reduction)
+    return _cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """As ``torch.nn.functional.nll_loss``."""
+    return _nll_loss(input, target, weight, ignore_index, _reduction(size_average, reduce, reduction))
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """As ``torch.nn.functional.mse_loss``. Shapes that have to be broadcast, dtypes that differ and weights go to
+    torch's own function."""
+    reduction = _reduction(size_average, reduce, reduction)
+    if weight is not None:
+        return F.mse_loss(input, target, reduction=reduction, weight=weight)  # type: ignore[call-arg]
+    return _mse(input, target, reduction)
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """``torch.nn.CrossEntropyLoss`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class NLLLoss(nn.NLLLoss):
+    """``torch.nn.NLLLoss`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+class MSELoss(nn.MSELoss):
+    """``torch.nn.MSELoss`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return mse_loss(input, target, reduction=self.reduction)

@@ -1,0 +1,43 @@
+"""What NumPy kernels over images share: memory order, and blocks of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpulayers.arrays import Spec, empty_numpy
+
+from . import _blocks
+
+CHANNELS_LAST = (0, 2, 3, 1)
+
+
+def output_order(x: Spec) -> tuple[int, ...] | None:
+    return CHANNELS_LAST if x.contiguous and x.order == CHANNELS_LAST else None
+
+
+def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
+    """(n, c, *size), its axes in memory as x's are."""
+    order = tuple(sorted(range(4), key=lambda a: -x.strides[a]))
+    return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
+
+
+def over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray], passes: int = 2) -> None:
+    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it.
+
+    passes: over a block, 1 or more; one gains nothing from the cache, so fewer and longer calls win.
+    """
+    if all(a.flags.c_contiguous for a in results):
+        results, given = (
+            [a.reshape(a.shape[0] * a.shape[1], 1, *a.shape[2:]) for a in arrays] for arrays in (results, given)
+        )
+    n = len(results[0])
+    each = max(a.size for a in [*results, *given]) // max(n, 1)
+
+    def block(lo: int, hi: int) -> None:
+        work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
+
+    budget = _blocks.BYTES if passes > 1 else _blocks.LARGE
+    _blocks.over(n, _blocks.block_rows(each, budget=budget), block, n * each)

@@ -1,0 +1,110 @@
+"""Padding of images by slices: the image at once, then the rows and columns around it one by one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
+
+from ._images import empty_like, output_order, over_blocks
+
+REFUSALS = {"float64": "float64 is left to the definition"}
+
+
+class _Axis(NamedTuple):
+    """What stands where along one axis."""
+
+    own: slice
+    """The places of y that are x's own rows (or columns)."""
+    shown: slice
+    """Those of x that stand there."""
+    around: list[tuple[int, int]]
+    """(place of y, which of x it shows) for the others; −1 for a constant."""
+
+
+def _axis(size: int, around: tuple[int, int], mode: str) -> _Axis:
+    before, after = around
+    first, last = max(0, -before), max(size - max(0, -after), max(0, -before))
+    places = range(size + before + after)
+    start, stop = max(0, first + before), max(0, last + before)
+    outside = [(o, _source(o - before, size, first, last, mode)) for o in places if not start <= o < stop]
+    return _Axis(slice(start, stop), slice(start - before, stop - before), outside)
+
+
+def _source(at: int, size: int, first: int, last: int, mode: str) -> int:
+    if mode == "constant":
+        return -1
+    if mode == "reflect":
+        return size - 1 - abs(size - 1 - abs(at))
+    if mode == "replicate":
+        return min(max(at, 0), size - 1)
+    return (at - first) % (last - first) + first
+
+
+def pad2d_forward(x: np.ndarray, *, needs: tuple = (), padding: tuple, mode: str, value: float) -> tuple[tuple, dict]:
+    rows, columns = (_axis(n, p, mode) for n, p in zip(x.shape[2:], padding))
+    size = [n + sum(p) for n, p in zip(x.shape[2:], padding)]
+    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, output_order(spec(x))))  # type: ignore[arg-type]
+
+    def work(y: np.ndarray, x: np.ndarray) -> None:
+        middle, tall = y[:, :, rows.own], x[:, :, rows.shown]
+        middle[..., columns.own] = tall[..., columns.shown]
+        for j, column in columns.around:
+            middle[..., j] = value if mode == "constant" else tall[..., column]
+        for i, row in rows.around:
+            if mode == "constant":
+                y[:, :, i] = value
+                continue
+            y[:, :, i, columns.own] = x[:, :, row, columns.shown]
+            for j, column in columns.around:
+                y[:, :, i, j] = x[:, :, row, column]
+
+    over_blocks(work, [y], [x])
+    return (y,), {}
+
+
+def pad2d_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, padding: tuple, mode: str, value: float
+) -> tuple:
+    (dy,), (x,) = dys, inputs
+    rows, columns = (_axis(n, p, mode) for n, p in zip(x.shape[2:], padding))
+    kind = compute_dtype(x.dtype)
+    dx = empty_numpy(x.like())
+
+    def work(dx: np.ndarray, dy: np.ndarray) -> None:
+        if mode == "constant":
+            _place(dx[:, :, rows.shown], dy[:, :, rows.own], columns, 3)
+            _clear(dx, rows.shown, 2)
+            return
+        part = empty_like(dx, (dx.shape[2], dy.shape[3]), kind)
+        _place(part, dy, rows, 2)
+        wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
+        _place(wide, part, columns, 3)
+        if wide is not dx:
+            dx[...] = wide
+
+    over_blocks(work, [dx], [dy])
+    return (dx,)
+
+
+def _place(dx: np.ndarray, dy: np.ndarray, axis: _Axis, number: int) -> None:
+    """dx: along the axis the sum of dy over the places that show each row (or column)."""
+    dx, dy = np.moveaxis(dx, number, 0), np.moveaxis(dy, number, 0)
+    dx[axis.shown] = dy[axis.own]
+    _clear(dx, axis.shown, 0)
+    for place, source in axis.around:
+        if source >= 0:
+            dx[source] += dy[place]
+
+
+def _clear(dx: np.ndarray, there: slice, number: int) -> None:
+    """Zeros outside of ``there``: what was cut off."""
+    dx = np.moveaxis(dx, number, 0)
+    dx[: there.start] = 0
+    dx[there.stop :] = 0
+
+
+def pad2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None

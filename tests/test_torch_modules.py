@@ -1,0 +1,422 @@
+"""Every drop-in against torch.nn's own class: outputs, gradients, running statistics and errors, call by call."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import module_db
+
+import gpulayers.torch as gt
+from gpulayers.testing.check_torch import check_torch
+from gpulayers.torch import functional
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CLASSES = [n for n, c in vars(gt).items() if isinstance(c, type) and issubclass(c, nn.Module)]
+RANDOM = ("Dropout",)
+IMAGES = [(2, 4, 7, 6), (4, 7, 6), (1, 4, 5, 5), (0, 4, 5, 6), (3, 4, 1, 9)]
+ANY = [(3, 5), (4,), (), (2, 3, 4), (2, 3, 4, 2), (0, 3), (1, 1), (33, 17)]
+
+
+def grid(**axes):
+    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def elementwise(*options):
+    return [(kwargs, shape) for kwargs in options or ({},) for shape in ANY]
+
+
+def images(*options, shapes=IMAGES):
+    return [(kwargs, shape) for kwargs in options for shape in shapes]
+
+
+POOL = grid(kernel_size=(1, 2, (3, 2)), stride=(None, 1, (2, 3)), padding=(0, 1), ceil_mode=(False, True))
+# What each class is called with: (arguments, shape of the input).
+CASES = {
+    "ReLU": elementwise({}, {"inplace": True}),
+    "ReLU6": elementwise({}, {"inplace": True}),
+    "LeakyReLU": elementwise({}, {"negative_slope": -0.3}, {"negative_slope": 2.0, "inplace": True}),
+    "Hardtanh": elementwise({}, {"min_val": -0.2, "max_val": 1.7}, {"inplace": True}),
+    "Hardsigmoid": elementwise({}, {"inplace": True}),
+    "Hardswish": elementwise({}, {"inplace": True}),
+    "Hardshrink": elementwise({}, {"lambd": 0.1}),
+    "Softshrink": elementwise({}, {"lambd": 0.1}, {"lambd": 0.0}),
+    "Threshold": elementwise({"threshold": 0.1, "value": 20.0}, {"threshold": 0.0, "value": -1.0, "inplace": True}),
+    "Sigmoid": elementwise(),
+    "LogSigmoid": elementwise(),
+    "SiLU": elementwise({}, {"inplace": True}),
+    "Tanh": elementwise(),
+    "Tanhshrink": elementwise(),
+    "Softsign": elementwise(),
+    "Softplus": elementwise({}, {"beta": 2.0, "threshold": 1.5}),
+    "ELU": elementwise({}, {"alpha": 0.3}, {"inplace": True}),
+    "CELU": elementwise({}, {"alpha": 0.3}, {"inplace": True}),
+    "SELU": elementwise({}, {"inplace": True}),
+    "Mish": elementwise({}, {"inplace": True}),
+    "GELU": elementwise({}, {"approximate": "tanh"}),
+    "GLU": [({"dim": d}, s) for d, s in [(-1, (3, 4)), (0, (2, 3, 4)), (1, (2, 6, 3, 3)), (-1, (0, 4)), (0, (4,))]],
+    "PReLU": [({}, s) for s in ANY] + [({"num_parameters": 5}, (3, 5)), ({"num_parameters": 3}, (2, 3, 4, 4))],
+    "RReLU": elementwise({}, {"lower": 0.3, "upper": 0.3}),
+    "Softmax": [({"dim": d}, s) for s in ANY if s for d in {0, -1, len(s) // 2}] + [({"dim": 0}, ())],
+    "LogSoftmax": [({"dim": d}, s) for s in ANY if s for d in {0, -1, len(s) // 2}] + [({"dim": 0}, ())],
+    "Softmin": [({"dim": d}, s) for s in ANY if s for d in {0, -1, len(s) // 2}] + [({"dim": 0}, ())],
+    "Softmax2d": [({}, s) for s in IMAGES],
+    "Flatten": [({}, (2, 3, 4)), ({"start_dim": 0, "end_dim": 1}, (2, 3, 4))],
+    "Linear": [
+        ({"in_features": i, "out_features": o, "bias": b}, (*lead, i))
+        for i, o, b in [(5, 7, True), (8, 1, False), (1, 3, True), (16, 16, True)]
+        for lead in [(), (3,), (2, 3), (0,), (1, 1, 4)]
+    ],
+    "LayerNorm": [
+        ({"normalized_shape": s[len(s) - k :], **o}, s)
+        for s in [(3, 5), (4,), (2, 3, 4), (0, 3), (33, 17), (2, 1)]
+        for k in range(1, len(s) + 1)
+        for o in [{}, {"elementwise_affine": False}, {"bias": False, "eps": 1e-2}]
+    ],
+    "RMSNorm": [
+        ({"normalized_shape": s[len(s) - k :], **o}, s)
+        for s in [(3, 5), (4,), (2, 3, 4), (0, 3), (33, 17), (2, 1)]
+        for k in range(1, len(s) + 1)
+        for o in [{}, {"elementwise_affine": False}, {"eps": 1e-2}]
+    ],
+    "BatchNorm1d": [
+        ({"num_features": s[1], **o}, s)
+        for s in [(3, 5), (2, 3, 4), (7, 1), (0, 3), (4, 2, 1)]
+        for o in [
+            {},
+            {"affine": False},
+            {"track_running_stats": False},
+            {"momentum": None},
+            {"momentum": 0.7, "eps": 0.1},
+        ]
+    ],
+    "BatchNorm2d": [
+        ({"num_features": s[1], **o}, s)
+        for s in [(2, 4, 7, 6), (1, 4, 5, 5), (0, 4, 5, 6), (3, 1, 2, 9)]
+        for o in [
+            {},
+            {"affine": False},
+            {"track_running_stats": False},
+            {"momentum": None},
+            {"momentum": 0.7, "eps": 0.1},
+        ]
+    ],
+    "MaxPool2d": images(*POOL, *grid(kernel_size=(2,), dilation=(2, (1, 2)), return_indices=(False, True))),
+    "AvgPool2d": images(
+        *POOL, *grid(kernel_size=(3,), padding=(1,), count_include_pad=(False,), divisor_override=(None, 7))
+    ),
+    "AdaptiveAvgPool2d": images(*grid(output_size=(1, 3, (2, None), (None, 5), (4, 9)))),
+    "ConstantPad2d": images(*grid(padding=(1, (0, 2, 1, 3), (-1, 2, 0, -1)), value=(0.0, 3.5))),
+    "ZeroPad2d": images(*grid(padding=(1, (0, 2, 1, 3), (-1, 2, 0, -1)))),
+    "ReflectionPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),
+    "ReplicationPad2d": images(*grid(padding=(1, (0, 2, 1, 9)))),
+    "CircularPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),
+    "Conv2d": [
+        ({"in_channels": 4, "out_channels": o, "kernel_size": k, **kwargs}, s)
+        for o in (4, 8)
+        for k in (1, (3, 2))
+        for s in [(2, 4, 7, 6), (4, 7, 6), (0, 4, 5, 6)]
+        for kwargs in [
+            {},
+            {"stride": 2, "padding": 1, "bias": False},
+            {"dilation": 2, "padding": (2, 1)},
+            {"groups": 2, "padding": "same"},
+            {"groups": 4, "stride": (2, 1)},
+            {"padding": 1, "padding_mode": "reflect"},
+            {"padding": (2, 1), "padding_mode": "circular"},
+            {"padding": "same", "padding_mode": "replicate"},
+        ]
+    ],
+}
+LOSSES = {
+    "CrossEntropyLoss": grid(reduction=("mean", "sum", "none"), ignore_index=(-100, 1), label_smoothing=(0.0, 0.1)),
+    "NLLLoss": grid(reduction=("mean", "sum", "none"), ignore_index=(-100, 1)),
+}
+
+
+def draw(shape, dtype, seed=0, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, dtype=torch.float64, generator=generator) * scale).to(dtype)
+
+
+def layouts(x):
+    """The same shape in other memory: as it comes, with gaps, transposed, channels last, expanded."""
+    yield x
+    if x.dim() and x.numel():
+        yield torch.stack([x, x + 1], -1)[..., 0]
+    if x.dim() > 1 and x.numel():
+        yield x.transpose(0, -1).contiguous().transpose(0, -1)
+        yield x[:1].expand(x.shape)
+    if x.dim() == 4:
+        yield x.contiguous(memory_format=torch.channels_last)
+
+
+def pair_of(name, kwargs, dtype, training=True):
+    """(ours, torch's) with equal weights and statistics."""
+    theirs = getattr(nn, name)(**kwargs).to(dtype).train(training)
+    for p in theirs.parameters():
+        p.data = draw(p.shape, dtype, seed=p.numel(), scale=0.7)
+    ours = getattr(gt, name)(**kwargs).to(dtype).train(training)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def report(complaints):
+    assert not complaints, f"{len(complaints)} calls differ:\n" + "\n".join(complaints[:20])
+
+
+def test_every_class_is_judged():
+    assert set(CLASSES) == CASES.keys() | LOSSES.keys() | {"MSELoss", *RANDOM}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_module(name, dtype):
+    complaints = []
+    for number, (kwargs, shape) in enumerate(CASES[name]):
+        x = draw(shape, dtype, seed=number)
+        modes = (True, False) if name.startswith(("BatchNorm", "RReLU")) else (True,)
+        for training, given in itertools.product(modes, layouts(x)):
+            if name == "RReLU" and training and kwargs.get("lower") is None:
+                continue  # random: judged below
+            if kwargs.get("inplace") and 0 in given.stride() and given.numel() > 1:
+                continue  # torch forbids it
+            ours, theirs = pair_of(name, kwargs, dtype, training)
+            if kwargs.get("inplace"):
+                a, b = ours, theirs
+                ours, theirs = (lambda t, m=m: m(t.clone()) for m in (a, b))
+            found = check_torch(ours, theirs, [given])
+            complaints += [f"{name}({kwargs}) {list(shape)} strides {given.stride()}: {line}" for line in found]
+    report(complaints)
+
+
+def targets(shape, classes, kind):
+    samples = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    if kind == "labels":
+        return torch.from_numpy(np.asarray(np.random.default_rng(1).integers(0, classes, samples)))
+    return torch.rand(shape, dtype=torch.float64).softmax(min(1, len(shape) - 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss(name, dtype):
+    complaints = []
+    for kwargs in LOSSES[name]:
+        for number, shape in enumerate([(4, 5), (5,), (3, 4, 2), (2, 3, 2, 3), (0, 3), (1, 1)]):
+            classes = shape[min(1, len(shape) - 1)]
+            for kind, weighted in itertools.product(("labels", "probabilities"), (False, True)):
+                if kind == "probabilities" and (name == "NLLLoss" or kwargs["ignore_index"] >= 0):
+                    continue
+                target = targets(shape, classes, kind)
+                target = target if kind == "labels" else target.to(dtype)
+                weight = draw((classes,), dtype, seed=3).abs() if weighted else None
+                for x in layouts(draw(shape, dtype, seed=number)):
+                    ours, theirs = (getattr(m, name)(weight=weight, **kwargs) for m in (gt, nn))
+                    found = check_torch(ours, theirs, [x, target])
+                    complaints += [f"{name}({kwargs}) {list(shape)} {kind} {x.stride()}: {line}" for line in found]
+    report(complaints)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mse(dtype):
+    complaints = []
+    for reduction, shape in itertools.product(("mean", "sum", "none"), ANY):
+        for number, x in enumerate(layouts(draw(shape, dtype))):
+            for target in layouts(draw(shape, dtype, seed=number + 1)):
+                found = check_torch(gt.MSELoss(reduction=reduction), nn.MSELoss(reduction=reduction), [x, target])
+                complaints += [f"{reduction} {list(shape)} {x.stride()}: {line}" for line in found]
+    report(complaints)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("Flatten", "RReLU")])
+def test_non_finite(name):
+    """NaN and Inf go through as in torch."""
+    complaints = []
+    for kwargs, shape in CASES[name][:40]:
+        for number, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+            x = draw(shape, torch.float32, seed=number)
+            if not x.numel() or kwargs.get("inplace"):
+                continue
+            x.view(-1)[:: max(1, x.numel() // 3)] = value
+            ours, theirs = pair_of(name, kwargs, torch.float32)
+            found = check_torch(ours, theirs, [x])
+            complaints += [f"{name}({kwargs}) {list(shape)} {value}: {line}" for line in found]
+    report(complaints)
+
+
+MODULES = [m for m in module_db if m.module_cls.__name__ in CLASSES and m.module_cls.__name__ not in RANDOM]
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("info", MODULES, ids=lambda m: m.module_cls.__name__)
+def test_torchs_own_module_samples(info, dtype):
+    name = info.module_cls.__name__
+    complaints = []
+    for training in (True, False):
+        samples = info.module_inputs_func(info, "cpu", dtype, requires_grad=False, training=training)
+        for sample in samples:
+            if sample.forward_input is None or (name == "RReLU" and training):
+                continue
+            args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+            theirs = getattr(nn, name)(*args, **kwargs).to(dtype).train(training)
+            ours = getattr(gt, name)(*args, **kwargs).to(dtype).train(training)
+            ours.load_state_dict(theirs.state_dict())
+            if sample.forward_input.kwargs:
+                continue
+            found = check_torch(ours, theirs, sample.forward_input.args)
+            complaints += [f"{name}{args}{kwargs}: {line}" for line in found]
+    report(complaints)
+
+
+OPS = {
+    o.name.removeprefix("nn.functional."): o
+    for o in op_db
+    if not o.variant_test_name and o.name.startswith("nn.functional.") and hasattr(functional, o.name[14:])
+}
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("name", [n for n in OPS if n not in ("dropout", "rrelu")])
+def test_torchs_own_function_samples(name, dtype):
+    info = OPS[name]
+    if dtype not in info.dtypes:
+        pytest.skip(f"torch has no samples of {name} in {dtype}")
+    ours, theirs = getattr(functional, name), info.op
+    complaints = []
+    for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
+        if sample.kwargs.get("inplace"):
+            continue
+        call = [lambda *xs, f=f, s=sample: f(*xs, **s.kwargs) for f in (ours, theirs)]
+        found = check_torch(*call, [sample.input, *sample.args])
+        complaints += [f"{name}{sample.summary()}: {line}" for line in found]
+    report(complaints)
+
+
+@pytest.mark.parametrize("name", [n for n in OPS if OPS[n].error_inputs_func is not None])
+def test_torchs_own_errors(name):
+    complaints = []
+    for bad in OPS[name].error_inputs("cpu"):
+        sample = bad.sample_input
+        with pytest.raises(bad.error_type):
+            getattr(functional, name)(sample.input, *sample.args, **sample.kwargs)
+    report(complaints)
+
+
+WRONG_CALLS = {
+    "wrong last size": lambda m: m.Linear(3, 4)(torch.ones(2, 5)),
+    "integers into linear": lambda m: m.Linear(3, 4)(torch.ones(2, 3, dtype=torch.int64)),
+    "mixed dtypes": lambda m: m.Linear(3, 4)(torch.ones(2, 3, dtype=torch.float64)),
+    "not a tensor": lambda m: m.Linear(3, 4)([1.0, 2.0, 3.0]),
+    "unknown keyword": lambda m: m.Linear(3, 4, bios=True),
+    "wrong channels": lambda m: m.Conv2d(3, 4, 3)(torch.ones(2, 5, 8, 8)),
+    "wrong rank": lambda m: m.Conv2d(3, 4, 3)(torch.ones(2, 3)),
+    "kernel larger than image": lambda m: m.Conv2d(3, 4, 5)(torch.ones(2, 3, 2, 2)),
+    "strided same": lambda m: m.Conv2d(3, 4, 3, stride=2, padding="same"),
+    "groups": lambda m: m.Conv2d(3, 4, 3, groups=2),
+    "unknown padding mode": lambda m: m.Conv2d(3, 4, 3, padding_mode="mirror"),
+    "batch norm rank": lambda m: m.BatchNorm2d(3)(torch.ones(2, 3, 4)),
+    "batch norm channels": lambda m: m.BatchNorm1d(3)(torch.ones(2, 4)),
+    "one value a channel": lambda m: m.BatchNorm1d(3)(torch.ones(1, 3)),
+    "normalized shape": lambda m: m.LayerNorm(3)(torch.ones(2, 4)),
+    "rms shape": lambda m: m.RMSNorm(3)(torch.ones(2, 4)),
+    "p outside": lambda m: m.Dropout(1.5),
+    "dim outside": lambda m: m.Softmax(3)(torch.ones(2, 3)),
+    "integer softmax": lambda m: m.Softmax(1)(torch.ones(2, 3, dtype=torch.int64)),
+    "reduction": lambda m: m.CrossEntropyLoss(reduction="all")(torch.ones(2, 3), torch.tensor([0, 1])),
+    "label out of range": lambda m: m.CrossEntropyLoss()(torch.ones(2, 3), torch.tensor([0, 3])),
+    "negative label": lambda m: m.NLLLoss()(torch.ones(2, 3), torch.tensor([0, -1])),
+    "batch sizes": lambda m: m.CrossEntropyLoss()(torch.ones(2, 3), torch.tensor([0, 1, 2])),
+    "integer logits": lambda m: m.CrossEntropyLoss()(torch.ones(2, 3, dtype=torch.int64), torch.tensor([0, 1])),
+    "class weights": lambda m: m.CrossEntropyLoss(weight=torch.ones(4))(torch.ones(2, 3), torch.tensor([0, 1])),
+    "smoothing": lambda m: m.CrossEntropyLoss(label_smoothing=2.0)(torch.ones(2, 3), torch.tensor([0, 1])),
+    "mse shapes": lambda m: m.MSELoss()(torch.ones(2, 3), torch.ones(2, 4)),
+    "odd glu": lambda m: m.GLU()(torch.ones(2, 3)),
+    "prelu channels": lambda m: m.PReLU(4)(torch.ones(2, 3)),
+    "pool padding": lambda m: m.MaxPool2d(2, padding=2)(torch.ones(1, 1, 8, 8)),
+    "pool rank": lambda m: m.MaxPool2d(2)(torch.ones(8, 8)),
+    "pool too large": lambda m: m.AvgPool2d(9)(torch.ones(1, 1, 4, 4)),
+    "divisor": lambda m: m.AvgPool2d(2, divisor_override=0)(torch.ones(1, 1, 4, 4)),
+    "gelu kind": lambda m: m.GELU(approximate="sigmoid")(torch.ones(3)),
+    "leaf in place": lambda m: m.ReLU(inplace=True)(torch.ones(3, requires_grad=True)),
+    "lambda": lambda m: m.Softshrink(-1.0)(torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_CALLS)
+def test_error_types(what):
+    call = WRONG_CALLS[what]
+    with pytest.raises(Exception) as theirs:
+        call(nn)
+    with pytest.raises(type(theirs.value)):
+        call(gt)
+
+
+# --- a judge that cannot fail is none ---------------------------------------------------------------------------------
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, forward, backward):
+        ctx.factor = backward
+        return x * forward
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy * ctx.factor, None, None
+
+
+WRONG = {
+    "values off": lambda m, x: m(x) * 1.001,
+    "gradient off": lambda m, x: m(_Scaled.apply(x, 1.0, 1.01)),
+    "no gradient": lambda m, x: m(x.detach()) + 0 * x,
+    "shape": lambda m, x: m(x).unsqueeze(0),
+    "dtype": lambda m, x: m(x).double(),
+    "input changed": lambda m, x: m(x.data.add_(1) - 1 if False else (x.data.mul_(2), x / 2)[1]),
+    "strides ignored": lambda m, x: m(torch.as_strided(x, x.shape, torch.empty(x.shape).stride())),
+    "NaN": lambda m, x: m(x).masked_fill(torch.zeros(()).bool(), 0) + torch.nan,
+    "only for negative": lambda m, x: torch.where(x < 0, m(x) * 1.01, m(x)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_replacements_fail(what):
+    module = nn.SiLU()
+    x = torch.stack([draw((4, 5), torch.float32), draw((4, 5), torch.float32, 1)], -1)[..., 0]
+    assert check_torch(lambda t: WRONG[what](module, t), module, [x])
+    assert not check_torch(lambda t: module(t), module, [x])
+
+
+# --- chance ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dropout(dtype):
+    """Its rate, its scale, and that its gradient is its mask; the same seed gives the same mask."""
+    x = torch.ones(300, 400, dtype=dtype, requires_grad=True)
+    torch.manual_seed(3)
+    y = gt.Dropout(0.3)(x)
+    dy = draw(x.shape, dtype)
+    y.backward(dy)
+    kept = y != 0
+    rate = 1 - kept.double().mean().item()
+    assert abs(rate - 0.3) < 5 * (0.3 * 0.7 / x.numel()) ** 0.5
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.7))
+    torch.testing.assert_close(x.grad, torch.where(kept, (dy.double() / 0.7), 0.0).to(dtype))
+    torch.manual_seed(3)
+    assert torch.equal(gt.Dropout(0.3)(x), y)
+    assert not torch.equal(gt.Dropout(0.3)(x), y)
+    assert torch.equal(gt.Dropout(0.3).eval()(x), x)
+    assert not gt.Dropout(1.0)(x).any() and torch.equal(gt.Dropout(0.0)(x), x)
+
+
+def test_rrelu():
+    """Slopes within their range, uniform in it; the gradient is the slope."""
+    x = -torch.ones(100_000, dtype=torch.float64, requires_grad=True)
+    y = gt.RReLU(0.2, 0.6)(x)
+    y.sum().backward()
+    slopes = -y.detach()
+    assert slopes.min() >= 0.2 and slopes.max() <= 0.6
+    assert abs(slopes.mean() - 0.4) < 5 * (0.4 / 12**0.5) / 100_000**0.5
+    torch.testing.assert_close(x.grad, slopes)
