@@ -38,3 +38,6 @@ from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 
 # After the drop-ins: what is made of them.
 from gpulayers.torch import optim  # isort: skip
+from gpulayers.torch._patch import Report, make_scriptable, patch, unpatch  # isort: skip
+
+make_scriptable()
