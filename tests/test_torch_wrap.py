@@ -308,6 +308,32 @@ def test_the_rest_of_torch():
     assert fresh.beta.item() == pytest.approx(1.5 - fresh.beta.grad.item())
 
 
+def test_ddp_and_fsdp(tmp_path):
+    """On one process: gradients reduced in buckets, and weights that are gathered for a call and let go."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    module = wrap(gl.Sequential(gl.Linear(3, 2), gl.BatchNorm1d(2), Tanh()), (None, 3))
+    x = draw(4, 3)
+    plain = grads(copy.deepcopy(module)(x), x)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        ddp = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(module))
+        ddp(x).square().sum().backward()
+        torch.testing.assert_close((x.grad,), plain)
+        assert all(p.grad is not None for p in ddp.parameters())
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(grads(module(x), x), plain)
+        optimizer = gl.torch.optim.SGD(module.parameters(), lr=1.0)
+        module(x).square().sum().backward()
+        optimizer.step()
+        assert not torch.allclose(module(x), ddp(x))
+        assert module.layer.state_dict()["0.weight"].shape == (2, 3)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_compiling_breaks_the_graph():
     module = wrap(Swish(), (None, 3))
     x = draw(2, 3)
