@@ -27,7 +27,8 @@ from gpulayers.testing._cache import cached
 from gpulayers.testing.memory import KernelMemoryError, Memory
 
 COMPILER = "g++"
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-ffp-contract=off")
+# A template's shared memory is one library's own: as a GNU-unique symbol two families' would be the same.
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off")
 CHECKED = "-fsanitize=thread"  # a call before every access; the calls end in our runtime, not in ThreadSanitizer's
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(')
 DYNAMIC = re.compile(

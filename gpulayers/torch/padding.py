@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
 class _Padding:
     """A class of torch.nn's that pads: its forward, with ours in place of torch's function."""
 
-    padding: Sequence[int]
+    padding: Any
     mode = "constant"
     value: float | None = None
 

@@ -96,7 +96,15 @@ struct tanh_ {
 };
 
 struct tanhshrink {
-    static __device__ float value(float x, Numbers) { return x - tanhf(x); }
+    static __device__ float value(float x, Numbers) {
+        float a = fabsf(x), s = x * x;
+        if (a < 1) {  // the two cancel: a Chebyshev fit
+            float near = ((0.00042069549f * s - 0.0025104594f) * s + 0.00821892172f) * s - 0.0216601156f;
+            return (((near * s + 0.0539347902f) * s - 0.133331284f) * s + 0.333333313f) * s * x;
+        }
+        float far = (a - 1) + 2 / (expf(2 * a) + 1);
+        return x < 0 ? -far : far;
+    }
     static __device__ float gradient(float dy, float x, Numbers) {
         float t = tanhf(x);
         return dy * t * t;
