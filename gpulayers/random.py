@@ -6,11 +6,15 @@ gives the same run, on the CPU and on a GPU.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import secrets
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 _seed, _count = secrets.randbits(62), 0
+_source: contextvars.ContextVar[Callable[[], int] | None] = contextvars.ContextVar("source", default=None)
 
 
 def seed(value: int) -> None:
@@ -24,9 +28,22 @@ def seed(value: int) -> None:
 def draw() -> np.ndarray:
     """A fresh (seed, offset) for Philox: int64, shape (2,). No two draws overlap in fewer than 2³² numbers."""
     global _count
+    source = _source.get()
+    if source is not None:
+        return np.array([source(), 0], np.int64)
     _count += 1
     mixed = np.random.SeedSequence([_seed, _count]).generate_state(1, np.uint64)[0]
     return np.array([mixed >> np.uint64(1), 0], np.int64)
+
+
+@contextlib.contextmanager
+def drawn_from(source: Callable[[], int]) -> Iterator[None]:
+    """Seeds come from ``source()`` inside: from torch's generator, where a layer runs in a torch model."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 def generator() -> np.random.Generator:

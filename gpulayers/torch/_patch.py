@@ -1,0 +1,295 @@
+"""Any model's layers replaced in place: a module gets the class of its drop-in, and stays the object that it is.
+
+So parameters, buffers, hooks, tied and shared modules, optimizers and every other reference stay the very same. The
+drop-ins are found by name: a class of ``gpulayers.torch`` replaces the class of ``torch.nn`` that it derives from and
+shares its name with.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import sys
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from gpulayers._table import table
+from gpulayers.torch._op import _PLAIN
+from gpulayers.torch.norm import rms_norm
+
+_PACKAGE = "gpulayers.torch"
+_MARK = "_gpulayers_patched"
+"""Where a patched module keeps the class that it had: in its ``__dict__``, so that copies have it too."""
+
+
+@dataclass
+class Report:
+    """What ``patch`` did; print it for a table. Each is by the module's name in the model."""
+
+    replaced: dict[str, type] = field(default_factory=dict)
+    """The class that the module has now (FSDP and parametrizations put their own above it)."""
+    left: dict[str, str] = field(default_factory=dict)
+    """Why a module that computes something is as it was."""
+    bypassed: dict[str, str] = field(default_factory=dict)
+    """Why a parent computes something else than the module's forward, always or (then it is replaced too) at times."""
+    _kinds: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = [(name, self._kinds[name], "replaced", f"by {_title(c)}") for name, c in self.replaced.items()]
+        rows += [(name, self._kinds[name], "bypassed", why) for name, why in self.bypassed.items()]
+        rows += [(name, self._kinds[name], "left", why) for name, why in self.left.items()]
+        return table(("module", "class", "", "why"), [(name or "(the model)", *rest) for name, *rest in rows])
+
+    def __repr__(self) -> str:
+        return f"<{len(self.replaced)} replaced, {len(self.left)} left, {len(self.bypassed)} bypassed>"
+
+
+def patch(model: nn.Module) -> Report:
+    """Replace every layer in ``model`` (itself too) that gpulayers.torch has a drop-in for, in place.
+
+    Replaced are modules whose class is exactly torch.nn's (under FSDP2 or parametrizations too), and norms in the manner
+    of Hugging Face's LlamaRMSNorm: the class's name ends with RMSNorm, it has one weight of one dimension and a
+    ``variance_epsilon`` or ``eps``, and on a random input its forward agrees with ours. Left alone are classes derived
+    from torch.nn's, a ``forward`` set on the instance, lazy modules that are not initialised, scripted ones, and what is
+    quantised or marked for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
+
+    ``torch.jit.script`` takes a patched model, as torch.nn's modules; it puts those into the model that it is given.
+    ``unpatch`` restores the classes. Raises TypeError for what is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"patch: model: the rule is a torch.nn.Module; got {type(model).__name__}")
+    report, bypassed = Report(), _bypassed(model)
+    for name, module in model.named_modules():
+        own = _own_class(module)
+        report._kinds[name] = own.__name__
+        always, why_bypassed = bypassed.get(module, (False, ""))
+        if why_bypassed:
+            report.bypassed[name] = why_bypassed
+        if always:
+            continue
+        replacement, why = _replacement(module, own)
+        if replacement is not None:
+            vars(module)[_MARK] = own
+            module.__class__ = _rebased(type(module), own, replacement)
+            report.replaced[name] = replacement
+        elif why and not why_bypassed:
+            report.left[name] = why
+    return report
+
+
+def unpatch(model: nn.Module) -> None:
+    """Give every module in ``model`` that ``patch`` replaced its class again; all else stays as it is now."""
+    for module in model.modules():
+        own = vars(module).pop(_MARK, None)
+        if own is None:
+            continue
+        replacement = drop_ins().get(own) or _norm_class(own, _eps_name(module))
+        if isinstance(module, replacement):
+            module.__class__ = _rebased(type(module), replacement, own)
+
+
+@functools.cache
+def drop_ins() -> dict[type, Any]:
+    """{torch.nn's class: gpulayers.torch's}."""
+    here = vars(sys.modules[_PACKAGE])
+    pairs = [(getattr(nn, name, None), c) for name, c in here.items() if isinstance(c, type)]
+    return {theirs: c for theirs, c in pairs if theirs is not None and issubclass(c, theirs)}
+
+
+def make_scriptable() -> None:
+    """Let ``torch.jit.script`` see each drop-in as torch.nn's module over the same attributes."""
+    for theirs, ours in drop_ins().items():
+
+        def prepare(self: Any, ours: type = ours, theirs: Any = theirs) -> Any:
+            return _as(theirs, self) if type(self) is ours else self
+
+        ours.__prepare_scriptable__ = prepare  # type: ignore[attr-defined]
+
+
+def _as(kind: Any, module: Any) -> Any:
+    """Another object of the class ``kind`` with the very attributes of ``module``."""
+    other = kind.__new__(kind)
+    other.__dict__ = module.__dict__
+    return other
+
+
+def _title(c: type) -> str:
+    return f"{_PACKAGE}.{c.__name__}" if c in drop_ins().values() else f"{_PACKAGE}'s rms_norm"
+
+
+# --- what is replaced, and what is not -------------------------------------------------------------------------------
+
+
+def _replacement(module: nn.Module, own: Any) -> tuple[Any, str]:
+    """(the class that replaces ``own``, "") or (None, why not); no reason is given for a module that only has others."""
+    known = drop_ins()
+    if isinstance(module, torch.jit.ScriptModule):
+        return None, "it is scripted"
+    if own in known.values() or issubclass(own, _Norm):
+        return None, "it is gpulayers' already"
+    if issubclass(own, nn.modules.lazy.LazyModuleMixin):
+        return None, "it is not initialised: patch it after its first call"
+    found, why = known.get(own), ""
+    if found is None and own.__name__.endswith("RMSNorm") and not own.__module__.startswith("torch."):
+        found, why = (None, why) if (why := _is_no_rms_norm(module, own)) else (_norm_class(own, _eps_name(module)), "")
+    if found is not None:
+        why = _not_itself(module, own)
+        return (None, why) if why else (found, "")
+    base = next((c for c in own.__mro__ if c in known), None)
+    if base is not None:
+        return None, f"a class derived from torch.nn.{base.__name__}"
+    return None, why or ("" if module._modules else f"{_PACKAGE} has no {own.__name__}")
+
+
+def _not_itself(module: nn.Module, own: type) -> str:
+    """Why a module of a class that we know must stay as it is."""
+    for name in vars(module):
+        if inspect.isfunction(getattr(own, name, None)):
+            return f"its {name} is set on the instance"
+    if getattr(module, "qconfig", None) is not None:
+        return "it is marked for quantisation (qconfig)"
+    for name, t in (*module._parameters.items(), *module._buffers.items()):
+        if t is not None and type(t) not in _PLAIN and not hasattr(t, "to_local"):  # DTensors have it
+            return f"its {name} is a {type(t).__name__}"
+    return ""
+
+
+def _bypassed(model: nn.Module) -> dict[nn.Module, tuple[bool, str]]:
+    """Modules whose parents call something else: (always, why)."""
+    found: dict[nn.Module, tuple[bool, str]] = {}
+    for parent in model.modules():
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            why = "in evaluation without gradients TransformerEncoderLayer runs torch's fused layer on its weights"
+            if type(parent).forward is nn.TransformerEncoderLayer.forward:
+                found |= {child: (False, why) for child in parent.children() if child in _leaves(parent)}
+        if isinstance(parent, nn.MultiheadAttention):
+            why = "MultiheadAttention computes with its weights and never calls it"
+            found |= {child: (True, why) for child in parent.children()}
+    return found
+
+
+def _leaves(parent: nn.Module) -> list[nn.Module]:
+    return [child for child in parent.children() if _own_class(child) in drop_ins()]
+
+
+# --- classes that torch puts above a module's own: parametrizations, FSDP2, replicate --------------------------------
+
+_rebased_from: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
+
+
+def _own_class(module: nn.Module) -> type:
+    """The class of a module, below those that torch made for this one."""
+    c = type(module)
+    while c.__module__.startswith(("torch.nn.utils.parametrize", "torch.distributed.")):
+        if getattr(sys.modules.get(c.__module__), c.__name__, None) is c:
+            break  # written in torch, not made while running
+        c = c.__bases__[-1]
+    return c
+
+
+def _rebased(c: Any, old: type, new: type) -> Any:
+    """``c`` with ``new`` below it in the place of ``old``; the class that it came from, if this leads back to it."""
+    if c is old:
+        return new
+    if not issubclass(c, old):
+        return c
+    before = _rebased_from.get(c)
+    if before is not None and issubclass(before, new) and _properties(before) == _properties(c):
+        return before
+    inside = {k: v for k, v in vars(c).items() if k not in ("__dict__", "__weakref__", "__slotnames__")}
+    fresh = type(c)(c.__name__, tuple(_rebased(base, old, new) for base in c.__bases__), inside)
+    _rebased_from[fresh] = c
+    return fresh
+
+
+def _properties(c: type) -> set[str]:
+    """The tensors that are parametrized."""
+    return {name for name, value in vars(c).items() if isinstance(value, property)}
+
+
+# --- norms by structure ----------------------------------------------------------------------------------------------
+
+
+class _Norm:
+    """Stands before a class in the manner of LlamaRMSNorm: x̂ in the input's dtype, times the weight."""
+
+    weight: nn.Parameter
+    _own: Any
+    _eps: str
+
+    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+        (x,) = (*args, *named.values())
+        weight, eps, dtype = self.weight, getattr(self, self._eps), x.dtype
+        if weight.dtype != dtype:  # as there: the product has the wider dtype
+            return weight * rms_norm(x, weight.shape, None, eps).to(dtype)
+        return rms_norm(x, weight.shape, weight, eps).to(dtype)  # autocast may have widened it
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new_norm, (self._own, self._eps), self.__getstate__()  # type: ignore[attr-defined]
+
+    def __prepare_scriptable__(self) -> Any:
+        return _as(self._own, self)
+
+
+@functools.cache
+def _norm_class(own: type, eps: str) -> Any:
+    """eps: the name of its attribute."""
+    inside = {"_own": own, "_eps": eps, "__module__": own.__module__, "__doc__": own.__doc__}
+    return type(own.__name__, (_Norm, own), inside)
+
+
+def _new_norm(own: type, eps: str) -> Any:
+    c = _norm_class(own, eps)
+    return c.__new__(c)
+
+
+def _eps_name(module: Any) -> str:
+    return "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
+
+
+def _is_no_rms_norm(module: nn.Module, own: Any) -> str:
+    """Why a module whose class is called …RMSNorm is not replaced: its form, or what it computes."""
+    weight, eps = getattr(module, "weight", None), getattr(module, _eps_name(module), None)
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
+        return "it has no weight of one dimension with a variance_epsilon or eps"
+    if len(module._parameters) + len(module._buffers) > 1 or set(module._modules) - {"parametrizations"}:
+        return "it has more than one weight"
+    if list(inspect.signature(own.forward).parameters)[2:]:
+        return "its forward takes more than the hidden states"
+    try:
+        return "" if _agrees(module, own, weight.shape[0]) else "on a random input it computes something else"
+    except Exception as error:
+        return f"its forward fails on a random input: {error}"
+
+
+@torch.no_grad()
+def _agrees(module: nn.Module, own: Any, n: int) -> bool:
+    """Whether two copies with a random weight and a large eps, on the CPU, give the same in each mix of dtypes."""
+    random = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=random) for shape in ((2, 3, n), (n,)))
+    for kind, of_weight in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)):
+        theirs, ours = (_probe(module, c, weight.to(of_weight)) for c in (own, _norm_class(own, _eps_name(module))))
+        truth, y = theirs.forward(x.to(kind)), ours.forward(x.to(kind))
+        if not isinstance(truth, Tensor) or (truth.dtype, truth.shape) != (y.dtype, y.shape):
+            return False
+        # Sums of n numbers in another order, and two roundings to 16 bits where we round once.
+        bound = max(n * torch.finfo(torch.float32).eps, 2 * torch.finfo(kind).eps) * truth.abs().max()
+        if not bool((truth.double() - y.double()).abs().max() <= bound):
+            return False
+    return True
+
+
+def _probe(module: nn.Module, kind: Any, weight: Tensor) -> Any:
+    """A copy of the module's plain attributes as one of class ``kind``, without its hooks."""
+    probe = kind.__new__(kind)
+    nn.Module.__init__(probe)
+    probe.__dict__ = copy.copy(module.__dict__) | {k: v for k, v in probe.__dict__.items() if k != "training"}
+    probe.weight = nn.Parameter(weight)
+    setattr(probe, _eps_name(module), 0.25)
+    return probe

@@ -1,0 +1,204 @@
+"""``torch.optim``'s SGD and AdamW with one update launch over all parameters of a group.
+
+They are torch's own classes with another ``step``: arguments, param groups, hooks, state and state dicts are torch's, so
+either loads what the other saved. Parameters and state are written where they lie, DTensors of FSDP2 in their local part.
+
+Some groups are left to torch's own step, each reason logged once (strict mode raises ``Refused`` instead): ``amsgrad``,
+``differentiable``, ``capturable``, what keeps numbers on a GPU (``fused`` AdamW's step there, an ``lr`` that is a CUDA
+tensor, GradScaler's numbers for a ``fused`` optimizer: reading them would wait), complex parameters, tensors that are
+not plain dense ones (SGD's sparse gradients; AdamW's raise, as torch's do), and whatever torch.compile traces.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.optimizer import _use_grad_for_differentiable
+from torch.optim.sgd import sgd
+
+from gpulayers import dispatch
+from gpulayers.ops import optim as ops
+from gpulayers.ops._op import Op, RuleError
+from gpulayers.torch._op import _FLOATS, _PLAIN, fallbacks
+
+_sgd: Any = sgd
+_adam: Any = adam
+
+
+class _Left(Exception):
+    """Torch's own step must update this group; says why."""
+
+
+class SGD(torch.optim.SGD):
+    """``torch.optim.SGD`` over gpulayers' kernels."""
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient. closure: computes the loss anew; its value is returned."""
+        loss = _loss(closure)
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            momentums: list[Tensor | None] = []
+            sparse = self._init_group(group, params, grads, momentums)
+            if not _updated(self, lambda: self._launches(group, params, grads, momentums)):  # noqa: B023
+                names = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize", "foreach", "fused")
+                rest = {name: group[name] for name in names}
+                _sgd(params, grads, momentums, has_sparse_grad=sparse, **rest, **_scaling(self))
+            if group["momentum"] != 0:
+                for p, m in zip(params, momentums):
+                    self.state[p]["momentum_buffer"] = m
+        return loss
+
+    def _launches(self, group: dict, params: list, grads: list, momentums: list) -> list:
+        if group["differentiable"]:
+            raise _Left("differentiable=True")
+        options: dict[str, Any] = _numbers(group, "lr", "momentum", "dampening", "weight_decay")
+        options |= dict(nesterov=group["nesterov"], maximize=group["maximize"])
+        firsts = [m is None for m in momentums] or [False] * len(params)
+        fresh = [torch.zeros_like(p) if m is None else m for p, m in zip(params, momentums)]
+        launches: list[Callable[[], Any]] = []
+        for at in _alike(params, firsts):
+            lists = [[a[i] for i in at] for a in (params, grads, fresh)[: 3 if momentums else 2]]
+            launches.append(_Launch(ops.sgd_update, lists, options | {"first": firsts[at[0]]}))
+        return [*launches, lambda: operator.setitem(momentums, slice(None), fresh)]  # once they are written
+
+
+class AdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` over gpulayers' kernels."""
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient. closure: computes the loss anew; its value is returned."""
+        _check_capture(self)
+        loss = _loss(closure)
+        for group in self.param_groups:
+            lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+            has_complex = self._init_group(group, *lists)
+            if not _updated(self, lambda: self._launches(group, *lists)):  # noqa: B023
+                names = ("amsgrad", "lr", "weight_decay", "eps", "maximize", "foreach", "capturable", "differentiable")
+                rest = {name: group[name] for name in (*names, "fused", "decoupled_weight_decay")}
+                rest |= dict(zip(("beta1", "beta2"), group["betas"]))
+                _adam(*lists, has_complex=has_complex, **rest, **_scaling(self))
+        return loss
+
+    def _launches(
+        self, group: dict, params: list, grads: list, exp_avgs: list, exp_avg_sqs: list, _: list, steps: list
+    ) -> list:
+        for flag in ("amsgrad", "differentiable", "capturable"):
+            if group[flag]:
+                raise _Left(f"{flag}=True")
+        if not group["decoupled_weight_decay"]:
+            raise _Left("decoupled_weight_decay=False")
+        if not all(s.is_cpu for s in steps):
+            raise _Left("the step is on a GPU, and reading it would wait")
+        options: dict[str, Any] = _numbers(group, "lr", "eps", "weight_decay")
+        betas = _numbers(dict(enumerate(group["betas"])), 0, 1)
+        options |= dict(betas=(betas[0], betas[1]), maximize=group["maximize"])
+        counts = [int(s) + 1 for s in steps]
+        launches: list[Callable[[], Any]] = []
+        for at in _alike(params, counts):
+            lists = [[a[i] for i in at] for a in (params, grads, exp_avgs, exp_avg_sqs)]
+            launches.append(_Launch(ops.adamw_update, lists, options | {"step": counts[at[0]]}))
+        if launches:
+            launches.append(lambda: torch._foreach_add_(steps, 1))
+        return launches
+
+
+class _Launch:
+    """One update of some of a group's tensors, planned; call it to run it. Raises what its op's rule raises."""
+
+    def __init__(self, op: Op, lists: list[list[Tensor]], options: dict[str, Any]):
+        self.op, self.lists = op, lists
+        self.local = [[_local(t, p) for t, p in zip(tensors, lists[0])] for tensors in lists]
+        self.plan, self.values = dispatch.plan_for(op, self.local, (), options)
+
+    def __call__(self) -> None:
+        self.plan.run_forward(self.local, self.values)
+        for name, tensors in zip(self.op.inputs, self.lists):
+            if name in self.op.updates:
+                torch.autograd.graph.increment_version(tensors)
+
+
+def _check_capture(optimizer: torch.optim.Optimizer) -> None:
+    """torch's error for a CUDA graph that captures a step without ``capturable``."""
+    name = "_accelerator_graph_capture_health_check"
+    old = "_cuda_graph_capture_health_check"  # before torch 2.10
+    getattr(optimizer, name if hasattr(optimizer, name) else old)()
+
+
+def _loss(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _scaling(optimizer: Any) -> dict[str, Any]:
+    """What GradScaler leaves on a ``fused`` optimizer."""
+    return {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
+
+
+def _updated(optimizer: Any, launches: Callable[[], list]) -> bool:
+    """Run the launches of a group; False where it is torch's to update."""
+    if torch.compiler.is_compiling():
+        return False
+    name = type(optimizer).__name__
+    try:
+        scale, found_inf = _scaling(optimizer).values()
+        if any(t is not None and not t.is_cpu for t in (scale, found_inf)):
+            raise _Left("GradScaler's numbers are on a GPU, and reading them would wait")
+        planned = launches()
+    except (_Left, RuleError, dispatch.Refused) as why:
+        policy = dispatch._policy.get()
+        if isinstance(why, dispatch.Refused) and (policy.strict or "definition" not in policy.backends):
+            raise
+        if policy.strict:
+            raise dispatch.Refused(f"{name}: strict mode forbids torch's own step ({why})") from None
+        if (name, str(why)) not in fallbacks:
+            fallbacks.add((name, str(why)))
+            dispatch.log.log(logging.INFO, "%s runs on torch's own step (%s)", name, why)
+        return False
+    if found_inf is not None and found_inf.item():
+        return True  # nothing moves, the step count neither
+    if scale is not None:  # as torch's fused step, it leaves the gradients unscaled
+        grads = [g for launch in planned if isinstance(launch, _Launch) for g in launch.local[1]]
+        torch._foreach_div_(grads, scale)
+    for launch in planned:
+        launch()
+    return True
+
+
+def _numbers(group: dict, *names: Any) -> dict[Any, float]:
+    """These hyperparameters as numbers; a tensor of one element is one too."""
+    for name in names:
+        value = group[name]
+        if isinstance(value, Tensor) and (not value.is_cpu or value.requires_grad):
+            raise _Left(f"{name} is a tensor that has a gradient or is on a GPU")
+    return {name: float(group[name]) for name in names}
+
+
+def _alike(params: Sequence[Tensor], marks: Sequence[Any]) -> list[list[int]]:
+    """Indices of the parameters that one launch updates: one device, dtype and mark (the step)."""
+    groups: dict[tuple, list[int]] = {}
+    for i, (p, mark) in enumerate(zip(params, marks)):
+        groups.setdefault((p.device, p.dtype, mark), []).append(i)
+    return list(groups.values())
+
+
+def _local(t: Tensor, p: Tensor) -> Tensor:
+    """The plain tensor that ``t``, which belongs to parameter ``p``, is on this process."""
+    if type(t) not in _PLAIN and hasattr(t, "to_local"):
+        if (t.placements, t.device_mesh) != (getattr(p, "placements", None), getattr(p, "device_mesh", None)):  # type: ignore[attr-defined]
+            raise _Left("a gradient or state is spread over the processes in another way than its parameter")
+        t = t.to_local()
+    plain = type(t) in _PLAIN and t.layout is torch.strided and t.dtype in _FLOATS and (t.is_cpu or t.is_cuda)
+    if not plain or torch._C._len_torch_dispatch_stack():
+        raise _Left(f"a {t.dtype} {type(t).__name__} ({t.layout}, {t.device.type}) is no plain dense tensor of floats")
+    return t
