@@ -4,14 +4,15 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float16, float32, int64
+from gpulayers.arrays import Spec, bfloat16, float16, float32, float64, int64
 from gpulayers.ops import activation as A
-from gpulayers.testing.arena import arena
+from gpulayers.testing.arena import BACKENDS, arena
 from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.nvrtc import audit_cuda
+from gpulayers.testing.tolerance import excess
 
 VARIANTS = [
     (A.relu, {}, F.relu),
@@ -50,35 +51,47 @@ EVERY = pytest.mark.parametrize(
 )
 
 
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0]
+WHOLE = 64
+"""Copies of a point that fill torch's vectors in every dtype. They are the judge: torch's scalar code, for what is left
+over and for strided tensors, lets dy through at NaN where its vectors give 0 (relu6, hardtanh, hardshrink, softshrink) or
+NaN (elu, celu, selu, hardswish)."""
+
+
 def draw(*shape: int) -> np.ndarray:
     return np.asarray(np.random.default_rng(list(shape)).standard_normal(shape) * 3)
+
+
+def in_torch(theirs, inputs, dy, dtype, options):
+    """torch's value and gradients, computed in ``dtype``."""
+    dtype = getattr(torch, str(dtype))
+    tensors = [torch.tensor(a.astype(float64), dtype=dtype, requires_grad=True) for a in inputs]
+    y = theirs(*tensors, **options)
+    y.backward(torch.tensor(dy.astype(float64), dtype=dtype))
+    return [t.detach().double().numpy() for t in (y, *(t.grad for t in tensors))]
+
+
+def check_torch(op, theirs, *inputs, **options):
+    """Every backend's value and gradients are NaN where torch's are, and as near to float64's as torch's."""
+    for dtype in (float32, float16, bfloat16):
+        typed = [a.astype(dtype) for a in inputs]
+        dy = np.random.default_rng(0).standard_normal(op(*typed, **options).shape).astype(dtype)
+        plain, truth = (in_torch(theirs, typed, dy, work, options) for work in (dtype, float64))
+        for backend in BACKENDS:
+            with arena(backend) as room:
+                y, call = op.record(*room.put(typed), **options)
+                results = room.get([y, *call.backward(room.put(dy))])
+            for name, mine, p, t in zip(["y", *op.inputs], results, plain, truth):
+                came = f"{name} on {backend} in {dtype}"
+                assert np.array_equal(np.isnan(mine), np.isnan(p)), came
+                assert (wrong := excess(mine, t, p)) is None, f"{came}: {wrong}"
 
 
 @EVERY
 def test_definition_is_torch(op, options, theirs):
     """Values and gradients in float64, at ordinary, extreme and special points (NaN, ±Inf, kinks)."""
-    special = [
-        0.0,
-        -0.0,
-        3.0,
-        -3.0,
-        0.5,
-        -0.5,
-        1.0,
-        -1.0,
-        6.0,
-        1e-9,
-        -1e-9,
-        40.0,
-        -40.0,
-        700.0,
-        -700.0,
-        np.nan,
-        np.inf,
-        -np.inf,
-    ]
-    # Whole vectors: of what is left over, torch's scalar code lets gradients through where x is NaN.
-    x = np.concatenate([special, np.linspace(-12, 12, 2048 - len(special))])
+    special = [*SPECIAL, *(s * v for v in (3.0, 0.5, 1.0, 6.0, 1e-9, 40.0, 700.0) for s in (1, -1))]
+    x = np.concatenate([special, np.linspace(-12, 12, 32 * WHOLE - len(special))])
     t = torch.tensor(x, requires_grad=True)
     y = theirs(t, **options)
     dy = np.random.default_rng(0).standard_normal(x.shape)
@@ -112,10 +125,11 @@ def test_memory_orders(op):
 
 @EVERY
 def test_special_values(op, options, theirs):
-    """NaN, ±Inf and kinks give from every kernel what they give from the definition."""
-    x = np.array([0.0, -0.0, 3.0, -3.0, 20.0, -20.0, 90.0, -90.0, 300.0, -300.0, np.nan, np.inf, -np.inf, 1e-6, -1e-6])
+    """NaN, ±Inf and kinks give from every kernel what they give from the definition, and from torch."""
+    x = np.repeat([*SPECIAL, *(s * v for v in (0.5, 1, 3, 6, 20, 90, 300, 1e-6) for s in (1, -1))], WHOLE)
     with np.errstate(all="ignore"):
         check_op(op, x, dtypes=["float32", "bfloat16"], dys=["dense"], **options)
+        check_torch(op, theirs, x, **options)
 
 
 def test_errors():
@@ -333,6 +347,18 @@ def test_glu():
     image = draw(2, 4, 5, 6).transpose(0, 3, 1, 2)
     for x, axis in [(image, 1), (image, 2), (draw(6, 80)[::2, :60], 1), (draw(3, 4, 1, 2).transpose(0, 3, 1, 2), 1)]:
         check_op(A.glu, x, axis=axis, dys=["dense", "transposed"], dtypes=["float32", "float16"])
+
+
+def test_special_values_of_gates():
+    """At NaN, ±Inf and 0, every kernel is torch: prelu's weights too, and glu's halves at every pair of points."""
+    x = np.repeat([*SPECIAL, -3.0, 3.0], WHOLE)
+    pairs = np.concatenate([np.tile(x, 7), np.repeat(x[::WHOLE], x.size)])
+    with np.errstate(all="ignore"):
+        check_torch(A.prelu, F.prelu, x, np.array([-0.25]))
+        check_torch(A.prelu, F.prelu, x.reshape(1, -1, WHOLE), draw(7))
+        check_torch(A.prelu, F.prelu, x.reshape(-1, WHOLE).T, draw(7))
+        check_torch(A.rrelu, F.rrelu, x, lower=-0.5, upper=1.0)
+        check_torch(A.glu, lambda x, axis: F.glu(x, axis), pairs, axis=0)
 
 
 def test_errors_of_weights_seeds_and_halves():

@@ -4,6 +4,10 @@ the other.
 An op is made of two plain functions, its value and its gradient: see ``_activation.py``. All take x of any shape,
 float, and return y with x's dtype and (where x is dense) memory order; its shape is x's, but for glu. They raise
 NotImplementedError for x that is not floating-point, and TypeError for a number that is none.
+
+Where x is NaN, dx is what torch's vectors give on the CPU, in every dtype: 0, NaN or dy, op by op. Its scalar code (less
+than a vector, strided tensors) lets dy through where the vectors give 0 (relu6, hardtanh, hardshrink, softshrink) or NaN
+(elu, celu, selu, hardswish).
 """
 
 from __future__ import annotations
