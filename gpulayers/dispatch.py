@@ -18,6 +18,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from gpulayers import arrays
 from gpulayers.arrays import NUMPY, Library, Spec
 
@@ -426,7 +428,9 @@ class Bridge:
 
     def entered(self) -> contextlib.AbstractContextManager:
         """The device and the caller's stream are the current ones inside."""
-        if self.device == "cpu" or (self.home.name == self.target and self.home.is_current(self.device)):
+        if self.device == "cpu":
+            return np.errstate(all="ignore")  # torch does not warn of NaN and Inf
+        if self.home.name == self.target and self.home.is_current(self.device):
             return _NOTHING
         stack = contextlib.ExitStack()
         stack.enter_context(self.home.on(self.device))

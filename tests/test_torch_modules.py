@@ -217,6 +217,13 @@ def targets(shape, classes, kind):
     return torch.rand(shape, dtype=torch.float64).softmax(min(1, len(shape) - 1))
 
 
+class _RowMajor(nn.NLLLoss):
+    """torch's loss on a row-major copy: its own backward fails where x is transposed."""
+
+    def forward(self, x, target):
+        return super().forward(x.contiguous(), target)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss(name, dtype):
@@ -232,8 +239,8 @@ def test_loss(name, dtype):
                 weight = draw((classes,), dtype, seed=3).abs() if weighted else None
                 for x in layouts(draw(shape, dtype, seed=number)):
                     ours, theirs = (getattr(m, name)(weight=weight, **kwargs) for m in (gt, nn))
-                    if name == "NLLLoss" and x.dim() == 4:  # torch's backward fails where x is transposed
-                        theirs = lambda x, t, loss=theirs: loss(x.contiguous(), t)
+                    if name == "NLLLoss":
+                        theirs = _RowMajor(weight=weight, **kwargs)
                     found = check_torch(ours, theirs, [x, target])
                     complaints += [f"{name}({kwargs}) {list(shape)} {kind} {x.stride()}: {line}" for line in found]
     report(complaints)
@@ -256,12 +263,14 @@ def test_non_finite(name):
     complaints = []
     for kwargs, shape in CASES[name][:40]:
         for number, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+            if shape in ANY:  # torch's scalar code, which takes a few elements, differs from its vectors at NaN
+                shape = (2, 3, 64)
             x = draw(shape, torch.float32, seed=number)
             if not x.numel() or kwargs.get("inplace"):
                 continue
             x.view(-1)[:: max(1, x.numel() // 3)] = value
             ours, theirs = pair_of(name, kwargs, torch.float32)
-            found = check_torch(ours, theirs, [x])
+            found = check_torch(ours, theirs, [x], dy=torch.randn_like)
             complaints += [f"{name}({kwargs}) {list(shape)} {value}: {line}" for line in found]
     report(complaints)
 
@@ -283,7 +292,9 @@ def test_torchs_own_module_samples(info, dtype):
             theirs = getattr(nn, name)(*args, **kwargs).to(dtype).train(training)
             ours = getattr(gt, name)(*args, **kwargs).to(dtype).train(training)
             ours.load_state_dict(theirs.state_dict())
-            assert not sample.forward_input.kwargs
+            if sample.forward_input.kwargs:
+                assert sample.forward_input.kwargs == {"input": sample.forward_input.kwargs["input"]}
+                sample.forward_input.args = (sample.forward_input.kwargs["input"],)
             if dtype is torch.float64 and name in TRUTH:
                 theirs = TRUTH[name](theirs)
             found = check_torch(ours, theirs, sample.forward_input.args)
@@ -311,8 +322,18 @@ def test_torchs_own_function_samples(name, dtype):
     for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
         if sample.kwargs.get("inplace"):
             continue
-        call = [lambda *xs, f=f, s=sample: f(*xs, **s.kwargs) for f in (ours, theirs)]
-        found = check_torch(*call, [sample.input, *sample.args])
+        # Tensors among the keywords are inputs too, of the other dtypes that the judge needs.
+        names = [k for k, v in sample.kwargs.items() if isinstance(v, torch.Tensor)]
+        fixed = {k: v for k, v in sample.kwargs.items() if k not in names}
+        inputs = [sample.input, *sample.args, *(sample.kwargs[k] for k in names)]
+        count = len(inputs) - len(names)
+        call = [
+            lambda *xs, f=f, n=count, names=names, fixed=fixed: f(*xs[:n], **dict(zip(names, xs[n:])), **fixed)
+            for f in (ours, theirs)
+        ]
+        constant = 2 if name == "batch_norm" else 0  # running statistics
+        grad = [not (1 <= i <= constant) and i < count for i in range(len(inputs))]
+        found = check_torch(*call, inputs, grad=grad)
         complaints += [f"{name}{sample.summary()}: {line}" for line in found]
     report(complaints)
 
@@ -436,7 +457,7 @@ def test_dropout(dtype):
 
 def test_rrelu():
     """Slopes within their range, uniform in it; the gradient is the slope."""
-    x = -torch.ones(100_000, dtype=torch.float64, requires_grad=True)
+    x = torch.full((100_000,), -1.0, dtype=torch.float64, requires_grad=True)
     y = gt.RReLU(0.2, 0.6)(x)
     y.backward(torch.ones_like(x))
     slopes = -y.detach()

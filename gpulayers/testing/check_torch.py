@@ -3,8 +3,10 @@
 Each value is judged against torch's in float64 from the same inputs: an error up to the bound of ``tolerance.py`` is
 allowed, where torch's own result in the same dtype takes the place of the plain formula. Where torch gives the very
 same number it is right by definition. A value beyond the bound gets a second look, since torch may just have been lucky
-there: E is then the largest error that torch makes on four neighbouring inputs (within a percent). For float64, whose
-truth is torch's own, that error is measured in float32 and scaled by the ratio of the two roundings, 2⁻²⁹.
+there: E is then the largest error that torch makes on 32 neighbouring inputs (within a tenth). For float64,
+whose truth is torch's own, that error is measured in float32 and scaled by the ratio of the two roundings, 2⁻²⁹, and E
+is at least what the truth moves by when inputs move by one rounding. A gradient's E is at least what rounding once costs
+at the largest dy: its terms are of that size, though they may cancel.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gpulayers import arrays
-from gpulayers.testing.tolerance import excess
+from gpulayers.testing.tolerance import excess, ulp
 
 
 def same_strides(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -44,7 +46,11 @@ class Outcome:
         self.error: Exception | None = None
 
 
-def run(call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: bool = True) -> Outcome:
+Wanted = bool | Sequence[bool]
+"""Whether gradients are wanted: of all floating-point inputs, or input by input."""
+
+
+def run(call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: Wanted = True) -> Outcome:
     """``call(*inputs)``, then backward from ``dys``. ``call`` may be a module."""
     found = Outcome()
     try:
@@ -56,8 +62,11 @@ def run(call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: 
     return found
 
 
-def _run(values: dict[str, Any], call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: bool) -> None:
-    leaves = [x for x in inputs if grad and isinstance(x, Tensor) and x.is_floating_point()]
+def _run(
+    values: dict[str, Any], call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: Wanted
+) -> None:
+    flags = [grad] * len(inputs) if isinstance(grad, bool) else grad
+    leaves = [x for x, want in zip(inputs, flags) if want and isinstance(x, Tensor) and x.is_floating_point()]
     for x in leaves:
         x.requires_grad_()
     outputs = call(*inputs)
@@ -78,7 +87,7 @@ def _run(values: dict[str, Any], call: Callable, inputs: Sequence[Any], dys: Seq
 
 
 def check_torch(
-    ours: Callable, theirs: Callable, inputs: Sequence[Any], *, grad: bool = True, dy: Callable | None = None
+    ours: Callable, theirs: Callable, inputs: Sequence[Any], *, grad: Wanted = True, dy: Callable | None = None
 ) -> list[str]:
     """What differs between two functions or modules on these inputs; empty if nothing does.
 
@@ -99,20 +108,23 @@ def check_torch(
     if a.error is not None:
         return [f"raises {type(a.error).__name__}: {a.error}"]
     truth = run(truth_call, twice, _inputs(dys, torch.float64), grad)
-    changed = [f"input {i} was changed" for i, (x, y) in enumerate(zip(mine, inputs)) if not _equal(x, y)]
     look = functools.cache(lambda: _neighbours(theirs, truth_call, inputs, dys, grad))
-    return changed + [
-        line
-        for name in b.values
-        for line in _differs(name, a.values[name], b.values[name], truth.values.get(name), look)
-    ]
+    complaints = []
+    for i, before in enumerate(inputs):
+        if not _equal(mine[i], before) and _equal(its[i], before):
+            complaints.append(f"input {i} was changed")
+        elif not _equal(its[i], before):  # updated in place
+            complaints += _differs(f"input {i} afterwards", mine[i].detach(), its[i].detach(), twice[i].detach(), look)
+    for name in b.values:
+        complaints += _differs(name, a.values[name], b.values[name], truth.values.get(name), look)
+    return complaints
 
 
-_DRAWS = 4
+_DRAWS = 32
 
 
 def _neighbours(
-    theirs: Callable, truth_call: Callable, inputs: Sequence[Any], dys: Sequence[Any], grad: bool
+    theirs: Callable, truth_call: Callable, inputs: Sequence[Any], dys: Sequence[Any], grad: Wanted
 ) -> list[dict[str, np.ndarray]]:
     """What torch is off by, value by value, on inputs and dys near these."""
     generator = torch.Generator().manual_seed(0)
@@ -127,18 +139,36 @@ def _neighbours(
         wide = _inputs(near, torch.float64)
         plain = run(copy.deepcopy(rough), _inputs(near[:n]), _inputs(near[n:]), grad).values
         exact = run(copy.deepcopy(truth_call), wide[:n], wide[n:], grad).values
-        scale = 2.0**-29 if double else 1.0
-        found.append(
-            {k: (_numpy(v).astype(np.float64) - _numpy(exact[k])) * scale for k, v in plain.items() if v is not None}
-        )
-    return found
+        found.append(_errors(plain, exact, 2.0**-29 if double else 1.0))
+        if double:
+            close = [_near(x, generator, 2.0**-52) for x in (*inputs, *dys)]
+            truth, moved = (
+                run(copy.deepcopy(truth_call), _inputs(xs[:n]), _inputs(xs[n:]), grad).values
+                for xs in ([*inputs, *dys], close)
+            )
+            found.append(_errors(moved, truth, 1.0))
+    return [*found, _rounding(dys, found[0])]
 
 
-def _near(x: Any, generator: torch.Generator) -> Any:
+def _errors(values: dict, truth: dict, scale: float) -> dict[str, np.ndarray]:
+    with np.errstate(invalid="ignore"):  # Inf − Inf
+        pairs = {k: (_numpy(v), _numpy(truth[k])) for k, v in values.items() if v is not None}
+        return {k: (v.astype(np.float64) - t) * scale for k, (v, t) in pairs.items()}
+
+
+def _rounding(dys: Sequence[Tensor], values: dict) -> dict[str, np.ndarray]:
+    """For each gradient, what rounding once costs at the largest dy, in the dtype that sums are in."""
+    finite = [dy[dy.isfinite()].abs().max().item() for dy in dys if dy.is_floating_point() and dy.isfinite().any()]
+    largest = np.array(max(finite, default=0.0))
+    wide = np.dtype(np.float64 if any(dy.dtype is torch.float64 for dy in dys) else np.float32)
+    return {k: np.asarray(0.5 * ulp(largest, wide)) for k in values if k.startswith("gradient")}
+
+
+def _near(x: Any, generator: torch.Generator, distance: float = 0.1) -> Any:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     share = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return (x.detach().double() * (1 + 0.01 * share)).to(x.dtype)
+    return (x.detach().double() * (1 + distance * share)).to(x.dtype)
 
 
 def _inputs(inputs: Sequence[Any], dtype: torch.dtype | None = None) -> list:
@@ -182,7 +212,7 @@ def _differs(name: str, mine: Any, its: Any, truth: Any, look: Callable) -> list
     judged = np.where(agreed, exact.astype(got.dtype), got)
     complaint = excess(judged, exact, plain)
     if complaint:
-        complaint = excess(judged, exact, plain, [exact + errors[name] for errors in look()])
+        complaint = excess(judged, exact, plain, [exact + e[name] for e in look() if name in e])
     return [f"{name}: {complaint}"] if complaint else []
 
 

@@ -130,6 +130,8 @@ class TorchOp:
             return self.twin(*args)
         if _transforming() or forward_ad._current_level >= 0:
             return self._by_torch(args, "torch.func and forward-mode differentiation go through torch's own function")
+        if _scripting():
+            return self._by_torch(args, "torch.jit.trace records torch's own function")
         try:
             return self._traced(args) if self._serves(ins) else self.twin(*args)
         except NotImplementedError as why:  # a tensor subclass of its own kind (DTensor), a device of its own

@@ -89,7 +89,10 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """As ``torch.nn.functional.adaptive_avg_pool2d``: output_size is a number or a pair; None keeps a size."""
-    sizes = tuple(n if o is None else o for o, n in zip(pair(output_size), input.shape[-2:]))
+    both = pair(output_size)
+    if not isinstance(input, Tensor) or len(both) != 2:
+        return F.adaptive_avg_pool2d(input, output_size)  # raises
+    sizes = tuple(n if o is None else o for o, n in zip(both, input.shape[-2:]))
     return batched(_adaptive_avg_pool2d, 4, input, sizes)
 
 
