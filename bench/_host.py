@@ -1,4 +1,7 @@
-"""What a drop-in costs on the host, above the launch: kernels and allocations are stubs that hand out ready tensors."""
+"""What a drop-in costs on the host, above the launch: kernels and allocations are stubs that hand out ready tensors.
+
+torch.nn's own layer stands beside it, with its kernel on the same few numbers: a yardstick for this machine's Python.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ from gpulayers import dispatch
 from gpulayers.cli import families
 from gpulayers.torch._op import TorchOp
 
-MOST_FORWARD, MOST_WITH_GRAD, MOST_BACKWARD = 4.0, 9.0, 1.5
-"""µs, µs, and times torch.nn's."""
 _CALLS = 300
 
 
@@ -131,7 +132,7 @@ def host_cost() -> list[dict[str, Any]]:
 def _measure(make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> dict[str, float]:
     x, ours, theirs = torch.randn(shape, requires_grad=True), make(gt), make(nn)
     dy = torch.randn_like(theirs(x))
-    its = _backward(theirs, x, dy)
+    its, its_forward = _backward(theirs, x, dy), _time(lambda: theirs(x))
     undo = _stub(ours, x)
     plan = next(p for p in dispatch._plans.values() if not p.needs)
     inputs = [None] * len(plan.inputs)
@@ -146,6 +147,7 @@ def _measure(make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> dict[s
     return {
         "forward_us": without - stub,
         "with_grad_us": with_grad - stub,
+        "torch_forward_us": its_forward,
         "backward_us": mine,
         "torch_backward_us": its,
         "backward_ratio": mine / its,
