@@ -92,7 +92,16 @@ class TorchOp:
                 options,
                 _policy(),
                 *[
-                    t if t is None else (type(t), t.shape, t.stride(), t.dtype, t.device, grad and t.requires_grad)
+                    t
+                    if t is None
+                    else (
+                        type(t),
+                        t.shape,
+                        t.is_contiguous() or t.stride(),
+                        t.dtype,
+                        -1 if t.is_cpu else t.device,  # comparing devices costs more than the rest
+                        grad and t.requires_grad,
+                    )
                     for t in args[: self.n]
                 ],
             )
