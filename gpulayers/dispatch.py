@@ -169,6 +169,8 @@ class Call:
         return plan.run_backward(dys, self.saved, self.values, plan.needs)
 
 
+_Array = np.ndarray
+_NO_VALUES: dict[str, Any] = {}
 _plans: dict[tuple, Plan] = {}
 _MOST_PLANS = 8192
 
@@ -182,7 +184,10 @@ def forward(
     """
     plan, values = plan_for(op, inputs, needs, options)
     try:
-        outputs, saved = plan.run_forward(inputs, values)
+        # run_forward, without the call where there is nothing to convert
+        outputs, saved = (
+            plan.forward_bound(*inputs, **values) if plan.bridge is None else plan.run_forward(inputs, values)
+        )
     except Exception as error:  # of the data: a label out of range
         _name(error, op)
         raise
@@ -196,12 +201,13 @@ def plan_for(
 
     like: an array that lives where the call's do, when some of ``inputs`` are Specs.
     """
-    values = {}
+    values = _NO_VALUES
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
         options = {k: v for k, v in options.items() if k not in op.dynamic}
     try:
-        key = (op, _policy.get(), needs, *map(_signature, inputs), *options.items())
+        signatures = [(x.shape, x.dtype, x.strides) if type(x) is _Array else _signature(x) for x in inputs]
+        key = (op, _policy.get(), needs, *signatures, *options.items())
         if like is not None:
             key += (_signature(like),)
         plan = _plans.get(key)
@@ -235,7 +241,7 @@ def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> 
 
 
 def _signature(x: Any) -> Any:
-    if type(x) is arrays.np.ndarray:
+    if type(x) is _Array:
         return x.shape, x.dtype, x.strides
     if x is None or type(x) is Spec:
         return x
