@@ -38,6 +38,10 @@ def same_strides(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return fresh
 
 
+compared = 0
+"""Calls that this process compared."""
+
+
 class Outcome:
     """What a call gave: outputs, gradients of its inputs, gradients of its parameters, buffers, or an error."""
 
@@ -94,6 +98,8 @@ def check_torch(
     Modules must have equal weights and be in the dtype of the inputs. dy: makes a gradient like an output (random and
     strided by default).
     """
+    global compared
+    compared += 1
     make = dy or _strided_like
     mine, its, twice = (_inputs(inputs), _inputs(inputs), _inputs(inputs, torch.float64))
     truth_call = copy.deepcopy(theirs).double() if isinstance(theirs, torch.nn.Module) else theirs
