@@ -325,7 +325,8 @@ def test_torchs_own_function_samples(name, dtype):
     if dtype is torch.float64 and name == "hardsigmoid":
         theirs = TRUTH["Hardsigmoid"](None)
     complaints = []
-    for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
+    samples = [*info.sample_inputs("cpu", dtype, requires_grad=False)]
+    for sample in samples[:: max(1, len(samples) // 200)]:
         if sample.kwargs.get("inplace"):
             continue
         # Tensors among the keywords are inputs too, of the other dtypes that the judge needs.

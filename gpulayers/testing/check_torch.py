@@ -3,10 +3,10 @@
 Each value is judged against torch's in float64 from the same inputs: an error up to the bound of ``tolerance.py`` is
 allowed, where torch's own result in the same dtype takes the place of the plain formula. Where torch gives the very
 same number it is right by definition. A value beyond the bound gets a second look, since torch may just have been lucky
-there: E is then the largest error that torch makes on 32 neighbouring inputs (within a tenth). For float64,
-whose truth is torch's own, that error is measured in float32 and scaled by the ratio of the two roundings, 2⁻²⁹, and E
-is at least what the truth moves by when inputs move by one rounding. A gradient's E is at least what rounding once costs
-at the largest dy: its terms are of that size, though they may cancel.
+there: E is then the largest error that torch makes on 32 neighbouring inputs (within a tenth), and at least what the
+truth moves by when inputs move by one rounding of the dtype that sums are in. For float64, whose truth is torch's own,
+torch's error is measured in float32 and scaled by the ratio of the two roundings, 2⁻²⁹. A gradient's E is at least what
+rounding once costs at the largest dy: its terms are of that size, though they may cancel.
 """
 
 from __future__ import annotations
@@ -146,13 +146,12 @@ def _neighbours(
         plain = run(copy.deepcopy(rough), _inputs(near[:n]), _inputs(near[n:]), grad).values
         exact = run(copy.deepcopy(truth_call), wide[:n], wide[n:], grad).values
         found.append(_errors(plain, exact, 2.0**-29 if double else 1.0))
-        if double:
-            close = [_near(x, generator, 2.0**-52) for x in (*inputs, *dys)]
-            truth, moved = (
-                run(copy.deepcopy(truth_call), _inputs(xs[:n]), _inputs(xs[n:]), grad).values
-                for xs in ([*inputs, *dys], close)
-            )
-            found.append(_errors(moved, truth, 1.0))
+        there = _inputs([*inputs, *dys], torch.float64)
+        close = [_near(x, generator, 2.0**-52 if double else 2.0**-23) for x in there]
+        truth, moved = (
+            run(copy.deepcopy(truth_call), _inputs(xs[:n]), _inputs(xs[n:]), grad).values for xs in (there, close)
+        )
+        found.append(_errors(moved, truth, 1.0))
     return [*found, _rounding(dys, found[0])]
 
 
