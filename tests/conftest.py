@@ -16,6 +16,19 @@ def _same_draws():
     gl.random.seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(request):
+    """torch's threads would wait for each other, where tests run side by side."""
+    if not request.path.name.startswith("test_torch_"):
+        yield
+        return
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _here() -> dict[str, list]:
     """What this process proved."""
     import sys

@@ -154,15 +154,6 @@ TRUTH = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """torch's threads would wait for each other, where tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def layouts(x):
     """The same shape in other memory: as it comes, with gaps, transposed, channels last, expanded."""
     yield x

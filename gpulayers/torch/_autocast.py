@@ -14,6 +14,9 @@ FLOAT32 = "float32"
 LOSS = FLOAT32
 ON_CUDA = {"cuda": FLOAT32}
 """To float32 on CUDA, unchanged on the CPU."""
+ON_CPU = {"cpu": FLOAT32}
+_DEVICES = ("cpu", "cuda")
+"""Others, "meta" among them, are torch's own business."""
 
 
 def cast(rule: str | dict[str, str] | None, args: Sequence[Any], n: int) -> tuple:
@@ -22,7 +25,7 @@ def cast(rule: str | dict[str, str] | None, args: Sequence[Any], n: int) -> tupl
     device = next((t.device.type for t in args[:n] if t is not None), "cpu")
     if isinstance(rule, dict):
         rule = rule.get(device)
-    if rule is None or not torch.is_autocast_enabled(device):
+    if rule is None or device not in _DEVICES or not torch.is_autocast_enabled(device):
         return args
     dtype = torch.float32 if rule == FLOAT32 else torch.get_autocast_dtype(device)
     return (*[_to(t, dtype, device) for t in args[:n]], *args[n:])

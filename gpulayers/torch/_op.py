@@ -43,6 +43,7 @@ class TorchOp:
     twin: torch's own function of the same positional arguments, the op's inputs and then ``options``.
     options: those the function passes on, in the words of a torch.library schema ("float eps, bool training").
     outputs: the names of what it returns; options may leave out the last.
+    updating: the option without which the op updates none of its inputs.
     buffers: what the op may save besides its inputs and outputs.
     cast: what autocast does to the inputs, see ``_autocast.py``.
     again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
@@ -59,11 +60,12 @@ class TorchOp:
         buffers: Sequence[str] = (),
         cast: str | dict[str, str] | None = None,
         again: Callable | None = None,
+        updating: str | None = None,
     ):
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.name, self.n = op.name, len(op.inputs)
         self.options = tuple(o.split()[-1].partition("=")[0] for o in options.split(",") if o.strip())
-        self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast)
+        self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
         self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
@@ -141,11 +143,10 @@ class TorchOp:
         self._mark_updated(args)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _mark_updated(self, ins: Sequence[Any]) -> None:
-        """Tell autograd that these were written to."""
-        for i in self._updated:
-            if ins[i] is not None:
-                torch.autograd.graph.increment_version(ins[i])
+    def _mark_updated(self, args: Sequence[Any]) -> None:
+        """Tell autograd what was written to."""
+        for i in self.library.updates(args):
+            torch.autograd.graph.increment_version(args[i])
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""
@@ -242,7 +243,7 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         ins = args[:n]
         outputs, saved = plan.run_forward(ins, values)
         if of._updated:
-            of._mark_updated(ins)
+            of._mark_updated(args)
         ctx.call = plan, values, tuple(saved), args[n:]
         ctx.save_for_backward(*saved.values())
         ctx.set_materialize_grads(False)

@@ -38,7 +38,6 @@ def _applied(op: TorchOp, inplace: bool, input: Tensor, *options: Any) -> Tensor
 
 _relu = _op(ops.relu, F.relu, lambda dy, y: dy * (y > 0))
 _leaky_relu = _op(ops.leaky_relu, F.leaky_relu)
-_relu6 = _op(ops.relu6, F.relu6, lambda dy, y: dy * ((y > 0) & (y < 6)))
 _hardtanh = _op(ops.hardtanh, F.hardtanh)
 _hardsigmoid = _op(ops.hardsigmoid, F.hardsigmoid)
 _hardswish = _op(ops.hardswish, F.hardswish)
@@ -83,7 +82,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.relu6``."""
-    return _applied(_relu6, inplace, input)
+    # Not ops.relu6, which saves y: with torch's, y may be changed before the backward.
+    return _applied(_hardtanh, inplace, input, 0.0, 6.0)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:

@@ -1,0 +1,143 @@
+"""Small calls of every drop-in of ``gpulayers.torch``, and one model of all of them: for tests of the mechanism.
+
+Values are judged elsewhere, over many more calls (``check_torch.py``).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+PLAIN = (
+    "ReLU ReLU6 LeakyReLU Hardtanh Hardsigmoid Hardswish Hardshrink Softshrink Sigmoid LogSigmoid SiLU Tanh Tanhshrink "
+    "Softsign Softplus ELU CELU SELU Mish GELU RReLU"
+).split()
+"""Activations that have no arguments without a default."""
+_IMAGE = (2, 4, 6, 5)
+_SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
+    **{name: [({}, (3, 5))] for name in PLAIN},
+    "Threshold": [({"threshold": 0.1, "value": 2.0}, (3, 5))],
+    "GLU": [({"dim": 1}, (3, 4, 5))],
+    "PReLU": [({"num_parameters": 4}, _IMAGE)],
+    "Softmax": [({"dim": 1}, (3, 5, 2))],
+    "LogSoftmax": [({"dim": -1}, (3, 5))],
+    "Softmin": [({"dim": 0}, (3, 5))],
+    "Softmax2d": [({}, _IMAGE)],
+    "Dropout": [({"p": 0.3}, (3, 5))],
+    "Flatten": [({}, (2, 3, 4))],
+    "Linear": [({"in_features": 5, "out_features": 3}, (2, 3, 5)), ({"in_features": 5, "out_features": 3, "bias": False}, (3, 5))],
+    "LayerNorm": [({"normalized_shape": (5,)}, (3, 5)), ({"normalized_shape": (3, 5), "elementwise_affine": False}, (2, 3, 5))],
+    "RMSNorm": [({"normalized_shape": (5,)}, (3, 5)), ({"normalized_shape": (5,), "elementwise_affine": False}, (2, 3, 5))],
+    "BatchNorm1d": [({"num_features": 5}, (4, 5)), ({"num_features": 3, "affine": False}, (4, 3, 5))],
+    "BatchNorm2d": [({"num_features": 4}, _IMAGE), ({"num_features": 4, "track_running_stats": False}, _IMAGE)],
+    "MaxPool2d": [({"kernel_size": 2}, _IMAGE), ({"kernel_size": 3, "padding": 1, "return_indices": True}, _IMAGE)],
+    "AvgPool2d": [({"kernel_size": 2, "padding": 1}, _IMAGE)],
+    "AdaptiveAvgPool2d": [({"output_size": (2, 3)}, _IMAGE)],
+    "ConstantPad2d": [({"padding": (0, 2, 1, -1), "value": 3.5}, _IMAGE)],
+    "ZeroPad2d": [({"padding": 1}, _IMAGE)],
+    "ReflectionPad2d": [({"padding": 1}, _IMAGE)],
+    "ReplicationPad2d": [({"padding": 1}, _IMAGE)],
+    "CircularPad2d": [({"padding": 1}, _IMAGE)],
+    "Conv2d": [
+        ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, _IMAGE),
+        ({"in_channels": 4, "out_channels": 4, "kernel_size": 2, "groups": 2, "stride": 2, "bias": False}, _IMAGE),
+    ],
+    "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
+    "NLLLoss": [({"ignore_index": 1}, (3, 5))],
+    "MSELoss": [({}, (3, 5))],
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    """One call: a class by its name, its arguments, the shape of its input."""
+
+    name: str
+    arguments: dict[str, Any]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}-{'-'.join(str(v) for v in self.arguments.values())}".rstrip("-")
+
+    def module(self, library: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The module of ``gpulayers.torch`` or ``torch.nn``, the same weights from either."""
+        module = getattr(library, self.name)(**self.arguments)
+        for name, p in module.named_parameters():
+            p.data = _draw(p.shape, name)
+        return module.to(dtype)
+
+    def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+        x = _draw(self.shape, f"{self.name}{seed}").to(dtype)
+        if self.name == "MSELoss":
+            return [x, _draw(self.shape, f"target{seed}").to(dtype)]
+        if self.name in ("CrossEntropyLoss", "NLLLoss"):
+            return [x, torch.arange(x.numel() // x.shape[1]).reshape(x.shape[:1] + x.shape[2:]) % x.shape[1]]
+        return [x]
+
+
+CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
+
+
+def _draw(shape: Any, name: str) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def layouts(x: Tensor) -> Iterator[Tensor]:
+    """The same values in other memory: as they come, with gaps, transposed, channels last; and an empty batch."""
+    yield x
+    yield torch.stack([x, x], -1)[..., 0]
+    yield x.transpose(0, -1).contiguous().transpose(0, -1)
+    if x.dim() == 4:
+        yield x.contiguous(memory_format=torch.channels_last)
+    yield x[:0]
+
+
+class Everything(nn.Module):
+    """Every class of ``library`` once, on images (N, 3, H, W) and labels (N,): each one's output by its name."""
+
+    def __init__(self, library: Any):
+        super().__init__()
+        make = {name: lambda name=name: getattr(library, name)(**_SHAPES[name][0][0]) for name in _SHAPES}
+        make |= {
+            "Conv2d": lambda: library.Conv2d(3, 4, 3, padding=1),
+            "Flatten": lambda: library.Flatten(),
+            "Linear": lambda: library.Linear(352, 10),
+            "LayerNorm": lambda: library.LayerNorm(10),
+            "RMSNorm": lambda: library.RMSNorm(10),
+            "BatchNorm1d": lambda: library.BatchNorm1d(10),
+        }
+        self.layers = nn.ModuleDict({name: build() for name, build in make.items()})
+        for name, p in self.named_parameters():
+            p.data = _draw(p.shape, name).float() / max(1, p[:1].numel()) ** 0.5
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def through(names: str, x: Tensor) -> Tensor:
+            for name in names.split():
+                x = found[name] = self.layers[name](x)
+            return x
+
+        x = through("ReflectionPad2d Conv2d BatchNorm2d PReLU MaxPool2d AvgPool2d AdaptiveAvgPool2d", x)
+        x = x + through("Softmax2d", x)
+        x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
+        x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
+        x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)
+        through("GLU", x.unsqueeze(-1))
+        p, q = through("Softmax", x), through("Softmin", x)
+        found["MSELoss"] = self.layers["MSELoss"](p, q)
+        found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
+        found["CrossEntropyLoss"] = self.layers["CrossEntropyLoss"](x, labels)
+        return found
+
+
+def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(a number on which all classes have an influence, every class's output)."""
+    found = model(x, labels)
+    parts = [found[name].double().mean() for name in ("GLU", "MSELoss", "NLLLoss", "CrossEntropyLoss")]
+    return torch.stack(parts).sum(), {name: y.detach() for name, y in found.items()}
