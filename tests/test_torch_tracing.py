@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import gpulayers as gl  # noqa: E402
 import gpulayers.torch as gt  # noqa: E402
-from gpulayers.testing.torch_cases import CASES, Everything, layouts, total  # noqa: E402
+from gpulayers.testing.torch_cases import CASES, Everything, layouts, loss  # noqa: E402
 from gpulayers.torch import _op  # noqa: E402
 
 RANDOM = ("Dropout", "RReLU")
@@ -133,14 +133,13 @@ def images(n, size):
 
 
 def trained(model, call, x, labels):
-    """Outputs and gradients, of the input first."""
+    """Outputs, gradients (the input's first) and statistics."""
     model.zero_grad()
     x = x.clone().requires_grad_()
     torch.manual_seed(7)
-    found = call(x, labels)
-    total(found).backward()
-    buffers = [b.clone() for b in model.buffers()]
-    return {k: y.detach() for k, y in found.items()}, [x.grad, *(p.grad for p in model.parameters())], buffers
+    total, outputs = call(model, x, labels)
+    total.backward()
+    return outputs, [x.grad, *(p.grad for p in model.parameters())], list(model.buffers())
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
@@ -149,11 +148,10 @@ def test_compiled_in_training(backend):
     plain, model = everything(), everything()
     torch.compiler.reset()
     options = {"options": {"fallback_random": True}} if backend == "inductor" else {}
-    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True, **options)
+    compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=True, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for n, size in ((5, 12), (7, 9)):
-            found = trained(model, compiled, *images(n, size))
-            same(found, trained(plain, plain, *images(n, size)))
+            same(trained(model, compiled, *images(n, size)), trained(plain, loss, *images(n, size)))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -294,15 +292,15 @@ def test_vmap_and_func(case):
     pairs = [case.inputs(DOUBLE, seed) for seed in range(3)]
     stacked = [torch.stack(ts) for ts in zip(*pairs)]
 
-    def loss(m, *inputs):
+    def squares(m, *inputs):
         return first(m(*inputs)).square().sum()
 
     for by in (
         lambda m: torch.func.vmap(m)(*stacked),
         lambda m: torch.func.vmap(m, randomness="different")(*stacked),
-        lambda m: torch.func.grad(lambda x: loss(m, x, *pairs[0][1:]))(pairs[0][0]),
-        lambda m: torch.func.vmap(torch.func.grad(lambda *xs: loss(m, *xs)))(*stacked),
-        lambda m: torch.func.hessian(lambda x: loss(m, x, *pairs[0][1:]))(pairs[0][0]),
+        lambda m: torch.func.grad(lambda x: squares(m, x, *pairs[0][1:]))(pairs[0][0]),
+        lambda m: torch.func.vmap(torch.func.grad(lambda *xs: squares(m, *xs)))(*stacked),
+        lambda m: torch.func.hessian(lambda x: squares(m, x, *pairs[0][1:]))(pairs[0][0]),
     ):
         agree(*(lambda m=m, by=by: by(m) for m in modules))
 
