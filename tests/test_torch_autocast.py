@@ -31,6 +31,8 @@ def dtypes(module, inputs):
 
 
 def compare(case, of_module, of_input):
+    if case.name == "RReLU" and of_input is torch.float16:
+        return  # torch has none on the CPU
     ours, theirs = (dtypes(case.module(m, of_module), case.inputs(of_input)) for m in (gt, nn))
     if isinstance(theirs, type):
         assert isinstance(ours, type) and issubclass(ours, theirs), (of_module, of_input, ours, theirs)
@@ -69,6 +71,7 @@ def named_dtypes(model, call, lower):
 def test_one_model_of_all(lower):
     """Eager, compiled, and compiled with autograd and autocast traced."""
     theirs = Everything(nn)
+    theirs.layers["RReLU"] = nn.LeakyReLU()  # torch has no RReLU for float16 on the CPU
     truth = named_dtypes(theirs, loss_of, lower)
     assert len(set(truth[0].values())) == 2
     ours = Everything(gt)
@@ -117,11 +120,12 @@ class _Autocast:
     def __enter__(self):
         torch.set_autocast_enabled("cuda", True)
         torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_cache_enabled(False)
 
     def __exit__(self, *error):
         torch.set_autocast_enabled("cuda", False)
         torch.set_autocast_dtype("cuda", torch.float16)
-        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(True)
 
 
 def test_rules_for_cuda_cast_fake_tensors():
@@ -145,11 +149,13 @@ def test_layer_for_cuda(case):
     """Both of them on fake CUDA tensors; forward alone: the engine of autograd wants the GPU."""
 
     def outputs(library, of_input):
+        module = case.module(library).train(not case.name.startswith("BatchNorm"))  # it would copy statistics
         with FakeTensorMode(), _Autocast(), torch.no_grad():
-            module = getattr(library, case.name)(**case.arguments, **on_gpu).train()
+            for values in (module._parameters, module._buffers):
+                for name, t in list(values.items()):
+                    values[name] = t if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda")
             found = module(*[torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in case.inputs(of_input)])
             return [y.dtype for y in (found if isinstance(found, tuple) else (found,))]
 
-    on_gpu = {"device": "cuda"} if list(case.module(nn).state_dict()) else {}
     for of_input in (torch.float32, *HALVES):
         assert outputs(gt, of_input) == outputs(nn, of_input)

@@ -14,6 +14,7 @@ FLOAT32 = "float32"
 LOSS = FLOAT32
 ON_CUDA = {"cuda": FLOAT32}
 """To float32 on CUDA, unchanged on the CPU."""
+ON_CPU = {"cpu": FLOAT32}
 _DEVICES = ("cpu", "cuda")
 """Others, "meta" among them, are torch's own business."""
 

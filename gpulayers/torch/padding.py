@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import padding as ops
+from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import batched
 from gpulayers.torch._op import TorchOp
 
@@ -28,6 +29,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     image = isinstance(input, Tensor) and input.dim() in (3, 4) and len(pad) == 4
     if not image or not input.is_floating_point() or (mode != "constant" and value):
         return F.pad(input, pad, mode, value)
+    if mode in ("reflect", "replicate"):
+        (input,) = _autocast.cast(_autocast.ON_CPU, (input,), 1)
     left, right, top, bottom = pad
     return batched(_pad2d, 4, input, (top, bottom, left, right), mode, float(value or 0))
 
