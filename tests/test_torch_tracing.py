@@ -168,6 +168,7 @@ def test_exported():
     n = torch.export.Dim("n", min=2)
     exported = torch.export.export(model, images(5, 12), dynamic_shapes=({0: n}, {0: n}))
     names = {str(node.target).split(".")[1] for node in exported.graph.nodes if "gpulayers" in str(node.target)}
+    assert not exported.graph_signature.buffers_to_mutate
     assert len(names) == 38  # of 39 ops; dropout computes nothing
     for count in (5, 8):
         same(exported.module()(*images(count, 12)), model(*images(count, 12)))
@@ -389,6 +390,17 @@ def test_what_is_changed_before_backward(case):
             assert theirs is RuntimeError or (which == "x" and case.name in KEEPS_ITS_INPUT), which
         else:
             same(ours, right)
+
+
+def test_statistics_are_written_in_training_alone():
+    x, norm = torch.randn(4, 3), gt.BatchNorm1d(3)
+    for by in (lambda: norm(x), lambda: norm(x.as_subclass(Logged))):
+        for training in (True, False):
+            norm.train(training)
+            before = norm.running_mean._version, norm.running_mean.clone()
+            by()
+            assert (norm.running_mean._version > before[0]) == training
+            assert torch.equal(norm.running_mean, before[1]) != training
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)

@@ -78,10 +78,12 @@ class LibraryOp:
         outputs: Sequence[str],
         buffers: Sequence[str],
         autocast: Callable,
+        updating: str | None = None,
     ):
         self.op, self._cast = op, autocast
         self.options, self.outputs, self.buffers = tuple(options), tuple(outputs), tuple(buffers)
         self.inputs, self.n = op.inputs, len(op.inputs)
+        self._switch = None if updating is None else self.n + self.options.index(updating)
         self.updated = [i for i, n in enumerate(op.inputs) if n in op.updates]
         tail = f", {schema}" if schema else ""
         ins = ", ".join(f"Tensor{'' if i < op.required else '?'} {n}" for i, n in enumerate(op.inputs))
@@ -115,10 +117,16 @@ class LibraryOp:
         found = self.forward(*args, save)
         if isinstance(found, Tensor):
             return found
-        for i, new in zip(self.updated, found[len(found) - len(self.updated) :]):
-            if args[i] is not None:
-                args[i].copy_(new)
+        news = dict(zip(self.updated, found[len(found) - len(self.updated) :]))
+        for i in self.updates(args):
+            args[i].copy_(news[i])
         return _one(tuple(found[: len(self.outputs)]))
+
+    def updates(self, args: Sequence[Any]) -> Sequence[int]:
+        """Which inputs this call updates."""
+        if not self.updated or (self._switch is not None and not args[self._switch]):
+            return ()
+        return [i for i in self.updated if args[i] is not None]
 
     # --- computing ---------------------------------------------------------------------------------------------------
 
@@ -130,14 +138,15 @@ class LibraryOp:
 
     def _forward(self, *args: Any) -> Any:
         *ins, save = args[: self.n] + args[-1:]
-        for i in self.updated:
-            ins[i] = None if ins[i] is None else ins[i].clone()
+        updates = self.updates(args)
+        for i in updates:
+            ins[i] = ins[i].clone()
         outputs, call = dispatch.forward(
             self.op, ins, self._present(ins) if save else (), self._values(args[self.n : -1])
         )
         saved = {} if call is None else call.saved
         news = [saved[b] if b in saved else ins[0].new_empty(_EMPTY) for b in self.buffers]
-        copies = [ins[0].new_empty(_EMPTY) if ins[i] is None else ins[i] for i in self.updated]
+        copies = [ins[i] if i in updates else ins[0].new_empty(_EMPTY) for i in self.updated]
         missing = [ins[0].new_empty(_EMPTY)] * (len(self.outputs) - len(outputs))
         return _one((*outputs, *missing, *news, *copies))
 
@@ -172,7 +181,8 @@ class LibraryOp:
             _fresh(rule.outputs[y], ins[0]) if y in rule.outputs else ins[0].new_empty(_EMPTY) for y in self.outputs
         ]
         news = [_fresh(rule.saved[b], ins[0]) if b in rule.saved else ins[0].new_empty(_EMPTY) for b in self.buffers]
-        copies = [ins[0].new_empty(_EMPTY) if ins[i] is None else torch.empty_like(ins[i]) for i in self.updated]
+        updates = self.updates(args)
+        copies = [torch.empty_like(ins[i]) if i in updates else ins[0].new_empty(_EMPTY) for i in self.updated]
         return _one((*outputs, *news, *copies))
 
     def _fake_backward(self, *args: Any) -> Any:

@@ -40,6 +40,7 @@ class TorchOp:
     twin: torch's own function of the same positional arguments, the op's inputs and then ``options``.
     options: those the function passes on, in the words of a torch.library schema ("float eps, bool training").
     outputs: the names of what it returns; options may leave out the last.
+    updating: the option without which the op updates none of its inputs.
     buffers: what the op may save besides its inputs and outputs.
     cast: what autocast does to the inputs, see ``_autocast.py``.
     again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
@@ -56,14 +57,14 @@ class TorchOp:
         buffers: Sequence[str] = (),
         cast: str | dict[str, str] | None = None,
         again: Callable | None = None,
+        updating: str | None = None,
     ):
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.name, self.n = op.name, len(op.inputs)
         self.options = tuple(o.split()[-1].partition("=")[0] for o in options.split(",") if o.strip())
-        self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast)
+        self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
-        self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
         self._function = _function(self)
         # The C++ function: the Python one above it looks for functorch levels once more.
         self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
@@ -102,14 +103,13 @@ class TorchOp:
         except RuleError as why:  # of the data: a label out of range
             why.where = why.where or self.name
             raise
-        self._mark_updated(ins)
+        self._mark_updated(args)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _mark_updated(self, ins: Sequence[Any]) -> None:
-        """Tell autograd that these were written to."""
-        for i in self._updated:
-            if ins[i] is not None:
-                torch.autograd.graph.increment_version(ins[i])
+    def _mark_updated(self, args: Sequence[Any]) -> None:
+        """Tell autograd what was written to."""
+        for i in self.library.updates(args):
+            torch.autograd.graph.increment_version(args[i])
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""
@@ -205,7 +205,7 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
     def forward(ctx: Any, plan: Any, values: dict, *args: Any) -> Any:
         ins = args[:n]
         outputs, saved = plan.run_forward(ins, values)
-        of._mark_updated(ins)
+        of._mark_updated(args)
         ctx.plan, ctx.values, ctx.names, ctx.options = plan, values, tuple(saved), args[n:]
         ctx.save_for_backward(*saved.values())
         ctx.set_materialize_grads(False)

@@ -73,6 +73,7 @@ _batch_norm = TorchOp(
     "bool training, float momentum, float eps",
     buffers=("mean", "rstd"),
     again=_batch_norm_again,
+    updating="training",
 )
 
 
