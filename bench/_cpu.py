@@ -174,9 +174,13 @@ def _many(call: Callable[[], Any], times: int = 2000) -> None:
 def import_cost(repeats: int = 9) -> dict[str, float]:
     """Seconds to start Python and import numpy, and gpulayers; medians of fresh processes taking turns."""
 
-    def start(module: str) -> Callable[[], Any]:
-        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=dict(os.environ))
+    # With compiled files, as an installed package has them.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
+    def start(module: str) -> Callable[[], Any]:
+        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=env)
+
+    start("gpulayers")()  # compiles them
     samples: dict[str, list[float]] = {"numpy": [], "gpulayers": []}
     for _ in range(repeats):
         for module in samples:

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file, from a bare checkout
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench import _cpu, _gpu  # noqa: E402
+from gpulayers.bench import _cpu, _gpu, _host  # noqa: E402
 
 import gpulayers  # noqa: E402
 from gpulayers._table import table  # noqa: E402
@@ -104,6 +104,13 @@ def cpu(options: argparse.Namespace) -> None:
             )
         )
         cost = results["import"]
+        results["host"] = _host.host_cost()
+        print(
+            table(
+                ["drop-in", "forward µs", "with grad µs", "torch.nn's µs", "backward µs", "torch.nn's µs", "ratio"],
+                [[f"{v:.1f}" if isinstance(v, float) else v for v in r.values()] for r in results["host"]],
+            )
+        )
         print(f"import: numpy {cost['numpy']:.3f} s, gpulayers {cost['gpulayers']:.3f} s, above {cost['above']:.3f} s")
     write(options.out / "cpu.json", results)
 

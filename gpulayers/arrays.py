@@ -142,6 +142,10 @@ class Library:
     def is_current(self, device: str) -> bool:
         return True
 
+    def is_only(self, device: str) -> bool:
+        """Whether there is no other device of its kind."""
+        return True
+
 
 class _CuPy(Library):
     name = "cupy"
@@ -168,6 +172,11 @@ class _CuPy(Library):
         import cupy
 
         return cupy.cuda.runtime.getDevice() == int(device.split(":")[1])
+
+    def is_only(self, device: str) -> bool:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount() == 1
 
 
 class _Torch(Library):
@@ -199,6 +208,11 @@ class _Torch(Library):
         import torch
 
         return device == "cpu" or torch.cuda.current_device() == int(device.split(":")[1])
+
+    def is_only(self, device: str) -> bool:
+        import torch
+
+        return device == "cpu" or torch.cuda.device_count() == 1
 
 
 NUMPY, CUPY, TORCH = Library(), _CuPy(), _Torch()
@@ -310,7 +324,7 @@ class _Capsule:
     def __dlpack__(self, **_: Any) -> Any:
         import torch
 
-        return torch.utils.dlpack.to_dlpack(self.tensor)
+        return torch._C._to_dlpack(self.tensor)  # the public function refuses what requires a gradient
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 1, 0
@@ -334,10 +348,9 @@ def torch_to_numpy(x: Any, writeable: bool = False) -> np.ndarray:
     """A view of a CPU tensor; read-only unless asked otherwise. bfloat16 comes as ml_dtypes' bfloat16."""
     import torch
 
-    x = x.detach()
     half = x.dtype is torch.bfloat16
     if half:
-        x = x.view(torch.uint16)
+        x = x.detach().view(torch.uint16)
     if writeable and x.numel():
         kind = from_torch_dtype(x.dtype)
         view = np.asarray(_Memory(x, x.data_ptr(), kind, [s * kind.itemsize for s in x.stride()]))

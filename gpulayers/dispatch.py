@@ -102,16 +102,26 @@ class Plan(NamedTuple):
     device: str
     reasons: dict[str, str]
     """Why each backend that stood before the chosen one did not serve the call."""
+    forward_bound: Callable
+    """forward and backward with all that the plan fixes."""
+    backward_bound: Callable
+
+    def bound(self) -> Plan:
+        """This plan for the functions it names."""
+        fixed = self.options | ({} if self.bridge is None else self.bridge.extra)
+        forward = functools.partial(self.forward, needs=self.needs, **fixed)
+        backward = functools.partial(self.backward or _no_backward, inputs=self.inputs, **fixed)
+        return self._replace(forward_bound=forward, backward_bound=backward)
 
     def run_forward(self, inputs: Sequence[Any], values: dict[str, Any]) -> tuple[tuple, dict]:
         """(outputs, what backward needs by name), the caller's own arrays where an input or an output is saved."""
-        options = self.options | values if values else self.options
-        if self.bridge is None:
-            return self.forward(*inputs, needs=self.needs, **options)
-        names, bridge = self.op.inputs, self.bridge
+        bridge = self.bridge
+        if bridge is None or bridge.open:
+            return self.forward_bound(*inputs, **values)
+        names = self.op.inputs
         with bridge.entered():
             given = [bridge.inward(x, n in self.op.updates) for x, n in zip(inputs, names)]
-            outputs, saved = self.forward(*given, needs=self.needs, **bridge.extra, **options)
+            outputs, saved = self.forward_bound(*given, **values)
             outputs = tuple(map(bridge.outward, outputs))
             if not saved:
                 return outputs, saved
@@ -120,16 +130,17 @@ class Plan(NamedTuple):
 
     def run_backward(self, dys: Sequence[Any], saved: dict[str, Any], values: dict[str, Any], needs: tuple) -> tuple:
         """One gradient for each input, None where ``needs`` (some of the plan's) does not name it."""
-        assert self.backward is not None
-        options = self.options | values if values else self.options
-        if self.bridge is None:
-            return self.backward(tuple(dys), saved, inputs=self.inputs, needs=needs, **options)
         bridge = self.bridge
+        if bridge is None or bridge.open:
+            return self.backward_bound(tuple(dys), saved, needs=needs, **values)
         with bridge.entered():
             given = tuple(map(bridge.inward, dys))
             kept = {k: bridge.inward(a) for k, a in saved.items()}
-            grads = self.backward(given, kept, inputs=self.inputs, needs=needs, **bridge.extra, **options)
-            return tuple(map(bridge.outward, grads))
+            return tuple(map(bridge.outward, self.backward_bound(given, kept, needs=needs, **values)))
+
+
+def _no_backward(*args: Any, **options: Any) -> Any:
+    raise RuntimeError("an op that only updates has no backward")
 
 
 class Call:
@@ -158,6 +169,8 @@ class Call:
         return plan.run_backward(dys, self.saved, self.values, plan.needs)
 
 
+_Array = np.ndarray
+_NO_VALUES: dict[str, Any] = {}
 _plans: dict[tuple, Plan] = {}
 _MOST_PLANS = 8192
 
@@ -171,7 +184,10 @@ def forward(
     """
     plan, values = plan_for(op, inputs, needs, options)
     try:
-        outputs, saved = plan.run_forward(inputs, values)
+        # run_forward, without the call where there is nothing to convert
+        outputs, saved = (
+            plan.forward_bound(*inputs, **values) if plan.bridge is None else plan.run_forward(inputs, values)
+        )
     except Exception as error:  # of the data: a label out of range
         _name(error, op)
         raise
@@ -185,12 +201,13 @@ def plan_for(
 
     like: an array that lives where the call's do, when some of ``inputs`` are Specs.
     """
-    values = {}
+    values = _NO_VALUES
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
         options = {k: v for k, v in options.items() if k not in op.dynamic}
     try:
-        key = (op, _policy.get(), needs, *map(_signature, inputs), *options.items())
+        signatures = [(x.shape, x.dtype, x.strides) if type(x) is _Array else _signature(x) for x in inputs]
+        key = (op, _policy.get(), needs, *signatures, *options.items())
         if like is not None:
             key += (_signature(like),)
         plan = _plans.get(key)
@@ -224,7 +241,7 @@ def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> 
 
 
 def _signature(x: Any) -> Any:
-    if type(x) is arrays.np.ndarray:
+    if type(x) is _Array:
         return x.shape, x.dtype, x.strides
     if x is None or type(x) is Spec:
         return x
@@ -270,7 +287,9 @@ def _make_plan(
     if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
         forward = _checked(op.check, forward)
     bridge = None if home is NUMPY and chosen in ("numpy", "definition") else Bridge(home, chosen, device)
-    return Plan(op, chosen, forward, backward, full, specs, rule, needs, bridge, home, device, reasons)
+    none = _no_backward
+    plan = Plan(op, chosen, forward, backward, full, specs, rule, needs, bridge, home, device, reasons, none, none)
+    return plan.bound()
 
 
 def _check_call(op: Op, inputs: Sequence[Any], needs: Sequence[str], options: dict[str, Any]) -> None:
@@ -425,6 +444,8 @@ class Bridge:
         native = backend in ("definition", "numpy")
         self.extra = {} if native else {"empty": _allocator(home, self.target, device)}
         self._lent = (home.name, self.target) == ("numpy", "torch")
+        self.open = home.name == self.target and home.is_only(device)
+        """Arrays are the backend's own already, and no device has to be made current."""
 
     def entered(self) -> contextlib.AbstractContextManager:
         """The device and the caller's stream are the current ones inside."""

@@ -5,7 +5,11 @@ import pathlib
 import time
 
 import pytest
-from gpulayers.bench import _cpu, report
+import torch
+from gpulayers.bench import _cpu, _host, report
+
+import gpulayers.torch as gt
+from gpulayers import dispatch
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -39,3 +43,13 @@ def test_bytes_follow_from_the_rule():
     case = next(c for _, c in _cpu.cases(["softmax"]))
     forward, backward = case.bytes()
     assert forward == 2 * case.specs()[0].nbytes and backward == 3 * case.specs()[0].nbytes
+
+
+def test_host_cost_is_measured_above_a_stub():
+    """The stub computes nothing, and nothing of it stays."""
+    before = dict(dispatch._plans)
+    make, shape = _host._layers()["ReLU"]
+    found = _host._measure(make, shape)
+    assert dispatch._plans == before and all(v > 0 for v in found.values())
+    x = torch.tensor([-1.0, 2.0])
+    assert torch.equal(make(gt)(x), torch.tensor([0.0, 2.0]))

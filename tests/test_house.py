@@ -86,7 +86,7 @@ def test_family_is_whole(family):
     needed += (
         []
         if all(op.updates and op.backward is None for op in OPS if op.family == family)
-        else ["gpulayers/layers/{}.py"]
+        else ["gpulayers/layers/{}.py", "gpulayers/torch/{}.py"]
     )
     missing = [p.format(family) for p in needed if not (ROOT / p.format(family)).is_file()]
     assert not missing

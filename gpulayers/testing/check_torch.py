@@ -168,7 +168,7 @@ def _near(x: Any, generator: torch.Generator, distance: float = 0.1) -> Any:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     share = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return (x.detach().double() * (1 + distance * share)).to(x.dtype)
+    return (x.detach().double() * (1 + distance * share.to(x.device))).to(x.dtype)
 
 
 def _inputs(inputs: Sequence[Any], dtype: torch.dtype | None = None) -> list:
@@ -181,7 +181,7 @@ def _inputs(inputs: Sequence[Any], dtype: torch.dtype | None = None) -> list:
 
 
 def _strided_like(y: Tensor) -> Tensor:
-    wide = torch.randn((*y.shape, 2) if y.dim() else (2,), dtype=torch.float64).to(y.dtype)
+    wide = torch.randn((*y.shape, 2) if y.dim() else (2,), dtype=torch.float64).to(y.device, y.dtype)
     return wide[..., 0] if y.is_floating_point() else torch.zeros_like(y)
 
 
@@ -217,4 +217,4 @@ def _differs(name: str, mine: Any, its: Any, truth: Any, look: Callable) -> list
 
 
 def _numpy(x: Tensor) -> np.ndarray:
-    return np.asarray(arrays.torch_to_numpy(x.contiguous()))
+    return np.asarray(arrays.to_numpy(x.contiguous()))

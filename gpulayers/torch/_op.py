@@ -25,13 +25,16 @@ from gpulayers.torch._library import LibraryOp
 
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
-_any_requires_grad = torch._C._any_requires_grad
 _any_autocast = torch._C._is_any_autocast_enabled
 _transforming = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _scripting = torch._C._is_tracing
+_policy = dispatch._policy.get
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+_MOST_KNOWN = 4096
 
 
 class TorchOp:
@@ -65,44 +68,78 @@ class TorchOp:
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
+        self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
+        self._dynamic = tuple((i, k) for i, k in enumerate(self.options) if k in op.dynamic)
+        self._known: dict[tuple, tuple[dispatch.Plan, bool]] = {}
+        """(plan, whether autograd records the call) by all that they depend on: a repeated call costs one look-up."""
         self._function = _function(self)
         # The C++ function: the Python one above it looks for functorch levels once more.
         self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
         """The outputs, from the op's inputs and then its options, all positional."""
-        ins = args[: self.n]
         if _is_compiling():  # first: the compiler must not look into what follows
-            return self._traced(args) if self._serves(ins) else self.twin(*args)
-        if (
-            not _PLAIN.issuperset(map(type, ins))
-            or _transforming()
-            or _modes()
-            or _scripting()
-            or forward_ad._current_level >= 0
-            or not (ins[0].is_cpu or ins[0].is_cuda)
-        ):
+            return self._traced(args) if self._serves(args[: self.n]) else self.twin(*args)
+        if _transforming() or _modes() or _scripting() or forward_ad._current_level >= 0:
             return self._elsewhere(args)
-        if _any_autocast():
+        if self.cast is not None and _any_autocast():
             args = _autocast.cast(self.cast, args, self.n)
-            ins = args[: self.n]
-        record = _grad_enabled() and _any_requires_grad(*ins)
-        needs = (
-            tuple([n for i, n in self._differentiable if ins[i] is not None and ins[i].requires_grad]) if record else ()
-        )
+        grad, options = _grad_enabled(), args[self.n :]
+        values = {}
+        if self._dynamic:
+            values = {k: options[i] for i, k in self._dynamic}
+            options = tuple([o for o, k in zip(options, self.options) if k not in values])
         try:
-            plan, values = dispatch.plan_for(self.op, ins, needs, dict(zip(self.options, args[self.n :])))
+            key = (
+                options,
+                _policy(),
+                *[
+                    t
+                    if t is None
+                    else (
+                        type(t),
+                        t.shape,
+                        t.is_contiguous() or t.stride(),
+                        t.dtype,
+                        -1 if t.is_cpu else t.device,  # comparing devices costs more than the rest
+                        grad and t.requires_grad,
+                    )
+                    for t in args[: self.n]
+                ],
+            )
+            known = self._known.get(key)
+        except (AttributeError, TypeError, RuntimeError):  # no tensor, an option that is a list, a sparse tensor
+            return self._first(args, grad, None, values)
+        if known is None:
+            return self._first(args, grad, key, values)
+        plan, record = known
+        if record:
+            return self._apply(plan, values, *args)
+        outputs, _ = plan.run_forward(args[: self.n], values)
+        if self._updated:
+            self._mark_updated(args)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _first(self, args: Sequence[Any], grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
+        """The outputs of a call that is not known yet; makes it known if it is an ordinary one."""
+        ins = args[: self.n]
+        if not _PLAIN.issuperset(map(type, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
+            return self._elsewhere(args)
+        wanted = [grad and t is not None and t.requires_grad for t in ins]
+        needs = tuple(n for i, n in self._differentiable if wanted[i])
+        try:
+            plan, _ = dispatch.plan_for(self.op, ins, needs, dict(zip(self.options, args[self.n :])))
         except (RuleError, dispatch.Refused, RuntimeError, TypeError) as why:
             return self._by_torch(args, why)
-        if record and any([ins[i] is not None and ins[i].requires_grad for i in self._constant]):
+        if any(wanted[i] for i in self._constant):
             return self._by_torch(args, "an input that has no gradient requires one")  # torch raises
-        if record and needs:
+        if key is not None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = plan, bool(needs)
+        if needs:
             return self._apply(plan, values, *args)
-        try:
-            outputs, _ = plan.run_forward(ins, values)
-        except RuleError as why:  # of the data: a label out of range
-            why.where = why.where or self.name
-            raise
+        outputs, _ = plan.run_forward(ins, values)
         self._mark_updated(args)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -205,8 +242,9 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
     def forward(ctx: Any, plan: Any, values: dict, *args: Any) -> Any:
         ins = args[:n]
         outputs, saved = plan.run_forward(ins, values)
-        of._mark_updated(args)
-        ctx.plan, ctx.values, ctx.names, ctx.options = plan, values, tuple(saved), args[n:]
+        if of._updated:
+            of._mark_updated(args)
+        ctx.call = plan, values, tuple(saved), args[n:]
         ctx.save_for_backward(*saved.values())
         ctx.set_materialize_grads(False)
         if len(outputs) == 1:
@@ -215,14 +253,14 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         return outputs
 
     def backward(ctx: Any, *dys: Any) -> tuple:
-        plan, wanted = ctx.plan, ctx.needs_input_grad
-        if all(dy is None for dy in dys):
+        (plan, values, names, options), wanted = ctx.call, ctx.needs_input_grad
+        if dys[0] is None and all(dy is None for dy in dys):
             return (None, None, *(None,) * n, *tail)
         needs = tuple([name for i, name in of._differentiable if wanted[i + 2]])
-        saved = dict(zip(ctx.names, ctx.saved_tensors))
+        saved = dict(zip(names, ctx.saved_tensors))
         if _grad_enabled():  # create_graph=True
-            return (None, None, *of.gradients(dys, saved, plan, ctx.options, needs), *tail)
-        return (None, None, *plan.run_backward(dys, saved, ctx.values, needs), *tail)
+            return (None, None, *of.gradients(dys, saved, plan, options, needs), *tail)
+        return (None, None, *plan.run_backward(dys, saved, values, needs), *tail)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(of.name, (torch.autograd.Function,), members)
