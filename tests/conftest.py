@@ -23,6 +23,7 @@ def _one_thread(request):
         yield
         return
     torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -10,12 +10,24 @@ import torch.nn as nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
-from gpulayers.testing.torch_cases import CASES, Everything, loss as loss_of  # noqa: E402
-from gpulayers.torch import _autocast, activation, conv, linear, loss, norm, padding, pooling, softmax  # noqa: E402
+from gpulayers.testing import torch_cases  # noqa: E402
+from gpulayers.testing.torch_cases import CASES, Everything  # noqa: E402
+from gpulayers.torch import (  # noqa: E402
+    _autocast,
+    activation,
+    conv,
+    dropout,
+    linear,
+    loss,
+    norm,
+    padding,
+    pooling,
+    softmax,
+)
 from gpulayers.torch._op import TorchOp  # noqa: E402
 
 HALVES = (torch.bfloat16, torch.float16)
-FAMILIES = (activation, conv, linear, loss, norm, padding, pooling, softmax, gt.dropout)
+FAMILIES = (activation, conv, linear, loss, norm, padding, pooling, softmax, dropout)
 
 
 def dtypes(module, inputs):
@@ -69,17 +81,17 @@ def named_dtypes(model, call, lower):
 
 @pytest.mark.parametrize("lower", HALVES, ids=str)
 def test_one_model_of_all(lower):
-    """Eager, compiled, and compiled with autograd and autocast traced."""
+    """Eager and compiled."""
     theirs = Everything(nn)
     theirs.layers["RReLU"] = nn.LeakyReLU()  # torch has no RReLU for float16 on the CPU
-    truth = named_dtypes(theirs, loss_of, lower)
+    truth = named_dtypes(theirs, torch_cases.loss, lower)
     assert len(set(truth[0].values())) == 2
     ours = Everything(gt)
-    assert named_dtypes(ours, loss_of, lower) == truth
-    for backend in ("eager", "aot_eager") if lower is torch.bfloat16 else ("eager",):
-        torch.compiler.reset()
-        compiled = torch.compile(loss_of, backend=backend, fullgraph=True)
-        assert named_dtypes(ours, compiled, lower) == truth, backend
+    assert named_dtypes(ours, torch_cases.loss, lower) == truth
+    torch.compiler.reset()
+    backend = "aot_eager" if lower is torch.bfloat16 else "eager"
+    compiled = torch.compile(torch_cases.loss, backend=backend, fullgraph=True)
+    assert named_dtypes(ours, compiled, lower) == truth
 
 
 def test_the_compiled_function_may_turn_it_on_and_off():
@@ -102,8 +114,18 @@ def test_the_compiled_function_may_turn_it_on_and_off():
 
 RULES = {o.name: o.cast for family in FAMILIES for o in vars(family).values() if isinstance(o, TorchOp)}
 ON_CUDA = {
-    "float32": "layer_norm rms_norm softmax log_softmax softmin softplus cross_entropy nll_loss mse".split(),
-    "lower": "linear conv2d prelu".split(),
+    "float32": (
+        "layer_norm",
+        "rms_norm",
+        "softmax",
+        "log_softmax",
+        "softmin",
+        "softplus",
+        "cross_entropy",
+        "nll_loss",
+        "mse",
+    ),
+    "lower": ("linear", "conv2d", "prelu"),
 }
 """What torch documents, and what RMSNorm and Softmin, which it does not name, do."""
 
@@ -135,7 +157,11 @@ def test_rules_for_cuda_cast_fake_tensors():
         cast = _autocast.cast
         assert [t.dtype for t in cast(_autocast.LOWER, (x, x, None), 3)[:2]] == [torch.bfloat16] * 2
         assert cast(_autocast.LOWER, (x, None, 2.0), 2)[1:] == (None, 2.0)
-        assert [t.dtype for t in cast(_autocast.LOWER, (x, wide, labels), 3)] == [torch.bfloat16, wide.dtype, labels.dtype]
+        assert [t.dtype for t in cast(_autocast.LOWER, (x, wide, labels), 3)] == [
+            torch.bfloat16,
+            wide.dtype,
+            labels.dtype,
+        ]
         assert cast(_autocast.LOWER, (x, x.cpu()), 2)[1].dtype is torch.float32
         for rule in (_autocast.LOSS, _autocast.ON_CUDA):
             assert cast(rule, (x.bfloat16(), labels), 2)[0].dtype is torch.float32

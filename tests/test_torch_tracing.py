@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import gpulayers as gl  # noqa: E402
 import gpulayers.torch as gt  # noqa: E402
-from gpulayers.testing.torch_cases import CASES, Everything, layouts, loss  # noqa: E402
+from gpulayers.testing.torch_cases import CASES, PLAIN, Everything, layouts, loss  # noqa: E402
 from gpulayers.torch import _op  # noqa: E402
 
 RANDOM = ("Dropout", "RReLU")
@@ -101,7 +101,7 @@ def check_ops(calls, traced=True):
 def test_opcheck(case):
     x, *others = case.inputs()
     for number, given in enumerate(layouts(x)):
-        if not len(given) and case.name in EMPTY_IS_WRONG:
+        if (not len(given) and case.name in EMPTY_IS_WRONG) or (number == 1 and case.name in PLAIN):
             continue
         calls = recorded(case, given, [t[: len(given)] for t in others])
         assert case.name == "Flatten" or len(calls) >= 2
@@ -135,7 +135,7 @@ def images(n, size):
 def trained(model, call, x, labels):
     """Outputs, gradients (the input's first) and statistics."""
     model.zero_grad()
-    x = x.clone().requires_grad_()
+    x.requires_grad_().grad = None
     torch.manual_seed(7)
     total, outputs = call(model, x, labels)
     total.backward()
@@ -150,14 +150,17 @@ def test_compiled_in_training(backend):
     options = {"options": {"fallback_random": True}} if backend == "inductor" else {}
     compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=True, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for n, size in ((5, 12), (7, 9)):
-            same(trained(model, compiled, *images(n, size)), trained(plain, loss, *images(n, size)))
+        for n, size in ((5, 12), (7, 9) if backend != "inductor" else (7, 12)):
+            x, labels = images(n, size)
+            if backend == "inductor":  # symbolic heights and widths cost it seconds
+                torch._dynamo.mark_static(x, (2, 3))
+            same(trained(model, compiled, x, labels), trained(plain, loss, x, labels))
 
 
 def test_compiled_in_evaluation():
     plain, model = everything().eval(), everything().eval()
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():
         for n, size in ((5, 12), (7, 9)):
             same(compiled(*images(n, size)), plain(*images(n, size)))
@@ -180,7 +183,9 @@ def test_exported():
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpoint_replays(use_reentrant):
     """The masks of dropout and the slopes of RReLU are drawn again as they were."""
-    model = nn.Sequential(gt.Linear(6, 8), gt.RReLU(), gt.Dropout(0.5), gt.LayerNorm(8), gt.Dropout(0.2), gt.Linear(8, 3))
+    model = nn.Sequential(
+        gt.Linear(6, 8), gt.RReLU(), gt.Dropout(0.5), gt.LayerNorm(8), gt.Dropout(0.2), gt.Linear(8, 3)
+    )
     x = torch.randn(16, 6)
     runs = []
     for call in (model, lambda x: checkpoint(model, x, use_reentrant=use_reentrant)):
@@ -206,7 +211,10 @@ def test_copies(case):
     theirs = case.module(nn).eval()
     theirs.load_state_dict(module.state_dict())
     halves = {name: p.detach() / 2 for name, p in module.named_parameters()}
-    same(torch.func.functional_call(module, halves, tuple(inputs)), torch.func.functional_call(theirs, halves, tuple(inputs)))
+    same(
+        torch.func.functional_call(module, halves, tuple(inputs)),
+        torch.func.functional_call(theirs, halves, tuple(inputs)),
+    )
 
 
 def test_weights_that_are_made():
@@ -384,7 +392,7 @@ def test_what_is_changed_before_backward(case):
         return [leaf.grad, *(p.grad for p in module.parameters())]
 
     for which in ("x", "y", "weight"):
-        ours, theirs = (outcome(lambda m=m: changed(m, which)) for m in both(case))
+        ours, theirs = (outcome(lambda m=m, which=which: changed(m, which)) for m in both(case))
         right = changed(both(case)[0], "nothing")
         if ours is RuntimeError:
             assert theirs is RuntimeError or (which == "x" and case.name in KEEPS_ITS_INPUT), which

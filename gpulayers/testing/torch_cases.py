@@ -14,9 +14,22 @@ import torch.nn as nn
 from torch import Tensor
 
 PLAIN = (
-    "ReLU ReLU6 LeakyReLU Hardtanh Hardsigmoid Hardswish Hardshrink Softshrink Sigmoid LogSigmoid SiLU Tanh Tanhshrink "
-    "Softsign Softplus ELU CELU SELU Mish GELU RReLU"
-).split()
+    *("ReLU", "ReLU6", "LeakyReLU", "Hardtanh", "Hardsigmoid", "Hardswish", "Hardshrink", "Softshrink", "Sigmoid"),
+    *(
+        "LogSigmoid",
+        "SiLU",
+        "Tanh",
+        "Tanhshrink",
+        "Softsign",
+        "Softplus",
+        "ELU",
+        "CELU",
+        "SELU",
+        "Mish",
+        "GELU",
+        "RReLU",
+    ),
+)
 """Activations that have no arguments without a default."""
 _IMAGE = (2, 4, 6, 5)
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
@@ -97,21 +110,22 @@ def layouts(x: Tensor) -> Iterator[Tensor]:
     yield x[:0]
 
 
+_IN_THE_MODEL: dict[str, dict[str, Any]] = {
+    "Conv2d": {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1},
+    "Linear": {"in_features": 352, "out_features": 10},
+    "LayerNorm": {"normalized_shape": 10},
+    "RMSNorm": {"normalized_shape": 10},
+    "BatchNorm1d": {"num_features": 10},
+}
+
+
 class Everything(nn.Module):
     """Every class of ``library`` once, on images (N, 3, H, W) and labels (N,): each one's output by its name."""
 
     def __init__(self, library: Any):
         super().__init__()
-        make = {name: lambda name=name: getattr(library, name)(**_SHAPES[name][0][0]) for name in _SHAPES}
-        make |= {
-            "Conv2d": lambda: library.Conv2d(3, 4, 3, padding=1),
-            "Flatten": lambda: library.Flatten(),
-            "Linear": lambda: library.Linear(352, 10),
-            "LayerNorm": lambda: library.LayerNorm(10),
-            "RMSNorm": lambda: library.RMSNorm(10),
-            "BatchNorm1d": lambda: library.BatchNorm1d(10),
-        }
-        self.layers = nn.ModuleDict({name: build() for name, build in make.items()})
+        arguments = {name: calls[0][0] for name, calls in _SHAPES.items()} | _IN_THE_MODEL
+        self.layers = nn.ModuleDict({name: getattr(library, name)(**kwargs) for name, kwargs in arguments.items()})
         for name, p in self.named_parameters():
             p.data = _draw(p.shape, name).float() / max(1, p[:1].numel()) ** 0.5
 
@@ -139,5 +153,5 @@ class Everything(nn.Module):
 def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """(a number on which all classes have an influence, every class's output)."""
     found = model(x, labels)
-    parts = [found[name].double().mean() for name in ("GLU", "MSELoss", "NLLLoss", "CrossEntropyLoss")]
-    return torch.stack(parts).sum(), {name: y.detach() for name, y in found.items()}
+    total = found["GLU"].mean() + found["MSELoss"] + found["NLLLoss"] + found["CrossEntropyLoss"]
+    return total, {name: y.detach() for name, y in found.items()}
