@@ -183,14 +183,9 @@ def forward(
     Raises what the op's rule raises for a wrong call, and Refused where the policy leaves nobody to compute it.
     """
     plan, values = plan_for(op, inputs, needs, options)
-    try:
-        # run_forward, without the call where there is nothing to convert
-        outputs, saved = (
-            plan.forward_bound(*inputs, **values) if plan.bridge is None else plan.run_forward(inputs, values)
-        )
-    except Exception as error:  # of the data: a label out of range
-        _name(error, op)
-        raise
+    # run_forward, without the call where there is nothing to convert
+    run = plan.forward_bound if plan.bridge is None else None
+    outputs, saved = plan.run_forward(inputs, values) if run is None else run(*inputs, **values)
     return outputs, Call(plan, saved, values) if needs else None
 
 
@@ -285,7 +280,7 @@ def _make_plan(
         _report(op, chosen, reasons, device)
     forward, backward = _functions(op, chosen)
     if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
-        forward = _checked(op.check, forward)
+        forward = _checked(op, op.check, forward)
     bridge = None if home is NUMPY and chosen in ("numpy", "definition") else Bridge(home, chosen, device)
     none = _no_backward
     plan = Plan(op, chosen, forward, backward, full, specs, rule, needs, bridge, home, device, reasons, none, none)
@@ -403,11 +398,15 @@ def _functions(op: Op, backend: str) -> tuple[Callable, Callable | None]:
     return getattr(module, f"{op.name}_forward"), getattr(module, f"{op.name}_backward", None)
 
 
-def _checked(check: Callable, forward: Callable) -> Callable:
+def _checked(op: Op, check: Callable, forward: Callable) -> Callable:
     """``forward``, after a look at the data."""
 
     def checked(*inputs: Any, needs: tuple, **options: Any) -> tuple[tuple, dict]:
-        check(*inputs, **options)
+        try:
+            check(*inputs, **options)
+        except Exception as error:
+            _name(error, op)
+            raise
         return forward(*inputs, needs=needs, **options)
 
     return checked

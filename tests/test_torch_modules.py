@@ -395,6 +395,17 @@ def test_error_types(what):
         call(gt)
 
 
+def test_errors_of_the_data_name_the_op():
+    with pytest.raises(IndexError, match="cross_entropy: target: the rule is 0 ≤ target < C = 3"):
+        gt.CrossEntropyLoss()(torch.ones(2, 3, requires_grad=True), torch.tensor([0, 3]))
+
+
+def test_errors_of_the_rule_are_torchs_with_a_note():
+    with pytest.raises(RuntimeError) as error:
+        gt.Linear(3, 4)(torch.ones(2, 5))
+    assert any("linear: " in note and "the rule is" in note for note in error.value.__notes__)
+
+
 # --- a judge that cannot fail is none ---------------------------------------------------------------------------------
 
 
