@@ -183,9 +183,10 @@ def forward(
     Raises what the op's rule raises for a wrong call, and Refused where the policy leaves nobody to compute it.
     """
     plan, values = plan_for(op, inputs, needs, options)
-    # run_forward, without the call where there is nothing to convert
-    run = plan.forward_bound if plan.bridge is None else None
-    outputs, saved = plan.run_forward(inputs, values) if run is None else run(*inputs, **values)
+    if plan.bridge is None:  # run_forward without the call: this is what NumPy arrays pay
+        outputs, saved = plan.forward_bound(*inputs, **values)
+    else:
+        outputs, saved = plan.run_forward(inputs, values)
     return outputs, Call(plan, saved, values) if needs else None
 
 

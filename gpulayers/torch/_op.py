@@ -32,8 +32,6 @@ _scripting = torch._C._is_tracing
 _policy = dispatch._policy.get
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
 _MOST_KNOWN = 4096
 
 
