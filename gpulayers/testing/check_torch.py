@@ -108,13 +108,13 @@ def check_torch(
         return _same_error(run(ours, mine, None, grad), shape.error)
     dys = [make(v) for k, v in shape.values.items() if k.startswith("output")]
     a = run(ours, mine, _inputs(dys), grad)
-    b = run(theirs, its, _inputs(dys), grad)
+    b = run(copy.deepcopy(theirs), its, _inputs(dys), grad)
     if b.error is not None:
         return _same_error(a, b.error)
     if a.error is not None:
         return [f"raises {type(a.error).__name__}: {a.error}"]
-    truth = run(truth_call, twice, _inputs(dys, torch.float64), grad)
-    look = functools.cache(lambda: _neighbours(theirs, truth_call, inputs, dys, grad))
+    truth = run(copy.deepcopy(truth_call), twice, _inputs(dys, torch.float64), grad)
+    look = functools.cache(lambda: _neighbours(theirs, truth_call, inputs, dys, grad, truth.values))
     complaints = []
     for i, before in enumerate(inputs):
         if not _equal(mine[i], before) and _equal(its[i], before):
@@ -130,15 +130,16 @@ _DRAWS = 32
 
 
 def _neighbours(
-    theirs: Callable, truth_call: Callable, inputs: Sequence[Any], dys: Sequence[Any], grad: Wanted
+    theirs: Callable, truth_call: Callable, inputs: Sequence[Any], dys: Sequence[Any], grad: Wanted, truth: dict
 ) -> list[dict[str, np.ndarray]]:
-    """What torch is off by, value by value, on inputs and dys near these."""
+    """What torch is off by, value by value, on inputs and dys near these; and what ``truth`` moves by."""
     generator = torch.Generator().manual_seed(0)
     double = any(isinstance(x, Tensor) and x.dtype is torch.float64 for x in inputs)
     rough = copy.deepcopy(theirs)
     if double and isinstance(rough, torch.nn.Module):
         rough = rough.float()
     found, n = [], len(inputs)
+    there = _inputs([*inputs, *dys], torch.float64)
     for _ in range(_DRAWS):
         near = [_near(x, generator) for x in (*inputs, *dys)]
         near = _inputs(near, torch.float32) if double else near
@@ -146,11 +147,8 @@ def _neighbours(
         plain = run(copy.deepcopy(rough), _inputs(near[:n]), _inputs(near[n:]), grad).values
         exact = run(copy.deepcopy(truth_call), wide[:n], wide[n:], grad).values
         found.append(_errors(plain, exact, 2.0**-29 if double else 1.0))
-        there = _inputs([*inputs, *dys], torch.float64)
         close = [_near(x, generator, 2.0**-52 if double else 2.0**-23) for x in there]
-        truth, moved = (
-            run(copy.deepcopy(truth_call), _inputs(xs[:n]), _inputs(xs[n:]), grad).values for xs in (there, close)
-        )
+        moved = run(copy.deepcopy(truth_call), close[:n], close[n:], grad).values
         found.append(_errors(moved, truth, 1.0))
     return [*found, _rounding(dys, found[0])]
 
