@@ -140,6 +140,7 @@ class Library:
         return contextlib.nullcontext()
 
     def is_current(self, device: str) -> bool:
+        """Whether nothing has to be done to make ``device`` current."""
         return True
 
     def is_only(self, device: str) -> bool:

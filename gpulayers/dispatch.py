@@ -201,15 +201,14 @@ def plan_for(
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
         options = {k: v for k, v in options.items() if k not in op.dynamic}
+    where = () if like is None else (_signature(like),)
     try:
         signatures = [(x.shape, x.dtype, x.strides) if type(x) is _Array else _signature(x) for x in inputs]
-        key = (op, _policy.get(), needs, *signatures, *options.items())
-        if like is not None:
-            key += (_signature(like),)
+        key = (op, _policy.get(), needs, *signatures, *options.items(), *where)
         plan = _plans.get(key)
     except TypeError:  # an option is a list, or an input no array
         options = {k: _frozen(v) for k, v in options.items()}
-        key = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items())
+        key = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items(), *where)
         plan = _plans.get(key)
     if plan is None:
         plan = _make_plan(op, inputs, needs, options, like)

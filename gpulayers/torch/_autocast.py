@@ -15,6 +15,7 @@ LOSS = FLOAT32
 ON_CUDA = {"cuda": FLOAT32}
 """To float32 on CUDA, unchanged on the CPU."""
 ON_CPU = {"cpu": FLOAT32}
+"""To float32 on the CPU, unchanged on CUDA."""
 _DEVICES = ("cpu", "cuda")
 """Others, "meta" among them, are torch's own business."""
 

@@ -150,15 +150,17 @@ class LibraryOp:
         missing = [ins[0].new_empty(_EMPTY)] * (len(self.outputs) - len(outputs))
         return _one((*outputs, *missing, *news, *copies))
 
+    def _split(self, args: Sequence[Any]) -> tuple:
+        """(dys, one that is there, what may be saved, specs of the inputs, options, which gradients) of a backward."""
+        outs, kept = len(self.outputs), self.n + len(self.outputs) + len(self.buffers)
+        dys, tensors, packed, *options, flags = args[:outs], args[outs : outs + kept], *args[outs + kept :]
+        return dys, next(dy for dy in dys if dy is not None), tensors, unpack(packed), options, flags
+
     def _backward(self, *args: Any) -> Any:
-        outs, n, kept = len(self.outputs), self.n, self.n + len(self.outputs) + len(self.buffers)
-        dys, tensors = args[:outs], args[outs : outs + kept]
-        packed, options, flags = args[outs + kept], args[outs + kept + 1 : -1], args[-1]
-        specs = unpack(packed)
+        dys, like, tensors, specs, options, flags = self._split(args)
         names = [*self.inputs, *self.outputs, *self.buffers]
         saved = {k: t for k, t in zip(names, tensors) if t is not None}
-        ins = [s if t is None else t for s, t in zip(specs, tensors[:n])]
-        like = next(dy for dy in dys if dy is not None)
+        ins = [s if t is None else t for s, t in zip(specs, tensors)]
         needs = tuple(k for k, wanted in zip(self.op.differentiable, flags) if wanted)
         plan, values = dispatch.plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
         grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, values, needs)))
@@ -186,11 +188,8 @@ class LibraryOp:
         return _one((*outputs, *news, *copies))
 
     def _fake_backward(self, *args: Any) -> Any:
-        outs, kept = len(self.outputs), self.n + len(self.outputs) + len(self.buffers)
-        packed, options, flags = args[outs + kept], args[outs + kept + 1 : -1], args[-1]
-        specs = unpack(packed)
+        _, like, _, specs, options, flags = self._split(args)
         rule = self._rule(specs, self._present(specs), options)
-        like = next(dy for dy in args[:outs] if dy is not None)
         by_name = dict(zip(self.inputs, specs))
 
         def grad(name: str, wanted: bool) -> Tensor:

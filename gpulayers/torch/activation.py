@@ -28,12 +28,12 @@ def _op(op: Op, twin: Callable, by_y: Callable | None = None, **rules: Any) -> T
     return TorchOp(op, twin, schema, again=None if by_y is None else again, **rules)
 
 
-def _applied(op: TorchOp, inplace: bool, input: Tensor, *options: Any) -> Tensor:
-    """op(input); in place, the gradient still sees the input as it was."""
+def _applied(op: TorchOp, inplace: bool, input: Tensor, *rest: Any) -> Tensor:
+    """op(input, *rest); in place, the gradient still sees the input as it was."""
     if not inplace:
-        return op(input, *options)
+        return op(input, *rest)
     keep = input.requires_grad and torch.is_grad_enabled()
-    return input.copy_(op(input.clone() if keep else input, *options))
+    return input.copy_(op(input.clone() if keep else input, *rest))
 
 
 _relu = _op(ops.relu, F.relu, lambda dy, y: dy * (y > 0))
@@ -195,11 +195,7 @@ def rrelu(
     input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
 ) -> Tensor:
     """As ``torch.nn.functional.rrelu``; the slopes are Philox's, the same on every device for the same seed."""
-    seed = draw_seed(input) if training else None
-    if not inplace:
-        return _rrelu(input, seed, lower, upper, training)
-    keep = input.requires_grad and torch.is_grad_enabled()
-    return input.copy_(_rrelu(input.clone() if keep else input, seed, lower, upper, training))
+    return _applied(_rrelu, inplace, input, draw_seed(input) if training else None, lower, upper, training)
 
 
 class ReLU(nn.ReLU):

@@ -284,11 +284,10 @@ def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) ->
     def work(block: tuple) -> np.ndarray:
         images, rows = block
         pixels = _Pixels(x[images], of)
-        parts = [
-            np.matmul(pixels.rows(dy[images], first, last), pixels.columns(first, last).swapaxes(1, 2))
-            for first, last in rows
-        ]
-        return sum(parts[1:], parts[0])
+        found = np.zeros((of.groups, of.o // of.groups, of.depth), of.kind)
+        for first, last in rows:
+            found += np.matmul(pixels.rows(dy[images], first, last), pixels.columns(first, last).swapaxes(1, 2))
+        return found
 
     if of.n == 0:
         total = np.zeros(weight.shape, of.kind)
