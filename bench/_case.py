@@ -1,7 +1,8 @@
 """What a benchmark measures: one call of an op on declared shapes, and what others offer for it.
 
-Each ``bench/<family>.py`` has ``cases() -> list[Case]``. The bytes an op must move follow from its rule; a case states
-its flops where arithmetic bounds it.
+Each ``bench/<family>.py`` has ``cases() -> list[Case]``, and ``audits() -> list[Case]``: calls that reach each branch of
+its kernels in its largest configuration, which nobody measures and every test run compiles. The bytes an op must move
+follow from its rule; a case states its flops where arithmetic bounds it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ class Seeds(NamedTuple):
     """A Philox seed and offset."""
 
 
+CHANNELS_LAST = (0, 2, 3, 1)
+ONE_ARCH = (90,)
+
+
 class Case(NamedTuple):
     op: Op
     name: str
     """The shape in a reader's words: "ResNet-50 3×3, 56²"."""
     shapes: tuple
-    """One for each input: a shape (random normal values), a list of shapes, Labels, Seeds, or None."""
+    """One for each input: a shape (random normal values), a list of shapes, a Spec (its dtype is fixed), Labels, Seeds,
+    or None."""
     options: dict[str, Any] = {}
     torch: Callable | None = None
     """torch's function for the same call: takes tensors for the inputs, gives the output."""
@@ -46,6 +52,11 @@ class Case(NamedTuple):
     gemm: bool | None = None
     """Whether arithmetic bounds it rather than memory; None: it does where there are flops."""
 
+    order: tuple[int, ...] | None = None
+    """The memory order of arrays with four axes; None: row-major."""
+    archs: tuple[int, ...] = (80, 90, 100)
+    """What the tests compile it for: one (and in bfloat16 alone), where another call reaches almost the same code."""
+
     @property
     def by_gemm(self) -> bool:
         return bool(self.flops) if self.gemm is None else self.gemm
@@ -58,7 +69,11 @@ class Case(NamedTuple):
                 return Spec(s.shape, arrays.int64)
             if isinstance(s, Seeds):
                 return Spec((2,), arrays.int64)
-            return [one(a) for a in s] if isinstance(s, list) else Spec(tuple(s), dtype)
+            if isinstance(s, Spec):
+                return s
+            if isinstance(s, list):
+                return [one(a) for a in s]
+            return Spec(tuple(s), dtype, self.order if len(s) == 4 else None)
 
         return tuple(map(one, self.shapes))
 
@@ -74,6 +89,8 @@ class Case(NamedTuple):
                 return random.integers(0, 2**40, 2)
             if isinstance(s, list):
                 return [one(a) for a in s]
+            if isinstance(s, Spec):
+                return random.standard_normal(s.shape, dtype=np.float32).astype(s.dtype)
             return random.standard_normal(s, dtype=np.float32).astype(dtype)
 
         return [one(s) for s in self.shapes]

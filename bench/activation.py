@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops import activation as ops
 
-from ._case import Case, Seeds
+from ._case import CHANNELS_LAST, ONE_ARCH, Case, Seeds
 
 _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.relu, {}, F.relu, 8.0),
@@ -60,3 +60,21 @@ def cases() -> list[Case]:
     found.append(Case(ops.prelu, "ResNet-sized 8×64×56²", (image, (64,)), {}, F.prelu))
     found.append(Case(ops.glu, "convolutional 8×64×56²", (image,), {"axis": 1}, lambda x: F.glu(x, 1)))
     return found
+
+
+def audits() -> list[Case]:
+    """The activations with most temporaries everywhere, the rest (the same code but for the value) for one."""
+    rows, image, one = ((4096, 8192),), (64, 256, 56, 56), {"archs": ONE_ARCH}
+    found = [Case(op, "rows", rows, options) for op, options, *_ in _ALL if op in (ops.gelu, ops.softplus)]
+    found += [Case(op, "rows", rows, options, **one) for op, options, *_ in _ALL if op not in (ops.gelu, ops.softplus)]
+    last: dict[str, Any] = {"order": CHANNELS_LAST, **one}
+    return [
+        *found,
+        Case(ops.prelu, "channels first", (image, (256,))),
+        Case(ops.prelu, "channels last", (image, (256,)), **last),
+        Case(ops.prelu, "one weight", ((4096, 8192), (1,)), **one),
+        Case(ops.rrelu, "rows", (*rows, Seeds()), {"training": True}),
+        Case(ops.rrelu, "channels last", (image, Seeds()), {"training": True}, **last),
+        Case(ops.glu, "long halves", ((8192, 28672),)),
+        Case(ops.glu, "halves of pixels", (image,), {"axis": 1}, **last),
+    ]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.conv import conv2d
 
-from ._case import Case
+from ._case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _case(
@@ -53,3 +53,16 @@ def cases() -> list[Case]:
             _case("ConvNeXt", n, 96, 56, 96, 7, 1, 96, cpu=cpu),
         ]
     return found
+
+
+def audits() -> list[Case]:
+    """The largest configuration of each branch."""
+    last, one = {"order": CHANNELS_LAST}, {"order": CHANNELS_LAST, "archs": ONE_ARCH}
+    return [
+        _case("deep", 32, 512, 28, 512, 3)._replace(**last),
+        _case("in steps", 32, 256, 14, 512, 3, 2)._replace(**one),
+        _case("flat", 32, 256, 56, 512, 1),
+        _case("channels first", 32, 128, 56, 128, 3)._replace(archs=ONE_ARCH),
+        _case("depthwise", 32, 128, 56, 128, 3, 1, 128)._replace(**last),
+        _case("three channels", 32, 3, 224, 64, 7, 2)._replace(**one),
+    ]

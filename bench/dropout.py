@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.dropout import dropout
 
-from ._case import Case, Seeds
+from ._case import CHANNELS_LAST, ONE_ARCH, Case, Seeds
 
 
 def _case(name: str, *shape: int, cpu: bool = False) -> Case:
@@ -21,3 +21,8 @@ def cases() -> list[Case]:
         _case("GPT-2 residual 16384×768", 16384, 768),
         _case("Llama-sized 8192×14336", 8192, 14336),
     ]
+
+
+def audits() -> list[Case]:
+    image = _case("channels last", 64, 256, 56, 56)
+    return [_case("rows", 4096, 8192), image._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.linear import linear
 
-from ._case import Case
+from ._case import ONE_ARCH, Case
 
 
 def _case(name: str, m: int, k: int, n: int, *, bias: bool = True, cpu: bool = False, activation: Any = None) -> Case:
@@ -34,4 +34,12 @@ def cases() -> list[Case]:
         _case("Llama-3 8B up", 8192, 4096, 14336, bias=False),
         _case("Llama-3 8B down", 8192, 14336, 4096, bias=False),
         _case("Llama-3 8B decoding", 16, 4096, 14336, bias=False),
+    ]
+
+
+def audits() -> list[Case]:
+    """The largest tiles with an epilogue, and without one in backward; a split K with few rows."""
+    return [
+        _case("many rows", 8192, 4096, 14336, activation="gelu"),
+        _case("few rows", 16, 4096, 14336, activation="softplus")._replace(archs=ONE_ARCH),
     ]

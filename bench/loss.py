@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 
-from ._case import Case, Labels
+from ._case import ONE_ARCH, Case, Labels
 
 
 def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float = 0.0) -> Case:
@@ -42,3 +42,18 @@ def cases() -> list[Case]:
         Case(mse, "autoencoder 256×3×32²", ((256, 3, 32, 32),) * 2, {}, F.mse_loss, needs=("x",)),
         Case(mse, "8192×8192", ((8192, 8192),) * 2, {}, F.mse_loss, cpu=False, needs=("x",)),
     ]
+
+
+def audits() -> list[Case]:
+    """Long rows, short rows and pixels; classes as indices and as probabilities; and every reduction of mse."""
+    found = []
+    for shape, archs in (((8192, 128256), (80, 90, 100)), ((65536, 1000), ONE_ARCH), ((8, 21, 512, 512), ONE_ARCH)):
+        found.append(_cross_entropy("indices", *shape)._replace(archs=archs))
+        probabilities, smoothing = (shape, shape, (shape[1],)), {"label_smoothing": 0.1}
+        found.append(Case(cross_entropy, "probabilities", probabilities, smoothing, archs=archs))
+        if shape[0] < 65536:
+            labels = Labels((shape[0], *shape[2:]), shape[1])
+            found.append(Case(nll_loss, "weighted", (shape, labels, (shape[1],)), archs=archs))
+    for reduction in ("mean", "none"):
+        found.append(Case(mse, reduction, ((4096, 4096),) * 2, {"reduction": reduction}))
+    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch.nn.functional as F
 
+from gpulayers.arrays import Spec, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 
-from ._case import Case
+from ._case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _layer_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
@@ -53,3 +55,25 @@ def cases() -> list[Case]:
         _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56),
         _batch_norm("ResNet-50 stage 4", 128, 2048, 7, 7),
     ]
+
+
+def audits() -> list[Case]:
+    """The longest rows of each kernel; channels first and last."""
+    found = []
+    for m, n, archs in (
+        *((4096, n, ONE_ARCH) for n in (1000, 8192, 65536)),
+        *((m, n, (80, 90, 100)) for m, n in ((4096, 16384), (4, 1 << 20))),
+    ):
+        weight = Spec((n,), float32)
+        options = {"normalized_shape": (n,)}
+        found.append(Case(layer_norm, f"{m}×{n}", ((m, n), weight, weight), options, archs=archs))
+    found.append(_rms_norm("rows", 4096, 8192))
+    channels = [Spec((256,), float32)] * 4
+    for order, training in itertools.product((None, CHANNELS_LAST), (True, False)):
+        options = {"training": training}
+        needs = ("x", "weight", "bias")
+        archs = (80, 90, 100) if training else ONE_ARCH
+        found.append(
+            Case(batch_norm, "images", ((64, 256, 56, 56), *channels), options, needs=needs, order=order, archs=archs)
+        )
+    return found

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from gpulayers.arrays import Spec, float32
 from gpulayers.ops import optim as ops
 
-from ._case import Case
+from ._case import ONE_ARCH, Case
 
 
 def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -42,3 +43,14 @@ def cases() -> list[Case]:
         found.append(Case(ops.adamw_update, name, (shapes,) * 4, {}, _adamw, cpu=cpu))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
     return found
+
+
+def audits() -> list[Case]:
+    """Parameters of any type, their state in float32."""
+    shapes = [(4096, 4096), (4096,), (33, 7)]
+    state = [Spec(s, float32) for s in shapes]
+    return [
+        Case(ops.adamw_update, "state in float32", (shapes, shapes, state, state)),
+        Case(ops.sgd_update, "nesterov", (shapes, shapes, state), {"momentum": 0.9, "nesterov": True}),
+        Case(ops.sgd_update, "without momentum", (shapes, shapes, None), archs=ONE_ARCH),
+    ]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.padding import pad2d
 
-from ._case import Case
+from ._case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _case(name: str, n: int, c: int, size: int, pad: int, mode: str, cpu: bool) -> Case:
@@ -29,3 +29,12 @@ def cases() -> list[Case]:
             _case("zeros", n, 64, 128, 1, "constant", cpu),
         )
     ]
+
+
+def audits() -> list[Case]:
+    found = [
+        _case("channels last", 32, 64, 112, 1, mode, False)._replace(order=CHANNELS_LAST, archs=ONE_ARCH)
+        for mode in ("constant", "replicate", "circular")
+    ]
+    last = _case("channels last", 32, 64, 112, 1, "reflect", False)._replace(order=CHANNELS_LAST)
+    return [*found, last, _case("channels first", 32, 64, 112, 3, "reflect", False)]

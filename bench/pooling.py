@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
-from ._case import Case
+from ._case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:
@@ -33,3 +35,21 @@ def _cases(n: int, cpu: bool) -> list[Case]:
 
 def cases() -> list[Case]:
     return [*_cases(8, cpu=True), *_cases(256, cpu=False)]
+
+
+def audits() -> list[Case]:
+    """Channels last (128 bits at a time) everywhere; channels first, and windows of other sizes, for one."""
+    calls: list[tuple[Any, dict[str, Any]]] = [
+        (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
+        (avg_pool2d, {"kernel_size": 2}),
+        (adaptive_avg_pool2d, {"output_size": 1}),
+        (adaptive_avg_pool2d, {"output_size": 6}),
+    ]
+    indexed = {"kernel_size": 3, "stride": 2, "return_indices": True}
+    image = ((32, 64, 112, 112),)
+    last = [Case(op, "channels last", image, options, order=CHANNELS_LAST) for op, options in calls]
+    return [
+        *last,
+        *(case._replace(name="channels first", order=None, archs=ONE_ARCH) for case in last),
+        Case(max_pool2d, "indices", image, indexed, order=CHANNELS_LAST, archs=ONE_ARCH),
+    ]

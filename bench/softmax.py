@@ -8,7 +8,7 @@ import torch
 
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 
-from ._case import Case
+from ._case import ONE_ARCH, Case
 
 
 def cases() -> list[Case]:
@@ -31,3 +31,21 @@ def cases() -> list[Case]:
     for name, shape, cpu in (("attention scores", (8, 12, 128, 128), True), ("vocabulary", (4096, 32768), False)):
         found.append(Case(softmin, f"{name} {shape}", (shape,), {}, softmin_of, cpu=cpu))
     return found
+
+
+def audits() -> list[Case]:
+    """The longest rows that forward and backward hold, rows that they walk, and columns."""
+    found = []
+    for op in (softmax, log_softmax, softmin):
+        archs = (80, 90, 100) if op is softmax else ONE_ARCH
+        found += [
+            Case(op, "longest row forward", ((4096, 32768),), needs=(), archs=archs),
+            Case(op, "longest row backward", ((4096, 16384),), archs=archs),
+            Case(op, "walked", ((64, 131072),), archs=archs),
+        ]
+    return [
+        *found,
+        Case(softmax, "8 divides it", ((4096, 1000),), archs=ONE_ARCH),
+        Case(softmax, "columns", ((32, 1024, 4096),), {"axis": 1}),
+        Case(log_softmax, "columns", ((32, 1024, 4096),), {"axis": 1}, archs=ONE_ARCH),
+    ]

@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | check | train."""
+"""The command line: gpulayers info | explain | check | audit | train."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=train)
+
+    p = commands.add_parser("audit", help="compile all kernels for GPUs that need not be there, and read their code")
+    p.add_argument("family", nargs="*", help="families of ops, as in gpulayers.ops (default: all)")
+    p.add_argument("--arch", default="", help="default: sm_80,sm_86,sm_89,sm_90,sm_100,sm_120")
+    p.add_argument("--dtype", default="", help="default: bfloat16,float16,float32")
+    p.add_argument("--all", action="store_true", help="a line for each configuration, not for the worst of a kernel's")
+    p.add_argument("--diff", metavar="REV", help="compare with another commit of this checkout")
+    p.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all figures to a file")
+    p.set_defaults(run=audit)
 
     options = parser.parse_args(argv)
     try:
@@ -187,6 +196,13 @@ def check(options: Any) -> int:
         print(f"ok  {passed}")
     print(f"{name} passes")
     return 0
+
+
+def audit(options: Any) -> int:
+    """Every kernel's machine code in figures, for GPUs that need not be there."""
+    from gpulayers.sweep import audit
+
+    return audit(options)
 
 
 def train(options: Any) -> int:

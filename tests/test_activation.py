@@ -4,14 +4,12 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float16, float32, float64, int64
+from gpulayers.arrays import bfloat16, float16, float32, float64
 from gpulayers.ops import activation as A
 from gpulayers.testing.arena import BACKENDS, arena
-from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
-from gpulayers.testing.nvrtc import audit_cuda
 from gpulayers.testing.tolerance import excess
 
 VARIANTS = [
@@ -161,23 +159,6 @@ def test_errors():
         gl.Hardtanh(1, 1)
 
 
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-@pytest.mark.parametrize("op", [A.gelu, A.softplus], ids=lambda op: op.name)
-def test_machine_code(op, dtype):
-    """The activations with most temporaries."""
-    audit_op(op, Spec((4096, 8192), dtype))
-
-
-NEW = [A.relu6, A.hardtanh, A.hardsigmoid, A.hardshrink, A.softshrink, A.logsigmoid, A.tanhshrink, A.softsign, A.celu]
-
-
-@pytest.mark.parametrize("op", [*NEW, A.selu, A.threshold], ids=lambda op: op.name)
-def test_every_one_compiles(op):
-    """What the interpreter accepts the compiler need not."""
-    options = {"threshold": 0.1, "value": 20.0} if op is A.threshold else {}
-    audit_op(op, Spec((4096, 8192), bfloat16), archs=(90,), **options)
-
-
 LAYERS = [
     (gl.ReLU(), torch.nn.ReLU()),
     (gl.LeakyReLU(0.2), torch.nn.LeakyReLU(0.2)),
@@ -226,12 +207,6 @@ def test_layers_keep_the_contract():
     check_layer(gl.PReLU(3), (None, 3, 2))
     check_layer(gl.RReLU(), (3, 4))
     check_layer(gl.GLU(1), (None, 4, 3))
-
-
-@pytest.mark.parametrize("arch", [80, 90])
-def test_cuda_machine_code(arch):
-    for name, report in audit_cuda("activation", arch).items():
-        assert not report.faults(aligned=name.endswith("packs")), name
 
 
 def test_cuda_unaligned():
@@ -394,21 +369,3 @@ def test_errors_of_weights_seeds_and_halves():
         A.glu(np.ones(()))
     with pytest.raises(IndexError, match="glu: axis"):
         A.glu(x, axis=2)
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_machine_code_of_gates(dtype):
-    """One weight's sum reads single numbers; images channels-first and channels-last; long and short halves."""
-    image, last = Spec((64, 256, 56, 56), dtype), Spec((64, 256, 56, 56), dtype, (0, 2, 3, 1))
-    audit_op(A.prelu, image, Spec((256,), dtype))
-    audit_op(A.prelu, last, Spec((256,), dtype), archs=(90,))
-    audit_op(A.prelu, Spec((4096, 8192), dtype), Spec((1,), dtype), narrow=["_prelu_sum_kernel"], archs=(90,))
-    audit_op(A.rrelu, Spec((4096, 8192), dtype), Spec((2,), int64), training=True)
-    audit_op(A.rrelu, last, Spec((2,), int64), training=True, archs=(90,))
-    audit_op(A.glu, Spec((8192, 28672), dtype))
-    audit_op(A.glu, last, axis=1, archs=(90,))
-
-
-def test_cuda_machine_code_of_gates():
-    for name, report in audit_cuda("_gates", 90).items():
-        assert not report.faults(aligned=name.endswith("packs")), name

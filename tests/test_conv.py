@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float16, float32
+from gpulayers.arrays import Spec, float32
 from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.conv import conv2d
-from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
@@ -168,38 +167,6 @@ def test_numpy_winograd(monkeypatch, sizes, padding):
     dtypes = NARROW if sizes[1] < 40 else ["float32"]
     for last in (False, True):
         check_op(conv2d, *call(*sizes, 3, last=last), backends=("numpy",), dtypes=dtypes, padding=padding)
-
-
-LAST = (0, 2, 3, 1)
-
-
-def audit(n, c, size, o, k, dtype, order=LAST, groups=1, narrow=(), **options):
-    x, weight = Spec((n, c, size, size), dtype, order), Spec((o, c // groups, k, k), dtype, order)
-    audit_op(conv2d, x, weight, Spec((o,), dtype), groups=groups, narrow=narrow, **options)
-
-
-# A weight in row-major order takes its gradient in steps of kh · kw.
-TURNED = ("_finish_kernel",)
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_machine_code(dtype):
-    """The largest configuration of each branch."""
-    audit(32, 512, 28, 512, 3, dtype, padding=1)
-    if dtype == float16:
-        return  # the same tables as bfloat16
-    audit(32, 256, 14, 512, 3, dtype, padding=1, stride=2)
-    audit(32, 256, 56, 512, 1, dtype, None)
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_machine_code_of_the_rest(dtype):
-    audit(32, 128, 56, 128, 3, dtype, None, padding=1, narrow=TURNED)
-    # Sums over taps, stored channel by channel and few.
-    audit(32, 128, 56, 128, 3, dtype, groups=128, padding=1, narrow=("_depthwise_weight_kernel", *TURNED))
-    # Three channels: no 16 bytes lie together.
-    few = ("_conv2d_kernel", "_conv2d_weight_kernel", *TURNED)
-    audit(32, 3, 224, 64, 7, dtype, padding=3, stride=2, narrow=few)
 
 
 # --- rules and layers ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ FAMILIES = families()
 OPS = list(ops())
 LEVELS = [  # what a module may import stands below it
     {"cli"},
+    {"sweep"},
     {"demo", "bench"},
     {"train", "testing"},
     {"torch"},

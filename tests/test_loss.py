@@ -3,10 +3,8 @@ import pytest
 
 import gpulayers as gl
 from gpulayers import only
-from gpulayers.arrays import Spec, bfloat16, float16, float32, int64
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.testing.arena import arena
-from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 
@@ -290,35 +288,3 @@ def test_mse_walks(reduction):
     check_op(mse, last(x), t, **options)
     check_op(mse, draw(6, 40)[:, :33], draw(6, 33), **options)
     check_op(mse, draw(70, 1100), draw(70, 1100, seed=1), reduction=reduction, dys=["dense"], dtypes=["float32"])
-
-
-# --- compiled for GPUs that aren't here ------------------------------------------------------------------------------
-
-# Without per-class inputs, the forward kernel stores a few numbers a sample; the last stage reads a handful of them.
-NARROW = ("_cross_entropy_forward_kernel", "_reduce_kernel")
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(8192, 128256), (65536, 1000), (8, 21, 512, 512)], ids=str)
-def test_compiled_cross_entropy(shape, dtype):
-    x, w = Spec(shape, dtype), Spec((shape[1],), dtype)
-    t = Spec((shape[0], *shape[2:]), int64)
-    audit_op(cross_entropy, x, t, narrow=NARROW)
-    reports = audit_op(cross_entropy, x, x, w, label_smoothing=0.1)
-    assert all(r.mix.get("LDG.128") for r in reports if r.kernel == "_cross_entropy_forward_kernel")
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_compiled_nll_loss(dtype):
-    """Forward picks one number a sample; backward reads a few numbers a sample and writes dx."""
-    for shape in ((8192, 128256), (8, 21, 512, 512)):
-        t = Spec((shape[0], *shape[2:]), int64)
-        narrow = ["_nll_loss_forward_kernel", "_reduce_kernel", "_nll_loss_backward_kernel"]
-        reports = audit_op(nll_loss, Spec(shape, dtype), t, Spec((shape[1],), dtype), narrow=narrow)
-        assert all(r.mix.get("STG.128") for r in reports if r.kernel == "_nll_loss_backward_kernel")
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_compiled_mse(dtype):
-    for reduction in ("mean", "none"):
-        audit_op(mse, *[Spec((4096, 4096), dtype)] * 2, reduction=reduction, narrow=NARROW)

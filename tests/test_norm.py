@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from gpulayers.kernels.triton import _batch_norm, _configs, _tile
 
-from gpulayers.arrays import Spec, bfloat16, float16, float32
+from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
-from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
-from gpulayers.testing.nvrtc import audit_cuda
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -244,36 +242,6 @@ def test_layer_norm_in_cuda(monkeypatch):
     }
     monkeypatch.setattr(cuda, "CACHED", 100)
     check(draw(5, 300), draw(300), draw(300, seed=2))
-
-
-@pytest.mark.parametrize("arch", [80, 90, 100])
-def test_cuda_machine_code(arch):
-    for name, report in audit_cuda("norm", arch).items():
-        assert not report.stack and not report.local, name
-        if name.endswith("_packs"):
-            assert report.mix["LDG.128"] and report.mix["STG.128"], name
-
-
-# --- compiled for GPUs that aren't here ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_compiled_rows(dtype):
-    """The longest rows of each kernel."""
-    for m, n in ((4096, 1000), (4096, 8192), (4096, 16384), (4, 1 << 20)):
-        w = Spec((n,), float32)
-        audit_op(layer_norm, Spec((m, n), dtype), w, w, normalized_shape=(n,))
-    w = Spec((65536,), float32)
-    audit_op(layer_norm, Spec((4096, 65536), dtype), w, w, normalized_shape=(65536,), archs=(90,))
-    audit_op(rms_norm, Spec((4096, 8192), dtype), Spec((8192,), dtype), normalized_shape=(8192,))
-
-
-@pytest.mark.parametrize("order", [None, (0, 2, 3, 1)], ids=["channels-first", "channels-last"])
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_compiled_channels(dtype, order):
-    c = Spec((256,), float32)
-    for training in (True, False):
-        audit_op(batch_norm, Spec((64, 256, 56, 56), dtype, order), c, c, c, c, training=training)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -4,15 +4,13 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float16, float32
+from gpulayers.arrays import Spec, float32
 from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
-from gpulayers.testing.nvrtc import audit_cuda
 
 
 def draw(*shape: int, last: bool = False) -> np.ndarray:
@@ -173,31 +171,6 @@ CASES = [
     (adaptive_avg_pool2d, {"output_size": 1}),
     (adaptive_avg_pool2d, {"output_size": 6}),
 ]
-
-
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-@pytest.mark.parametrize("op, options", CASES, ids=lambda v: getattr(v, "name", ""))
-def test_machine_code(op, options, dtype):
-    archs = [90] if "output_size" in options and dtype != float32 else None
-    audit_op(op, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), archs=archs, **options)
-    # In NCHW windows start at any column, so a lane moves one pixel; one dy serves a whole image.
-    narrow = [f"_{op.name}_forward_kernel", f"_{op.name}_backward_kernel"]
-    narrow += ["_adaptive_avg_pool2d_kernel", "_global_avg_pool2d_backward_kernel"]
-    audit_op(op, Spec((32, 64, 112, 112), dtype), narrow=narrow, archs=archs, **options)
-
-
-def test_machine_code_of_indices():
-    for dtype in (float32, bfloat16):
-        options = {"kernel_size": 3, "stride": 2, "return_indices": True}
-        audit_op(max_pool2d, Spec((32, 64, 112, 112), dtype, (0, 2, 3, 1)), archs=[90], **options)
-
-
-@pytest.mark.parametrize("arch", [80, 90, 100])
-def test_cuda_machine_code(arch):
-    for name, report in audit_cuda("pooling", arch).items():
-        assert not report.stack and not report.local, name
-        if name.endswith("_packs"):
-            assert report.mix["STG.128"], name
 
 
 # --- against torch ---------------------------------------------------------------------------------------------------

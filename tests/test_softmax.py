@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
-from gpulayers.testing.audit_op import audit_op
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 
@@ -37,25 +35,6 @@ def test_walked_rows_and_columns(op, monkeypatch):
     check_op(op, draw(3, 37, 5), axis=1)
     check_op(op, draw(40, 70), axis=0)
     check_op(op, draw(2, 40000), dys=["dense"], dtypes=["float32", "float16", "bfloat16"])
-
-
-@pytest.mark.parametrize("op", [softmax, log_softmax], ids=lambda op: op.name)
-@pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=str)
-def test_machine_code(op, dtype):
-    """The largest configuration of each branch."""
-    audit_op(op, Spec((4096, 32768), dtype), needs=())
-    audit_op(op, Spec((4096, 16384), dtype))  # the longest row that backward holds
-    audit_op(op, Spec((4096, 1000), dtype), archs=(90,))  # 16 does not divide it, 8 does
-    audit_op(op, Spec((64, 131072), dtype))
-    audit_op(op, Spec((32, 1024, 4096), dtype), axis=1)
-
-
-@pytest.mark.parametrize("dtype", [float32, bfloat16], ids=str)
-def test_machine_code_of_softmin(dtype):
-    """The same code as softmax's but for the sign."""
-    audit_op(softmin, Spec((4096, 32768), dtype), needs=(), archs=(90,))
-    audit_op(softmin, Spec((4096, 16384), dtype), archs=(90,))
-    audit_op(softmin, Spec((64, 131072), dtype), archs=(90,))
 
 
 @pytest.mark.parametrize("op, theirs", [(softmax, F.softmax), (softmin, F.softmin), (log_softmax, F.log_softmax)])

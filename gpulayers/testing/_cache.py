@@ -15,7 +15,7 @@ def place(folder: str, key: bytes, suffix: str) -> Path:
     return root / (hashlib.sha256(key).hexdigest()[:32] + suffix)
 
 
-def keep(path: Path, make: Callable[[Path], None]) -> None:
+def keep(path: Path, make: Callable[[Path], object]) -> None:
     """Put a file there, made by `make(path)`. Safe among processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -3,18 +3,17 @@ their machine code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec
 from gpulayers.ops._op import Op
-from gpulayers.testing.audit import Report, audit_launches
+from gpulayers.testing.audit import Report, audit_launches, budget_of
 from gpulayers.testing.check_op import CheckError
 from gpulayers.testing.compiling import Planned, planning
 
 ARCHS = (80, 90, 100)
-ARCHS_OF_FLOAT16 = (90,)  # its code is bfloat16's but for the conversions
 compiled_for: set[tuple[str, str, int]] = set()
 """(kernel, dtypes, architecture) of every kernel that passed its audit in this process."""
 
@@ -23,41 +22,51 @@ def audit_op(
     op: Op,
     *inputs: Spec | list[Spec] | None,
     needs: Sequence[str] | None = None,
-    archs: Sequence[int] | None = None,
-    narrow: Iterable[str] = (),
+    archs: Sequence[int] = ARCHS,
     **options: Any,
 ) -> list[Report]:
     """Compile forward and backward of one call for each architecture; returns each kernel's report.
 
     inputs: the metadata of the call (nothing is allocated, so sizes may be as large as you like).
-    archs: by default sm_80, sm_90 and sm_100; sm_90 for float16.
-    narrow: names of kernels that rightly have no 128-bit access (say why where you call this).
 
-    Raises CheckError for spills, too much shared memory, 16-bit products without tensor cores, narrow accesses and
-    floating-point atomics.
+    Raises CheckError for spills, too much shared memory, 16-bit products without tensor cores, narrow accesses to
+    aligned arrays, floating-point atomics, and for what is above the kernel's budget (``BUDGETS`` in its file).
     """
     if needs is None:
         given = zip(op.inputs, inputs)
         needs = [n for n, x in given if n in op.differentiable and all(s.dtype in FLOATS for s in arrays.lists([x]))]
         needs = [n for n in needs if inputs[op.inputs.index(n)] is not None]
-    if archs is None:
-        archs = ARCHS_OF_FLOAT16 if any(s.dtype == arrays.float16 for s in arrays.lists(inputs)) else ARCHS
-    launches: list[Planned] = []
-    for arch in archs:
-        with planning(arch) as session:
-            _launch(op, inputs, tuple(needs), options)
-        if not session.planned:
-            raise CheckError(f"{op.name}: its launchers launched no kernel for sm_{arch}")
-        launches += session.planned
+    launches = [p for arch in archs for p in launched(op, inputs, tuple(needs), options, arch)]
     reports, faults = audit_launches(launches), []
     for launch, report in zip(launches, reports):
-        wrong = report.faults(aligned=launch.kernel not in narrow)
+        wrong = judge(launch, report, aligned(inputs))
         faults += [f"{launch.kernel} for sm_{launch.arch} {launch.constexprs}: {w}" for w in wrong]
-        if not wrong:
-            compiled_for.add((launch.kernel, " ".join(launch.dtypes), launch.arch))
     if faults:
         raise CheckError("\n".join([f"{op.name} ({', '.join(map(str, inputs))}; {options}):", *faults]))
     return reports
+
+
+def launched(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any], arch: int) -> list[Planned]:
+    """What forward and backward of one call would have compiled. CheckError if that is nothing."""
+    with planning(arch) as session:
+        _launch(op, inputs, needs, options)
+    if not session.planned:
+        raise CheckError(f"{op.name}: its launchers launched no kernel for sm_{arch}")
+    return session.planned
+
+
+def aligned(inputs: Sequence[Spec | list[Spec] | None]) -> bool:
+    """Whether the rows of the first array begin at multiples of 16 bytes, so that 128 bits can be moved at a time."""
+    return all(s.shape[s.order[-1] if s.order else -1] * s.dtype.itemsize % 16 == 0 for s in arrays.lists(inputs[:1]))
+
+
+def judge(launch: Planned, report: Report, is_aligned: bool) -> list[str]:
+    """The faults of a launch's machine code, its budget considered. One without any counts as compiled."""
+    budget = budget_of(launch)
+    wrong = report.faults(is_aligned, budget, budget.rightly_narrow(launch.constants | {"odd": launch.odd}))
+    if not wrong:
+        compiled_for.add((launch.kernel, " ".join(launch.dtypes), launch.arch))
+    return wrong
 
 
 def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> None:

@@ -42,6 +42,20 @@ class Planned:
     source: Any = field(repr=False, compare=False)
     options: Any = field(repr=False, compare=False)
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The arguments that the code has as constants: the constexprs, and others that are 1 or None."""
+        names = self.source.fn.arg_names
+        return {names[path[0]]: value for path, value in self.source.constants.items() if len(path) == 1}
+
+    @property
+    def odd(self) -> frozenset[str]:
+        """The other sizes, steps and arrays that the compiler doesn't know 16 to divide (of an array: its address)."""
+        names = self.source.fn.arg_names
+        known = {path[0] for path, attributes in self.source.attrs.items() if attributes}
+        unknown = (n for i, n in enumerate(names) if i not in known and n not in self.constants)
+        return frozenset(n for n in unknown if self.signature.get(n, "")[:1] in ("i", "*"))
+
     def compile(self) -> Compiled:
         """Raises what the compiler raises. A kernel compiled before in this process is not compiled again."""
         import triton
@@ -156,7 +170,10 @@ def _driving(arch: int) -> Iterator[_Driver]:
 
 @contextlib.contextmanager
 def _before_compiling() -> Iterator[None]:
-    """Launches return (key, source, options) where they would have begun to compile."""
+    """Launches return (key, source, options) where they would have begun to compile.
+
+    The key does without the lines that functions begin at, or a new line above a kernel would change it.
+    """
     from triton.runtime import jit
 
     def stop(kernel: Any, key: Any, signature: dict, device: Any, constexprs: dict, options: Any, attrs: dict, _: Any):
@@ -165,10 +182,14 @@ def _before_compiling() -> Iterator[None]:
 
     before = jit.JITFunction._do_compile
     jit.JITFunction._do_compile = stop
+    jit.JITCallable.starting_line_number = property(
+        lambda _: 0, lambda f, line: vars(f).update(starting_line_number=line)
+    )
     try:
         yield
     finally:
         jit.JITFunction._do_compile = before
+        del jit.JITCallable.starting_line_number
 
 
 def _plan(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

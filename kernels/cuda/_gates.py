@@ -6,10 +6,21 @@ from typing import Any
 
 from gpulayers.arrays import spec
 
+from .._budget import Budget
 from .._layout import around, halved, row_major_steps
 from . import _launch
 
 THREADS = 256
+
+BUDGETS = {
+    "prelu_forward_*": Budget(registers=40, blocks=6, threads=THREADS),
+    "prelu_backward_places_*": Budget(registers=40, blocks=6, threads=THREADS),
+    "prelu_backward_channels_*": Budget(registers=56, blocks=4, threads=THREADS),
+    "add_up_*": Budget(registers=40, blocks=6, threads=THREADS),
+    "rrelu_*": Budget(registers=40, blocks=6, threads=THREADS),
+    "glu_forward_*": Budget(registers=40, blocks=6, threads=THREADS),
+    "glu_backward_*": Budget(registers=48, blocks=5, threads=THREADS),
+}
 
 
 def _order(x: Any) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from typing import Any
 from gpulayers._named import named
 from gpulayers.arrays import spec
 
+from .._budget import Budget
 from . import _launch
 from ._gates import glu_backward as glu_backward
 from ._gates import glu_forward as glu_forward
@@ -21,6 +22,11 @@ from ._gates import rrelu_forward as rrelu_forward
 FROM_Y = ("relu", "relu6", "sigmoid", "tanh")
 """Activations whose gradient is computed from y; the others' from x."""
 THREADS, PACKS_A_THREAD = 256, 4
+
+BUDGETS = {  # by patterns of names: kernels are made for each activation and dtype
+    "*_forward_*": Budget(registers=48, blocks=5, threads=THREADS),
+    "*_backward_*": Budget(registers=56, blocks=4, threads=THREADS),
+}
 
 
 def _launch_over(name: str, direction: str, arrays: tuple, a: float, b: float) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .._budget import Budget
 from . import _launch
 
 CACHED = 16384
 """The longest row that a block keeps in shared memory."""
+
+THREADS = 512
+"""Of a block, at most."""
+
+BUDGETS = {
+    "layer_norm_forward_*": Budget(registers=48, blocks=1, threads=THREADS, shared=4 * CACHED),
+    "layer_norm_backward_*": Budget(registers=72, blocks=1, threads=THREADS),
+    "add_up_*": Budget(registers=40, blocks=6, threads=256),
+}
 
 
 def _dense(x: Any, empty: Any) -> Any:
@@ -27,7 +37,7 @@ def _block(x: Any, n: int, *arrays: Any) -> tuple[int, str]:
         _launch.pointer(a) % (pack * a.itemsize) == 0 for a in (x, *arrays) if a is not None
     )
     packs = -(-n // pack) if aligned else n
-    return min(512, max(32, 1 << (packs - 1).bit_length())), "packs" if aligned else "items"
+    return min(THREADS, max(32, 1 << (packs - 1).bit_length())), "packs" if aligned else "items"
 
 
 def _blocks(x: Any, rows: int, threads: int) -> int:

@@ -8,12 +8,26 @@ import numpy as np
 
 from gpulayers.arrays import Spec, spec
 
+from .._budget import Budget
 from . import _launch
 
 THREADS = 256
 CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {
     "image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more"
+}
+
+BUDGETS = {
+    "max_pool2d_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
+    # How many windows a pixel lies under is not known in advance, so each is read when its turn comes.
+    "max_pool2d_backward_*": Budget(registers=72, blocks=3, threads=THREADS, narrow="loads"),
+    "avg_pool2d_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
+    "avg_pool2d_backward_*": Budget(registers=64, blocks=4, threads=THREADS),
+    "adaptive_avg_pool2d_forward_*": Budget(registers=64, blocks=4, threads=THREADS),
+    "adaptive_avg_pool2d_backward_*": Budget(registers=88, blocks=2, threads=THREADS),
+    "global_avg_pool2d_forward_*": Budget(registers=32, blocks=6, threads=THREADS, shared=4 * THREADS),
+    # One dy serves a whole image.
+    "global_avg_pool2d_backward_*": Budget(registers=40, blocks=6, threads=THREADS, narrow="loads"),
 }
 
 

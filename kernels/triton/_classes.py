@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
+
+BUDGETS = {
+    # A handful of numbers.
+    "_reduce_kernel": Budget(registers=48, blocks=12, narrow="loads"),
+}
 
 
 @triton.jit

@@ -11,8 +11,18 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget, channels_first
 from . import _configs, _tile
 from ._image import finish, pixel_tile, pixels_of, steps
+
+BUDGETS = {
+    "_depthwise_forward_kernel": Budget(registers=255, blocks=2, narrow=channels_first),
+    "_depthwise_input_kernel": Budget(registers=255, blocks=2, narrow=channels_first),
+    # Sums over taps are few, and stored channel by channel.
+    "_depthwise_weight_kernel": Budget(
+        registers=112, blocks=2, narrow=lambda c: "stores" if c["BC"] > 1 else "loads, stores"
+    ),
+}
 
 
 @triton.jit

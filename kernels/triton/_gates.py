@@ -13,10 +13,21 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from .._layout import around, halved
 from . import _configs, _random, _tile
 
 # --- prelu -----------------------------------------------------------------------------------------------------------
+
+BUDGETS = {
+    "_prelu_forward_kernel": Budget(registers=48, blocks=12),
+    "_prelu_backward_kernel": Budget(registers=96, blocks=5),
+    # One weight's sums lie one by one.
+    "_prelu_sum_kernel": Budget(registers=48, blocks=12, narrow=lambda c: "loads" if c.get("C") == 1 else ""),
+    "_rrelu_kernel": Budget(registers=80, blocks=7),
+    "_glu_forward_kernel": Budget(registers=48, blocks=12),
+    "_glu_backward_kernel": Budget(registers=80, blocks=7),
+}
 
 
 @triton.jit

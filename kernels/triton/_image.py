@@ -7,6 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
 
 CHANNELS_LAST = (0, 2, 3, 1)
@@ -33,6 +34,15 @@ def flattened(x: Any) -> Any:
     n, c, h, w = x.shape
     step = x.stride(3) if w > 1 else x.stride(2)
     return x.as_strided((n, c, 1, h * w), (x.stride(0), x.stride(1), h * w * step, step))
+
+
+BUDGETS = {
+    # Of few channels no 16 bytes lie together.
+    "_nhwc_kernel": Budget(registers=152, blocks=3, narrow=lambda c: "stores" if c["BC"] < 8 else ""),
+    "_channel_sums_kernel": Budget(registers=48, blocks=6),
+    # A row-major weight takes its gradient in steps of kh · kw, and one of three channels in threes.
+    "_finish_kernel": Budget(registers=72, blocks=8, narrow="stores"),
+}
 
 
 @triton.jit

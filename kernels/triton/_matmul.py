@@ -13,6 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
 from ._configs import Tile
 from .activation import value
@@ -21,6 +22,20 @@ GROUP = 8
 """Rows of tiles walked together, so that their columns of B stay in L2."""
 LEAST_STEPS = 4
 """Steps along K that a split must have, or its partial sums cost more than they bring."""
+
+
+def _narrow(c: dict[str, Any]) -> str:
+    """Rows of a length that 16 does not divide; TF32 is multiplied with K neighbouring, so what lies along the other axis
+    is read number by number."""
+    loads = c["odd"] & {"M", "N", "K", "a_m", "a_k", "b_n", "b_k"} or c.get("PRECISION") == "tf32"
+    return ("loads " if loads else "") + ("stores" if c["odd"] & {"M", "N"} else "")
+
+
+BUDGETS = {
+    "_matmul_kernel": Budget(registers=255, blocks=1, narrow=_narrow),
+    "_matmul_tma_kernel": Budget(registers=224, blocks=1, narrow=_narrow),
+    "_finish_kernel": Budget(registers=48, blocks=10, narrow=_narrow),
+}
 
 
 @triton.jit

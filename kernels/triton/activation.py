@@ -13,6 +13,7 @@ import triton.language as tl
 
 from gpulayers._named import named
 
+from .._budget import Budget
 from . import _configs, _tile
 from ._gates import glu_backward as glu_backward
 from ._gates import glu_forward as glu_forward
@@ -25,6 +26,11 @@ FROM_Y = ("relu", "relu6", "sigmoid", "tanh")
 """Activations whose gradient is computed from y; the others' from x."""
 NUMBERS: dict[str, tuple[float, float]] = {}
 """Defaults of the numbers a and b."""
+
+BUDGETS = {
+    "_activation_forward_kernel": Budget(registers=56, blocks=10),
+    "_activation_backward_kernel": Budget(registers=48, blocks=10),
+}
 
 
 @triton.jit

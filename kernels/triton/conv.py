@@ -21,12 +21,27 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _depthwise, _tile
 from ._configs import Tile
 from ._image import channel_sums, evenly_spaced, finish, flattened, image_pixel, nhwc, output_order, steps
 
 FEW_CHANNELS = 16
 """With fewer channels than this in a group, taps and channels make one inner axis (a tile would be mostly empty)."""
+
+
+def _narrow(c: dict[str, Any]) -> str:
+    """Taps and few channels in one run begin anywhere, as pixels do where the output's rows lie along the width; TF32 is
+    multiplied with K neighbouring, so what lies along the other axis is read number by number."""
+    loads = c["FLAT"] or c["PRECISION"] == "tf32"
+    stores = c["FLAT"] or c.get("y_w") == 1
+    return ("loads " if loads else "") + ("stores" if stores else "")
+
+
+BUDGETS = {
+    "_conv2d_kernel": Budget(registers=255, blocks=1, narrow=_narrow),
+    "_conv2d_weight_kernel": Budget(registers=208, blocks=2, narrow=_narrow),
+}
 
 
 @triton.jit
@@ -223,6 +238,10 @@ def _conv2d_weight_kernel(
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
+LEAST_SUMS = 8
+"""Sums that a thread holds at least: a narrow tile shared by more warps spilled, with addresses beside so few sums."""
+
+
 def _choose(
     entries: Sequence[Tile], device: _tile.Device, m: int, n: int, k: int, others: int, flat: bool, itemsize: int
 ) -> tuple[int, Tile] | None:
@@ -231,6 +250,7 @@ def _choose(
     fitting = []
     for i, t in enumerate(entries):
         t = t._replace(BN=min(t.BN, narrow), BK=_inner_block(k, min(t.BK, 32) if flat else t.BK))
+        t = t._replace(warps=min(t.warps, t.BM * t.BN // (32 * LEAST_SUMS)))
         if t.shared(itemsize) <= device.shared:
             if _tile.cdiv(m, t.BM) * _tile.cdiv(n, t.BN) * others >= device.sms:
                 return i, t

@@ -7,7 +7,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _random, _tile
+
+BUDGETS = {
+    "_dropout_kernel": Budget(registers=56, blocks=10),
+}
 
 
 @triton.jit

@@ -11,8 +11,16 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _matmul, _tile
 from .activation import FROM_Y, NUMBERS, gradient
+
+BUDGETS = {
+    # Rows of a length that 16 does not divide.
+    "_linear_backward_columns_kernel": Budget(
+        registers=80, blocks=7, narrow=lambda c: "loads, stores" if c["odd"] & {"N", "dy_m"} else ""
+    ),
+}
 
 
 @triton.jit

@@ -13,10 +13,23 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
 from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
 
 # --- cross entropy ---------------------------------------------------------------------------------------------------
+
+BUDGETS = {
+    # A few numbers a sample.
+    "_cross_entropy_forward_kernel": Budget(registers=168, blocks=3, narrow="stores"),
+    "_cross_entropy_backward_kernel": Budget(registers=144, blocks=3),
+    "_nll_loss_forward_kernel": Budget(registers=96, blocks=5),
+    # A few numbers a sample.
+    "_nll_loss_backward_kernel": Budget(registers=88, blocks=6, narrow="loads"),
+    "_mse_forward_kernel": Budget(registers=40, blocks=12),
+    "_mse_sum_kernel": Budget(registers=56, blocks=10),
+    "_mse_backward_kernel": Budget(registers=56, blocks=10),
+}
 
 
 @triton.jit

@@ -13,11 +13,23 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
 
 # --- forward ---------------------------------------------------------------------------------------------------------
+
+BUDGETS = {
+    "_norm_forward_kernel": Budget(registers=104, blocks=1),
+    "_norm_forward_looped_kernel": Budget(registers=72, blocks=4),
+    "_norm_moments_kernel": Budget(registers=72, blocks=4),
+    "_norm_forward_split_kernel": Budget(registers=72, blocks=4),
+    "_norm_backward_kernel": Budget(registers=136, blocks=1),
+    "_norm_sums_kernel": Budget(registers=104, blocks=2),
+    "_norm_backward_columns_kernel": Budget(registers=136, blocks=2),
+    "_norm_finalise_kernel": Budget(registers=72, blocks=8),
+}
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
 
 SGD_UPDATE = _configs.rows("sgd_update")
@@ -27,6 +28,13 @@ _MOST_ADDRESSES = 64
 _addresses: dict[tuple, Any] = {}
 _plans: dict[tuple, Any] = {}
 """Never emptied: captured graphs read them."""
+
+BUDGETS = {
+    # 32 constants.
+    "_write_kernel": Budget(registers=64, blocks=32, narrow="stores"),
+    "_sgd_kernel": Budget(registers=80, blocks=7),
+    "_adamw_kernel": Budget(registers=88, blocks=6),
+}
 
 
 @triton.jit(do_not_specialize=["values"])

@@ -11,8 +11,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget, channels_first
 from . import _configs, _tile
 from ._image import output_order, pixel_plan, pixels_of, sizes_of, steps
+
+BUDGETS = {
+    "_pad2d_forward_kernel": Budget(registers=80, blocks=7, narrow=channels_first),
+    "_pad2d_backward_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
+}
 
 
 @triton.jit

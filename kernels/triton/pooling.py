@@ -12,6 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget, channels_first
 from . import _configs, _tile
 from ._image import (
     evenly_spaced,
@@ -25,6 +26,19 @@ from ._image import (
     sizes_of,
     steps,
 )
+
+BUDGETS = {
+    "_max_pool2d_forward_kernel": Budget(registers=224, blocks=2, narrow=channels_first),
+    "_max_pool2d_backward_kernel": Budget(registers=224, blocks=2, narrow=channels_first),
+    "_avg_pool2d_forward_kernel": Budget(registers=160, blocks=3, narrow=channels_first),
+    "_avg_pool2d_backward_kernel": Budget(registers=240, blocks=2, narrow=channels_first),
+    "_adaptive_avg_pool2d_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
+    "_global_avg_pool2d_forward_kernel": Budget(registers=160, blocks=3),
+    # One dy serves a whole image.
+    "_global_avg_pool2d_backward_kernel": Budget(
+        registers=64, blocks=9, narrow=lambda c: "loads" if c["BC"] == 1 else ""
+    ),
+}
 
 
 @triton.jit

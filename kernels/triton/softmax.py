@@ -12,7 +12,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._budget import Budget
 from . import _configs, _tile
+
+BUDGETS = {
+    "_softmax_forward_kernel": Budget(registers=136, blocks=1),
+    "_softmax_forward_looped_kernel": Budget(registers=56, blocks=5),
+    "_softmax_backward_kernel": Budget(registers=104, blocks=1),
+    "_softmax_backward_looped_kernel": Budget(registers=48, blocks=6),
+}
 
 
 @triton.jit

@@ -1,0 +1,54 @@
+"""The command itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpulayers.sweep import _calls, _show
+from gpulayers.sweep._diff import audited
+from gpulayers.sweep._results import sweep
+from gpulayers.testing.compiling import GPUS
+
+
+def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: Path | None = None) -> int:
+    """Compile, read, and print; 1 if anything is wrong.
+
+    options: the command's, as ``gpulayers audit --help`` lists them.
+    families: what is audited instead of the named ones. root: the checkout that ``--diff`` looks into.
+    """
+    archs, dtypes = _archs(options.arch), _dtypes(options.dtype)
+    names = options.family or _calls.families()
+    whole = families is None and set(names) == set(_calls.families())
+    chosen = [_calls.family(name) for name in names] if families is None else families
+    found = sweep(chosen, archs, dtypes, _calls.shared_files() if whole else (), whole)
+    if options.json:
+        found.write(options.json)
+    if options.diff:
+        same = [*options.family, f"--arch={options.arch}", f"--dtype={options.dtype}"]
+        text, count = _show.changes(audited(options.diff, same, root), found)
+        print(text if count else f"the machine code is the same as {options.diff}'s, by these figures")
+    else:
+        print(_show.lines(found) if options.all else _show.worst(found))
+    kernels = len({r.kernel for r in found.results})
+    known = len(found.results) - found.compiled
+    print(f"\n{kernels} kernels, {len(found.results)} binaries: {found.compiled} compiled now, {known} known")
+    for fault in found.faults:
+        print(f"FAULT {fault}")
+    return 1 if found.faults else 0
+
+
+def _archs(text: str) -> list[int]:
+    numbers = [int(n) for n in re.findall(r"\d+", text)] or list(GPUS)
+    if not set(numbers) <= GPUS.keys():
+        raise ValueError(f"audit: --arch: the rule is some of {', '.join(f'sm_{a}' for a in GPUS)}; got {text!r}")
+    return numbers
+
+
+def _dtypes(text: str) -> list[str]:
+    names = text.split(",") if text else list(_calls.DTYPES)
+    if not set(names) <= set(_calls.DTYPES):
+        raise ValueError(f"audit: --dtype: the rule is some of {', '.join(_calls.DTYPES)}; got {text!r}")
+    return names
