@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = commands.add_parser("audit", help="compile all kernels for GPUs that need not be there, and read their code")
     p.add_argument("family", nargs="*", help="families of ops, as in gpulayers.ops (default: all)")
     p.add_argument("--arch", default="", help="default: sm_80,sm_86,sm_89,sm_90,sm_100,sm_120")
-    p.add_argument("--dtype", default="", help="default: bfloat16,float16,float32")
+    p.add_argument("--dtype", default="", help="default: bfloat16,float32, and float16 for one architecture")
     p.add_argument("--all", action="store_true", help="a line for each configuration, not for the worst of a kernel's")
     p.add_argument("--diff", metavar="REV", help="compare with another commit of this checkout")
     p.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all figures to a file")

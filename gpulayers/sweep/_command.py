@@ -19,11 +19,11 @@ def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: P
     options: the command's, as ``gpulayers audit --help`` lists them.
     families: what is audited instead of the named ones. root: the checkout that ``--diff`` looks into.
     """
-    archs, dtypes = _archs(options.arch), _dtypes(options.dtype)
+    runs = _runs(options.arch, options.dtype)
     names = options.family or _calls.families()
     whole = families is None and set(names) == set(_calls.families())
     chosen = [_calls.family(name) for name in names] if families is None else families
-    found = sweep(chosen, archs, dtypes, _calls.shared_files() if whole else (), whole)
+    found = sweep(chosen, runs, _calls.shared_files() if whole else (), whole)
     if options.json:
         found.write(options.json)
     if options.diff:
@@ -40,15 +40,13 @@ def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: P
     return 1 if found.faults else 0
 
 
-def _archs(text: str) -> list[int]:
-    numbers = [int(n) for n in re.findall(r"\d+", text)] or list(GPUS)
+def _runs(archs: str, dtypes: str) -> dict[int, list[str]]:
+    """Architecture -> dtypes. By default float16 is for one: its code is bfloat16's but for the conversions."""
+    numbers = [int(n) for n in re.findall(r"\d+", archs)] or list(GPUS)
     if not set(numbers) <= GPUS.keys():
-        raise ValueError(f"audit: --arch: the rule is some of {', '.join(f'sm_{a}' for a in GPUS)}; got {text!r}")
-    return numbers
-
-
-def _dtypes(text: str) -> list[str]:
-    names = text.split(",") if text else list(_calls.DTYPES)
+        raise ValueError(f"audit: --arch: the rule is some of {', '.join(f'sm_{a}' for a in GPUS)}; got {archs!r}")
+    names = dtypes.split(",") if dtypes else list(_calls.DTYPES)
     if not set(names) <= set(_calls.DTYPES):
-        raise ValueError(f"audit: --dtype: the rule is some of {', '.join(_calls.DTYPES)}; got {text!r}")
-    return names
+        raise ValueError(f"audit: --dtype: the rule is some of {', '.join(_calls.DTYPES)}; got {dtypes!r}")
+    half = 90 if 90 in numbers else numbers[0]
+    return {a: [n for n in names if dtypes or n != "float16" or a == half] for a in numbers}

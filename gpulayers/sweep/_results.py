@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,29 +84,28 @@ def read(path: Path) -> Sweep:
 
 def sweep(
     families: Sequence[Family],
-    archs: Sequence[int],
-    dtypes: Sequence[str],
+    runs: Mapping[int, Sequence[str]],
     shared: Sequence[Path] = (),
     whole: bool = True,
     processes: int | None = None,
 ) -> Sweep:
-    """Audit families for architectures.
+    """Audit families for architectures, each in some dtypes.
 
     shared: files of kernels that belong to no one family. whole: all families are there, so every choice of the
     tables must be asked for. processes: that compile; by default one for each processor.
     """
     plan = Plan()
-    todo = [call for family in families for call in calls(family.cases, dtypes)]
-    for arch in archs:
+    for arch, dtypes in runs.items():
+        todo = [call for family in families for call in calls(family.cases, dtypes)]
         for call in tqdm(todo, desc=f"launching for sm_{arch}", unit=" calls", leave=False):
             plan.add(call, arch)
         plan.force(arch)
     results, compiled = audited(plan, processes)
     stems = dict.fromkeys(stem for family in families for stem in family.cuda)
-    for arch, stem in tqdm([(a, s) for a in archs for s in stems], desc="CUDA C++", unit=" files", leave=False):
+    for arch, stem in tqdm([(a, s) for a in runs for s in stems], desc="CUDA C++", unit=" files", leave=False):
         results += audited_cuda(stem, arch)
     files = [path for family in families for path in family.triton]
-    return Sweep(results, unreached(plan, archs, [*files, *shared], whole), compiled)
+    return Sweep(results, unreached(plan, list(runs), [*files, *shared], whole), compiled)
 
 
 def audited(plan: Plan, processes: int | None = None) -> tuple[list[Result], int]:
