@@ -259,6 +259,20 @@ def test_what_binds_the_blocks_of_a_multiprocessor():
     assert bound(registers=16, warps=1) == (32, "blocks")
 
 
+def test_a_cuda_kernel_beyond_its_budget(monkeypatch):
+    """Figures and dtypes come from its binary and its name, threads and limits from the budget beside its launcher."""
+    from gpulayers.kernels.cuda import norm
+
+    pytest.importorskip("cupy_backends")
+    found = {(r.kernel, r.dtypes, r.config): r for r in _results.audited_cuda("norm", 90)}
+    result = found["cuda/norm.layer_norm_forward", "bfloat16 float32", "packs threads=512"]
+    assert result.faults == [] and result.figures["loads"] == 128 and result.figures["shared"] > 4 * norm.CACHED
+    budget = norm.BUDGETS["layer_norm_forward_*"]._replace(registers=8, blocks=4)
+    monkeypatch.setitem(norm.BUDGETS, "layer_norm_forward_*", budget)
+    faults = [f for r in _results.audited_cuda("norm", 90) for f in r.faults if r.key == result.key]
+    assert ["its budget is 8" in faults[0], "its budget is 4" in faults[1]] == [True, True]
+
+
 def test_errors(capsys):
     for arguments, text in (
         (["softmaxx"], "audit: no family 'softmaxx'; there are activation, "),

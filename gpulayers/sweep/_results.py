@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,12 +148,19 @@ def audited_cuda(stem: str, arch: int) -> list[Result]:
     for name, report in audit_cuda(stem, arch).items():
         budget = cuda_budget(name, budgets)
         report = report.launched(budget.threads, budget.shared)
-        result = Result(
-            f"cuda/{stem}.{name}", f"threads={budget.threads}", "", arch, _figures(report), call=f"{stem}.cu"
-        )
+        kernel, dtypes, rest = _cuda_name(name)
+        config = f"{rest} threads={budget.threads}".strip()
+        result = Result(f"cuda/{stem}.{kernel}", config, dtypes, arch, _figures(report), call=f"{stem}.cu")
         result.faults += report.faults(name.endswith("packs"), budget, budget.rightly_narrow({}))
         results.append(result)
     return results
+
+
+def _cuda_name(name: str) -> tuple[str, str, str]:
+    """(kernel, its arrays' dtypes, the rest) of ``layer_norm_forward_bfloat16_float32_packs``."""
+    parts = re.fullmatch(r"(.+?)(?:((?:_b?float(?:16|32))+)(?:_(.+))?)?", name)
+    assert parts is not None
+    return parts[1], (parts[2] or "").replace("_", " ").strip(), parts[3] or ""
 
 
 def cuda_budget(kernel: str, budgets: dict[str, Budget]) -> Budget:
