@@ -46,6 +46,7 @@ def audits() -> list[Case]:
     return [
         *found,
         Case(softmax, "8 divides it", ((4096, 1000),), archs=ONE_ARCH),
+        Case(softmax, "held by 8 warps", ((4096, 8192),), archs=ONE_ARCH),
         Case(softmax, "columns", ((32, 1024, 4096),), {"axis": 1}),
         Case(log_softmax, "columns", ((32, 1024, 4096),), {"axis": 1}, archs=ONE_ARCH),
     ]

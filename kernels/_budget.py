@@ -17,6 +17,8 @@ class Budget(NamedTuple):
     """The accesses ("loads", "stores", "loads, stores") that rightly move less than 128 bits though arrays are aligned;
     or what gives them, from the constants of a launch: its constexprs, arguments that are 1 or None, and "odd", the set
     of the other sizes and steps that 16 does not divide."""
+    spills: int = 0
+    """Instructions that put registers aside, at most: one, outside the loops, costs nothing."""
     threads: int = 256
     """Of a block, at most. For CUDA C++, whose binary doesn't know; Triton's does."""
     shared: int = 0

@@ -104,12 +104,13 @@ def unreached(plan: Plan, archs: Sequence[int], files: Sequence[Path], whole: bo
     reached = {title(job.launch) for job in plan.jobs.values()}
     missing = [f"{kernel}: no case launches it" for kernel in kernels_in(files) if kernel not in reached]
     asked = {name for _, name in plan.asked}
+    asked_here = {(_tables.find(arch), name) for arch, name in plan.asked}
     for table in dict.fromkeys(map(_tables.find, archs)):
         for name, entries in _tables.read(table).entries.items():
             if name not in asked:
                 missing += [f"{table.name}: {name}: no case asks for it"] if whole else []
                 continue
             for i, entry in enumerate(entries):
-                if (table, name, i) not in plan.chosen:
+                if (table, name) in asked_here and (table, name, i) not in plan.chosen:
                     missing.append(f"{table.name}: {name}: no case is for entry {i}, {entry}")
     return missing

@@ -139,13 +139,14 @@ def _config(launch: Planned) -> str:
     return f"{constants}{odd}{wide_text} warps={launch.warps} stages={launch.stages}"
 
 
-def audited_cuda(stem: str, arch: int) -> list[Result]:
-    """The kernels of one CUDA C++ file. Their packs are aligned; budgets stand in the launchers' module."""
+def audited_cuda(stem: str, arch: int, only: str = "") -> list[Result]:
+    """The kernels of one CUDA C++ file (or of a part of it, as launches name it). Their packs are aligned; budgets stand
+    in the launchers' module."""
     from gpulayers.testing.nvrtc import audit_cuda
 
     budgets = getattr(importlib.import_module(f"gpulayers.kernels.cuda.{stem}"), "BUDGETS", {})
     results = []
-    for name, report in audit_cuda(stem, arch).items():
+    for name, report in audit_cuda(stem, arch, only=only).items():
         budget = cuda_budget(name, budgets)
         report = report.launched(budget.threads, budget.shared)
         kernel, dtypes, rest = _cuda_name(name)

@@ -126,7 +126,7 @@ class Report:
         mix = Counter(self.mix)
         limit = LIMITS[self.arch].block_shared
         found = []
-        if self.spills:
+        if self.spills > budget.spills:
             found.append(f"spills: {mix['LDL']} loads, {mix['STL']} stores, {self.stack} bytes of stack a thread")
         if self.shared > limit:
             found.append(f"needs {self.shared} bytes of shared memory; sm_{self.arch} gives a block {limit}")

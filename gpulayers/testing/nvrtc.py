@@ -49,6 +49,7 @@ def _compiled(source: str, flags: tuple[str, ...]) -> bytes:
         nvrtc.destroyProgram(program)
 
 
-def audit_cuda(family: str, arch: int, warps: int = 8, shared: int = 0) -> dict[str, Report]:
-    """The report of each kernel of a family, launched with so many warps and bytes of dynamic shared memory a block."""
-    return audit_cubin(compile_cuda(family, arch), arch, warps, shared)
+def audit_cuda(family: str, arch: int, warps: int = 8, shared: int = 0, only: str = "") -> dict[str, Report]:
+    """The report of each kernel of a family (or of one part of it), launched with so many warps and bytes of dynamic
+    shared memory a block."""
+    return audit_cubin(compile_cuda(family, arch, only), arch, warps, shared)

@@ -19,7 +19,7 @@ REFUSALS = {
 
 BUDGETS = {
     "max_pool2d_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
-    # How many windows a pixel lies under is not known in advance, so each is read when its turn comes.
+    # For sm_100 the compiler reads packs of float16 in pieces.
     "max_pool2d_backward_*": Budget(registers=72, blocks=3, threads=THREADS, narrow="loads"),
     "avg_pool2d_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
     "avg_pool2d_backward_*": Budget(registers=64, blocks=4, threads=THREADS),

@@ -18,8 +18,9 @@ from .._budget import Budget
 from . import _configs, _tile
 
 BUDGETS = {
-    "_batch_norm_moments_kernel": Budget(registers=208, blocks=2),
-    "_batch_norm_forward_kernel": Budget(registers=80, blocks=7),
+    "_batch_norm_moments_kernel": Budget(registers=224, blocks=2),
+    # On sm_80 one register is put aside, once.
+    "_batch_norm_forward_kernel": Budget(registers=80, blocks=7, spills=2),
     "_batch_norm_sums_kernel": Budget(registers=104, blocks=5),
     "_batch_norm_backward_kernel": Budget(registers=88, blocks=5),
 }

@@ -39,8 +39,9 @@ def _narrow(c: dict[str, Any]) -> str:
 
 
 BUDGETS = {
-    "_conv2d_kernel": Budget(registers=255, blocks=1, narrow=_narrow),
-    "_conv2d_weight_kernel": Budget(registers=208, blocks=2, narrow=_narrow),
+    # On sm_80 one register is put aside, once.
+    "_conv2d_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=2),
+    "_conv2d_weight_kernel": Budget(registers=208, blocks=1, narrow=_narrow),
 }
 
 

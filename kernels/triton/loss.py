@@ -22,7 +22,7 @@ from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced
 BUDGETS = {
     # A few numbers a sample.
     "_cross_entropy_forward_kernel": Budget(registers=168, blocks=3, narrow="stores"),
-    "_cross_entropy_backward_kernel": Budget(registers=144, blocks=3),
+    "_cross_entropy_backward_kernel": Budget(registers=160, blocks=3),
     "_nll_loss_forward_kernel": Budget(registers=96, blocks=5),
     # A few numbers a sample.
     "_nll_loss_backward_kernel": Budget(registers=88, blocks=6, narrow="loads"),

@@ -31,9 +31,9 @@ _plans: dict[tuple, Any] = {}
 
 BUDGETS = {
     # 32 constants.
-    "_write_kernel": Budget(registers=64, blocks=32, narrow="stores"),
-    "_sgd_kernel": Budget(registers=80, blocks=7),
-    "_adamw_kernel": Budget(registers=88, blocks=6),
+    "_write_kernel": Budget(registers=64, blocks=16, narrow="stores"),
+    "_sgd_kernel": Budget(registers=96, blocks=5),
+    "_adamw_kernel": Budget(registers=96, blocks=5),
 }
 
 

@@ -30,10 +30,10 @@ from ._image import (
 BUDGETS = {
     "_max_pool2d_forward_kernel": Budget(registers=224, blocks=2, narrow=channels_first),
     "_max_pool2d_backward_kernel": Budget(registers=224, blocks=2, narrow=channels_first),
-    "_avg_pool2d_forward_kernel": Budget(registers=160, blocks=3, narrow=channels_first),
+    "_avg_pool2d_forward_kernel": Budget(registers=168, blocks=3, narrow=channels_first),
     "_avg_pool2d_backward_kernel": Budget(registers=240, blocks=2, narrow=channels_first),
     "_adaptive_avg_pool2d_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
-    "_global_avg_pool2d_forward_kernel": Budget(registers=160, blocks=3),
+    "_global_avg_pool2d_forward_kernel": Budget(registers=176, blocks=3),
     # One dy serves a whole image.
     "_global_avg_pool2d_backward_kernel": Budget(
         registers=64, blocks=9, narrow=lambda c: "loads" if c["BC"] == 1 else ""
