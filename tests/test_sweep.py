@@ -18,10 +18,13 @@ from gpulayers.kernels._budget import Budget
 from gpulayers.kernels.triton import _configs, _tables
 
 from gpulayers import cli
+from gpulayers.arrays import Spec, bfloat16
 from gpulayers.ops._op import Op, Rule
 from gpulayers.sweep import _calls, _plan, _results, audit
 from gpulayers.sweep._show import changes
 from gpulayers.testing.audit import Report
+from gpulayers.testing.audit_op import audit_op
+from gpulayers.testing.check_op import CheckError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -247,6 +250,13 @@ def test_diff_with_another_commit(tmp_path, capsys):
         audit(argparse.Namespace(**options, diff="HEAD~1"), root=repository)
     with pytest.raises(ValueError, match="git gives no 'nothing'"):
         audit(argparse.Namespace(**options, diff="nothing"), root=repository)
+
+
+def test_one_call_of_an_op_of_your_own():
+    (report,) = audit_op(SOUND.op, Spec((8, 1024), bfloat16), archs=(90,))
+    assert report.kernel == "_softmax_kernel" and report.loads == 128
+    with pytest.raises(CheckError, match=r"(?s)toy \(.*_shifted_kernel for sm_90 .*none of its \d+ global loads"):
+        audit_op(case(_shifted_kernel, (8, 1024), BLOCK=1024).op, Spec((8, 1024), bfloat16), archs=(90,))
 
 
 def test_what_binds_the_blocks_of_a_multiprocessor():
