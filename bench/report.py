@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file, from a bare checkout
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench._cpu import geometric_mean  # noqa: E402
+from gpulayers.bench._timing import geometric_mean  # noqa: E402
 
 CPU = ROOT / "bench/results/cpu/cpu.json"
 
