@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,10 +57,16 @@ class Other(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Bytes that a pass must read and write at least: each array it needs, once."""
+    """Bytes that a pass reads and writes at least: each array it needs, once."""
 
     read: int
     written: int
+    saved: int
+    """Read, too, by a backward that needs what the op's rule saves; another way may save less."""
+
+    @property
+    def total(self) -> int:
+        return sum(self)
 
 
 class Case(NamedTuple):
@@ -85,6 +91,8 @@ class Case(NamedTuple):
     """How many times fewer flops the cleverest algorithm takes (Winograd's): only below that is a reading impossible."""
     others: dict[str, Other] = {}
     """Further providers, by name."""
+    hardly_read: tuple[str, ...] = ()
+    """Inputs of which it needs a few elements only."""
     put: Callable[[Any], Any] | None = None
     """A tensor as every provider gets it in memory (channels-last); None: row-major."""
     headline: bool = False
@@ -175,21 +183,28 @@ class Case(NamedTuple):
         return self.op.rule(*padded, needs=self.wanted(), **fixed)
 
     def traffic(self, dtype: np.dtype = float32) -> dict[str, Traffic]:
-        """The fewest bytes of each direction; what the forward saves counts where the backward reads it."""
+        """The fewest bytes of each direction."""
         specs, needs, rule = dict(zip(self.op.inputs, self.specs(dtype))), self.wanted(), self.rule(dtype)
 
-        def size(found: Sequence[Any]) -> int:
-            return sum(s.nbytes for s in arrays.lists(found))
+        def size(found: Iterable[Any]) -> int:
+            return sum(s.nbytes for s in arrays.lists([*found]))
 
-        outputs, inputs = size([*rule.outputs.values()]), size([*specs.values()])
-        forward = Traffic(inputs, outputs + size([s for n, s in specs.items() if n in self.op.updates]))
-        backward = Traffic(outputs + size([*rule.saved.values()]), size([specs[n] for n in needs]))
+        outputs = size(rule.outputs.values())
+        inputs = size(s for n, s in specs.items() if n not in self.hardly_read)
+        saved = size(s for n, s in rule.saved.items() if n not in self.hardly_read)
+        forward = Traffic(inputs, outputs + size(s for n, s in specs.items() if n in self.op.updates), 0)
+        backward = Traffic(outputs, size(specs[n] for n in needs), saved)
         both = Traffic(*map(sum, zip(forward, backward)))
         return dict(zip(DIRECTIONS, (forward, backward, both)))
 
     def work(self) -> dict[str, int]:
         """The flops of each direction."""
         return {"forward": self.flops, "backward": 2 * self.flops, "both": 3 * self.flops}
+
+
+def sweep(name: str, cases: Sequence[tuple[int, Case]]) -> list[Case]:
+    """(size, case) as a sweep of this name, measured on a GPU alone."""
+    return [c._replace(name=f"{name}: {size}", cpu=False, sweep=name, size=size) for size, c in cases]
 
 
 def every_case(only: Sequence[str] = ()) -> Iterator[tuple[str, Case]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gpulayers.bench import _judge
-from gpulayers.bench._case import Case, Traffic
+from gpulayers.bench._case import Case
 from gpulayers.bench._device import Captured, Device, device
 from gpulayers.bench._judge import Error
 from gpulayers.bench._providers import Function, Ours, Provider
@@ -35,14 +35,14 @@ class DeviceDied(RuntimeError):
         self.rows = rows
 
 
-def least_seconds(traffic: Traffic, flops: float, limits: dict[str, float], rate: str) -> float:
-    """The limit: what the memory takes, or the arithmetic if that is longer.
+def least_seconds(read: float, written: float, flops: float, limits: dict[str, float], rate: str) -> float:
+    """The limit: what the memory takes (bytes read and written), or the arithmetic if that is longer.
 
     A copy and a sum, as measured, say what reading and what writing a byte takes. rate: of limits, the flops' own.
     """
     reading = 1 / limits["read"]
     writing = 2 / limits["copy"] - reading
-    return max(traffic.read * reading + traffic.written * writing, flops / limits[rate])
+    return max(read * reading + written * writing, flops / limits[rate])
 
 
 class _Set(NamedTuple):
@@ -69,10 +69,11 @@ class Measurement:
         self.family, self.case, self.dtype, self.on, self.process = family, case, dtype, on, process
         self.traffic, self.work = case.traffic(dtype), case.work()
         rate = "tf32" if dtype == float32 and on.name == "cuda" and _judge.allows_tf32(case) else str(dtype)
-        self.limit = {d: least_seconds(self.traffic[d], self.work[d], limits, rate) for d in case.directions()}
-        self.possible = {
-            d: least_seconds(self.traffic[d], self.work[d] / case.saving, limits, rate) for d in case.directions()
-        }
+        self.limit, self.possible = {}, {}
+        for d in case.directions():
+            t = self.traffic[d]
+            self.limit[d] = least_seconds(t.read + t.saved, t.written, self.work[d], limits, rate)
+            self.possible[d] = least_seconds(t.read, t.written, self.work[d] / case.saving, limits, rate)
         self.generator = on.generator(0)
 
     def draw(self) -> _Set:
@@ -87,7 +88,7 @@ class Measurement:
 
     def sets(self) -> list[_Set]:
         forward, both = self.traffic["forward"], self.traffic["both"]
-        return [self.draw() for _ in range(self.on.sets(sum(forward), sum(both)))]
+        return [self.draw() for _ in range(self.on.sets(forward.total, both.total))]
 
     def row(
         self, provider: Provider, direction: Any, status: Status, reason: str = "", error: Error | None = None
@@ -97,7 +98,7 @@ class Measurement:
             family=self.family, op=self.case.op.name, case=self.case.name, dtype=str(self.dtype), direction=direction,
             provider=provider.name, ours=provider.ours, headline=self.case.headline, sweep=self.case.sweep,
             size=self.case.size, status=status, reason=reason, us=None, samples=0, limit_us=self.limit[direction] * 1e6,
-            share=None, bytes=sum(self.traffic[direction]), flops=self.work[direction],
+            share=None, bytes=self.traffic[direction].total, flops=self.work[direction],
             error=error and _finite(error.relative), ulp=error and _finite(error.ulp), bound=error and _finite(error.times),
             judge="", sets=0, peak_bytes=None, host_us=None, process=self.process,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from gpulayers.ops import optim as ops
 
-from ._case import Case
+from ._case import Case, Squares
 
 
 def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -39,6 +39,8 @@ def cases() -> list[Case]:
         ("GPT-2, 124M", _transformer(768, 12, 50257), False),
         ("539M", _transformer(1536, 16, 50257), False),
     ):
-        found.append(Case(ops.adamw_update, name, (shapes,) * 4, {}, _adamw, cpu=cpu))
+        squares, headline = [Squares(s) for s in shapes], name.startswith("GPT-2")
+        adamw = (shapes, shapes, shapes, squares)
+        found.append(Case(ops.adamw_update, name, adamw, {}, _adamw, cpu=cpu, headline=headline))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
     return found
