@@ -1,6 +1,6 @@
 """Measure from a bare checkout: ``python bench/run.py …`` is ``gpulayers bench …``.
 
-``python bench/run.py --gpu-suite --out DIR`` runs the tests on a GPU first.
+``python bench/run.py --gpu-suite --minutes N --out DIR`` is ``suite.py``: all that a GPU hour can show.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench import _cpu, _host, _lab, _tables  # noqa: E402
+from gpulayers.bench import _cpu, _host, _lab, _tables, suite  # noqa: E402
 from gpulayers.bench._case import every_case  # noqa: E402
 from gpulayers.bench._device import device  # noqa: E402
 from gpulayers.bench._results import Store, failed, machine, write_json  # noqa: E402
@@ -28,10 +28,6 @@ from gpulayers.bench._timing import geometric_mean  # noqa: E402
 
 from gpulayers import arrays, cli  # noqa: E402
 from gpulayers.testing.arena import has_gpu  # noqa: E402
-
-SUITE_MINUTES = 9.0
-_PROCESSES = 12
-"""That run the tests: most of their time goes into compiling kernels, on the CPU."""
 
 
 def bench(options: Any) -> int:
@@ -101,46 +97,10 @@ def _show_costs(results: dict[str, Any]) -> None:
     print(f"import: numpy {cost['numpy']:.3f} s, gpulayers {cost['gpulayers']:.3f} s, above {cost['above']:.3f} s")
 
 
-def gpu_suite(options: argparse.Namespace) -> int:
-    """The tests on the device, then the benchmarks, within the time limit."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + 60 * options.minutes
-    log = options.out / "tests.log"
-    spread = ["-n", str(_PROCESSES), "--dist=worksteal"] if importlib.util.find_spec("xdist") else []
-    # Machine code is audited without a GPU, by the compiler that the project pins.
-    chosen = ["-k", "not machine_code", "--maxfail=40", "--tb=short", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", *spread, *chosen]
-    tests = [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in ("test_house", "test_audit")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with open(log, "w") as file:
-        run = subprocess.Popen(
-            [*command, *tests], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            run.wait(60 * options.minutes * 0.6)
-        except subprocess.TimeoutExpired:
-            print("the tests ran out of time")
-        for last in (signal.SIGINT, signal.SIGKILL):  # asked to stop, it still prints what failed
-            if run.poll() is None:
-                os.killpg(run.pid, last)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    run.wait(15)
-    print("\n".join(log.read_text().splitlines()[-40:]))
-    status, again = _lab.DIED, [str(ROOT / "bench/run.py"), *options.family, "--gpu", f"--out={options.out}"]
-    while status == _lab.DIED and (left := (until - time.monotonic()) / 60) > 0:
-        status = subprocess.run([sys.executable, *again, "--resume", f"--minutes={left}"], env=environment).returncode
-    return status
-
-
 def main() -> int:
-    if "--gpu-suite" not in sys.argv:
-        return cli.main(["bench", *sys.argv[1:]])
-    parser = argparse.ArgumentParser(description=gpu_suite.__doc__)
-    parser.add_argument("family", nargs="*", help="only these families")
-    parser.add_argument("--gpu-suite", action="store_true")
-    parser.add_argument("--minutes", type=float, default=SUITE_MINUTES, help="time limit of all of it")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench-results"))
-    return gpu_suite(parser.parse_args())
+    if "--gpu-suite" in sys.argv:
+        return suite.main([word for word in sys.argv[1:] if word != "--gpu-suite"])
+    return cli.main(["bench", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
