@@ -5,13 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import importlib.util
-import os
 import pathlib
-import signal
-import subprocess
 import sys
 import time
 from typing import Any

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from gpulayers.bench import _tests, suite  # noqa: E402
-from gpulayers.bench.suite import Step, Suite  # noqa: E402
+from gpulayers.bench import _tests, suite
+from gpulayers.bench.suite import Step, Suite
 
 
 def step(name, code, share=0.5):
