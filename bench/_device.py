@@ -20,6 +20,7 @@ from gpulayers import arrays
 
 _COLD = 3  # times the last cache: what rotates through it is gone before its turn comes again
 _MOST_SETS = 64
+_SQUARE = 384  # a matrix product large enough for a CPU's full rate
 
 
 class Captured(NamedTuple):
@@ -111,13 +112,13 @@ class Cpu(Device):
         target, nbytes = torch.empty_like(source), 4 * self.large
         read = nbytes / min(self._seconds(lambda: source.sum()), self._seconds(lambda: source.numpy().sum()))
         copy = 2 * nbytes / self._seconds(lambda: target.copy_(source))
-        a = torch.ones(512, 512)
+        a = torch.ones(_SQUARE, _SQUARE)
         # Whatever multiplies fastest here: a provider may convert to float32, or use NumPy's library.
-        rate = 2 * 512**3 / min(self._seconds(lambda: a @ a), self._seconds(lambda: a.numpy() @ a.numpy()))
+        rate = 2 * _SQUARE**3 / min(self._seconds(lambda: a @ a), self._seconds(lambda: a.numpy() @ a.numpy()))
         rates = {"float32": rate}
         for dtype in (torch.bfloat16, torch.float16):
             b = a.to(dtype)
-            rates[str(arrays.from_torch_dtype(dtype))] = max(rate, 2 * 512**3 / self._seconds(lambda b=b: b @ b))
+            rates[str(arrays.from_torch_dtype(dtype))] = max(rate, 2 * _SQUARE**3 / self._seconds(lambda b=b: b @ b))
         return {"copy": copy, "read": max(read, copy), **rates, "tf32": rate}
 
     def _seconds(self, call: Callable[[], Any], repeats: int = 15) -> float:

@@ -74,7 +74,7 @@ class Measurement:
             t = self.traffic[d]
             self.limit[d] = least_seconds(t.read + t.saved, t.written, self.work[d], limits, rate)
             self.possible[d] = least_seconds(t.read, t.written, self.work[d] / case.saving, limits, rate)
-        self.generator = on.generator(0)
+        self.generator, self.judge = on.generator(0), ""
 
     def draw(self) -> _Set:
         """Fresh inputs, and gradients of the outputs laid out as the outputs are."""
@@ -141,7 +141,7 @@ def _checked(m: Measurement, chosen: Sequence[Provider], rows: list[Row], trying
             function = provider.function()
             with function.entered():
                 found = _judge.results(m.case, function, function.put(inputs), dys)
-            errors = _judge.judge(true, found, provider.ours)
+            errors = _judge.judge(true, function, found, provider.ours)
         except Exception as error:
             _note(m, provider, m.case.directions(), error, rows)
             continue
@@ -250,7 +250,7 @@ class Timer:
         _, true, drawn, _ = self._prepared(case, dtype)
         function = Ours(case, backend)
         with self.on.entered(), function.entered():
-            errors = _judge.judge(true, _judge.results(case, function, *drawn), ours=True)
+            errors = _judge.judge(true, function, _judge.results(case, function, *drawn), ours=True)
         worst = max(errors.values(), key=lambda e: e.times)
         return None if worst.times <= 1 else f"{worst.times:.3g} times the allowed error: {worst.where}"
 

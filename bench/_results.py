@@ -213,8 +213,9 @@ class Store:
         if resume and self.path.exists():
             self.results = load(self.path)
         else:
-            self._trying.unlink(missing_ok=True)
             self.results = Results(schema=SCHEMA, machine=machine(), processes=[], rows=[], deaths={})
+        if not resume:
+            self.rest()
         if self._trying.exists():
             died = str(Job(*json.loads(self._trying.read_text())))
             self.results["deaths"][died] = self.results["deaths"].get(died, 0) + 1
