@@ -133,18 +133,20 @@ class Cpu(Device):
 
     def capture(self, call: Callable[[Any], Any], sets: Sequence[Any], graph: bool = True) -> Captured:
         rotating = itertools.cycle(sets)
-        call(next(rotating))
+        alive: collections.deque = collections.deque(maxlen=len(sets))  # so that the outputs rotate, too
+        alive.append(call(next(rotating)))
 
         def replay() -> list[float]:
             time.sleep(self.settle)
-            call(next(rotating))  # its own threads awake again
+            alive.append(call(next(rotating)))  # its own threads awake again
             samples: list[float] = []
             begin = self.clock()
             while len(samples) < 2 or self.clock() - begin < self.turn:
                 inputs = next(rotating)
                 start = self.clock()
-                call(inputs)
+                y = call(inputs)
                 samples.append(self.clock() - start)
+                alive.append(y)
             return samples
 
         return Captured(replay, None)

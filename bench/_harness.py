@@ -161,7 +161,7 @@ def _checked(m: Measurement, chosen: Sequence[Provider], rows: list[Row], trying
 def _note(m: Measurement, provider: Provider, directions: Sequence[str], error: Exception, rows: list[Row]) -> None:
     """Rows for a provider that raised; raises DeviceDied if that was the end."""
     status: Status = "refused" if isinstance(error, dispatch.Refused) else "raised"
-    reason = f"{type(error).__name__}: {error}"[:500]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     rows += [m.row(provider, d, status, reason) for d in directions]
     if not m.on.alive():
         raise DeviceDied(rows) from error

@@ -120,7 +120,7 @@ def _measured(task: Task, m: Measurement, store: Store, only: Sequence[str], rou
     except (
         Exception
     ) as error:  # no truth, no memory for the inputs: one case must not cost the others their measurement
-        reason = f"{type(error).__name__}: {error}"[:500]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         rows += [m.row(p, d, "raised", reason) for p in chosen for d in task.case.directions()]
         alive = m.on.alive()
     store.add(rows)

@@ -21,7 +21,10 @@ COLOURS = {  # Okabe and Ito's, that colour-blind people tell apart
     "cudnn": "#E69F00",
     "liger": "#6B4C9A",
 }
-_OTHER, _INK, _FAINT = "#B9BEC6", "#30353B", "#E3E6EA"
+_OTHER, _INK, _FAINT, _PALE = "#B9BEC6", "#30353B", "#E3E6EA", "#6B7178"
+_MANY = 8
+LAUNCH_US = 10.0
+"""What must take less by its limit is bound by its launch: its share of the limit says nothing of the kernel."""
 _STYLE = {
     "font.size": 9, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "axes.edgecolor": _OTHER, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
@@ -43,7 +46,9 @@ def write(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
     rows = [r for r in results["rows"] if r["us"] is not None]
     written: list[pathlib.Path] = []
     with matplotlib.rc_context(_STYLE):
-        drawn: dict[str, Figure | None] = {"share": _shares(rows, _title(results))}
+        drawn: dict[str, Figure | None] = {}
+        for name, some in _by_family(rows).items():
+            drawn[name] = _shares(some, f"Share of the limit, {some[0]['dtype']}", _title(results))
         for op in dict.fromkeys(r["op"] for r in rows if r["sweep"]):
             drawn[f"sweep-{op}"] = _sweep([r for r in rows if r["op"] == op and r["sweep"]], _title(results))
         for name, figure in drawn.items():
@@ -53,9 +58,25 @@ def write(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
     return written
 
 
+def _by_family(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of the first dtype, by the name of their plot: a family of many ops has its own."""
+    found: dict[str, list[Row]] = {}
+    ops = {family: {r["op"] for r in rows if r["family"] == family} for family in {r["family"] for r in rows}}
+    for r in rows:
+        if r["dtype"] == rows[0]["dtype"]:
+            name = f"share-{r['family']}" if len(ops[r["family"]]) >= _MANY else "share"
+            found.setdefault(name, []).append(r)
+    return found
+
+
 def _title(results: Results) -> str:
     process = results["processes"][-1]
     return f"{process['about'].get('device')}, {process['started'][:10]}"
+
+
+def bandwidth_bound(row: Row) -> bool:
+    """Whether its limit, not its launch, says how long it takes."""
+    return row["limit_us"] >= LAUNCH_US
 
 
 # --- the share of the limit ------------------------------------------------------------------------------------------
@@ -75,17 +96,16 @@ def best(rows: Iterable[Row]) -> dict[tuple, tuple[Row | None, Row | None]]:
     return found
 
 
-def _shares(rows: Sequence[Row], title: str) -> Any:
-    """Bars: each op's geometric mean over its cases in the first dtype, ours and the best other's."""
+def _shares(rows: Sequence[Row], heading: str, title: str) -> Any:
+    """Bars: each op's geometric mean over its cases, ours and the best other's."""
     from matplotlib.figure import Figure
 
-    dtype = rows[0]["dtype"] if rows else ""
-    pairs = {k: v for k, v in best(rows).items() if k[2] == dtype and v[0] and v[1]}
+    pairs = {k: v for k, v in best(filter(bandwidth_bound, rows)).items() if v[0] and v[1]}
     ops = list(dict.fromkeys(k[0] for k in pairs))
     if not ops:
         return None
-    figure = Figure(figsize=(9, 1.6 + 0.42 * len(ops)), layout="constrained")
-    figure.suptitle(f"Share of the limit, {dtype}", x=0.01, ha="left", weight="bold")
+    figure = Figure(figsize=(9, 1.5 + 0.36 * len(ops)), layout="constrained")
+    figure.suptitle(heading, x=0.01, ha="left", weight="bold")
     both = figure.subplots(1, 2, sharey=True, sharex=True)
     for axes, direction in zip(both, ("forward", "backward")):
         for who, (label, shade) in enumerate((("gpulayers", COLOURS["triton"]), ("the fastest other", _OTHER))):
@@ -95,15 +115,14 @@ def _shares(rows: Sequence[Row], title: str) -> Any:
                     continue
                 share, at = geometric_mean(found) * 100, i + 0.19 * (2 * who - 1)
                 axes.barh(at, share, height=0.34, color=shade, label=label if i == 0 else None)
-                axes.text(share + 1, at, f"{share:.0f}", va="center", fontsize=7.5, color=_INK)
-        axes.set(title=direction, xlabel="% of what the measured limit allows", yticks=range(len(ops)), yticklabels=ops)
+                axes.text(share + 1, at, f"{share:.0f}", va="center", fontsize=7, color=_INK)
+        axes.set(title=direction, xlabel="% of the limit", yticks=range(len(ops)), yticklabels=ops)
         axes.axvline(100, color=_INK, lw=0.8, ls=(0, (4, 3)))
         axes.grid(axis="x", color=_FAINT, lw=0.8)
         axes.tick_params(length=0)
     both[0].set(xlim=(0, max(112.0, both[0].get_xlim()[1] * 1.06)), ylim=(len(ops) - 0.4, -0.6))
-    handles, labels = both[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
-    figure.text(0.99, 0.005, title, ha="right", va="bottom", fontsize=7, color="#6B7178")
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.supxlabel(title, x=0.99, ha="right", fontsize=7, color=_PALE)
     return figure
 
 
@@ -137,7 +156,7 @@ def _sweep(rows: Sequence[Row], title: str) -> Any:
         axes.tick_params(length=0)
         _label_ends(axes, max(limit), ends)
     figure.axes[0].set_ylabel("µs")
-    figure.text(0.99, 0.005, title, ha="right", va="bottom", fontsize=7, color="#6B7178")
+    figure.supxlabel(title, x=0.99, ha="right", fontsize=7, color=_PALE)
     return figure
 
 
@@ -152,13 +171,25 @@ def _short(n: int) -> str:
 def _label_ends(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
     """Names right of the lines' ends, pushed apart until none covers another."""
     low, high = map(math.log, axes.get_ylim())
-    gap, below = (high - low) * 0.055, -math.inf
-    for y, name, shade in sorted(ends):
-        at = max(math.log(y), below + gap)
+    ends = sorted(ends)
+    for (_, name, shade), at in zip(ends, apart([math.log(y) for y, *_ in ends], (high - low) * 0.06)):
         axes.annotate(
             name, (x, math.exp(at)), xytext=(8, 0), textcoords="offset points", va="center", color=shade, fontsize=8.5,
-            annotation_clip=False,
+            annotation_clip=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
-        below = at
     left, right = axes.get_xlim()
     axes.set_xlim(left, right * (right / left) ** 0.22)  # room for the names
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Rising places, moved as little as keeps ``gap`` between neighbours."""
+    groups = [[p, 1] for p in places]  # (middle, how many), each group laid out around its middle
+    i = 0
+    while i + 1 < len(groups):
+        (a, n), (b, m) = groups[i], groups[i + 1]
+        if b - a >= gap * (n + m) / 2:
+            i += 1
+            continue
+        groups[i : i + 2] = [[(a * n + b * m) / (n + m), n + m]]
+        i = max(0, i - 1)
+    return [middle + gap * (k - (n - 1) / 2) for middle, n in groups for k in range(int(n))]

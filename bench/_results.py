@@ -114,6 +114,9 @@ def now() -> str:
 
 
 def commit() -> str:
+    """Of the checkout; "unknown" in an installation (which may lie inside another project's)."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 

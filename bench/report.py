@@ -94,8 +94,8 @@ def _gpu_section(folder: pathlib.Path) -> str:
 def _head(found: Results, where: str) -> str:
     machine, process = found["machine"], found["processes"][-1]
     about, limits = process["about"], process["limits"]
-    named = (("driver ", "driver", ""), ("clock ", "sm_mhz_max", " MHz at most"), ("", "watts_limit", " W"), ("CUDA ", "cuda", ""))  # fmt: skip
-    facts = [f"{before}{about[key]}{after}" for before, key, after in named if about.get(key)]
+    named = (("driver ", "driver", ""), ("clock ", "sm_mhz_max", " MHz"), ("", "watts_limit", " W"), ("CUDA ", "cuda", ""))  # fmt: skip
+    facts = [f"{before}{_plain(about[key])}{after}" for before, key, after in named if about.get(key)]
     versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "cupy")]
     return (
         f"Measured {process['started'][:10]} at {process['commit']} ({', '.join([*facts, *versions])}). Limits, measured in "
@@ -103,6 +103,10 @@ def _head(found: Results, where: str) -> str:
         f"{limits['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16. Medians, cold cache; every row, with its quantiles, is in "
         f"`{where}/bench.json`."
     )
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def _table(rows: Sequence[Row], dtype: str) -> str:
@@ -116,7 +120,8 @@ def _table(rows: Sequence[Row], dtype: str) -> str:
     lines.append(_line("**geometric mean**", rows))
     lines += [
         "",
-        "× is how many times longer the other takes, forward and backward together; below 1 it is faster than ours.",
+        f"Geometric means. Shares are of the cases whose limit is {_plots.LAUNCH_US:.0f} µs or more: smaller ones are bound by "
+        "their launch. × is how many times longer the other takes, forward and backward together; below 1 it is faster.",
     ]
     return "\n".join(lines)
 
@@ -124,7 +129,8 @@ def _table(rows: Sequence[Row], dtype: str) -> str:
 def _line(name: str, rows: Sequence[Row]) -> str:
     pairs = _plots.best(rows)
     mine = [m for m, _ in pairs.values() if m]
-    shares = [_percent(m["share"] for m in mine if m["direction"] == d) for d in ("forward", "backward")]
+    bound = [m for m in mine if _plots.bandwidth_bound(m)]
+    shares = [_percent(m["share"] for m in bound if m["direction"] == d) for d in ("forward", "backward")]
     last = {
         k: v for k, v in pairs.items() if k[3] == ("both" if any(m["direction"] == "both" for m in mine) else "forward")
     }
@@ -152,7 +158,8 @@ def _times(ratios: Sequence[float]) -> str:
 
 def _slow(rows: Sequence[Row], reasons: dict[str, str]) -> str:
     """Ours below 70 % of their limit, each with its reason."""
-    mine = [m for m, _ in _plots.best(rows).values() if m and (m["share"] or 0) < LOW and m["direction"] != "both"]
+    mine = [m for m, _ in _plots.best(filter(_plots.bandwidth_bound, rows)).values() if m]
+    mine = [m for m in mine if (m["share"] or 0) < LOW and m["direction"] != "both"]
     if not mine:
         return ""
     lines = [

@@ -291,19 +291,26 @@ class Killed(BaseException):
     """What stands for SIGKILL: nothing of the process runs after it."""
 
 
-@pytest.mark.parametrize("point", ["before", "after"])
+@pytest.mark.parametrize("point", ["before", "within", "after"])
 def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypatch, point):
     """Killed at every write in turn, the run goes on to the same rows."""
     cases = [("softmax", softmax_case(name, needs=())) for name in "ab"]
     few = {"cases": cases, "dtypes": [float32], "only": ("numpy", "torch")}
     _, whole = run(tmp_path / "whole", **few)
     monkeypatch.setattr(_results.Store, "rest", lambda self: None)
-    write, writes = _results.write_json, itertools.count()
+    write, whole_text, writes = _results.write_json, pathlib.Path.write_text, itertools.count()
+
+    def half(path, text):
+        with open(path, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise Killed
 
     def dying(at):
         def write_then_die(path, value):
             if point == "before" and next(writes) == at:
                 raise Killed
+            if point == "within" and next(writes) == at:
+                monkeypatch.setattr(pathlib.Path, "write_text", half)
             write(path, value)
             if point == "after" and next(writes) == at:
                 raise Killed
@@ -321,6 +328,7 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
             pass
         there = _results.load(folder / "bench.json")["rows"] if (folder / "bench.json").exists() else []
         monkeypatch.setattr(_results, "write_json", write)
+        monkeypatch.setattr(pathlib.Path, "write_text", whole_text)
         _, resumed = run(folder, **few)
         assert keys(resumed) == keys(whole) and all(r in resumed.results["rows"] for r in there)
     assert at == 1 + 2 * (2 * 2 + 1)  # a process's beginning; each case's providers twice, and its rows
