@@ -196,9 +196,11 @@ def _timed(
             _note(m, c.provider, [direction], error, rows)
     samples = take_turns({name: _inside(c.function, taken.replay) for name, (c, taken, _) in captured.items()}, rounds)
     for name, (c, taken, host) in captured.items():
-        rows.append(_judged_row(m, direction, c, samples[name]) | {  # type: ignore[arg-type]
-            "judge": m.judge, "sets": len(sets), "peak_bytes": taken.peak_bytes, "host_us": host and host * 1e6
-        })  # fmt: skip
+        row = _judged_row(m, direction, c, samples[name])
+        row |= {"judge": m.judge, "sets": len(sets), "peak_bytes": taken.peak_bytes, "host_us": host and host * 1e6}
+        if c.function.in_place and row["status"] == "ok":
+            row["reason"] = "timed without a CUDA graph: it writes to its inputs"
+        rows.append(row)
 
 
 def _inside(function: Function, replay: Callable[[], list[float]]) -> Callable[[], list[float]]:
@@ -245,7 +247,7 @@ class Timer:
             self._last = key, (m, _judge.truth(case, dtype, *drawn), drawn, m.sets())
         return self._last[1]
 
-    def check(self, case: Case, dtype: np.dtype, backend: str) -> str | None:
+    def check(self, case: Case, dtype: np.dtype, backend: str = "triton") -> str | None:
         """None if all outputs and gradients are within the derived bound, else what is wrong. Raises what a kernel raises."""
         _, true, drawn, _ = self._prepared(case, dtype)
         function = Ours(case, backend)
@@ -254,14 +256,14 @@ class Timer:
         worst = max(errors.values(), key=lambda e: e.times)
         return None if worst.times <= 1 else f"{worst.times:.3g} times the allowed error: {worst.where}"
 
-    def capture(self, case: Case, dtype: np.dtype, direction: str, backend: str) -> Captured:
+    def capture(self, case: Case, dtype: np.dtype, direction: str, backend: str = "triton") -> Captured:
         """The call ready to be timed; ``_timing.take_turns`` compares several."""
         _, _, _, sets = self._prepared(case, dtype)
         function = Ours(case, backend)
         with self.on.entered(), function.entered():
             return self.on.capture(*_call(direction, function, sets))
 
-    def seconds(self, case: Case, dtype: np.dtype, direction: str, backend: str) -> float:
+    def seconds(self, case: Case, dtype: np.dtype, direction: str, backend: str = "triton") -> float:
         """Median seconds of a call: "forward", "backward" or "both"."""
         with self.on.entered():
             found = take_turns({backend: self.capture(case, dtype, direction, backend).replay}, self.rounds)

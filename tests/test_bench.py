@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gpulayers.bench import _cpu, _host, _plots, _results, _tables, report
-from gpulayers.bench._case import Case, every_case, sweep
+from gpulayers.bench._case import Case, Other, every_case, sweep
 from gpulayers.bench._device import Cpu
 from gpulayers.bench._harness import Measurement
 from gpulayers.bench._judge import Error
@@ -65,7 +65,9 @@ def test_quantiles():
 
 
 @pytest.mark.parametrize("family", ["softmax", "optim"])
-def test_cases_are_measured_against_torch(family):
+def test_cases_are_measured_against_torch(family, monkeypatch):
+    few = [(f, c) for f, c in every_case([family]) if c.traffic()["forward"].total < 1 << 22]
+    monkeypatch.setattr(_cpu, "every_case", lambda only: few)
     rows = _cpu.against_torch([family], 0.0, progress=False, on=Cpu(turn=0.0, settle=0.0))
     assert rows and all(row["ratio"] > 0 and row["ms"] > 0 for row in rows)
 
@@ -121,9 +123,10 @@ def invented(changes=()):
     for dtype in (bfloat16, float32):
         for case in cases:
             m = Measurement("softmax", case, dtype, Cpu(), limits)
-            for name, share in (("triton", 0.8), ("torch", 0.4), ("torch.compile", 0.6)):
-                for direction in case.directions():
+            for direction in case.directions():
+                for name, share in (("triton", 0.8), ("torch", 0.4), ("torch.compile", 0.6)):
                     row = m.row(Provider(name, None, ours=name == "triton"), direction, "ok", "", Error(1e-3, 0.5, 0.2))
+                    share *= 1.0 if case.sweep else 0.1
                     us = m.limit[direction] * 1e6 / share
                     row["us"] = {q: us * f for q, f in zip(quantiles([1.0]), (0.9, 0.92, 0.95, 1.0, 1.05, 1.1, 1.2))}
                     row["share"] = share
@@ -224,5 +227,11 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert f"6 rows in {tmp_path}/bench.json" in out and "share.png" not in out  # bound by its launch
     assert {r["case"] for r in _results.load(tmp_path / "bench.json")["rows"]} == {"small"}  # a sweep is a GPU's
+    wrong = small._replace(name="wrong", others={"twice": Other(lambda x: 2 * torch.softmax(x, -1))})
+    monkeypatch.setattr("gpulayers.bench.softmax.cases", lambda: [small, wrong])
+    options[options.index("torch")] = "twice"
+    assert cli.main(["bench", "softmax", "--resume", *options]) == 1  # what is there stays
+    out = capsys.readouterr().out
+    assert f"12 rows in {tmp_path}/bench.json; 3 FAILED" in out and "times the allowed error: y at" in out
     assert cli.main(["bench", "softmaxx", *options]) == 1
     assert "family: the rule is one of activation, conv" in capsys.readouterr().err
