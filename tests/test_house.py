@@ -171,7 +171,7 @@ def test_wheel_has_one_top_level_module(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"gpulayers"}
     here = {str(p.relative_to(ROOT)) for f in ("kernels", "bench") for p in (ROOT / f).rglob("*.py")}
-    here |= {str(p.relative_to(ROOT)) for p in (ROOT / "kernels").rglob("*.cu*")}
+    here |= {str(p.relative_to(ROOT)) for kind in ("*.cu*", "*.json") for p in (ROOT / "kernels").rglob(kind)}
     assert {f"gpulayers/{p}" for p in here} <= set(names)
     inside = {str(p.relative_to(ROOT)) for p in (ROOT / "gpulayers").rglob("*") if p.suffix in (".py", ".h", ".typed")}
     assert inside <= set(names) | {"gpulayers/py.typed"} and "gpulayers/py.typed" in names

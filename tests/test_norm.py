@@ -1,7 +1,8 @@
+import contextlib
+
 import numpy as np
 import pytest
-from gpulayers.kernels.triton import _batch_norm, _tile
-from gpulayers.kernels.triton import norm as kernels
+from gpulayers.kernels.triton import _batch_norm, _configs, _tile
 
 from gpulayers.arrays import Spec, bfloat16, float16, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
@@ -154,11 +155,13 @@ def test_short_rows(launched):
 
 
 @pytest.fixture
-def short_blocks(monkeypatch):
-    """Rows count as long from 65 elements on, and are walked 32 at a time."""
-    monkeypatch.setattr(kernels, "WALKED_BLOCK", 32)
-    monkeypatch.setattr(kernels, "LONGEST_BACKWARD_ROW", 64)
-    monkeypatch.setattr(_tile, "LONGEST_ROW", 128)
+def short_blocks():
+    """Every row counts as long, and is walked 32 elements at a time."""
+    with contextlib.ExitStack() as stack:
+        for direction in ("norm_forward", "norm_backward"):
+            stack.enter_context(_configs.forced(direction, None))
+            stack.enter_context(_configs.forced(f"{direction}.walked", _configs.Row(None, 32, 8)))
+        yield
 
 
 def test_long_rows(launched, short_blocks):
@@ -214,7 +217,7 @@ def test_channels_of_strided_images_with_float32_weights():
 def test_shares_are_merged_in_blocks(monkeypatch):
     """More programs a channel than one block of partial results holds: 16 for a GPU of 5 multiprocessors."""
     monkeypatch.setattr(_tile, "device", lambda x: _tile.Device(90, 5, 232448))
-    assert _batch_norm._Walk(torch.empty(40000, 2), None).shares > 16
+    assert _batch_norm._Walk(_batch_norm.FORWARD, torch.empty(40000, 2), None).shares > 16
     check_op(batch_norm, draw(40000, 2), training=True, dtypes=["float32"], dys=["dense"])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 
 
 @triton.jit
@@ -319,27 +319,36 @@ def _dense(x: Any, order: tuple[int, ...] | None, empty: Any) -> Any:
     return x if x.permute(order).is_contiguous() else empty(x.shape, x.dtype, order).copy_(x)
 
 
-class _Walk:
-    """How programs walk over x: groups of channels, and shares of the rows for each."""
+FORWARD = _configs.rows("batch_norm_forward"), _configs.rows("batch_norm_forward.channels_last")
+BACKWARD = _configs.rows("batch_norm_backward"), _configs.rows("batch_norm_backward.channels_last")
 
-    def __init__(self, x: Any, order: tuple[int, ...] | None):
+
+class _Walk:
+    """How programs walk over x: groups of channels, and shares of the rows for each.
+
+    choices: for a channel's elements in rows, and for channels that are neighbours in memory.
+    """
+
+    def __init__(self, choices: tuple[_configs.Choice, _configs.Choice], x: Any, order: tuple[int, ...] | None):
         images, channels = x.shape[:2]
         inner = math.prod(x.shape[2:])
         self.count, self.channels = images * inner, channels
         last = order is not None or inner == 1
         rows, step = (images * inner, channels) if last else (images, channels * inner)
-        cols = min(64 if last else 1024, _tile.next_power_of_2(channels if last else inner))
-        tile = max(1, (2048 if last else 1024) // cols)
+        device = _tile.device(x)
+        entry = choices[last](device, channels if last else inner)
+        cols = min(64 if last else entry.elements, _tile.next_power_of_2(channels if last else inner))
+        tile = max(1, entry.elements // cols)
         self.groups = _tile.cdiv(channels, cols) if last else channels
         # Merging is cheap for tens of shares: four programs a multiprocessor, each with a few tiles of rows at least.
-        most = max(1, min(4 * _tile.device(x).sms // max(self.groups, 1), 256))
+        most = max(1, min(4 * device.sms // max(self.groups, 1), 256))
         self.shares, self.each = _tile.split(rows, min(most, _tile.cdiv(rows, 2 * tile)))
         self.shares = max(self.shares, 1)  # an empty batch has a channel vector to write, too
         unit, length, step = _tile.in_units(channels if last else inner, step)
         sizes = (length, inner) if last else (channels, length)
         self.sizes = (rows, *sizes, step, self.groups, self.each)
         self.grid = (self.groups * self.shares,)
-        self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=4)
+        self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=entry.warps)
         self.merge = dict(MERGE=min(16 if last else 256, _tile.next_power_of_2(self.shares)))
 
     def partials(self, how_many: int, empty: Any) -> list[Any]:
@@ -360,7 +369,7 @@ def batch_norm_forward(
     empty: Any,
 ) -> tuple[tuple, dict]:
     given, order = x, _last(x)
-    x, walk = _dense(x, order, empty), _Walk(x, order)
+    x, walk = _dense(x, order, empty), _Walk(FORWARD, x, order)
     y = empty(x.shape, x.dtype, order)
     mean, rstd = (empty((x.shape[1],), "float32") if needs else None for _ in range(2))
     dense_weight, bias = (None if p is None else _tile.dense(p) for p in (weight, bias))
@@ -400,7 +409,7 @@ def batch_norm_backward(
 ) -> tuple:
     x, weight = saved["x"], saved.get("weight")
     order = _last(x)
-    x, dy, walk = _dense(x, order, empty), _dense(dys[0], order, empty), _Walk(x, order)
+    x, dy, walk = _dense(x, order, empty), _dense(dys[0], order, empty), _Walk(BACKWARD, x, order)
     weight = None if weight is None else _tile.dense(weight)
     dx = empty(x.shape, x.dtype, order) if "x" in needs else None
     dweight, dbias = (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 
 
 @triton.jit
@@ -99,14 +99,28 @@ def _inner_step(x: Any) -> int | None:
     return 1 if step is None else step
 
 
-def class_tile(walk: Walk, most: int) -> tuple[int, int, int]:
+class ClassTiles(NamedTuple):
+    """The choices of a kernel over samples × classes."""
+
+    along: _configs.Choice
+    """Where classes are neighbours in memory."""
+    across: _configs.Choice
+
+
+def class_tiles(name: str) -> ClassTiles:
+    return ClassTiles(_configs.rows(name), _configs.rows(f"{name}.across"))
+
+
+def class_tile(choices: ClassTiles, walk: Walk) -> tuple[int, int, int]:
     """(samples, classes, warps) of a tile: along the classes where they are neighbours, else along the samples."""
-    classes = _tile.next_power_of_2(walk.C)
+    classes, device = _tile.next_power_of_2(walk.C), _tile.device(walk.arrays[0])
     if walk.steps[0][2] == 1:
-        block = min(classes, most)
-        return max(1, 2048 // block), block, 8 if block > 2048 else 4
+        entry = choices.along(device, walk.C)
+        block = min(classes, entry.elements)
+        return entry.elements // block, block, entry.warps
+    entry = choices.across(device, walk.C)
     block = min(classes, 16)
-    return min(1024 // block, 256, _tile.next_power_of_2(walk.S)), block, 4
+    return min(entry.elements // block, 256, _tile.next_power_of_2(walk.S)), block, entry.warps
 
 
 def in_units(walk: Walk, *steps: tuple) -> tuple[int, int, list]:

@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 from ._image import finish, pixel_tile, pixels_of, steps
 
 
@@ -101,45 +101,54 @@ def _depthwise_weight_kernel(
     tl.store(place, total, (tap < TAPS) & (o < O))
 
 
+FORWARD = _configs.rows("depthwise_forward")
+INPUT_GRADIENT = _configs.rows("depthwise_input_gradient")
+WEIGHT_GRADIENT = _configs.rows("depthwise_weight_gradient")
+
+
 def forward(x: Any, weight: Any, bias: Any, y: Any, stride: tuple, padding: tuple, dilation: tuple) -> None:
     (n, o, hy, wy), (_, c, hx, wx) = y.shape, x.shape
     w_o, _, w_h, w_w = weight.stride()
-    pixels, channels = pixel_tile(x, n * hy * wy, 1024)
+    entry = FORWARD(_tile.device(x), n * hy * wy)
+    pixels, channels = pixel_tile(x, n * hy * wy, entry.elements)
     grid = (_tile.cdiv(n * hy * wy, pixels), _tile.cdiv(o, channels))
     _tile.launch(
         _depthwise_forward_kernel, grid, x, weight, bias, y,
         n * hy * wy, hy, wy, hx, wx, o, o // c, *steps(x), w_o, w_h, w_w, *steps(y),
         *stride, -padding[0][0], -padding[1][0], *dilation,
-        KH=weight.shape[2], KW=weight.shape[3], BP=pixels, BC=channels, num_warps=4,
+        KH=weight.shape[2], KW=weight.shape[3], BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
 
 def input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> None:
     (_, o, hy, wy), (n, c, hx, wx) = dy.shape, dx.shape
     w_o, _, w_h, w_w = weight.stride()
-    pixels, channels = pixel_tile(dx, n * hx * wx, 1024)
+    entry = INPUT_GRADIENT(_tile.device(dx), n * hx * wx)
+    pixels, channels = pixel_tile(dx, n * hx * wx, entry.elements)
     grid = (_tile.cdiv(n * hx * wx, pixels), _tile.cdiv(c, channels))
     _tile.launch(
         _depthwise_input_kernel, grid, dy, weight, dx,
         n * hx * wx, hx, wx, hy, wy, c, o // c, *steps(dy), w_o, w_h, w_w, *steps(dx),
         *stride, padding[0][0], padding[1][0], *dilation,
-        KH=weight.shape[2], KW=weight.shape[3], BP=pixels, BC=channels, num_warps=4,
+        KH=weight.shape[2], KW=weight.shape[3], BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
 
 def weight_gradient(dy: Any, x: Any, dweight: Any, stride: tuple, padding: tuple, dilation: tuple, empty: Any) -> None:
     (n, o, hy, wy), (_, c, hx, wx), (kh, kw) = dy.shape, x.shape, dweight.shape[2:]
     taps = min(16, _tile.next_power_of_2(kh * kw))
-    pixels, channels = pixel_tile(x, n * hy * wy, 4096 // taps)
+    device = _tile.device(x)
+    entry = WEIGHT_GRADIENT(device, n * hy * wy)
+    pixels, channels = pixel_tile(x, n * hy * wy, entry.elements // taps)
     blocks, rounds, total = _tile.cdiv(o, channels), _tile.cdiv(kh * kw, taps), n * hy * wy
     # Several waves of programs, each with enough pixels to be worth its partial sums.
-    wanted = min(8 * _tile.device(x).sms // (blocks * rounds), total // (8 * pixels))
+    wanted = min(8 * device.sms // (blocks * rounds), total // (8 * pixels))
     splits, each = _tile.split(total, max(1, wanted))
     partial = empty((splits, o, kh * kw, 1), "float32")
     _tile.launch(
         _depthwise_weight_kernel, (splits, blocks, rounds), dy, x, partial,
         total, each, hy, wy, hx, wx, o, o // c, kw, kh * kw, *steps(dy), *steps(x),
         *stride, -padding[0][0], -padding[1][0], *dilation,
-        BT=taps, BP=pixels, BC=channels, num_warps=8,
+        BT=taps, BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
     finish(partial, dweight)

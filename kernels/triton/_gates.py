@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .._layout import around, halved
-from . import _random, _tile
+from . import _configs, _random, _tile
 
 # --- prelu -----------------------------------------------------------------------------------------------------------
 
@@ -79,51 +79,56 @@ class _Channels(NamedTuple):
     """C, B, blocks of channels, blocks along B, and the steps of A, C and B."""
     tiles: int
     """Along A and B."""
-    COLS: int
-    BLOCK: int
+    tile: dict
+    """COLS, BLOCK and num_warps of a launch."""
 
     @property
     def groups(self) -> int:
         return self.sizes[2]
 
 
-def _channels(shape: tuple, order: tuple | None, count: int) -> _Channels:
-    """count: of the weights: 1, or one for each place along axis 1."""
+PRELU_FORWARD = _configs.rows("prelu_forward")
+PRELU_BACKWARD = _configs.rows("prelu_backward")
+
+
+def _channels(choice: _configs.Choice, x: Any, order: tuple | None, count: int) -> _Channels:
+    """How to walk over x; count: of the weights: 1, or one for each place along axis 1."""
+    shape, entry = tuple(x.shape), choice(_tile.device(x), x.numel())
     a, c, b = around(shape, order, 1) if count > 1 else (1, 1, math.prod(shape))
     steps = c * b, b, 1
     if b == 1:  # channels are neighbours in memory, so A is what a tile walks along
         a, b, steps = 1, a, (0, 1, c)
         cols = min(128, _tile.next_power_of_2(c))
-        block = 2048 // cols
+        block = max(1, entry.elements // cols)
     else:
-        block = min(2048, _tile.next_power_of_2(b))
-        cols = min(2048 // block, _tile.next_power_of_2(c))
+        block = min(entry.elements, _tile.next_power_of_2(b))
+        cols = min(entry.elements // block, _tile.next_power_of_2(c))
     groups, blocks = _tile.cdiv(c, cols), _tile.cdiv(b, block)
-    return _Channels((c, b, groups, blocks, *steps), a * blocks, cols, block)
+    tile = dict(COLS=cols, BLOCK=block, num_warps=entry.warps)
+    return _Channels((c, b, groups, blocks, *steps), a * blocks, tile)
 
 
 def prelu_forward(x: Any, weight: Any, *, needs: tuple = (), empty: Any) -> tuple[tuple, dict]:
     order = _tile.order(x)
     y = empty(x.shape, x.dtype, order)
-    walk = _channels(tuple(x.shape), order, weight.numel())
+    walk = _channels(PRELU_FORWARD, x, order, weight.numel())
     arrays = _tile.arranged(x, order), _tile.dense(weight), y
-    grid, tile = (walk.groups * walk.tiles,), dict(COLS=walk.COLS, BLOCK=walk.BLOCK)
-    _tile.launch(_prelu_forward_kernel, grid, *arrays, *walk.sizes, **tile)
+    _tile.launch(_prelu_forward_kernel, (walk.groups * walk.tiles,), *arrays, *walk.sizes, **walk.tile)
     return (y,), {"x": x, "weight": weight} if needs else {}
 
 
 def prelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
     x, weight = saved["x"], saved["weight"]
     order = _tile.order(x)
-    walk = _channels(tuple(x.shape), order, weight.numel())
+    walk = _channels(PRELU_BACKWARD, x, order, weight.numel())
     dx = empty(x.shape, x.dtype, order) if "x" in needs else None
     dweight = empty(weight.shape, weight.dtype) if "weight" in needs else None
     most = walk.tiles if dweight is None else _tile.cdiv(8 * _tile.device(x).sms, max(walk.groups, 1))
     programs, each = _tile.split(walk.tiles, most)
     parts = None if dweight is None else empty((programs, weight.numel()), "float32")
     arrays = _tile.arranged(dys[0], order), _tile.arranged(x, order), _tile.dense(weight), dx, parts
-    grid, tile = (walk.groups * programs,), dict(COLS=walk.COLS, BLOCK=walk.BLOCK)
-    _tile.launch(_prelu_backward_kernel, grid, *arrays, *walk.sizes, walk.tiles, each, **tile)
+    grid, sizes = (walk.groups * programs,), (*walk.sizes, walk.tiles, each)
+    _tile.launch(_prelu_backward_kernel, grid, *arrays, *sizes, **walk.tile)
     if dweight is not None:
         grid, tile = (_tile.cdiv(weight.numel(), 16),), dict(ROWS=128, COLS=16)
         _tile.launch(_prelu_sum_kernel, grid, parts, dweight, programs, weight.numel(), **tile)
@@ -151,16 +156,18 @@ def _rrelu_kernel(
     tl.store(out + i, g.to(out.dtype.element_ty), i < size)
 
 
+RRELU = _random.choices("rrelu")
+
+
 def _rrelu(dy: Any, x: Any, seed: Any, order: tuple | None, lower: float, upper: float, empty: Any) -> Any:
     out = empty(x.shape, x.dtype, order)
-    size, walk = x.numel(), _random.walk(tuple(x.shape), order)
+    size, walk = x.numel(), _random.walk(RRELU, x, order)
     if walk is None:
         out.copy_(_rrelu(dy, x, seed, None, lower, upper, empty))
         return out
     dy, x = (None if a is None else _tile.arranged(a, order) for a in (dy, x))
     arrays = dy, x, None if seed is None else _tile.dense(seed), out
-    tile = dict(PERMUTED=walk.PERMUTED, BLOCK=walk.BLOCK)
-    _tile.launch(_rrelu_kernel, walk.grid(size), *arrays, size, *walk.sizes, lower, upper, **tile)
+    _tile.launch(_rrelu_kernel, walk.grid(size), *arrays, size, *walk.sizes, lower, upper, **walk.tile)
     return out
 
 
@@ -217,20 +224,25 @@ def _glu_backward_kernel(dy, x, dx, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr
     tl.store(dx + row * 2 * N + N + n, (g * a * s * (1 - s)).to(dx.dtype.element_ty), mask)
 
 
-def _launch_over_halves(kernel: Any, x: Any, order: tuple | None, axis: int, *arrays: Any) -> None:
+GLU_FORWARD = _configs.rows("glu_forward")
+GLU_BACKWARD = _configs.rows("glu_backward")
+
+
+def _launch_over_halves(
+    choice: _configs.Choice, kernel: Any, x: Any, order: tuple | None, axis: int, *arrays: Any
+) -> None:
     m, c, b = around(tuple(x.shape), order, axis)
     n = c // 2 * b
     unit, units = _tile.in_units(n)
-    block = min(2048, _tile.next_power_of_2(n))
-    rows = 2048 // block
-    grid = (_tile.cdiv(m, rows) * _tile.cdiv(n, block),)
-    _tile.launch(kernel, grid, *arrays, m, units, UNIT=unit, ROWS=rows, BLOCK=block)
+    tile = _tile.flat_tile(choice(_tile.device(x), n), n)
+    grid = (_tile.cdiv(m, tile["ROWS"]) * _tile.cdiv(n, tile["BLOCK"]),)
+    _tile.launch(kernel, grid, *arrays, m, units, UNIT=unit, **tile)
 
 
 def glu_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
     order, axis = _tile.order(x), axis % x.ndim
     y = empty(halved(x.shape, axis), x.dtype, order)
-    _launch_over_halves(_glu_forward_kernel, x, order, axis, _tile.arranged(x, order), y)
+    _launch_over_halves(GLU_FORWARD, _glu_forward_kernel, x, order, axis, _tile.arranged(x, order), y)
     return (y,), {"x": x} if needs else {}
 
 
@@ -239,5 +251,5 @@ def glu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: 
     order = _tile.order(x)
     dx = empty(x.shape, x.dtype, order)
     arrays = _tile.arranged(dy, order), _tile.arranged(x, order), dx
-    _launch_over_halves(_glu_backward_kernel, x, order, axis % x.ndim, *arrays)
+    _launch_over_halves(GLU_BACKWARD, _glu_backward_kernel, x, order, axis % x.ndim, *arrays)
     return (dx,)

@@ -7,7 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 
 CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -61,6 +61,7 @@ def _nhwc_kernel(x, y, C, W, P, x_n, x_h, x_w, x_c, BC: tl.constexpr, BP: tl.con
     tl.store(y + (n * P + p)[:, None] * C + c[None, :], tl.trans(v), tl.trans(mask))
 
 
+NHWC = _configs.rows("nhwc")
 MOST_IMAGES = 65535
 """The longest third axis of a grid."""
 
@@ -73,13 +74,15 @@ def nhwc(x: Any, empty: Any) -> Any:
     y = empty(x.shape, x.dtype, CHANNELS_LAST)
     source = flattened(x) if evenly_spaced(x) else x
     block = min(64, _tile.next_power_of_2(c))
-    pixels = min(4096 // block, _tile.next_power_of_2(h * w))
+    entry = NHWC(_tile.device(x), h * w)
+    pixels = min(max(1, entry.elements // block), _tile.next_power_of_2(h * w))
     for first in range(0, n, MOST_IMAGES):
         part, there = source[first : first + MOST_IMAGES], y[first : first + MOST_IMAGES]
         grid = (_tile.cdiv(h * w, pixels), _tile.cdiv(c, block), part.shape[0])
         _tile.launch(
-            _nhwc_kernel, grid, part, there, c, source.shape[3], h * w, *steps(source), BC=block, BP=pixels, num_warps=4
-        )
+            _nhwc_kernel, grid, part, there, c, source.shape[3], h * w, *steps(source),
+            BC=block, BP=pixels, num_warps=entry.warps,
+        )  # fmt: skip
     return y
 
 
@@ -125,11 +128,13 @@ def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
     return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
 
 
-def pixel_plan(x: Any) -> tuple[tuple, dict]:
+def pixel_plan(choice: _configs.Choice, x: Any) -> tuple[tuple, dict]:
     """(grid, tile) for a kernel that makes every pixel of every channel of ``x``."""
     n, c, h, w = x.shape
-    pixels, channels = pixel_tile(x, n * h * w, 1024)
-    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), {"BP": pixels, "BC": channels, "num_warps": 4}
+    entry = choice(_tile.device(x), n * h * w)
+    pixels, channels = pixel_tile(x, n * h * w, entry.elements)
+    tile = {"BP": pixels, "BC": channels, "num_warps": entry.warps}
+    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), tile
 
 
 def sizes_of(out: Any, other: Any) -> tuple:
@@ -138,19 +143,26 @@ def sizes_of(out: Any, other: Any) -> tuple:
     return n * h * w, h, w, other.shape[2], other.shape[3], c
 
 
+CHANNEL_SUMS = _configs.rows("channel_sums")
+FINISH = _configs.rows("image_finish")
+
+
 def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
     """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides."""
     n, c, h, w = x.shape
     even = evenly_spaced(x)
     source = flattened(x) if even else x
-    pixels, channels = pixel_tile(source, n * h * w, 4096)
+    device = _tile.device(x)
+    entry = CHANNEL_SUMS(device, n * h * w)
+    pixels, channels = pixel_tile(source, n * h * w, entry.elements)
     blocks = _tile.cdiv(c, channels)
     rounds = _tile.cdiv(n * h * w, pixels)
-    splits, each = _tile.split(rounds, max(1, min(4 * _tile.device(x).sms // blocks, rounds // 4)))
+    splits, each = _tile.split(rounds, max(1, min(4 * device.sms // blocks, rounds // 4)))
     partial = empty((splits, c, 1, 1), "float32")
     _tile.launch(
         _channel_sums_kernel, (splits, blocks), source, partial, n * h * w, each * pixels, c, source.shape[3], h * w,
-        *steps(source), EVEN=even, ALIGNED=h * w % 16 == 0 and pixels % 16 == 0, BP=pixels, BC=channels, num_warps=8,
+        *steps(source), EVEN=even, ALIGNED=h * w % 16 == 0 and pixels % 16 == 0,
+        BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
     finish(partial, total.view(c, 1, 1, 1), scale)
 
@@ -173,8 +185,9 @@ def _finish_kernel(
 def finish(partial: Any, y: Any, scale: float = 1.0) -> None:
     """The sum over the first axis of (S, O, taps, C) into y (O, C, kh, kw) of any strides."""
     s, o, taps, c = partial.shape
-    size, block = o * taps * c, 512
-    grid = (_tile.cdiv(size, block),)
+    size = o * taps * c
+    entry = FINISH(_tile.device(y), size)
     _tile.launch(
-        _finish_kernel, grid, partial, y, s, size, c, taps, y.shape[3], *y.stride(), scale, BLOCK=block, num_warps=4
-    )
+        _finish_kernel, (_tile.cdiv(size, entry.elements),), partial, y, s, size, c, taps, y.shape[3], *y.stride(), scale,
+        BLOCK=entry.elements, num_warps=entry.warps,
+    )  # fmt: skip

@@ -7,40 +7,16 @@ there are too few tiles to fill the GPU, K is split: partial sums in float32, th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
+from ._configs import Tile
 from .activation import value
 
-
-class Config(NamedTuple):
-    BM: int
-    BN: int
-    BK: int
-    warps: int
-    stages: int
-
-    def shared(self, itemsize: int) -> int:
-        """Bytes of shared memory for the stages' tiles."""
-        return self.stages * (self.BM + self.BN) * self.BK * itemsize
-
-
-# The first that is not much wider than the output, gives every SM a tile, and fits the device's shared memory.
-HALF_TMA = [Config(128, 256, 64, 8, 3), Config(128, 128, 64, 8, 4), Config(64, 128, 64, 4, 4)]
-HALF = [
-    Config(128, 256, 32, 8, 4),  # sm_80 and newer with 160 KB
-    Config(128, 128, 32, 8, 4),
-    Config(64, 128, 32, 4, 4),
-    Config(32, 64, 64, 4, 4),
-    Config(16, 64, 128, 4, 3),
-]
-SINGLE = [Config(128, 128, 16, 8, 3), Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)]
-"""float32 exact: no tensor cores, so the accumulators and both operands live in registers."""
-TF32 = [Config(128, 128, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 32, 4, 3)]
 GROUP = 8
 """Rows of tiles walked together, so that their columns of B stay in L2."""
 LEAST_STEPS = 4
@@ -171,16 +147,17 @@ def _finish_kernel(
     tl.store(out + row * N + n, total.to(out.dtype.element_ty), mask)
 
 
+FINISH = _configs.rows("matmul_finish")
+
+
 def finish(
     parts: Any, out: Any, bias: Any = None, z: Any = None, f: str | None = None, numbers: tuple = (0.0, 0.0)
 ) -> None:
     """out = f(Σ parts + bias): the second stage of a sum whose parts (S, M, N) are float32; z: the sum before f."""
     s, m, n = parts.shape
-    block = min(1024, max(16, _tile.next_power_of_2(n)))
-    rows = 1024 // block
-    grid = (_tile.cdiv(m, rows) * _tile.cdiv(n, block),)
-    sizes = dict(ACTIVATION=f, ROWS=rows, BLOCK=block)
-    _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, **sizes)
+    tile = _tile.flat_tile(FINISH(_tile.device(out), n), max(16, n))
+    grid = (_tile.cdiv(m, tile["ROWS"]) * _tile.cdiv(n, tile["BLOCK"]),)
+    _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, ACTIVATION=f, **tile)
 
 
 def _unit(x: Any) -> Any:
@@ -207,16 +184,29 @@ def _describe(x: Any, rows: int, columns: int) -> Any:
     return TensorDescriptor.from_tensor(x, [rows, columns])
 
 
-def _choose(table: list[Config], m: int, n: int, itemsize: int, aligned: bool, device: _tile.Device) -> Config:
-    fitting = [c for c in table if c.shared(itemsize) <= device.shared - 2048]
+def _choose(
+    entries: Sequence[Tile], device: _tile.Device, m: int, n: int, itemsize: int, aligned: bool
+) -> tuple[int, Tile] | None:
+    """The first that is not much wider than the output, gives every SM a tile, and fits the device's shared memory."""
+    fitting = [(i, c) for i, c in enumerate(entries) if c.shared(itemsize) <= device.shared - 2048]
     if not aligned:  # the addresses of single elements would take the registers of a large tile's sums
-        fitting = [c for c in fitting if c.BM * c.BN // c.warps * itemsize <= 4096]
-    for c in fitting[:-1]:
+        fitting = [(i, c) for i, c in fitting if c.BM * c.BN // c.warps * itemsize <= 4096]
+    for i, c in fitting[:-1]:
         tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
         if m > c.BM // 2 and n > c.BN // 2 and tiles >= device.sms:
-            return c
+            return i, c
+
     # Too few tiles for every SM: the one that wastes least on the edges, wide ones first; splitting K fills the GPU.
-    return min(fitting, key=lambda c: (_tile.cdiv(m, c.BM) * c.BM * _tile.cdiv(n, c.BN) * c.BN, -c.BM * c.BN))
+    def waste(entry: tuple[int, Tile]) -> tuple[int, int]:
+        c = entry[1]
+        return _tile.cdiv(m, c.BM) * c.BM * _tile.cdiv(n, c.BN) * c.BN, -c.BM * c.BN
+
+    return min(fitting, key=waste, default=None)
+
+
+HALF_TMA, HALF, TF32 = (_configs.tiles(f"matmul.{name}", _choose) for name in ("half_tma", "half", "tf32"))
+SINGLE = _configs.tiles("matmul.single", _choose)
+"""float32 exact: no tensor cores, so the accumulators and both operands live in registers."""
 
 
 def _precision(itemsize: int) -> str:
@@ -245,9 +235,9 @@ def matmul(
     if precision == "tf32" and device.arch >= 90:  # these tensor cores take float32 operands along K only
         a, b = a.contiguous(), b.contiguous()
     tma = device.arch >= 90 and m >= 64 and n >= 64 and _fits_tma(a) and _fits_tma(b)
-    table = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
+    choice = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
     aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))
-    c = _choose(table, m, n, a.element_size(), aligned, device)
+    c = choice(device, m, n, a.element_size(), aligned)
     tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
     splits = max(1, min(device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS)))
     k_split = _tile.cdiv(_tile.cdiv(k, splits), c.BK) * c.BK

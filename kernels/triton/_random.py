@@ -6,13 +6,13 @@ takes its word of it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from .._layout import row_major_steps
-from . import _tile
+from . import _configs, _tile
 
 
 @triton.jit
@@ -48,19 +48,26 @@ class Walk(NamedTuple):
 
     sizes: tuple[int, int, int, int, int]
     """n1, n2, step0, step1, step2."""
-    PERMUTED: bool
-    BLOCK: int
+    tile: dict
+    """PERMUTED, BLOCK and num_warps of a launch."""
 
     def grid(self, size: int) -> tuple[int]:
-        return (_tile.cdiv(size, self.BLOCK),)
+        return (_tile.cdiv(size, self.tile["BLOCK"]),)
 
 
-def walk(shape: tuple, order: tuple[int, ...] | None) -> Walk | None:
-    """For a dense array in this memory order; None for a rare permutation of four axes or more."""
-    if order is None:
-        return Walk((1, 1, 0, 0, 1), False, 2048)
-    axes = row_major_steps(shape, order)
-    if len(axes) > 3:
-        return None
-    (_, step0), (n1, step1), (n2, step2) = [(1, 0)] * (3 - len(axes)) + axes
-    return Walk((n1, n2, step0, step1, step2), True, 1024)
+def choices(name: str) -> tuple[_configs.Choice, _configs.Choice]:
+    """Of a kernel that draws: for row-major memory, and for another order."""
+    return _configs.rows(name), _configs.rows(f"{name}.permuted")
+
+
+def walk(choices: tuple[_configs.Choice, _configs.Choice], x: Any, order: tuple[int, ...] | None) -> Walk | None:
+    """For ``x``, dense in this memory order; None for a rare permutation of four axes or more."""
+    sizes: tuple = (1, 1, 0, 0, 1)
+    if order is not None:
+        axes = row_major_steps(tuple(x.shape), order)
+        if len(axes) > 3:
+            return None
+        (_, step0), (n1, step1), (n2, step2) = [(1, 0)] * (3 - len(axes)) + axes
+        sizes = n1, n2, step0, step1, step2
+    entry = choices[order is not None](_tile.device(x), x.numel())
+    return Walk(sizes, dict(PERMUTED=order is not None, BLOCK=entry.elements, num_warps=entry.warps))

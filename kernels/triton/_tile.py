@@ -15,6 +15,8 @@ import triton.language as tl
 
 from gpulayers.arrays import layout
 
+from ._configs import Choice, Row, for_length
+
 
 class Device(NamedTuple):
     """What a launcher chooses by."""
@@ -116,17 +118,21 @@ def in_units(*sizes: int) -> tuple[int, ...]:
     return (1, *sizes) if unit == 16 else (unit, *(s // unit for s in sizes))
 
 
-LONGEST_ROW = 32768
-"""The longest row that one program holds in registers; longer ones spill, so kernels loop over blocks."""
-
-
-def row_tile(n: int) -> tuple[int, int, int]:
-    """(rows a program, block, warps) for rows of ``n`` held in registers: several short rows make one full tile."""
+def _hold(entries: Sequence[Row], device: Device, n: int) -> tuple[int, tuple[int, int, int]] | None:
+    """(rows a program, block, warps) for rows of ``n``: several short rows make one full tile."""
+    found = for_length(entries, device, n)
+    if found is None:
+        return None
     block = next_power_of_2(n)
-    count = max(1, 2048 // block)
-    if block <= 2048:
-        return count, block, 4
-    return 1, block, 8 if block <= 8192 else 16
+    return found[0], (max(1, found[1].elements // block), block, found[1].warps)
+
+
+def held_rows(name: str) -> Choice:
+    """Declare the choice of a kernel that holds rows in registers: (rows a program, block, warps) for a device and n.
+
+    None for rows longer than the table's last entry is for: they would spill, so launchers walk them in blocks.
+    """
+    return Choice(name, Row, _hold, held=True)
 
 
 # --- element by element ----------------------------------------------------------------------------------------------
@@ -160,15 +166,15 @@ class Pointwise(NamedTuple):
     N: int
     steps: list
     """From row to row, for each array."""
-    ROWS: int
-    BLOCK: int
+    tile: dict
+    """ROWS, BLOCK and num_warps of a launch."""
 
     @property
     def grid(self) -> tuple[int]:
-        return (cdiv(self.M, self.ROWS) * cdiv(self.N, self.BLOCK),)
+        return (cdiv(self.M, self.tile["ROWS"]) * cdiv(self.N, self.tile["BLOCK"]),)
 
 
-def pointwise(axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
+def pointwise(choice: Choice, axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
     """``xs`` (of one shape) for a kernel that works element by element in memory order ``axes``.
 
     Dense arrays are one long row. Row-major walks take slices like ``x[..., :n]`` as they are; what fits neither is
@@ -178,11 +184,19 @@ def pointwise(axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
     dense_too = [layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
     steps = [None if axes is not None or fits else _row_step(x) for x, fits in zip(xs, dense_too)]
     ready = [x if fits or step is not None else arranged(x, axes) for x, fits, step in zip(xs, dense_too, steps)]
+    entry = choice(device(xs[0]), size)
     if all(step is None for step in steps):
-        return Pointwise(ready, 1, size, [size] * len(xs), 1, 2048)
+        tile = {"ROWS": 1, "BLOCK": entry.elements, "num_warps": entry.warps}
+        return Pointwise(ready, 1, size, [size] * len(xs), tile)
     n = shape[-1]
-    block = min(2048, next_power_of_2(n))
-    return Pointwise(ready, size // max(n, 1), n, [n if s is None else s for s in steps], 2048 // block, block)
+    steps = [n if s is None else s for s in steps]
+    return Pointwise(ready, size // max(n, 1), n, steps, flat_tile(entry, n))
+
+
+def flat_tile(entry: Row, n: int) -> dict:
+    """ROWS, BLOCK and num_warps for rows of ``n`` neighbours: a part of a long one, or several short ones."""
+    block = min(entry.elements, next_power_of_2(n))
+    return {"ROWS": entry.elements // block, "BLOCK": block, "num_warps": entry.warps}
 
 
 @triton.jit

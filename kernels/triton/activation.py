@@ -13,7 +13,7 @@ import triton.language as tl
 
 from gpulayers._named import named
 
-from . import _tile
+from . import _configs, _tile
 from ._gates import glu_backward as glu_backward
 from ._gates import glu_forward as glu_forward
 from ._gates import prelu_backward as prelu_backward
@@ -206,12 +206,16 @@ def _activation_backward_kernel(
     tl.store(dx + row * dx_row + n, gradient(g, v, NAME, a, b).to(dx.dtype.element_ty), mask)
 
 
+FORWARD = _configs.rows("activation_forward")
+BACKWARD = _configs.rows("activation_backward")
+
+
 def _forward(name: str, x: Any, needs: tuple, empty: Any, a: float = 0.0, b: float = 0.0) -> tuple[tuple, dict]:
     axes = _tile.order(x)
     y = empty(x.shape, x.dtype, axes)
-    walk = _tile.pointwise(axes, x, y)
-    sizes = dict(NAME=name, ROWS=walk.ROWS, BLOCK=walk.BLOCK)
-    _tile.launch(_activation_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, a, b, **sizes)
+    walk = _tile.pointwise(FORWARD, axes, x, y)
+    sizes = (walk.M, walk.N, *walk.steps, a, b)
+    _tile.launch(_activation_forward_kernel, walk.grid, *walk.arrays, *sizes, NAME=name, **walk.tile)
     if not needs:
         return (y,), {}
     return (y,), {"y": y} if name in FROM_Y else {"x": x}
@@ -221,9 +225,9 @@ def _backward(name: str, dys: tuple, saved: dict, empty: Any, a: float = 0.0, b:
     kept = saved["y" if name in FROM_Y else "x"]
     axes = _tile.order(kept)
     dx = empty(kept.shape, kept.dtype, axes)
-    walk = _tile.pointwise(axes, dys[0], kept, dx)
-    sizes = dict(NAME=name, ROWS=walk.ROWS, BLOCK=walk.BLOCK)
-    _tile.launch(_activation_backward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, a, b, **sizes)
+    walk = _tile.pointwise(BACKWARD, axes, dys[0], kept, dx)
+    sizes = (walk.M, walk.N, *walk.steps, a, b)
+    _tile.launch(_activation_backward_kernel, walk.grid, *walk.arrays, *sizes, NAME=name, **walk.tile)
     return (dx,)
 
 

@@ -15,12 +15,14 @@ gathering, so it reads NCHW as it is. The output is written in either order.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 
-from . import _depthwise, _tile
+from . import _configs, _depthwise, _tile
+from ._configs import Tile
 from ._image import channel_sums, evenly_spaced, finish, flattened, image_pixel, nhwc, output_order, steps
 
 FEW_CHANNELS = 16
@@ -221,44 +223,50 @@ def _conv2d_weight_kernel(
 # --- configurations --------------------------------------------------------------------------------------------------
 
 
-class Tile(NamedTuple):
-    BM: int
-    BN: int
-    BK: int
-    warps: int
-    stages: int
+def _choose(
+    entries: Sequence[Tile], device: _tile.Device, m: int, n: int, k: int, others: int, flat: bool, itemsize: int
+) -> tuple[int, Tile] | None:
+    """The first tile that still gives every multiprocessor a program, for ``others`` products of (m, k) · (k, n)."""
+    narrow = max(16, _tile.next_power_of_2(n))
+    fitting = []
+    for i, t in enumerate(entries):
+        t = t._replace(BN=min(t.BN, narrow), BK=_inner_block(k, min(t.BK, 32) if flat else t.BK))
+        if t.shared(itemsize) <= device.shared:
+            if _tile.cdiv(m, t.BM) * _tile.cdiv(n, t.BN) * others >= device.sms:
+                return i, t
+            fitting.append((i, t))
+    return fitting[-1] if fitting else None
 
-    def shared(self, itemsize: int) -> int:
-        """Bytes of shared memory that its buffers take."""
-        return (self.BM + self.BN) * self.BK * itemsize * self.stages
+
+def _choose_for_weight(
+    entries: Sequence[Tile], device: _tile.Device, o: int, columns: int, itemsize: int
+) -> tuple[int, Tile] | None:
+    """For dweight: splitting the pixels makes programs enough, so only the result (o, columns) limits the tile."""
+    rows, width = max(16, _tile.next_power_of_2(o)), max(16, _tile.next_power_of_2(columns))
+    fitting = [(i, t._replace(BM=min(t.BM, rows), BN=min(t.BN, width))) for i, t in enumerate(entries)]
+    fitting = [(i, t) for i, t in fitting if t.shared(itemsize) <= device.shared]
+    filled = (f for f in fitting if o > entries[f[0]].BM // 2 and columns > entries[f[0]].BN // 2)
+    return next(filled, fitting[-1] if fitting else None)
 
 
-HALF = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4))
-TF32 = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4))
-SINGLE = (Tile(64, 64, 16, 8, 3),)
+# No 128 × 256 in sm_80's table: sums in registers, as before Hopper, spill beside the addresses of such a tile.
+HALF, TF32, SINGLE = (_configs.tiles(f"conv2d.{name}", _choose) for name in ("half", "tf32", "single"))
+WEIGHT_HALF, WEIGHT_FLAT, WEIGHT_TF32, WEIGHT_SINGLE = (
+    _configs.tiles(f"conv2d_weight.{name}", _choose_for_weight) for name in ("half", "half_flat", "tf32", "single")
+)
 
 
 def _tile_for(x: Any, m: int, n: int, k: int, others: int, flat: bool) -> Tile:
-    """The largest tile that still gives every multiprocessor a program, for ``others`` products of (m, k) · (k, n)."""
-    device, itemsize = _tile.device(x), x.element_size()
-    narrow = max(16, _tile.next_power_of_2(n))
-    table = HALF if itemsize == 2 else TF32 if _precision(x) == "tf32" else SINGLE
-    table = [t._replace(BN=min(t.BN, narrow), BK=_inner_block(k, min(t.BK, 32) if flat else t.BK)) for t in table]
-    # 128 × 256 sums spill where they stand in registers beside the tiles' addresses: before Hopper.
-    fitting = [t for t in table if t.shared(itemsize) <= device.shared and (t.BN < 256 or device.arch >= 90)]
-    enough = (t for t in fitting if _tile.cdiv(m, t.BM) * _tile.cdiv(n, t.BN) * others >= device.sms)
-    return next(enough, fitting[-1])
+    choice = HALF if x.element_size() == 2 else TF32 if _precision(x) == "tf32" else SINGLE
+    return choice(_tile.device(x), m, n, k, others, flat, x.element_size())
 
 
 def _weight_tile(x: Any, o: int, columns: int, flat: bool) -> Tile:
-    """For dweight: splitting the pixels makes programs enough, so only the result limits the tile."""
     if x.element_size() == 2:
-        tile = Tile(64, 64, 32, 4, 3) if flat else Tile(128, 128, 64, 8, 3)
+        choice = WEIGHT_FLAT if flat else WEIGHT_HALF
     else:
-        tile = Tile(64, 64, 32, 4, 3) if _precision(x) == "tf32" else SINGLE[0]
-    return tile._replace(
-        BM=min(tile.BM, max(16, _tile.next_power_of_2(o))), BN=min(tile.BN, max(16, _tile.next_power_of_2(columns)))
-    )
+        choice = WEIGHT_TF32 if _precision(x) == "tf32" else WEIGHT_SINGLE
+    return choice(_tile.device(x), o, columns, x.element_size())
 
 
 def _inner_block(k: int, most: int) -> int:

@@ -22,16 +22,18 @@ def _dropout_kernel(
     tl.store(y + i, v.to(y.dtype.element_ty), i < size)
 
 
+CHOICES = _random.choices("dropout")
+
+
 def _masked(x: Any, order: tuple | None, seed: Any, p: float, empty: Any) -> Any:
     threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
     y = empty(x.shape, x.dtype, order)
-    size, walk = x.numel(), _random.walk(tuple(x.shape), order)
+    size, walk = x.numel(), _random.walk(CHOICES, x, order)
     if walk is None:
         y.copy_(_masked(x, None, seed, p, empty))
         return y
     arrays = _tile.arranged(x, order), _tile.dense(seed), y
-    tile = dict(PERMUTED=walk.PERMUTED, BLOCK=walk.BLOCK)
-    _tile.launch(_dropout_kernel, walk.grid(size), *arrays, size, *walk.sizes, threshold, scale, **tile)
+    _tile.launch(_dropout_kernel, walk.grid(size), *arrays, size, *walk.sizes, threshold, scale, **walk.tile)
     return y
 
 

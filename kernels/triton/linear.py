@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _matmul, _tile
+from . import _configs, _matmul, _tile
 from .activation import FROM_Y, NUMBERS, gradient
 
 
@@ -35,6 +35,9 @@ def _linear_backward_columns_kernel(
             total += tl.sum(g, 0, keep_dims=True)
     if parts is not None:
         tl.store(parts + tl.program_id(1).to(tl.int64) * N + n, total, n < N)
+
+
+BACKWARD_COLUMNS = _configs.rows("linear_backward_columns")
 
 
 def _numbers(activation: str | None) -> tuple[float, float]:
@@ -69,14 +72,16 @@ def linear_forward(
 def _backward_columns(dy: Any, kept: Any, activation: str | None, want_sum: bool, empty: Any) -> tuple[Any, Any]:
     """(dz, partial column sums of it (P, 1, N) or None) from dy (M, N)."""
     m, n = dy.shape
-    block, rows = min(128, max(16, _tile.next_power_of_2(n))), 16
+    device = _tile.device(dy)
+    entry = BACKWARD_COLUMNS(device, n)
+    block, rows = min(128, max(16, _tile.next_power_of_2(n))), max(1, entry.elements // 128)
     columns = _tile.cdiv(n, block)
-    programs, each = _tile.split(m, max(1, min(8 * _tile.device(dy).sms // max(columns, 1), _tile.cdiv(m, rows))))
+    programs, each = _tile.split(m, max(1, min(8 * device.sms // max(columns, 1), _tile.cdiv(m, rows))))
     dz = dy if activation is None else empty((m, n), dy.dtype)
     parts = empty((programs, 1, n), "float32") if want_sum else None
     _tile.launch(
         _linear_backward_columns_kernel, (columns, programs), dy, kept, dz, parts, m, n, *dy.stride(), each,
-        *_numbers(activation), ACTIVATION=activation, ROWS=rows, BLOCK=block,
+        *_numbers(activation), ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=entry.warps,
     )  # fmt: skip
     return dz, parts
 

@@ -13,8 +13,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
-from ._classes import class_tile, in_units, kept, label_of, reduced, samples_of, walk_over
+from . import _configs, _tile
+from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
 
 # --- cross entropy ---------------------------------------------------------------------------------------------------
 
@@ -172,6 +172,10 @@ def _cross_entropy_backward_kernel(
         tl.store(dp + outer * dp_outer + s * dp_s + c * dp_c, g.to(dp.dtype.element_ty), mask)
 
 
+CROSS_ENTROPY_FORWARD = class_tiles("cross_entropy_forward")
+CROSS_ENTROPY_BACKWARD = class_tiles("cross_entropy_backward")
+
+
 def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
     """(1 − ε, ε / C)"""
     return 1 - label_smoothing, label_smoothing / max(classes, 1)
@@ -191,7 +195,7 @@ def cross_entropy_forward(
     soft = target.is_floating_point()
     samples = () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
     walk = walk_over(x, target) if soft else walk_over(x)
-    rows, block, warps = class_tile(walk, 4096)
+    rows, block, warps = class_tile(CROSS_ENTROPY_FORWARD, walk)
     programs = walk.outer * _tile.cdiv(walk.S, rows)
     y = empty(samples if reduction == "none" else (), x.dtype)
     lse, mass = (empty(samples, "float32") if needs else None for _ in range(2))
@@ -248,7 +252,7 @@ def cross_entropy_backward(
     seen = {id(a): (b, s) for a, b, s in zip(given, walk.arrays, walk.steps)}
     (x, x_steps), (dx, dx_steps), (dp, dp_steps) = (seen.get(id(a), (None, (0, 0, 0))) for a in (x, dx, dp))
     labels, t_steps = seen[id(target)] if soft else (_tile.dense(target), (0, 0, 0))
-    rows, block, warps = class_tile(walk, 2048)
+    rows, block, warps = class_tile(CROSS_ENTROPY_BACKWARD, walk)
     blocks = _tile.cdiv(walk.C, block)
     unit, classes, steps = in_units(walk, x_steps, t_steps, dx_steps, dp_steps)
     _tile.launch(
@@ -307,6 +311,10 @@ def _nll_loss_backward_kernel(
     tl.store(dx + outer * dx_outer + s * dx_s + c * dx_c, g.to(dx.dtype.element_ty), inside & (c < C))
 
 
+NLL_LOSS_FORWARD = _configs.rows("nll_loss_forward")
+NLL_LOSS_BACKWARD = class_tiles("nll_loss_backward")
+
+
 def nll_loss_forward(
     x: Any,
     target: Any,
@@ -317,9 +325,10 @@ def nll_loss_forward(
     reduction: str = "mean",
     empty: Any,
 ) -> tuple[tuple, dict]:
-    walk, block = walk_over(x), 1024
+    walk = walk_over(x)
     size = walk.outer * walk.S
-    programs = _tile.cdiv(size, block)
+    entry = NLL_LOSS_FORWARD(_tile.device(x), size)
+    programs = _tile.cdiv(size, entry.elements)
     y = empty(tuple(target.shape) if reduction == "none" else (), x.dtype)
     losses = None if reduction == "none" else empty((programs,), "float32")
     shares = empty((programs,), "float32") if reduction == "mean" else None
@@ -329,8 +338,8 @@ def nll_loss_forward(
         (programs,),
         *(walk.arrays[0], _tile.dense(target), None if weight is None else _tile.dense(weight)),
         *(None if losses is not None else y, losses, shares, size, walk.S, walk.C, *walk.steps[0], ignore_index),
-        BLOCK=block,
-        num_warps=4,
+        BLOCK=entry.elements,
+        num_warps=entry.warps,
     )
     if losses is not None:
         reduced(losses, shares, y, total, 1.0)
@@ -352,7 +361,7 @@ def nll_loss_backward(
     order = x.order if x.contiguous and x.order == (0, *range(2, x.ndim), 1) and x.ndim > 2 else None
     dx = empty(x.shape, x.dtype, order)
     walk = walk_over(dx)
-    rows, block, warps = class_tile(walk, 2048)
+    rows, block, warps = class_tile(NLL_LOSS_BACKWARD, walk)
     blocks = _tile.cdiv(walk.C, block)
     unit, classes, steps = in_units(walk, walk.steps[0])
     _tile.launch(
@@ -425,21 +434,24 @@ def _mse_backward_kernel(
         tl.store(dt + row * dx_row + n, (-g).to(dt.dtype.element_ty), mask)
 
 
+MSE_FORWARD = _configs.rows("mse_forward")
+MSE_SUM = _configs.rows("mse_forward.sum")
+MSE_BACKWARD = _configs.rows("mse_backward")
+
+
 def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any) -> tuple[tuple, dict]:
     axes = _tile.order(x)
     saved = {"x": x, "target": target} if needs else {}
     if reduction == "none":
         y = empty(x.shape, x.dtype, axes)
-        walk = _tile.pointwise(axes, x, target, y)
-        sizes = dict(ROWS=walk.ROWS, BLOCK=walk.BLOCK, num_warps=4)
-        _tile.launch(_mse_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, **sizes)
+        walk = _tile.pointwise(MSE_FORWARD, axes, x, target, y)
+        _tile.launch(_mse_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, **walk.tile)
         return (y,), saved
     y = empty((), x.dtype)
-    walk = _tile.pointwise(axes, x, target)
-    sizes = dict(ROWS=walk.ROWS, BLOCK=walk.BLOCK, num_warps=4)
+    walk = _tile.pointwise(MSE_SUM, axes, x, target)
     programs, each = _tile.split(walk.grid[0], 8 * _tile.device(x).sms)
     losses = empty((programs,), "float32")
-    _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **sizes)
+    _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **walk.tile)
     reduced(losses, None, y, None, float(x.numel()) if reduction == "mean" else 1.0)
     return (y,), saved
 
@@ -450,7 +462,7 @@ def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduct
     each = reduction == "none"
     grads = [empty(x.shape, x.dtype, axes) if name in needs else None for name in ("x", "target")]
     first = next(g for g in grads if g is not None)
-    walk = _tile.pointwise(axes, *((dy,) if each else ()), x, target, first)
+    walk = _tile.pointwise(MSE_BACKWARD, axes, *((dy,) if each else ()), x, target, first)
     arrays, steps = (walk.arrays, walk.steps) if each else ([dy, *walk.arrays], [0, *walk.steps])
     scale = 2 / max(x.numel(), 1) if reduction == "mean" else 2.0
     _tile.launch(
@@ -458,8 +470,6 @@ def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduct
         walk.grid,
         *(*arrays[:3], *grads, walk.M, walk.N, *steps, scale),
         EACH=each,
-        ROWS=walk.ROWS,
-        BLOCK=walk.BLOCK,
-        num_warps=4,
+        **walk.tile,
     )
     return tuple(grads)

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
 
@@ -300,16 +300,22 @@ def _norm_finalise_kernel(
 
 # --- launchers -------------------------------------------------------------------------------------------------------
 
-WALKED_BLOCK, WALKED_WARPS = 4096, 8
-LONGEST_BACKWARD_ROW = 8192
-"""The longest row that backward holds in registers: x, dy, their product with the weights, and two sums."""
+FORWARD = _tile.held_rows("norm_forward")
+FORWARD_WALKED = _configs.rows("norm_forward.walked")
+BACKWARD = _tile.held_rows("norm_backward")
+"""Backward holds x, dy, their product with the weights, and two sums in registers."""
+BACKWARD_WALKED = _configs.rows("norm_backward.walked")
+FINALISE = _configs.rows("norm_backward.finalise")
 
 
-def _parts(m: int, n: int, x: Any) -> tuple[int, int]:
-    """(programs that share a row, elements for each): one, unless the rows alone leave the GPU idle."""
-    most = max(1, min(2 * _tile.device(x).sms // max(m, 1), n // (2 * WALKED_BLOCK), 1024))
-    parts, blocks = _tile.split(_tile.cdiv(n, WALKED_BLOCK), most)
-    return parts, blocks * WALKED_BLOCK
+def _walked(choice: _configs.Choice, m: int, n: int, x: Any) -> tuple[int, int, dict]:
+    """(programs that share a row, elements for each, tile): one program, unless the rows alone leave the GPU idle."""
+    device = _tile.device(x)
+    entry = choice(device, n)
+    block = entry.elements
+    most = max(1, min(2 * device.sms // max(m, 1), n // (2 * block), 1024))
+    parts, blocks = _tile.split(_tile.cdiv(n, block), most)
+    return parts, blocks * block, dict(BLOCK=block, num_warps=entry.warps)
 
 
 def _forward(
@@ -324,14 +330,13 @@ def _forward(
     weight, bias = (None if p is None else _tile.dense(p) for p in (weight, bias))
     x, row = _tile.rows(x, n)
     arrays = (x, weight, bias, y, mean, rstd)
-    if n <= _tile.LONGEST_ROW // 2:
-        count, block, warps = _tile.row_tile(n)
+    if held := FORWARD(_tile.device(x), n):
+        count, block, warps = held
         grid, (unit, *sizes) = (_tile.cdiv(m, count),), _tile.in_units(n, row)
         tile = dict(UNIT=unit, RMS=rms, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_norm_forward_kernel, grid, *arrays, m, *sizes, eps, **tile)
         return y, mean, rstd
-    parts, each = _parts(m, n, x)
-    walked = dict(BLOCK=WALKED_BLOCK, num_warps=WALKED_WARPS)
+    parts, each, walked = _walked(FORWARD_WALKED, m, n, x)
     if parts == 1:
         _tile.launch(_norm_forward_looped_kernel, (m,), *arrays, n, row, eps, RMS=rms, **walked)
     else:
@@ -361,8 +366,8 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
     dy, dy_row = _tile.rows(dy, n)
     weight = None if weight is None else _tile.dense(weight)
 
-    if n <= LONGEST_BACKWARD_ROW:
-        count, block, warps = _backward_tile(n)
+    if held := BACKWARD(_tile.device(x), n):
+        count, block, warps = held
         tiles = _tile.cdiv(m, count)
         programs, each = _tile.split(tiles, tiles if dweight is None and dbias is None else _programs(n, x))
         dweights, dbiases = (None if d is None else empty((programs, n), "float32") for d in (dweight, dbias))
@@ -371,8 +376,7 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
         tile = dict(UNIT=unit, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_norm_backward_kernel, grid, *arrays, m, *sizes, each, **tile)
     else:
-        parts, each = _parts(m, n, x)
-        walked = dict(BLOCK=WALKED_BLOCK, num_warps=WALKED_WARPS)
+        parts, each, walked = _walked(BACKWARD_WALKED, m, n, x)
         sums, dots = empty((m, parts), "float32"), empty((m, parts), "float32")
         steps = (dy_row, x_row)
         if dx is not None:
@@ -380,7 +384,7 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
             _tile.launch(
                 _norm_sums_kernel, grid, dy, x, weight, mean, rstd, sums, dots, n, *steps, parts, each, **walked
             )
-        blocks = _tile.cdiv(n, WALKED_BLOCK)
+        blocks = _tile.cdiv(n, walked["BLOCK"])
         programs, each = _tile.split(m, _tile.cdiv(4 * _tile.device(x).sms, blocks))
         dweights, dbiases = (None if d is None else empty((programs, n), "float32") for d in (dweight, dbias))
         arrays = (dy, x, weight, mean, rstd, sums, dots, dx, dweights, dbiases)
@@ -388,17 +392,22 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
         grid, most = (programs * blocks,), _tile.next_power_of_2(parts)
         _tile.launch(_norm_backward_columns_kernel, grid, *arrays, *sizes, PARTS=most, **walked)
     if dweight is not None or dbias is not None:
-        cols = 16 if n <= 1024 else 32
+        cols, entry = 16 if n <= 1024 else 32, FINALISE(_tile.device(x), n)
         unit, units = _tile.in_units(n)
-        grid, tile = (_tile.cdiv(n, cols),), dict(UNIT=unit, ROWS=2048 // cols, COLS=cols, num_warps=4)
-        _tile.launch(_norm_finalise_kernel, grid, dweights, dbiases, dweight, dbias, programs, units, **tile)
+        grid, tile = (_tile.cdiv(n, cols),), dict(UNIT=unit, ROWS=entry.elements // cols, COLS=cols)
+        _tile.launch(
+            _norm_finalise_kernel,
+            grid,
+            dweights,
+            dbiases,
+            dweight,
+            dbias,
+            programs,
+            units,
+            num_warps=entry.warps,
+            **tile,
+        )
     return dx, dweight, dbias
-
-
-def _backward_tile(n: int) -> tuple[int, int, int]:
-    """(rows, block, warps): as a forward tile, with twice the warps for rows that fill it."""
-    block = _tile.next_power_of_2(n)
-    return max(1, 2048 // block), block, 4 if block <= 1024 else 8 if block <= 4096 else 16
 
 
 def layer_norm_forward(

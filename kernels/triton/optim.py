@@ -14,10 +14,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 
-CHUNK, BLOCK = 8192, 1024
-"""Elements that a program updates, and at a time."""
+SGD_UPDATE = _configs.rows("sgd_update")
+ADAMW_UPDATE = _configs.rows("adamw_update")
+"""Elements that a program updates at a time."""
+CHUNK = 8192
+"""Elements that a program updates."""
 WRITTEN = 32
 """Addresses that one launch writes."""
 _MOST_ADDRESSES = 64
@@ -180,7 +183,12 @@ def _alike(p: Any, x: Any) -> bool:
 
 
 def _update(
-    kernel: Any, lists: Sequence[Sequence[Any]], written: Sequence[int], *numbers: float, **constants: Any
+    choice: _configs.Choice,
+    kernel: Any,
+    lists: Sequence[Sequence[Any]],
+    written: Sequence[int],
+    *numbers: float,
+    **constants: Any,
 ) -> None:
     """Launch ``kernel`` over the arrays of each kind; ``written``: the lists it writes to."""
     kinds: dict[tuple, list[tuple]] = {}
@@ -202,9 +210,10 @@ def _update(
         table = _table([x.data_ptr() or 1 << 40 for x in flat], flat[0])  # a meta tensor has no address
         names = ("KIND", "GRAD", "STATE", "STATE2")
         types = {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, dtypes)}
+        entry = choice(_tile.device(flat[0]), chunks * CHUNK)
         _tile.launch_on_table(
-            flat, kernel, (chunks,), table, plan, len(group), *numbers,
-            **constants, **types, ALIGNED=aligned, CHUNK=CHUNK, BLOCK=BLOCK,
+            flat, kernel, (chunks,), table, plan, len(group), *numbers, **constants, **types,
+            ALIGNED=aligned, CHUNK=CHUNK, BLOCK=min(entry.elements, CHUNK), num_warps=entry.warps,
         )  # fmt: skip
     for target, copy in back:
         target.detach().copy_(copy)
@@ -232,7 +241,7 @@ def sgd_update_forward(
     constants = dict(MOMENTUM=momentums is not None, NESTEROV=nesterov)
     if momentums is None:
         constants["STATE"] = None
-    _update(_sgd_kernel, lists, (0, 2)[: len(lists) - 1], *map(float, numbers), **constants)
+    _update(SGD_UPDATE, _sgd_kernel, lists, (0, 2)[: len(lists) - 1], *map(float, numbers), **constants)
     return (), {}
 
 
@@ -265,5 +274,5 @@ def adamw_update_forward(
         1 - b2,
         -grad_scale if maximize else grad_scale,
     )
-    _update(_adamw_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), *map(float, numbers))
+    _update(ADAMW_UPDATE, _adamw_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), *map(float, numbers))
     return (), {}

@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 from ._image import output_order, pixel_plan, pixels_of, sizes_of, steps
 
 
@@ -105,12 +105,16 @@ def _places(size: int, around: tuple, mode: str) -> int:
     return size + sum(around) if size == 1 else max(around) + 1
 
 
+FORWARD = _configs.rows("pad2d_forward")
+BACKWARD = _configs.rows("pad2d_backward")
+
+
 def pad2d_forward(
     x: Any, *, needs: tuple = (), padding: tuple, mode: str, value: float, empty: Any
 ) -> tuple[tuple, dict]:
     size = [n + sum(p) for n, p in zip(x.shape[2:], padding)]
     y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
-    grid, tile = pixel_plan(y)
+    grid, tile = pixel_plan(FORWARD, y)
     _tile.launch(
         _pad2d_forward_kernel, grid, x, y, *sizes_of(y, x), *steps(x), *steps(y),
         *_frame(x.shape[2:], padding, mode), value, MODE=mode, **tile,
@@ -123,7 +127,7 @@ def pad2d_backward(
 ) -> tuple:
     (dy,), (x,) = dys, inputs
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = pixel_plan(dx)
+    grid, tile = pixel_plan(BACKWARD, dx)
     up, across = (_places(n, p, mode) for n, p in zip(x.shape[2:], padding))
     _tile.launch(
         _pad2d_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps(dy), *steps(dx),

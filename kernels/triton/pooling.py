@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 from ._image import (
     evenly_spaced,
     finish,
@@ -239,6 +239,16 @@ def _global_avg_pool2d_backward_kernel(
 # --- launches --------------------------------------------------------------------------------------------------------
 
 
+MAX_FORWARD = _configs.rows("max_pool2d_forward")
+MAX_BACKWARD = _configs.rows("max_pool2d_backward")
+AVG_FORWARD = _configs.rows("avg_pool2d_forward")
+AVG_BACKWARD = _configs.rows("avg_pool2d_backward")
+ADAPTIVE_FORWARD = _configs.rows("adaptive_avg_pool2d_forward")
+ADAPTIVE_BACKWARD = _configs.rows("adaptive_avg_pool2d_backward")
+GLOBAL_FORWARD = _configs.rows("global_avg_pool2d_forward")
+GLOBAL_BACKWARD = _configs.rows("global_avg_pool2d_backward")
+
+
 def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> list[int]:
     sizes = []
     for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation):
@@ -272,7 +282,7 @@ def max_pool2d_forward(
         taps = kernel_size[0] * kernel_size[1]
         won = empty(y.shape, "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32", order)
     indices = empty(y.shape, "int64", order) if return_indices else None
-    grid, tile = pixel_plan(y)
+    grid, tile = pixel_plan(MAX_FORWARD, y)
     _tile.launch(
         _max_pool2d_forward_kernel, grid, x, y, won, indices, *sizes_of(y, x), *steps(x), *steps(y),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1], **tile,
@@ -296,7 +306,7 @@ def max_pool2d_backward(
 ) -> tuple:
     dy, (x,), won = dys[0], inputs, saved["tap"]
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = pixel_plan(dx)
+    grid, tile = pixel_plan(MAX_BACKWARD, dx)
     _tile.launch(
         _max_pool2d_backward_kernel, grid, dy, won, dx, *sizes_of(dx, dy), *steps(dy), *steps(won), *steps(dx),
         *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1],
@@ -319,7 +329,7 @@ def avg_pool2d_forward(
 ) -> tuple[tuple, dict]:
     size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
     y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
-    grid, tile = pixel_plan(y)
+    grid, tile = pixel_plan(AVG_FORWARD, y)
     _tile.launch(
         _avg_pool2d_forward_kernel, grid, x, y, *sizes_of(y, x), *steps(x), *steps(y),
         *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
@@ -344,7 +354,7 @@ def avg_pool2d_backward(
 ) -> tuple:
     (dy,), (x,) = dys, inputs
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = pixel_plan(dx)
+    grid, tile = pixel_plan(AVG_BACKWARD, dx)
     _tile.launch(
         _avg_pool2d_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps(dy), *steps(dx),
         *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
@@ -371,7 +381,7 @@ def _adaptive(source: Any, out: Any, grad: bool) -> None:
     most = [
         n // o if o and n % o == 0 else _tile.cdiv(n, max(o, 1)) + 1 for n, o in zip(source.shape[2:], out.shape[2:])
     ]
-    grid, tile = pixel_plan(out)
+    grid, tile = pixel_plan(ADAPTIVE_BACKWARD if grad else ADAPTIVE_FORWARD, out)
     _tile.launch(
         _adaptive_avg_pool2d_kernel, grid, source, out, *sizes_of(out, source), *steps(source), *steps(out), *most,
         GRAD=grad, **tile,
@@ -398,7 +408,7 @@ def adaptive_avg_pool2d_backward(
     if output_size != (1, 1):
         _adaptive(dy, dx, True)
         return (dx,)
-    grid, tile = pixel_plan(dx)
+    grid, tile = pixel_plan(GLOBAL_BACKWARD, dx)
     n, c, h, w = x.shape
     _tile.launch(
         _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, w, h * w, c, dy.stride(0), dy.stride(1),
@@ -412,15 +422,17 @@ def _global_mean(x: Any, empty: Any) -> Any:
     y = empty((n, c, 1, 1), x.dtype)
     even = evenly_spaced(x)
     source = flattened(x) if even else x
-    pixels, channels = pixel_tile(source, h * w, 4096)
+    device = _tile.device(x)
+    entry = GLOBAL_FORWARD(device, h * w)
+    pixels, channels = pixel_tile(source, h * w, entry.elements)
     blocks, rounds = _tile.cdiv(c, channels), _tile.cdiv(h * w, pixels)
     # Few large images are split, so that every multiprocessor has work; the parts are added in a second stage.
-    splits, each = _tile.split(rounds, max(1, min(_tile.device(x).sms // max(1, n * blocks), rounds // 4)))
+    splits, each = _tile.split(rounds, max(1, min(device.sms // max(1, n * blocks), rounds // 4)))
     scale = 1 / (h * w) if h * w else float("nan")
     out, own_scale = (y, scale) if splits == 1 else (empty((splits, n, 1, c), "float32"), 1.0)
     _tile.launch(
         _global_avg_pool2d_forward_kernel, (n * blocks, splits), source, out, h * w, each * pixels, c, source.shape[3],
-        *steps(source), n * c, c, own_scale, EVEN=even, BP=pixels, BC=channels, num_warps=4,
+        *steps(source), n * c, c, own_scale, EVEN=even, BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
     if splits != 1:
         finish(out, y, scale)

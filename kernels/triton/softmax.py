@@ -12,7 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from . import _tile
+from . import _configs, _tile
 
 
 @triton.jit
@@ -126,27 +126,39 @@ def _extents(shape: tuple, axis: int) -> tuple[int, int, int]:
     return math.prod(shape[:axis]), shape[axis] if shape else 1, math.prod(shape[axis + 1 :])
 
 
-def _looped_tile(inner: int) -> tuple[int, int]:
-    """(columns, block) a program walks with: one long row, or neighbouring columns for whole cache lines."""
-    return (1, 4096) if inner == 1 else (min(64, _tile.next_power_of_2(inner)), 32)
+FORWARD = _tile.held_rows("softmax_forward")
+FORWARD_WALKED = _configs.rows("softmax_forward.walked")
+FORWARD_ACROSS = _configs.rows("softmax_forward.across")
+BACKWARD = _tile.held_rows("softmax_backward")
+BACKWARD_WALKED = _configs.rows("softmax_backward.walked")
+BACKWARD_ACROSS = _configs.rows("softmax_backward.across")
+COLUMNS = 64
+"""Neighbouring columns that a program walks down, at most: whole cache lines."""
+
+
+def _looped_tile(walked: _configs.Choice, across: _configs.Choice, x: Any, n: int, inner: int) -> dict:
+    """What a program walks with: one long row, or neighbouring columns."""
+    entry = (walked if inner == 1 else across)(_tile.device(x), n)
+    if inner == 1:
+        return dict(COLS=1, BLOCK=entry.elements, num_warps=entry.warps)
+    cols = min(COLUMNS, _tile.next_power_of_2(inner))
+    return dict(COLS=cols, BLOCK=max(1, entry.elements // COLUMNS), num_warps=entry.warps)
 
 
 def _forward(x: Any, needs: tuple, axis: int, empty: Any, kind: str) -> tuple[tuple, dict]:
     outer, n, inner = _extents(x.shape, axis)
     y = empty(x.shape, x.dtype)
-    if inner == 1 and n <= _tile.LONGEST_ROW:
+    if inner == 1 and (held := FORWARD(_tile.device(x), n)):
         x, row = _tile.rows(x, n)
-        count, block, warps = _tile.row_tile(n)
+        count, block, warps = held
         grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
         tile = dict(UNIT=unit, KIND=kind, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_softmax_forward_kernel, grid, x, y, outer, *sizes, **tile)
     else:
-        x = _tile.dense(x)
-        cols, block = _looped_tile(inner)
-        grid = (outer * _tile.cdiv(inner, cols) if n else 0,)
+        x, tile = _tile.dense(x), _looped_tile(FORWARD_WALKED, FORWARD_ACROSS, x, n, inner)
+        grid = (outer * _tile.cdiv(inner, tile["COLS"]) if n else 0,)
         steps = (n * inner, 1, inner, 1, inner)
-        tile = dict(KIND=kind, COLS=cols, BLOCK=block, num_warps=8)
-        _tile.launch(_softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, **tile)
+        _tile.launch(_softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, KIND=kind, **tile)
     return (y,), {"y": y} if needs else {}
 
 
@@ -154,17 +166,16 @@ def _backward(dys: tuple, saved: dict, axis: int, empty: Any, kind: str) -> tupl
     (dy,), y = dys, saved["y"]
     outer, n, inner = _extents(y.shape, axis)
     dx = empty(y.shape, y.dtype)
-    if inner == 1 and n <= _tile.LONGEST_ROW // 2:  # two rows in registers
+    if inner == 1 and (held := BACKWARD(_tile.device(y), n)):
         dy, row = _tile.rows(dy, n)
-        count, block, warps = _tile.row_tile(n)
+        count, block, warps = held
         grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
         tile = dict(UNIT=unit, KIND=kind, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_softmax_backward_kernel, grid, dy, y, dx, outer, *sizes, **tile)
     else:
-        cols, block = _looped_tile(inner)
-        grid = (outer * _tile.cdiv(inner, cols) if n else 0,)
-        tile = dict(KIND=kind, COLS=cols, BLOCK=block, num_warps=8)
-        _tile.launch(_softmax_backward_looped_kernel, grid, _tile.dense(dy), y, dx, inner, n, 1, inner, **tile)
+        dy, tile = _tile.dense(dy), _looped_tile(BACKWARD_WALKED, BACKWARD_ACROSS, y, n, inner)
+        grid = (outer * _tile.cdiv(inner, tile["COLS"]) if n else 0,)
+        _tile.launch(_softmax_backward_looped_kernel, grid, dy, y, dx, inner, n, 1, inner, KIND=kind, **tile)
     return (dx,)
 
 
