@@ -134,7 +134,11 @@ def _has_kernel(case: Case, backend: str) -> bool:
 def _compiled(call: Callable) -> Other:
     # Cases of one family share code: past some recompilations dynamo would give up, and quietly run it eagerly.
     torch.compiler.reset()
-    return Other(torch.compile(call, dynamic=False, fullgraph=True), context=_kept_buffers)
+
+    def plain(*inputs: Any) -> Any:
+        return call(*inputs)
+
+    return Other(torch.compile(plain, dynamic=False, fullgraph=True), context=_kept_buffers)
 
 
 @contextlib.contextmanager
