@@ -143,16 +143,15 @@ def _checked(m: Measurement, chosen: Sequence[Provider], rows: list[Row], trying
                 found = _judge.results(m.case, function, function.put(inputs), dys)
             errors = _judge.judge(true, function, found, provider.ours)
         except Exception as error:
-            _note(m, provider, m.case.directions(), error, rows)
+            _note(m, provider, provider.directions, error, rows)
             continue
         allowed = 1.0 if provider.ours else _judge.OTHERS_TIMES
         if all(e.times <= allowed for e in errors.values()):
             right.append(_Contender(provider, function, errors))
             continue
         for direction, e in errors.items():
-            reason = (
-                f"{e.times:.3g} times the allowed error: {e.where}" if e.times > allowed else "another direction is"
-            )
+            wrong = e.times > allowed
+            reason = f"{e.times:.3g} times the allowed error: {e.where}" if wrong else "its other results are wrong"
             rows.append(m.row(provider, direction, "wrong", reason, e) | {"judge": true.by})  # type: ignore[arg-type]
     m.judge = true.by
     return right

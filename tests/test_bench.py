@@ -125,7 +125,13 @@ def invented(changes=()):
             m = Measurement("softmax", case, dtype, Cpu(), limits)
             for direction in case.directions():
                 for name, share in (("triton", 0.8), ("torch", 0.4), ("torch.compile", 0.6)):
-                    row = m.row(Provider(name, None, ours=name == "triton"), direction, "ok", "", Error(1e-3, 0.5, 0.2))
+                    row = m.row(
+                        Provider(name, None, case.directions(), ours=name == "triton"),
+                        direction,
+                        "ok",
+                        "",
+                        Error(1e-3, 0.5, 0.2),
+                    )
                     share *= 1.0 if case.sweep else 0.1
                     us = m.limit[direction] * 1e6 / share
                     row["us"] = {q: us * f for q, f in zip(quantiles([1.0]), (0.9, 0.92, 0.95, 1.0, 1.05, 1.1, 1.2))}
@@ -135,6 +141,35 @@ def invented(changes=()):
     process = _results.Process(started="2026-01-02T03:04:05+00:00", commit="abc1234", about=about, limits=limits)
     machine = _results.machine()
     return _results.Results(schema=_results.SCHEMA, machine=machine, processes=[process], rows=rows, deaths={})
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda r: r["rows"][0].update(us="fast"), r"rows\[0\].us: the rule is"),
+        (lambda r: r["rows"][1]["us"].update(p50=None), r"rows\[1\].us.p50: the rule is float; got None"),
+        (lambda r: r["rows"][0].update(status="fine"), r"rows\[0\].status: the rule is one of ok, wrong"),
+        (lambda r: r["rows"][0].pop("ulp"), r"rows\[0\]: the rule is the fields of Row; got a difference in \['ulp'\]"),
+        (lambda r: r["rows"][0].update(process=7), r"rows\[0\].process: the rule is an index of processes; got 7"),
+        (lambda r: r["rows"][0].update(status="wrong"), r"rows\[0\].us: the rule is a time where status is ok"),
+        (lambda r: r["processes"][0]["limits"].update(copy="1"), r"processes\[0\].limits.copy: the rule is float"),
+        (lambda r: r.update(schema=0), "schema: the rule is 1; got 0"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, break_it, message):
+    path, broken = tmp_path / "bench.json", invented()
+    _results.write_json(path, broken)
+    assert _results.load(path) == broken
+    break_it(broken)
+    _results.write_json(path, broken)
+    with pytest.raises(ValueError, match=f"bench.json: {message}"):
+        _results.load(path)
+
+
+def test_half_a_file_is_named(tmp_path):
+    (tmp_path / "bench.json").write_text('{"schema": 1, "rows": [')
+    with pytest.raises(ValueError, match=r"bench\.json: the rule is JSON"):
+        _results.Store(tmp_path, resume=True)
 
 
 def test_plots(tmp_path):

@@ -1,7 +1,6 @@
 """The lab's whole path, on the CPU: right results get a time, wrong and impossible ones none, and no death costs more than a case."""
 
 import itertools
-import json
 import os
 import pathlib
 import signal
@@ -401,6 +400,41 @@ def test_a_dead_device_ends_the_process(tmp_path):
     assert status == _lab.DONE and one(store, provider="numpy", direction="both")["status"] == "ok"
 
 
+def test_directions_that_a_death_took_are_measured_later(tmp_path):
+    """The device dies in the second direction: the first one's times are kept, the others come in the next process."""
+    on, recorded = Quick(), itertools.count()
+
+    def broken(x):
+        if x.requires_grad and next(recorded) == 1:  # it was right when it was checked
+            on.alive = lambda: False
+            raise RuntimeError("an illegal memory access was encountered")
+        return _softmax(x)
+
+    cases = [("softmax", softmax_case(others={"broken": Other(broken)}))]
+    status, store = run(tmp_path, cases, on=on, only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DIED and one(store, provider="numpy")["direction"] == "forward"
+    status, store = run(tmp_path, cases, only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DONE
+    assert {r["direction"] for r in store.results["rows"] if r["provider"] == "numpy"} == {
+        "forward",
+        "backward",
+        "both",
+    }
+    assert one(store, provider="broken", direction="backward")["status"] == "raised"  # and it is not tried again
+
+
+def test_no_memory_for_a_case_costs_that_case_alone(tmp_path):
+    class Small(Quick):
+        def sets(self, nbytes, moved):
+            if nbytes > 400:
+                raise MemoryError("too large")
+            return 2
+
+    _, store = run(tmp_path, CASES[:2], on=Small(), dtypes=[float32])
+    assert {r["status"] for r in store.results["rows"] if r["case"] == "small"} == {"ok"}
+    assert {r["reason"] for r in store.results["rows"] if r["case"] == "wider"} == {"MemoryError: too large"}
+
+
 PROGRAM = """
 import os, pathlib, signal, sys
 sys.path.insert(0, {tests!r})
@@ -423,37 +457,6 @@ def test_a_real_signal(tmp_path, number):
     assert done.returncode == (-signal.SIGKILL if number == "SIGKILL" else 128 + signal.SIGTERM), done.stderr.decode()
     died = _results.Store(tmp_path, resume=True).results["deaths"]
     assert died == ({"softmax | softmax | small | float32 | asked": 1} if number == "SIGKILL" else {})
-
-
-# --- the file --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "break_it, message",
-    [
-        (lambda r: r["rows"][0].update(us="fast"), r"rows\[0\].us: the rule is"),
-        (lambda r: r["rows"][1]["us"].update(p50=None), r"rows\[1\].us.p50: the rule is float; got None"),
-        (lambda r: r["rows"][0].update(status="fine"), r"rows\[0\].status: the rule is one of ok, wrong"),
-        (lambda r: r["rows"][0].pop("ulp"), r"rows\[0\]: the rule is the fields of Row; got a difference in \['ulp'\]"),
-        (lambda r: r["rows"][0].update(process=7), r"rows\[0\].process: the rule is an index of processes; got 7"),
-        (lambda r: r["rows"][0].update(status="wrong"), r"rows\[0\].us: the rule is a time where status is ok"),
-        (lambda r: r["processes"][0]["limits"].update(copy="1"), r"processes\[0\].limits.copy: the rule is float"),
-        (lambda r: r.update(schema=0), "schema: the rule is 1; got 0"),
-    ],
-)
-def test_a_broken_file_is_named(tmp_path, break_it, message):
-    _, store = run(tmp_path, CASES[:1], dtypes=[float32], only=("numpy",))
-    broken = json.loads(store.path.read_text())
-    break_it(broken)
-    store.path.write_text(json.dumps(broken))
-    with pytest.raises(ValueError, match=f"bench.json: {message}"):
-        _results.load(store.path)
-
-
-def test_half_a_file_is_named(tmp_path):
-    (tmp_path / "bench.json").write_text('{"schema": 1, "rows": [')
-    with pytest.raises(ValueError, match=r"bench\.json: the rule is JSON"):
-        _results.Store(tmp_path, resume=True)
 
 
 # --- for who searches ------------------------------------------------------------------------------------------------
