@@ -196,7 +196,9 @@ def between(text: str, mark: str) -> str:
 def replaced(text: str, found: dict[str, str]) -> str:
     """The text with these blocks between their marks."""
     for mark, block in found.items():
-        text = text.replace(between(text, mark), block)
+        before, rest = text.split(f"<!-- {mark} -->")
+        _, after = rest.split(f"<!-- /{mark} -->")
+        text = f"{before}<!-- {mark} -->\n{block}\n<!-- /{mark} -->{after}"
     return text
 
 

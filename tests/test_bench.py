@@ -228,6 +228,13 @@ def test_report_names_what_failed(tmp_path):
     assert "No speed is given for what failed: softmax (row length: 1024, bfloat16, forward) by triton: wrong." in text
 
 
+def test_blocks_are_replaced():
+    text = "a\n<!-- x -->\n<!-- /x -->\nb\n<!-- y -->\nold\n<!-- /y -->\nc old\n"
+    text = report.replaced(text, {"x": "one", "y": "two"})
+    assert text == "a\n<!-- x -->\none\n<!-- /x -->\nb\n<!-- y -->\ntwo\n<!-- /y -->\nc old\n"
+    assert report.between(text, "y") == "two" and report.replaced(text, {"x": "one"}) == text
+
+
 def test_without_a_gpu_the_report_says_so(tmp_path):
     assert report.gpu_markdown(tmp_path) == "No GPU figures exist yet: `gpulayers bench --gpu` makes them."
 
