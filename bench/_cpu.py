@@ -66,13 +66,15 @@ def torchs(case: Case, inputs: list[Any]) -> Callable[[], Any]:
     return call
 
 
-def against_torch(only: list[str], seconds: float, progress: bool = True) -> list[dict[str, Any]]:
+def against_torch(
+    only: list[str], seconds: float, progress: bool = True, on: Cpu | None = None
+) -> list[dict[str, Any]]:
     """Forward and backward in float32 of every case small enough for a CPU, gpulayers and torch taking turns."""
     import torch
     from tqdm.auto import tqdm
 
     torch.set_num_threads(2)
-    random, on = np.random.default_rng(0), Cpu(turn=seconds / 4)
+    random, on = np.random.default_rng(0), on or Cpu(turn=seconds / 4)
     rows = []
     todo = [(f, c) for f, c in every_case(only) if c.cpu and c.torch is not None]
     for family, case in tqdm(todo, disable=not progress, unit="case"):

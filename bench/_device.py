@@ -20,6 +20,9 @@ from gpulayers import arrays
 
 _COLD = 3  # times the last cache: what rotates through it is gone before its turn comes again
 _MOST_SETS = 64
+_SQUARE = 384  # a matrix product large enough for a CPU's full rate
+_SQUARES = 4096, 8192  # and for a GPU's
+_ROWS = 1 << 14
 
 
 class Captured(NamedTuple):
@@ -111,13 +114,13 @@ class Cpu(Device):
         target, nbytes = torch.empty_like(source), 4 * self.large
         read = nbytes / min(self._seconds(lambda: source.sum()), self._seconds(lambda: source.numpy().sum()))
         copy = 2 * nbytes / self._seconds(lambda: target.copy_(source))
-        a = torch.ones(512, 512)
+        a = torch.ones(_SQUARE, _SQUARE)
         # Whatever multiplies fastest here: a provider may convert to float32, or use NumPy's library.
-        rate = 2 * 512**3 / min(self._seconds(lambda: a @ a), self._seconds(lambda: a.numpy() @ a.numpy()))
+        rate = 2 * _SQUARE**3 / min(self._seconds(lambda: a @ a), self._seconds(lambda: a.numpy() @ a.numpy()))
         rates = {"float32": rate}
         for dtype in (torch.bfloat16, torch.float16):
             b = a.to(dtype)
-            rates[str(arrays.from_torch_dtype(dtype))] = max(rate, 2 * 512**3 / self._seconds(lambda b=b: b @ b))
+            rates[str(arrays.from_torch_dtype(dtype))] = max(rate, 2 * _SQUARE**3 / self._seconds(lambda b=b: b @ b))
         return {"copy": copy, "read": max(read, copy), **rates, "tf32": rate}
 
     def _seconds(self, call: Callable[[], Any], repeats: int = 15) -> float:
@@ -132,18 +135,20 @@ class Cpu(Device):
 
     def capture(self, call: Callable[[Any], Any], sets: Sequence[Any], graph: bool = True) -> Captured:
         rotating = itertools.cycle(sets)
-        call(next(rotating))
+        alive: collections.deque = collections.deque(maxlen=len(sets))  # so that the outputs rotate, too
+        alive.append(call(next(rotating)))
 
         def replay() -> list[float]:
             time.sleep(self.settle)
-            call(next(rotating))  # its own threads awake again
+            alive.append(call(next(rotating)))  # its own threads awake again
             samples: list[float] = []
             begin = self.clock()
             while len(samples) < 2 or self.clock() - begin < self.turn:
                 inputs = next(rotating)
                 start = self.clock()
-                call(inputs)
+                y = call(inputs)
                 samples.append(self.clock() - start)
+                alive.append(y)
             return samples
 
         return Captured(replay, None)
@@ -177,25 +182,32 @@ class Cuda(Device):
         return found | _smi()
 
     def limits(self) -> dict[str, float]:
-        big = torch.randn(1 << 28, device="cuda")
+        big = torch.randn(_ROWS, 1 << 14, device=self.name)
         out, nbytes = torch.empty_like(big), big.numel() * 4
-        copy = 2 * nbytes / self._seconds(lambda: out.copy_(big))
-        read = nbytes / self._seconds(lambda: big.sum())
+        # A limit is what the fastest of several ways reaches.
+        copy = 2 * nbytes / self._least(lambda: out.copy_(big), lambda: torch.add(big, 1, out=out))
+        read = nbytes / self._least(lambda: big.sum(), lambda: big.amax(1), lambda: big.view(-1).dot(big.view(-1)))
         rates, setting = {}, torch.backends.cuda.matmul
         before = setting.fp32_precision
-        for name, dtype, precision in (
-            ("bfloat16", torch.bfloat16, before),
-            ("float16", torch.float16, before),
-            ("float32", torch.float32, "ieee"),
-            ("tf32", torch.float32, "tf32"),
+        for name, dtype, precision, sizes in (
+            ("bfloat16", torch.bfloat16, before, _SQUARES),
+            ("float16", torch.float16, before, _SQUARES),
+            ("float32", torch.float32, "ieee", _SQUARES[:1]),
+            ("tf32", torch.float32, "tf32", _SQUARES[:1]),
         ):
-            a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
             setting.fp32_precision = precision
             try:
-                rates[name] = 2 * 8192**3 / self._seconds(lambda a=a, b=b: a @ b)
+                rates[name] = max(self._rate(n, dtype) for n in sizes)
             finally:
                 setting.fp32_precision = before
         return {"copy": copy, "read": max(read, copy), **rates}
+
+    def _rate(self, n: int, dtype: torch.dtype) -> float:
+        a, b = (torch.randn(n, n, device=self.name, dtype=dtype) for _ in range(2))
+        return 2 * n**3 / self._least(lambda: a @ b, lambda: a @ b.T)
+
+    def _least(self, *calls: Callable[[], Any]) -> float:
+        return min(map(self._seconds, calls))
 
     def _seconds(self, call: Callable[[], Any], repeats: int = 15) -> float:
         """Median seconds of a call, by events."""

@@ -74,7 +74,7 @@ class Measurement:
             t = self.traffic[d]
             self.limit[d] = least_seconds(t.read + t.saved, t.written, self.work[d], limits, rate)
             self.possible[d] = least_seconds(t.read, t.written, self.work[d] / case.saving, limits, rate)
-        self.generator = on.generator(0)
+        self.generator, self.judge = on.generator(0), ""
 
     def draw(self) -> _Set:
         """Fresh inputs, and gradients of the outputs laid out as the outputs are."""
@@ -141,18 +141,17 @@ def _checked(m: Measurement, chosen: Sequence[Provider], rows: list[Row], trying
             function = provider.function()
             with function.entered():
                 found = _judge.results(m.case, function, function.put(inputs), dys)
-            errors = _judge.judge(true, found, provider.ours)
+            errors = _judge.judge(true, function, found, provider.ours)
         except Exception as error:
-            _note(m, provider, m.case.directions(), error, rows)
+            _note(m, provider, provider.directions, error, rows)
             continue
         allowed = 1.0 if provider.ours else _judge.OTHERS_TIMES
         if all(e.times <= allowed for e in errors.values()):
             right.append(_Contender(provider, function, errors))
             continue
         for direction, e in errors.items():
-            reason = (
-                f"{e.times:.3g} times the allowed error: {e.where}" if e.times > allowed else "another direction is"
-            )
+            wrong = e.times > allowed
+            reason = f"{e.times:.3g} times the allowed error: {e.where}" if wrong else "its other results are wrong"
             rows.append(m.row(provider, direction, "wrong", reason, e) | {"judge": true.by})  # type: ignore[arg-type]
     m.judge = true.by
     return right
@@ -161,7 +160,7 @@ def _checked(m: Measurement, chosen: Sequence[Provider], rows: list[Row], trying
 def _note(m: Measurement, provider: Provider, directions: Sequence[str], error: Exception, rows: list[Row]) -> None:
     """Rows for a provider that raised; raises DeviceDied if that was the end."""
     status: Status = "refused" if isinstance(error, dispatch.Refused) else "raised"
-    reason = f"{type(error).__name__}: {error}"[:500]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     rows += [m.row(provider, d, status, reason) for d in directions]
     if not m.on.alive():
         raise DeviceDied(rows) from error
@@ -196,9 +195,11 @@ def _timed(
             _note(m, c.provider, [direction], error, rows)
     samples = take_turns({name: _inside(c.function, taken.replay) for name, (c, taken, _) in captured.items()}, rounds)
     for name, (c, taken, host) in captured.items():
-        rows.append(_judged_row(m, direction, c, samples[name]) | {  # type: ignore[arg-type]
-            "judge": m.judge, "sets": len(sets), "peak_bytes": taken.peak_bytes, "host_us": host and host * 1e6
-        })  # fmt: skip
+        row = _judged_row(m, direction, c, samples[name])
+        row |= {"judge": m.judge, "sets": len(sets), "peak_bytes": taken.peak_bytes, "host_us": host and host * 1e6}
+        if c.function.in_place and row["status"] == "ok":
+            row["reason"] = "timed without a CUDA graph: it writes to its inputs"
+        rows.append(row)
 
 
 def _inside(function: Function, replay: Callable[[], list[float]]) -> Callable[[], list[float]]:
@@ -245,23 +246,23 @@ class Timer:
             self._last = key, (m, _judge.truth(case, dtype, *drawn), drawn, m.sets())
         return self._last[1]
 
-    def check(self, case: Case, dtype: np.dtype, backend: str) -> str | None:
+    def check(self, case: Case, dtype: np.dtype, backend: str = "triton") -> str | None:
         """None if all outputs and gradients are within the derived bound, else what is wrong. Raises what a kernel raises."""
         _, true, drawn, _ = self._prepared(case, dtype)
         function = Ours(case, backend)
         with self.on.entered(), function.entered():
-            errors = _judge.judge(true, _judge.results(case, function, *drawn), ours=True)
+            errors = _judge.judge(true, function, _judge.results(case, function, *drawn), ours=True)
         worst = max(errors.values(), key=lambda e: e.times)
         return None if worst.times <= 1 else f"{worst.times:.3g} times the allowed error: {worst.where}"
 
-    def capture(self, case: Case, dtype: np.dtype, direction: str, backend: str) -> Captured:
+    def capture(self, case: Case, dtype: np.dtype, direction: str, backend: str = "triton") -> Captured:
         """The call ready to be timed; ``_timing.take_turns`` compares several."""
         _, _, _, sets = self._prepared(case, dtype)
         function = Ours(case, backend)
         with self.on.entered(), function.entered():
             return self.on.capture(*_call(direction, function, sets))
 
-    def seconds(self, case: Case, dtype: np.dtype, direction: str, backend: str) -> float:
+    def seconds(self, case: Case, dtype: np.dtype, direction: str, backend: str = "triton") -> float:
         """Median seconds of a call: "forward", "backward" or "both"."""
         with self.on.entered():
             found = take_turns({backend: self.capture(case, dtype, direction, backend).replay}, self.rounds)

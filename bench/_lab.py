@@ -97,20 +97,25 @@ def run(
 
 
 def _missing(task: Task, store: Store, on: Device, only: Sequence[str]) -> list[Provider]:
-    """The task's own providers that the store knows nothing of."""
-    return [p for p in providers(task.case, on, only) if p.slow == task.slow and not store.of(task.job(p))]
+    """The task's own providers that are not measured, in all directions, and did not fail."""
+
+    def missing(p: Provider) -> bool:
+        rows = store.of(task.job(p))
+        return _is_ok(rows) and {r["direction"] for r in rows} != set(p.directions)
+
+    return [p for p in providers(task.case, on, only) if p.slow == task.slow and missing(p)]
 
 
 def _measured(task: Task, m: Measurement, store: Store, only: Sequence[str], rounds: int | None) -> bool:
     """Measure one task into the store; whether the device is still there."""
     chosen = _missing(task, store, m.on, only)
     if task.slow:  # those that were measured before take turns with it again, or it would be compared across time
-        before = [p for p in providers(task.case, m.on, only) if not p.slow and _is_ok(store.of(task.job(p)))]
-        chosen = [*before, *chosen]
+        chosen = [
+            *(p for p in providers(task.case, m.on, only) if not p.slow and _is_ok(store.of(task.job(p)))),
+            *chosen,
+        ]
     dead = [p for p in chosen if store.deaths(task.job(p)) >= DEATHS]
-    rows: list[Row] = [
-        m.row(p, d, "crashed", f"{DEATHS} processes died of it") for p in dead for d in task.case.directions()
-    ]
+    rows: list[Row] = [m.row(p, d, "crashed", f"{DEATHS} processes died of it") for p in dead for d in p.directions]
     chosen = [p for p in chosen if p not in dead]
     alive = True
     try:
@@ -120,15 +125,16 @@ def _measured(task: Task, m: Measurement, store: Store, only: Sequence[str], rou
     except (
         Exception
     ) as error:  # no truth, no memory for the inputs: one case must not cost the others their measurement
-        reason = f"{type(error).__name__}: {error}"[:500]
-        rows += [m.row(p, d, "raised", reason) for p in chosen for d in task.case.directions()]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        rows += [m.row(p, d, "raised", reason) for p in chosen if not store.of(task.job(p)) for d in p.directions]
         alive = m.on.alive()
     store.add(rows)
     return alive
 
 
 def _is_ok(rows: Sequence[Row]) -> bool:
-    return bool(rows) and all(r["status"] == "ok" for r in rows)
+    """Nothing failed so far."""
+    return all(r["status"] == "ok" for r in rows)
 
 
 @contextlib.contextmanager

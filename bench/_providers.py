@@ -101,6 +101,8 @@ class Provider(NamedTuple):
     name: str
     function: Callable[[], Function]
     """Made when its turn comes."""
+    directions: tuple[str, ...]
+    """Of the case, those that it serves."""
     ours: bool = False
     slow: bool = False
     """It takes seconds to get ready."""
@@ -109,19 +111,21 @@ class Provider(NamedTuple):
 def providers(case: Case, device: Device, only: Sequence[str] = ()) -> list[Provider]:
     """Who serves the case on the device, ours first; of those named in ``only``, if any."""
     found = [
-        Provider(b, lambda b=b: Ours(case, b), ours=True)  # type: ignore[misc]
+        Provider(b, lambda b=b: Ours(case, b), case.directions(), ours=True)  # type: ignore[misc]
         for b in device.backends
         if _has_kernel(case, b)
     ]
     if case.torch is not None:
         plain = case.torch
-        found.append(Provider("torch", lambda: Theirs(case, Other(plain))))
+        found.append(Provider("torch", lambda: Theirs(case, Other(plain)), case.directions()))
         found += [
-            Provider(name, lambda o=other: Theirs(case, o))  # type: ignore[misc]
+            Provider(
+                name, lambda o=other: Theirs(case, o), tuple(d for d in case.directions() if d in other.directions)
+            )  # type: ignore[misc]
             for name, other in case.others.items()
             if installed(other.package) and (device.name == "cuda" or other.package == "torch")
         ]
-        found.append(Provider("torch.compile", lambda: Theirs(case, _compiled(plain)), slow=True))
+        found.append(Provider("torch.compile", lambda: Theirs(case, _compiled(plain)), case.directions(), slow=True))
     return [p for p in found if not only or p.name in only]
 
 
@@ -134,7 +138,11 @@ def _has_kernel(case: Case, backend: str) -> bool:
 def _compiled(call: Callable) -> Other:
     # Cases of one family share code: past some recompilations dynamo would give up, and quietly run it eagerly.
     torch.compiler.reset()
-    return Other(torch.compile(call, dynamic=False, fullgraph=True), context=_kept_buffers)
+
+    def plain(*inputs: Any) -> Any:
+        return call(*inputs)
+
+    return Other(torch.compile(plain, dynamic=False, fullgraph=True), context=_kept_buffers)
 
 
 @contextlib.contextmanager

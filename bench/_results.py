@@ -114,6 +114,9 @@ def now() -> str:
 
 
 def commit() -> str:
+    """Of the checkout; "unknown" in an installation (which may lie inside another project's)."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
@@ -213,8 +216,9 @@ class Store:
         if resume and self.path.exists():
             self.results = load(self.path)
         else:
-            self._trying.unlink(missing_ok=True)
             self.results = Results(schema=SCHEMA, machine=machine(), processes=[], rows=[], deaths={})
+        if not resume:
+            self.rest()
         if self._trying.exists():
             died = str(Job(*json.loads(self._trying.read_text())))
             self.results["deaths"][died] = self.results["deaths"].get(died, 0) + 1

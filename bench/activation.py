@@ -54,11 +54,12 @@ def cases() -> list[Case]:
     for op, options, theirs, most in _ALL:
         name = " ".join(["GPT-2 MLP 2048×3072", *map(str, options.values())])
         found.append(Case(op, name, ((2048, 3072),), options, theirs, most=most))
+        if op is not ops.gelu:
+            large = Case(op, "Llama-3 8B MLP 8192×14336", ((8192, 14336),), options, theirs, cpu=False)
+            found.append(large._replace(headline=op is ops.silu))
     for op, theirs in ((ops.relu, F.relu), (ops.silu, F.silu)):
         found.append(Case(op, "small 64×256", ((64, 256),), {}, theirs))
         found.append(Case(op, "ResNet-50 stage 1, 64×256×56²", ((64, 256, 56, 56),), {}, theirs, cpu=False))
-        name = "Llama-3 8B MLP 8192×14336"
-        found.append(Case(op, name, ((8192, 14336),), {}, theirs, cpu=False, headline=op is ops.silu))
     for options, theirs in (({}, F.gelu), ({"approximate": "tanh"}, partial(F.gelu, approximate="tanh"))):
         name = " ".join(["GPT-3 13B MLP 8192×20480", *options.values()])
         found.append(Case(ops.gelu, name, ((8192, 20480),), options, theirs, cpu=False, headline=not options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,10 +28,15 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _tried_out() -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def _tried_out() -> Iterator[None]:
     """cuDNN tries its algorithms on each shape and keeps the fastest."""
     cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=True, benchmark=True, allow_tf32=cudnn.conv.fp32_precision == "tf32")
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _case(

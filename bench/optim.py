@@ -17,7 +17,7 @@ def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ..
 
 
 def _adamw(params: Any, grads: Any, m: Any, v: Any) -> None:
-    steps = [torch.ones((), device=p.device) for p in params]
+    steps = [torch.zeros((), device=p.device) for p in params]  # torch counts up first
     torch.optim._functional.adamw(
         params, grads, m, v, [], steps, foreach=not params[0].is_cuda, fused=params[0].is_cuda or None,
         amsgrad=False, beta1=0.9, beta2=0.999, lr=1e-3, weight_decay=1e-2, eps=1e-8, maximize=False,

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench import _cpu, _host, _lab, _tables, suite  # noqa: E402
+from gpulayers.bench import _cpu, _host, _lab, _plots, _tables, suite  # noqa: E402
 from gpulayers.bench._case import every_case  # noqa: E402
 from gpulayers.bench._device import device  # noqa: E402
 from gpulayers.bench._results import Store, failed, machine, write_json  # noqa: E402
@@ -41,6 +41,10 @@ def lab(options: Any) -> int:
     status = _lab.run(on, store, tasks, until=until, only=options.providers)
     _tables.show_results(store.results)
     bad = sum(map(failed, store.results["rows"]))
+    try:
+        print(f"drawn: {', '.join(map(str, _plots.write(store.results, options.out))) or 'nothing'}")
+    except RuntimeError as error:  # no matplotlib
+        print(f"not drawn: {error}")
     print(f"{len(store.results['rows'])} rows in {store.path}" + (f"; {bad} FAILED" if bad else ""))
     if status == _lab.DIED:
         print("the device does not answer this process any more: run again with --resume")
