@@ -214,6 +214,16 @@ def test_a_forced_tile_that_does_not_fit_is_refused():
     assert _matmul.HALF(small, 4096, 4096, 2, True) == Tile(128, 256, 32, 8, 4)
 
 
+def test_listed_entries_stand_for_the_table():
+    """By the choice's own rule; what no table may list is refused."""
+    with _configs.listed("softmax_forward", [Row(64, 128, 1), Row(4096, 4096, 2)]):
+        assert [softmax.FORWARD(H100, n) for n in (64, 65, 5000)] == [(2, 64, 1), (32, 128, 2), None]
+    assert softmax.FORWARD(H100, 64) == (32, 64, 4)
+    wrong = pytest.raises(ValueError, match="listed: glu_forward: entry 0: upto of the last entry is null")
+    with wrong, _configs.listed("glu_forward", [Row(64, 128, 1)]):
+        pass
+
+
 def test_asked_lists_what_launches_chose():
     """Chosen anew or remembered, it is listed; and rows too long for every entry have no index."""
     case = cases()[0]._replace(shapes=((64, 20000),))
