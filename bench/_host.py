@@ -53,6 +53,7 @@ def _forget() -> None:
         for op in vars(importlib.import_module(f"gpulayers.torch.{family}")).values():
             if isinstance(op, TorchOp):
                 op._known.clear()
+                op._latest.clear()
 
 
 def _stub(module: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -137,7 +138,7 @@ def _measure(make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> dict[s
     plan = next(p for p in dispatch._plans.values() if not p.needs)
     inputs = [None] * len(plan.inputs)
     try:
-        stub = _time(lambda: plan.forward_bound(*inputs))
+        stub = _time(lambda: plan.run_forward(*inputs))
         with torch.no_grad():
             without = _time(lambda: ours.forward(x))
         with_grad = _time(lambda: ours.forward(x))

@@ -12,7 +12,7 @@ from gpulayers.bench._search import Screened
 from gpulayers.bench._uses import Use, directions, dry, precision
 from gpulayers.kernels.triton import _configs, _tile
 
-from gpulayers.testing.audit import LIMITS, audit
+from gpulayers.testing.audit import LIMITS, audit_launches
 from gpulayers.testing.compiling import GPUS, compiling
 
 Job = tuple[Use, str, Any]
@@ -32,8 +32,8 @@ def screen(job: Job, arch: int) -> Screened:
             forward() if use.direction == "forward" else backward(saved)
     except Exception as error:  # whatever the compiler raises speaks against the candidate alone
         return Screened(f"{type(error).__name__}: {error}"[:300], 0.0, False)
-    reports = [audit(c) for c in session.compiled if c.warps == candidate.warps]
-    faults = [f"{r.kernel}: {r.spills} instructions spill" for r in reports if r.spills]
+    reports = audit_launches([c for c in session.compiled if c.warps == candidate.warps])
+    faults = [f"{r.kernel} {fault}" for r in reports for fault in r.faults()]
     faults += [f"{r.kernel}: no block fits a multiprocessor" for r in reports if not r.blocks_per_sm]
     resident = min((r.blocks_per_sm * r.warps * 32 / LIMITS[arch].threads for r in reports), default=0.0)
     wide = all("LDG" not in r.mix or "LDG.128" in r.mix for r in reports)

@@ -102,41 +102,20 @@ class Plan(NamedTuple):
     device: str
     reasons: dict[str, str]
     """Why each backend that stood before the chosen one did not serve the call."""
-    forward_bound: Callable
-    """forward and backward with all that the plan fixes."""
-    backward_bound: Callable
+    run_forward: Callable
+    """(*inputs, **dynamic options) → (outputs, what backward needs by name): the caller's own arrays."""
+    run_backward: Callable
+    """(dys, saved, *, needs, **dynamic options) → one gradient for each input, None where ``needs`` does not name it."""
 
     def bound(self) -> Plan:
-        """This plan for the functions it names."""
+        """This plan for the functions it names: they get all that the plan fixes, and arrays that they can take."""
         fixed = self.options | ({} if self.bridge is None else self.bridge.extra)
-        forward = functools.partial(self.forward, needs=self.needs, **fixed)
-        backward = functools.partial(self.backward or _no_backward, inputs=self.inputs, **fixed)
-        return self._replace(forward_bound=forward, backward_bound=backward)
-
-    def run_forward(self, inputs: Sequence[Any], values: dict[str, Any]) -> tuple[tuple, dict]:
-        """(outputs, what backward needs by name), the caller's own arrays where an input or an output is saved."""
-        bridge = self.bridge
-        if bridge is None or bridge.open:
-            return self.forward_bound(*inputs, **values)
-        names = self.op.inputs
-        with bridge.entered():
-            given = [bridge.inward(x, n in self.op.updates) for x, n in zip(inputs, names)]
-            outputs, saved = self.forward_bound(*given, **values)
-            outputs = tuple(map(bridge.outward, outputs))
-            if not saved:
-                return outputs, saved
-            own = dict(zip(names, inputs)) | dict(zip(self.rule.outputs, outputs))
-            return outputs, {k: own[k] if k in own else bridge.outward(a) for k, a in saved.items()}
-
-    def run_backward(self, dys: Sequence[Any], saved: dict[str, Any], values: dict[str, Any], needs: tuple) -> tuple:
-        """One gradient for each input, None where ``needs`` (some of the plan's) does not name it."""
-        bridge = self.bridge
-        if bridge is None or bridge.open:
-            return self.backward_bound(tuple(dys), saved, needs=needs, **values)
-        with bridge.entered():
-            given = tuple(map(bridge.inward, dys))
-            kept = {k: bridge.inward(a) for k, a in saved.items()}
-            return tuple(map(bridge.outward, self.backward_bound(given, kept, needs=needs, **values)))
+        forward: Callable = functools.partial(self.forward, needs=self.needs, **fixed)
+        backward: Callable = functools.partial(self.backward or _no_backward, inputs=self.inputs, **fixed)
+        if self.bridge is not None and not self.bridge.open:
+            forward = self.bridge.around_forward(forward, self.op, tuple(self.rule.outputs))
+            backward = self.bridge.around_backward(backward)
+        return self._replace(run_forward=forward, run_backward=backward)
 
 
 def _no_backward(*args: Any, **options: Any) -> Any:
@@ -166,7 +145,7 @@ class Call:
             if dy is not None and (tuple(dy.shape) != out.shape or arrays.library(dy).dtype(dy) != out.dtype):
                 came = f"{arrays.library(dy).dtype(dy)}{list(dy.shape)}"
                 raise RuntimeError(f"{plan.op.name}: dy of {name}: the rule is dy.shape, dtype = {out}; got {came}")
-        return plan.run_backward(dys, self.saved, self.values, plan.needs)
+        return plan.run_backward(dys, self.saved, needs=plan.needs, **self.values)
 
 
 _Array = np.ndarray
@@ -183,10 +162,7 @@ def forward(
     Raises what the op's rule raises for a wrong call, and Refused where the policy leaves nobody to compute it.
     """
     plan, values = plan_for(op, inputs, needs, options)
-    if plan.bridge is None:  # run_forward without the call: this is what NumPy arrays pay
-        outputs, saved = plan.forward_bound(*inputs, **values)
-    else:
-        outputs, saved = plan.run_forward(inputs, values)
+    outputs, saved = plan.run_forward(*inputs, **values)
     return outputs, Call(plan, saved, values) if needs else None
 
 
@@ -201,20 +177,28 @@ def plan_for(
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
         options = {k: v for k, v in options.items() if k not in op.dynamic}
-    where = () if like is None else (_signature(like),)
+    key: list = [op, _policy.get(), needs]
     try:
-        signatures = [(x.shape, x.dtype, x.strides) if type(x) is _Array else _signature(x) for x in inputs]
-        key = (op, _policy.get(), needs, *signatures, *options.items(), *where)
-        plan = _plans.get(key)
+        for x in inputs:
+            if type(x) is _Array:
+                key += x.shape, x.dtype, x.strides
+            else:
+                key.append(_signature(x))
+        if options:
+            key += options.items()
+        if like is not None:
+            key.append(_signature(like))
+        plan = _plans.get(found := tuple(key))
     except TypeError:  # an option is a list, or an input no array
         options = {k: _frozen(v) for k, v in options.items()}
-        key = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items(), *where)
-        plan = _plans.get(key)
+        where = () if like is None else (_signature(like),)
+        found = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items(), *where)
+        plan = _plans.get(found)
     if plan is None:
         plan = _make_plan(op, inputs, needs, options, like)
         if len(_plans) >= _MOST_PLANS:
             _plans.clear()
-        _plans[key] = plan
+        _plans[found] = plan
     return plan, values
 
 
@@ -445,6 +429,31 @@ class Bridge:
         self._lent = (home.name, self.target) == ("numpy", "torch")
         self.open = home.name == self.target and home.is_only(device)
         """Arrays are the backend's own already, and no device has to be made current."""
+
+    def around_forward(self, forward: Callable, op: Op, outputs: tuple[str, ...]) -> Callable:
+        """``forward`` for the caller's arrays; an input or an output that it saves stays the caller's own array."""
+
+        def run(*inputs: Any, **values: Any) -> tuple[tuple, dict]:
+            with self.entered():
+                found, saved = forward(*[self.inward(x, n in op.updates) for x, n in zip(inputs, op.inputs)], **values)
+                found = tuple([self.outward(y) for y in found])
+                if not saved:
+                    return found, saved
+                own = dict(zip(op.inputs, inputs)) | dict(zip(outputs, found))
+                return found, {k: own[k] if k in own else self.outward(a) for k, a in saved.items()}
+
+        return run
+
+    def around_backward(self, backward: Callable) -> Callable:
+        """``backward`` for the caller's arrays."""
+
+        def run(dys: Sequence[Any], saved: dict[str, Any], **options: Any) -> tuple:
+            with self.entered():
+                given = tuple([self.inward(dy) for dy in dys])
+                kept = {k: self.inward(a) for k, a in saved.items()}
+                return tuple([self.outward(g) for g in backward(given, kept, **options)])
+
+        return run
 
     def entered(self) -> contextlib.AbstractContextManager:
         """The device and the caller's stream are the current ones inside."""

@@ -60,7 +60,12 @@ def pytest_sessionfinish(session):
 
 def _is_whole(config) -> bool:
     """All tests were asked for, not a choice of them."""
-    chosen = config.option.keyword or config.option.markexpr or config.option.lf or config.option.maxfail == 1
+    chosen = (
+        config.option.keyword
+        or config.option.markexpr
+        or getattr(config.option, "lf", False)
+        or config.option.maxfail == 1
+    )
     return not chosen and config.args_source == pytest.Config.ArgsSource.TESTPATHS
 
 

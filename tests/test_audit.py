@@ -86,7 +86,7 @@ def test_a_sound_matmul_has_no_faults_and_uses_the_tensor_cores(arch):
     assert compiled.dtypes == ("bfloat16",) * 3 and compiled.grid == (64, 64, 1) and compiled.arch == arch
     assert compiled.constexprs["BM"] == 64 and compiled.signature["K"] == "i32"
     report = audit(compiled)
-    assert report.faults(multiplies16=True, aligned=True) == []
+    assert report.faults(aligned=True) == []
     assert report.mix[{80: "HMMA", 90: "HGMMA", 100: "UTCMMA"}[arch]] and 0 < report.blocks_per_sm <= 32
     assert describe(report)["spills"] == 0
 
@@ -101,7 +101,7 @@ def test_the_other_architectures_compile(arch):
 def test_lost_tensor_cores():
     with compiling(80) as session:
         launch_matmul(bm=32, bn=32, bk=16, dot=False)
-    assert any("without tensor-core" in fault for fault in audit(session.compiled[0]).faults(multiplies16=True))
+    assert any("without tensor-core" in fault for fault in audit(session.compiled[0]).faults())
 
 
 def test_a_spill():
@@ -153,7 +153,7 @@ def test_host_side_descriptors_use_the_copy_engine():
     with compiling(90) as session:
         descriptor_matmul[(16, 16)](*tensors, 1024, BLOCK=64)
     report = audit(session.compiled[0])
-    assert report.mix["UTMALDG"] and report.mix["UTMASTG"] and report.faults(multiplies16=True, aligned=True) == []
+    assert report.mix["UTMALDG"] and report.mix["UTMASTG"] and report.faults(aligned=True) == []
 
 
 def test_errors_pass_through_and_everything_is_put_back():

@@ -104,7 +104,8 @@ class Op:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """The output, or the tuple of outputs where there are several; nothing is saved."""
-        outputs, _ = dispatch.forward(self, inputs, (), options)
+        plan, values = dispatch.plan_for(self, inputs, (), options)
+        outputs, _ = plan.run_forward(*inputs, **values)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def record(self, *inputs: Any, needs: Sequence[str] | None = None, **options: Any) -> tuple[Any, dispatch.Call]:

@@ -1,27 +1,25 @@
 """Reads a compiled kernel's machine code: registers, spills, shared memory, and which instructions move and multiply.
 
-`audit(compiled).faults(…)` lists what speaks against a kernel before any GPU has run it. The disassembler ships inside
-triton; results are kept on disk by the hash of the binary.
+`audit(compiled).faults(…)` lists what speaks against a kernel before any GPU has run it. Results are kept on disk,
+by the source of a Triton kernel and by the binary of another.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpulayers.testing._cache import cached
+from gpulayers.testing._cache import cached, keep, place
+from gpulayers.testing._sass import READER, read
 
 if TYPE_CHECKING:
-    from gpulayers.testing.compiling import Compiled
-
-READER = 1  # part of the key of cached results: raise it when the reading below changes
+    from gpulayers.testing.compiling import Compiled, Planned
 
 
 @dataclass(frozen=True)
@@ -44,30 +42,6 @@ LIMITS = {
     120: Limits(1536, 24, 102400, 101376),
 }
 
-FAMILIES = {  # name in `Report.mix` -> pattern of the opcodes
-    "LDG.128": r"LDG\..*\b(128|256)\b",
-    "LDG.64": r"LDG\..*\b64\b(?!\.(128|256))",
-    "LDG": r"LDG\b",
-    "STG.128": r"STG\..*\b(128|256)\b",
-    "STG.64": r"STG\..*\b64\b",
-    "STG": r"STG\b",
-    "LDGSTS.128": r"LDGSTS\..*\b128\b",
-    "LDGSTS": r"LDGSTS\b",
-    "UTMALDG": r"(UTMALDG|UBLKCP)\b",
-    "UTMASTG": r"UTMASTG\b",
-    "LDS": r"LDS\b",
-    "STS": r"STS\b",
-    "LDSM": r"LDSM\b",
-    "LDL": r"LDL\b",
-    "STL": r"STL\b",
-    "HMMA": r"[HQIBDO]MMA\b",
-    "HGMMA": r"[HQIB]GMMA\b",
-    "UTCMMA": r"UTC\w*MMA\b",
-    "BAR": r"BAR\b",
-    "MUFU": r"MUFU\b",
-    "ATOM": r"(ATOM|ATOMG|ATOMS|RED|REDG|UTMAREDG)\b",
-    "ATOM.FLOAT": r"((ATOM|ATOMG|ATOMS|RED|REDG)\..*\b(B?F16|F32|F64)|UTMAREDG)",
-}
 NARROW_STORES = 4  # a thread stores a few results of a reduction one by one; more than that is the output itself
 
 
@@ -87,6 +61,8 @@ class Report:
     """A block's shared memory."""
     instructions: int
     mix: dict[str, int]
+    multiplies: bool = False
+    """It multiplies matrices of 16-bit or TF32 numbers, so the tensor cores must do it."""
 
     @cached_property
     def spills(self) -> int:
@@ -106,10 +82,9 @@ class Report:
         by_shared = have.shared // (self.shared + 1024)  # the system takes 1 KiB for each block
         return min(have.blocks, have.threads // (32 * self.warps), by_registers, by_shared)
 
-    def faults(self, multiplies16: bool = False, aligned: bool = False) -> list[str]:
+    def faults(self, aligned: bool = False) -> list[str]:
         """What is wrong with the kernel, in words; empty if nothing is.
 
-        multiplies16: it multiplies matrices of 16-bit numbers, so the tensor cores must do it.
         aligned: its rows begin at multiples of 16 bytes, so global memory must be moved 128 bits at a time.
         """
         mix = Counter(self.mix)
@@ -119,8 +94,8 @@ class Report:
             found.append(f"spills: {mix['LDL']} loads, {mix['STL']} stores, {self.stack} bytes of stack a thread")
         if self.shared > limit:
             found.append(f"needs {self.shared} bytes of shared memory; sm_{self.arch} gives a block {limit}")
-        if multiplies16 and not self.tensor_cores:
-            found.append("multiplies 16-bit matrices without tensor-core instructions")
+        if self.multiplies and not self.tensor_cores:
+            found.append("multiplies 16-bit or TF32 matrices without tensor-core instructions")
         if aligned and mix["LDG"] + mix["LDGSTS"] and not mix["LDG.128"] + mix["LDGSTS.128"] + mix["UTMALDG"]:
             found.append(f"none of its {mix['LDG'] + mix['LDGSTS']} global loads is 128 bits wide")
         if aligned and mix["STG"] >= NARROW_STORES and not mix["STG.128"] + mix["UTMASTG"]:
@@ -132,22 +107,33 @@ class Report:
 
 def audit(compiled: Compiled) -> Report:
     """The report of a kernel from `compiling`. RuntimeError with the tool's words if the binary can't be read."""
-    (report,) = audit_cubin(compiled.cubin, compiled.arch, compiled.warps, compiled.shared).values()
-    return report
+    return audit_launches([compiled])[0]
+
+
+def audit_launches(launches: Sequence[Planned]) -> list[Report]:
+    """The report of each launch from `planning`. One whose source was audited before is not compiled again.
+
+    Raises what the compiler raises, and RuntimeError with the tool's words if a binary can't be read.
+    """
+    places = {p.key: place("audited", f"{READER} {p.key}".encode(), ".json") for p in launches}
+    missing = {p.key: p for p in launches if not places[p.key].exists()}
+    for arch in sorted({p.arch for p in missing.values()}):
+        compiled = [p.compile() for p in missing.values() if p.arch == arch]
+        for one, found in zip(compiled, read([c.cubin for c in compiled], arch)):
+            ((name, figures),) = found.items()
+            text = json.dumps(vars(_report(name, arch, one.warps, one.shared, figures, multiplies=_multiplies(one))))
+            keep(places[one.key], lambda path, text=text: path.write_text(text))
+    return [Report(**json.loads(places[p.key].read_text())) for p in launches]
 
 
 def audit_cubin(cubin: bytes, arch: int, warps: int = 1, shared: int = 0) -> dict[str, Report]:
     """The report of each kernel in a binary. `warps` and `shared` (dynamic, bytes) are what its launches ask for."""
 
     def make(path: Path) -> None:
-        path.write_text(json.dumps(_read(cubin)))
+        path.write_text(json.dumps(read([cubin], arch)[0]))
 
     found = json.loads(cached("audit", b"%d " % READER + cubin, ".json", make).read_text())
-    system = 1024 if arch >= 90 else 0  # counted as static by the tools, on top of what a block may have
-    return {
-        name: Report(name, arch, warps, shared=max(shared, facts.pop("static") - system), **facts)
-        for name, facts in found.items()
-    }
+    return {name: _report(name, arch, warps, shared, figures) for name, figures in found.items()}
 
 
 def describe(report: Report) -> dict[str, Any]:
@@ -155,45 +141,18 @@ def describe(report: Report) -> dict[str, Any]:
     return {**asdict(report), "spills": report.spills, "blocks_per_sm": report.blocks_per_sm}
 
 
+def _report(name: str, arch: int, warps: int, shared: int, figures: dict[str, Any], multiplies: bool = False) -> Report:
+    system = 1024 if arch >= 90 else 0  # counted as static by the tools, on top of what a block may have
+    rest = {k: v for k, v in figures.items() if k != "static"}
+    return Report(name, arch, warps, shared=max(shared, figures["static"] - system), multiplies=multiplies, **rest)
+
+
+def _multiplies(compiled: Compiled) -> bool:
+    """Whether it multiplies matrices that came in types that tensor cores are for, whatever it made of them."""
+    products = re.findall(r"tt\.dot\b.*", compiled.binary.asm["ttir"])
+    half = any(dtype in ("float16", "bfloat16") for dtype in compiled.dtypes)
+    return bool(products) and (half or any("inputPrecision = tf32" in p for p in products))
+
+
 def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
-
-
-def _read(cubin: bytes) -> dict[str, dict[str, Any]]:
-    """Resources and instruction mix of each kernel, from NVIDIA's binary tools."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        # Without its analysis of branches the code is the same, and there a quarter sooner.
-        usage, code = _run(("cuobjdump", "-res-usage", file.name), ("nvdisasm", "-c", "-ndf", file.name))
-    sections = dict(re.findall(r"^\.text\.(\S+):\n(.*?)(?=^\.text\.|\Z)", code, re.M | re.S))
-    kernels = {}
-    for name, line in re.findall(r"Function (\S+):\s*\n(.*)", usage):
-        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
-        opcodes = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][A-Z0-9_.a-z]*)", sections[name]))
-        mix = {f: sum(n for op, n in opcodes.items() if re.match(pattern, op)) for f, pattern in FAMILIES.items()}
-        kernels[name] = {
-            "registers": numbers["REG"],
-            "stack": numbers["STACK"],
-            "local": numbers["LOCAL"],
-            "static": numbers["SHARED"],
-            "instructions": sum(opcodes.values()),
-            "mix": {family: n for family, n in mix.items() if n},
-        }
-    return kernels
-
-
-def _run(*commands: tuple[str, ...]) -> list[str]:
-    """The output of several tools that run at once."""
-    import triton
-
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    running = [
-        subprocess.Popen([str(folder / tool), *rest], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for tool, *rest in commands
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    for (tool, *_), process, output in zip(commands, running, outputs):
-        if process.returncode:
-            raise RuntimeError(f"{tool} could not read the binary: {output.strip()[:500]}")
-    return outputs

@@ -3,16 +3,15 @@ their machine code."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec
 from gpulayers.ops._op import Op
-from gpulayers.testing.audit import Report, audit
+from gpulayers.testing.audit import Report, audit_launches
 from gpulayers.testing.check_op import CheckError
-from gpulayers.testing.compiling import Compiled, compiling
+from gpulayers.testing.compiling import Planned, planning
 
 ARCHS = (80, 90, 100)
 ARCHS_OF_FLOAT16 = (90,)  # its code is bfloat16's but for the conversions
@@ -43,19 +42,19 @@ def audit_op(
         needs = [n for n in needs if inputs[op.inputs.index(n)] is not None]
     if archs is None:
         archs = ARCHS_OF_FLOAT16 if any(s.dtype == arrays.float16 for s in arrays.lists(inputs)) else ARCHS
-    reports, faults = [], []
+    launches: list[Planned] = []
     for arch in archs:
-        with compiling(arch) as session:
+        with planning(arch) as session:
             _launch(op, inputs, tuple(needs), options)
-        if not session.compiled:
+        if not session.planned:
             raise CheckError(f"{op.name}: its launchers launched no kernel for sm_{arch}")
-        for compiled in session.compiled:
-            report = audit(compiled)
-            reports.append(report)
-            wrong = report.faults(_multiplies_16_bit(compiled), aligned=compiled.kernel not in narrow)
-            faults += [f"{compiled.kernel} for sm_{arch} {compiled.constexprs}: {w}" for w in wrong]
-            if not wrong:
-                compiled_for.add((compiled.kernel, " ".join(compiled.dtypes), arch))
+        launches += session.planned
+    reports, faults = audit_launches(launches), []
+    for launch, report in zip(launches, reports):
+        wrong = report.faults(aligned=launch.kernel not in narrow)
+        faults += [f"{launch.kernel} for sm_{launch.arch} {launch.constexprs}: {w}" for w in wrong]
+        if not wrong:
+            compiled_for.add((launch.kernel, " ".join(launch.dtypes), launch.arch))
     if faults:
         raise CheckError("\n".join([f"{op.name} ({', '.join(map(str, inputs))}; {options}):", *faults]))
     return reports
@@ -103,7 +102,3 @@ def _meta(x: Any) -> Any:
 
 def _meta_empty(shape: Sequence[int], dtype: Any, order: tuple[int, ...] | None = None) -> Any:
     return arrays.TORCH.empty(Spec(tuple(shape), arrays.dtype(dtype), order), "meta")
-
-
-def _multiplies_16_bit(compiled: Compiled) -> bool:
-    return bool(re.search(r"tt\.dot\b.*x(f16|bf16)>", compiled.binary.asm["ttir"]))

@@ -2,13 +2,15 @@
 
 `with compiling(90) as session: launcher(meta_tensor, …)`: each launch whose arrays are torch meta tensors is compiled
 exactly as a real launch would be (dtypes, divisibility by 16, arguments equal to 1, warps, stages), and not run.
+`with planning(90)` stops before the compiler: what it lists has a key, made of the source and of all that the compiler
+is told, and compiles when asked to.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gpulayers.testing import _launches
@@ -24,8 +26,8 @@ GPUS = {  # compute capability -> multiprocessors, bytes of shared memory that o
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """One compiled kernel: the launch it serves, and Triton's product (`binary.asm["cubin"]`, `["ptx"]`, …)."""
+class Planned:
+    """One kernel as a launch would have it compiled."""
 
     kernel: str
     dtypes: tuple[str, ...]
@@ -35,6 +37,30 @@ class Compiled:
     arch: int
     warps: int
     stages: int
+    key: str = field(repr=False)
+    """The source of the kernel and of what it calls, its arguments' types, the options and the compiler's version."""
+    source: Any = field(repr=False, compare=False)
+    options: Any = field(repr=False, compare=False)
+
+    def compile(self) -> Compiled:
+        """Raises what the compiler raises. A kernel compiled before in this process is not compiled again."""
+        import triton
+
+        global compilations
+        if self.key not in _binaries:
+            compilations += 1
+            with _driving(self.arch) as driver:
+                binary = triton.compile(self.source, target=driver.target, options=self.options.__dict__)
+            _binaries[self.key] = binary
+        binary = _binaries[self.key]
+        given = {f.name: getattr(self, f.name) for f in fields(Planned)} | {"warps": binary.metadata.num_warps}
+        return Compiled(**given, shared=binary.metadata.shared, binary=binary)
+
+
+@dataclass(frozen=True)
+class Compiled(Planned):
+    """One compiled kernel: the launch it serves, and Triton's product (`binary.asm["cubin"]`, `["ptx"]`, …)."""
+
     shared: int
     """Bytes of shared memory that a launch reserves for a block."""
     binary: Any = field(repr=False, compare=False)
@@ -46,33 +72,51 @@ class Compiled:
 
 @dataclass
 class Session:
-    """One `compiling()` block: the architecture, and what was compiled, each binary once."""
+    """One `compiling()` or `planning()` block: the architecture, and the kernels launched, each once."""
 
     arch: int
+    planned: list[Planned] = field(default_factory=list)
     compiled: list[Compiled] = field(default_factory=list)
+    """Stays empty while planning."""
+    only_plans: bool = False
 
 
 _sessions: list[Session] = []
+_binaries: dict[str, Any] = {}
+compilations = 0
+"""How often this process has called the compiler."""
 
 
 @contextlib.contextmanager
 def compiling(arch: int) -> Iterator[Session]:
     """Within, Triton launches on torch meta tensors are compiled for compute capability `arch` (80, …, 120), not run.
 
-    Launchers are told that they run on such a GPU. Yields the session, whose `compiled` lists the results. A kernel
-    compiled before in this process is not compiled again. Raises what the compiler raises, ValueError for another arch.
+    Launchers are told that they run on such a GPU. Yields the session, whose `compiled` lists the results. Raises what
+    the compiler raises, ValueError for another arch.
     """
+    with _session(Session(arch)) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def planning(arch: int) -> Iterator[Session]:
+    """Like `compiling`, but stops before the compiler: the session's `planned` lists what would be compiled."""
+    with _session(Session(arch, only_plans=True)) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def _session(session: Session) -> Iterator[Session]:
     from gpulayers.kernels.triton import _tile
 
-    if arch not in GPUS:
-        raise ValueError(f"arch must be one of {', '.join(map(str, GPUS))}, not {arch}")
-    session = Session(arch)
+    if session.arch not in GPUS:
+        raise ValueError(f"arch must be one of {', '.join(map(str, GPUS))}, not {session.arch}")
     outermost = not _sessions
     before = _tile.pretend
-    _tile.pretend = _tile.Device(arch, *GPUS[arch])
+    _tile.pretend = _tile.Device(session.arch, *GPUS[session.arch])
     _sessions.append(session)
     try:
-        with _launches.catching("meta", _compile) if outermost else contextlib.nullcontext():
+        with _launches.catching("meta", _plan) if outermost else contextlib.nullcontext():
             yield session
     finally:
         _sessions.pop()
@@ -98,39 +142,58 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def _driving(arch: int) -> Iterator[None]:
+def _driving(arch: int) -> Iterator[_Driver]:
     """Triton believes that a GPU of this architecture is there."""
     from triton.runtime import driver
 
     before = driver._active  # `driver.active` would look for a real one
-    driver.set_active(_Driver(arch))
+    driver.set_active(pretended := _Driver(arch))
     try:
-        yield
+        yield pretended
     finally:
         driver._active = before
 
 
-def _compile(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Compile one launch and add it to the innermost session, unless it is there."""
+@contextlib.contextmanager
+def _before_compiling() -> Iterator[None]:
+    """Launches return (key, source, options) where they would have begun to compile."""
+    from triton.runtime import jit
+
+    def stop(kernel: Any, key: Any, signature: dict, device: Any, constexprs: dict, options: Any, attrs: dict, _: Any):
+        source, backend = kernel.ASTSource(kernel, signature, constexprs, attrs), kernel.device_caches[device][3]
+        return jit.get_cache_key(source, backend, options, jit.get_cache_invalidating_env_vars()), source, options
+
+    before = jit.JITFunction._do_compile
+    jit.JITFunction._do_compile = stop
+    try:
+        yield
+    finally:
+        jit.JITFunction._do_compile = before
+
+
+def _plan(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Add one launch to the innermost session, compiled unless it only plans; once for each binary."""
     session = _sessions[-1]
     name = kernel.fn.__name__
     bound = _launches.bind(kernel, args, kwargs)
     sizes = _launches.grid_sizes(name, grid, bound)
-    with _driving(session.arch):
-        binary = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
-    if any(c.binary is binary for c in session.compiled):
+    with _driving(session.arch), _before_compiling():
+        key, source, options = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
+    if any(p.key == key for p in session.planned):
         return
-    session.compiled.append(
-        Compiled(
-            kernel=name,
-            dtypes=tuple(map(_launches.dtype_name, _launches.arrays(tuple(bound.values())))),
-            signature={k: str(v) for k, v in binary.src.signature.items()},
-            constexprs=_launches.constexprs(kernel, bound),
-            grid=sizes,
-            arch=session.arch,
-            warps=binary.metadata.num_warps,
-            stages=binary.metadata.num_stages,
-            shared=binary.metadata.shared,
-            binary=binary,
-        )
+    planned = Planned(
+        kernel=name,
+        dtypes=tuple(map(_launches.dtype_name, _launches.arrays(tuple(bound.values())))),
+        signature={k: str(v) for k, v in source.signature.items()},
+        constexprs=_launches.constexprs(kernel, bound),
+        grid=sizes,
+        arch=session.arch,
+        warps=options.num_warps,
+        stages=options.num_stages,
+        key=key,
+        source=source,
+        options=options,
     )
+    if not session.only_plans:
+        session.compiled.append(planned.compile())
+    session.planned.append(planned)

@@ -1,10 +1,11 @@
-"""How torch.nn reads arguments: inputs without a batch dimension, one number for height and width."""
+"""How torch.nn reads arguments: inputs without a batch dimension, one number for height and width, a module's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn as nn
 from torch import Tensor
 
 
@@ -21,3 +22,12 @@ def pair(value: Any) -> tuple:
     if isinstance(value, (tuple, list)):
         return tuple(value) * 2 if len(value) == 1 else tuple(value)
     return (value, value)
+
+
+def held(module: nn.Module, name: str) -> Any:
+    """``module.<name>``, a parameter or buffer, without ``Module.__getattr__``: that costs more than an op's dispatch."""
+    if name in module._parameters:
+        return module._parameters[name]
+    if name in module._buffers:
+        return module._buffers[name]
+    return getattr(module, name)  # parametrized, say

@@ -163,7 +163,7 @@ class LibraryOp:
         ins = [s if t is None else t for s, t in zip(specs, tensors)]
         needs = tuple(k for k, wanted in zip(self.op.differentiable, flags) if wanted)
         plan, values = dispatch.plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
-        grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, values, needs)))
+        grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, needs=needs, **values)))
         return _one(tuple(like.new_empty(_EMPTY) if k not in needs else grads[k] for k in self.op.differentiable))
 
     # --- what comes out, without computing ---------------------------------------------------------------------------

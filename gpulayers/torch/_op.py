@@ -11,8 +11,9 @@ op's rule refuses: torch serves it or raises its own error, with the rule as a n
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -23,6 +24,7 @@ from gpulayers.ops._op import Op, RuleError
 from gpulayers.torch import _autocast
 from gpulayers.torch._library import LibraryOp
 
+_in_dynamo = torch.compiler.is_dynamo_compiling
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -33,6 +35,38 @@ _policy = dispatch._policy.get
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_KNOWN = 4096
+_NO_VALUES: dict[str, Any] = {}
+
+
+class _Known(NamedTuple):
+    """What a repeated call needs."""
+
+    check: Callable[..., bool]
+    """Whether the ``leading`` inputs and torch's state are those of the call that was planned."""
+    leading: int
+    options: tuple
+    """All but the dynamic ones."""
+    policy: dispatch.Policy
+    grad: bool
+    """Whether grad mode was on."""
+    plan: dispatch.Plan
+    record: bool
+    """Whether autograd records the call."""
+
+
+def _checker(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Compares tensors with these by type, dtype, device, shape, strides, need of a gradient and dispatch keys, which
+    autocast, torch.func, tracing and inference mode change: all in C++."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    except (ImportError, TypeError):  # a torch without them, or with others: calls are found by their key
+        return _never
+
+
+def _never(*_: Any) -> bool:
+    return False
 
 
 class TorchOp:
@@ -67,26 +101,58 @@ class TorchOp:
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
         self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
-        self._dynamic = tuple((i, k) for i, k in enumerate(self.options) if k in op.dynamic)
-        self._known: dict[tuple, tuple[dispatch.Plan, bool]] = {}
-        """(plan, whether autograd records the call) by all that they depend on: a repeated call costs one look-up."""
+        self._dynamic = tuple((self.n + i, k) for i, k in enumerate(self.options) if k in op.dynamic)
+        fixed = [self.n + i for i, k in enumerate(self.options) if k not in op.dynamic]
+        self._fixed = operator.itemgetter(*fixed) if len(fixed) > 1 else lambda args: tuple([args[i] for i in fixed])
+        self._weight = op.inputs.index("weight") if "weight" in op.inputs else 0
+        self._known: dict[tuple, _Known] = {}
+        """By all that a plan depends on: a repeated call costs one look-up."""
+        self._latest: dict[int, _Known] = {}
+        """The latest call with a weight (by its id; 0 for ops without one), to be checked before it is used."""
         self._function = _function(self)
         # The C++ function: the Python one above it looks for functorch levels once more.
         self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
         """The outputs, from the op's inputs and then its options, all positional."""
-        if _is_compiling():  # first: the compiler must not look into what follows
-            return self._traced(args) if self._serves(args[: self.n]) else self.twin(*args)
+        if _in_dynamo():  # first: the compiler must not look into what follows
+            return self._compiled(args)
+        hint = self._weight and id(args[self._weight])
+        known = self._latest.get(hint)
+        if known is not None and forward_ad._current_level < 0 and not _modes():
+            check, count, options, policy, grad, plan, record = known
+            if check(*args[:count]) and policy is _policy() and grad is _grad_enabled():
+                now, values = self._split(args) if self._dynamic else (args[self.n :], _NO_VALUES)
+                if now == options and (count == self.n or args[count : self.n].count(None) == self.n - count):
+                    return self._run(plan, record, values, args)
+        return self._slowly(args, hint)
+
+    def _run(self, plan: dispatch.Plan, record: bool, values: dict[str, Any], args: tuple) -> Any:
+        if record:
+            return self._apply(plan, values, *args)
+        outputs, _ = plan.run_forward(*args[: self.n], **values)
+        if self._updated:
+            self._mark_updated(args)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _compiled(self, args: Sequence[Any]) -> Any:
+        return self._traced(args) if self._serves(args[: self.n]) else self.twin(*args)
+
+    def _split(self, args: tuple) -> tuple[tuple, dict[str, Any]]:
+        """(options that a plan depends on, dynamic options)"""
+        return self._fixed(args), {k: args[i] for i, k in self._dynamic}
+
+    def _slowly(self, args: tuple, hint: int) -> Any:
+        """A call that is not like the latest one."""
+        if _is_compiling():
+            return self._compiled(args)
         if _transforming() or _modes() or _scripting() or forward_ad._current_level >= 0:
             return self._elsewhere(args)
-        if self.cast is not None and _any_autocast():
+        cast = self.cast is not None and _any_autocast()
+        if cast:
             args = _autocast.cast(self.cast, args, self.n)
-        grad, options = _grad_enabled(), args[self.n :]
-        values = {}
-        if self._dynamic:
-            values = {k: options[i] for i, k in self._dynamic}
-            options = tuple([o for o, k in zip(options, self.options) if k not in values])
+        grad = _grad_enabled()
+        options, values = self._split(args) if self._dynamic else (args[self.n :], _NO_VALUES)
         try:
             key = (
                 options,
@@ -110,15 +176,13 @@ class TorchOp:
             return self._first(args, grad, None, values)
         if known is None:
             return self._first(args, grad, key, values)
-        plan, record = known
-        if record:
-            return self._apply(plan, values, *args)
-        outputs, _ = plan.run_forward(args[: self.n], values)
-        if self._updated:
-            self._mark_updated(args)
-        return outputs[0] if len(outputs) == 1 else outputs
+        if not cast:
+            if len(self._latest) >= _MOST_KNOWN:
+                self._latest.clear()
+            self._latest[hint] = known
+        return self._run(known.plan, known.record, values, args)
 
-    def _first(self, args: Sequence[Any], grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
+    def _first(self, args: tuple, grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
         """The outputs of a call that is not known yet; makes it known if it is an ordinary one."""
         ins = args[: self.n]
         if not _PLAIN.issuperset(map(type, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
@@ -134,12 +198,10 @@ class TorchOp:
         if key is not None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[key] = plan, bool(needs)
-        if needs:
-            return self._apply(plan, values, *args)
-        outputs, _ = plan.run_forward(ins, values)
-        self._mark_updated(args)
-        return outputs[0] if len(outputs) == 1 else outputs
+            count = next((i for i, t in enumerate(ins) if t is None), self.n)
+            check = _never if any(t is not None for t in ins[count:]) else _checker(ins[:count])
+            self._known[key] = _Known(check, count, key[0], key[1], grad, plan, bool(needs))
+        return self._run(plan, bool(needs), values, args)
 
     def _mark_updated(self, args: Sequence[Any]) -> None:
         """Tell autograd what was written to."""
@@ -239,7 +301,7 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
 
     def forward(ctx: Any, plan: Any, values: dict, *args: Any) -> Any:
         ins = args[:n]
-        outputs, saved = plan.run_forward(ins, values)
+        outputs, saved = plan.run_forward(*ins, **values)
         if of._updated:
             of._mark_updated(args)
         ctx.call = plan, values, tuple(saved), args[n:]
@@ -258,7 +320,7 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         saved = dict(zip(names, ctx.saved_tensors))
         if _grad_enabled():  # create_graph=True
             return (None, None, *of.gradients(dys, saved, plan, options, needs), *tail)
-        return (None, None, *plan.run_backward(dys, saved, values, needs), *tail)
+        return (None, None, *plan.run_backward(dys, saved, needs=needs, **values), *tail)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(of.name, (torch.autograd.Function,), members)

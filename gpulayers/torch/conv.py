@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpulayers.ops import conv as ops
 from gpulayers.torch import _autocast
-from gpulayers.torch._arguments import batched, pair
+from gpulayers.torch._arguments import batched, held, pair
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.padding import pad
 
@@ -61,6 +61,9 @@ def conv2d(
 
 class Conv2d(nn.Conv2d):
     """``torch.nn.Conv2d`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding

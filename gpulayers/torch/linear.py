@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpulayers.ops import linear as ops
 from gpulayers.torch import _autocast
+from gpulayers.torch._arguments import held
 from gpulayers.torch._op import TorchOp
 
 _linear = TorchOp(ops.linear, F.linear, cast=_autocast.LOWER)
@@ -22,7 +23,7 @@ class Linear(nn.Linear):
     """``torch.nn.Linear`` over gpulayers' kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        return linear(input, held(self, "weight"), held(self, "bias"))
 
 
 class Flatten(nn.Flatten):

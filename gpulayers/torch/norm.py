@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpulayers.ops import norm as ops
 from gpulayers.torch import _autocast
+from gpulayers.torch._arguments import held
 from gpulayers.torch._op import TorchOp
 
 
@@ -115,28 +116,32 @@ class LayerNorm(nn.LayerNorm):
     """``torch.nn.LayerNorm`` over gpulayers' kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return layer_norm(input, self.normalized_shape, held(self, "weight"), held(self, "bias"), self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
     """``torch.nn.RMSNorm`` over gpulayers' kernels."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return rms_norm(x, self.normalized_shape, held(self, "weight"), self.eps)
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
-        by_batch = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = not self.training or self.track_running_stats
-        mean, var = (self.running_mean, self.running_var) if tracked else (None, None)
-        return batch_norm(input, mean, var, self.weight, self.bias, by_batch, momentum, self.eps)
+        mean, var = held(self, "running_mean"), held(self, "running_var")
+        by_batch = self.training or (mean is None and var is None)
+        if self.training and self.track_running_stats:
+            batches = held(self, "num_batches_tracked")
+            if batches is not None:
+                batches.add_(1)
+                if self.momentum is None:  # a cumulative average
+                    momentum = 1.0 / float(batches)
+        if self.training and not self.track_running_stats:
+            mean = var = None
+        weight, bias = held(self, "weight"), held(self, "bias")
+        return batch_norm(input, mean, var, weight, bias, by_batch, momentum, self.eps)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -120,7 +120,7 @@ class _Launch:
         self.plan, self.values = dispatch.plan_for(op, self.local, (), options)
 
     def __call__(self) -> None:
-        self.plan.run_forward(self.local, self.values)
+        self.plan.run_forward(*self.local, **self.values)
         for name, tensors in zip(self.op.inputs, self.lists):
             if name in self.op.updates:
                 torch.autograd.graph.increment_version(tensors)
