@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 from gpulayers.bench._case import Case
 from gpulayers.kernels.triton import _configs, _tile
 
@@ -33,6 +34,11 @@ class Use(NamedTuple):
     @property
     def case(self) -> Case:
         return _cases(self.family)[self.number]
+
+    @property
+    def numbers(self) -> np.dtype:
+        """The dtype of its arrays."""
+        return arrays.dtype("float32" if self.dtype == "tf32" else self.dtype)
 
     @property
     def text(self) -> str:
@@ -63,8 +69,7 @@ def precision(dtype: str) -> Iterator[None]:
 def directions(use: Use) -> tuple[Callable[[], tuple], Callable[[dict], Any]]:
     """The case's launchers on torch's meta device: forward(), and backward(what it saved)."""
     case = use.case
-    specs = case.specs(arrays.dtype("float32" if use.dtype == "tf32" else use.dtype))
-    return launchers(case.op, specs, case.wanted(), case.options)
+    return launchers(case.op, case.specs(use.numbers), case.wanted(), case.options)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from gpulayers.bench import _screen, _search
 from gpulayers.bench._search import Screened
 from gpulayers.bench._tuning import Known, entry_text, use_text
-from gpulayers.bench._uses import Use, uses
+from gpulayers.bench._uses import Use, precision, uses
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from tqdm.auto import tqdm
 
@@ -350,3 +350,75 @@ def target(arch: int, out: Path | None) -> Path:
     if out is None and os.access(shipped if shipped.exists() else shipped.parent, os.W_OK):
         return shipped
     return (out or Path("tune-results")) / shipped.name
+
+
+class Harness(Lab):
+    """The lab's own harness: what is timed is right within the derived bound, and rotates through cold caches.
+
+    on: its device; by default the GPU. backend: whose kernels choose.
+    """
+
+    def __init__(self, on: Any = None, backend: str = "triton"):
+        from gpulayers.bench._device import device
+
+        self.on, self.backend = on or device("cuda"), backend
+        self._timer: tuple[str, Any] = "", None
+
+    def about(self) -> dict[str, Any]:
+        import triton
+
+        found = self.on.about()
+        return {"gpu": found["device"], "driver": str(found.get("driver", "unknown")), "triton": triton.__version__}
+
+    def _ready(self, use: Use) -> tuple[Any, Any]:
+        """(timer, dtype). What a timer knows of a case holds for one setting of TF32."""
+        from gpulayers.bench._harness import Timer
+
+        if self._timer[0] != use.dtype:
+            self._timer = use.dtype, Timer(self.on)
+        return self._timer[1], use.numbers
+
+    def check(self, use: Use) -> str | None:
+        with precision(use.dtype):
+            timer, dtype = self._ready(use)
+            return timer.check(use.case, dtype, self.backend)
+
+    def capture(self, use: Use) -> Callable[[], float]:
+        with precision(use.dtype):
+            timer, dtype = self._ready(use)
+            captured = timer.capture(use.case, dtype, use.direction, self.backend)
+
+        def replay() -> float:
+            with self.on.entered():
+                return statistics.median(captured.replay())
+
+        return replay
+
+    def alive(self) -> bool:
+        return self.on.alive()
+
+
+def command(only: Sequence[str], minutes: float, out: Path | None, arch: str | None) -> int:
+    """``gpulayers tune``; the exit status. RuntimeError without a GPU, after saying which table is in use."""
+    import torch
+
+    names = [f"sm_{a}" for a in _tables.KNOWN]
+    if arch is not None and arch not in names:
+        raise ValueError(f"--arch: the rule is one of {', '.join(names)}; got {arch!r}")
+    if not torch.cuda.is_available():
+        for name in [arch] if arch else names:
+            print(in_use(int(name[3:])))
+        raise RuntimeError("gpulayers tune times kernels on a GPU, and torch sees none here")
+    device = _tile.real_device(torch.cuda.current_device())
+    if arch not in (None, f"sm_{device.arch}"):
+        raise ValueError(
+            f"--arch: a table is measured where it is used, and this GPU is sm_{device.arch}; got {arch!r}"
+        )
+    until = time.monotonic() + 60 * minutes
+    print(in_use(device.arch))
+    folder = out or Path("tune-results")
+    tuner = Tuner(Harness(), device, folder, target(device.arch, out), until=until)
+    status = tuner.run(only)
+    print(summary(tuner.results(), tuner.known))
+    print(f"written: {tuner.target}; what was measured: {tuner.known.path}")
+    return status

@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | check | train."""
+"""The command line: gpulayers info | explain | check | train | tune."""
 
 from __future__ import annotations
 
@@ -77,6 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=train)
+
+    p = commands.add_parser("tune", help="search the kernels' configurations on this GPU; writes the tables of them")
+    p.add_argument("family", nargs="*", help="only what these families' declared shapes ask for")
+    p.add_argument("--minutes", type=float, default=float("inf"), help="time limit; the same command goes on")
+    p.add_argument("--out", type=pathlib.Path, help="folder to write to, in place of the project's own table")
+    p.add_argument("--arch", help="sm_80, …: say which table is in use there (default: this GPU's, which is tuned)")
+    p.set_defaults(run=tune)
 
     options = parser.parse_args(argv)
     try:
@@ -209,6 +216,17 @@ def train(options: Any) -> int:
     print(f"model            {result['model']} (loaded again, it {bits})")
     print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
     return 0 if result["same_bits"] else 1
+
+
+def tune(options: Any) -> int:
+    """Search configurations on this GPU; without one, say which table is in use."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            'tune: it times Triton kernels, and Triton is not installed (pip install "gpulayers[torch]")'
+        )
+    from gpulayers.bench import tune
+
+    return tune.command(options.family, options.minutes, options.out, options.arch)
 
 
 if __name__ == "__main__":
