@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpulayers.kernels.triton._configs import Choice, Row, Tile
@@ -66,6 +66,17 @@ def candidates(choice: Choice, present: Sequence[Any]) -> list[Any]:
             for stages in STAGES
         )
     return list(dict.fromkeys([*map(bare, present), *space]))
+
+
+def sample(uses: Mapping[Any, tuple], size: Callable[[Any], Any], most: int) -> dict[Any, tuple]:
+    """At most so many uses, none with the keys of another, evenly from the smallest to the largest."""
+    first: dict[tuple, Any] = {}
+    for use, keys in uses.items():
+        first.setdefault(keys, use)
+    ordered = sorted(first.values(), key=size)
+    count = min(most, len(ordered))
+    places = {round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)}
+    return {use: uses[use] for i, use in enumerate(ordered) if i in places}
 
 
 def taken(choice: Choice, candidate: Any, keys: Sequence[tuple]) -> tuple | None:

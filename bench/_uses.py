@@ -29,7 +29,7 @@ class Use(NamedTuple):
     """Of the case in its family's ``cases()``."""
     dtype: str
     direction: str
-    """forward (that saves what backward needs), or backward."""
+    """forward (without what a backward needs), or backward."""
 
     @property
     def case(self) -> Case:
@@ -48,6 +48,12 @@ class Use(NamedTuple):
 @cache
 def _cases(family: str) -> list[Case]:
     return importlib.import_module(f"gpulayers.bench.{family}").cases()
+
+
+def declare() -> None:
+    """Load every launcher, so that every choice is declared."""
+    for family in families():
+        importlib.import_module(f"gpulayers.kernels.triton.{family}")
 
 
 @contextlib.contextmanager
@@ -69,7 +75,8 @@ def precision(dtype: str) -> Iterator[None]:
 def directions(use: Use) -> tuple[Callable[[], tuple], Callable[[dict], Any]]:
     """The case's launchers on torch's meta device: forward(), and backward(what it saved)."""
     case = use.case
-    return launchers(case.op, case.specs(use.numbers), case.wanted(), case.options)
+    needs = case.wanted() if use.direction == "backward" else ()
+    return launchers(case.op, case.specs(use.numbers), needs, case.options)
 
 
 @contextlib.contextmanager

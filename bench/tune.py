@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from gpulayers.bench import _screen, _search
 from gpulayers.bench._search import Screened
 from gpulayers.bench._tuning import Known, entry_text, use_text
-from gpulayers.bench._uses import Use, precision, uses
+from gpulayers.bench._uses import Use, declare, precision, uses
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from tqdm.auto import tqdm
 
@@ -32,6 +32,8 @@ ROUNDS = 5
 """Turns of a candidate and of the present table that are kept; one before them warms up."""
 MOST = {_configs.Row: 12, _configs.Tile: 10}
 """Candidates of a choice that are timed on a shape, besides the present ones."""
+MOST_USES = 12
+"""Shapes that candidates are timed on; the table that comes of it is timed on all."""
 DONE, STOPPED, DIED = 0, 0, 3
 """Exit status: finished, or out of time; the device died, and a fresh process should go on."""
 
@@ -94,6 +96,7 @@ class Tuner:
         self.lab, self.device, self.target, self.until, self.clock = lab, device, target, until, clock
         self.screening, self.progress = screening, progress
         self.about = lab.about()
+        declare()  # the folder may hold results of other families
         self.known = Known(folder, self.about)
 
     def run(self, only: Sequence[str] = ()) -> int:
@@ -149,19 +152,23 @@ class Tuner:
         choice = _configs.find(name)
         present = choice.entries(self.device.arch)
         every = _search.candidates(choice, present)
-        screened = self._screened(choice, present, every, asked)
+        sampled = _search.sample(asked, _size, MOST_USES)
+        screened = self._screened(choice, present, every, sampled)
         known = self.known.of(name)
-        for use, keys in asked.items():
+        for use, keys in sampled.items():
             if use_text(use) not in known["unusable"]:
                 self._measure(choice, present, use, keys, screened[use])
-        usable = {use: keys for use, keys in asked.items() if use_text(use) not in known["unusable"]}
-        ratios = self._ratios(choice, every, usable, present)
-        found = _search.table(choice, present, usable, ratios) if usable else present
-        gain = self._verified(choice, present, found, usable) if found != present else 1.0
+        asked, sampled = (
+            {use: keys for use, keys in some.items() if use_text(use) not in known["unusable"]}
+            for some in (asked, sampled)
+        )
+        ratios = self._ratios(choice, every, sampled, present)
+        found = _search.table(choice, present, sampled, ratios) if sampled else present
+        gain = self._verified(choice, present, found, asked) if found != present else 1.0
         if gain <= 1 + _search.WORTH:
             found, gain = present, 1.0
         known["result"] = {
-            "before": present, "after": found, "gain": gain, "uses": len(usable),
+            "before": present, "after": found, "gain": gain, "uses": len(asked) if sampled else 0,
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
         self.known.save()

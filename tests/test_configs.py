@@ -1,16 +1,14 @@
 """Tables of configurations: whole, well formed, and what launches choose by."""
 
 import contextlib
-import importlib
 import json
 import pathlib
 
 import pytest
 
-from gpulayers.cli import families
-
 pytest.importorskip("triton")
 
+from gpulayers.bench._uses import declare
 from gpulayers.bench.softmax import cases
 from gpulayers.kernels.triton import _configs, _matmul, _tables, _tile, softmax
 from gpulayers.kernels.triton._tables import Row, Tile
@@ -26,8 +24,7 @@ H100 = _tile.Device(90, 132, 232448)
 @pytest.fixture(autouse=True)
 def every_launcher():
     """All choices are declared, and no test's table outlives it."""
-    for family in families():
-        importlib.import_module(f"gpulayers.kernels.triton.{family}")
+    declare()
     yield
     _configs.reload()
 

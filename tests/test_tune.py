@@ -1,8 +1,11 @@
 """The tuner, on a stand-in whose seconds are a known function of what launches choose."""
 
-import importlib
 import json
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -10,12 +13,13 @@ pytest.importorskip("triton")
 
 from gpulayers.bench import _screen, _search, tune
 from gpulayers.bench._search import Screened
-from gpulayers.bench._uses import Use, chosen, uses
+from gpulayers.bench._uses import Use, chosen, declare, uses
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from gpulayers.kernels.triton._tables import Row, Tile
 
 from gpulayers import cli
 
+declare()
 H100 = _tile.Device(90, 132, 232448)
 ABOUT = {"gpu": "stand-in", "driver": "1", "triton": "2"}
 SOFTMAX = "softmax_forward"
@@ -93,6 +97,13 @@ def test_uses_are_the_declared_shapes_that_ask():
     assert "conv2d.half" not in found
     with pytest.raises(ValueError, match=r"family: the rule is one of activation, .*; got 'soft'"):
         uses(["soft"], H100)
+
+
+def test_a_sample_has_the_smallest_the_largest_and_no_two_alike():
+    asked = {n: ((H100, n // 2),) for n in range(40)}
+    found = _search.sample(asked, lambda use: -use, 5)
+    assert list(found) == [38, 28, 18, 10, 0] and all(found[n] == asked[n] for n in found)
+    assert _search.sample({3: ("a",)}, lambda use: use, 5) == {3: ("a",)} and not _search.sample({}, lambda use: use, 5)
 
 
 def test_candidates_start_with_the_present_ones():
@@ -240,6 +251,24 @@ def test_it_finds_the_table_that_is_best(tmp_path):
     assert _tables.text(written) == (tmp_path / "sm_90.json").read_text()
 
 
+def test_a_folder_holds_results_of_other_families(tmp_path):
+    """Whose launchers a fresh process has not loaded yet."""
+    tuner(tmp_path, Model(by_warps(one_or_sixteen))).run(["dropout"])
+    code = f"""
+import pathlib
+from gpulayers.bench import tune
+from gpulayers.kernels.triton import _tile
+lab = type("Idle", (tune.Lab,), {{"about": lambda self: {ABOUT}}})()
+folder = pathlib.Path({str(tmp_path)!r})
+print(sorted(tune.Tuner(lab, _tile.Device(*{tuple(H100)}), folder, folder / "sm_90.json").results()))
+"""
+    root = str(pathlib.Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "['dropout']", done.stderr
+
+
 def test_launches_choose_from_what_it_wrote(tmp_path, monkeypatch):
     tuner(tmp_path, Model(by_warps(one_or_sixteen))).run(["softmax"])
     monkeypatch.setenv("GPULAYERS_CONFIGS", str(tmp_path))
@@ -376,9 +405,3 @@ def test_an_unknown_architecture_is_refused(capsys):
 def test_the_target_is_the_projects_table_unless_out_is_given(tmp_path):
     assert tune.target(90, tmp_path) == tmp_path / "sm_90.json"
     assert tune.target(90, None) == _tables.SHIPPED / "sm_90.json"
-
-
-@pytest.fixture(autouse=True)
-def every_launcher():
-    for family in cli.families():
-        importlib.import_module(f"gpulayers.kernels.triton.{family}")
