@@ -96,6 +96,7 @@ class Tuner:
         self.lab, self.device, self.target, self.until, self.clock = lab, device, target, until, clock
         self.screening, self.progress = screening, progress
         self.about = lab.about()
+        self._say: Callable[[str], None] = lambda text: None
         declare()  # the folder may hold results of other families
         self.known = Known(folder, self.about)
 
@@ -105,7 +106,7 @@ class Tuner:
         todo = [name for name in asked if not self.known.of(name)["result"]]
         with tqdm(todo, unit="choice", disable=not self.progress, file=sys.stderr) as bar:
             for name in bar:
-                bar.set_postfix_str(f"{name}, {len(asked[name])} shapes")
+                self._say = bar.set_postfix_str
                 try:
                     self._tune(name, asked[name])
                 except OutOfTime:
@@ -200,7 +201,8 @@ class Tuner:
             jobs += [(use, choice.name, c) for c in plan if entry_text(c) not in there]
 
         def compiled() -> Iterator[tuple[Use, Any, Screened]]:
-            for (use, _, candidate), found in self.screening(jobs, self.device.arch):
+            for count, ((use, _, candidate), found) in enumerate(self.screening(jobs, self.device.arch), 1):
+                self._say(f"{choice.name}: {count} of {len(jobs)} compiled")
                 yield use, candidate, found
                 self._time_left()
 
@@ -229,15 +231,13 @@ class Tuner:
             if _search.taken(choice, candidate, keys) == same:
                 continue
             self._time_left()
+            self._say(f"{name}: {text} on {use.text}")
             if not self.known.trying(name, use, text):
                 self.known.drop(name, candidate, f"the process died of it, on {use.text}")
                 continue
             try:
-                if now is None:
-                    if wrong := self.lab.check(use):
-                        self.known.note(name, "unusable", use, f"the present table's results are wrong: {wrong}")
-                        return
-                    now = self.lab.capture(use)
+                if now is None and (now := self._present(name, use)) is None:
+                    return
                 with _configs.forced(name, candidate):
                     if wrong := self.lab.check(use):
                         self.known.drop(name, candidate, f"{use.text}: {wrong}")
@@ -248,6 +248,18 @@ class Tuner:
                 self._failed(name, use, candidate, error)
                 continue
             self.known.note_entry(name, "ratios", use, candidate, ratio)
+
+    def _present(self, name: str, use: Use) -> Callable[[], float] | None:
+        """The use made ready with the present table; None, and kept why, if that is wrong or fails itself."""
+        try:
+            if not (wrong := self.lab.check(use)):
+                return self.lab.capture(use)
+        except Exception as error:
+            if not self.lab.alive():
+                raise
+            wrong = f"{type(error).__name__}: {error}"[:300]
+        self.known.note(name, "unusable", use, f"with the present table: {wrong}")
+        return None
 
     def _failed(self, name: str, use: Use, candidate: Any, error: Exception) -> None:
         """Keep why a candidate has no time; raises DeviceDied if that was the end."""
@@ -260,7 +272,8 @@ class Tuner:
     ) -> dict[Use, dict[Any, float]]:
         """Use → candidate → ratio, those that take the same there included, those that were dropped left out."""
         known = self.known.of(choice.name)
-        sound = [c for c in every if entry_text(c) not in known["dropped"]]
+        timed = {text for there in known["ratios"].values() for text in there} - set(known["dropped"])
+        sound = [c for c in every if entry_text(c) in timed or c in map(_search.bare, present)]
         found: dict[Use, dict[Any, float]] = {}
         for use, keys in usable.items():
             there = known["ratios"].get(use_text(use), {})
