@@ -206,7 +206,10 @@ def _best_of_run(by_length: Mapping[int, list], run: Sequence[int]) -> tuple[flo
 
 
 def _entries(choice: Choice, present: tuple, lengths: Sequence[int], cut: Sequence[tuple[int, Row]]) -> tuple:
-    """Each run's candidate up to the power of two that its last length fills; what was not measured stays as it is."""
+    """Each run's candidate up to the power of two that its last length fills.
+
+    A length between two runs takes the longer one's; rows longer than all that was measured stay as they are.
+    """
     entries: list[Row] = []
     for end, candidate in cut:
         last, after = lengths[end - 1], lengths[end] if end < len(lengths) else None

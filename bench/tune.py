@@ -242,8 +242,7 @@ class Tuner:
                     if wrong := self.lab.check(use):
                         self.known.drop(name, candidate, f"{use.text}: {wrong}")
                         continue
-                    replay = self.lab.capture(use)
-                ratio = _in_turns(replay, now)
+                    ratio = _in_turns(self.lab.capture(use), now)
             except Exception as error:
                 self._failed(name, use, candidate, error)
                 continue
