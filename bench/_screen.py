@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from gpulayers.bench._search import Screened
@@ -41,15 +43,40 @@ def screen(job: Job, arch: int) -> Screened:
 
 
 def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
-    """Each job's result as it comes, from as many processes as there are processors."""
-    if not jobs:
-        return
-    workers = min(os.cpu_count() or 1, len(jobs))
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has used CUDA cannot
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    """Each job's result as it comes, from as many processes as there are processors.
+
+    Who stops listening ends them. Where the compiler takes its process with it, the jobs that are left run one by one.
+    """
+    lost: list[Job] = []
+    with _pool(min(os.cpu_count() or 1, len(jobs)) or 1) as pool:
         futures = {pool.submit(screen, job, arch): job for job in jobs}
-        try:
-            for done in concurrent.futures.as_completed(futures):
-                yield futures[done], done.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for done in concurrent.futures.as_completed(futures):
+            try:
+                found = done.result()
+            except BrokenProcessPool:
+                lost.append(futures[done])
+                continue
+            yield futures[done], found
+    while lost:
+        with _pool(1) as pool:
+            for job, future in [(job, pool.submit(screen, job, arch)) for job in lost]:
+                lost = lost[1:]
+                try:
+                    found = future.result()
+                except BrokenProcessPool:
+                    yield job, Screened("the compiler's process died of it", 0.0, False)
+                    break
+                yield job, found
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used CUDA cannot
+    before = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:  # a compilation may last half a minute
+            process.terminate()

@@ -162,10 +162,22 @@ def test_screening_reads_the_machine_code(candidate, fault):
 
 def test_what_does_not_compile_speaks_against_its_candidate_alone():
     use = next(iter(uses(["linear"], H100)["matmul.half_tma"]))
-    job = (use, "matmul.half_tma", Tile(256, 256, 256, 8, 8))
-    ((screened, found),) = _screen.screened([job], 90)  # by another process
-    assert screened == job
+    found = _screen.screen((use, "matmul.half_tma", Tile(256, 256, 256, 8, 8)), 90)
     assert "ValueError: matmul.half_tma: none of its configurations fits" in found.fault
+
+
+class Crash:
+    """Ends the process that unpickles it, as a compiler may that runs into a signal."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_compiler_that_takes_its_process_with_it_speaks_against_its_candidate_alone():
+    use, crash, large = next(iter(uses(["linear"], H100)["matmul.half_tma"])), Crash(), Tile(256, 256, 256, 8, 8)
+    found = dict(_screen.screened([(use, "matmul.half_tma", c) for c in (crash, large)], 90))
+    assert found[use, "matmul.half_tma", crash].fault == "the compiler's process died of it"
+    assert "none of its configurations fits" in found[use, "matmul.half_tma", large].fault
 
 
 # --- what the measured make ------------------------------------------------------------------------------------------
