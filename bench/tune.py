@@ -30,7 +30,7 @@ from gpulayers._table import table
 
 ROUNDS = 5
 """Turns of a candidate and of the present table that are kept; one before them warms up."""
-MOST = {_configs.Row: 12, _configs.Tile: 10}
+MOST = {_configs.Row: 12, _configs.Tile: len(_search.SHAPES)}
 """Candidates of a choice that are timed on a shape, besides the present ones."""
 MOST_USES = 12
 """Shapes that candidates are timed on; the table that comes of it is timed on all."""
