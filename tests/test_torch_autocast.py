@@ -133,6 +133,8 @@ ON_CUDA = {
 def test_rules_for_cuda():
     found = {name: rule.get("cuda") if isinstance(rule, dict) else rule for name, rule in RULES.items()}
     named = {name: rule for rule, names in ON_CUDA.items() for name in names}
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA"):  # torch 2.11
+        del named["rms_norm"]
     assert found == {name: named.get(name) for name in RULES}
 
 

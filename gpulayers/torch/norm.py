@@ -65,8 +65,13 @@ _layer_norm = TorchOp(
     buffers=("mean", "rstd"),
     cast=_autocast.ON_CUDA,
 )
+_has_rule = torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA")  # not in torch 2.11
 _rms_norm = TorchOp(
-    ops.rms_norm, _rms_norm_twin, "SymInt[] normalized_shape, float? eps", buffers=("rstd",), cast=_autocast.ON_CUDA
+    ops.rms_norm,
+    _rms_norm_twin,
+    "SymInt[] normalized_shape, float? eps",
+    buffers=("rstd",),
+    cast=_autocast.ON_CUDA if _has_rule else None,
 )
 _batch_norm = TorchOp(
     ops.batch_norm,
