@@ -433,6 +433,8 @@ def command(only: Sequence[str], minutes: float, out: Path | None, arch: str | N
         raise ValueError(
             f"--arch: a table is measured where it is used, and this GPU is sm_{device.arch}; got {arch!r}"
         )
+    if device.arch not in _tables.KNOWN:
+        raise ValueError(f"tune: candidates are screened for {', '.join(names)}; this GPU is sm_{device.arch}")
     until = time.monotonic() + 60 * minutes
     print(in_use(device.arch))
     folder = out or Path("tune-results")
