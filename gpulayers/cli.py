@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | check | train | bench."""
+"""The command line: gpulayers info | explain | check | train | bench | tune."""
 
 from __future__ import annotations
 
@@ -78,6 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=train)
 
+    _lab(commands)
+
+    options = parser.parse_args(argv)
+    try:
+        return options.run(options)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, AssertionError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"gpulayers: {text}", file=sys.stderr)
+        return 1
+
+
+def _lab(commands: Any) -> None:
+    """The commands that measure kernels."""
     p = commands.add_parser("bench", help="measure: kernels on a GPU against others, or what a CPU can measure")
     p.add_argument("family", nargs="*", help="only these families of ops")
     p.add_argument(
@@ -97,13 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seconds", type=float, default=1.0, help="for each case and provider, with --cpu")
     p.set_defaults(run=bench)
 
-    options = parser.parse_args(argv)
-    try:
-        return options.run(options)
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError, AssertionError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"gpulayers: {text}", file=sys.stderr)
-        return 1
+    p = commands.add_parser("tune", help="search the kernels' configurations on this GPU; writes the tables of them")
+    p.add_argument("family", nargs="*", help="only what these families' declared shapes ask for")
+    p.add_argument("--minutes", type=float, default=float("inf"), help="time limit; the same command goes on")
+    p.add_argument("--out", type=pathlib.Path, help="folder to write to, in place of the project's own table")
+    p.add_argument("--arch", help="sm_80, …: say which table is in use there (default: this GPU's, which is tuned)")
+    p.set_defaults(run=tune)
 
 
 def info(options: Any) -> int:
@@ -238,6 +250,17 @@ def bench(options: Any) -> int:
     from gpulayers.bench import run
 
     return run.bench(options)
+
+
+def tune(options: Any) -> int:
+    """Search configurations on this GPU; without one, say which table is in use."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            'tune: it times Triton kernels, and Triton is not installed (pip install "gpulayers[torch]")'
+        )
+    from gpulayers.bench import tune
+
+    return tune.command(options.family, options.minutes, options.out, options.arch)
 
 
 if __name__ == "__main__":
