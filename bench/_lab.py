@@ -76,23 +76,27 @@ def run(
 ) -> int:
     """Measure what the store does not have yet; the exit status.
 
-    until: of ``clock``; a task begins only if one as long as the longest so far would end by then. only: names of
-    providers. Raises what limits raise where the device does not work at all.
+    until: of ``clock``; a task begins only if one as long as the longest so far of its speed would end by then. only: names
+    of providers. Raises ValueError for a name that nobody has, and what limits raise where the device does not work at all.
     """
+    names = dict.fromkeys(p.name for t in tasks for p in providers(t.case, on))
+    if unknown := [name for name in only if name not in names]:
+        raise ValueError(f"providers: the rule is some of {', '.join(names)}; got {', '.join(unknown)}")
     todo = [t for t in tasks if _missing(t, store, on, only)]
-    process = store.begin(on.about(), limits := on.limits())
-    longest = 0.0
+    limits = on.limits()
+    process = store.begin(on.about(), limits)  # with the clocks of a device that is warm
+    longest = {False: 0.0, True: 0.0}
     with _stopped_cleanly(store), tqdm(todo, unit="case", disable=not progress, file=sys.stderr) as bar:
         for task in bar:
             begin = clock()
-            if begin >= until or begin + longest > until:
+            if begin >= until or begin + longest[task.slow] > until:
                 bar.write(f"out of time: {len(todo) - bar.n} of {len(todo)} were not measured; --resume goes on")
                 break
             bar.set_postfix_str(f"{task.case.op.name}, {task.case.name}, {task.dtype}")
             m = Measurement(task.family, task.case, task.dtype, on, limits, process)
             if not _measured(task, m, store, only, rounds):
                 return DIED
-            longest = max(longest, clock() - begin)
+            longest[task.slow] = max(longest[task.slow], clock() - begin)
     return FAILED if any(map(failed, store.results["rows"])) else DONE
 
 

@@ -263,6 +263,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     """`gpulayers bench --device cpu`, from arguments to files; and what it says of wrong ones."""
     small = Case(softmax.softmax, "small", ((4, 8),), {}, lambda x: torch.softmax(x, -1))
     monkeypatch.setattr("gpulayers.bench.softmax.cases", lambda: [*sweep("n", [(8, small)]), small])
+    monkeypatch.setattr("gpulayers.bench._device._SQUARE", 64)
     monkeypatch.setattr("gpulayers.bench.run.device", lambda name: Cpu(turn=0.0, settle=0.0, large=1 << 16))
     options = ["--device", "cpu", "--dtypes", "float32", "--providers", "numpy", "torch", "--out", str(tmp_path)]
     assert cli.main(["bench", "softmax", *options]) == 0

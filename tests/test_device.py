@@ -9,7 +9,8 @@ from gpulayers.bench import _device
 from gpulayers.bench._device import Cpu, Cuda
 
 
-def test_limits_of_a_cpu():
+def test_limits_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(_device, "_SQUARE", 64)
     found = Cpu(large=1 << 20).limits()
     assert found["read"] >= found["copy"] > 1e8 and found["bfloat16"] >= found["float32"] > 1e8
     assert set(found) == {"copy", "read", "float32", "bfloat16", "float16", "tf32"}

@@ -325,6 +325,13 @@ def test_the_slow_take_turns_with_the_others(tmp_path, monkeypatch):
     assert one(store, provider="numpy", direction="both")["us"] != before
 
 
+def test_unknown_providers_are_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"providers: the rule is some of numpy, definition, torch, torch\.compile; got cudnn"
+    ):
+        run(tmp_path, CASES[:1], only=("numpy", "cudnn"))
+
+
 # --- deaths ----------------------------------------------------------------------------------------------------------
 
 
