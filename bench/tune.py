@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from gpulayers.bench import _screen, _search
+from gpulayers.bench._device import Device, device
+from gpulayers.bench._harness import Timer
 from gpulayers.bench._search import Screened
+from gpulayers.bench._tables import show
 from gpulayers.bench._tuning import Known, entry_text, use_text
 from gpulayers.bench._uses import Use, declare, precision, uses
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from tqdm.auto import tqdm
 
 from gpulayers import arrays
-from gpulayers._table import table
 
 ROUNDS = 5
 """Turns of a candidate and of the present table that are kept; one before them warms up."""
@@ -343,17 +345,18 @@ def in_use(arch: int) -> str:
     return text + (f"; {len(found.measured)} of them measured since" if found.measured else "")
 
 
-def summary(results: dict[str, Result], known: Known) -> str:
+def show_summary(results: dict[str, Result], known: Known) -> None:
     """What was decided, before and after, as a table; then what was dropped, and why."""
     rows = []
     for name, r in results.items():
         after = "stays" if r.after == r.before else _short(r.after)
         rows.append([name, r.uses, _short(r.before), after, f"{r.gain:.3f}"])
-    lines = [table(["choice", "shapes", "before", "after", "gain"], rows)]
+    show(["choice", "shapes", "before", "after", "gain"], rows)
     for name, there in known.data["choices"].items():
-        lines += [f"dropped  {name} {entry}: {why}" for entry, why in there["dropped"].items()]
-        lines += [f"not used {name} {use}: {why}" for use, why in there["unusable"].items()]
-    return "\n".join(lines)
+        for entry, why in there["dropped"].items():
+            print(f"dropped  {name} {entry}: {why}")
+        for use, why in there["unusable"].items():
+            print(f"not used {name} {use}: {why}")
 
 
 def _short(entries: Sequence[Any]) -> str:
@@ -374,14 +377,12 @@ def target(arch: int, out: Path | None) -> Path:
 class Harness(Lab):
     """The lab's own harness: what is timed is right within the derived bound, and rotates through cold caches.
 
-    on: its device; by default the GPU. backend: whose kernels choose.
+    on: its device. backend: whose kernels choose.
     """
 
-    def __init__(self, on: Any = None, backend: str = "triton"):
-        from gpulayers.bench._device import device
-
-        self.on, self.backend = on or device("cuda"), backend
-        self._timer: tuple[str, Any] = "", None
+    def __init__(self, on: Device, backend: str = "triton"):
+        self.on, self.backend = on, backend
+        self._timers: dict[str, Timer] = {}
 
     def about(self) -> dict[str, Any]:
         import triton
@@ -389,23 +390,20 @@ class Harness(Lab):
         found = self.on.about()
         return {"gpu": found["device"], "driver": str(found.get("driver", "unknown")), "triton": triton.__version__}
 
-    def _ready(self, use: Use) -> tuple[Any, Any]:
-        """(timer, dtype). What a timer knows of a case holds for one setting of TF32."""
-        from gpulayers.bench._harness import Timer
-
-        if self._timer[0] != use.dtype:
-            self._timer = use.dtype, Timer(self.on)
-        return self._timer[1], use.numbers
+    def _timer(self, use: Use) -> Timer:
+        """One at a time, for its memory, and one for each dtype: what it knows of a case holds for one setting of TF32."""
+        if use.dtype not in self._timers:
+            self._timers.clear()
+            self._timers[use.dtype] = Timer(self.on)
+        return self._timers[use.dtype]
 
     def check(self, use: Use) -> str | None:
         with precision(use.dtype):
-            timer, dtype = self._ready(use)
-            return timer.check(use.case, dtype, self.backend)
+            return self._timer(use).check(use.case, use.numbers, self.backend)
 
     def capture(self, use: Use) -> Callable[[], float]:
         with precision(use.dtype):
-            timer, dtype = self._ready(use)
-            captured = timer.capture(use.case, dtype, use.direction, self.backend)
+            captured = self._timer(use).capture(use.case, use.numbers, use.direction, self.backend)
 
         def replay() -> float:
             with self.on.entered():
@@ -428,18 +426,16 @@ def command(only: Sequence[str], minutes: float, out: Path | None, arch: str | N
         for name in [arch] if arch else names:
             print(in_use(int(name[3:])))
         raise RuntimeError("gpulayers tune times kernels on a GPU, and torch sees none here")
-    device = _tile.real_device(torch.cuda.current_device())
-    if arch not in (None, f"sm_{device.arch}"):
-        raise ValueError(
-            f"--arch: a table is measured where it is used, and this GPU is sm_{device.arch}; got {arch!r}"
-        )
-    if device.arch not in _tables.KNOWN:
-        raise ValueError(f"tune: candidates are screened for {', '.join(names)}; this GPU is sm_{device.arch}")
+    gpu = _tile.real_device(torch.cuda.current_device())
+    if arch not in (None, f"sm_{gpu.arch}"):
+        raise ValueError(f"--arch: a table is measured where it is used, and this GPU is sm_{gpu.arch}; got {arch!r}")
+    if gpu.arch not in _tables.KNOWN:
+        raise ValueError(f"tune: candidates are screened for {', '.join(names)}; this GPU is sm_{gpu.arch}")
     until = time.monotonic() + 60 * minutes
-    print(in_use(device.arch))
+    print(in_use(gpu.arch))
     folder = out or Path("tune-results")
-    tuner = Tuner(Harness(), device, folder, target(device.arch, out), until=until)
+    tuner = Tuner(Harness(device("cuda")), gpu, folder, target(gpu.arch, out), until=until)
     status = tuner.run(only)
-    print(summary(tuner.results(), tuner.known))
+    show_summary(tuner.results(), tuner.known)
     print(f"written: {tuner.target}; what was measured: {tuner.known.path}")
     return status

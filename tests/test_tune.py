@@ -11,13 +11,15 @@ import pytest
 
 pytest.importorskip("triton")
 
-from gpulayers.bench import _screen, _search, tune
+from gpulayers.bench import _screen, _search, conv, tune
+from gpulayers.bench._device import Cpu
 from gpulayers.bench._search import Screened
 from gpulayers.bench._uses import Use, chosen, declare, uses
+from gpulayers.kernels.numpy import softmax as numpy_softmax
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from gpulayers.kernels.triton._tables import Row, Tile
 
-from gpulayers import cli
+from gpulayers import cli, dispatch
 
 declare()
 H100 = _tile.Device(90, 132, 232448)
@@ -97,6 +99,14 @@ def test_uses_are_the_declared_shapes_that_ask():
     assert "conv2d.half" not in found
     with pytest.raises(ValueError, match=r"family: the rule is one of activation, .*; got 'soft'"):
         uses(["soft"], H100)
+
+
+def test_uses_lie_in_memory_as_their_cases_say():
+    """A channels-last convolution turns nothing; of its row-major twin, x is turned."""
+    found = uses(["conv"], H100)["nhwc"]
+    last = [c.name.removesuffix(", channels last") for c in conv.cases() if c.name.endswith(", channels last")]
+    names = {use.case.name for use in found if use.direction == "forward"}
+    assert last and not [name for name in names if name.endswith("channels last")] and names & set(last)
 
 
 def test_a_sample_has_the_smallest_the_largest_and_no_two_alike():
@@ -244,7 +254,7 @@ def test_tiles_are_the_best_list_under_the_launchers_rule():
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_finds_the_table_that_is_best(tmp_path):
+def test_it_finds_the_table_that_is_best(tmp_path, capsys):
     found = tuner(tmp_path, Model(by_warps(one_or_sixteen)))
     assert found.run(["softmax"]) == tune.DONE
     result = found.results()[SOFTMAX]
@@ -262,7 +272,8 @@ def test_it_finds_the_table_that_is_best(tmp_path):
         n: e for n, e in untouched.items() if n != SOFTMAX
     }
     assert written.measured["softmax_backward"]["gain"] == 1.0 and "linear" not in written.measured
-    shown = tune.summary(found.results(), found.known)
+    tune.show_summary(found.results(), found.known)
+    shown = capsys.readouterr().out
     assert "softmax_forward" in shown and "≤128: " in shown and "stays" in shown
     assert _tables.text(written) == (tmp_path / "sm_90.json").read_text()
 
@@ -296,7 +307,7 @@ def test_launches_choose_from_what_it_wrote(tmp_path, monkeypatch):
         _configs.reload()
 
 
-def test_a_wrong_candidate_is_dropped(tmp_path):
+def test_a_wrong_candidate_is_dropped(tmp_path, capsys):
     """It would be the fastest on rows of 32768; why it is not taken is kept."""
     lab = Model(by_warps(lambda n: 8), wrong={(1, 32768, 8)})
     found = tuner(tmp_path, lab)
@@ -308,7 +319,8 @@ def test_a_wrong_candidate_is_dropped(tmp_path):
         for c in dropped
     )
     assert found.results()[SOFTMAX].after[-1].warps == 16
-    assert "dropped  softmax_forward" in tune.summary(found.results(), found.known)
+    tune.show_summary(found.results(), found.known)
+    assert "dropped  softmax_forward" in capsys.readouterr().out
 
 
 def test_a_wrong_present_table_is_said_and_decides_nothing(tmp_path):
@@ -398,6 +410,20 @@ def test_a_folder_of_another_gpu_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"tune\.json holds what .*stand-in.* measured, and this is .*another"):
         tuner(tmp_path, Other(by_warps(one_or_sixteen)))
+
+
+def test_the_harness_checks_and_times_by_the_choices_that_hold(monkeypatch):
+    """On this CPU, whose NumPy kernel stands in for Triton's; a wrong one is told, with where it is wrong."""
+    harness = tune.Harness(Cpu(turn=0.0, settle=0.0, large=1 << 12), "numpy")
+    assert set(harness.about()) == set(ABOUT)
+    for direction in ("forward", "backward"):
+        use = Use("softmax", 0, "float32", direction)
+        assert harness.check(use) is None and harness.capture(use)() > 0 and harness.alive()
+    monkeypatch.setattr(numpy_softmax, "softmax_backward", lambda dys, saved, **options: (dys[0],))
+    dispatch._plans.clear()
+    assert "times the allowed error: gradient of x at" in harness.check(use)
+    monkeypatch.undo()
+    dispatch._plans.clear()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
