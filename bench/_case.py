@@ -7,14 +7,21 @@ follow from its rule; a case states its flops where arithmetic bounds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpulayers import arrays
 from gpulayers.arrays import FLOATS, Spec, float32
-from gpulayers.ops._op import Op
+from gpulayers.cli import families
+from gpulayers.ops._op import Op, Rule
+
+DIRECTIONS = ("forward", "backward", "both")
+"""backward: alone, from a recorded forward. both: forward that records, and backward."""
 
 
 class Labels(NamedTuple):
@@ -32,13 +39,48 @@ CHANNELS_LAST = (0, 2, 3, 1)
 ONE_ARCH = (90,)
 
 
+class Squares(NamedTuple):
+    """A float input without negative values."""
+
+    shape: tuple[int, ...]
+
+
+class Other(NamedTuple):
+    """Someone else's function for a case: a library's, or torch's own under a setting or in a memory format."""
+
+    call: Callable
+    """Takes tensors for the inputs, gives the output; torch's autograd differentiates it."""
+    package: str = "torch"
+    """Served where this package is installed."""
+    put: Callable[[Any], Any] | None = None
+    """A tensor as this function wants it in memory; not timed."""
+    context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    """Entered around all calls: a setting, a backend."""
+    directions: tuple[str, ...] = DIRECTIONS
+    in_place: bool = False
+    """It writes to its inputs, so it gets its own, and no CUDA graph."""
+
+
+class Traffic(NamedTuple):
+    """Bytes that a pass reads and writes at least: each array it needs, once."""
+
+    read: int
+    written: int
+    saved: int
+    """Read, too, by a backward that needs what the op's rule saves; another way may save less."""
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
 class Case(NamedTuple):
     op: Op
     name: str
     """The shape in a reader's words: "ResNet-50 3×3, 56²"."""
     shapes: tuple
-    """One for each input: a shape (random normal values), a list of shapes, a Spec (its dtype is fixed), Labels, Seeds,
-    or None."""
+    """One for each input: a shape (random normal values), a list of shapes, a Spec (its dtype is
+    fixed), Labels, Seeds, Squares, or None."""
     options: dict[str, Any] = {}
     torch: Callable | None = None
     """torch's function for the same call: takes tensors for the inputs, gives the output."""
@@ -51,6 +93,27 @@ class Case(NamedTuple):
     """The NumPy side may take at most this many times torch's CPU time; 1.5 times where a GEMM bounds it."""
     gemm: bool | None = None
     """Whether arithmetic bounds it rather than memory; None: it does where there are flops."""
+    saving: float = 1.0
+    """How many times fewer flops the cleverest algorithm takes (Winograd's): only below that is a reading impossible."""
+    others: dict[str, Other] = {}
+    """Further providers, by name."""
+    hardly_read: tuple[str, ...] = ()
+    """Inputs of which it needs a few elements only."""
+    put: Callable[[Any], Any] | None = None
+    """A tensor as every provider gets it in memory (channels-last); None: row-major."""
+    headline: bool = False
+    """Measured before all others."""
+    sweep: str = ""
+    """Of the cases that differ in size alone, what they are: "4,096 rows of growing length"."""
+    size: int = 0
+    """In a sweep, the size that grows."""
+    nearest: Callable[[Any, Any, Any], Any] | None = None
+    """nearest(got, of, x): of the results that some random draw gives, the one next to ``got`` (``of``: x or dy).
+
+    For ops that draw: others draw their own numbers, so they are held against this.
+    """
+    tf32: str = ""
+    """torch's setting that lets float32 use TF32 here: "cuda.matmul", "cudnn.conv"."""
 
     order: tuple[int, ...] | None = None
     """The memory order of arrays with four axes; None: row-major."""
@@ -61,57 +124,115 @@ class Case(NamedTuple):
     def by_gemm(self) -> bool:
         return bool(self.flops) if self.gemm is None else self.gemm
 
+    @property
+    def draws(self) -> bool:
+        """Whether its result depends on random numbers."""
+        return any(isinstance(s, Seeds) for s in self.shapes)
+
+    def _map(self, one: Callable[[Any], Any]) -> list:
+        """``one`` of each shape, in lists too; None stays."""
+
+        def each(s: Any) -> Any:
+            return None if s is None else [each(a) for a in s] if isinstance(s, list) else one(s)
+
+        return [each(s) for s in self.shapes]
+
     def specs(self, dtype: np.dtype = float32) -> tuple:
-        def one(s: Any) -> Any:
-            if s is None:
-                return None
-            if isinstance(s, Labels):
-                return Spec(s.shape, arrays.int64)
-            if isinstance(s, Seeds):
-                return Spec((2,), arrays.int64)
+        def one(s: Any) -> Spec:
+            if isinstance(s, Labels | Seeds):
+                return Spec(s.shape if isinstance(s, Labels) else (2,), arrays.int64)
             if isinstance(s, Spec):
                 return s
-            if isinstance(s, list):
-                return [one(a) for a in s]
-            return Spec(tuple(s), dtype, self.order if len(s) == 4 else None)
+            shape = s.shape if isinstance(s, Squares) else tuple(s)
+            return Spec(shape, dtype, self.order if len(shape) == 4 else None)
 
-        return tuple(map(one, self.shapes))
+        return tuple(self._map(one))
 
     def draw(self, random: np.random.Generator, dtype: np.dtype = float32) -> list:
-        """Fresh random inputs."""
+        """Fresh random NumPy arrays."""
 
-        def one(s: Any) -> Any:
-            if s is None:
-                return None
+        def one(s: Any) -> np.ndarray:
             if isinstance(s, Labels):
                 return random.integers(0, s.high, s.shape)
             if isinstance(s, Seeds):
                 return random.integers(0, 2**40, 2)
-            if isinstance(s, list):
-                return [one(a) for a in s]
             if isinstance(s, Spec):
                 return random.standard_normal(s.shape, dtype=np.float32).astype(s.dtype)
-            return random.standard_normal(s, dtype=np.float32).astype(dtype)
+            drawn = random.standard_normal(s.shape if isinstance(s, Squares) else s, dtype=np.float32).astype(dtype)
+            return drawn * drawn if isinstance(s, Squares) else drawn
 
-        return [one(s) for s in self.shapes]
+        return self._map(one)
+
+    def draw_tensors(self, generator: Any, dtype: np.dtype = float32) -> list:
+        """Fresh random tensors, drawn where the torch.Generator lives."""
+        import torch
+
+        where: dict[str, Any] = {"device": generator.device, "generator": generator}
+
+        def one(s: Any) -> Any:
+            if isinstance(s, Labels):
+                return torch.randint(0, s.high, s.shape, **where)
+            if isinstance(s, Seeds):
+                return torch.randint(0, 2**40, (2,), **where)
+            shape = s.shape if isinstance(s, Squares) else s
+            drawn = torch.randn(shape, dtype=arrays.to_torch_dtype(dtype), **where)
+            drawn = drawn * drawn if isinstance(s, Squares) else drawn
+            return drawn if self.put is None else self.put(drawn)
+
+        return self._map(one)
 
     def wanted(self) -> tuple[str, ...]:
+        """The inputs whose gradients are measured."""
         if self.needs is not None:
             return self.needs
         specs = dict(zip(self.op.inputs, self.specs()))
         return tuple(n for n in self.op.differentiable if (s := specs.get(n)) is not None and s.dtype in FLOATS)
 
-    def bytes(self, dtype: np.dtype = float32) -> tuple[int, int]:
-        """The fewest bytes forward and backward must move: each array they need read or written once."""
+    def directions(self) -> tuple[str, ...]:
+        return DIRECTIONS if self.wanted() else DIRECTIONS[:1]
+
+    def rule(self, dtype: np.dtype = float32) -> Rule:
+        """What the op's rule says of this call."""
         specs = self.specs(dtype)
-        needs = self.wanted()
         fixed = {k: v for k, v in (self.op.options | self.options).items() if k not in self.op.dynamic}
         padded = [*specs, *[None] * (len(self.op.inputs) - len(specs))]
-        rule = self.op.rule(*padded, needs=needs, **fixed)
-        outputs = sum(s.nbytes for s in rule.outputs.values())
-        updated = sum(
-            s.nbytes for n, s in zip(self.op.inputs, specs) if n in self.op.updates for s in arrays.lists([s])
-        )
-        forward = sum(s.nbytes for s in arrays.lists(specs)) + outputs + updated
-        grads = sum(s.nbytes for n, s in zip(self.op.inputs, specs) if s is not None and n in needs)
-        return forward, outputs + sum(s.nbytes for s in rule.saved.values()) + grads
+        return self.op.rule(*padded, needs=self.wanted(), **fixed)
+
+    def traffic(self, dtype: np.dtype = float32) -> dict[str, Traffic]:
+        """The fewest bytes of each direction."""
+        specs, needs, rule = dict(zip(self.op.inputs, self.specs(dtype))), self.wanted(), self.rule(dtype)
+
+        def size(found: Iterable[Any]) -> int:
+            return sum(s.nbytes for s in arrays.lists([*found]))
+
+        outputs = size(rule.outputs.values())
+        inputs = size(s for n, s in specs.items() if n not in self.hardly_read)
+        saved = size(s for n, s in rule.saved.items() if n not in self.hardly_read)
+        forward = Traffic(inputs, outputs + size(s for n, s in specs.items() if n in self.op.updates), 0)
+        backward = Traffic(outputs, size(specs[n] for n in needs), saved)
+        both = Traffic(*map(sum, zip(forward, backward)))
+        return dict(zip(DIRECTIONS, (forward, backward, both)))
+
+    def work(self) -> dict[str, int]:
+        """The flops of each direction."""
+        return {"forward": self.flops, "backward": 2 * self.flops, "both": 3 * self.flops}
+
+
+def sweep(name: str, cases: Sequence[tuple[int, Case]]) -> list[Case]:
+    """(size, case) as a sweep of this name, measured on a GPU alone."""
+    return [c._replace(name=f"{name}: {size}", cpu=False, sweep=name, size=size) for size, c in cases]
+
+
+def every_case(only: Sequence[str] = ()) -> Iterator[tuple[str, Case]]:
+    """(family, case) of the families asked for; of all, if none. Raises ValueError for an unknown family."""
+    for family in only:
+        if family not in families():
+            raise ValueError(f"family: the rule is one of {', '.join(families())}; got {family!r}")
+    for family in families():
+        if not only or family in only:
+            for case in importlib.import_module(f"gpulayers.bench.{family}").cases():
+                yield family, case
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

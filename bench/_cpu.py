@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gpulayers.bench._case import Case
+from gpulayers.bench._case import Case, every_case
+from gpulayers.bench._device import Cpu
+from gpulayers.bench._timing import quantiles, take_turns
 
 from gpulayers import arrays
-from gpulayers.cli import families
-
-
-def cases(only: list[str]) -> Iterator[tuple[str, Case]]:
-    """(family, case) of the families asked for (all, if none)."""
-    for family in families():
-        if not only or family in only:
-            for case in importlib.import_module(f"gpulayers.bench.{family}").cases():
-                yield family, case
-
-
-_SETTLE = 0.12
-"""Seconds of rest before a provider's turn: the threads of the one before spin for tens of milliseconds."""
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, tuple[float, float, float]]:
-    """(median, 20th, 80th percentile) of the seconds each call takes; providers take turns, reversed each time.
-
-    seconds: of calls for each provider, in at least three turns.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    spent, turns, order = dict.fromkeys(calls, 0.0), 0, list(calls)
-    while turns < 3 or min(spent.values()) < seconds:
-        for name in order:
-            call = calls[name]
-            time.sleep(_SETTLE)
-            call()  # its own threads awake again
-            begin = time.perf_counter()
-            while time.perf_counter() - begin < seconds / 4 or len(samples[name]) < 2 * turns + 2:
-                start = time.perf_counter()
-                call()
-                samples[name].append(time.perf_counter() - start)
-            spent[name] += time.perf_counter() - begin
-        order.reverse()
-        turns += 1
-    return {name: _quantiles(values) for name, values in samples.items()}
-
-
-def _quantiles(values: list[float]) -> tuple[float, float, float]:
-    low, high = (float(np.quantile(values, q)) for q in (0.2, 0.8))
-    return statistics.median(values), low, high
 
 
 def ours(case: Case, inputs: list[Any]) -> Callable[[], Any]:
@@ -107,28 +66,30 @@ def torchs(case: Case, inputs: list[Any]) -> Callable[[], Any]:
     return call
 
 
-def against_torch(only: list[str], seconds: float, progress: bool = True) -> list[dict[str, Any]]:
+def against_torch(
+    only: list[str], seconds: float, progress: bool = True, on: Cpu | None = None
+) -> list[dict[str, Any]]:
     """Forward and backward in float32 of every case small enough for a CPU, gpulayers and torch taking turns."""
     import torch
     from tqdm.auto import tqdm
 
     torch.set_num_threads(2)
-    random = np.random.default_rng(0)
+    random, on = np.random.default_rng(0), on or Cpu(turn=seconds / 4)
     rows = []
-    todo = [(f, c) for f, c in cases(only) if c.cpu and c.torch is not None]
+    todo = [(f, c) for f, c in every_case(only) if c.cpu and c.torch is not None]
     for family, case in tqdm(todo, disable=not progress, unit="case"):
         inputs = case.draw(random)
         copies = [[a.copy() for a in x] if isinstance(x, list) else None if x is None else x.copy() for x in inputs]
-        found = interleaved({"gpulayers": ours(case, inputs), "torch": torchs(case, copies)}, seconds)
-        (mine, low, high), (theirs, *_) = found["gpulayers"], found["torch"]
+        found = interleaved({"gpulayers": ours(case, inputs), "torch": torchs(case, copies)}, on, seconds)
+        mine, theirs = (found[name]["p50"] for name in ("gpulayers", "torch"))
         rows.append(
             {
                 "family": family,
                 "op": case.op.name,
                 "case": case.name,
                 "ms": mine * 1e3,
-                "p20": low * 1e3,
-                "p80": high * 1e3,
+                "p20": found["gpulayers"]["p20"] * 1e3,
+                "p80": found["gpulayers"]["p80"] * 1e3,
                 "torch_ms": theirs * 1e3,
                 "ratio": mine / theirs,
                 "most": 1.5 if case.by_gemm else case.most,
@@ -138,8 +99,10 @@ def against_torch(only: list[str], seconds: float, progress: bool = True) -> lis
     return rows
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / max(1, len(values)))
+def interleaved(calls: dict[str, Callable[[], Any]], on: Cpu, seconds: float) -> dict[str, dict[str, float]]:
+    """Quantiles of the seconds each call takes, over at least three turns and ``seconds`` of calls for each."""
+    replays = {name: on.capture(lambda _, c=call: c(), [None]).replay for name, call in calls.items()}  # type: ignore[misc]
+    return {name: quantiles(samples) for name, samples in take_turns(replays, 3, seconds).items()}
 
 
 def dispatch_cost() -> list[dict[str, Any]]:
@@ -157,9 +120,10 @@ def dispatch_cost() -> list[dict[str, Any]]:
                 "function": lambda f=plan.forward, o=plan.options, i=inputs: _many(lambda: f(*i, needs=(), **o)),
                 "dispatched": lambda op=op, i=inputs: _many(lambda: op(*i)),
             },
+            Cpu(turn=0.25),
             1.0,
         )
-        function, dispatched = (direct[k][1] / 2000 * 1e6 for k in ("function", "dispatched"))
+        function, dispatched = (direct[k]["p20"] / 2000 * 1e6 for k in ("function", "dispatched"))
         rows.append(
             {"op": op.name, "function_us": function, "dispatched_us": dispatched, "above_us": dispatched - function}
         )

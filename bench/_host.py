@@ -117,6 +117,19 @@ def _backward(module: nn.Module, x: Tensor, dy: Tensor) -> float:
     return statistics.median(samples)
 
 
+def yardstick() -> dict[str, float]:
+    """What this machine's Python takes, µs: an empty call of a function, and torch's relu of 64 numbers.
+
+    Costs of different machines can be compared as multiples of these.
+    """
+    torch.set_num_threads(1)
+    x = torch.ones(64)
+
+    def nothing() -> None: ...
+
+    return {"call_us": _time(nothing), "relu_us": _time(lambda: torch.nn.functional.relu(x))}
+
+
 def host_cost() -> list[dict[str, Any]]:
     """One row a layer: µs of forward without and with gradients, less the stub's own; backward against torch.nn's."""
     torch.set_num_threads(1)

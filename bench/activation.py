@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops import activation as ops
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case, Seeds
+from ._case import CHANNELS_LAST, ONE_ARCH, Case, Seeds, sweep
 
 _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.relu, {}, F.relu, 8.0),
@@ -38,23 +39,37 @@ _ALL: list[tuple[Any, dict, Callable, float]] = [
 ]
 
 
+def _rrelu(x: Any, seed: Any) -> Any:
+    return F.rrelu(x, training=True)
+
+
+def _nearest_rrelu(got: Any, of: Any, x: Any) -> Any:
+    """Below 0 any slope in [1/8, 1/3] may have been drawn."""
+    low, high = torch.minimum(of / 8, of / 3), torch.maximum(of / 8, of / 3)
+    return torch.where(x < 0, got.clamp(low, high), of)
+
+
 def cases() -> list[Case]:
     found = []
     for op, options, theirs, most in _ALL:
         name = " ".join(["GPT-2 MLP 2048×3072", *map(str, options.values())])
         found.append(Case(op, name, ((2048, 3072),), options, theirs, most=most))
+        if op is not ops.gelu:
+            large = Case(op, "Llama-3 8B MLP 8192×14336", ((8192, 14336),), options, theirs, cpu=False)
+            found.append(large._replace(headline=op is ops.silu))
     for op, theirs in ((ops.relu, F.relu), (ops.silu, F.silu)):
         found.append(Case(op, "small 64×256", ((64, 256),), {}, theirs))
         found.append(Case(op, "ResNet-50 stage 1, 64×256×56²", ((64, 256, 56, 56),), {}, theirs, cpu=False))
-        found.append(Case(op, "Llama-3 8B MLP 8192×14336", ((8192, 14336),), {}, theirs, cpu=False))
+    for options, theirs in (({}, F.gelu), ({"approximate": "tanh"}, partial(F.gelu, approximate="tanh"))):
+        name = " ".join(["GPT-3 13B MLP 8192×20480", *options.values()])
+        found.append(Case(ops.gelu, name, ((8192, 20480),), options, theirs, cpu=False, headline=not options))
+    found += sweep("elements", [(n, Case(ops.silu, "", ((n,),), {}, F.silu)) for n in (2**k for k in range(12, 29, 4))])
     rrelu = {"training": True}
     for name, shape, cpu in (("GPT-2 MLP", (2048, 3072), True), ("large", (8192, 14336), False)):
         size = "×".join(map(str, shape))
         drawn = (shape, Seeds())
         found.append(Case(ops.prelu, f"{name} {size}, one weight", (shape, (1,)), {}, F.prelu, cpu=cpu))
-        found.append(
-            Case(ops.rrelu, f"{name} {size}", drawn, rrelu, lambda x, seed: F.rrelu(x, training=True), cpu=cpu)
-        )
+        found.append(Case(ops.rrelu, f"{name} {size}", drawn, rrelu, _rrelu, cpu=cpu, nearest=_nearest_rrelu))
         found.append(Case(ops.glu, f"{name} {size}", (shape,), {}, F.glu, cpu=cpu))
     image = (8, 64, 56, 56)
     found.append(Case(ops.prelu, "ResNet-sized 8×64×56²", (image, (64,)), {}, F.prelu))
@@ -63,10 +78,10 @@ def cases() -> list[Case]:
 
 
 def audits() -> list[Case]:
-    """The activations with most temporaries everywhere, the rest (the same code but for the value) for one."""
-    rows, image, one = ((4096, 8192),), (64, 256, 56, 56), {"archs": ONE_ARCH}
-    found = [Case(op, "rows", rows, options) for op, options, *_ in _ALL if op in (ops.gelu, ops.softplus)]
-    found += [Case(op, "rows", rows, options, **one) for op, options, *_ in _ALL if op not in (ops.gelu, ops.softplus)]
+    """The activation with most temporaries everywhere, the rest (the same code but for the value) for one."""
+    rows, image = ((4096, 8192),), (64, 256, 56, 56)
+    one: dict[str, Any] = {"archs": ONE_ARCH}
+    found = [Case(op, "rows", rows, options, **({} if op is ops.softplus else one)) for op, options, *_ in _ALL]
     last: dict[str, Any] = {"order": CHANNELS_LAST, **one}
     return [
         *found,

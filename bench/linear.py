@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.linear import linear
 
-from ._case import ONE_ARCH, Case
+from ._case import ONE_ARCH, Case, sweep
 
 
 def _case(name: str, m: int, k: int, n: int, *, bias: bool = True, cpu: bool = False, activation: Any = None) -> Case:
@@ -20,7 +20,8 @@ def _case(name: str, m: int, k: int, n: int, *, bias: bool = True, cpu: bool = F
 
     shapes = ((m, k), (n, k), (n,) if bias else None)
     options = {"activation": activation} if activation else {}
-    return Case(linear, f"{name} {m}×{k}→{n}", shapes, options, theirs, flops=2 * m * n * k, cpu=cpu, most=1.5)
+    flops = 2 * m * n * k
+    return Case(linear, f"{name} {m}×{k}→{n}", shapes, options, theirs, flops, cpu, most=1.5, tf32="cuda.matmul")
 
 
 def cases() -> list[Case]:
@@ -30,10 +31,14 @@ def cases() -> list[Case]:
         _case("hidden", 256, 1024, 1024, cpu=True),
         _case("GPT-2 MLP", 512, 768, 3072, cpu=True, activation="gelu"),
         _case("GPT-2 MLP", 16384, 768, 3072, activation="gelu"),
+        _case("GPT-2 queries, keys, values", 16384, 768, 2304),
         _case("square", 8192, 8192, 8192, bias=False),
-        _case("Llama-3 8B up", 8192, 4096, 14336, bias=False),
+        _case("Llama-3 8B attention out", 8192, 4096, 4096, bias=False),
+        _case("Llama-3 8B up", 8192, 4096, 14336, bias=False)._replace(headline=True),
         _case("Llama-3 8B down", 8192, 14336, 4096, bias=False),
+        _case("Llama-3 8B vocabulary", 4096, 4096, 128256, bias=False),
         _case("Llama-3 8B decoding", 16, 4096, 14336, bias=False),
+        *sweep("square matrices", [(n, _case("", n, n, n, bias=False)) for n in (512, 1024, 2048, 4096, 8192)]),
     ]
 
 

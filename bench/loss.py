@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 
-from ._case import ONE_ARCH, Case, Labels
+from ._case import ONE_ARCH, Case, Labels, Other, sweep
 
 
 def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float = 0.0) -> Case:
@@ -18,12 +19,23 @@ def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float =
     labels = Labels((shape[0], *shape[2:]), shape[1])
     options = {"label_smoothing": smoothing} if smoothing else {}
     title = f"{name} {'×'.join(map(str, shape))}"
-    return Case(cross_entropy, title, (shape, labels), options, theirs, cpu=cpu, needs=("x",))
+    # Liger computes the gradient in the forward, in place of the logits.
+    liger = Other(partial(_liger, label_smoothing=smoothing), "liger_kernel", directions=("both",), in_place=True)
+    others = {"liger": liger} if len(shape) == 2 else {}
+    return Case(cross_entropy, title, (shape, labels), options, theirs, cpu=cpu, needs=("x",), others=others)
+
+
+def _liger(x: Any, target: Any, label_smoothing: float) -> Any:
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy(x, target, label_smoothing=label_smoothing)
 
 
 def _nll_loss(name: str, *shape: int, cpu: bool = False) -> Case:
     labels = Labels((shape[0], *shape[2:]), shape[1])
-    return Case(nll_loss, f"{name} {'×'.join(map(str, shape))}", (shape, labels), {}, F.nll_loss, cpu=cpu)
+    return Case(
+        nll_loss, f"{name} {'×'.join(map(str, shape))}", (shape, labels), {}, F.nll_loss, cpu=cpu, hardly_read=("x",)
+    )
 
 
 def cases() -> list[Case]:
@@ -32,7 +44,7 @@ def cases() -> list[Case]:
         _cross_entropy("ImageNet", 256, 1000, cpu=True, smoothing=0.1),
         _cross_entropy("GPT-2", 64, 50257, cpu=True),
         _cross_entropy("Llama-2 vocabulary", 8192, 32000),
-        _cross_entropy("Llama-3 vocabulary", 8192, 128256),
+        _cross_entropy("Llama-3 vocabulary", 8192, 128256)._replace(headline=True),
         _cross_entropy("segmentation", 16, 21, 512, 512),
         _nll_loss("ImageNet", 256, 1000, cpu=True),
         _nll_loss("small segmentation", 4, 21, 128, 128, cpu=True),
@@ -40,7 +52,8 @@ def cases() -> list[Case]:
         _nll_loss("segmentation", 16, 21, 512, 512),
         Case(mse, "small 64×10", ((64, 10), (64, 10)), {}, F.mse_loss, needs=("x",)),
         Case(mse, "autoencoder 256×3×32²", ((256, 3, 32, 32),) * 2, {}, F.mse_loss, needs=("x",)),
-        Case(mse, "8192×8192", ((8192, 8192),) * 2, {}, F.mse_loss, cpu=False, needs=("x",)),
+        Case(mse, "8192×8192", ((8192, 8192),) * 2, {}, F.mse_loss, cpu=False, needs=("x",), headline=True),
+        *sweep("classes, 4,096 rows", [(n, _cross_entropy("", 4096, n)) for n in (1024, 4096, 16384, 32768, 131072)]),
     ]
 
 

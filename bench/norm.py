@@ -10,21 +10,36 @@ import torch.nn.functional as F
 from gpulayers.arrays import Spec, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case
+from ._case import CHANNELS_LAST, ONE_ARCH, Case, Other, sweep
+
+_LENGTHS = 256, 1024, 4096, 16384, 65536
 
 
 def _layer_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
     def theirs(x: Any, weight: Any, bias: Any) -> Any:
         return F.layer_norm(x, (n,), weight, bias)
 
-    return Case(layer_norm, f"{name} {m}×{n}", ((m, n), (n,), (n,)), {"normalized_shape": (n,)}, theirs, cpu=cpu)
+    def liger(x: Any, weight: Any, bias: Any) -> Any:
+        from liger_kernel.transformers.functional import liger_layer_norm
+
+        return liger_layer_norm(x, weight, bias, 1e-5)
+
+    shapes, options, others = ((m, n), (n,), (n,)), {"normalized_shape": (n,)}, {"liger": Other(liger, "liger_kernel")}
+    return Case(layer_norm, f"{name} {m}×{n}", shapes, options, theirs, cpu=cpu, others=others)
 
 
 def _rms_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
     def theirs(x: Any, weight: Any) -> Any:
-        return F.rms_norm(x, (n,), weight)
+        return F.rms_norm(x, (n,), weight, eps)
 
-    return Case(rms_norm, f"{name} {m}×{n}", ((m, n), (n,)), {"normalized_shape": (n,)}, theirs, cpu=cpu)
+    def liger(x: Any, weight: Any) -> Any:
+        from liger_kernel.transformers.functional import liger_rms_norm
+
+        return liger_rms_norm(x, weight, eps, casting_mode="gemma", in_place=False)  # all in float32, dy left as it is
+
+    eps, others = 1e-6, {"liger": Other(liger, "liger_kernel")}
+    options = {"normalized_shape": (n,), "eps": eps}
+    return Case(rms_norm, f"{name} {m}×{n}", ((m, n), (n,)), options, theirs, cpu=cpu, others=others)
 
 
 def _batch_norm(name: str, *shape: int, cpu: bool = False) -> Case:
@@ -42,18 +57,21 @@ def cases() -> list[Case]:
         _layer_norm("small", 64, 256, cpu=True),
         _layer_norm("GPT-2", 2048, 1024, cpu=True),
         _layer_norm("ViT-L", 50432, 1024),
-        _layer_norm("GPT-3 13B", 8192, 5120),
+        _layer_norm("GPT-3 13B", 8192, 5120)._replace(headline=True),
         _layer_norm("wide", 4096, 65536),
         _layer_norm("few long rows", 16, 4194304),
         _rms_norm("small", 64, 256, cpu=True),
         _rms_norm("TinyLlama", 1024, 2048, cpu=True),
-        _rms_norm("Llama-3 8B", 8192, 4096),
+        _rms_norm("Llama-3 8B", 8192, 4096)._replace(headline=True),
         _rms_norm("Llama-3 70B", 8192, 8192),
         _rms_norm("Qwen-3 heads", 262144, 128),
         _batch_norm("classifier", 256, 512, cpu=True),
         _batch_norm("ResNet-18 stage 3", 16, 256, 14, 14, cpu=True),
-        _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56),
+        _batch_norm("ResNet-50 stem", 128, 64, 112, 112),
+        _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56)._replace(headline=True),
         _batch_norm("ResNet-50 stage 4", 128, 2048, 7, 7),
+        *sweep("row length, 4,096 rows", [(n, _layer_norm("", 4096, n)) for n in _LENGTHS]),
+        *sweep("row length, 4,096 rows", [(n, _rms_norm("", 4096, n)) for n in _LENGTHS]),
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from gpulayers.arrays import Spec, float32
 from gpulayers.ops import optim as ops
 
-from ._case import ONE_ARCH, Case
+from ._case import ONE_ARCH, Case, Squares
 
 
 def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -18,7 +18,7 @@ def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ..
 
 
 def _adamw(params: Any, grads: Any, m: Any, v: Any) -> None:
-    steps = [torch.ones((), device=p.device) for p in params]
+    steps = [torch.zeros((), device=p.device) for p in params]  # torch counts up first
     torch.optim._functional.adamw(
         params, grads, m, v, [], steps, foreach=not params[0].is_cuda, fused=params[0].is_cuda or None,
         amsgrad=False, beta1=0.9, beta2=0.999, lr=1e-3, weight_decay=1e-2, eps=1e-8, maximize=False,
@@ -40,7 +40,9 @@ def cases() -> list[Case]:
         ("GPT-2, 124M", _transformer(768, 12, 50257), False),
         ("539M", _transformer(1536, 16, 50257), False),
     ):
-        found.append(Case(ops.adamw_update, name, (shapes,) * 4, {}, _adamw, cpu=cpu))
+        squares, headline = [Squares(s) for s in shapes], name.startswith("GPT-2")
+        adamw = (shapes, shapes, shapes, squares)
+        found.append(Case(ops.adamw_update, name, adamw, {}, _adamw, cpu=cpu, headline=headline))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
 from gpulayers.ops.padding import pad2d
@@ -10,11 +11,13 @@ from ._case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _case(name: str, n: int, c: int, size: int, pad: int, mode: str, cpu: bool) -> Case:
-    def theirs(x):
+    def theirs(x: torch.Tensor) -> torch.Tensor:
         return F.pad(x, (pad, pad, pad, pad), mode)
 
     options = {"padding": pad, "mode": mode}
-    return Case(pad2d, f"{name}, {n}×{c}×{size}²", ((n, c, size, size),), options, theirs, cpu=cpu)
+    headline = mode == "reflect" and pad == 1 and not cpu
+    title = f"{name}, {n}×{c}×{size}²"
+    return Case(pad2d, title, ((n, c, size, size),), options, theirs, cpu=cpu, headline=headline)
 
 
 def cases() -> list[Case]:

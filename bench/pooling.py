@@ -16,7 +16,9 @@ def _cases(n: int, cpu: bool) -> list[Case]:
         def reference(x):
             return theirs(x, **options)
 
-        return Case(op, f"{name}, {n}×{c}×{size}²", ((n, c, size, size),), options, reference, cpu=cpu)
+        headline = name in ("ResNet-50 3×3/2", "DenseNet 2×2") and not cpu
+        title = f"{name}, {n}×{c}×{size}²"
+        return Case(op, title, ((n, c, size, size),), options, reference, cpu=cpu, headline=headline)
 
     def adaptive(name: str, c: int, size: int, output_size: int) -> Case:
         return case(adaptive_avg_pool2d, name, F.adaptive_avg_pool2d, c, size, output_size=output_size)

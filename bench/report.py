@@ -1,19 +1,37 @@
-"""Writes the README's figures from bench/results: ``python bench/report.py``."""
+"""Writes the README's figures from bench/results: ``python bench/report.py [--add FOLDER]``.
+
+--add: take the results that ``gpulayers bench --gpu --out FOLDER`` wrote into ``bench/results/<gpu>/``, and draw them. Why a
+kernel stays below its limit stands beside them, by hand, in ``reasons.json``: {"op" or "op: case": "the reason"}.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file, from a bare checkout
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench._cpu import geometric_mean  # noqa: E402
+from gpulayers.bench import _plots  # noqa: E402
+from gpulayers.bench._results import Results, Row, failed, load, slug, write_json  # noqa: E402
+from gpulayers.bench._tables import call  # noqa: E402
+from gpulayers.bench._timing import geometric_mean  # noqa: E402
 
-CPU = ROOT / "bench/results/cpu/cpu.json"
+RESULTS = ROOT / "bench/results"
+NONE = "No GPU figures exist yet: `gpulayers bench --gpu` makes them."
+LOW = 0.7
+"""A kernel below this share of its limit is listed, with the reason."""
+
+
+def blocks(results: pathlib.Path = RESULTS) -> dict[str, str]:
+    """What stands in the README, by mark."""
+    cpu = json.loads((results / "cpu/cpu.json").read_text())
+    return {"cpu": cpu_markdown(cpu), "gpu": gpu_markdown(results)}
 
 
 def cpu_markdown(results: dict[str, Any]) -> str:
@@ -26,7 +44,7 @@ def cpu_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {op} | {len(ratios)} | {geometric_mean(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} |")
     everything = [r for ratios in by_op.values() for r in ratios]
     gemm = [row["ratio"] for row in results["against_torch"] if row["gemm"]]
-    at, cost, host = results["machine"], results["import"], results["host"]
+    at, cost, host, python = (results[name] for name in ("machine", "import", "host", "python"))
     above = max(row["above_us"] for row in results["dispatch"])
     lines += [
         "",
@@ -36,8 +54,9 @@ def cpu_markdown(results: dict[str, Any]) -> str:
         f"above NumPy's. gpulayers.torch costs {_span(host, 'forward_us')} µs a forward above a stubbed launch, "
         f"{_span(host, 'with_grad_us')} µs with gradients (torch.nn's own layers, kernels included: "
         f"{_span(host, 'torch_forward_us')} µs), and at most {max(r['backward_ratio'] for r in host):.2f} times torch.nn's "
-        f"backward. Measured {at['date'][:10]} at {at['commit']} on two cores of {at['processor']}, Python {at['python']}, "
-        f"NumPy {at['numpy']}, torch {at['torch']}; every case is in `bench/results/cpu/cpu.json`.",
+        f"backward; where this was measured, an empty Python call took {python['call_us']:.3f} µs, torch's relu of 64 numbers "
+        f"{python['relu_us']:.1f} µs. Measured {at['date'][:10]} at {at['commit']} on two cores of {at['processor']}, "
+        f"Python {at['python']}, NumPy {at['numpy']}, torch {at['torch']}; every case is in `bench/results/cpu/cpu.json`.",
     ]
     return "\n".join(lines)
 
@@ -47,19 +66,161 @@ def _span(rows: list[dict[str, Any]], key: str) -> str:
     return f"{min(values):.0f}–{max(values):.0f}"
 
 
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+def gpu_markdown(results: pathlib.Path) -> str:
+    """A section for each GPU folder; without one, that there is none."""
+    folders = [p.parent for p in sorted(results.glob("*/bench.json"))]
+    return "\n\n".join(map(_gpu_section, folders)) or NONE
+
+
+def _gpu_section(folder: pathlib.Path) -> str:
+    found, where = load(folder / "bench.json"), f"bench/results/{folder.name}"
+    rows, dtype = found["rows"], found["rows"][0]["dtype"] if found["rows"] else "bfloat16"
+    plots = [f"![{p.stem}]({where}/{p.name})" for p in sorted(folder.glob("*.png"))]
+    reasons = folder / "reasons.json"
+    parts = [
+        f"### {found['processes'][-1]['about'].get('device')}",
+        _head(found, where),
+        _table([r for r in rows if r["dtype"] == dtype], dtype),
+        _slow([r for r in rows if r["dtype"] == dtype], json.loads(reasons.read_text()) if reasons.exists() else {}),
+        _without(rows),
+        "\n".join(plots),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _head(found: Results, where: str) -> str:
+    machine, process = found["machine"], found["processes"][-1]
+    about, limits = process["about"], process["limits"]
+    named = (("driver ", "driver", ""), ("clock ", "sm_mhz_max", " MHz"), ("", "watts_limit", " W"), ("CUDA ", "cuda", ""))  # fmt: skip
+    facts = [f"{before}{_plain(about[key])}{after}" for before, key, after in named if about.get(key)]
+    versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "cupy")]
+    return (
+        f"Measured {process['started'][:10]} at {process['commit']} ({', '.join([*facts, *versions])}). Limits, measured in "
+        f"the same process: copy {limits['copy'] / 1e12:.2f} TB/s, read {limits['read'] / 1e12:.2f} TB/s, matrix product "
+        f"{limits['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16. Medians, cold cache; every row, with its quantiles, is in "
+        f"`{where}/bench.json`."
+    )
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: Sequence[Row], dtype: str) -> str:
+    """A line an op: geometric means over its cases, errors beside speeds."""
+    lines = [
+        f"| op, {dtype} | cases | of limit, forward | of limit, backward | × torch | × torch.compile | × best other | error, ulp |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for op in dict.fromkeys(r["op"] for r in rows):
+        lines.append(_line(op, [r for r in rows if r["op"] == op]))
+    lines.append(_line("**geometric mean**", rows))
+    lines += [
+        "",
+        f"Geometric means. Shares are of the cases whose limit is {_plots.LAUNCH_US:.0f} µs or more: smaller ones are bound by "
+        "their launch. × is how many times longer the other takes, forward and backward together; below 1 it is faster.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    pairs = _plots.best(rows)
+    mine = [m for m, _ in pairs.values() if m]
+    bound = [m for m in mine if _plots.bandwidth_bound(m)]
+    shares = [_percent(m["share"] for m in bound if m["direction"] == d) for d in ("forward", "backward")]
+    last = {
+        k: v for k, v in pairs.items() if k[3] == ("both" if any(m["direction"] == "both" for m in mine) else "forward")
+    }
+    against = [_times(_ratios(last, rows, other)) for other in ("torch", "torch.compile", "")]
+    ulps = [m["ulp"] for m in mine if m["ulp"] is not None]
+    cells = [name, len({call(m)[:3] for m in mine}), *shares, *against, f"{max(ulps):.2g}" if ulps else "–"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _ratios(pairs: dict[tuple, tuple], rows: Sequence[Row], other: str) -> list[float]:
+    """How many times longer the other (the best, if none is named) takes than ours, case by case."""
+    named = {call(r): r for r in rows if r["us"] is not None and r["provider"] == other}
+    both = [(mine, named.get(k) if other else theirs) for k, (mine, theirs) in pairs.items()]
+    return [theirs["us"]["p50"] / mine["us"]["p50"] for mine, theirs in both if mine and theirs]
+
+
+def _percent(values: Iterable[float | None]) -> str:
+    found = [v for v in values if v]
+    return f"{geometric_mean(found):.0%}" if found else "–"
+
+
+def _times(ratios: Sequence[float]) -> str:
+    return f"{geometric_mean(ratios):.2f}" if ratios else "–"
+
+
+def _slow(rows: Sequence[Row], reasons: dict[str, str]) -> str:
+    """Ours below 70 % of their limit, each with its reason."""
+    mine = [m for m, _ in _plots.best(filter(_plots.bandwidth_bound, rows)).values() if m]
+    mine = [m for m in mine if (m["share"] or 0) < LOW and m["direction"] != "both"]
+    if not mine:
+        return ""
+    lines = [
+        f"Below {LOW:.0%} of their limit:",
+        "",
+        "| op | case | direction | of limit | why |",
+        "|---|---|---|---|---|",
+    ]
+    for m in mine:
+        why = reasons.get(f"{m['op']}: {m['case']}") or reasons.get(m["op"]) or "not known"
+        lines.append(f"| {m['op']} | {m['case']} | {m['direction']} | {m['share']:.0%} | {why} |")
+    return "\n".join(lines)
+
+
+def _without(rows: Sequence[Row]) -> str:
+    """What failed, in words: no speed is given for it."""
+    bad = [r for r in rows if failed(r)]
+    if not bad:
+        return ""
+    listed = "; ".join(
+        f"{r['op']} ({r['case']}, {r['dtype']}, {r['direction']}) by {r['provider']}: {r['status']}" for r in bad
+    )
+    return f"No speed is given for what failed: {listed}."
+
+
+# --- the README ------------------------------------------------------------------------------------------------------
+
+
 def between(text: str, mark: str) -> str:
     """What stands between <!-- mark --> and <!-- /mark -->."""
     return text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0].strip()
 
 
+def replaced(text: str, found: dict[str, str]) -> str:
+    """The text with these blocks between their marks."""
+    for mark, block in found.items():
+        before, rest = text.split(f"<!-- {mark} -->")
+        _, after = rest.split(f"<!-- /{mark} -->")
+        text = f"{before}<!-- {mark} -->\n{block}\n<!-- /{mark} -->{after}"
+    return text
+
+
+def add(folder: pathlib.Path, results: pathlib.Path = RESULTS) -> pathlib.Path:
+    """Take a run's results in, under its GPU's name, with their plots. Raises ValueError for a broken file."""
+    found = load(folder / "bench.json")
+    target = results / slug(str(found["processes"][-1]["about"]["device"]))
+    write_json(target / "bench.json", found)
+    _plots.write(found, target)
+    return target
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", type=pathlib.Path, help="folder with a run's bench.json")
+    options = parser.parse_args()
+    if options.add:
+        print(f"written: {add(options.add)}")
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    old = between(text, "cpu")
-    block = f"<!-- cpu -->\n{cpu_markdown(json.loads(CPU.read_text()))}\n<!-- /cpu -->"
-    start, end = text.index("<!-- cpu -->"), text.index("<!-- /cpu -->") + len("<!-- /cpu -->")
-    readme.write_text(text[:start] + block + text[end:])
-    print("README.md is up to date" if between(readme.read_text(), "cpu") == old else "README.md was written")
+    before = readme.read_text()
+    readme.write_text(replaced(before, blocks()))
+    print("README.md is up to date" if readme.read_text() == before else "README.md was written")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from gpulayers.ops._op import Op
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 
-from ._case import ONE_ARCH, Case
+from ._case import ONE_ARCH, Case, Other, sweep
+
+_LENGTHS = 256, 1024, 4096, 16384, 65536
+
+
+def _liger(x: torch.Tensor) -> torch.Tensor:
+    from liger_kernel.transformers.functional import liger_softmax
+
+    return liger_softmax(x)
+
+
+def _case(op: Op, name: str, shape: tuple[int, ...], theirs: Callable, cpu: bool = False) -> Case:
+    others = {"liger": Other(_liger, "liger_kernel")} if op is softmax else {}
+    return Case(op, name, (shape,), {}, partial(theirs, dim=-1), cpu=cpu, others=others)
 
 
 def cases() -> list[Case]:
@@ -22,7 +37,9 @@ def cases() -> list[Case]:
             ("vocabulary", (4096, 32768), False),
             ("vocabulary", (4096, 131072), False),
         ):
-            found.append(Case(op, f"{name} {shape}", (shape,), {}, partial(theirs, dim=-1), cpu=cpu))
+            headline = (name, cpu) == ("attention scores", False)
+            found.append(_case(op, f"{name} {shape}", shape, theirs, cpu)._replace(headline=headline))
+        found += sweep("row length, 4,096 rows", [(n, _case(op, "", (4096, n), theirs)) for n in _LENGTHS])
         segmentation = (16, 21, 512, 512)
         found.append(
             Case(op, f"segmentation {segmentation}", (segmentation,), {"axis": 1}, partial(theirs, dim=1), cpu=False)

@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | check | audit | train."""
+"""The command line: gpulayers info | explain | check | train | bench | tune | audit."""
 
 from __future__ import annotations
 
@@ -78,14 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=train)
 
-    p = commands.add_parser("audit", help="compile all kernels for GPUs that need not be there, and read their code")
-    p.add_argument("family", nargs="*", help="families of ops, as in gpulayers.ops (default: all)")
-    p.add_argument("--arch", default="", help="default: sm_80,sm_86,sm_89,sm_90,sm_100,sm_120")
-    p.add_argument("--dtype", default="", help="default: bfloat16,float32, and float16 for one architecture")
-    p.add_argument("--all", action="store_true", help="a line for each configuration, not for the worst of a kernel's")
-    p.add_argument("--diff", metavar="REV", help="compare with another commit of this checkout")
-    p.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all figures to a file")
-    p.set_defaults(run=audit)
+    _lab(commands)
 
     options = parser.parse_args(argv)
     try:
@@ -96,9 +89,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _lab(commands: Any) -> None:
+    """The commands that measure kernels and read their machine code."""
+    p = commands.add_parser("bench", help="measure: kernels on a GPU against others, or what a CPU can measure")
+    p.add_argument("family", nargs="*", help="only these families of ops")
+    p.add_argument(
+        "--cpu", action="store_true", help="the NumPy side against torch, the cost of dispatch and of imports"
+    )
+    p.add_argument(
+        "--gpu", dest="device", action="store_const", const="cuda", help="the kernels against others on the GPU"
+    )
+    p.add_argument(
+        "--device", choices=["cuda", "cpu"], help="the same on this device: a CPU runs NumPy in place of kernels"
+    )
+    p.add_argument("--minutes", type=float, default=float("inf"), help="time limit; the most valuable cases come first")
+    p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench-results"), help="folder to write to")
+    p.add_argument("--resume", action="store_true", help="go on with the results that are in --out")
+    p.add_argument("--providers", nargs="+", default=(), help="only these: triton, cuda, torch, torch.compile, …")
+    p.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="in this order")
+    p.add_argument("--seconds", type=float, default=1.0, help="for each case and provider, with --cpu")
+    p.set_defaults(run=bench)
+
+    p = commands.add_parser("tune", help="search the kernels' configurations on this GPU; writes the tables of them")
+    p.add_argument("family", nargs="*", help="only what these families' declared shapes ask for")
+    p.add_argument("--minutes", type=float, default=float("inf"), help="time limit; the same command goes on")
+    p.add_argument("--out", type=pathlib.Path, help="folder to write to, in place of the project's own table")
+    p.add_argument("--arch", help="sm_80, …: say which table is in use there (default: this GPU's, which is tuned)")
+    p.set_defaults(run=tune)
+
+    p = commands.add_parser("audit", help="compile all kernels for GPUs that need not be there, and read their code")
+    p.add_argument("family", nargs="*", help="families of ops, as in gpulayers.ops (default: all)")
+    p.add_argument("--arch", default="", help="default: sm_80,sm_86,sm_89,sm_90,sm_100,sm_120")
+    p.add_argument("--dtype", default="", help="default: bfloat16,float32, and float16 for one architecture")
+    p.add_argument("--all", action="store_true", help="a line for each configuration, not for the worst of a kernel's")
+    p.add_argument("--diff", metavar="REV", help="compare with another commit of this checkout")
+    p.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all figures to a file")
+    p.set_defaults(run=audit)
+
+
 def info(options: Any) -> int:
     """Devices, versions, and a table op × backend."""
-    versions = [[p, _version(p)] for p in PACKAGES]
+    versions = [[p, version(p)] for p in PACKAGES]
     print(table(["package", "version"], [["gpulayers", gl.__version__], *versions]))
     print("\n" + table(["device", "what"], _devices()) + "\n")
     rows = []
@@ -127,10 +158,11 @@ def _here(has: list[str]) -> str:
     return "numpy" if "numpy" in has else "definition"
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """A package's version, for people."""
     if importlib.util.find_spec(package) is None:
         return "not installed"
-    for name in (package, "cupy-cuda12x", "cupy-cuda13x"):
+    for name in ("cupy-cuda12x", "cupy-cuda13x", package) if package == "cupy" else (package,):
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -225,6 +257,26 @@ def train(options: Any) -> int:
     print(f"model            {result['model']} (loaded again, it {bits})")
     print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
     return 0 if result["same_bits"] else 1
+
+
+def bench(options: Any) -> int:
+    """Measure; without --cpu, --gpu or --device what there is: the GPU, else the CPU."""
+    if importlib.util.find_spec("torch") is None:
+        raise RuntimeError('bench: it compares with torch, which is not installed (pip install "gpulayers[torch]")')
+    from gpulayers.bench import run
+
+    return run.bench(options)
+
+
+def tune(options: Any) -> int:
+    """Search configurations on this GPU; without one, say which table is in use."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(
+            'tune: it times Triton kernels, and Triton is not installed (pip install "gpulayers[torch]")'
+        )
+    from gpulayers.bench import tune
+
+    return tune.command(options.family, options.minutes, options.out, options.arch)
 
 
 if __name__ == "__main__":

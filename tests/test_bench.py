@@ -1,48 +1,99 @@
-"""Benchmarks: the harness works, and the README shows what was measured."""
+"""Benchmarks: what a CPU can measure, what is drawn and printed, and that the README shows what was measured."""
 
+import itertools
 import json
 import pathlib
+import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from gpulayers.bench import _cpu, _host, report
+from gpulayers.bench import _cpu, _host, _plots, _results, _tables, report
+from gpulayers.bench._case import Case, Other, every_case, sweep
+from gpulayers.bench._device import Cpu
+from gpulayers.bench._harness import Measurement
+from gpulayers.bench._judge import Error
+from gpulayers.bench._providers import Provider
+from gpulayers.bench._timing import quantiles, take_turns
 
 import gpulayers.torch as gt
-from gpulayers import dispatch
+from gpulayers import cli, dispatch
+from gpulayers.arrays import bfloat16, float32
+from gpulayers.ops import softmax
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_readme_shows_what_was_measured():
-    results = json.loads((ROOT / "bench/results/cpu/cpu.json").read_text())
-    assert report.between((ROOT / "README.md").read_text(), "cpu") == report.cpu_markdown(results)
+    text = (ROOT / "README.md").read_text()
+    for mark, block in report.blocks().items():
+        assert report.between(text, mark) == block, f"README.md: python bench/report.py writes {mark}"
+
+
+# --- the CPU ---------------------------------------------------------------------------------------------------------
 
 
 def test_providers_take_turns():
-    """Each gets its samples, the first call of a turn is not one, and the slower one is slower."""
+    """Reversed each round; the first round is not kept; each goes on until it has its seconds."""
     called = []
 
-    def call(name, seconds):
+    def replay(name, seconds):
         called.append(name)
-        time.sleep(seconds)
+        return [seconds, seconds]
 
-    found = _cpu.interleaved({"a": lambda: call("a", 0.001), "b": lambda: call("b", 0.01)}, 0.02)
-    assert found["a"][0] < found["b"][0] and found["a"][1] <= found["a"][0] <= found["a"][2]
-    turns = [name for i, name in enumerate(called) if i == 0 or called[i - 1] != name]
-    assert turns[:4] == ["a", "b", "a", "b"]  # b, a in the second turn: b goes on
+    found = take_turns({"a": lambda: replay("a", 1.0), "b": lambda: replay("b", 2.0)}, rounds=2)
+    assert called == ["a", "b", "b", "a", "a", "b"] and found == {"a": [1.0] * 4, "b": [2.0] * 4}
+    found = take_turns({"a": lambda: replay("a", 1.0), "b": lambda: replay("b", 2.0)}, rounds=1, seconds=7.0)
+    assert len(found["a"]) == 8
+
+
+def test_the_cpu_is_timed_by_its_clock():
+    """The slower call is slower, and a replay's first call is not a sample."""
+    calls = {"a": lambda: time.sleep(0.001), "b": lambda: time.sleep(0.01)}
+    found = _cpu.interleaved(calls, Cpu(turn=0.01, settle=0.0), 0.0)
+    assert found["a"]["p50"] < found["b"]["p50"] and found["a"]["min"] <= found["a"]["p20"] <= found["a"]["p50"]
+    ticks = iter(range(100))
+    on = Cpu(turn=0.0, settle=0.0, clock=lambda: next(ticks))
+    called = []
+    assert on.capture(called.append, ["x", "y"]).replay() == [1, 1] and called == ["x", "y", "x", "y"]
+
+
+def test_quantiles():
+    found = quantiles(float(n) for n in range(101))
+    assert found == {"min": 0, "p5": 5, "p20": 20, "p50": 50, "p80": 80, "p95": 95, "max": 100}
 
 
 @pytest.mark.parametrize("family", ["softmax", "optim"])
-def test_cases_are_measured_against_torch(family):
-    rows = _cpu.against_torch([family], 0.0, progress=False)
+def test_cases_are_measured_against_torch(family, monkeypatch):
+    few = [(f, c) for f, c in every_case([family]) if c.traffic()["forward"].total < 1 << 22]
+    monkeypatch.setattr(_cpu, "every_case", lambda only: few)
+    rows = _cpu.against_torch([family], 0.0, progress=False, on=Cpu(turn=0.0, settle=0.0))
     assert rows and all(row["ratio"] > 0 and row["ms"] > 0 for row in rows)
 
 
 def test_bytes_follow_from_the_rule():
-    case = next(c for _, c in _cpu.cases(["softmax"]))
-    forward, backward = case.bytes()
-    assert forward == 2 * case.specs()[0].nbytes and backward == 3 * case.specs()[0].nbytes
+    case = next(c for _, c in every_case(["softmax"]))
+    size = case.specs()[0].nbytes
+    traffic = case.traffic()
+    assert traffic["forward"] == (size, size, 0) and traffic["backward"] == (size, size, size)
+    assert traffic["both"] == (2 * size, 2 * size, size)
+    loss = next(c for _, c in every_case(["loss"]) if c.op.name == "nll_loss")
+    assert loss.traffic()["forward"].read < loss.specs()[0].nbytes / 100  # of x it reads one number a row
+
+
+def test_cases_are_distinct_and_every_family_has_a_headline():
+    cases = list(every_case())
+    names = [(f, c.op.name, c.name) for f, c in cases]
+    assert len(names) == len(set(names)), [n for n in names if names.count(n) > 1]
+    assert {f for f, c in cases if c.headline} == set(cli.families())
+    assert all(c.torch is not None for _, c in cases)
+
+
+def test_squares_are_not_negative():
+    case = next(c for _, c in every_case(["optim"]) if c.op.name == "adamw_update")
+    drawn = case.draw(np.random.default_rng(0))[3], case.draw_tensors(torch.Generator().manual_seed(0))[3]
+    assert all(float(x.min()) >= 0 for xs in drawn for x in xs)
 
 
 def test_host_cost_is_measured_above_a_stub():
@@ -53,3 +104,177 @@ def test_host_cost_is_measured_above_a_stub():
     assert dispatch._plans == before and all(v > 0 for v in found.values())
     x = torch.tensor([-1.0, 2.0])
     assert torch.equal(make(gt)(x), torch.tensor([0.0, 2.0]))
+
+
+def test_yardstick():
+    found = _host.yardstick()
+    assert 0 < found["call_us"] < found["relu_us"]
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def invented(changes=()):
+    """Results of a GPU that does not exist: softmax of four lengths and a small one, ours twice as fast as torch."""
+    limits = {"copy": 1e12, "read": 1e12, "bfloat16": 1e14, "float32": 1e13, "tf32": 1e13}
+    lengths = [(n, Case(softmax.softmax, "", ((4096, n),), {})) for n in (1024, 4096, 16384, 65536)]
+    cases = [*sweep("row length", lengths), Case(softmax.softmax, "small", ((64, 10),), {})]
+    rows = []
+    for dtype in (bfloat16, float32):
+        for case in cases:
+            m = Measurement("softmax", case, dtype, Cpu(), limits)
+            for direction in case.directions():
+                for name, share in (("triton", 0.8), ("torch", 0.4), ("torch.compile", 0.6)):
+                    row = m.row(
+                        Provider(name, None, case.directions(), ours=name == "triton"),
+                        direction,
+                        "ok",
+                        "",
+                        Error(1e-3, 0.5, 0.2),
+                    )
+                    share *= 1.0 if case.sweep else 0.1
+                    us = m.limit[direction] * 1e6 / share
+                    row["us"] = {q: us * f for q, f in zip(quantiles([1.0]), (0.9, 0.92, 0.95, 1.0, 1.05, 1.1, 1.2))}
+                    row["share"] = share
+                    rows.append(row | dict(changes))
+    about = {"device": "NVIDIA X100 1GB", "driver": "1.2", "sm_mhz_max": 1000.0}
+    process = _results.Process(started="2026-01-02T03:04:05+00:00", commit="abc1234", about=about, limits=limits)
+    machine = _results.machine()
+    return _results.Results(schema=_results.SCHEMA, machine=machine, processes=[process], rows=rows, deaths={})
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda r: r["rows"][0].update(us="fast"), r"rows\[0\].us: the rule is"),
+        (lambda r: r["rows"][1]["us"].update(p50=None), r"rows\[1\].us.p50: the rule is float; got None"),
+        (lambda r: r["rows"][0].update(status="fine"), r"rows\[0\].status: the rule is one of ok, wrong"),
+        (lambda r: r["rows"][0].pop("ulp"), r"rows\[0\]: the rule is the fields of Row; got a difference in \['ulp'\]"),
+        (lambda r: r["rows"][0].update(process=7), r"rows\[0\].process: the rule is an index of processes; got 7"),
+        (lambda r: r["rows"][0].update(status="wrong"), r"rows\[0\].us: the rule is a time where status is ok"),
+        (lambda r: r["processes"][0]["limits"].update(copy="1"), r"processes\[0\].limits.copy: the rule is float"),
+        (lambda r: r.update(schema=0), "schema: the rule is 1; got 0"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, break_it, message):
+    path, broken = tmp_path / "bench.json", invented()
+    _results.write_json(path, broken)
+    assert _results.load(path) == broken
+    break_it(broken)
+    _results.write_json(path, broken)
+    with pytest.raises(ValueError, match=f"bench.json: {message}"):
+        _results.load(path)
+
+
+def test_half_a_file_is_named(tmp_path):
+    (tmp_path / "bench.json").write_text('{"schema": 1, "rows": [')
+    with pytest.raises(ValueError, match=r"bench\.json: the rule is JSON"):
+        _results.Store(tmp_path, resume=True)
+
+
+def test_plots(tmp_path):
+    """Written, with something on them, every axis with its name, every provider with its own colour."""
+    results = invented()
+    _results.validate(results)
+    written = _plots.write(results, tmp_path)
+    assert [p.name for p in written] == ["share.png", "sweep-softmax.png"]
+    from matplotlib.image import imread
+
+    for path in written:
+        pixels = imread(path)
+        assert min(pixels.shape[:2]) > 250 and len(np.unique(pixels.reshape(-1, 4)[::97], axis=0)) > 5
+    rows = results["rows"]
+    figure = _plots._sweep([r for r in rows if r["sweep"] and r["dtype"] == "bfloat16"], "X100")
+    forward, backward = figure.axes
+    assert forward.get_xlabel() == "row length" and forward.get_ylabel() == "µs"
+    assert [a.get_title() for a in (forward, backward)] == ["forward", "backward"]
+    lines = {line.get_color() for line in forward.lines}
+    assert {_plots.colour(p) for p in ("triton", "torch", "torch.compile")} < lines and len(lines) == 4
+    assert {t.get_text() for t in forward.texts} == {"triton", "torch", "torch.compile", "limit"}
+    assert [t.get_text() for t in forward.get_xticklabels()] == ["1K", "4K", "16K", "64K"]
+    figure = _plots._shares([r for r in rows if r["dtype"] == "bfloat16"], "Share", "X100")
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["softmax"]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["80", "60"]  # the small case is bound by its launch
+
+
+def test_labels_are_pushed_apart():
+    places = _plots.apart([0.0, 0.1, 0.15, 5.0], 1.0)
+    assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(places)) and places[3] == 5.0
+    assert sum(places[:3]) == pytest.approx(0.25)
+
+
+def test_report_of_a_gpu(tmp_path):
+    """Taken in under the GPU's name; errors beside speeds, date and commit, slow kernels with their reason."""
+    results = invented()
+    for r in results["rows"]:
+        if r["provider"] == "triton" and r["case"] == "row length: 65536" and r["direction"] == "backward":
+            r["share"] = 0.5
+    _results.write_json(tmp_path / "run/bench.json", results)
+    target = report.add(tmp_path / "run", tmp_path / "results")
+    assert target.name == "x100-1gb" and (target / "share.png").exists()
+    (target / "reasons.json").write_text('{"softmax": "rows spill"}')
+    text = report.gpu_markdown(tmp_path / "results")
+    assert "### NVIDIA X100 1GB\n\nMeasured 2026-01-02 at abc1234 (driver 1.2, clock 1000 MHz, " in text
+    assert "| softmax | 5 | 80% | 71% | 2.00 | 1.33 | 1.33 | 0.5 |" in text
+    assert "| softmax | row length: 65536 | backward | 50% | rows spill |" in text
+    assert "![share](bench/results/x100-1gb/share.png)" in text and "No speed is given" not in text
+
+
+def test_report_names_what_failed(tmp_path):
+    results = invented()
+    results["rows"][0] |= {"status": "wrong", "us": None, "share": None}
+    _results.write_json(tmp_path / "x100/bench.json", results)
+    text = report.gpu_markdown(tmp_path)
+    assert "No speed is given for what failed: softmax (row length: 1024, bfloat16, forward) by triton: wrong." in text
+
+
+def test_blocks_are_replaced():
+    text = "a\n<!-- x -->\n<!-- /x -->\nb\n<!-- y -->\nold\n<!-- /y -->\nc old\n"
+    text = report.replaced(text, {"x": "one", "y": "two"})
+    assert text == "a\n<!-- x -->\none\n<!-- /x -->\nb\n<!-- y -->\ntwo\n<!-- /y -->\nc old\n"
+    assert report.between(text, "y") == "two" and report.replaced(text, {"x": "one"}) == text
+
+
+def test_without_a_gpu_the_report_says_so(tmp_path):
+    assert report.gpu_markdown(tmp_path) == "No GPU figures exist yet: `gpulayers bench --gpu` makes them."
+
+
+def test_a_broken_run_is_not_taken_in(tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps(invented() | {"schema": 0}))
+    with pytest.raises(ValueError, match=r"bench\.json: schema: the rule is 1; got 0"):
+        report.add(tmp_path, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_tables(capsys, monkeypatch, rich):
+    """With and without rich: a line for each time, and why the others have none."""
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    results = invented()
+    results["rows"] = results["rows"][:9]
+    results["rows"][0] |= {"status": "wrong", "us": None, "share": None, "reason": "7 times [the] allowed error"}
+    _tables.show_results(results)
+    out = capsys.readouterr().out
+    assert "0.75" in out and "7 times [the] allowed error" in out and out.count("torch.compile") == 3
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    """`gpulayers bench --device cpu`, from arguments to files; and what it says of wrong ones."""
+    small = Case(softmax.softmax, "small", ((4, 8),), {}, lambda x: torch.softmax(x, -1))
+    monkeypatch.setattr("gpulayers.bench.softmax.cases", lambda: [*sweep("n", [(8, small)]), small])
+    monkeypatch.setattr("gpulayers.bench._device._SQUARE", 64)
+    monkeypatch.setattr("gpulayers.bench.run.device", lambda name: Cpu(turn=0.0, settle=0.0, large=1 << 16))
+    options = ["--device", "cpu", "--dtypes", "float32", "--providers", "numpy", "torch", "--out", str(tmp_path)]
+    assert cli.main(["bench", "softmax", *options]) == 0
+    out = capsys.readouterr().out
+    assert f"6 rows in {tmp_path}/bench.json" in out and "share.png" not in out  # bound by its launch
+    assert {r["case"] for r in _results.load(tmp_path / "bench.json")["rows"]} == {"small"}  # a sweep is a GPU's
+    wrong = small._replace(name="wrong", others={"twice": Other(lambda x: 2 * torch.softmax(x, -1))})
+    monkeypatch.setattr("gpulayers.bench.softmax.cases", lambda: [small, wrong])
+    options[options.index("torch")] = "twice"
+    assert cli.main(["bench", "softmax", "--resume", *options]) == 1  # what is there stays
+    out = capsys.readouterr().out
+    assert f"12 rows in {tmp_path}/bench.json; 3 FAILED" in out and "times the allowed error: y at" in out
+    assert cli.main(["bench", "softmaxx", *options]) == 1
+    assert "family: the rule is one of activation, conv" in capsys.readouterr().err

@@ -1,16 +1,14 @@
 """Tables of configurations: whole, well formed, and what launches choose by."""
 
 import contextlib
-import importlib
 import json
 import pathlib
 
 import pytest
 
-from gpulayers.cli import families
-
 pytest.importorskip("triton")
 
+from gpulayers.bench._uses import declare
 from gpulayers.bench.softmax import cases
 from gpulayers.kernels.triton import _configs, _matmul, _tables, _tile, softmax
 from gpulayers.kernels.triton._tables import Row, Tile
@@ -26,8 +24,7 @@ H100 = _tile.Device(90, 132, 232448)
 @pytest.fixture(autouse=True)
 def every_launcher():
     """All choices are declared, and no test's table outlives it."""
-    for family in families():
-        importlib.import_module(f"gpulayers.kernels.triton.{family}")
+    declare()
     yield
     _configs.reload()
 
@@ -212,6 +209,16 @@ def test_a_forced_tile_that_does_not_fit_is_refused():
     ):
         _matmul.HALF(small, 4096, 4096, 2, True)
     assert _matmul.HALF(small, 4096, 4096, 2, True) == Tile(128, 256, 32, 8, 4)
+
+
+def test_listed_entries_stand_for_the_table():
+    """By the choice's own rule; what no table may list is refused."""
+    with _configs.listed("softmax_forward", [Row(64, 128, 1), Row(4096, 4096, 2)]):
+        assert [softmax.FORWARD(H100, n) for n in (64, 65, 5000)] == [(2, 64, 1), (32, 128, 2), None]
+    assert softmax.FORWARD(H100, 64) == (32, 64, 4)
+    wrong = pytest.raises(ValueError, match="listed: glu_forward: entry 0: upto of the last entry is null")
+    with wrong, _configs.listed("glu_forward", [Row(64, 128, 1)]):
+        pass
 
 
 def test_asked_lists_what_launches_chose():

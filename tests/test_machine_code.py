@@ -29,7 +29,7 @@ def runs() -> Iterator[tuple[str, str, int]]:
     """(family, dtype, architecture): float32 for all architectures where there are products, which have tiles of its own.
     float16's code is bfloat16's but for the conversions, so that one call is enough."""
     for family in FAMILIES:
-        products = any(case.flops for case in audits(family))
+        products = any(case.tf32 for case in audits(family))
         yield from ((family, "bfloat16", arch) for arch in EVERYWHERE)
         yield from ((family, "float32", arch) for arch in (EVERYWHERE if products else (80,)))
         yield family, "float16", 90
@@ -41,7 +41,8 @@ def planned(family: str, dtype: str, arch: int) -> _plan.Plan:
     chosen = chosen[:1] if dtype == "float16" else chosen
     plan = _plan.Plan()
     for call in _calls.calls(chosen, [dtype], layouts=False):
-        plan.add(call, arch)
+        if dtype != "float32" or call.tf32 or arch == 80:  # without TF32 no architecture has instructions of its own
+            plan.add(call, arch)
     return plan
 
 

@@ -89,7 +89,7 @@ def calls(cases: Sequence[Case], dtypes: Sequence[str] = DTYPES, layouts: bool =
             for order in orders:
                 call = Call(case._replace(order=order), dtype(name))
                 found.append(call)
-                if call.dtype == float32 and case.flops:
+                if call.dtype == float32 and case.tf32:
                     found.append(call._replace(tf32=True))
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpulayers.bench._tables import show
 from gpulayers.sweep import _calls, _show
 from gpulayers.sweep._diff import audited
 from gpulayers.sweep._results import sweep
@@ -30,8 +31,10 @@ def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: P
         same = [*options.family, f"--arch={options.arch}", f"--dtype={options.dtype}"]
         text, count = _show.changes(audited(options.diff, same, root), found)
         print(text if count else f"the machine code is the same as {options.diff}'s, by these figures")
+    elif options.all:
+        print(_show.lines(found))
     else:
-        print(_show.lines(found) if options.all else _show.worst(found))
+        show(*_show.worst(found))
     kernels = len({r.kernel for r in found.results})
     known = len(found.results) - found.compiled
     print(f"\n{kernels} kernels, {len(found.results)} binaries: {found.compiled} compiled now, {known} known")

@@ -38,8 +38,8 @@ class Plan:
     asked: dict[tuple[int, str], list[tuple[Call, _configs.Asked]]] = field(default_factory=dict)
     """(architecture, choice) -> who asked for it."""
 
-    def add(self, call: Call, arch: int) -> None:
-        """Plan a call. Raises what the call's launchers raise."""
+    def add(self, call: Call, arch: int, forced: str = "") -> None:
+        """Plan a call. forced: the choice that does not choose by itself. Raises what the call's launchers raise."""
         with _configs.asked() as asked:
             launches = call.launched(arch)
         is_aligned = aligned(call.specs)
@@ -49,7 +49,7 @@ class Plan:
         table = _tables.find(arch)
         for one in asked:
             self.asked.setdefault((arch, one.choice), []).append((call, one))
-            if one.index is not None and one.choice not in _configs._forced:
+            if one.index is not None and one.choice != forced:
                 self.chosen.add((table, one.choice, one.index))
 
     def force(self, arch: int) -> None:
@@ -66,7 +66,7 @@ class Plan:
             for call in [c for c in askers if str(c.dtype) == dtype][:TRIES]:
                 try:
                     with _configs.forced(name, entry):
-                        self.add(call, arch)
+                        self.add(call, arch, name)
                 except ValueError:  # it has no room for the entry
                     continue
                 self.chosen.add((_tables.find(arch), name, index))

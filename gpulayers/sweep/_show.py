@@ -20,8 +20,8 @@ def lines(found: Sweep) -> str:
     return table(["kernel", "arch", "arrays", *HEAD, "configuration"], rows)
 
 
-def worst(found: Sweep) -> str:
-    """One line for each kernel and architecture: the worst of its configurations, figure by figure."""
+def worst(found: Sweep) -> tuple[list[str], list[list[Any]]]:
+    """(head, rows): for each kernel and architecture the worst of its configurations, figure by figure."""
     grouped: dict[tuple[str, int], list[Result]] = {}
     for result in found.results:
         if result.figures:
@@ -30,7 +30,7 @@ def worst(found: Sweep) -> str:
         [kernel, f"sm_{arch}", len(results), *_cells(_worst([r.figures for r in results]))]
         for (kernel, arch), results in sorted(grouped.items())
     ]
-    return table(["kernel", "arch", "binaries", *HEAD], rows)
+    return ["kernel", "arch", "binaries", *HEAD], rows
 
 
 def _worst(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:

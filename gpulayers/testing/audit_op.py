@@ -3,7 +3,7 @@ their machine code."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpulayers import arrays, dispatch
@@ -71,6 +71,16 @@ def judge(launch: Planned, report: Report, is_aligned: bool) -> list[str]:
 
 def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> None:
     """Run the Triton launchers of one call on torch's meta device."""
+    forward, backward = launchers(op, inputs, needs, options)
+    _, saved = forward()
+    if needs:
+        backward(saved)
+
+
+def launchers(
+    op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]
+) -> tuple[Callable[[], tuple], Callable[[dict], Any]]:
+    """(forward() → outputs and what it saved, backward(saved)) of one call's Triton launchers, on torch's meta device."""
     module = dispatch.kernels("triton", op)
     padded = [*inputs, *[None] * (len(op.inputs) - len(inputs))]
     fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
@@ -78,12 +88,16 @@ def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> 
     given = (fixed if rule.options is None else rule.options) | {k: v for k, v in options.items() if k in op.dynamic}
     if (refuses := getattr(module, f"{op.name}_refuses", None)) and (reason := refuses(*padded, needs=needs, **fixed)):
         raise CheckError(f"{op.name}: its Triton launcher refuses the call: {reason}")
-    forward = getattr(module, f"{op.name}_forward")
-    _, saved = forward(*map(_meta, padded), needs=needs, empty=_meta_empty, **given)
-    if needs:
+
+    def forward() -> tuple:
+        return getattr(module, f"{op.name}_forward")(*map(_meta, padded), needs=needs, empty=_meta_empty, **given)
+
+    def backward(saved: dict) -> Any:
         dys = tuple(_meta(o) if o.dtype in FLOATS else None for o in rule.outputs.values())
-        backward = getattr(module, f"{op.name}_backward")
-        backward(dys, saved, inputs=tuple(padded), needs=needs, empty=_meta_empty, **given)
+        run = getattr(module, f"{op.name}_backward")
+        return run(dys, saved, inputs=tuple(padded), needs=needs, empty=_meta_empty, **given)
+
+    return forward, backward
 
 
 def _meta(x: Any) -> Any:

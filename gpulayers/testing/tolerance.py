@@ -30,9 +30,13 @@ def bound(truth: np.ndarray, plain: np.ndarray, of: np.dtype, moved: Sequence[np
     finite = np.isfinite(truth)
     error = np.concatenate([np.abs(p.astype(float64)[finite] - truth[finite]) for p in (plain, *moved)])
     error = error[np.isfinite(error)]
-    largest = np.abs(truth[finite]).max(initial=0.0)
+    return allowed(error.max(initial=0.0), np.abs(truth[finite]).max(initial=0.0), truth, of)
+
+
+def allowed(error: float, largest: float, truth: np.ndarray, of: np.dtype) -> np.ndarray:
+    """The bound at ``truth``, from E's parts: the plain formula's largest ``error``, and the ``largest`` value."""
     once = 0.5 * ulp(np.array(largest), of) if largest else 0.0
-    return 4 * np.maximum(error.max(initial=0.0), once) + 2 * ulp(truth, of)
+    return 4 * np.maximum(error, once) + 2 * ulp(truth, of)
 
 
 def excess(got: np.ndarray, truth: np.ndarray, plain: np.ndarray, moved: Sequence[np.ndarray] = ()) -> str | None:

@@ -23,7 +23,8 @@ CHOICES: dict[str, Choice] = {}
 """Every choice that the launchers imported so far declare, by name."""
 _MOST_KNOWN = 4096
 _tables_read: dict[int, Table] = {}
-_forced: dict[str, Any] = {}
+_replaced: dict[str, tuple] = {}
+"""Entries that stand for the table's."""
 _asked: list[Asked] | None = None
 
 
@@ -41,12 +42,13 @@ class Choice:
     """Something that a launcher takes from a table. Called with the device and the rule's key, it gives the entry.
 
     kind: of its entries. held: a kernel holds rows in registers, so that the last entry's length is the end of them.
+    inner: of tiles, the lengths BK that the tuner tries.
     """
 
-    def __init__(self, name: str, kind: type, rule: Rule, held: bool = False):
+    def __init__(self, name: str, kind: type, rule: Rule, held: bool = False, inner: tuple[int, ...] = ()):
         if name in CHOICES:
             raise ValueError(f"two launchers declare the choice {name!r}")
-        self.name, self.kind, self.rule, self.held = name, kind, rule, held
+        self.name, self.kind, self.rule, self.held, self.inner = name, kind, rule, held, inner
         self._known: dict[tuple, tuple[int | None, Any]] = {}
         CHOICES[name] = self
 
@@ -78,11 +80,7 @@ class Choice:
             raise ValueError(f"{where}: entry {len(entries) - 1}: upto of the last entry is {rule}")
 
     def _choose(self, key: tuple) -> tuple[int | None, Any]:
-        if self.name in _forced:
-            config = _forced[self.name]
-            entries = () if config is None else (config,)
-        else:
-            entries = self.entries(key[0].arch)
+        entries = _replaced[self.name] if self.name in _replaced else self.entries(key[0].arch)
         found: tuple[int | None, Any] | None = self.rule(entries, *key)
         if found is None:
             if not self.held:
@@ -106,9 +104,9 @@ def rows(name: str) -> Choice:
     return Choice(name, Row, for_length)
 
 
-def tiles(name: str, rule: Rule) -> Choice:
-    """Declare a choice among tiles of a matrix product, by the launcher's own rule."""
-    return Choice(name, Tile, rule)
+def tiles(name: str, rule: Rule, inner: tuple[int, ...]) -> Choice:
+    """Declare a choice among tiles of a matrix product, by the launcher's own rule. inner: the tuner's BK."""
+    return Choice(name, Tile, rule, inner=inner)
 
 
 def _table(arch: int) -> Table:
@@ -131,9 +129,7 @@ def forced(name: str, config: Row | Tile | None) -> Iterator[None]:
 
     ValueError for an unknown choice, or a configuration that no table may hold; a launch raises it where it cannot fit.
     """
-    choice = CHOICES.get(name)
-    if choice is None:
-        raise ValueError(f"forced: no launcher declares the choice {name!r}; there are {', '.join(CHOICES)}")
+    choice = find(name)
     if config is None and not choice.held:
         raise ValueError(f"forced: {name} takes a {choice.kind.__name__}, not None")
     if config is not None:
@@ -141,14 +137,36 @@ def forced(name: str, config: Row | Tile | None) -> Iterator[None]:
             raise ValueError(f"forced: {name} takes a {choice.kind.__name__}, not {config!r}")
         _tables.check(f"forced: {name}", (config,))
         config = config._replace(upto=None) if isinstance(config, Row) else config
-    before = dict(_forced)
-    _forced[name] = config
+    with _replacing(choice, () if config is None else (config,)):
+        yield
+
+
+@contextlib.contextmanager
+def listed(name: str, entries: Sequence[Any]) -> Iterator[None]:
+    """Within, a choice takes from these entries by its rule, as from a table. ValueError as for a table."""
+    choice = find(name)
+    choice.check(f"listed: {name}", tuple(entries))
+    with _replacing(choice, tuple(entries)):
+        yield
+
+
+def find(name: str) -> Choice:
+    """The choice of this name. ValueError for an unknown one."""
+    if name not in CHOICES:
+        raise ValueError(f"no launcher declares the choice {name!r}; there are {', '.join(CHOICES)}")
+    return CHOICES[name]
+
+
+@contextlib.contextmanager
+def _replacing(choice: Choice, entries: tuple) -> Iterator[None]:
+    before = dict(_replaced)
+    _replaced[choice.name] = entries
     choice._known.clear()
     try:
         yield
     finally:
-        _forced.clear()
-        _forced.update(before)
+        _replaced.clear()
+        _replaced.update(before)
         choice._known.clear()
 
 

@@ -219,8 +219,10 @@ def _choose(
     return min(fitting, key=waste, default=None)
 
 
-HALF_TMA, HALF, TF32 = (_configs.tiles(f"matmul.{name}", _choose) for name in ("half_tma", "half", "tf32"))
-SINGLE = _configs.tiles("matmul.single", _choose)
+HALF_TMA = _configs.tiles("matmul.half_tma", _choose, inner=(32, 64, 128))
+HALF = _configs.tiles("matmul.half", _choose, inner=(32, 64, 128))
+TF32 = _configs.tiles("matmul.tf32", _choose, inner=(16, 32, 64))
+SINGLE = _configs.tiles("matmul.single", _choose, inner=(16, 32))
 """float32 exact: no tensor cores, so the accumulators and both operands live in registers."""
 
 

@@ -34,7 +34,7 @@ pretend: Device | None = None
 
 
 @cache
-def _real_device(index: int) -> Device:
+def real_device(index: int) -> Device:
     import torch
 
     p = torch.cuda.get_device_properties(index)
@@ -43,7 +43,7 @@ def _real_device(index: int) -> Device:
 
 def device(x: Any) -> Device:
     """The figures of the device that ``x`` is on."""
-    return pretend or _real_device(x.device.index or 0)
+    return pretend or real_device(x.device.index or 0)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -271,10 +271,13 @@ def _choose_for_weight(
 
 
 # No 128 × 256 in sm_80's table: sums in registers, as before Hopper, spill beside the addresses of such a tile.
-HALF, TF32, SINGLE = (_configs.tiles(f"conv2d.{name}", _choose) for name in ("half", "tf32", "single"))
-WEIGHT_HALF, WEIGHT_FLAT, WEIGHT_TF32, WEIGHT_SINGLE = (
-    _configs.tiles(f"conv2d_weight.{name}", _choose_for_weight) for name in ("half", "half_flat", "tf32", "single")
-)
+HALF = _configs.tiles("conv2d.half", _choose, inner=(32, 64))
+TF32 = _configs.tiles("conv2d.tf32", _choose, inner=(16, 32))
+SINGLE = _configs.tiles("conv2d.single", _choose, inner=(16, 32))
+WEIGHT_HALF = _configs.tiles("conv2d_weight.half", _choose_for_weight, inner=(32, 64))
+WEIGHT_FLAT = _configs.tiles("conv2d_weight.half_flat", _choose_for_weight, inner=(32, 64))
+WEIGHT_TF32 = _configs.tiles("conv2d_weight.tf32", _choose_for_weight, inner=(16, 32))
+WEIGHT_SINGLE = _configs.tiles("conv2d_weight.single", _choose_for_weight, inner=(16, 32))
 
 
 def _tile_for(x: Any, m: int, n: int, k: int, others: int, flat: bool) -> Tile:

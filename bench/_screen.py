@@ -1,0 +1,82 @@
+"""Candidates' machine code, compiled by all processors before a GPU times any; the GPU finds it in Triton's cache."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from gpulayers.bench._search import Screened
+from gpulayers.bench._uses import Use, directions, dry, precision
+from gpulayers.kernels.triton import _configs, _tile
+
+from gpulayers.testing.audit import LIMITS, audit_launches
+from gpulayers.testing.compiling import GPUS, compiling
+
+Job = tuple[Use, str, Any]
+"""(use, choice, candidate)"""
+
+
+def screen(job: Job, arch: int) -> Screened:
+    """Compile what the use launches where the choice is forced, and read the code of the kernels that this changes."""
+    use, name, candidate = job
+    forward, backward = directions(use)
+    saved: dict = {}
+    if use.direction == "backward":
+        with dry(_tile.Device(arch, *GPUS[arch]), use.dtype):
+            saved = forward()[1]
+    try:
+        with compiling(arch) as session, precision(use.dtype), _configs.forced(name, candidate):
+            forward() if use.direction == "forward" else backward(saved)
+    except Exception as error:  # whatever the compiler raises speaks against the candidate alone
+        return Screened(f"{type(error).__name__}: {error}"[:300], 0.0, False)
+    reports = audit_launches([c for c in session.compiled if c.warps == candidate.warps])
+    faults = [f"{r.kernel} {fault}" for r in reports for fault in r.faults()]
+    faults += [f"{r.kernel}: no block fits a multiprocessor" for r in reports if not r.blocks_per_sm]
+    resident = min((r.blocks_per_sm * r.warps * 32 / LIMITS[arch].threads for r in reports), default=0.0)
+    wide = all("LDG" not in r.mix or "LDG.128" in r.mix for r in reports)
+    return Screened("; ".join(faults) or None, resident, wide)
+
+
+def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
+    """Each job's result as it comes, from as many processes as there are processors.
+
+    Who stops listening ends them. Where the compiler takes its process with it, the jobs that are left run one by one.
+    """
+    lost: list[Job] = []
+    with _pool(min(os.cpu_count() or 1, len(jobs)) or 1) as pool:
+        futures = {pool.submit(screen, job, arch): job for job in jobs}
+        for done in concurrent.futures.as_completed(futures):
+            try:
+                found = done.result()
+            except BrokenProcessPool:
+                lost.append(futures[done])
+                continue
+            yield futures[done], found
+    while lost:
+        with _pool(1) as pool:
+            for job, future in [(job, pool.submit(screen, job, arch)) for job in lost]:
+                lost = lost[1:]
+                try:
+                    found = future.result()
+                except BrokenProcessPool:
+                    yield job, Screened("the compiler's process died of it", 0.0, False)
+                    break
+                yield job, found
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used CUDA cannot
+    before = set(multiprocessing.active_children())
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:  # a compilation may last half a minute
+            process.terminate()

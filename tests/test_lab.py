@@ -1,0 +1,482 @@
+"""The lab's whole path, on the CPU: right results get a time, wrong and impossible ones none, and no death costs more than a case."""
+
+import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gpulayers.bench import _harness, _judge, _lab, _results
+from gpulayers.bench._case import Case, Labels, Other, Seeds, Squares, every_case
+from gpulayers.bench._device import Cpu
+from gpulayers.bench._providers import providers
+from gpulayers.kernels.numpy import linear as linear_kernels
+from gpulayers.kernels.numpy import softmax as kernels
+
+from gpulayers import dispatch
+from gpulayers.arrays import bfloat16, float32
+from gpulayers.ops import activation, dropout, linear, optim, softmax
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIMITS = {"copy": 1e12, "read": 1e12, "float32": 1e14, "bfloat16": 1e14, "tf32": 1e14}
+
+
+class Quick(Cpu):
+    """Two calls a turn, no rest, and limits that nothing here reaches."""
+
+    rounds = 1
+
+    def __init__(self, **options):
+        super().__init__(**{"turn": 0.0, "settle": 0.0, "large": 1 << 12} | options)
+
+    def limits(self):
+        return LIMITS
+
+    def sets(self, nbytes, moved):
+        return 2
+
+
+def softmax_case(name="small", **changes):
+    return Case(softmax.softmax, name, ((6, 7),), {}, _softmax)._replace(**changes)
+
+
+def _softmax(x):
+    return torch.softmax(x, -1)
+
+
+def _adamw(params, grads, m, v):
+    steps = [torch.zeros(()) for _ in params]
+    rest = {"beta1": 0.9, "beta2": 0.999, "lr": 1e-3, "weight_decay": 1e-2, "eps": 1e-8, "maximize": False}
+    torch.optim._functional.adamw(params, grads, m, v, [], steps, foreach=True, amsgrad=False, **rest)
+
+
+CASES = [
+    ("softmax", softmax_case(headline=True)),
+    ("softmax", softmax_case("wider", shapes=((6, 9),))),
+    ("linear", Case(linear.linear, "small", ((6, 5), (4, 5), (4,)), {}, F.linear, flops=2 * 6 * 5 * 4)),
+    (
+        "optim",
+        Case(optim.adamw_update, "small", ([(3, 4), (5,)],) * 3 + ([Squares((3, 4)), Squares((5,))],), {}, _adamw),
+    ),
+]
+NAMES = ("numpy", "definition", "torch")
+
+
+def run(folder, cases=CASES, on=None, resume=True, dtypes=(bfloat16, float32), only=NAMES, **options):
+    """(exit status, store)"""
+    store = _results.Store(folder, resume)
+    tasks = _lab.ordered(cases, dtypes)
+    return _lab.run(on or Quick(), store, tasks, only=only, progress=False, **options), store
+
+
+def keys(store):
+    return {(*_results.job(r), r["direction"], r["status"]) for r in store.results["rows"]}
+
+
+def one(store, **wanted):
+    (row,) = [r for r in store.results["rows"] if all(r[k] == v for k, v in wanted.items())]
+    return row
+
+
+def test_the_whole_path(tmp_path):
+    status, store = run(tmp_path)
+    rows = store.results["rows"]
+    assert status == _lab.DONE and {r["status"] for r in rows} == {"ok", "refused"}
+    assert all("only float32" in r["reason"] for r in rows if r["status"] == "refused")
+    assert {r["provider"] for r in rows} == set(NAMES) and {r["dtype"] for r in rows} == {"bfloat16", "float32"}
+    assert len(rows) == 2 * (3 * 3 * 3 + 3 * 1)  # dtypes × (cases × directions × providers, and an update)
+    rows = [r for r in rows if r["us"] is not None]
+    assert all(r["us"]["min"] <= r["us"]["p20"] <= r["us"]["p50"] <= r["us"]["p95"] <= r["us"]["max"] for r in rows)
+    assert all(0 <= r["ulp"] < 100 and r["bound"] <= 100 and r["judge"] == "definition" for r in rows)
+    assert all(r["share"] == pytest.approx(r["limit_us"] / r["us"]["p50"]) for r in rows)
+    assert _results.load(store.path) == store.results and not (tmp_path / "trying.json").exists()
+    assert store.results["processes"][0]["limits"] == LIMITS
+
+
+# --- what has no time ------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_provider_gets_no_time(tmp_path):
+    """Others a hundred times beyond our bound; the rest is measured all the same."""
+    case = softmax_case(
+        others={"twice": Other(lambda x: 2 * _softmax(x)), "near": Other(lambda x: _softmax(x) * (1 + 1e-6))}
+    )
+    status, store = run(tmp_path, [("softmax", case)], dtypes=[float32], only=("numpy", "torch", "twice", "near"))
+    assert status == _lab.FAILED
+    row = one(store, provider="twice", direction="forward")
+    assert row["status"] == "wrong" and row["us"] is None and "times the allowed error: y at" in row["reason"]
+    assert {r["status"] for r in store.results["rows"] if r["provider"] != "twice"} == {"ok"}
+
+
+@pytest.mark.parametrize("part, direction", [("softmax_forward", "forward"), ("softmax_backward", "backward")])
+def test_ours_is_held_to_the_derived_bound(tmp_path, monkeypatch, part, direction):
+    """A part in a million off is no rounding of float32; in either direction."""
+    right = getattr(kernels, part)
+
+    def off(*args, **options):
+        found = right(*args, **options)
+        return ((found[0][0] * 1.000002,), found[1]) if part == "softmax_forward" else (found[0] * 1.000002,)
+
+    monkeypatch.setattr(kernels, part, off)
+    dispatch._plans.clear()
+    try:
+        status, store = run(tmp_path, [("softmax", softmax_case())], dtypes=[float32])
+    finally:
+        dispatch._plans.clear()
+    assert status == _lab.FAILED and one(store, provider="numpy", direction=direction)["status"] == "wrong"
+    assert all(r["us"] is None for r in store.results["rows"] if r["provider"] == "numpy")
+
+
+def test_an_impossible_reading_gets_no_time(tmp_path):
+    """A clock by which a call takes no time at all."""
+    ticks = itertools.count()
+    status, store = run(tmp_path, CASES[:1], on=Quick(clock=lambda: next(ticks) * 1e-12), dtypes=[float32])
+    assert status == _lab.FAILED and {r["status"] for r in store.results["rows"]} == {"impossible"}
+    assert all(r["us"] is None and "the limit is" in r["reason"] for r in store.results["rows"])
+
+
+def test_a_smarter_algorithm_is_possible():
+    """Fewer flops by Winograd, less read by saving less: above the limit, and a time all the same."""
+    m = _harness.Measurement("", softmax_case(flops=10**9, saving=4.0), float32, Quick(), LIMITS)
+    assert m.possible["forward"] == pytest.approx(m.limit["forward"] / 4)
+    m = _harness.Measurement("", softmax_case(), float32, Quick(), LIMITS)
+    assert (
+        m.possible["backward"] == pytest.approx(m.limit["backward"] * 2 / 3)
+        and m.possible["forward"] == m.limit["forward"]
+    )
+
+
+def test_reading_and_writing_have_their_own_limits():
+    """A copy takes what the copy's limit says, a sum what the sum's says."""
+    limits = {"copy": 2.0, "read": 4.0, "float32": 1.0}
+    assert _harness.least_seconds(8, 8, 0, limits, "float32") == pytest.approx(16 / 2.0)
+    assert _harness.least_seconds(8, 0, 0, limits, "float32") == pytest.approx(8 / 4.0)
+    assert _harness.least_seconds(8, 0, 100, limits, "float32") == 100
+
+
+def test_what_raises_is_noted(tmp_path):
+    def broken(x):
+        raise ZeroDivisionError("of theirs")
+
+    case = softmax_case(others={"broken": Other(broken)})
+    status, store = run(tmp_path, [("softmax", case)], only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DONE  # what others cannot do is no failure of ours
+    assert one(store, provider="broken", direction="both")["reason"] == "ZeroDivisionError: of theirs"
+    assert one(store, provider="numpy", direction="both")["status"] == "ok"
+
+
+def test_a_refusal_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "softmax_refuses", lambda *a, **k: "not today", raising=False)
+    dispatch._plans.clear()
+    status, store = run(tmp_path, CASES[:1], only=("numpy", "torch"), dtypes=[float32])
+    dispatch._plans.clear()
+    assert status == _lab.DONE and "not today" in one(store, provider="numpy", direction="forward")["reason"]
+    assert one(store, provider="numpy", direction="forward")["status"] == "refused"
+
+
+# --- the truth -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Large cases' ways, on small ones: torch judges, the first rows alone are drawn, pieces of a few elements."""
+    monkeypatch.setattr(_judge, "MOST_ELEMENTS", 20)
+    monkeypatch.setattr(_judge, "_CHUNK", 16)
+
+
+def errors(case, other=None, dtype=float32):
+    """(judge, error of each direction) of ours, or of another function."""
+    m = _harness.Measurement("", case, dtype, Quick(), LIMITS)
+    inputs, dys = m.draw()
+    true = _judge.truth(case, dtype, inputs, dys)
+    chosen = providers(
+        case._replace(others={"other": Other(other)} if other else {}), m.on, ["other" if other else "numpy"]
+    )
+    function = chosen[0].function()
+    with function.entered():
+        found = _judge.results(case, function, inputs, dys)
+    return true, _judge.judge(true, function, found, ours=not other)
+
+
+def test_large_cases_are_judged_by_torch(in_pieces):
+    true, found = errors(softmax_case())
+    assert true.by == "torch" and all(e.times <= 1 for e in found.values())
+
+    def last(x):
+        y = _softmax(x)
+        return torch.cat([y[:-1], y[-1:] * 1.1])
+
+    _, found = errors(softmax_case(), last)
+    assert found["forward"].times > 100 and "y at (5, " in found["forward"].where
+
+
+def _cut(case):
+    """The same call on two rows."""
+    shapes = case.shapes
+    if isinstance(shapes[0], list):
+        return case
+
+    def few(s):
+        if isinstance(s, Labels):
+            return Labels((2, *s.shape[1:]), s.high)
+        return (2, *s[1:]) if s == shapes[0] else s
+
+    return case._replace(shapes=tuple(map(few, shapes)))
+
+
+def _smallest():
+    """A case for each op and its options, where a small one can be had."""
+    found = {}
+    for case in map(_cut, (c for _, c in every_case())):
+        size, key = case.traffic()["both"].total, (case.op.name, str(case.options))
+        if size < 1 << 22 and (key not in found or size < found[key].traffic()["both"].total):
+            found[key] = case
+    return found.values()
+
+
+@pytest.mark.parametrize("case", _smallest(), ids=lambda c: f"{c.op.name}-{c.name}")
+def test_torchs_functions_compute_the_same(case):
+    """A comparison of speeds is one of the same function, with the same options."""
+    true, found = errors(case, case.torch)
+    assert true.by == "definition" and all(e.times <= 20 for e in found.values()), found
+
+
+def test_the_forward_that_records_is_judged_too(monkeypatch):
+    """Wrong only where gradients are wanted: its outputs differ from the other forward's."""
+    right = linear_kernels.linear_forward
+
+    def off(*args, needs, **options):
+        (y,), saved = right(*args, needs=needs, **options)
+        return (y * 1.001 if needs else y,), saved
+
+    monkeypatch.setattr(linear_kernels, "linear_forward", off)
+    dispatch._plans.clear()
+    _, found = errors(CASES[2][1])
+    dispatch._plans.clear()
+    assert found["forward"].times <= 1 and found["backward"].times <= 1 and found["both"].times > 100
+
+
+DROPOUT = Case(dropout.dropout, "small", ((64, 5), Seeds()), {"p": 0.5}, lambda x, s: F.dropout(x, 0.5), needs=("x",))
+DROPOUT = DROPOUT._replace(nearest=lambda got, of, x: torch.where(got.abs() < of.abs(), 0.0, 2 * of))
+
+
+def test_random_results_are_judged_on_the_first_rows(in_pieces):
+    true, found = errors(DROPOUT)
+    assert (true.by, true.rows) == ("definition", 4) and all(e.times <= 1 for e in found.values())
+
+
+@pytest.mark.parametrize("rows", ["all", "first"])
+def test_others_draw_their_own_numbers(rows, request):
+    if rows == "first":
+        request.getfixturevalue("in_pieces")
+    _, found = errors(DROPOUT, lambda x, seed: F.dropout(x, 0.5))
+    assert all(e.times <= 1 for e in found.values())
+    _, found = errors(DROPOUT, lambda x, seed: F.dropout(x, 0.5) * 1.5)
+    assert all(found[d].times > 100 for d in ("forward", "backward", "both"))
+
+
+def test_rrelu_of_others_is_judged():
+    from gpulayers.bench.activation import cases
+
+    case = next(c for c in cases() if c.op is activation.rrelu)._replace(shapes=((8, 5), Seeds()))
+    _, found = errors(case, lambda x, seed: F.rrelu(x, training=True))
+    assert all(e.times <= 1 for e in found.values())
+    _, found = errors(case, lambda x, seed: F.rrelu(x, 0.5, 0.6, training=True))
+    assert found["forward"].times > 100 and found["backward"].times > 100
+
+
+# --- order and time --------------------------------------------------------------------------------------------------
+
+
+def test_the_most_valuable_comes_first():
+    cases = [(f, softmax_case(f"{f}{i}", headline=i == 0)) for f in "ab" for i in range(2)]
+    cases.append(("a", softmax_case("a-sweep", sweep="rows", size=4)))
+    order = [(t.case.name, str(t.dtype)[:2], t.slow) for t in _lab.ordered(cases, [bfloat16, float32])]
+    assert order[:6] == [
+        ("a0", "bf", False), ("b0", "bf", False), ("a0", "bf", True), ("b0", "bf", True), ("a1", "bf", False), ("b1", "bf", False),
+    ]  # fmt: skip
+    assert order[6:9] == [("a0", "fl", False), ("b0", "fl", False), ("a-sweep", "bf", False)]
+    fast, slow = ([name for name, _, s in order if s == which] for which in (False, True))
+    assert sorted(fast) == sorted(slow) and len(order) == len(set(order))
+
+
+def test_the_time_limit_is_kept(tmp_path):
+    """By a clock that every look moves on by ten seconds, each case takes ten: three fit into 65 seconds."""
+    ticks = itertools.count(0, 10)
+    status, store = run(tmp_path, dtypes=[float32], clock=lambda: next(ticks), until=65.0)
+    assert status == _lab.DONE and len({(r["op"], r["case"]) for r in store.results["rows"]}) == 3
+    status, store = run(tmp_path, dtypes=[float32])
+    assert len({(r["op"], r["case"]) for r in store.results["rows"]}) == 4 and len(store.results["processes"]) == 2
+    assert {r["process"] for r in store.results["rows"]} == {0, 1}
+
+
+def test_the_slow_take_turns_with_the_others(tmp_path, monkeypatch):
+    """torch.compile comes last, and what was measured before is measured again beside it."""
+    monkeypatch.setattr("gpulayers.bench._providers._compiled", Other)  # getting ready is not what is tested
+    _, store = run(tmp_path, CASES[:1], dtypes=[float32], only=("numpy",))
+    before = one(store, provider="numpy", direction="both")["us"]
+    _, store = run(tmp_path, CASES[:1], dtypes=[float32], only=("numpy", "torch.compile"))
+    rows = [r for r in store.results["rows"] if r["direction"] == "both"]
+    assert {(r["provider"], r["process"]) for r in rows} == {("numpy", 1), ("torch.compile", 1)}
+    assert one(store, provider="numpy", direction="both")["us"] != before
+
+
+def test_unknown_providers_are_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"providers: the rule is some of numpy, definition, torch, torch\.compile; got cudnn"
+    ):
+        run(tmp_path, CASES[:1], only=("numpy", "cudnn"))
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL: nothing of the process runs after it."""
+
+
+@pytest.mark.parametrize("point", ["before", "within", "after"])
+def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypatch, point):
+    """Killed at every write in turn, the run goes on to the same rows."""
+    cases = [("softmax", softmax_case(name, needs=())) for name in "ab"]
+    few = {"cases": cases, "dtypes": [float32], "only": ("numpy", "torch")}
+    _, whole = run(tmp_path / "whole", **few)
+    monkeypatch.setattr(_results.Store, "rest", lambda self: None)
+    write, whole_text, writes = _results.write_json, pathlib.Path.write_text, itertools.count()
+
+    def half(path, text):
+        with open(path, "w") as file:
+            file.write(text[: len(text) // 2])
+        raise Killed
+
+    def dying(at):
+        def write_then_die(path, value):
+            if point == "before" and next(writes) == at:
+                raise Killed
+            if point == "within" and next(writes) == at:
+                monkeypatch.setattr(pathlib.Path, "write_text", half)
+            write(path, value)
+            if point == "after" and next(writes) == at:
+                raise Killed
+
+        return write_then_die
+
+    for at in itertools.count():
+        writes = itertools.count()
+        folder = tmp_path / str(at)
+        monkeypatch.setattr(_results, "write_json", dying(at))
+        try:
+            run(folder, resume=False, **few)
+            break  # there is no such write any more
+        except Killed:
+            pass
+        there = _results.load(folder / "bench.json")["rows"] if (folder / "bench.json").exists() else []
+        monkeypatch.setattr(_results, "write_json", write)
+        monkeypatch.setattr(pathlib.Path, "write_text", whole_text)
+        _, resumed = run(folder, **few)
+        assert keys(resumed) == keys(whole) and all(r in resumed.results["rows"] for r in there)
+    assert at == 1 + 2 * (2 * 2 + 1)  # a process's beginning; each case's providers twice, and its rows
+
+
+def test_what_killed_two_processes_is_not_tried_again(tmp_path):
+    deadly = _results.Job("softmax", "softmax", "small", "float32", "numpy")
+    for _ in range(_results.DEATHS):
+        _results.Store(tmp_path, resume=True).trying(deadly)
+    status, store = run(tmp_path, CASES[:1], dtypes=[float32])
+    assert status == _lab.FAILED and store.results["deaths"] == {str(deadly): _results.DEATHS}
+    assert one(store, provider="numpy", direction="both")["status"] == "crashed"
+    assert one(store, provider="torch", direction="both")["status"] == "ok"
+
+
+def test_a_dead_device_ends_the_process(tmp_path):
+    """An error after which the device does not answer: what was measured is kept, the next process leaves that provider."""
+    on = Quick()
+
+    def broken(x):
+        on.alive = lambda: False
+        raise RuntimeError("an illegal memory access was encountered")
+
+    case = softmax_case(others={"broken": Other(broken)})
+    status, store = run(tmp_path, [("softmax", case)], on=on, only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DIED and "illegal" in one(store, provider="broken", direction="both")["reason"]
+    status, store = run(tmp_path, [("softmax", case)], only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DONE and one(store, provider="numpy", direction="both")["status"] == "ok"
+
+
+def test_directions_that_a_death_took_are_measured_later(tmp_path):
+    """The device dies in the second direction: the first one's times are kept, the others come in the next process."""
+    on, recorded = Quick(), itertools.count()
+
+    def broken(x):
+        if x.requires_grad and next(recorded) == 1:  # it was right when it was checked
+            on.alive = lambda: False
+            raise RuntimeError("an illegal memory access was encountered")
+        return _softmax(x)
+
+    cases = [("softmax", softmax_case(others={"broken": Other(broken)}))]
+    status, store = run(tmp_path, cases, on=on, only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DIED and one(store, provider="numpy")["direction"] == "forward"
+    status, store = run(tmp_path, cases, only=("numpy", "broken"), dtypes=[float32])
+    assert status == _lab.DONE
+    assert {r["direction"] for r in store.results["rows"] if r["provider"] == "numpy"} == {
+        "forward",
+        "backward",
+        "both",
+    }
+    assert one(store, provider="broken", direction="backward")["status"] == "raised"  # and it is not tried again
+
+
+def test_no_memory_for_a_case_costs_that_case_alone(tmp_path):
+    class Small(Quick):
+        def sets(self, nbytes, moved):
+            if nbytes > 400:
+                raise MemoryError("too large")
+            return 2
+
+    _, store = run(tmp_path, CASES[:2], on=Small(), dtypes=[float32])
+    assert {r["status"] for r in store.results["rows"] if r["case"] == "small"} == {"ok"}
+    assert {r["reason"] for r in store.results["rows"] if r["case"] == "wider"} == {"MemoryError: too large"}
+
+
+PROGRAM = """
+import os, pathlib, signal, sys
+sys.path.insert(0, {tests!r})
+from test_lab import *
+def asked(x):
+    os.kill(os.getpid(), signal.{signal})
+    return _softmax(x)
+case = softmax_case(others={{"asked": Other(asked)}})
+run(pathlib.Path({folder!r}), [("softmax", case)], dtypes=[float32], only=("numpy", "asked"))
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_a_real_signal(tmp_path, number):
+    """SIGKILL is a death of who was being measured; who is asked to stop (SIGTERM) leaves nothing behind."""
+    program = PROGRAM.format(tests=str(ROOT / "tests"), signal=number, folder=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == (-signal.SIGKILL if number == "SIGKILL" else 128 + signal.SIGTERM), done.stderr.decode()
+    died = _results.Store(tmp_path, resume=True).results["deaths"]
+    assert died == ({"softmax | softmax | small | float32 | asked": 1} if number == "SIGKILL" else {})
+
+
+# --- for who searches ------------------------------------------------------------------------------------------------
+
+
+def test_timer(monkeypatch):
+    timer, case = _harness.Timer(Quick()), softmax_case()
+    assert timer.check(case, float32, "numpy") is None
+    assert timer.seconds(case, float32, "backward", "numpy") > 0 and timer.limit(case, float32, "backward") > 0
+    right = kernels.softmax_forward
+    monkeypatch.setattr(kernels, "softmax_forward", lambda *a, **k: ((right(*a, **k)[0][0] + 0.01,), right(*a, **k)[1]))
+    dispatch._plans.clear()
+    try:
+        assert "times the allowed error: " in timer.check(case, float32, "numpy")
+    finally:
+        dispatch._plans.clear()

@@ -1,0 +1,166 @@
+"""The GPU suite, with a CPU and stand-in steps in place of a GPU: order, limits, restarts, resumption, its tests' record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("torch")
+
+from gpulayers.bench import _tests, suite
+from gpulayers.bench.suite import Step, Suite
+
+
+def step(name, code, share=0.5):
+    return Step(name, share, lambda asked, seconds: [sys.executable, "-c", code.replace("OUT", repr(str(asked.out)))])
+
+
+def statuses(out, run=-1):
+    steps = json.loads((out / "suite.json").read_text())["runs"][run]["steps"]
+    return {s["name"]: s["status"] for s in steps}
+
+
+def test_steps_run_in_turn_and_a_failure_costs_the_others_nothing(tmp_path):
+    steps = [
+        step("a", "print('from a')"),
+        step("b", "raise SystemExit(5)"),
+        Step("c", 0.5, lambda asked, seconds: "nothing to do"),
+        step("d", "open(OUT + '/d', 'w')"),
+    ]
+    assert suite.run(Suite(tmp_path, 1.0), steps, grace=1) == 1
+    assert statuses(tmp_path) == {"a": "done", "b": "failed, exit status 5", "c": "nothing to do", "d": "done"}
+    assert (tmp_path / "d").exists() and "from a" in (tmp_path / "log.txt").read_text()
+    assert suite.run(Suite(tmp_path, 1.0), steps[:1], grace=1) == 0
+
+
+def test_a_step_out_of_time_is_stopped_with_all_it_started(tmp_path):
+    """It ignores the interrupt, and so does its child; what follows still has its time."""
+    ignore = "import signal, time, os; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    slow = ignore + "os.fork(); open(OUT + f'/{os.getpid()}.pid', 'w'); time.sleep(60)"
+    steps = [step("slow", slow), step("quick", "open(OUT + '/quick', 'w')")]
+    begin = time.monotonic()
+    assert suite.run(Suite(tmp_path, 0.1), steps, grace=0.5) == 0
+    assert time.monotonic() - begin <= 6.0
+    assert statuses(tmp_path) == {"slow": "out of time", "quick": "done"}
+    processes = [int(p.stem) for p in tmp_path.glob("*.pid")]
+    assert len(processes) == 2 and not any(map(_runs, processes))
+
+
+def _runs(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_without_time_nothing_is_begun(tmp_path):
+    assert suite.run(Suite(tmp_path, 0.01), [step("a", "open(OUT + '/a', 'w')")], grace=1) == 0
+    assert statuses(tmp_path) == {"a": "out of time"} and not (tmp_path / "a").exists()
+
+
+def test_a_step_whose_gpu_died_goes_on_in_a_new_process(tmp_path):
+    dies = "import os; n = len(os.listdir(OUT)); open(OUT + f'/{n}.try', 'w'); raise SystemExit(3 if n < 4 else 0)"
+    assert suite.run(Suite(tmp_path, 1.0), [step("a", dies)], grace=1) == 0
+    assert statuses(tmp_path) == {"a": "done"} and len(list(tmp_path.glob("*.try"))) == 3
+
+
+def test_a_suite_that_was_killed_goes_on(tmp_path):
+    """After the kill, the journal is whole and says where it was; the next run adds to it."""
+    code = (
+        "import pathlib; from gpulayers.bench import suite; from tests.test_suite import step;"
+        f"suite.run(suite.Suite(pathlib.Path({str(tmp_path)!r}), 1.0), [step('a', 'pass'), step('b', 'import time; time.sleep(30)')], grace=1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(suite.ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "suite.json").exists() or statuses(tmp_path).get("b") != "running":
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert statuses(tmp_path) == {"a": "done", "b": "running"}
+    suite.run(Suite(tmp_path, 1.0), [step("b", "pass")], grace=1)
+    assert statuses(tmp_path, 0)["b"] == "running" and statuses(tmp_path, 1) == {"b": "done"}
+
+
+def test_the_log_keeps_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "LOG_BYTES", 1000)
+    suite.run(Suite(tmp_path, 1.0), [step("a", "print('x' * 5000); print('the end')")], grace=1)
+    log = (tmp_path / "log.txt").read_text()
+    assert len(log) == 1000 and log.endswith("the end\n")
+
+
+TESTS = """
+import os, signal, time, pytest
+
+@pytest.mark.parametrize("i", range(5))
+def test_passes(i): pass
+
+def test_fails(): assert 1 == 2, "one is not two"
+
+def test_is_skipped(): pytest.skip("why not")
+
+def test_crashes(): os.kill(os.getpid(), signal.SIGSEGV)
+
+def test_hangs(): time.sleep(FOREVER)
+
+def test_after_them(): pass
+
+def test_machine_code(): assert False, "not chosen on a device"
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    path = tmp_path / "test_toy.py"
+    path.write_text(TESTS.replace("FOREVER", "60"))
+    return path
+
+
+def test_every_test_has_an_outcome_whatever_becomes_of_its_process(tmp_path, toy, capfd):
+    assert not _tests.run(tmp_path, 60, 2, [toy], silence=4)
+    found = _tests.read(tmp_path / "tests.jsonl")
+    assert Counter(o.outcome for o in found.values()) == {"passed": 6, "failed": 1, "skipped": 1, "started": 2}
+    assert "one is not two" in next(o.text for o in found.values() if o.outcome == "failed")
+    out = capfd.readouterr().out
+    assert "6 passed" in out and "2 crashed" in out
+    assert "CRASHED" in out and "::test_hangs" in out and "::test_crashes" in out and "FAILED" in out
+
+    toy.write_text(TESTS.replace("FOREVER", "0").replace("1 == 2", "True").replace("os.kill", "print"))  # mended
+    with open(tmp_path / "tests.jsonl", "a") as file:
+        file.write('{"id": "cut o')
+    assert _tests.run(tmp_path, 60, 2, [toy])
+    again = _tests.read(tmp_path / "tests.jsonl")
+    assert Counter(o.outcome for o in again.values()) == {"passed": 9, "skipped": 1}
+
+
+def test_tests_keep_their_time(tmp_path, toy):
+    begin = time.monotonic()
+    assert not _tests.run(tmp_path, 4, 1, [toy])
+    assert time.monotonic() - begin < 30  # the rest is Python's start; test_hangs alone takes 60
+
+
+def test_no_tests_are_no_success(tmp_path):
+    (tmp_path / "test_none.py").write_text("")
+    assert not _tests.run(tmp_path, 60, 1, [tmp_path / "test_none.py"])
+
+
+def test_the_most_valuable_files_come_first():
+    names = [p.stem for p in _tests.files()]
+    assert (
+        names[: len(_tests.FIRST)] == list(_tests.FIRST) and "test_house" not in names and "test_torch_modules" in names
+    )
+
+
+def test_sanitizers(tmp_path, monkeypatch):
+    command = next(s.command for s in suite.STEPS if s.name == "memcheck")
+    monkeypatch.setattr(suite, "_SANITIZERS", (None, "/nowhere/compute-sanitizer"))
+    assert command(Suite(tmp_path), 60) == "compute-sanitizer is not installed"
+    monkeypatch.setattr(suite, "_SANITIZERS", (None, sys.executable))
+    assert command(Suite(tmp_path), 60)[:3] == [sys.executable, "--tool", "memcheck"]
+    assert isinstance(command(Suite(tmp_path, device="cpu"), 60), str)
