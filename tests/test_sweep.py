@@ -166,7 +166,7 @@ def test_entries_of_tables_that_no_case_chooses_are_forced(monkeypatch):
     """On calls that ask for that choice, and whose rows the entry is for; without any it is a fault."""
     monkeypatch.setattr(_configs, "CHOICES", {})
     monkeypatch.setattr(_configs, "_tables_read", {})
-    choice, tiles = _configs.rows("toy"), _configs.tiles("toy_tiles", lambda entries, device: (0, entries[0]))
+    choice, tiles = _configs.rows("toy"), _configs.tiles("toy_tiles", lambda entries, device: (0, entries[0]), (16,))
     rows = (_configs.Row(64, 64, 1), _configs.Row(1024, 1024, 4), _configs.Row(None, 2048, 4))
     two = (_configs.Tile(16, 16, 16, 1, 1), _configs.Tile(32, 32, 32, 1, 1))
     table = _tables.Table(pathlib.Path("sm_90.json"), 90, "here", {"toy": rows, "toy_tiles": two}, {})
