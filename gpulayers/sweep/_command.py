@@ -22,7 +22,7 @@ def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: P
     """
     runs = _runs(options.arch, options.dtype)
     names = options.family or _calls.families()
-    whole = families is None and set(names) == set(_calls.families())
+    whole = families is None and set(names) == set(_calls.families()) and runs.keys() == GPUS.keys()
     chosen = [_calls.family(name) for name in names] if families is None else families
     found = sweep(chosen, runs, _calls.shared_files() if whole else (), whole)
     if options.json:

@@ -92,8 +92,8 @@ def sweep(
 ) -> Sweep:
     """Audit families for architectures, each in some dtypes.
 
-    shared: files of kernels that belong to no one family. whole: all families are there, so every choice of the
-    tables must be asked for. processes: that compile; by default one for each processor.
+    shared: files of kernels that belong to no one family. whole: all families and architectures are there, so
+    every choice of the tables must be asked for. processes: that compile; by default one for each processor.
     """
     plan = Plan()
     for arch, dtypes in runs.items():

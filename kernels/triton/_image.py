@@ -37,8 +37,12 @@ def flattened(x: Any) -> Any:
 
 
 BUDGETS = {
-    # Of few channels no 16 bytes lie together.
-    "_nhwc_kernel": Budget(registers=160, blocks=3, narrow=lambda c: "stores" if c["BC"] < 8 else ""),
+    # Of few channels no 16 bytes lie together, nor does an image of odd size begin at a multiple of them.
+    "_nhwc_kernel": Budget(
+        registers=160,
+        blocks=3,
+        narrow=lambda c: ("stores " if c["BC"] < 8 else "") + ("loads" if "P" in c["odd"] else ""),
+    ),
     "_channel_sums_kernel": Budget(registers=48, blocks=5),
     # A row-major weight takes its gradient in steps of kh · kw, and one of three channels in threes.
     "_finish_kernel": Budget(registers=72, blocks=8, narrow="stores"),

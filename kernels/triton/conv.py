@@ -39,8 +39,8 @@ def _narrow(c: dict[str, Any]) -> str:
 
 
 BUDGETS = {
-    # On sm_80 one register is put aside, once.
-    "_conv2d_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=2),
+    # One or two registers are put aside in some float32 tiles.
+    "_conv2d_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=6),
     "_conv2d_weight_kernel": Budget(registers=208, blocks=1, narrow=_narrow),
 }
 
