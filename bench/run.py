@@ -41,10 +41,11 @@ def lab(options: Any) -> int:
     status = _lab.run(on, store, tasks, until=until, only=options.providers)
     _tables.show_results(store.results)
     bad = sum(map(failed, store.results["rows"]))
-    try:
-        print(f"drawn: {', '.join(map(str, _plots.write(store.results, options.out))) or 'nothing'}")
-    except RuntimeError as error:  # no matplotlib
-        print(f"not drawn: {error}")
+    if not options.no_plots:
+        try:
+            print(f"drawn: {', '.join(map(str, _plots.write(store.results, options.out))) or 'nothing'}")
+        except RuntimeError as error:  # no matplotlib
+            print(f"not drawn: {error}")
     print(f"{len(store.results['rows'])} rows in {store.path}" + (f"; {bad} FAILED" if bad else ""))
     if status == _lab.DIED:
         print("the device does not answer this process any more: run again with --resume")

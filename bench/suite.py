@@ -1,9 +1,10 @@
 """A GPU hour, or any part of one, in one command: ``python bench/run.py --gpu-suite --minutes N --out DIR``.
 
 The most valuable first: the tests on the device (parity in every dtype, the same bits in 20 runs, side streams), its
-memory checked by compute-sanitizer, the benchmarks, tuning of the kernels furthest from their limit, and the benchmarks
-with what was tuned. Every step is a process of its own, keeps its part of the time, and has on disk what it knows: the same
-command on the same folder goes on. The folder holds at most eight files.
+memory checked by compute-sanitizer, the benchmarks, tuning of the kernels furthest from their limit. Every step is a process
+of its own, keeps its part of the time, and has on disk what it knows: the same command on the same folder goes on. The
+folder holds six files at most: suite.json, log.txt, tests.jsonl, bench.json (``bench/report.py --add`` takes it into the
+README, with plots), tune.json and the tuned table (sm_90.json, for kernels/configs).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _sanitize(tool: str) -> Callable[[Suite, float], list[str] | str]:
 def _bench(suite: Suite, seconds: float) -> list[str]:
     where = [] if suite.device == "cuda" else ["--device", suite.device]
     limit = [f"--minutes={seconds / 60}", f"--out={suite.out}"]
-    return _python(ROOT / "bench/run.py", *suite.family, "--gpu", "--resume", *limit, *where)
+    return _python(ROOT / "bench/run.py", *suite.family, "--gpu", "--resume", "--no-plots", *limit, *where)
 
 
 def _tune(suite: Suite, seconds: float) -> list[str] | str:

@@ -108,6 +108,7 @@ def _lab(commands: Any) -> None:
     p.add_argument("--providers", nargs="+", default=(), help="only these: triton, cuda, torch, torch.compile, …")
     p.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="in this order")
     p.add_argument("--seconds", type=float, default=1.0, help="for each case and provider, with --cpu")
+    p.add_argument("--no-plots", action="store_true", help="bench/report.py --add draws them, too")
     p.set_defaults(run=bench)
 
     p = commands.add_parser("tune", help="search the kernels' configurations on this GPU; writes the tables of them")

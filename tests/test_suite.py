@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from gpulayers.bench import _tests, suite
+from gpulayers.bench._results import load
 from gpulayers.bench.suite import Step, Suite
 
 
@@ -93,6 +94,31 @@ def test_the_log_keeps_its_end(tmp_path, monkeypatch):
     suite.run(Suite(tmp_path, 1.0), [step("a", "print('x' * 5000); print('the end')")], grace=1)
     log = (tmp_path / "log.txt").read_text()
     assert len(log) == 1000 and log.endswith("the end\n")
+
+
+def test_the_whole_path_with_the_cpu_in_place_of_a_gpu(tmp_path):
+    """Tests, a benchmark, and what needs a GPU said so; twice, as if the first had been cut off."""
+    out, tests = tmp_path / "out", tmp_path / "test_small.py"
+    tests.write_text("def test_small(): pass")
+    asked = Suite(out, 0.75, ("dropout",), "cpu", (str(tests),))
+    for _ in range(2):
+        assert suite.run(asked, grace=0.5) == 0
+        rows = load(out / "bench.json")["rows"]
+        assert rows and rows[0]["status"] == "ok" and statuses(out)["tests"] == "done"
+        assert statuses(out)["tune"] == "tuning needs a GPU"
+    assert {p.name for p in out.iterdir()} == {"suite.json", "log.txt", "tests.jsonl", "bench.json"}
+    assert list(_tests.read(out / "tests.jsonl")) == ["test_small.py::test_small"]
+
+
+def test_the_furthest_from_its_limit_is_tuned_first(tmp_path, monkeypatch):
+    rows = [("norm", 0.5), ("norm", 0.9), ("conv", 0.2), ("softmax", 0.99), ("loss", None)]
+    found = [{"family": f, "ours": True, "share": s} for f, s in rows] + [{"family": "a", "ours": False, "share": 0.1}]
+    (tmp_path / "bench.json").touch()
+    monkeypatch.setattr(suite, "load", lambda path: {"rows": found})
+    assert suite.furthest(tmp_path / "bench.json") == ["conv", "norm", "softmax"]
+    assert suite.furthest(tmp_path / "none.json") == []
+    command = next(s.command for s in suite.STEPS if s.name == "tune")
+    assert command(Suite(tmp_path), 60)[3:8] == ["gpulayers.cli", "tune", "conv", "norm", "softmax"]
 
 
 TESTS = """
