@@ -32,9 +32,9 @@ def _narrow(c: dict[str, Any]) -> str:
 
 
 BUDGETS = {
-    # On sm_80 one register is put aside.
-    "_matmul_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=3),
-    "_matmul_tma_kernel": Budget(registers=224, blocks=1, narrow=_narrow),
+    # On sm_80 and sm_100 a few registers are put aside in some tiles.
+    "_matmul_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=6),
+    "_matmul_tma_kernel": Budget(registers=255, blocks=1, narrow=_narrow),
     "_finish_kernel": Budget(registers=48, blocks=10, narrow=_narrow),
 }
 

@@ -20,8 +20,8 @@ from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced
 # --- cross entropy ---------------------------------------------------------------------------------------------------
 
 BUDGETS = {
-    # A few numbers a sample.
-    "_cross_entropy_forward_kernel": Budget(registers=168, blocks=3, narrow="stores"),
+    # A few numbers a sample; on sm_100 one register is put aside.
+    "_cross_entropy_forward_kernel": Budget(registers=168, blocks=3, narrow="stores", spills=2),
     "_cross_entropy_backward_kernel": Budget(registers=160, blocks=3),
     "_nll_loss_forward_kernel": Budget(registers=96, blocks=5),
     # A few numbers a sample.

@@ -18,7 +18,7 @@ from . import _configs, _tile
 BUDGETS = {
     "_softmax_forward_kernel": Budget(registers=136, blocks=1),
     "_softmax_forward_looped_kernel": Budget(registers=56, blocks=5),
-    "_softmax_backward_kernel": Budget(registers=104, blocks=1),
+    "_softmax_backward_kernel": Budget(registers=120, blocks=1),
     "_softmax_backward_looped_kernel": Budget(registers=48, blocks=6),
 }
 
