@@ -32,8 +32,8 @@ def _narrow(c: dict[str, Any]) -> str:
 
 
 BUDGETS = {
-    # On sm_80 and sm_100 a few registers are put aside in some tiles.
-    "_matmul_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=6),
+    # Before and after sm_90 a few registers are put aside in some tiles.
+    "_matmul_kernel": Budget(registers=255, blocks=1, narrow=_narrow, spills=8),
     "_matmul_tma_kernel": Budget(registers=255, blocks=1, narrow=_narrow),
     "_finish_kernel": Budget(registers=48, blocks=10, narrow=_narrow),
 }

@@ -29,7 +29,8 @@ NUMBERS: dict[str, tuple[float, float]] = {}
 
 BUDGETS = {
     "_activation_forward_kernel": Budget(registers=56, blocks=10),
-    "_activation_backward_kernel": Budget(registers=48, blocks=10),
+    # On sm_120 elu puts two registers aside.
+    "_activation_backward_kernel": Budget(registers=64, blocks=8, spills=4),
 }
 
 
