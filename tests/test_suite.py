@@ -97,17 +97,36 @@ def test_the_log_keeps_its_end(tmp_path, monkeypatch):
 
 
 def test_the_whole_path_with_the_cpu_in_place_of_a_gpu(tmp_path):
-    """Tests, a benchmark, and what needs a GPU said so; twice, as if the first had been cut off."""
+    """Tests, small benchmarks, and what needs a GPU said so; twice, as if the first had been cut off."""
     out, tests = tmp_path / "out", tmp_path / "test_small.py"
     tests.write_text("def test_small(): pass")
-    asked = Suite(out, 0.75, ("dropout",), "cpu", (str(tests),))
+    small = "import pathlib; from tests.test_lab import run; raise SystemExit(run(pathlib.Path(OUT))[0])"
+    steps = [step("bench", small, 0.7) if s.name == "bench" else s for s in suite.STEPS]
+    asked = Suite(out, 2.0, ("softmax",), "cpu", (str(tests),))
     for _ in range(2):
-        assert suite.run(asked, grace=0.5) == 0
+        assert suite.run(asked, steps, grace=0.5) == 0
         rows = load(out / "bench.json")["rows"]
-        assert rows and rows[0]["status"] == "ok" and statuses(out)["tests"] == "done"
-        assert statuses(out)["tune"] == "tuning needs a GPU"
+        assert rows[0]["status"] == "ok" and {r["status"] for r in rows} <= {"ok", "refused"}
+        found = statuses(out)
+        assert found["tests"] == found["bench"] == "done" and found["tune"] == "tuning needs a GPU"
     assert {p.name for p in out.iterdir()} == {"suite.json", "log.txt", "tests.jsonl", "bench.json"}
-    assert list(_tests.read(out / "tests.jsonl")) == ["test_small.py::test_small"]
+    assert [i.rpartition("/")[2] for i in _tests.read(out / "tests.jsonl")] == ["test_small.py::test_small"]
+
+
+def test_the_benchmarks_go_on_within_their_time(tmp_path):
+    command = next(s.command for s in suite.STEPS if s.name == "bench")
+    words = command(Suite(tmp_path, family=("norm",), device="cpu"), 90.0)
+    assert words[3:] == [
+        "norm",
+        "--gpu",
+        "--resume",
+        "--no-plots",
+        "--minutes=1.5",
+        f"--out={tmp_path}",
+        "--device",
+        "cpu",
+    ]
+    assert words[2].endswith("bench/run.py")
 
 
 def test_the_furthest_from_its_limit_is_tuned_first(tmp_path, monkeypatch):
