@@ -106,7 +106,7 @@ def test_the_whole_path_with_the_cpu_in_place_of_a_gpu(tmp_path):
     for _ in range(2):
         assert suite.run(asked, steps, grace=0.5) == 0
         rows = load(out / "bench.json")["rows"]
-        assert rows[0]["status"] == "ok" and {r["status"] for r in rows} <= {"ok", "refused"}
+        assert {r["status"] for r in rows} == {"ok", "refused"}
         found = statuses(out)
         assert found["tests"] == found["bench"] == "done" and found["tune"] == "tuning needs a GPU"
     assert {p.name for p in out.iterdir()} == {"suite.json", "log.txt", "tests.jsonl", "bench.json"}
