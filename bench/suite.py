@@ -136,7 +136,9 @@ class _Journal:
 
 
 def run(suite: Suite, steps: Sequence[Step] = STEPS, grace: float = GRACE) -> int:
-    """Run the steps within ``suite.minutes``; 1 if one of them failed, else 0."""
+    """Run the steps within ``suite.minutes``; 1 if one of them failed, else 0. RuntimeError outside a checkout."""
+    if not (ROOT / "tests").is_dir():
+        raise RuntimeError(f"the GPU suite: the rule is a checkout with its tests; {ROOT} is none")
     suite.out.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * suite.minutes
     journal, bad = _Journal(suite), 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -15,6 +16,15 @@ pytest.importorskip("torch")
 from gpulayers.bench import _tests, suite
 from gpulayers.bench._results import load
 from gpulayers.bench.suite import Step, Suite
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _from_a_checkout(monkeypatch):
+    """The package may be installed here; the suite runs from this checkout."""
+    for module in (suite, _tests):
+        monkeypatch.setattr(module, "ROOT", ROOT)
 
 
 def step(name, code, share=0.5):
@@ -77,7 +87,7 @@ def test_a_suite_that_was_killed_goes_on(tmp_path):
         "import pathlib; from gpulayers.bench import suite; from tests.test_suite import step;"
         f"suite.run(suite.Suite(pathlib.Path({str(tmp_path)!r}), 1.0), [step('a', 'pass'), step('b', 'import time; time.sleep(30)')], grace=1)"
     )
-    environment = os.environ | {"PYTHONPATH": str(suite.ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     while not (tmp_path / "suite.json").exists() or statuses(tmp_path).get("b") != "running":
         assert process.poll() is None
@@ -87,6 +97,12 @@ def test_a_suite_that_was_killed_goes_on(tmp_path):
     assert statuses(tmp_path) == {"a": "done", "b": "running"}
     suite.run(Suite(tmp_path, 1.0), [step("b", "pass")], grace=1)
     assert statuses(tmp_path, 0)["b"] == "running" and statuses(tmp_path, 1) == {"b": "done"}
+
+
+def test_it_runs_from_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="a checkout with its tests"):
+        suite.run(Suite(tmp_path / "out"), [])
 
 
 def test_the_log_keeps_its_end(tmp_path, monkeypatch):
