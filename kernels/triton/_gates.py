@@ -25,7 +25,7 @@ BUDGETS = {
     # One weight's sums lie one by one.
     "_prelu_sum_kernel": Budget(registers=48, blocks=10, narrow=lambda c: "loads" if c.get("C") == 1 else ""),
     "_rrelu_kernel": Budget(registers=96, blocks=5),
-    "_glu_forward_kernel": Budget(registers=48, blocks=12),
+    "_glu_forward_kernel": Budget(registers=48, blocks=10),
     "_glu_backward_kernel": Budget(registers=80, blocks=7),
 }
 

@@ -43,7 +43,7 @@ BUDGETS = {
         blocks=3,
         narrow=lambda c: ("stores " if c["BC"] < 8 else "") + ("loads" if "P" in c["odd"] else ""),
     ),
-    "_channel_sums_kernel": Budget(registers=48, blocks=5),
+    "_channel_sums_kernel": Budget(registers=60, blocks=4),
     # A row-major weight takes its gradient in steps of kh · kw, and one of three channels in threes.
     "_finish_kernel": Budget(registers=72, blocks=8, narrow="stores"),
 }

@@ -22,9 +22,9 @@ from ._batch_norm import batch_norm_forward as batch_norm_forward
 
 BUDGETS = {
     "_norm_forward_kernel": Budget(registers=104, blocks=1),
-    "_norm_forward_looped_kernel": Budget(registers=72, blocks=4),
+    "_norm_forward_looped_kernel": Budget(registers=80, blocks=3),
     "_norm_moments_kernel": Budget(registers=72, blocks=4),
-    "_norm_forward_split_kernel": Budget(registers=72, blocks=4),
+    "_norm_forward_split_kernel": Budget(registers=72, blocks=3),
     # On sm_80 one register is put aside, once.
     "_norm_backward_kernel": Budget(registers=136, blocks=1, spills=2),
     "_norm_sums_kernel": Budget(registers=104, blocks=2),
