@@ -18,7 +18,7 @@ from .activation import FROM_Y, NUMBERS, gradient
 BUDGETS = {
     # Rows of a length that 16 does not divide.
     "_linear_backward_columns_kernel": Budget(
-        registers=80, blocks=7, narrow=lambda c: "loads, stores" if c["odd"] & {"N", "dy_m"} else ""
+        registers=80, blocks=6, narrow=lambda c: "loads, stores" if c["odd"] & {"N", "dy_m"} else ""
     ),
 }
 

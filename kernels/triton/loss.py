@@ -25,7 +25,7 @@ BUDGETS = {
     "_cross_entropy_backward_kernel": Budget(registers=160, blocks=3),
     "_nll_loss_forward_kernel": Budget(registers=96, blocks=5),
     # A few numbers a sample.
-    "_nll_loss_backward_kernel": Budget(registers=88, blocks=6, narrow="loads"),
+    "_nll_loss_backward_kernel": Budget(registers=96, blocks=5, narrow="loads"),
     "_mse_forward_kernel": Budget(registers=40, blocks=12),
     "_mse_sum_kernel": Budget(registers=56, blocks=10),
     "_mse_backward_kernel": Budget(registers=56, blocks=10),

@@ -19,7 +19,7 @@ BUDGETS = {
     "_softmax_forward_kernel": Budget(registers=136, blocks=1),
     "_softmax_forward_looped_kernel": Budget(registers=56, blocks=5),
     "_softmax_backward_kernel": Budget(registers=120, blocks=1),
-    "_softmax_backward_looped_kernel": Budget(registers=48, blocks=6),
+    "_softmax_backward_looped_kernel": Budget(registers=48, blocks=5),
 }
 
 
