@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from gpulayers.bench._tests import read
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -17,9 +18,7 @@ def pytest_addoption(parser: Any) -> None:
 
 def pytest_collection_modifyitems(config: Any, items: list) -> None:
     index, of = map(int, config.option.shard.split("/"))
-    record = config.option.record
-    lines = record.read_text().splitlines(keepends=True) if record.exists() else []
-    known = {json.loads(line)["id"] for line in lines if line.endswith("}\n")}
+    known = read(config.option.record).keys()
     chosen = [item for item in items[index - 1 :: of] if item.nodeid not in known]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen

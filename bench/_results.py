@@ -128,9 +128,14 @@ def slug(device: str) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Whole or not at all, whenever the process dies."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Whole or not at all, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1))
+    temporary.write_text(text)  # JSON, in ASCII
     os.replace(temporary, path)
 
 

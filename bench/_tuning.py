@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gpulayers.bench._results import write_text
 from gpulayers.bench._search import Screened
 from gpulayers.bench._uses import Use
 
@@ -38,7 +38,6 @@ class Known:
                 raise ValueError(
                     f"{self.path} holds what {self.data['about']} measured, and this is {about}: name another folder (--out)"
                 )
-        folder.mkdir(parents=True, exist_ok=True)
         if self.data["trying"]:  # the process before ended at this
             deaths = self.data["deaths"]
             deaths[self.data["trying"]] = deaths.get(self.data["trying"], 0) + 1
@@ -46,10 +45,8 @@ class Known:
         self.save()
 
     def save(self) -> None:
-        """Never half a file: written beside it, then moved."""
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(json.dumps(self.data), encoding="utf-8")
-        os.replace(beside, self.path)
+        """Never half a file."""
+        write_text(self.path, json.dumps(self.data))
 
     def of(self, choice: str) -> dict[str, Any]:
         """What is known of a choice.

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from gpulayers.bench._lab import DIED
 from gpulayers.bench._results import load, machine, now, write_json
 from tqdm.auto import tqdm
 
@@ -31,8 +32,6 @@ MINUTES = 9.0
 GRACE = 15.0
 """Seconds that a step is asked to end before its time, and again that it has to do so."""
 LOG_BYTES = 8 << 20
-DIED = 3
-"""Exit status of a step whose GPU died: a fresh process goes on."""
 _SANITIZERS = (shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer")
 
 

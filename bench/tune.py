@@ -21,8 +21,11 @@ from typing import Any, NamedTuple, Protocol
 from gpulayers.bench import _screen, _search
 from gpulayers.bench._device import Device, device
 from gpulayers.bench._harness import Timer
+from gpulayers.bench._lab import DIED
+from gpulayers.bench._results import write_text
 from gpulayers.bench._search import Screened
 from gpulayers.bench._tables import show
+from gpulayers.bench._timing import geometric_mean, take_turns
 from gpulayers.bench._tuning import Known, entry_text, use_text
 from gpulayers.bench._uses import Use, declare, precision, uses
 from gpulayers.kernels.triton import _configs, _tables, _tile
@@ -36,8 +39,8 @@ MOST = {_configs.Row: 12, _configs.Tile: len(_search.SHAPES)}
 """Candidates of a choice that are timed on a shape, besides the present ones."""
 MOST_USES = 12
 """Shapes that candidates are timed on; the table that comes of it is timed on all."""
-DONE, STOPPED, DIED = 0, 0, 3
-"""Exit status: finished, or out of time; the device died, and a fresh process should go on."""
+DONE, STOPPED = 0, 0
+"""Exit status: finished, or out of time; ``DIED`` where a fresh process should go on."""
 
 Screening = Callable[[Sequence[_screen.Job], int], Iterable[tuple[_screen.Job, Screened]]]
 
@@ -142,12 +145,8 @@ class Tuner:
             entries[name] = result.after
             day = self.known.of(name)["result"]["date"]
             measured[name] = self.about | {"date": day, "gain": round(result.gain, 3)}
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.target.with_suffix(".tmp")
-        beside.write_text(
-            _tables.text(_tables.Table(self.target, self.device.arch, base.made, entries, measured)), encoding="utf-8"
-        )
-        os.replace(beside, self.target)
+        found = _tables.Table(self.target, self.device.arch, base.made, entries, measured)
+        write_text(self.target, _tables.text(found))
 
     # --- one choice --------------------------------------------------------------------------------------------------
 
@@ -301,7 +300,7 @@ class Tuner:
             ratios.append(known[key])
         if any(math.isinf(r) for r in ratios):
             return 0.0
-        return math.exp(-statistics.fmean(map(math.log, ratios)))
+        return 1 / geometric_mean(ratios)
 
     def _ratio_of_table(self, name: str, found: tuple, use: Use) -> float:
         if not self.known.trying(name, use, "the table found"):
@@ -326,13 +325,8 @@ def _size(use: Use) -> tuple[int, int]:
 
 def _in_turns(candidate: Callable[[], float], present: Callable[[], float]) -> float:
     """Median seconds of a candidate over those of the present table, in turns, the order reversed each time."""
-    samples: dict[bool, list[float]] = {True: [], False: []}
-    for turn in range(ROUNDS + 1):
-        for mine in (True, False) if turn % 2 else (False, True):
-            seconds = candidate() if mine else present()
-            if turn:
-                samples[mine].append(seconds)
-    return statistics.median(samples[True]) / statistics.median(samples[False])
+    samples = take_turns({"present": lambda: [present()], "candidate": lambda: [candidate()]}, ROUNDS)
+    return statistics.median(samples["candidate"]) / statistics.median(samples["present"])
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -3,10 +3,9 @@ that those calls must reach."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from gpulayers.arrays import Spec, dtype, float32
 from gpulayers.bench._case import CHANNELS_LAST, Case
+from gpulayers.bench._uses import precision
 from gpulayers.testing.audit_op import launched
 from gpulayers.testing.compiling import Planned
 
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
     def launched(self, arch: int) -> list[Planned]:
         """What its forward and backward would have compiled."""
-        with _allowing_tf32() if self.tf32 else contextlib.nullcontext():
+        with precision("tf32" if self.tf32 else str(self.dtype)):
             return launched(self.case.op, self.specs, self.case.wanted(), self.case.options, arch)
 
 
@@ -92,18 +92,3 @@ def calls(cases: Sequence[Case], dtypes: Sequence[str] = DTYPES, layouts: bool =
                 if call.dtype == float32 and case.tf32:
                     found.append(call._replace(tf32=True))
     return found
-
-
-@contextlib.contextmanager
-def _allowing_tf32() -> Iterator[None]:
-    import torch
-
-    settings = [getattr(getattr(torch.backends, b), op) for b, op in (("cuda", "matmul"), ("cudnn", "conv"))]
-    before = [s.fp32_precision for s in settings]
-    for s in settings:
-        s.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        for s, precision in zip(settings, before):
-            s.fp32_precision = precision
