@@ -119,7 +119,8 @@ def pytest_terminal_summary(terminalreporter):
     items = proofs.get("compiled", set())
     archs = sorted({int(i[2]) for i in items})
     write(
-        f"Triton kernels compiled and audited: {len({i[0] for i in items})} for {', '.join(f'sm_{a}' for a in archs)}"
+        f"Triton kernels compiled and audited: {len({i[0] for i in items})}"
+        + (f" for {', '.join(f'sm_{a}' for a in archs)}" if archs else "")
     )
     write(f"calls of drop-ins compared with torch's own: {sum(int(n) for _, n in proofs.get('compared', ()))}")
     for line in getattr(terminalreporter.config, "unproven", ()):
