@@ -32,6 +32,7 @@ _transforming = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _scripting = torch._C._is_tracing
 _policy = dispatch._policy.get
+_written = torch.autograd.graph.increment_version
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_KNOWN = 4096
@@ -52,6 +53,8 @@ class _Known(NamedTuple):
     plan: dispatch.Plan
     record: bool
     """Whether autograd records the call."""
+    updated: tuple[int, ...]
+    """The inputs that the call writes to: autograd must be told."""
 
 
 def _checker(tensors: Sequence[Tensor]) -> Callable[..., bool]:
@@ -100,7 +103,6 @@ class TorchOp:
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
-        self._updated = tuple(i for i, n in enumerate(op.inputs) if n in op.updates)
         self._dynamic = tuple((self.n + i, k) for i, k in enumerate(self.options) if k in op.dynamic)
         fixed = [self.n + i for i, k in enumerate(self.options) if k not in op.dynamic]
         self._fixed = operator.itemgetter(*fixed) if len(fixed) > 1 else lambda args: tuple([args[i] for i in fixed])
@@ -120,19 +122,19 @@ class TorchOp:
         hint = self._weight and id(args[self._weight])
         known = self._latest.get(hint)
         if known is not None and forward_ad._current_level < 0 and not _modes():
-            check, count, options, policy, grad, plan, record = known
+            check, count, options, policy, grad, *_ = known
             if check(*args[:count]) and policy is _policy() and grad is _grad_enabled():
                 now, values = self._split(args) if self._dynamic else (args[self.n :], _NO_VALUES)
                 if now == options and (count == self.n or args[count : self.n].count(None) == self.n - count):
-                    return self._run(plan, record, values, args)
+                    return self._run(known, values, args)
         return self._slowly(args, hint)
 
-    def _run(self, plan: dispatch.Plan, record: bool, values: dict[str, Any], args: tuple) -> Any:
-        if record:
-            return self._apply(plan, values, *args)
-        outputs, _ = plan.run_forward(*args[: self.n], **values)
-        if self._updated:
-            self._mark_updated(args)
+    def _run(self, known: _Known, values: dict[str, Any], args: tuple) -> Any:
+        if known.record:
+            return self._apply((known, values, args[self.n :]), *args[: self.n])
+        outputs, _ = known.plan.run_forward(*args[: self.n], **values)
+        for i in known.updated:
+            _written(args[i])
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _compiled(self, args: Sequence[Any]) -> Any:
@@ -180,7 +182,7 @@ class TorchOp:
             if len(self._latest) >= _MOST_KNOWN:
                 self._latest.clear()
             self._latest[hint] = known
-        return self._run(known.plan, known.record, values, args)
+        return self._run(known, values, args)
 
     def _first(self, args: tuple, grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
         """The outputs of a call that is not known yet; makes it known if it is an ordinary one."""
@@ -195,18 +197,15 @@ class TorchOp:
             return self._by_torch(args, why)
         if any(wanted[i] for i in self._constant):
             return self._by_torch(args, "an input that has no gradient requires one")  # torch raises
+        count = next((i for i, t in enumerate(ins) if t is None), self.n)
+        check = _never if key is None or any(t is not None for t in ins[count:]) else _checker(ins[:count])
+        options, updated = self._split(args)[0], tuple(self.library.updates(args))
+        known = _Known(check, count, options, dispatch._policy.get(), grad, plan, bool(needs), updated)
         if key is not None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            count = next((i for i, t in enumerate(ins) if t is None), self.n)
-            check = _never if any(t is not None for t in ins[count:]) else _checker(ins[:count])
-            self._known[key] = _Known(check, count, key[0], key[1], grad, plan, bool(needs))
-        return self._run(plan, bool(needs), values, args)
-
-    def _mark_updated(self, args: Sequence[Any]) -> None:
-        """Tell autograd what was written to."""
-        for i in self.library.updates(args):
-            torch.autograd.graph.increment_version(args[i])
+            self._known[key] = known
+        return self._run(known, values, args)
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""
@@ -295,16 +294,16 @@ def _input(x: Tensor | None, spec: Any, like: Tensor, needed: bool) -> Tensor:
 
 
 def _function(of: TorchOp) -> type[torch.autograd.Function]:
-    """The op's ``autograd.Function`` of (plan, dynamic options, *inputs, *options). In the old form: ``setup_context``
-    costs 14 µs a call."""
-    n, tail = of.n, (None,) * len(of.options)
+    """The op's ``autograd.Function`` of ((known, dynamic options, all options), *inputs): each argument costs. In the old
+    form: ``setup_context`` costs 14 µs a call."""
+    none = (None,) * (of.n + 1)
 
-    def forward(ctx: Any, plan: Any, values: dict, *args: Any) -> Any:
-        ins = args[:n]
-        outputs, saved = plan.run_forward(*ins, **values)
-        if of._updated:
-            of._mark_updated(args)
-        ctx.call = plan, values, tuple(saved), args[n:]
+    def forward(ctx: Any, call: tuple, *ins: Any) -> Any:
+        known, values, _ = call
+        outputs, saved = known.plan.run_forward(*ins, **values)
+        for i in known.updated:
+            _written(ins[i])
+        ctx.call, ctx.names = call, tuple(saved)
         ctx.save_for_backward(*saved.values())
         ctx.set_materialize_grads(False)
         if len(outputs) == 1:
@@ -313,14 +312,14 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         return outputs
 
     def backward(ctx: Any, *dys: Any) -> tuple:
-        (plan, values, names, options), wanted = ctx.call, ctx.needs_input_grad
+        (known, values, options), wanted = ctx.call, ctx.needs_input_grad
         if dys[0] is None and all(dy is None for dy in dys):
-            return (None, None, *(None,) * n, *tail)
-        needs = tuple([name for i, name in of._differentiable if wanted[i + 2]])
-        saved = dict(zip(names, ctx.saved_tensors))
+            return none
+        needs = tuple([name for i, name in of._differentiable if wanted[i + 1]])
+        saved = dict(zip(ctx.names, ctx.saved_tensors))
         if _grad_enabled():  # create_graph=True
-            return (None, None, *of.gradients(dys, saved, plan, options, needs), *tail)
-        return (None, None, *plan.run_backward(dys, saved, needs=needs, **values), *tail)
+            return (None, *of.gradients(dys, saved, known.plan, options, needs))
+        return (None, *known.plan.run_backward(dys, saved, needs=needs, **values))
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(of.name, (torch.autograd.Function,), members)
