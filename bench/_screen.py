@@ -12,10 +12,11 @@ from typing import Any
 
 from gpulayers.bench._search import Screened
 from gpulayers.bench._uses import Use, directions, dry, precision
-from gpulayers.kernels.triton import _configs, _tile
+from gpulayers.kernels.triton import _configs
 
-from gpulayers.testing.audit import LIMITS, audit_launches
-from gpulayers.testing.compiling import GPUS, compiling
+from gpulayers.testing.audit import audit_launches
+from gpulayers.testing.compiling import compiling, one
+from gpulayers.testing.gpus import GPUS
 
 Job = tuple[Use, str, Any]
 """(use, choice, candidate)"""
@@ -27,7 +28,7 @@ def screen(job: Job, arch: int) -> Screened:
     forward, backward = directions(use)
     saved: dict = {}
     if use.direction == "backward":
-        with dry(_tile.Device(arch, *GPUS[arch]), use.dtype):
+        with dry(one(arch), use.dtype):
             saved = forward()[1]
     try:
         with compiling(arch) as session, precision(use.dtype), _configs.forced(name, candidate):
@@ -37,7 +38,7 @@ def screen(job: Job, arch: int) -> Screened:
     reports = audit_launches([c for c in session.compiled if c.warps == candidate.warps])
     faults = [f"{r.kernel} {fault}" for r in reports for fault in r.faults()]
     faults += [f"{r.kernel}: no block fits a multiprocessor" for r in reports if not r.blocks_per_sm]
-    resident = min((r.blocks_per_sm * r.warps * 32 / LIMITS[arch].threads for r in reports), default=0.0)
+    resident = min((r.blocks_per_sm * r.warps * 32 / GPUS[arch].threads for r in reports), default=0.0)
     wide = all("LDG" not in r.mix or "LDG.128" in r.mix for r in reports)
     return Screened("; ".join(faults) or None, resident, wide)
 

@@ -32,6 +32,7 @@ from gpulayers.kernels.triton import _configs, _tables, _tile
 from tqdm.auto import tqdm
 
 from gpulayers import arrays
+from gpulayers.testing.gpus import GPUS
 
 ROUNDS = 5
 """Turns of a candidate and of the present table that are kept; one before them warms up."""
@@ -413,7 +414,7 @@ def command(only: Sequence[str], minutes: float, out: Path | None, arch: str | N
     """``gpulayers tune``; the exit status. RuntimeError without a GPU, after saying which table is in use."""
     import torch
 
-    names = [f"sm_{a}" for a in _tables.KNOWN]
+    names = [f"sm_{a}" for a in GPUS]
     if arch is not None and arch not in names:
         raise ValueError(f"--arch: the rule is one of {', '.join(names)}; got {arch!r}")
     if not torch.cuda.is_available():
@@ -423,7 +424,7 @@ def command(only: Sequence[str], minutes: float, out: Path | None, arch: str | N
     gpu = _tile.real_device(torch.cuda.current_device())
     if arch not in (None, f"sm_{gpu.arch}"):
         raise ValueError(f"--arch: a table is measured where it is used, and this GPU is sm_{gpu.arch}; got {arch!r}")
-    if gpu.arch not in _tables.KNOWN:
+    if gpu.arch not in GPUS:
         raise ValueError(f"tune: candidates are screened for {', '.join(names)}; this GPU is sm_{gpu.arch}")
     until = time.monotonic() + 60 * minutes
     print(in_use(gpu.arch))

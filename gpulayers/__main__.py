@@ -1,5 +1,5 @@
 """``python -m gpulayers`` is the command ``gpulayers``."""
 
-from .cli import main
+from gpulayers.cli import main
 
 raise SystemExit(main())

@@ -105,23 +105,21 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter):
     proofs = _all()
     write = terminalreporter.write_line
-    terminalreporter.section("proven")
-    for part, what, required in (
-        ("triton", "Triton kernels run on the GPU", False),
-        ("cuda", "CUDA kernels run on the GPU", False),
-        ("proven", "Triton kernels interpreted on the CPU", True),
-        ("emulated", "CUDA kernels emulated on the CPU", True),
+    if any(proofs.values()):
+        terminalreporter.section("proven")
+    for part, what in (
+        ("triton", "Triton kernels run on the GPU"),
+        ("cuda", "CUDA kernels run on the GPU"),
+        ("proven", "Triton kernels interpreted on the CPU"),
+        ("emulated", "CUDA kernels emulated on the CPU"),
     ):
-        items = proofs.get(part, set())
-        dtypes = sorted({d for item in items for d in item[1].split() if "float" in d})
-        if items or required:
+        if items := proofs.get(part):
+            dtypes = sorted({d for item in items for d in item[1].split() if "float" in d})
             write(f"{what} against their definitions: {len({i[0] for i in items})} ({', '.join(dtypes)})")
-    items = proofs.get("compiled", set())
-    archs = sorted({int(i[2]) for i in items})
-    write(
-        f"Triton kernels compiled and audited: {len({i[0] for i in items})}"
-        + (f" for {', '.join(f'sm_{a}' for a in archs)}" if archs else "")
-    )
-    write(f"calls of drop-ins compared with torch's own: {sum(int(n) for _, n in proofs.get('compared', ()))}")
+    if items := proofs.get("compiled"):
+        archs = ", ".join(f"sm_{a}" for a in sorted({int(i[2]) for i in items}))
+        write(f"Triton kernels compiled and audited: {len({i[0] for i in items})} for {archs}")
+    if compared := sum(int(n) for _, n in proofs.get("compared", ())):
+        write(f"calls of drop-ins compared with torch's own: {compared}")
     for line in getattr(terminalreporter.config, "unproven", ()):
         terminalreporter.write_line(f"NOT PROVEN: {line}", red=True)

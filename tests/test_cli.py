@@ -2,6 +2,7 @@
 
 import gzip
 import pathlib
+import runpy
 import struct
 
 import numpy as np
@@ -16,6 +17,13 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert all(op.name in out for op in cli.ops()) and "ml_dtypes" in out and "cpu" in out
+
+
+def test_python_m_gpulayers_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpulayers", "explain", "softmax"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("gpulayers", run_name="__main__")
+    assert end.value.code == 0 and "softmax" in capsys.readouterr().out
 
 
 def test_explain(capsys):

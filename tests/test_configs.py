@@ -15,7 +15,8 @@ from gpulayers.kernels.triton._tables import Row, Tile
 
 from gpulayers.arrays import bfloat16
 from gpulayers.testing.audit_op import _launch
-from gpulayers.testing.compiling import GPUS
+from gpulayers.testing.compiling import one
+from gpulayers.testing.gpus import GPUS
 
 ROOT = pathlib.Path(__file__).parents[1]
 H100 = _tile.Device(90, 132, 232448)
@@ -36,7 +37,7 @@ def shipped(arch=80) -> dict:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", _tables.KNOWN)
+@pytest.mark.parametrize("arch", GPUS)
 def test_every_choice_has_entries_for_every_gpu(arch):
     table = _tables.read(_tables.find(arch))
     assert set(table.entries) == set(_configs.CHOICES)
@@ -169,7 +170,7 @@ def launched(case, **forced) -> list[tuple[str, dict]]:
 
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setattr(_tile, "launch", note)
-        patch.setattr(_tile, "pretend", _tile.Device(90, *GPUS[90]))
+        patch.setattr(_tile, "pretend", one(90))
         for name, config in forced.items():
             stack.enter_context(_configs.forced(name, config))
         _launch(case.op, case.specs(bfloat16), case.wanted(), case.options)
@@ -227,7 +228,7 @@ def test_asked_lists_what_launches_chose():
     launched(case)
     with _configs.asked() as found:
         launched(case)
-    device = _tile.Device(90, *GPUS[90])
+    device = one(90)
     assert found == [
         ("softmax_forward", (device, 20000), 2),
         ("softmax_backward", (device, 20000), None),

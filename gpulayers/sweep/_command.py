@@ -11,7 +11,7 @@ from gpulayers.bench._tables import show
 from gpulayers.sweep import _calls, _show
 from gpulayers.sweep._diff import audited
 from gpulayers.sweep._results import sweep
-from gpulayers.testing.compiling import GPUS
+from gpulayers.testing.gpus import GPUS
 
 
 def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: Path | None = None) -> int:

@@ -18,30 +18,11 @@ from typing import TYPE_CHECKING, Any
 from gpulayers.kernels._budget import Budget
 from gpulayers.testing._cache import cached, keep, place
 from gpulayers.testing._sass import READER, read
+from gpulayers.testing.gpus import GPUS
 
 if TYPE_CHECKING:
     from gpulayers.testing.compiling import Compiled, Planned
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What one multiprocessor holds, and one block may take (bytes of shared memory)."""
-
-    threads: int
-    blocks: int
-    shared: int
-    block_shared: int
-    registers: int = 65536
-
-
-LIMITS = {
-    80: Limits(2048, 32, 167936, 166912),
-    86: Limits(1536, 16, 102400, 101376),
-    89: Limits(1536, 24, 102400, 101376),
-    90: Limits(2048, 32, 233472, 232448),
-    100: Limits(2048, 32, 233472, 232448),
-    120: Limits(1536, 24, 102400, 101376),
-}
 
 NO_BUDGET = Budget()
 NARROW_STORES = 4  # a thread stores a few results of a reduction one by one; more than that is the output itself
@@ -74,7 +55,7 @@ class Report:
     @cached_property
     def room(self) -> dict[str, int]:
         """Blocks that one multiprocessor has room for, by what each takes of it."""
-        have = LIMITS[self.arch]
+        have = GPUS[self.arch]
         return {
             "registers": have.registers // (_round_up(self.registers * 32, 256) * self.warps),
             "shared memory": have.shared // (self.shared + 1024),  # the system takes 1 KiB for each block
@@ -124,7 +105,7 @@ class Report:
         narrow: "loads" and "stores" that need not be, for all that.
         """
         mix = Counter(self.mix)
-        limit = LIMITS[self.arch].block_shared
+        limit = GPUS[self.arch].block_shared
         found = []
         if self.spills > budget.spills:
             found.append(f"spills: {mix['LDL']} loads, {mix['STL']} stores, {self.stack} bytes of stack a thread")

@@ -14,15 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gpulayers.testing import _launches
-
-GPUS = {  # compute capability -> multiprocessors, bytes of shared memory that one block may have
-    80: (108, 166912),
-    86: (84, 101376),
-    89: (142, 101376),
-    90: (132, 232448),
-    100: (148, 232448),
-    120: (170, 101376),
-}
+from gpulayers.testing.gpus import GPUS
 
 
 @dataclass(frozen=True)
@@ -119,6 +111,13 @@ def planning(arch: int) -> Iterator[Session]:
         yield session
 
 
+def one(arch: int) -> Any:
+    """A GPU of an architecture, as launchers see it (``_tile.Device``)."""
+    from gpulayers.kernels.triton._tile import Device
+
+    return Device(arch, GPUS[arch].multiprocessors, GPUS[arch].block_shared)
+
+
 @contextlib.contextmanager
 def _session(session: Session) -> Iterator[Session]:
     from gpulayers.kernels.triton import _tile
@@ -127,7 +126,7 @@ def _session(session: Session) -> Iterator[Session]:
         raise ValueError(f"arch must be one of {', '.join(map(str, GPUS))}, not {session.arch}")
     outermost = not _sessions
     before = _tile.pretend
-    _tile.pretend = _tile.Device(session.arch, *GPUS[session.arch])
+    _tile.pretend = one(session.arch)
     _sessions.append(session)
     try:
         with _launches.catching("meta", _plan) if outermost else contextlib.nullcontext():

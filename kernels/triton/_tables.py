@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SHIPPED = Path(__file__).parents[1] / "configs"
-KNOWN = (80, 86, 89, 90, 100, 120)
-"""Architectures that kernels are compiled for."""
 MEASURED = {"gpu": str, "driver": str, "triton": str, "date": str, "gain": (int, float)}
 """What a measured choice says of itself; gain: seconds before, over seconds after (geometric mean over the shapes)."""
 
