@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FAMILIES = families()
 OPS = list(ops())
 LEVELS = [  # what a module may import stands below it
+    {"__main__"},
     {"cli"},
     {"sweep"},
     {"demo", "bench"},
