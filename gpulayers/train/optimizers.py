@@ -138,4 +138,6 @@ def optimizer(value: Optimizer | str | None) -> Optimizer:
         if value.lower() not in BY_NAME:
             raise ValueError(f"optimizer: the rule is one of {', '.join(BY_NAME)} or an Optimizer; got {value!r}")
         return BY_NAME[value.lower()]()
+    if not isinstance(value, Optimizer):
+        raise TypeError(f"optimizer: the rule is one of {', '.join(BY_NAME)} or an Optimizer; got {value!r}")
     return value
