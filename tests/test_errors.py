@@ -107,6 +107,10 @@ def test_wrong_options_of_layers():
         gl.Dropout(1.5)
     with pytest.raises(ValueError, match=r"groups"):
         gl.Conv2d(3, 8, 3, groups=2)
+    with pytest.raises(ValueError, match=r"Conv2d: groups: the rule is groups ≥ 1; got 0"):
+        gl.Conv2d(3, 8, 3, groups=0)
+    with pytest.raises(RuntimeError, match=r"Conv2d: kernel_size: the rule is .*; got \(1, 2, 3\)"):
+        gl.Conv2d(3, 8, (1, 2, 3))
     with pytest.raises(RuntimeError, match=r"GELU.*: approximate: the rule is"):
         gl.GELU("erf")(zeros(3))
     with pytest.raises(ValueError, match=r"CrossEntropyLoss.*: reduction: the rule is"):

@@ -76,7 +76,7 @@ def managed_forward(cls: type, forward: Callable) -> Callable:
         frame = Frame()
         self._frames.append(frame)
         try:
-            with _scope(self, cls), _named(self):
+            with _scope(self, cls), named(self):
                 y = forward(self, *xs)
             dtype = next((d for d in map(_dtype, xs) if d in FLOATS), None)
             ys = tuple(_as_output(self, out, dtype) for out in (y if isinstance(y, tuple) else (y,)))
@@ -110,7 +110,7 @@ def managed_backward(cls: type, backward: Callable) -> Callable:
         if not dys and frame.scalar is not None:
             dys = (arrays.zeros_like(frame.scalar) + 1,)
         _check_dys(self, frame, dys)
-        with _scope(self, cls), _named(self):
+        with _scope(self, cls), named(self):
             dxs = backward(self, *dys)
         self._frames.pop()
         several = isinstance(dxs, tuple)
@@ -132,7 +132,7 @@ def _scope(layer: Layer, cls: type) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(layer: Layer) -> Iterator[None]:
+def named(layer: Layer) -> Iterator[None]:
     """Errors of a rule name the innermost layer."""
     try:
         yield
@@ -170,10 +170,14 @@ def _said_shape(layer: Layer, shapes: tuple) -> tuple:
     """What ``output_shape`` says for inputs of these shapes, as a tuple of shapes."""
     said = layer._output_shapes.get(shapes)
     if said is None:
-        shape = layer.output_shape(*shapes)
-        several = bool(shape) and isinstance(shape[0], tuple | list)
-        said = layer._output_shapes[shapes] = tuple(map(tuple, shape)) if several else (tuple(shape),)
+        said = layer._output_shapes[shapes] = each_shape(layer.output_shape(*shapes))
     return said
+
+
+def each_shape(shape: Any) -> tuple:
+    """What ``output_shape`` returns, one shape or several, as a tuple of shapes."""
+    several = bool(shape) and isinstance(shape[0], tuple | list)
+    return tuple(map(tuple, shape)) if several else (tuple(shape),)
 
 
 def _check_shape(layer: Layer, said: tuple, ys: tuple) -> None:

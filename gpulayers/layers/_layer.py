@@ -242,6 +242,9 @@ class Layer(Configurable):
             move = functools.partial(arrays.to_device, device=text)
         else:
             dtype = arrays.dtype(where)
+            if dtype not in FLOATS:
+                rule = f"cpu, cuda[:index] or a dtype ∈ {{{', '.join(map(str, FLOATS))}}}"
+                raise TypeError(f"{self.name}: to: the rule is {rule}; got {where!r}")
             move = lambda x: arrays.cast(x, dtype) if arrays.library(x).dtype(x) in FLOATS else x  # noqa: E731
         for w in self.weights:
             w.data = move(w.data)

@@ -18,6 +18,7 @@ Launchers in ``kernels/<backend>/<family>.py`` have the same names and parameter
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -147,8 +148,10 @@ def require_shape(argument: str, x: Spec, shape: Sequence[Any], rule: str) -> No
 def normal_axis(axis: int, ndim: int, argument: str = "axis") -> int:
     """``axis`` counted from the front. Raises IndexError as torch does (a 0-dim array has axes -1 and 0)."""
     last = max(ndim, 1)
-    if not isinstance(axis, int):
-        raise KindError(argument, "an integer", repr(axis))
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise KindError(argument, "an integer", repr(axis)) from None
     if not -last <= axis < last:
         raise LabelError(argument, f"{-last} ≤ {argument} < {last}", axis)
     return axis % last
