@@ -24,6 +24,7 @@ be used twice in a model, or called twice before the backwards (which then come 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -236,13 +237,14 @@ class Layer(Configurable):
 
     def to(self, where: Any) -> Layer:
         """Move every weight to a device ("cpu", "cuda", "cuda:1"), or cast the floating-point ones to a dtype."""
-        text = str(where)
+        text, dtype = str(where), None
         move: Callable
         if text == "cpu" or text.startswith("cuda"):
             move = functools.partial(arrays.to_device, device=text)
         else:
-            dtype = arrays.dtype(where)
-            if dtype not in FLOATS:
+            with contextlib.suppress(TypeError):
+                dtype = arrays.dtype(where)
+            if dtype is None or dtype not in FLOATS:
                 rule = f"cpu, cuda[:index] or a dtype ∈ {{{', '.join(map(str, FLOATS))}}}"
                 raise TypeError(f"{self.name}: to: the rule is {rule}; got {where!r}")
             move = lambda x: arrays.cast(x, dtype) if arrays.library(x).dtype(x) in FLOATS else x  # noqa: E731
