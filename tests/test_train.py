@@ -119,6 +119,22 @@ def test_early_stopping_restores_the_best():
         quiet(network(), epochs=1, callbacks=[gl.EarlyStopping()])
 
 
+def test_a_callback_starts_afresh_in_another_training():
+    early = gl.EarlyStopping("loss", patience=2)
+    quiet(network(), epochs=10, callbacks=[early])
+    model, alone = network(1), network(1)
+    quiet(model, epochs=1, optimizer=gl.SGD(1e-4), callbacks=[early])
+    quiet(alone, epochs=1, optimizer=gl.SGD(1e-4))
+    assert all(np.array_equal(model.state_dict()[k], v) for k, v in alone.state_dict().items())
+
+
+def test_a_failed_step_leaves_nothing_behind():
+    model = network()
+    with pytest.raises(IndexError):
+        model.fit(X, Y + 7, progress=False)
+    assert not any(layer._frames for layer in model.layers())
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision(precision):
     model = network()
@@ -250,6 +266,7 @@ def test_history(tmp_path):
     history = quiet(network(), epochs=3, validation=0.2)
     text = str(history)
     assert "epoch" in text and "val_accuracy" in text and len(text.splitlines()) == 5
+    assert gl.History({"loss": [np.nan, 2.0, 1.0, np.nan]}).best("loss") == 2
     history.save(tmp_path / "h.json")
     assert json.loads((tmp_path / "h.json").read_text())["loss"] == history["loss"]
     history.plot(tmp_path / "h.png")

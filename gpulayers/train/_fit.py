@@ -256,8 +256,11 @@ def fit(
     callbacks = sorted(callbacks, key=lambda c: isinstance(c, Checkpoint))  # it keeps what the others did
     run = Run(model, _loss(loss), as_optimizer(optimizer), _metrics(metrics), callbacks, precision, clip_norm)
     model.ensure_built(*((None, *a.shape[1:]) for a in xs))
+    for callback in callbacks:
+        callback.on_train_begin(run)
     if resume is not None:
         run.resume(resume)
+    waiting = [(layer, len(layer._frames)) for whole in (model, run.loss) for layer in whole.layers()]
     model.skip_input_grad()
     try:
         while run.epoch < epochs and not run.stop:
@@ -275,6 +278,8 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(run)
     finally:
+        for layer, frames in waiting:
+            del layer._frames[frames:]  # of a step that failed half-way
         model.skip_input_grad(False)
         model.zero_grad()
     return run.history
