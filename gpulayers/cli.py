@@ -263,6 +263,8 @@ def check(options: Any) -> int:
 
 def audit(options: Any) -> int:
     """Every kernel's machine code in figures, for GPUs that need not be there."""
+    if not dispatch.installed("triton"):
+        raise RuntimeError('audit: Triton and torch compile, and are not installed (pip install "gpulayers[torch]")')
     from gpulayers.sweep import audit
 
     return audit(options)
