@@ -112,7 +112,7 @@ class AssumesOnes(Swish):
 
 
 @gl.register
-class Product(Swish):
+class ByBeta(Swish):
     """x · β: its weight gradient is the sum of dy · x."""
 
     def forward(self, x):
@@ -153,7 +153,7 @@ class CountsItsCalls(Swish):
         return super().backward(dy) * self.calls
 
 
-class LeaksIntoWeightGradient(Product):
+class LeaksIntoWeightGradient(ByBeta):
     def forward(self, x):
         self.kept = x
         return super().forward(x)
@@ -162,12 +162,12 @@ class LeaksIntoWeightGradient(Product):
         return (dy * self.kept).sum()
 
 
-class WeightGradientWrongForBatchOfOne(Product):
+class WeightGradientWrongForBatchOfOne(ByBeta):
     def weight_gradient(self, dy, x):
         return (dy * x).sum() * (2 if len(x) == 1 else 1)
 
 
-class WeightGradientWrongForBatchOfZero(Product):
+class WeightGradientWrongForBatchOfZero(ByBeta):
     def weight_gradient(self, dy, x):
         return (dy * x).sum() if len(x) else np.nan
 

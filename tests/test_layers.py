@@ -360,7 +360,7 @@ class Halves(gl.Layer):
 
 
 @gl.register
-class Product(gl.Layer):
+class Times(gl.Layer):
     def output_shape(self, *input_shapes):
         return input_shapes[0]
 
@@ -374,7 +374,7 @@ class Product(gl.Layer):
 
 
 def test_several_outputs_go_on_as_several_inputs():
-    model = gl.Sequential(Halves(), Product(), gl.Linear(2, 3))
+    model = gl.Sequential(Halves(), Times(), gl.Linear(2, 3))
     check_layer(model, (None, 4))
     assert "(N, 2) (N, 2)" in model.summary((None, 4))
 
@@ -406,3 +406,35 @@ def test_save_removes_nothing_but_models(tmp_path):
 def test_numpy_numbers_are_arguments():
     layer = gl.Sequential(gl.Linear(np.int64(6), 4), gl.LayerNorm(np.int64(4)), gl.Softmax(np.int64(1)))
     assert from_config(layer.get_config())(X).shape == (4, 4)
+
+
+def of(**methods):
+    """A layer whose forward and output_shape are x and its shape, but for ``methods``."""
+    plain = dict(forward=lambda self, x: x, output_shape=lambda self, shape: shape)
+    return type("Mine", (gl.Layer,), plain | methods)()
+
+
+def test_faults_of_a_layer_name_it():
+    for wrong, error, text in (
+        (dict(output_shape=lambda self, s: None), TypeError, r"output_shape: the rule is a tuple of sizes.*; got None"),
+        (dict(forward=lambda self, x: [x]), TypeError, r"forward returned no array: .*builtins.list"),
+        (
+            dict(output_shape=lambda self, s: (s, (s[0], 3)), forward=lambda self, x: (x, x)),
+            RuntimeError,
+            r"= \[4, 6\] and \[4, 3\]; got \[4, 6\] and \[4, 6\]",
+        ),
+    ):
+        with pytest.raises(error, match=f"Mine: .*{text}"):
+            of(**wrong)(X)
+    for wrong, text in (
+        (("w", (-1,)), r"Mine: w: the rule is a shape of integers ≥ 0; got \(-1,\)"),
+        (("w", (2.0,)), r"Mine: w: the rule is a shape of integers ≥ 0"),
+        (("w", (4,), lambda shape, random: np.ones(3)), r"Mine: w: the rule is init\(…\).shape = \[4\]; got \[3\]"),
+        (("a.b", (4,)), r"Mine: add_weight: the rule is a name without dots; got 'a.b'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            of().add_weight(*wrong)
+    with pytest.raises(TypeError, match=r"check_layer: layer: the rule is a Layer, as MyLayer\(\); got <class"):
+        check_layer(gl.ReLU, (None, 4))
+    with pytest.raises(TypeError, match=r"check_layer: inputs: the rule is a shape or an array for each input; got"):
+        check_layer(gl.ReLU(), 4)

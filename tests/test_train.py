@@ -122,8 +122,9 @@ def test_early_stopping_restores_the_best():
 def test_a_callback_starts_afresh_in_another_training():
     early = gl.EarlyStopping("loss", patience=2)
     quiet(network(), epochs=10, callbacks=[early])
-    model, alone = network(1), network(1)
+    model = network(1)
     quiet(model, epochs=1, optimizer=gl.SGD(1e-4), callbacks=[early])
+    alone = network(1)
     quiet(alone, epochs=1, optimizer=gl.SGD(1e-4))
     assert all(np.array_equal(model.state_dict()[k], v) for k, v in alone.state_dict().items())
 
@@ -216,6 +217,8 @@ WRONG_ARGUMENTS = [
     ({"epochs": -1}, "epochs ≥ 0; got 96 rows and -1 epochs"),
     ({"clip_norm": -1.0}, "clip_norm: the rule is clip_norm > 0; got -1.0"),
     ({"optimizer": gl.AdamW}, "optimizer: the rule is one of sgd, adamw or an Optimizer; got <class"),
+    ({"optimizer": gl.SGD(-0.1)}, "SGD: lr: the rule is lr ≥ 0; got -0.1"),
+    ({"optimizer": gl.AdamW(lambda step: math.nan)}, "AdamW: lr: the rule is lr ≥ 0; got nan"),
     ({"loss": "mse"}, r"loss: the rule is a layer of \(prediction, target\).*; got 'mse'"),
     ({"loss": gl.CrossEntropyLoss(reduction="none")}, r"CrossEntropyLoss: the rule is one loss a batch.*; got \["),
     ({"metrics": {"wide": lambda p, t: p}}, r"wide: the rule is one number a batch, shape \[\]; got \["),

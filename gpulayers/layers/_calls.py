@@ -163,6 +163,10 @@ def _as_output(layer: Layer, y: Any, dtype: Any) -> Any:
     if y is None:
         raise TypeError(f"{layer.name}: forward returned None")
     y = np.asarray(y) if isinstance(y, np.generic | float) else y
+    try:
+        arrays.library(y)
+    except TypeError as error:
+        raise TypeError(f"{layer.name}: forward returned no array: {error}") from None
     return arrays.cast(y, dtype) if dtype is not None and _dtype(y) in FLOATS else y
 
 
@@ -170,7 +174,10 @@ def _said_shape(layer: Layer, shapes: tuple) -> tuple:
     """What ``output_shape`` says for inputs of these shapes, as a tuple of shapes."""
     said = layer._output_shapes.get(shapes)
     if said is None:
-        said = layer._output_shapes[shapes] = each_shape(layer.output_shape(*shapes))
+        shape = layer.output_shape(*shapes)
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"{layer.name}: output_shape: the rule is a tuple of sizes, batch first; got {shape!r}")
+        said = layer._output_shapes[shapes] = each_shape(shape)
     return said
 
 
@@ -183,8 +190,8 @@ def each_shape(shape: Any) -> tuple:
 def _check_shape(layer: Layer, said: tuple, ys: tuple) -> None:
     came = tuple(tuple(y.shape) for y in ys)
     if said != came:
-        rule = f"y.shape = output_shape(x.shape) = {list(said[0])}"
-        raise RuntimeError(f"{layer.name}: forward: the rule is {rule}; got {list(came[0])}")
+        rule, got = (" and ".join(str(list(shape)) for shape in shapes) for shapes in (said, came))
+        raise RuntimeError(f"{layer.name}: forward: the rule is y.shape = output_shape(x.shape) = {rule}; got {got}")
 
 
 def _check_dys(layer: Layer, frame: Frame, dys: tuple) -> None:

@@ -123,7 +123,14 @@ class Layer(Configurable):
         """
         if name in self._weights:
             raise ValueError(f"{self.name}: it has a weight {name!r} already")
-        data = initial(init, tuple(shape), random.generator()).astype(arrays.dtype(dtype))
+        if not name or "." in name:
+            raise ValueError(f"{self.name}: add_weight: the rule is a name without dots; got {name!r}")
+        sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        if not all(isinstance(n, int | np.integer) and n >= 0 for n in sizes):
+            raise ValueError(f"{self.name}: {name}: the rule is a shape of integers ≥ 0; got {shape!r}")
+        data = initial(init, sizes, random.generator()).astype(arrays.dtype(dtype))
+        if data.shape != sizes:
+            raise ValueError(f"{self.name}: {name}: the rule is init(…).shape = {list(sizes)}; got {list(data.shape)}")
         self._weights[name] = Weight(f"{self.name}.{name}", data, trainable, regularizer, constraint)
         return self._weights[name]
 

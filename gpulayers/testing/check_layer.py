@@ -46,6 +46,10 @@ def check_layer(
 
     The layer itself is not changed. Raises CheckError, whose text names the fault.
     """
+    if not isinstance(layer, Layer):
+        raise TypeError(f"check_layer: layer: the rule is a Layer, as MyLayer(); got {layer!r}")
+    if not inputs or not all(isinstance(x, tuple | list | np.ndarray | np.generic) for x in inputs):
+        raise TypeError(f"check_layer: inputs: the rule is a shape or an array for each input; got {inputs!r}")
     return _Check(layer, inputs, dtypes, seed).run()
 
 
