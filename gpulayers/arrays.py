@@ -35,6 +35,8 @@ def dtype(name: Any) -> np.dtype:
         return name
     text = str(name).removeprefix("torch.")
     try:
+        if name is None:
+            raise TypeError  # NumPy takes it for float64
         return _BY_NAME.get(text) or np.dtype(text if isinstance(name, str) or "torch" in str(name) else name)
     except TypeError:
         raise TypeError(f"unknown dtype {name!r}: expected one of {', '.join(_BY_NAME)} or a NumPy dtype") from None

@@ -57,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     p = commands.add_parser("explain", help="who would compute an op here, and why")
     p.add_argument("op", help="the op's name, as in gpulayers.ops: softmax, conv2d, …")
-    p.add_argument("--shapes", default="", help="shapes of its inputs: 8,3,32,32 16,3,3,3", nargs="*")
+    shapes = "shapes of its inputs: 8,3,32,32 16,3,3,3; - for None, 8:int64 for another dtype, [8 3,4] for a list"
+    p.add_argument("--shapes", default="", help=shapes, nargs="*")
     p.add_argument("--dtype", default="float32")
+    p.add_argument("--options", default="", help='as in "kernel_size=2, stride=(1, 2)"')
     p.set_defaults(run=explain)
 
     p = commands.add_parser("check", help="check a layer of your own")
@@ -190,15 +192,43 @@ def explain(options: Any) -> int:
     if options.op not in found:
         raise ValueError(f"no op {options.op!r}; there are {', '.join(found)}")
     op = found[options.op]
-    print(f"{op.family}.{op.name}({', '.join(op.inputs)}; {', '.join(f'{k}={v!r}' for k, v in op.options.items())})")
-    print("\n".join(line.strip() for line in (op.__doc__ or "").strip().splitlines()))
+    defaults = [n if n in op.needed else f"{n}={v!r}" for n, v in op.options.items()]
+    about = f"{op.family}.{op.name}({', '.join(op.inputs)}{'; ' if defaults else ''}{', '.join(defaults)})"
+    text = "\n".join([about, *(line.strip() for line in (op.__doc__ or "").strip().splitlines())])
     if not options.shapes:
-        print(f"\nkernels: {', '.join(backends_of(op)) or 'none'}, and the definition; give --shapes for the choice")
+        print(
+            f"{text}\n\nkernels: {', '.join(backends_of(op)) or 'none'}, and the definition; give --shapes for the choice"
+        )
         return 0
-    specs = [None if s == "-" else Spec(_shape(s), arrays.dtype(options.dtype)) for s in options.shapes]
-    backend, reasons = dispatch.explain(op, *specs)
-    print("\n" + table(["backend", "for these arrays on the CPU"], [*reasons.items(), [backend, "computes it"]]))
+    _, given = _arguments(options.options, "--options")
+    backend, reasons = dispatch.explain(op, *_specs(options.shapes, options.dtype), **given)
+    chosen = table(["backend", "for these arrays on the CPU"], [*reasons.items(), [backend, "computes it"]])
+    print(f"{text}\n\n{chosen}")
     return 0
+
+
+def _specs(words: Sequence[str], dtype: str) -> list[Any]:
+    """Specs of an op's inputs, None for "-", a list of them for what stands in brackets."""
+    found: list[Any] = []
+    into = found
+    for word in words:
+        if word.startswith("["):
+            into = []
+            found.append(into)
+        shape, _, own = word.strip("[]").partition(":")
+        if shape or word.strip("[]") == word:
+            into.append(None if shape == "-" else Spec(_shape(shape), arrays.dtype(own or dtype)))
+        if word.endswith("]"):
+            into = found
+    return found
+
+
+def _arguments(text: str, option: str) -> tuple[tuple, dict[str, Any]]:
+    """What stands between the brackets of a call."""
+    try:
+        return eval(f"(lambda *a, **k: (a, k))({text})", {})
+    except Exception as error:
+        raise ValueError(f"{option}: the rule is arguments as in 16, bias=False; got {text!r} ({error})") from None
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -223,7 +253,7 @@ def check(options: Any) -> int:
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, gl.Layer)):
         raise ValueError(f"{path} has no layer {name!r}")
-    args, kwargs = eval(f"(lambda *a, **k: (a, k))({options.args})", {})
+    args, kwargs = _arguments(options.args, "--args")
     layer = gl.register(cls)(*args, **kwargs)
     for passed in check_layer(layer, *map(_shape, options.input_shape)):
         print(f"ok  {passed}")
@@ -233,6 +263,8 @@ def check(options: Any) -> int:
 
 def audit(options: Any) -> int:
     """Every kernel's machine code in figures, for GPUs that need not be there."""
+    if not dispatch.installed("triton"):
+        raise RuntimeError('audit: Triton and torch compile, and are not installed (pip install "gpulayers[torch]")')
     from gpulayers.sweep import audit
 
     return audit(options)

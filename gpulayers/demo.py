@@ -118,6 +118,10 @@ def train(
     Returns {"accuracy", "seconds", "same_bits", "model", "plot", "history"}.
     """
     x, y, held_x, held_y = data
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"train: the rule is epochs ≥ 1 and batch size ≥ 1; got {epochs} and {batch_size}")
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
     gl.random.seed(seed)
     model = network(x.shape[-1]).to(device)
     model.ensure_built((None, *x.shape[1:]))
@@ -138,7 +142,6 @@ def train(
         progress=progress,
     )
     seconds = time.perf_counter() - start
-    folder = pathlib.Path(out)
     gl.save(model, folder / "model")
     history.save(folder / "history.json")
     plot: str | None = str(folder / "learning_curve.png")

@@ -141,10 +141,19 @@ class Call:
             raise RuntimeError(f"{plan.op.name}: it has no backward, it only updates {', '.join(plan.op.updates)}")
         if len(dys) != len(plan.rule.outputs):
             raise RuntimeError(f"{plan.op.name}: backward takes one dy for each output: {', '.join(plan.rule.outputs)}")
+        used = False
         for dy, (name, out) in zip(dys, plan.rule.outputs.items()):
-            if dy is not None and (tuple(dy.shape) != out.shape or arrays.library(dy).dtype(dy) != out.dtype):
-                came = f"{arrays.library(dy).dtype(dy)}{list(dy.shape)}"
+            if dy is None:
+                continue
+            used, library = True, arrays.library(dy)
+            if library is not plan.home:
+                rule = f"a {plan.home.name} array, as the inputs are"
+                raise RuntimeError(f"{plan.op.name}: dy of {name}: the rule is {rule}; got one of {library.name}")
+            if tuple(dy.shape) != out.shape or library.dtype(dy) != out.dtype:
+                came = f"{library.dtype(dy)}{list(dy.shape)}"
                 raise RuntimeError(f"{plan.op.name}: dy of {name}: the rule is dy.shape, dtype = {out}; got {came}")
+        if not used:
+            return (None,) * len(plan.inputs)
         return plan.run_backward(dys, self.saved, needs=plan.needs, **self.values)
 
 
@@ -193,6 +202,7 @@ def plan_for(
         options = {k: _frozen(v) for k, v in options.items()}
         where = () if like is None else (_signature(like),)
         found = (op, _policy.get(), needs, *map(_checked_signature(op), inputs), *options.items(), *where)
+        _check_options(op, options)
         plan = _plans.get(found)
     if plan is None:
         plan = _make_plan(op, inputs, needs, options, like)
@@ -200,6 +210,15 @@ def plan_for(
             _plans.clear()
         _plans[found] = plan
     return plan, values
+
+
+def _check_options(op: Op, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        try:
+            hash(value)
+        except TypeError:
+            rule = "a number, a string, or a list of them"
+            raise TypeError(f"{op.name}: {name}: the rule is {rule}; got {type(value).__name__}") from None
 
 
 def _name(error: Exception, op: Op) -> None:
@@ -280,6 +299,9 @@ def _check_call(op: Op, inputs: Sequence[Any], needs: Sequence[str], options: di
     for name in options:
         if name not in op.options:
             raise TypeError(f"{op.name}: unknown option {name!r}; it has {', '.join(op.options) or 'none'}")
+    for name in op.needed:
+        if name not in options:
+            raise TypeError(f"{op.name}: option {name} is required")
     for name in needs:
         if name not in op.differentiable:
             raise ValueError(f"{op.name}: no gradient for {name!r}; it has them for {', '.join(op.differentiable)}")
@@ -296,7 +318,10 @@ def _home(op: Op, inputs: Sequence[Any]) -> tuple[Library, str]:
 
 def _place(x: Any) -> tuple[Library, str]:
     lib = arrays.library(x)
-    return lib, lib.device(x)
+    device = lib.device(x)
+    if device != "cpu" and not device.startswith("cuda"):
+        raise TypeError(f"expected an array on the CPU or on a CUDA device, got one on {device}")
+    return lib, device
 
 
 def _choose(

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
+from gpulayers import dispatch
 from gpulayers.arrays import bfloat16, float16, float32, float64
 from gpulayers.ops import activation as A
 from gpulayers.testing.arena import BACKENDS, arena
@@ -377,3 +378,14 @@ def test_errors_of_weights_seeds_and_halves():
         A.glu(np.ones(()))
     with pytest.raises(IndexError, match="glu: axis"):
         A.glu(x, axis=2)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "definition"])
+def test_gelu_tanh_of_large_numbers(backend):
+    """Where tanh is ±1 its slope is 0, and nothing beside it may overflow before it is."""
+    x = np.array([1e6, 2e13, 1e19, -1e6, -2e13, -1e19], np.float32)
+    with dispatch.only(backend), np.errstate(all="ignore"):
+        y, call = A.gelu.record(x, approximate="tanh")
+        (dx,) = call.backward(np.ones_like(x))
+    np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
+    np.testing.assert_array_equal(dx, np.where(x > 0, 1, 0))

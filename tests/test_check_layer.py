@@ -111,6 +111,73 @@ class AssumesOnes(Swish):
         return super().backward(np.ones_like(dy))
 
 
+@gl.register
+class ByBeta(Swish):
+    """x · β: its weight gradient is the sum of dy · x."""
+
+    def forward(self, x):
+        self.save(x)
+        return x * self.beta
+
+    def weight_gradient(self, dy, x):
+        return (dy * x).sum()
+
+    def backward(self, dy):
+        (x,) = self.saved
+        self.beta.grad += self.weight_gradient(dy, x)
+        return dy * self.beta
+
+
+class ReluInPlace(gl.Layer):
+    """Once its input is changed, changing it again changes nothing."""
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        self.save(x)
+        return np.maximum(x, 0, out=x)
+
+    def backward(self, dy):
+        return dy * (self.saved[0] > 0)
+
+
+class CountsItsCalls(Swish):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+    def backward(self, dy):
+        return super().backward(dy) * self.calls
+
+
+class LeaksIntoWeightGradient(ByBeta):
+    def forward(self, x):
+        self.kept = x
+        return super().forward(x)
+
+    def weight_gradient(self, dy, x):
+        return (dy * self.kept).sum()
+
+
+class WeightGradientWrongForBatchOfOne(ByBeta):
+    def weight_gradient(self, dy, x):
+        return (dy * x).sum() * (2 if len(x) == 1 else 1)
+
+
+class WeightGradientWrongForBatchOfZero(ByBeta):
+    def weight_gradient(self, dy, x):
+        return (dy * x).sum() if len(x) else np.nan
+
+
+class SlightlyWrongForFloat16(Swish):
+    def backward(self, dy):
+        dx = super().backward(dy)
+        return dx + np.float16(0.05) if dy.dtype == np.float16 else dx  # less than the rounding of the largest x
+
+
 BROKEN = [
     (TwiceTheGradient, "off by a factor of 2"),
     (NoWeightGradient, "the gradient of beta is missing"),
@@ -125,6 +192,12 @@ BROKEN = [
     (OverwritesGradient, "gradient of beta was overwritten"),
     (WrongBelowZero, "wrong only where x < 0"),
     (AssumesOnes, "backward does not use dy"),
+    (ReluInPlace, "forward modified its input in place"),
+    (CountsItsCalls, "state leaks between calls"),
+    (LeaksIntoWeightGradient, "the gradient of beta: state leaks between calls"),
+    (WeightGradientWrongForBatchOfOne, "wrong for a batch of 1: .* the gradients of the weights"),
+    (WeightGradientWrongForBatchOfZero, "wrong for a batch of 0: the gradient of beta is not finite"),
+    (SlightlyWrongForFloat16, "in float16 dx is wrong: the root mean square"),
 ]
 
 

@@ -36,6 +36,56 @@ def test_explain(capsys):
     assert "linear: " in capsys.readouterr().err
 
 
+EVERY_OP = {
+    "conv2d": ["8,3,32,32", "16,3,3,3"],
+    "cross_entropy": ["8,10", "8:int64"],
+    "nll_loss": ["8,10", "8:int64", "10"],
+    "dropout": ["8,3", "2:int64"],
+    "rrelu": ["8,3", "2:int64"],
+    "linear": ["4,8", "3,8", "-"],
+    "prelu": ["4,8", "8"],
+    "mse": ["4,8", "4,8"],
+    "batch_norm": ["4,8", "8", "8", "8", "8"],
+    "layer_norm": ["4,8", "--options", "normalized_shape=[8]"],
+    "rms_norm": ["4,8", "--options", "normalized_shape=[8]"],
+    "max_pool2d": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
+    "avg_pool2d": ["4,3,8,8", "--options", "kernel_size=2"],
+    "adaptive_avg_pool2d": ["4,3,8,8", "--options", "output_size=1"],
+    "pad2d": ["4,3,8,8", "--options", "padding=1"],
+    "threshold": ["4,8", "--options", "threshold=0.0, value=0.0"],
+    "sgd_update": ["[8", "3,4]", "[8", "3,4]"],
+    "adamw_update": ["[8]", "[8]", "[8]", "[8]"],
+}
+
+
+@pytest.mark.parametrize("op", cli.ops(), ids=lambda op: op.name)
+def test_every_op_is_explained(op, capsys):
+    """Its text names what it takes, and --shapes and --options can say any call of it."""
+    assert cli.main(["explain", op.name]) == 0
+    assert "_empty" not in capsys.readouterr().out
+    assert cli.main(["explain", op.name, "--shapes", *EVERY_OP.get(op.name, ["4,8"])]) == 0
+    assert "computes it" in capsys.readouterr().out
+
+
+def test_wrong_arguments(tmp_path, capsys):
+    """A message in one line, before anything is trained."""
+    (tmp_path / "file").touch()
+    (tmp_path / "layers.py").write_text("import gpulayers as gl\nclass Mine(gl.ReLU): pass\n")
+    for words, text in (
+        (["explain", "max_pool2d", "--shapes", "4,3,8,8"], "option kernel_size is required"),
+        (["explain", "relu", "--shapes", "4", "--options", "1+"], "--options: the rule is arguments as in"),
+        (["explain", "relu", "--shapes", "4:float15"], "unknown dtype 'float15'"),
+        (["check", f"{tmp_path}/layers.py:Mine", "--input-shape", "4,3", "--args", "x y"], "--args: the rule is"),
+        (["train", "digits", "--epochs", "0"], "the rule is epochs ≥ 1"),
+        (["train", "digits", "--batch-size", "0"], "batch size ≥ 1"),
+        (["train", "digits", "--device", "tpu", "--out", str(tmp_path / "run")], "to: the rule is cpu, cuda"),
+        (["train", "digits", "--out", str(tmp_path / "file")], "File exists"),
+    ):
+        assert cli.main(words) == 1
+        out, err = capsys.readouterr()
+        assert text in err and "epoch" not in out and "Traceback" not in err
+
+
 def test_check(tmp_path, capsys):
     file = tmp_path / "layers.py"
     file.write_text(

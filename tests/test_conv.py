@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
+from gpulayers import dispatch
 from gpulayers.arrays import Spec, float32
 from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.conv import conv2d
@@ -303,3 +304,17 @@ def test_padding_mode_without_the_input_gradient():
 def test_layer_errors(arguments, text):
     with pytest.raises(ValueError, match=text.replace("(", "\\(")):
         gl.Conv2d(3, 4, 3, **arguments)
+
+
+@pytest.mark.parametrize("groups, out, stride", [(3, 3, 1), (3, 6, 2), (1, 4, 2)])
+def test_numpy_weight_gradient_of_infinite_pixels(groups, out, stride):
+    """An infinite pixel reaches the taps that see it, and no other."""
+    x, weight = draw(2, 3, 7, 6).astype(float32), draw(out, 3 // groups, 3, 3).astype(float32)
+    x[0, 0, 0, 0], x[0, 1, 2, 5], x[1, 2, 6, 5] = np.inf, -np.inf, np.nan
+    found = {}
+    for backend in ("numpy", "definition"):
+        with dispatch.only(backend), np.errstate(all="ignore"):
+            y, call = conv2d.record(x, weight, None, stride=stride, padding=1, groups=groups)
+            found[backend] = y, *call.backward(np.ones_like(y))[:2]
+    for mine, true in zip(*found.values()):
+        np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-4)

@@ -12,10 +12,12 @@ import torch
 import gpulayers as gl
 from gpulayers import arrays, dispatch
 from gpulayers.ops.linear import linear
-from gpulayers.ops.softmax import softmax
+from gpulayers.ops.pooling import max_pool2d
+from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.interpreter import interpreting
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+IMAGE = np.zeros((1, 2, 4, 4), np.float32)
 
 
 @pytest.fixture
@@ -138,3 +140,24 @@ def test_list_options_are_plans_too():
     softmax(X, axis=-1)
     softmax(X, axis=-1)
     assert len(dispatch._plans) <= before + 1
+
+
+def test_options_and_gradients_are_named():
+    with pytest.raises(TypeError, match=r"max_pool2d: option kernel_size is required"):
+        max_pool2d(IMAGE)
+    for wrong in ({2}, {}, np.array([2, 2])):
+        with pytest.raises(TypeError, match=r"max_pool2d: kernel_size: the rule is .*; got (set|dict|ndarray)"):
+            max_pool2d(IMAGE, kernel_size=wrong)
+    with pytest.raises(TypeError, match=r"on the CPU or on a CUDA device, got one on meta"):
+        softmax(torch.empty(3, device="meta"))
+    y, call = softmax.record(X)
+    assert call.backward(None) == (None,)
+    with pytest.raises(RuntimeError, match=r"softmax: dy of y: the rule is a numpy array, .*; got one of torch"):
+        call.backward(torch.tensor(y))
+    with pytest.raises(ValueError, match=r"softmax: record: .*; got none"):
+        softmax.record(X, needs=[])
+
+
+@pytest.mark.parametrize("op", [softmax, log_softmax, softmin])
+def test_no_axes_give_an_array_too(op):
+    assert type(op(np.array(2, np.float32))) is np.ndarray

@@ -107,12 +107,18 @@ def test_wrong_options_of_layers():
         gl.Dropout(1.5)
     with pytest.raises(ValueError, match=r"groups"):
         gl.Conv2d(3, 8, 3, groups=2)
+    with pytest.raises(ValueError, match=r"Conv2d: groups: the rule is groups ≥ 1; got 0"):
+        gl.Conv2d(3, 8, 3, groups=0)
+    with pytest.raises(RuntimeError, match=r"Conv2d: kernel_size: the rule is .*; got \(1, 2, 3\)"):
+        gl.Conv2d(3, 8, (1, 2, 3))
     with pytest.raises(RuntimeError, match=r"GELU.*: approximate: the rule is"):
         gl.GELU("erf")(zeros(3))
     with pytest.raises(ValueError, match=r"CrossEntropyLoss.*: reduction: the rule is"):
         gl.CrossEntropyLoss(reduction="average")(zeros(4, 3), np.zeros(4, int))
-    with pytest.raises(TypeError, match=r"unknown dtype 'float15'"):
+    with pytest.raises(TypeError, match=r"Linear: to: the rule is cpu, cuda\[:index\] or a dtype ∈ .*; got 'float15'"):
         gl.Linear(2, 2).to("float15")
+    with pytest.raises(TypeError, match=r"Linear: to: the rule is .*; got None"):
+        gl.Linear(2, 2).to(None)
     with pytest.raises((RuntimeError, ValueError), match=r"no GPU|cuda"):
         if torch.cuda.is_available():
             raise ValueError("cuda is here")

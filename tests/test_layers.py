@@ -9,6 +9,7 @@ import pytest
 
 import gpulayers as gl
 from gpulayers.layers import _files
+from gpulayers.layers._config import from_config
 from gpulayers.testing import check_layer
 
 
@@ -77,7 +78,7 @@ def test_shapes_are_checked():
         RuntimeError, match=r"Reshape: the rule is the product of \[4\] = that of x.shape\[1:\]; got \[4, 6\]"
     ):
         gl.Reshape(4)(X)
-    with pytest.raises(ValueError, match=r"the rule is at most one −1"):
+    with pytest.raises(ValueError, match=r"the rule is sizes ≥ 0, at most one of them −1"):
         gl.Reshape(-1, -1)
     with pytest.raises(TypeError, match=r"Sequential: argument 1: the rule is a Layer; got 'relu'"):
         gl.Sequential(Scale(), "relu")
@@ -334,3 +335,106 @@ def test_weights_move_freely_to_and_from_torch(mine, theirs, shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     np.testing.assert_allclose(layer(x), module(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
     module.load_state_dict({k: torch.tensor(v) for k, v in layer.state_dict().items()})
+
+
+def test_axes_are_counted_from_the_end_too():
+    check_layer(gl.Parallel(gl.Linear(6, 3), gl.Linear(6, 2), axis=-1), (None, 4, 6))
+    with pytest.raises(IndexError, match=r"Parallel: axis: the rule is -2 ≤ axis < 2; got 5"):
+        gl.Parallel(gl.ReLU(), gl.Tanh(), axis=5)(X)
+    with pytest.raises(IndexError, match=r"Flatten: start_dim: the rule is -2 ≤ start_dim < 2; got 3"):
+        gl.Flatten(3)(X)
+
+
+@gl.register
+class Halves(gl.Layer):
+    """The columns in two parts."""
+
+    def output_shape(self, input_shape):
+        return ((input_shape[0], 2), (input_shape[0], input_shape[1] - 2))
+
+    def forward(self, x):
+        return x[:, :2], x[:, 2:]
+
+    def backward(self, *dys):
+        return np.concatenate(dys, 1)
+
+
+@gl.register
+class Times(gl.Layer):
+    def output_shape(self, *input_shapes):
+        return input_shapes[0]
+
+    def forward(self, a, b):
+        self.save(a, b)
+        return a * b
+
+    def backward(self, dy):
+        a, b = self.saved
+        return dy * b, dy * a
+
+
+def test_several_outputs_go_on_as_several_inputs():
+    model = gl.Sequential(Halves(), Times(), gl.Linear(2, 3))
+    check_layer(model, (None, 4))
+    assert "(N, 2) (N, 2)" in model.summary((None, 4))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_model_of_another_dtype_comes_back_in_it(tmp_path, dtype):
+    model = gl.Sequential(gl.Linear(6, 5), gl.BatchNorm1d(5)).to(dtype)
+    x = X.astype(model[0].weight.dtype)
+    gl.save(model.eval(), tmp_path / "model")
+    again = gl.load(tmp_path / "model").eval()
+    assert again[0].weight.dtype == x.dtype and np.array_equal(again(x), model(x))
+    with pytest.raises(TypeError, match=r"Sequential: to: the rule is .* a dtype ∈ .*; got 'int32'"):
+        model.to("int32")
+
+
+def test_save_removes_nothing_but_models(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"one with a saved model alone; it holds thesis.txt"):
+        gl.save(gl.ReLU(), tmp_path / "notes")
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years of work"
+    gl.save(gl.ReLU(), tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for _ in range(2):
+        gl.save(gl.Tanh(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and isinstance(gl.load(tmp_path / "model"), gl.Tanh)
+
+
+def test_numpy_numbers_are_arguments():
+    layer = gl.Sequential(gl.Linear(np.int64(6), 4), gl.LayerNorm(np.int64(4)), gl.Softmax(np.int64(1)))
+    assert from_config(layer.get_config())(X).shape == (4, 4)
+
+
+def of(**methods):
+    """A layer whose forward and output_shape are x and its shape, but for ``methods``."""
+    plain = dict(forward=lambda self, x: x, output_shape=lambda self, shape: shape)
+    return type("Mine", (gl.Layer,), plain | methods)()
+
+
+def test_faults_of_a_layer_name_it():
+    for wrong, error, text in (
+        (dict(output_shape=lambda self, s: None), TypeError, r"output_shape: the rule is a tuple of sizes.*; got None"),
+        (dict(forward=lambda self, x: [x]), TypeError, r"forward returned no array: .*builtins.list"),
+        (
+            dict(output_shape=lambda self, s: (s, (s[0], 3)), forward=lambda self, x: (x, x)),
+            RuntimeError,
+            r"= \[4, 6\] and \[4, 3\]; got \[4, 6\] and \[4, 6\]",
+        ),
+    ):
+        with pytest.raises(error, match=f"Mine: .*{text}"):
+            of(**wrong)(X)
+    for wrong, text in (
+        (("w", (-1,)), r"Mine: w: the rule is a shape of integers ≥ 0; got \(-1,\)"),
+        (("w", (2.0,)), r"Mine: w: the rule is a shape of integers ≥ 0"),
+        (("w", (4,), lambda shape, random: np.ones(3)), r"Mine: w: the rule is init\(…\).shape = \[4\]; got \[3\]"),
+        (("a.b", (4,)), r"Mine: add_weight: the rule is a name without dots; got 'a.b'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            of().add_weight(*wrong)
+    with pytest.raises(TypeError, match=r"check_layer: layer: the rule is a Layer, as MyLayer\(\); got <class"):
+        check_layer(gl.ReLU, (None, 4))
+    with pytest.raises(TypeError, match=r"check_layer: inputs: the rule is a shape or an array for each input; got"):
+        check_layer(gl.ReLU(), 4)

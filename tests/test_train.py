@@ -87,10 +87,26 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
         quiet(model, resume=path, callbacks=[gl.Checkpoint(path)])
     assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
     (path / "training.safetensors").write_bytes(whole)
-    with pytest.raises(ValueError, match="the rule is the same optimizer; it has AdamW"):
+    with pytest.raises(ValueError, match=r"the rule is the same optimizer, SGD with .*; the checkpoint has AdamW"):
         quiet(model, resume=path, optimizer="sgd", callbacks=[gl.Checkpoint(path)])
-    with pytest.raises(ValueError, match="the rule is the same callbacks; it has 1"):
+    with pytest.raises(ValueError, match=r"the rule is the same callbacks, \[\]; the checkpoint has \['Checkpoint'\]"):
         quiet(model, resume=path)
+    with pytest.raises(ValueError, match="the rule is the same callbacks"):
+        quiet(model, resume=path, callbacks=[gl.EarlyStopping("loss")])
+    whole = json.loads((path / "training.json").read_text())
+    for name, value in (("random", None), ("scale", 3), ("history", []), ("callbacks", [1])):
+        (path / "training.json").write_text(json.dumps(whole | {name: value}))
+        with pytest.raises(ValueError, match=r"training.json: it is damaged, or of another version"):
+            quiet(model, resume=path, callbacks=[gl.Checkpoint(path)])
+    assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_another_state_of_the_optimizer_is_not_resumed(tmp_path):
+    quiet(network(), optimizer=gl.SGD(), callbacks=[gl.Checkpoint(tmp_path / "run")])
+    with pytest.raises(
+        ValueError, match=r"SGD with the state \['momentum'\]; the checkpoint has SGD with the state \[\]"
+    ):
+        quiet(network(), optimizer=gl.SGD(momentum=0.9), resume=tmp_path / "run", callbacks=[gl.Checkpoint("x")])
 
 
 def test_early_stopping_restores_the_best():
@@ -101,6 +117,23 @@ def test_early_stopping_restores_the_best():
     assert model.evaluate(X, flips)["loss"] == pytest.approx(min(history["val_loss"]), rel=1e-6)
     with pytest.raises(KeyError, match="monitor: the rule is one of loss, accuracy, lr, seconds; got 'val_loss'"):
         quiet(network(), epochs=1, callbacks=[gl.EarlyStopping()])
+
+
+def test_a_callback_starts_afresh_in_another_training():
+    early = gl.EarlyStopping("loss", patience=2)
+    quiet(network(), epochs=10, callbacks=[early])
+    model = network(1)
+    quiet(model, epochs=1, optimizer=gl.SGD(1e-4), callbacks=[early])
+    alone = network(1)
+    quiet(alone, epochs=1, optimizer=gl.SGD(1e-4))
+    assert all(np.array_equal(model.state_dict()[k], v) for k, v in alone.state_dict().items())
+
+
+def test_a_failed_step_leaves_nothing_behind():
+    model = network()
+    with pytest.raises(IndexError):
+        model.fit(X, Y + 7, progress=False)
+    assert not any(layer._frames for layer in model.layers())
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -180,12 +213,46 @@ def test_batches_are_the_rows_in_order():
     assert [label for _, y in seen for label in y] == Y[::-1].tolist()
 
 
+WRONG_ARGUMENTS = [
+    ({"epochs": -1}, "epochs ≥ 0; got 96 rows and -1 epochs"),
+    ({"clip_norm": -1.0}, "clip_norm: the rule is clip_norm > 0; got -1.0"),
+    ({"optimizer": gl.AdamW}, "optimizer: the rule is one of sgd, adamw or an Optimizer; got <class"),
+    ({"optimizer": gl.SGD(-0.1)}, "SGD: lr: the rule is lr ≥ 0; got -0.1"),
+    ({"optimizer": gl.AdamW(lambda step: math.nan)}, "AdamW: lr: the rule is lr ≥ 0; got nan"),
+    ({"loss": "mse"}, r"loss: the rule is a layer of \(prediction, target\).*; got 'mse'"),
+    ({"loss": gl.CrossEntropyLoss(reduction="none")}, r"CrossEntropyLoss: the rule is one loss a batch.*; got \["),
+    ({"metrics": {"wide": lambda p, t: p}}, r"wide: the rule is one number a batch, shape \[\]; got \["),
+    ({"callbacks": [gl.EarlyStopping]}, r"callbacks\[0\]: the rule is a Callback; got <class"),
+    ({"validation": (X, Y, Y)}, r"validation: the rule is \(x, y\) or a share between 0 and 1; got tuple of 3"),
+    ({"validation": (X[:0], Y[:0])}, "validation: the rule is at least one row; got 0 rows"),
+    ({"precision": "int32"}, "precision: the rule is bfloat16, float16, float32 or float64; got 'int32'"),
+]
+
+
+def test_metrics_may_be_plain_numbers():
+    history = quiet(network(), epochs=1, metrics={"half": lambda p, t: 0.5, "rows": lambda p, t: len(t)})
+    assert history["half"] == [0.5] and history["rows"][0] > 1
+
+
+def test_predictions_of_no_rows_have_the_shape_of_rows():
+    model = network()
+    assert model.predict(X[:0]).shape == (0, *model.predict(X[:3]).shape[1:])
+
+
 def test_wrong_data():
     model = network()
     with pytest.raises(ValueError, match=r"data: the rule is len\(x\) = len\(y\); got shapes \[\[96, 8\], \[95\]\]"):
         model.fit(X, Y[:-1])
-    with pytest.raises(ValueError, match="at least one row and batch_size ≥ 1; got 96 rows and 0"):
+    with pytest.raises(ValueError, match="batch_size: the rule is an integer ≥ 1; got 0"):
         model.fit(X, Y, batch_size=0)
+    for wrong, text in WRONG_ARGUMENTS:
+        with pytest.raises((ValueError, TypeError), match=text):
+            model.fit(X, Y, progress=False, **wrong)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="batch_size: the rule is an integer ≥ 1"):
+            model.predict(X, batch_size=wrong)
+    with pytest.raises(ValueError, match="evaluate: the rule is at least one row; got 0 rows"):
+        model.evaluate(X[:0], Y[:0])
     with pytest.raises(ValueError, match="a share between 0 and 1; got 2"):
         model.fit(X, Y, validation=2)
     with pytest.raises(ValueError, match="optimizer: the rule is one of sgd, adamw"):
@@ -202,6 +269,7 @@ def test_history(tmp_path):
     history = quiet(network(), epochs=3, validation=0.2)
     text = str(history)
     assert "epoch" in text and "val_accuracy" in text and len(text.splitlines()) == 5
+    assert gl.History({"loss": [np.nan, 2.0, 1.0, np.nan]}).best("loss") == 2
     history.save(tmp_path / "h.json")
     assert json.loads((tmp_path / "h.json").read_text())["loss"] == history["loss"]
     history.plot(tmp_path / "h.png")

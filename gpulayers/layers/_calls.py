@@ -76,7 +76,7 @@ def managed_forward(cls: type, forward: Callable) -> Callable:
         frame = Frame()
         self._frames.append(frame)
         try:
-            with _scope(self, cls), _named(self):
+            with _scope(self, cls), named(self):
                 y = forward(self, *xs)
             dtype = next((d for d in map(_dtype, xs) if d in FLOATS), None)
             ys = tuple(_as_output(self, out, dtype) for out in (y if isinstance(y, tuple) else (y,)))
@@ -110,7 +110,7 @@ def managed_backward(cls: type, backward: Callable) -> Callable:
         if not dys and frame.scalar is not None:
             dys = (arrays.zeros_like(frame.scalar) + 1,)
         _check_dys(self, frame, dys)
-        with _scope(self, cls), _named(self):
+        with _scope(self, cls), named(self):
             dxs = backward(self, *dys)
         self._frames.pop()
         several = isinstance(dxs, tuple)
@@ -132,7 +132,7 @@ def _scope(layer: Layer, cls: type) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(layer: Layer) -> Iterator[None]:
+def named(layer: Layer) -> Iterator[None]:
     """Errors of a rule name the innermost layer."""
     try:
         yield
@@ -163,6 +163,10 @@ def _as_output(layer: Layer, y: Any, dtype: Any) -> Any:
     if y is None:
         raise TypeError(f"{layer.name}: forward returned None")
     y = np.asarray(y) if isinstance(y, np.generic | float) else y
+    try:
+        arrays.library(y)
+    except TypeError as error:
+        raise TypeError(f"{layer.name}: forward returned no array: {error}") from None
     return arrays.cast(y, dtype) if dtype is not None and _dtype(y) in FLOATS else y
 
 
@@ -171,16 +175,23 @@ def _said_shape(layer: Layer, shapes: tuple) -> tuple:
     said = layer._output_shapes.get(shapes)
     if said is None:
         shape = layer.output_shape(*shapes)
-        several = bool(shape) and isinstance(shape[0], tuple | list)
-        said = layer._output_shapes[shapes] = tuple(map(tuple, shape)) if several else (tuple(shape),)
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"{layer.name}: output_shape: the rule is a tuple of sizes, batch first; got {shape!r}")
+        said = layer._output_shapes[shapes] = each_shape(shape)
     return said
+
+
+def each_shape(shape: Any) -> tuple:
+    """What ``output_shape`` returns, one shape or several, as a tuple of shapes."""
+    several = bool(shape) and isinstance(shape[0], tuple | list)
+    return tuple(map(tuple, shape)) if several else (tuple(shape),)
 
 
 def _check_shape(layer: Layer, said: tuple, ys: tuple) -> None:
     came = tuple(tuple(y.shape) for y in ys)
     if said != came:
-        rule = f"y.shape = output_shape(x.shape) = {list(said[0])}"
-        raise RuntimeError(f"{layer.name}: forward: the rule is {rule}; got {list(came[0])}")
+        rule, got = (" and ".join(str(list(shape)) for shape in shapes) for shapes in (said, came))
+        raise RuntimeError(f"{layer.name}: forward: the rule is y.shape = output_shape(x.shape) = {rule}; got {got}")
 
 
 def _check_dys(layer: Layer, frame: Frame, dys: tuple) -> None:

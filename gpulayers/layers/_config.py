@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
+import numpy as np
+
 _registry: dict[str, type] = {}
 _BUILT_IN = ("gpulayers.layers.", "gpulayers.train.")  # registered without being asked
 C = TypeVar("C", bound=type)
@@ -77,6 +79,8 @@ def to_config(value: Any, where: str, seen: dict[int, int] | None = None) -> Any
         return {k: to_config(v, where, seen) for k, v in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value.item()
     kind = type(value).__name__
     raise TypeError(f"{where}: an argument of type {kind} cannot be saved (numbers, strings, lists and layers can)")
 

@@ -16,6 +16,8 @@ from gpulayers.layers._config import from_config
 from gpulayers.layers._layer import Layer
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+TRAINING, STATE = "training.json", "training.safetensors"
+"""What a checkpoint has beside them."""
 _FORMAT = 1
 
 
@@ -40,25 +42,34 @@ def load(path: str | os.PathLike) -> Layer:
     """The model that ``save`` wrote, on the CPU. Raises ValueError for a folder that is damaged or no model."""
     folder = recovered(path)
     config = read_json(folder / CONFIG)
-    if "model" not in config or config.get("format") != _FORMAT:
-        raise ValueError(
-            f"{folder / CONFIG}: the rule is a gpulayers model of format {_FORMAT}; got {config.get('format')}"
-        )
+    if not {"model", "input_shapes"} <= config.keys() or config.get("format") != _FORMAT:
+        came = f"{config.get('format')} with {', '.join(config) or 'nothing'}"
+        raise ValueError(f"{folder / CONFIG}: the rule is a gpulayers model of format {_FORMAT}; got {came}")
     state = read_arrays(folder / WEIGHTS)
     layer = from_config(config["model"])
     if config["input_shapes"] is not None:
         layer.ensure_built(*map(tuple, config["input_shapes"]))
+    for name, w in layer.named_weights().items():
+        if name in state:
+            w.data = w.data.astype(state[name].dtype)  # a model of another dtype comes back in it
     layer.load_state_dict(state)
     return layer
 
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A fresh folder to write into; it takes the place of ``path`` when the block ends well, else it is removed."""
-    target = pathlib.Path(path)
+    """A fresh folder to write into; it takes the place of ``path`` when the block ends well, else it is removed.
+
+    Raises FileExistsError where that would remove what is no saved model.
+    """
+    target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
         raise FileExistsError(f"{target} is a file; a model is saved as a folder")
+    others = {f.name for f in target.iterdir()} - {CONFIG, WEIGHTS, TRAINING, STATE} if target.is_dir() else set()
+    if others:
+        came = ", ".join(sorted(others)[:3])
+        raise FileExistsError(f"{target}: the rule is a new folder, or one with a saved model alone; it holds {came}")
     fresh, old = _beside(target, "new"), _beside(target, "old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
@@ -78,12 +89,17 @@ def whole_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def recovered(path: str | os.PathLike) -> pathlib.Path:
     """``path``, or what a crash in the middle of replacing it left behind. Raises FileNotFoundError."""
-    target = pathlib.Path(path)
+    target = _real(path)
     if target.is_dir():
         return target
     if _beside(target, "old").is_dir():
         return _beside(target, "old")
     raise FileNotFoundError(f"{target}: no such folder")
+
+
+def _real(path: str | os.PathLike) -> pathlib.Path:
+    """A link stays one: what it points to is replaced."""
+    return pathlib.Path(os.path.realpath(path))
 
 
 def _beside(target: pathlib.Path, what: str) -> pathlib.Path:
@@ -100,7 +116,13 @@ def write_json(file: pathlib.Path, value: Any) -> None:
 
 
 def read_json(file: pathlib.Path) -> dict:
-    return _read(file, lambda: json.loads(file.read_text()))
+    def read() -> dict:
+        value = json.loads(file.read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, no object")
+        return value
+
+    return _read(file, read)
 
 
 def write_arrays(file: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:

@@ -24,6 +24,7 @@ be used twice in a model, or called twice before the backwards (which then come 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,14 @@ class Layer(Configurable):
         """
         if name in self._weights:
             raise ValueError(f"{self.name}: it has a weight {name!r} already")
-        data = initial(init, tuple(shape), random.generator()).astype(arrays.dtype(dtype))
+        if not name or "." in name:
+            raise ValueError(f"{self.name}: add_weight: the rule is a name without dots; got {name!r}")
+        sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        if not all(isinstance(n, int | np.integer) and n >= 0 for n in sizes):
+            raise ValueError(f"{self.name}: {name}: the rule is a shape of integers ≥ 0; got {shape!r}")
+        data = initial(init, sizes, random.generator()).astype(arrays.dtype(dtype))
+        if data.shape != sizes:
+            raise ValueError(f"{self.name}: {name}: the rule is init(…).shape = {list(sizes)}; got {list(data.shape)}")
         self._weights[name] = Weight(f"{self.name}.{name}", data, trainable, regularizer, constraint)
         return self._weights[name]
 
@@ -236,12 +244,16 @@ class Layer(Configurable):
 
     def to(self, where: Any) -> Layer:
         """Move every weight to a device ("cpu", "cuda", "cuda:1"), or cast the floating-point ones to a dtype."""
-        text = str(where)
+        text, dtype = str(where), None
         move: Callable
         if text == "cpu" or text.startswith("cuda"):
             move = functools.partial(arrays.to_device, device=text)
         else:
-            dtype = arrays.dtype(where)
+            with contextlib.suppress(TypeError):
+                dtype = arrays.dtype(where)
+            if dtype is None or dtype not in FLOATS:
+                rule = f"cpu, cuda[:index] or a dtype ∈ {{{', '.join(map(str, FLOATS))}}}"
+                raise TypeError(f"{self.name}: to: the rule is {rule}; got {where!r}")
             move = lambda x: arrays.cast(x, dtype) if arrays.library(x).dtype(x) in FLOATS else x  # noqa: E731
         for w in self.weights:
             w.data = move(w.data)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gpulayers._table import amount, table
+from gpulayers.layers._calls import each_shape
 
 if TYPE_CHECKING:
     from gpulayers.layers._layer import Layer
@@ -20,7 +21,7 @@ def summary(model: Layer, input_shapes: tuple) -> str:
     for depth, layer, shape, out in model.rows(*input_shapes):
         own = [w for w in layer._weights.values()]
         count, size = sum(w.size for w in own), sum(w.size * w.dtype.itemsize for w in own)
-        activations = 4 * math.prod(n or 1 for n in out[1:])
+        activations = 4 * sum(math.prod(n or 1 for n in y[1:]) for y in each_shape(out))
         if not layer.children():
             per_row += activations
         name = "  " * depth + layer.name

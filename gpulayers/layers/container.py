@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpulayers import arrays
+from gpulayers.layers._calls import each_shape, named
 from gpulayers.layers._layer import Layer
+from gpulayers.ops._op import normal_axis
 
 
 class _Container(Layer):
@@ -47,7 +49,7 @@ class Sequential(_Container):
                 layer.ensure_built(*shapes)
             out = layer.output_shape(*shapes)
             yield layer, shapes, out
-            shapes = (out,)
+            shapes = each_shape(out)
 
     def output_shape(self, *input_shapes: tuple) -> tuple:
         return [input_shapes[0], *(out for _, _, out in self._walk(*input_shapes))][-1]
@@ -147,13 +149,15 @@ class Parallel(_Container):
 
     def output_shape(self, input_shape: tuple) -> tuple:
         shapes = [tuple(b.output_shape(input_shape)) for b in self]
-        cut = (lambda s: s) if self.merge == "sum" else (lambda s: s[: self.axis] + s[self.axis :][1:])
+        axis = _axis(self, "axis", self.axis, shapes[0]) if shapes and self.merge == "concat" else 0
+        cut = (lambda s: s) if self.merge == "sum" else (lambda s: s[:axis] + s[axis + 1 :])
         if len({cut(s) for s in shapes}) != 1:
             what = "equal shapes" if self.merge == "sum" else f"shapes equal but for axis {self.axis}"
             raise RuntimeError(f"{self.name}: the rule is {what} from every branch; got {[list(s) for s in shapes]}")
         if self.merge == "sum":
             return shapes[0]
-        return (*shapes[0][: self.axis], sum(s[self.axis] for s in shapes), *shapes[0][self.axis :][1:])
+        sizes = [s[axis] for s in shapes]
+        return (*shapes[0][:axis], None if None in sizes else sum(sizes), *shapes[0][axis + 1 :])
 
     def forward(self, x: Any) -> Any:
         ys = [branch(x) for branch in self]
@@ -166,8 +170,8 @@ class Parallel(_Container):
             dys = [dy] * len(self)
         else:
             ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-            slices = [[slice(None)] * self.axis + [slice(end - n, end)] for n, end in zip(sizes, ends)]
-            dys = [dy[tuple(s)] for s in slices]
+            before = [slice(None)] * (self.axis % dy.ndim)
+            dys = [dy[(*before, slice(end - n, end))] for n, end in zip(sizes, ends)]
         back = [branch.backward(d) for branch, d in zip(reversed(list(self)), reversed(dys))]
         return _total([dx for dx in back[::-1] if dx is not None])
 
@@ -182,6 +186,12 @@ class Parallel(_Container):
             yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in branch.rows(input_shape))
 
 
+def _axis(layer: Layer, argument: str, axis: int, shape: tuple) -> int:
+    """``axis`` counted from the front; an error names the layer."""
+    with named(layer):
+        return normal_axis(axis, len(shape), argument)
+
+
 def _total(values: list) -> Any:
     total = values[0] if values else None
     for v in values[1:]:
@@ -193,8 +203,8 @@ class Reshape(Layer):
     """y = x with another shape, the batch kept: ``Reshape(3, -1)`` turns (N, 12) into (N, 3, 4). One size may be −1."""
 
     def __init__(self, *shape: int):
-        if sum(n == -1 for n in shape) > 1:
-            raise ValueError(f"Reshape: the rule is at most one −1; got {shape}")
+        if not all(isinstance(n, int) and n >= -1 for n in shape) or shape.count(-1) > 1:
+            raise ValueError(f"Reshape: the rule is sizes ≥ 0, at most one of them −1; got {shape}")
         self.shape = shape
 
     def output_shape(self, input_shape: tuple) -> tuple:
@@ -220,7 +230,8 @@ class Flatten(Layer):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def output_shape(self, input_shape: tuple) -> tuple:
-        first, last = self.start_dim % len(input_shape), self.end_dim % len(input_shape)
+        first = _axis(self, "start_dim", self.start_dim, input_shape)
+        last = _axis(self, "end_dim", self.end_dim, input_shape)
         if first > last:
             raise RuntimeError(f"{self.name}: the rule is start_dim ≤ end_dim; got {self.start_dim} and {self.end_dim}")
         joined = input_shape[first : last + 1]

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpulayers import arrays
 from gpulayers.arrays import Spec
+from gpulayers.layers._calls import named
 from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._weight import Weight, fans, uniform
 from gpulayers.ops import conv as ops
@@ -42,16 +43,20 @@ class Convolutional(OpLayer):
         bias: bool = True,
         padding_mode: str = "zeros",
     ):
-        if padding_mode not in PADDING_MODES:
-            raise ArgumentError("padding_mode", f"one of {', '.join(PADDING_MODES)}", repr(padding_mode))
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ArgumentError(name, f"a multiple of groups = {groups}", channels)
-        if padding == "same" and pair("stride", stride, 1) != (1, 1):
-            raise ArgumentError("padding", 'stride = 1 where padding = "same"', f"stride {stride}")
+        with named(self):
+            if padding_mode not in PADDING_MODES:
+                raise ArgumentError("padding_mode", f"one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+            if groups < 1:
+                raise ArgumentError("groups", "groups ≥ 1", groups)
+            for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+                if channels % groups:
+                    raise ArgumentError(name, f"a multiple of groups = {groups}", channels)
+            if padding == "same" and pair("stride", stride, 1) != (1, 1):
+                raise ArgumentError("padding", 'stride = 1 where padding = "same"', f"stride {stride}")
+            self.kernel_size = pair("kernel_size", kernel_size, 1)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.kernel_size, self.padding_mode = pair("kernel_size", kernel_size, 1), padding_mode
+        self.padding_mode = padding_mode
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = self.add_weight("weight", shape, "fan_in_uniform")
         self.bias: Weight | None = None

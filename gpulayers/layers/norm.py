@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,10 @@ from gpulayers import arrays
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import norm as ops
 from gpulayers.ops._op import ArgumentError
+
+
+def _sizes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (operator.index(normalized_shape),)
 
 
 class LayerNorm(OpLayer):
@@ -26,7 +31,7 @@ class LayerNorm(OpLayer):
         elementwise_affine: bool = True,
         bias: bool = True,
     ):
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = _sizes(normalized_shape)
         self.eps = eps
         self.weight = self.add_weight("weight", self.normalized_shape, "ones") if elementwise_affine else None
         self.bias = self.add_weight("bias", self.normalized_shape) if elementwise_affine and bias else None
@@ -49,7 +54,7 @@ class RMSNorm(OpLayer):
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float | None = None, elementwise_affine: bool = True
     ):
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = _sizes(normalized_shape)
         self.eps = eps
         self.weight = self.add_weight("weight", self.normalized_shape, "ones") if elementwise_affine else None
 

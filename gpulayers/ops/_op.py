@@ -18,6 +18,7 @@ Launchers in ``kernels/<backend>/<family>.py`` have the same names and parameter
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -99,6 +100,7 @@ class Op:
         self.inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
         self.required = sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
         self.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "needs"}
+        self.needed = tuple(n for n, default in self.options.items() if default is inspect.Parameter.empty)
         self.differentiable = () if backward is None else tuple(differentiable or self.inputs)
         self.__doc__ = forward.__doc__
 
@@ -115,6 +117,9 @@ class Op:
         """
         if needs is None:
             needs = [n for n, x in zip(self.inputs, inputs) if x is not None and n in self.differentiable]
+        if not needs:
+            can = f"of {', '.join(self.differentiable)}" if self.differentiable else "no input has one"
+            raise ValueError(f"{self.name}: record: the rule is at least one gradient that is needed ({can}); got none")
         outputs, call = dispatch.forward(self, inputs, tuple(needs), options)
         assert call is not None
         return (outputs[0] if len(outputs) == 1 else outputs), call
@@ -147,8 +152,10 @@ def require_shape(argument: str, x: Spec, shape: Sequence[Any], rule: str) -> No
 def normal_axis(axis: int, ndim: int, argument: str = "axis") -> int:
     """``axis`` counted from the front. Raises IndexError as torch does (a 0-dim array has axes -1 and 0)."""
     last = max(ndim, 1)
-    if not isinstance(axis, int):
-        raise KindError(argument, "an integer", repr(axis))
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise KindError(argument, "an integer", repr(axis)) from None
     if not -last <= axis < last:
         raise LabelError(argument, f"{-last} ≤ {argument} < {last}", axis)
     return axis % last

@@ -56,7 +56,7 @@ def _forward(x: Any, v: Any, needs: tuple, axis: int) -> tuple[tuple, dict]:
     if v.size == 0:
         y = xp.empty(x.shape, x.dtype)
     elif v.ndim == 0:
-        y = xp.exp(v - v).astype(x.dtype)
+        y = xp.asarray(xp.exp(v - v), x.dtype)
     else:
         e = xp.exp(v - v.max(axis, keepdims=True))
         y = _rounded(e / e.sum(axis, keepdims=True), x)
@@ -88,7 +88,7 @@ def log_softmax_forward(x: Any, *, needs: tuple = (), axis: int = -1) -> tuple[t
     if v.size == 0:
         y = xp.empty(x.shape, x.dtype)
     elif v.ndim == 0:
-        y = (v - v).astype(x.dtype)
+        y = xp.asarray(v - v, x.dtype)
     else:
         d = v - v.max(axis, keepdims=True)
         y = _rounded(d - xp.log(xp.exp(d).sum(axis, keepdims=True)), x)

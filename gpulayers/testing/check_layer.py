@@ -46,6 +46,10 @@ def check_layer(
 
     The layer itself is not changed. Raises CheckError, whose text names the fault.
     """
+    if not isinstance(layer, Layer):
+        raise TypeError(f"check_layer: layer: the rule is a Layer, as MyLayer(); got {layer!r}")
+    if not inputs or not all(isinstance(x, tuple | list | np.ndarray | np.generic) for x in inputs):
+        raise TypeError(f"check_layer: inputs: the rule is a shape or an array for each input; got {inputs!r}")
     return _Check(layer, inputs, dtypes, seed).run()
 
 
@@ -66,11 +70,11 @@ class _Check:
             ("output shape", self.output_shape),
             ("inputs unmodified", self.unmodified),
             ("deterministic", self.deterministic),
+            ("gradients accumulate", self.accumulates),
+            ("state between calls", self.two_calls),  # before the slopes, which take many calls of one layer
             ("gradients, training", lambda: self.gradients(True)),
             ("gradients, evaluation", lambda: self.gradients(False)),
             ("strides of dy", self.strides),
-            ("gradients accumulate", self.accumulates),
-            ("state between calls", self.two_calls),
             ("batches of 0, 1 and 3", self.batches),
             *((str(d), lambda d=d: self.dtype(d)) for d in self.dtypes),  # type: ignore[misc]
             ("config and weights", self.round_trip),
@@ -110,7 +114,7 @@ class _Check:
     def call(self, layer: Layer, xs: Sequence[np.ndarray]) -> tuple:
         random.set_state(self.state)  # the same masks every time
         with np.errstate(all="ignore"):
-            y = layer(*xs)
+            y = layer(*(x.copy() for x in xs))  # a layer that writes to its input changes no other check's
         return y if isinstance(y, tuple) else (y,)
 
     def both(
@@ -159,7 +163,10 @@ class _Check:
     def unmodified(self) -> None:
         layer = self.fresh()
         xs = [x.copy() for x in self.xs]
-        ys = self.call(layer, xs)
+        random.set_state(self.state)
+        with np.errstate(all="ignore"):
+            y = layer(*xs)
+        ys = y if isinstance(y, tuple) else (y,)
         if any(not np.array_equal(a, b) for a, b in zip(xs, self.xs)):
             raise CheckError("forward modified its input in place; an input belongs to the caller")
         dys = [self.dy(y) for y in ys]
@@ -272,7 +279,8 @@ class _Check:
             if not _close(g, 2 * once.weights[name]):
                 if _close(g, once.weights[name]):
                     raise CheckError(f"the gradient of {name} was overwritten: backward must add to it (grad += …)")
-                raise CheckError(f"after two equal backwards the gradient of {name} is not twice that of one")
+                text = "backward does not add to it, or state leaks between calls"
+                raise CheckError(f"after two equal backwards the gradient of {name} is not twice that of one: {text}")
 
     def two_calls(self) -> None:
         """Two forwards before the backwards, which come in reverse order."""
@@ -291,6 +299,10 @@ class _Check:
             for a, b in zip(dx if isinstance(dx, tuple) else (dx,), want):
                 if not _close(a, b):
                     raise CheckError(f"two forwards before their backwards: state leaks between calls: {text}")
+        for name, g in _gradients(layer)[0].items():
+            if not _close(g, alone[0].weights[name] + alone[1].weights[name]):
+                where = f"two forwards before their backwards, the gradient of {name}"
+                raise CheckError(f"{where}: state leaks between calls: {text}")
 
     def batches(self) -> None:
         """Other batch sizes; a rule that refuses one says so."""
@@ -302,32 +314,44 @@ class _Check:
                 continue
             except Exception as error:
                 raise CheckError(f"it is wrong for a batch of {batch}: {type(error).__name__}: {error}") from error
-            for what, values in (("output", got.ys), ("dx", got.dxs)):
-                # The mean of no rows is NaN; anything else is finite.
-                if any(v is not None and v.ndim and not np.isfinite(v).all() for v in values):
+            named = {"output": got.ys, "dx": got.dxs} | {f"the gradient of {n}": (g,) for n, g in got.weights.items()}
+            # The mean of no rows is NaN, and so may be what follows from it; anything else is finite.
+            mean = any(not y.ndim for y in got.ys)
+            for what, values in named.items():
+                if any(v is not None and (v.ndim or not mean) and not np.isfinite(v).all() for v in values):
                     raise CheckError(f"it is wrong for a batch of {batch}: {what} is not finite")
             if batch:
                 self.same_rows(batch, xs, got)
 
     def same_rows(self, batch: int, xs: list, got: Result) -> None:
-        """The gradient for this batch is right, too (along one random direction)."""
+        """The gradients for this batch are right, too (along one random direction of the inputs, one of the weights)."""
         probe = self.fresh()
         dys = [self.dy(y) for y in got.ys]
         again = self.both(xs, dys)
-        way = [self.random.standard_normal(x.shape) if x.dtype in FLOATS else None for x in xs]
+        inputs = [self.random.standard_normal(x.shape) if x.dtype in FLOATS else None for x in xs]
+        weights = {n: self.random.standard_normal(g.shape) for n, g in again.weights.items()}
 
-        def value(t: float) -> float:
-            copyable = copy.deepcopy(probe)
+        def value(xs: Sequence[np.ndarray], t: float, way: dict[str, np.ndarray]) -> float:
+            moved = copy.deepcopy(probe)
+            for n, w in moved.named_weights().items():
+                w.data = w.data + t * way[n] if n in way else w.data
             with no_grad():
-                ys = self.call(copyable, [x if w is None else x + t * w for x, w in zip(xs, way)])
+                ys = self.call(moved, xs)
             return sum(float((y * dy).sum()) for y, dy in zip(ys, dys))
 
+        def of_inputs(t: float) -> float:
+            return value([x if w is None else x + t * w for x, w in zip(xs, inputs)], t, {})
+
+        mine = sum(float((g * w).sum()) for g, w in zip(again.dxs, inputs) if w is not None and g is not None)
+        self.along(batch, "dx gives", mine, of_inputs)
+        mine = sum(float((g * weights[n]).sum()) for n, g in again.weights.items())
+        self.along(batch, "the gradients of the weights give", mine, lambda t: value(xs, t, weights))
+
+    def along(self, batch: int, what: str, mine: float, value: Callable[[float], float]) -> None:
         slope = (value(_STEP) - value(-_STEP)) / (2 * _STEP)
-        mine = sum(float((g * w).sum()) for g, w in zip(again.dxs, way) if w is not None and g is not None)
         if not abs(slope - mine) <= 1e-4 * max(1.0, abs(slope)):
-            raise CheckError(
-                f"it is wrong for a batch of {batch}: along a random direction dx gives {mine:.6g}, finite differences {slope:.6g}"
-            )
+            came = f"along a random direction {what} {mine:.6g}, finite differences {slope:.6g}"
+            raise CheckError(f"it is wrong for a batch of {batch}: {came}")
 
     def dtype(self, dtype: np.dtype) -> None:
         """16-bit and float32 results near those in float64."""
@@ -347,12 +371,19 @@ class _Check:
         if got is None or truth.dtype not in FLOATS:
             return
         wide, eps = np.asarray(got).astype(float64), float(ml_dtypes.finfo(dtype).eps)
-        largest = max((float(np.abs(v).max(initial=0.0)) for v in (truth, *self.xs) if v.dtype in FLOATS), default=0.0)
-        most = (8 if dtype in HALVES else 32) * eps * max(1.0, largest)
+        scales = [v for v in (truth, *self.xs) if v.dtype in FLOATS and v.size]
+        largest, usual = (max((1.0, *(float(f(np.abs(v))) for v in scales))) for f in (np.max, _root_mean_square))
+        ulps = (8 if dtype in HALVES else 32) * eps
         off = np.abs(wide - truth)
-        if wide.size and not (off <= most).all():
+        if wide.size and not (off <= ulps * largest).all():
             at = tuple(map(int, np.unravel_index(int(np.argmax(np.nan_to_num(off, nan=np.inf))), off.shape)))
             raise CheckError(f"in {dtype} {what} is wrong, the worst at {at}: got {wide[at]:.6g}, true {truth[at]:.6g}")
+        # A few large inputs hide no error that is everywhere.
+        if wide.size and not (share := _root_mean_square(off)) <= ulps * usual:
+            text = (
+                f"the root mean square of the error is {share:.3g}, of the true values {_root_mean_square(truth):.3g}"
+            )
+            raise CheckError(f"in {dtype} {what} is wrong: {text}")
 
     def round_trip(self) -> None:
         """A layer made again from its config, with its weights loaded, is the same layer."""
@@ -447,6 +478,10 @@ def _laid_out(kind: str, dy: np.ndarray) -> np.ndarray:
     wide = np.full((*dy.shape[:-1], 2 * dy.shape[-1]), np.nan if dy.dtype in FLOATS else 0, dy.dtype)
     wide[..., ::2] = dy
     return wide[..., ::2]
+
+
+def _root_mean_square(x: np.ndarray) -> float:
+    return float(np.sqrt((x * x).mean()))
 
 
 def _same_bits(a: Any, b: Any) -> bool:

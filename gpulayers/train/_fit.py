@@ -14,6 +14,8 @@ from gpulayers import arrays, random
 from gpulayers.layers._calls import no_grad
 from gpulayers.layers._files import (
     CONFIG,
+    STATE,
+    TRAINING,
     WEIGHTS,
     model_config,
     read_arrays,
@@ -26,13 +28,12 @@ from gpulayers.layers._files import (
 from gpulayers.layers._layer import Layer
 from gpulayers.layers.loss import CrossEntropyLoss
 from gpulayers.train.callbacks import Callback, Checkpoint
-from gpulayers.train.data import batches, columns
+from gpulayers.train.data import batches, columns, require_size
 from gpulayers.train.history import History
 from gpulayers.train.optimizers import Optimizer
 from gpulayers.train.optimizers import optimizer as as_optimizer
 
 Metric = Callable[[Any, Any], Any]
-TRAINING, STATE = "training.json", "training.safetensors"
 
 
 def accuracy(prediction: Any, target: Any) -> Any:
@@ -41,6 +42,13 @@ def accuracy(prediction: Any, target: Any) -> Any:
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy}
+
+
+def _precision(name: str | None) -> np.dtype | None:
+    dtype = arrays.dtype(name) if name else None
+    if dtype not in (None, *arrays.FLOATS):
+        raise ValueError(f"precision: the rule is bfloat16, float16, float32 or float64; got {name!r}")
+    return dtype
 
 
 class LossScale:
@@ -78,7 +86,7 @@ class Run:
     ):
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.metrics, self.callbacks, self.clip_norm = metrics, callbacks, clip_norm
-        self.dtype = arrays.dtype(precision) if precision else None
+        self.dtype = _precision(precision)
         self.scale = LossScale(self.dtype == arrays.float16)
         self.history, self.epoch, self.stop = History(), 0, False
         self.shuffle_seed = int(random.draw()[0])
@@ -95,6 +103,8 @@ class Run:
         dtype = arrays.library(y).dtype(y)
         wide = arrays.cast(y, arrays.float32) if dtype in arrays.HALVES else y
         loss = self.loss(wide, target)
+        if loss.shape:
+            raise ValueError(f"{self.loss.name}: the rule is one loss a batch, shape []; got {list(loss.shape)}")
         one = arrays.zeros_like(loss) + self.scale.value
         dy = self.loss.backward(one)
         self.model.backward(arrays.cast(dy[0] if isinstance(dy, tuple) else dy, dtype))
@@ -149,7 +159,8 @@ class Run:
             "shuffle_seed": self.shuffle_seed,
             "scale": [self.scale.value, self.scale.good],
             "optimizer": type(self.optimizer).__name__,
-            "callbacks": values,
+            "buffers": list(self.optimizer.buffers),
+            "callbacks": [[type(c).__name__, value] for c, value in zip(self.callbacks, values)],
         }
         weights = self.model.state_dict()
         with whole_folder(path) as folder:
@@ -159,22 +170,35 @@ class Run:
             write_arrays(folder / STATE, kept)
 
     def resume(self, path: str | os.PathLike) -> None:
-        """Go on from a checkpoint, as if training had never stopped. Nothing changes if the checkpoint is damaged."""
+        """Go on from a checkpoint, as if training had never stopped.
+
+        Nothing changes if the checkpoint is damaged, or of another training: then it raises ValueError.
+        """
         folder = recovered(path)
         training, weights = read_json(folder / TRAINING), read_arrays(folder / WEIGHTS)
         kept = read_arrays(folder / STATE)
-        if training["optimizer"] != type(self.optimizer).__name__:
-            raise ValueError(f"{folder}: the rule is the same optimizer; it has {training['optimizer']}")
-        if len(training["callbacks"]) != len(self.callbacks):
-            raise ValueError(f"{folder}: the rule is the same callbacks; it has {len(training['callbacks'])} of them")
+        try:
+            epoch, stop, seed = int(training["epoch"]), bool(training["stop"]), int(training["shuffle_seed"])
+            scale, good = training["scale"]
+            history = History({str(name): list(values) for name, values in training["history"].items()})
+            drawn = {name: int(training["random"][name]) for name in random.get_state()}
+            optimizer, buffers = training["optimizer"], tuple(training["buffers"])
+            names, values = [str(name) for name, _ in training["callbacks"]], [v for _, v in training["callbacks"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kind = type(error).__name__
+            raise ValueError(f"{folder / TRAINING}: it is damaged, or of another version ({kind}: {error})") from error
+        mine = f"{type(self.optimizer).__name__} with the state {list(self.optimizer.buffers)}"
+        if mine != (came := f"{optimizer} with the state {list(buffers)}"):
+            raise ValueError(f"{folder}: the rule is the same optimizer, {mine}; the checkpoint has {came}")
+        if names != (here := [type(c).__name__ for c in self.callbacks]):
+            raise ValueError(f"{folder}: the rule is the same callbacks, {here}; the checkpoint has {names}")
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(_under(kept, "optimizer/"), self.model.device)
-        for i, (callback, value) in enumerate(zip(self.callbacks, training["callbacks"])):
+        for i, (callback, value) in enumerate(zip(self.callbacks, values)):
             callback.load_state(value, _under(kept, f"callback/{i}/"))
-        self.history, self.epoch, self.stop = History(training["history"]), training["epoch"], training["stop"]
-        self.shuffle_seed = training["shuffle_seed"]
-        self.scale.value, self.scale.good = training["scale"]
-        random.set_state(training["random"])
+        self.history, self.epoch, self.stop, self.shuffle_seed = history, epoch, stop, seed
+        self.scale.value, self.scale.good = float(scale), int(good)
+        random.set_state(drawn)
 
 
 def _under(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -221,15 +245,22 @@ def fit(
     """
     xs, y = columns(x, y)
     xs, y, held_out = _hold_out(xs, y, validation)
-    if len(y) == 0 or batch_size < 1:
-        raise ValueError(f"fit: the rule is at least one row and batch_size ≥ 1; got {len(y)} rows and {batch_size}")
+    if len(y) == 0 or epochs < 0:
+        raise ValueError(f"fit: the rule is at least one row and epochs ≥ 0; got {len(y)} rows and {epochs} epochs")
+    require_size(batch_size)
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"fit: clip_norm: the rule is clip_norm > 0; got {clip_norm}")
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"fit: callbacks[{i}]: the rule is a Callback; got {callback!r}")
     callbacks = sorted(callbacks, key=lambda c: isinstance(c, Checkpoint))  # it keeps what the others did
-    run = Run(
-        model, loss or CrossEntropyLoss(), as_optimizer(optimizer), _metrics(metrics), callbacks, precision, clip_norm
-    )
+    run = Run(model, _loss(loss), as_optimizer(optimizer), _metrics(metrics), callbacks, precision, clip_norm)
     model.ensure_built(*((None, *a.shape[1:]) for a in xs))
+    for callback in callbacks:
+        callback.on_train_begin(run)
     if resume is not None:
         run.resume(resume)
+    waiting = [(layer, len(layer._frames)) for whole in (model, run.loss) for layer in whole.layers()]
     model.skip_input_grad()
     try:
         while run.epoch < epochs and not run.stop:
@@ -247,6 +278,8 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(run)
     finally:
+        for layer, frames in waiting:
+            del layer._frames[frames:]  # of a step that failed half-way
         model.skip_input_grad(False)
         model.zero_grad()
     return run.history
@@ -281,7 +314,10 @@ class _Means:
     def add(self, values: Mapping[str, Any], rows: int) -> None:
         self.rows += rows
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + arrays.cast(value, arrays.float64) * rows
+            if getattr(value, "shape", ()) != ():
+                raise ValueError(f"{name}: the rule is one number a batch, shape []; got {list(value.shape)}")
+            wide = float(value) if isinstance(value, bool | int | float) else arrays.cast(value, arrays.float64)
+            self.sums[name] = self.sums.get(name, 0.0) + wide * rows
 
     def read(self) -> dict[str, float]:
         return {name: float(total) / self.rows for name, total in self.sums.items()}
@@ -299,7 +335,9 @@ def evaluate(
 ) -> dict[str, float]:
     """The mean loss and metrics over the rows, in evaluation mode."""
     xs, y = columns(x, y)
-    judge = loss or CrossEntropyLoss()
+    if not len(xs[0]):
+        raise ValueError("evaluate: the rule is at least one row; got 0 rows")
+    judge = _loss(loss)
     means = _Means()
     for inputs, target, prediction in _predictions(model, xs, y, batch_size, precision):
         wide = (
@@ -321,7 +359,7 @@ def predict(model: Layer, x: Any, *, batch_size: int = 32, precision: str | None
 
 def _predictions(model: Layer, xs: list, y: Any, size: int, precision: str | None) -> Iterator[tuple[list, Any, Any]]:
     modes = [(layer, layer.training) for layer in model.layers()]
-    dtype = arrays.dtype(precision) if precision else None
+    dtype = _precision(precision)
     model.eval()
     try:
         for inputs, target in batches(xs, y, size, model.device):
@@ -335,9 +373,16 @@ def _predictions(model: Layer, xs: list, y: Any, size: int, precision: str | Non
             layer.training = mode
 
 
+def _loss(loss: Layer | None) -> Layer:
+    if loss is not None and not isinstance(loss, Layer):
+        raise TypeError(f"loss: the rule is a layer of (prediction, target), as gl.CrossEntropyLoss(); got {loss!r}")
+    return loss or CrossEntropyLoss()
+
+
 def _metrics(metrics: Sequence[str] | Mapping[str, Metric]) -> dict[str, Metric]:
     if isinstance(metrics, Mapping):
         return dict(metrics)
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     for name in metrics:
         if name not in METRICS:
             raise ValueError(f"metrics: the rule is one of {', '.join(METRICS)}, or {{name: function}}; got {name!r}")
@@ -347,9 +392,13 @@ def _metrics(metrics: Sequence[str] | Mapping[str, Metric]) -> dict[str, Metric]
 def _hold_out(xs: list, y: Any, validation: Any) -> tuple[list, Any, tuple | None]:
     if validation is None:
         return xs, y, None
-    if isinstance(validation, tuple):
-        return xs, y, columns(*validation)
-    if not 0 < validation < 1:
-        raise ValueError(f"validation: the rule is (x, y) or a share between 0 and 1; got {validation}")
+    if isinstance(validation, tuple | list) and len(validation) == 2:
+        held_out = columns(*validation)
+        if not len(held_out[0][0]):
+            raise ValueError("validation: the rule is at least one row; got 0 rows")
+        return xs, y, held_out
+    if not isinstance(validation, float | np.floating) or not 0 < validation < 1:
+        came = f"{type(validation).__name__} of {len(validation)}" if hasattr(validation, "__len__") else validation
+        raise ValueError(f"validation: the rule is (x, y) or a share between 0 and 1; got {came}")
     cut = len(y) - max(1, round(len(y) * validation))
     return [a[:cut] for a in xs], y[:cut], ([a[cut:] for a in xs], y[cut:])

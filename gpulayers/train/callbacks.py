@@ -20,6 +20,9 @@ class Callback(Configurable):
     A callback that remembers something between epochs gives it in ``state`` and takes it back in ``load_state``.
     """
 
+    def on_train_begin(self, run: Run) -> None:
+        """Before the first epoch, and before a checkpoint's state is loaded: forget what another training left."""
+
     def on_epoch_end(self, run: Run) -> None:
         """run.history, run.model, run.epoch (from 0), run.optimizer."""
 
@@ -44,6 +47,9 @@ class EarlyStopping(Callback):
         self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
         self._best, self._waited = math.inf, 0
         self._weights: dict[str, np.ndarray] = {}
+
+    def on_train_begin(self, run: Run) -> None:
+        self._best, self._waited, self._weights = math.inf, 0, {}
 
     def on_epoch_end(self, run: Run) -> None:
         if self.monitor not in run.history:

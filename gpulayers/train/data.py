@@ -17,11 +17,16 @@ def columns(x: Any, y: Any = None) -> tuple[list[np.ndarray], np.ndarray | None]
     """x as a list of NumPy arrays (one for each input of the model) and y, checked to be equally long."""
     xs = [arrays.to_numpy(a) for a in (x if isinstance(x, list | tuple) else [x])]
     y = None if y is None else arrays.to_numpy(y)
-    lengths = {len(a) for a in [*xs, *([] if y is None else [y])]}
-    if len(lengths) != 1:
+    lengths = {len(a) if a.ndim else None for a in [*xs, *([] if y is None else [y])]}
+    if len(lengths) != 1 or None in lengths:
         shapes = [list(a.shape) for a in xs] + ([] if y is None else [list(y.shape)])
         raise ValueError(f"data: the rule is len(x) = len(y); got shapes {shapes}")
     return xs, y
+
+
+def require_size(batch_size: Any) -> None:
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size: the rule is an integer ≥ 1; got {batch_size!r}")
 
 
 def batches(
@@ -36,12 +41,13 @@ def batches(
     On a GPU each batch is copied, on a stream of its own, while the one before it computes.
     """
     n = len(xs[0])
+    require_size(size)
 
     def host(start: int) -> list[np.ndarray]:
         rows = slice(start, start + size) if order is None else order[start : start + size]
         return [a[rows] for a in (xs if y is None else [*xs, y])]
 
-    starts = range(0, n, size)
+    starts = range(0, max(n, 1), size)  # no rows: one empty batch
     for parts in map(host, starts) if device == "cpu" else _ahead(map(host, starts), device):
         yield (list(parts), None) if y is None else (list(parts[:-1]), parts[-1])
 

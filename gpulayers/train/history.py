@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +23,12 @@ class History(dict[str, list[float]]):
             self.setdefault(name, []).append(float(value))
 
     def best(self, name: str = "val_loss") -> int:
-        """The epoch (from 0) in which ``name`` was best: largest for an accuracy, smallest for anything else."""
-        values = self[name]
-        return values.index((max if "accuracy" in name else min)(values))
+        """The epoch (from 0) in which ``name`` was best: largest for an accuracy, smallest for anything else.
+
+        NaN is never best, unless there is nothing else.
+        """
+        sign = -1 if "accuracy" in name else 1
+        return min(range(len(self[name])), key=lambda i: (math.isnan(self[name][i]), sign * self[name][i]))
 
     def __str__(self) -> str:
         names = list(self)

@@ -29,7 +29,10 @@ class Optimizer(Configurable):
 
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return float(self.lr(self.steps) if callable(self.lr) else self.lr)
+        rate = float(self.lr(self.steps) if callable(self.lr) else self.lr)
+        if not rate >= 0:
+            raise ValueError(f"{type(self).__name__}: lr: the rule is lr ≥ 0; got {rate}")
+        return rate
 
     def step(self, weights: Mapping[str, Weight], grad_scale: float = 1.0) -> None:
         """Update every weight that has a gradient, in place; gradients are multiplied by ``grad_scale`` first.
@@ -138,4 +141,6 @@ def optimizer(value: Optimizer | str | None) -> Optimizer:
         if value.lower() not in BY_NAME:
             raise ValueError(f"optimizer: the rule is one of {', '.join(BY_NAME)} or an Optimizer; got {value!r}")
         return BY_NAME[value.lower()]()
+    if not isinstance(value, Optimizer):
+        raise TypeError(f"optimizer: the rule is one of {', '.join(BY_NAME)} or an Optimizer; got {value!r}")
     return value

@@ -294,10 +294,10 @@ def _gelu_tanh_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
     square = x * x
     t = _inner_tanh(x, square)
     square *= 3 * _KC
-    square += _K
-    square *= x  # x u'(x)
+    square += _K  # u'(x)
     np.multiply(t, t, out=o)
     np.subtract(1, o, out=o)
+    o *= x  # before u': x u'(x) overflows where 1 − t² is 0
     o *= square
     o += t
     o += 1

@@ -151,6 +151,8 @@ class _Pixels:
                 columns[lo:hi, *t.at] = _runs(plane, start, t.step, t.taps, columns.shape[-1]).transpose(1, 2, 3, 0, 4)
 
         _by_channels(of.c, copy, columns.size)
+        if self.split:  # what lies between two rows meets zeros of dy, and may be infinite
+            columns.reshape(-1, self.pitch)[:, of.size[1] :] = 0
         return columns.reshape(shape)
 
     def rows(self, dy: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -463,7 +465,9 @@ def _depthwise_weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: 
     def work(images: slice, channels: slice) -> tuple[slice, np.ndarray]:
         under = _gathered(x[images, channels], of)
         n, c, pieces, _, run = under.shape
-        g = np.zeros((n, c, many, oh, pieces * run // oh), of.kind)
+        pitch = pieces * run // oh
+        under.reshape(*under.shape[:4], -1, pitch)[..., ow:] = 0  # what lies between two rows may be infinite
+        g = np.zeros((n, c, many, oh, pitch), of.kind)
         g[..., :ow] = dy[images, channels.start * many : channels.stop * many].reshape(*g.shape[:4], ow)
         g = g.reshape(n, c, many, pieces, run).swapaxes(2, 3)
         return channels, np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
