@@ -278,3 +278,22 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert f"12 rows in {tmp_path}/bench.json; 3 FAILED" in out and "times the allowed error: y at" in out
     assert cli.main(["bench", "softmaxx", *options]) == 1
     assert "family: the rule is one of activation, conv" in capsys.readouterr().err
+
+
+def test_torchs_update_makes_its_steps_in_one_launch():
+    """One for each parameter would be a tenth of its time on a GPU."""
+    from gpulayers.bench import optim
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    case = next(c for c in optim.cases() if c.op.name == "adamw_update")
+    inputs = case.draw_tensors(torch.Generator().manual_seed(0))
+    with Listening():
+        case.torch(*inputs)
+    assert made.count("aten.zeros.default") == 1 and len(inputs[0]) > 1
