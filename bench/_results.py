@@ -245,7 +245,12 @@ class Store:
             self._trying.unlink()
 
     def begin(self, about: dict[str, Any], limits: dict[str, float]) -> int:
-        """Note a process that measures; gives its index."""
+        """Note a process that measures; gives its index. ValueError if another device measured what is there."""
+        for other in (p["about"].get("device") for p in self.results["processes"]):
+            if other != (here := about.get("device")):
+                raise ValueError(
+                    f"{self.path} holds what {other} measured, and this is {here}: name another folder (--out)"
+                )
         self.results["processes"].append(Process(started=now(), commit=commit(), about=about, limits=limits))
         write_json(self.path, self.results)
         return len(self.results["processes"]) - 1

@@ -97,8 +97,10 @@ def _head(found: Results, where: str) -> str:
     named = (("driver ", "driver", ""), ("clock ", "sm_mhz_max", " MHz"), ("", "watts_limit", " W"), ("CUDA ", "cuda", ""))  # fmt: skip
     facts = [f"{before}{_plain(about[key])}{after}" for before, key, after in named if about.get(key)]
     versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "cupy")]
+    measured = dict.fromkeys(row["process"] for row in found["rows"])  # a run that went on may have had others
+    commits = dict.fromkeys(found["processes"][i]["commit"] for i in measured) or [process["commit"]]
     return (
-        f"Measured {process['started'][:10]} at {process['commit']} ({', '.join([*facts, *versions])}). Limits, measured in "
+        f"Measured {process['started'][:10]} at {', '.join(commits)} ({', '.join([*facts, *versions])}). Limits, measured in "
         f"the same process: copy {limits['copy'] / 1e12:.2f} TB/s, read {limits['read'] / 1e12:.2f} TB/s, matrix product "
         f"{limits['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16. Medians, cold cache; every row, with its quantiles, is in "
         f"`{where}/bench.json`."

@@ -220,6 +220,15 @@ def test_report_of_a_gpu(tmp_path):
     assert "![share](bench/results/x100-1gb/share.png)" in text and "No speed is given" not in text
 
 
+def test_report_names_the_commits_that_were_measured(tmp_path):
+    """A run that went on at another commit keeps the rows of the one before; a process without rows measured nothing."""
+    results = invented()
+    results["processes"] += [results["processes"][0] | {"commit": c} for c in ("def5678", "fff0000")]
+    results["rows"][-1]["process"] = 1
+    _results.write_json(tmp_path / "x100/bench.json", results)
+    assert "Measured 2026-01-02 at abc1234, def5678 (driver" in report.gpu_markdown(tmp_path)
+
+
 def test_report_names_what_failed(tmp_path):
     results = invented()
     results["rows"][0] |= {"status": "wrong", "us": None, "share": None}
