@@ -192,7 +192,8 @@ class Cuda(Device):
             torch.cuda.synchronize()
         # A limit is what the fastest of several ways reaches.
         copy = 2 * nbytes / self._least(lambda: out.copy_(big), lambda: torch.add(big, 1, out=out))
-        read = nbytes / self._least(lambda: big.sum(), lambda: big.amax(1), lambda: big.view(-1).dot(big.view(-1)))
+        flat = big.view(-1)
+        read = nbytes / self._least(lambda: big.sum(), lambda: big.sum(1), lambda: big.amax(1), lambda: flat.dot(flat))
         rates, setting = {}, torch.backends.cuda.matmul
         before = setting.fp32_precision
         for name, dtype, precision, sizes in (

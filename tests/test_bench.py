@@ -287,6 +287,8 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert f"12 rows in {tmp_path}/bench.json; 3 FAILED" in out and "times the allowed error: y at" in out
     assert cli.main(["bench", "softmaxx", *options]) == 1
     assert "family: the rule is one of activation, conv" in capsys.readouterr().err
+    assert cli.main(["bench", "softmax", "--device", "cpu", "--dtypes", "float32", "float64"]) == 1
+    assert "--dtypes: the rule is some of bfloat16, float16, float32; got float64" in capsys.readouterr().err
 
 
 def test_torchs_update_makes_its_steps_in_one_launch():
