@@ -245,7 +245,7 @@ def _wait(process: subprocess.Popen, until: float, bar: Any) -> bool:
 
 def _tidy(out: pathlib.Path) -> None:
     """Leave the end of a log that grew too long, and no half-written file of a process that was killed."""
-    for half in out.glob(".*.json.*"):
+    for half in out.glob(".*.json*"):
         half.unlink()
     log = out / "log.txt"
     if log.exists() and log.stat().st_size > LOG_BYTES:

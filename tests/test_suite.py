@@ -151,7 +151,8 @@ def test_a_check_waits_for_its_tests_and_its_time_and_runs_once(tmp_path, monkey
 
 
 def test_half_a_file_of_a_killed_process_does_not_stay(tmp_path):
-    (tmp_path / ".bench.json.123").write_text("{")
+    for name in (".bench.json.123", ".tests.jsonl.123"):
+        (tmp_path / name).write_text("{")
     suite.run(Suite(tmp_path, 1.0), [], grace=1)
     assert {p.name for p in tmp_path.iterdir()} <= {"suite.json"}
 
