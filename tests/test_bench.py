@@ -184,12 +184,14 @@ def test_plots(tmp_path):
         pixels = imread(path)
         assert min(pixels.shape[:2]) > 250 and len(np.unique(pixels.reshape(-1, 4)[::97], axis=0)) > 5
     rows = results["rows"]
-    figure = _plots._sweep([r for r in rows if r["sweep"] and r["dtype"] == "bfloat16"], "X100")
+    assert {r["dtype"] for r in rows} == {"bfloat16", "float32"}
+    figure = _plots._sweep(_plots._sweeps(rows)["softmax"], "X100")
     forward, backward = figure.axes
     assert forward.get_xlabel() == "row length" and forward.get_ylabel() == "µs"
     assert [a.get_title() for a in (forward, backward)] == ["forward", "backward"]
     lines = {line.get_color() for line in forward.lines}
     assert {_plots.colour(p) for p in ("triton", "torch", "torch.compile")} < lines and len(lines) == 4
+    assert all(len(set(line.get_xdata())) == len(line.get_xdata()) == 4 for line in forward.lines)
     assert {t.get_text() for t in forward.texts} == {"triton", "torch", "torch.compile", "limit"}
     assert [t.get_text() for t in forward.get_xticklabels()] == ["1K", "4K", "16K", "64K"]
     figure = _plots._shares([r for r in rows if r["dtype"] == "bfloat16"], "Share", "X100")
