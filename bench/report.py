@@ -207,23 +207,30 @@ def replaced(text: str, found: dict[str, str]) -> str:
 def add(folder: pathlib.Path, results: pathlib.Path = RESULTS) -> pathlib.Path:
     """Take a run's results in, under its GPU's name, with their plots. Raises ValueError for a broken file."""
     found = load(folder / "bench.json")
+    if not found["rows"]:
+        raise ValueError(f"{folder / 'bench.json'}: nothing was measured")
     target = results / slug(str(found["processes"][-1]["about"]["device"]))
     write_json(target / "bench.json", found)
     _plots.write(found, target)
     return target
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", type=pathlib.Path, help="folder with a run's bench.json")
     options = parser.parse_args()
     if options.add:
-        print(f"written: {add(options.add)}")
+        try:
+            print(f"written: {add(options.add)}")
+        except (ValueError, OSError, RuntimeError) as error:  # not a run's folder, a broken file, no matplotlib
+            print(f"report: {error}", file=sys.stderr)
+            return 1
     readme = ROOT / "README.md"
     before = readme.read_text()
     readme.write_text(replaced(before, blocks()))
     print("README.md is up to date" if readme.read_text() == before else "README.md was written")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -257,6 +257,13 @@ def test_a_broken_run_is_not_taken_in(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_the_report_says_what_is_wrong_with_a_folder(tmp_path, monkeypatch, capsys):
+    for folder, message in ((tmp_path / "nowhere", "No such file"), (tmp_path, "bench.json: nothing was measured")):
+        _results.write_json(tmp_path / "bench.json", invented() | {"rows": [], "processes": []})
+        monkeypatch.setattr(sys, "argv", ["report.py", "--add", str(folder)])
+        assert report.main() == 1 and message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables(capsys, monkeypatch, rich):
     """With and without rich: a line for each time, and why the others have none."""
