@@ -27,6 +27,7 @@ ELSEWHERE = (
     "sweep",
     "bench",
     "lab",
+    "device",
     "suite",
     "tune",
     "configs",
