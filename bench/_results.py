@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -114,11 +116,27 @@ def now() -> str:
 
 
 def commit() -> str:
-    """Of the checkout; "unknown" in an installation (which may lie inside another project's)."""
-    if not (ROOT / ".git").exists():
-        return "unknown"
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """Of the checkout. Of a copy without git, or an installation, what its files are."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        found = done.stdout.strip() if (ROOT / ".git").exists() else ""  # an installation may lie in another's checkout
+    except OSError:
+        found = ""
+    return found or f"source-{_digest()}"
+
+
+@functools.cache
+def _digest() -> str:
+    """Of what is measured: equal for equal files, wherever they lie."""
+    import gpulayers.kernels
+
+    found = hashlib.sha256()
+    for name, folder in (("gpulayers", gpulayers.__path__[0]), ("kernels", gpulayers.kernels.__path__[0])):
+        for path in sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix in (".py", ".cu", ".cuh", ".json")):
+            inside = path.relative_to(folder).as_posix()
+            if name == "kernels" or not inside.startswith(("kernels/", "bench/")):
+                found.update(f"{name}/{inside}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def slug(device: str) -> str:

@@ -147,7 +147,7 @@ class _Journal:
 
     def was_done(self, step: str) -> bool:
         """In an earlier run of this commit."""
-        runs = [r for r in self.whole["runs"][:-1] if r.get("commit") == self.run["commit"] != "unknown"]
+        runs = [r for r in self.whole["runs"][:-1] if r.get("commit") == self.run["commit"]]
         return any(s["name"] == step and s["status"] in ("done", _BEFORE) for r in runs for s in r["steps"])
 
     def note(self, step: str, status: str, seconds: float) -> None:

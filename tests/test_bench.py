@@ -3,6 +3,8 @@
 import itertools
 import json
 import pathlib
+import re
+import subprocess
 import sys
 import time
 
@@ -164,6 +166,20 @@ def test_a_broken_file_is_named(tmp_path, break_it, message):
     _results.write_json(path, broken)
     with pytest.raises(ValueError, match=f"bench.json: {message}"):
         _results.load(path)
+
+
+def test_a_copy_without_git_says_what_its_files_are(tmp_path, monkeypatch):
+    """A rented machine may have a copy of the files alone, and no git."""
+    if (ROOT / ".git").exists():
+        here = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        monkeypatch.setattr(_results, "ROOT", ROOT)
+        assert _results.commit() == here.stdout.strip()
+    monkeypatch.setattr(_results, "ROOT", tmp_path)
+    named = _results.commit()
+    assert re.fullmatch("source-[0-9a-f]{8}", named)
+    monkeypatch.setattr(_results, "ROOT", ROOT)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _results.commit() == named
 
 
 def test_half_a_file_is_named(tmp_path):
