@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
 import pathlib
 import platform
@@ -23,6 +24,7 @@ _MOST_SETS = 64
 _SQUARE = 384  # a matrix product large enough for a CPU's full rate
 _SQUARES = 4096, 8192  # and for a GPU's
 _ROWS = 1 << 14
+_WARM = 0.3  # seconds in which an idle GPU raises its clocks: limits too low would refuse what is measured later
 
 
 class Captured(NamedTuple):
@@ -184,9 +186,14 @@ class Cuda(Device):
     def limits(self) -> dict[str, float]:
         big = torch.randn(_ROWS, 1 << 14, device=self.name)
         out, nbytes = torch.empty_like(big), big.numel() * 4
+        begin = time.monotonic()
+        while time.monotonic() - begin < _WARM:
+            out.copy_(big)
+            torch.cuda.synchronize()
         # A limit is what the fastest of several ways reaches.
         copy = 2 * nbytes / self._least(lambda: out.copy_(big), lambda: torch.add(big, 1, out=out))
-        read = nbytes / self._least(lambda: big.sum(), lambda: big.amax(1), lambda: big.view(-1).dot(big.view(-1)))
+        flat = big.view(-1)
+        read = nbytes / self._least(lambda: big.sum(), lambda: big.sum(1), lambda: big.amax(1), lambda: flat.dot(flat))
         rates, setting = {}, torch.backends.cuda.matmul
         before = setting.fp32_precision
         for name, dtype, precision, sizes in (
@@ -239,15 +246,35 @@ class Cuda(Device):
             for inputs in itertools.islice(itertools.cycle(sets), calls):
                 alive.append(call(inputs))
 
-        if graph:
-            captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured, stream=self.side):
+        again = self._graph(run).replay if graph else run
+        # ``sets`` along with it: a graph reads them in each replay, and keeps none of them alive.
+        return Captured(functools.partial(self._replayed, again, calls, sets), peak)
+
+    def _replayed(self, run: Callable[[], Any], calls: int, sets: Sequence[Any]) -> list[float]:
+        return [self._timed(run) / calls]
+
+    def _graph(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """``run`` captured. Where that fails, the process goes on as if it had not been tried."""
+        captured, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(captured, pool=pool, stream=self.side):
                 run()
-            return Captured(lambda: [self._timed(captured.replay) / calls], peak)
-        return Captured(lambda: [self._timed(run) / calls], peak)
+        except Exception:
+            # Of a capture that an error broke torch ends the stream's part alone. Left so, the allocator would free no
+            # memory any more; its generator takes no call outside a graph until another capture, an empty one, ends.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+                with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.side):
+                    pass
+            raise
+        return captured
 
     def host_seconds(self, call: Callable[[Any], Any], sets: Sequence[Any]) -> float | None:
-        samples, calls = [], 32  # far fewer than the queue of launches holds
+        torch.cuda.synchronize()
+        # Far fewer than the queue of launches holds; and calls that last long are no matter of the host's.
+        each = max(1e-7, self._timed(lambda: call(sets[0])))
+        samples, calls = [], max(1, min(32, round(self.seconds / each)))
         for _ in range(5):
             torch.cuda.synchronize()
             start = time.perf_counter()

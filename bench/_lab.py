@@ -144,6 +144,16 @@ def _is_ok(rows: Sequence[Row]) -> bool:
 @contextlib.contextmanager
 def _stopped_cleanly(store: Store) -> Iterator[None]:
     """Who asks the process to stop (an interrupt, SIGTERM) does not count as a death of what it was at."""
+    try:
+        with stoppable():
+            yield
+    finally:
+        store.rest()
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within, SIGTERM is an exception, so that what must be put in order is."""
 
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
@@ -155,6 +165,5 @@ def _stopped_cleanly(store: Store) -> Iterator[None]:
     try:
         yield
     finally:
-        store.rest()
         if before is not None:
             signal.signal(signal.SIGTERM, before)

@@ -49,8 +49,8 @@ def write(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
         drawn: dict[str, Figure | None] = {}
         for name, some in _by_family(rows).items():
             drawn[name] = _shares(some, f"Share of the limit, {some[0]['dtype']}", _title(results))
-        for op in dict.fromkeys(r["op"] for r in rows if r["sweep"]):
-            drawn[f"sweep-{op}"] = _sweep([r for r in rows if r["op"] == op and r["sweep"]], _title(results))
+        for op, some in _sweeps(rows).items():
+            drawn[f"sweep-{op}"] = _sweep(some, _title(results))
         for name, figure in drawn.items():
             if figure is not None:
                 figure.savefig(path := folder / f"{name}.png", dpi=160)
@@ -66,6 +66,17 @@ def _by_family(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if r["dtype"] == rows[0]["dtype"]:
             name = f"share-{r['family']}" if len(ops[r["family"]]) >= _MANY else "share"
             found.setdefault(name, []).append(r)
+    return found
+
+
+def _sweeps(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Op → its sweep's rows, of the first dtype and the first sweep: a line has one time at a size."""
+    found: dict[str, list[Row]] = {}
+    for r in rows:
+        if r["sweep"]:
+            there = found.setdefault(r["op"], [r])
+            if r is not there[0] and (r["dtype"], r["sweep"]) == (there[0]["dtype"], there[0]["sweep"]):
+                there.append(r)
     return found
 
 

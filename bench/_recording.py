@@ -18,25 +18,33 @@ def pytest_addoption(parser: Any) -> None:
 
 def pytest_collection_modifyitems(config: Any, items: list) -> None:
     index, of = map(int, config.option.shard.split("/"))
-    known = read(config.option.record).keys()
-    chosen = [item for item in items[index - 1 :: of] if item.nodeid not in known]
+    known = read(config.option.record)
+    again = {o.id for o in known.values() if o.outcome in ("again", "cut off")}
+    chosen = [item for item in items[index - 1 :: of] if item.nodeid not in known or item.nodeid in again]
+    chosen.sort(
+        key=lambda item: item.nodeid in again
+    )  # what crashes or hangs again must not cost the others their turn
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
 
 
 def pytest_configure(config: Any) -> None:
-    config.pluginmanager.register(_Record(config.option.record))
+    config.pluginmanager.register(_Record(config.option.record, config.option.shard))
 
 
 class _Record:
     """Ends the run when the GPU no longer answers this process."""
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    def __init__(self, path: pathlib.Path, shard: str):
+        self.path, self.shard = path, shard
 
     def _add(self, **line: Any) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line | {"shard": self.shard}) + "\n")
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self._add(id=report.nodeid, outcome="failed", text=report.longreprtext[-4000:])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._add(id=nodeid, outcome="started")

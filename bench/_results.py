@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -114,11 +116,27 @@ def now() -> str:
 
 
 def commit() -> str:
-    """Of the checkout; "unknown" in an installation (which may lie inside another project's)."""
-    if not (ROOT / ".git").exists():
-        return "unknown"
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """Of the checkout. Of a copy without git, or an installation, what its files are."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        found = done.stdout.strip() if (ROOT / ".git").exists() else ""  # an installation may lie in another's checkout
+    except OSError:
+        found = ""
+    return found or f"source-{_digest()}"
+
+
+@functools.cache
+def _digest() -> str:
+    """Of what is measured: equal for equal files, wherever they lie."""
+    import gpulayers.kernels
+
+    found = hashlib.sha256()
+    for name, folder in (("gpulayers", gpulayers.__path__[0]), ("kernels", gpulayers.kernels.__path__[0])):
+        for path in sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix in (".py", ".cu", ".cuh", ".json")):
+            inside = path.relative_to(folder).as_posix()
+            if name == "kernels" or not inside.startswith(("kernels/", "bench/")):
+                found.update(f"{name}/{inside}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def slug(device: str) -> str:
@@ -128,7 +146,18 @@ def slug(device: str) -> str:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Whole or not at all, whenever the process dies."""
-    write_text(path, json.dumps(value, indent=1))
+    write_text(path, _lines(value) if isinstance(value, dict) else json.dumps(value))
+
+
+def _lines(value: dict[str, Any]) -> str:
+    """A line for each field, and for each item of a list: written again after each of a thousand cases, it must be quick."""
+
+    def text(field: Any) -> str:
+        if not isinstance(field, list):
+            return json.dumps(field)
+        return "[" + ",".join(f"\n  {json.dumps(item)}" for item in field) + "\n ]"
+
+    return "{" + ",".join(f"\n {json.dumps(name)}: {text(field)}" for name, field in value.items()) + "\n}\n"
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -222,6 +251,9 @@ class Store:
             self.results = load(self.path)
         else:
             self.results = Results(schema=SCHEMA, machine=machine(), processes=[], rows=[], deaths={})
+        self._of: dict[Job, list[Row]] = {}
+        for row in self.results["rows"]:
+            self._of.setdefault(job(row), []).append(row)
         if not resume:
             self.rest()
         if self._trying.exists():
@@ -231,7 +263,12 @@ class Store:
             self._trying.unlink()
 
     def begin(self, about: dict[str, Any], limits: dict[str, float]) -> int:
-        """Note a process that measures; gives its index."""
+        """Note a process that measures; gives its index. ValueError if another device measured what is there."""
+        for other in (p["about"].get("device") for p in self.results["processes"]):
+            if other != (here := about.get("device")):
+                raise ValueError(
+                    f"{self.path} holds what {other} measured, and this is {here}: name another folder (--out)"
+                )
         self.results["processes"].append(Process(started=now(), commit=commit(), about=about, limits=limits))
         write_json(self.path, self.results)
         return len(self.results["processes"]) - 1
@@ -242,9 +279,13 @@ class Store:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Keep rows, in place of older ones of the same jobs and directions."""
-        new = {(job(r), r["direction"]) for r in rows}
-        kept = [r for r in self.results["rows"] if (job(r), r["direction"]) not in new]
-        self.results["rows"] = [*kept, *rows]
+        for row in rows:
+            there = self._of.setdefault(job(row), [])
+            for older in [r for r in there if r["direction"] == row["direction"]]:
+                there.remove(older)
+                self.results["rows"].remove(older)
+            there.append(row)
+            self.results["rows"].append(row)
         write_json(self.path, self.results)
         self._trying.unlink(missing_ok=True)
 
@@ -253,7 +294,7 @@ class Store:
         self._trying.unlink(missing_ok=True)
 
     def of(self, what: Job) -> list[Row]:
-        return [r for r in self.results["rows"] if job(r) == what]
+        return list(self._of.get(what, ()))
 
     def deaths(self, what: Job) -> int:
         return self.results["deaths"].get(str(what), 0)

@@ -49,7 +49,7 @@ def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
     Who stops listening ends them. Where the compiler takes its process with it, the jobs that are left run one by one.
     """
     lost: list[Job] = []
-    with _pool(min(os.cpu_count() or 1, len(jobs)) or 1) as pool:
+    with _pool(os.cpu_count() or 1) as pool:  # it starts as many as there are jobs
         futures = {pool.submit(screen, job, arch): job for job in jobs}
         for done in concurrent.futures.as_completed(futures):
             try:
@@ -70,14 +70,22 @@ def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
                 yield job, found
 
 
+_resting: dict[int, concurrent.futures.ProcessPoolExecutor] = {}
+"""By their number of processes. These take seconds to start, torch and all: the next choice's candidates find them."""
+
+
 @contextlib.contextmanager
 def _pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used CUDA cannot
-    before = set(multiprocessing.active_children())
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    pool = _resting.pop(workers, None) or concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
     try:
         yield pool
+        with contextlib.suppress(BrokenProcessPool):
+            pool.submit(int).result()
+            _resting[workers] = pool
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - before:  # a compilation may last half a minute
-            process.terminate()
+        if _resting.get(workers) is not pool:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:  # a compilation may last half a minute
+                process.terminate()

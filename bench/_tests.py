@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from gpulayers.bench._results import write_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FIRST = ("test_gpu", "test_softmax", "test_norm", "test_linear", "test_conv", "test_loss", "test_activation")
@@ -25,6 +27,7 @@ ELSEWHERE = (
     "sweep",
     "bench",
     "lab",
+    "device",
     "suite",
     "tune",
     "configs",
@@ -40,27 +43,39 @@ SILENCE = 240.0
 RESTARTS = 20
 PROCESSES = min(12, os.cpu_count() or 1)
 """Most of their time goes into compiling kernels, on the CPU."""
+PASSED, FAILED, OUT_OF_TIME = 0, 1, 75
+"""Exit status."""
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1"
+)
+"""The processes share the CPU; each would take all of it."""
 
 
 class Outcome(NamedTuple):
-    """One line of ``tests.jsonl``. outcome: "started", "passed", "failed" or "skipped"; text: of a failure."""
+    """One line of ``tests.jsonl``.
+
+    outcome: "started", "passed", "failed", "skipped"; "again" for what did not pass before and has not had its turn since;
+    "cut off" for what was at work when the time was over. text: of a failure. shard: who ran it.
+    """
 
     id: str
     outcome: str
     seconds: float = 0.0
     text: str = ""
+    shard: str = ""
 
 
 def read(path: pathlib.Path) -> dict[str, Outcome]:
     """The latest outcome of each test; a line cut off by a crash is left out."""
-    found: dict[str, Outcome] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    return {o.id: o for o in _parsed(path.read_text() if path.exists() else "")}
+
+
+def _parsed(text: str) -> Iterator[Outcome]:
+    for line in text.splitlines():
         try:
-            one = Outcome(**json.loads(line))
+            yield Outcome(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        found[one.id] = one
-    return found
 
 
 def files() -> list[pathlib.Path]:
@@ -70,29 +85,49 @@ def files() -> list[pathlib.Path]:
 
 
 def forget_failures(path: pathlib.Path) -> None:
-    """Leave out of the record what did not pass, so that it is run again."""
+    """Mark in the record what did not pass, so that it is run again, after the others."""
     if path.exists():
-        kept = [o for o in read(path).values() if o.outcome in ("passed", "skipped")]
-        path.write_text("".join(json.dumps(o._asdict()) + "\n" for o in kept))
+        as_it_is = "passed", "skipped", "cut off"
+        kept = [o if o.outcome in as_it_is else o._replace(outcome="again") for o in read(path).values()]
+        write_text(path, "".join(json.dumps(o._asdict()) + "\n" for o in kept))
+
+
+class _Tail:
+    """What is added to a file, line by line."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.read = path, path.stat().st_size if path.exists() else 0
+
+    def news(self) -> list[Outcome]:
+        if not self.path.exists():
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self.read)
+            whole = file.read().rpartition(b"\n")[0]
+        self.read += len(whole) + bool(whole)
+        return list(_parsed(whole.decode()))
 
 
 class _Shard:
-    """A pytest process with every n-th test."""
+    """A pytest process with every n-th test. name: "1/12" for the first of twelve."""
 
-    def __init__(self, command: Sequence[str], record: pathlib.Path, silence: float):
-        self.command, self.record, self.silence = command, record, silence
+    def __init__(self, name: str, command: Sequence[str], silence: float):
+        self.name, self.command, self.silence = name, command, silence
         self.left, self.process = RESTARTS, self._start()
 
     def _start(self) -> subprocess.Popen:
-        self.heard, self.size = time.monotonic(), -1
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.heard, self.at = time.monotonic(), ""
+        environment = os.environ | _ONE_THREAD | {"PYTHONPATH": str(ROOT)}
         return subprocess.Popen(self.command, cwd=ROOT, env=environment)
+
+    def hear(self, news: Iterable[Outcome]) -> None:
+        """Take in what was recorded since: when it last said something, and the test that it is at."""
+        for o in news:
+            if o.shard == self.name:
+                self.heard, self.at = time.monotonic(), o.id if o.outcome == "started" else ""
 
     def going(self) -> bool:
         """Whether it runs; replaces a process that died or hangs."""
-        size = self.record.stat().st_size if self.record.exists() else 0
-        if size != self.size:
-            self.heard, self.size = time.monotonic(), size
         if self.process.poll() is None:
             if time.monotonic() - self.heard < self.silence:
                 return True
@@ -111,8 +146,8 @@ class _Shard:
 
 def run(
     out: pathlib.Path, seconds: float, processes: int = PROCESSES, paths: Sequence[Any] = (), silence: float = SILENCE
-) -> bool:
-    """Run the tests for at most ``seconds``; whether none failed. paths: test files, by default those worth it.
+) -> int:
+    """Run the tests for at most ``seconds``; the exit status. paths: test files, by default those worth it.
 
     Writes ``out``/tests.jsonl.
     """
@@ -120,7 +155,17 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     record = out / "tests.jsonl"
     forget_failures(record)
-    chosen = ["-k", "not machine_code", "--tb=short", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+    before = read(record)
+    chosen = [
+        "--continue-on-collection-errors",
+        "-k",
+        "not machine_code",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=--import-mode=importlib",
+    ]
     command = [
         sys.executable,
         "-m",
@@ -133,29 +178,49 @@ def run(
         str(record),
     ]
     targets = [str(p) for p in (paths or files())]
-    shards = [_Shard([*command, f"--shard={i + 1}/{processes}", *targets], record, silence) for i in range(processes)]
+    tail, shards = _Tail(record), []
+    for name in (f"{i + 1}/{processes}" for i in range(processes)):
+        shards.append(_Shard(name, [*command, f"--shard={name}", *targets], silence))
     while any([s.going() for s in shards]) and time.monotonic() < until:
         time.sleep(0.2)
+        _heard(tail, shards)
     stopped = [s for s in shards if s.process.poll() is None]
     for shard in stopped:
         shard.kill()
+    _heard(tail, shards)
+    with open(record, "a") as file:
+        for shard in stopped:
+            if shard.at:
+                known = before.get(shard.at, Outcome(shard.at, "cut off"))
+                file.write(json.dumps(known._asdict()) + "\n")
     found = read(record)
     _show(found, len(stopped))
-    return bool(found) and not any(o.outcome in ("failed", "started") for o in found.values())
+    if not found or any(o.outcome in _BAD for o in found.values()):
+        return FAILED if found or not stopped else OUT_OF_TIME
+    return OUT_OF_TIME if stopped else PASSED
+
+
+_BAD = {"failed": "FAILED", "started": "CRASHED", "again": "FAILED BEFORE"}
+
+
+def _heard(tail: _Tail, shards: Sequence[_Shard]) -> None:
+    news = tail.news()
+    for shard in shards:
+        shard.hear(news)
 
 
 def _show(found: dict[str, Outcome], stopped: int) -> None:
     counts = Counter(o.outcome for o in found.values())
-    counts["crashed"] = counts.pop("started", 0)
+    counts["crashed"], counts["failed before"] = counts.pop("started", 0), counts.pop("again", 0)
     print(", ".join(f"{n} {what}" for what, n in counts.items() if n) or "no test ran")
     if stopped:
         print(f"out of time: {stopped} processes were stopped; the same command goes on")
     for o in found.values():
-        if o.outcome in ("failed", "started"):
-            last = o.text.strip().splitlines()[-1:] or ["crashed, or cut off"]
-            print(f"{'FAILED' if o.outcome == 'failed' else 'CRASHED'} {o.id}: {last[0][:200]}")
+        if o.outcome in _BAD:
+            last = o.text.strip().splitlines()[-1:] or ["its process ended or hung"]
+            print(f"{_BAD[o.outcome]} {o.id}: {last[0][:200]}")
 
 
 if __name__ == "__main__":
     folder, seconds, *paths = sys.argv[1:]
-    raise SystemExit(not run(pathlib.Path(folder), float(seconds), paths=paths))
+    raise SystemExit(run(pathlib.Path(folder), float(seconds), paths=paths))

@@ -18,7 +18,8 @@ def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ..
 
 
 def _adamw(params: Any, grads: Any, m: Any, v: Any) -> None:
-    steps = [torch.zeros((), device=p.device) for p in params]  # torch counts up first
+    # torch counts up first. It keeps them from step to step: here one launch makes them all.
+    steps = [*torch.zeros(len(params), device=params[0].device)]
     torch.optim._functional.adamw(
         params, grads, m, v, [], steps, foreach=not params[0].is_cuda, fused=params[0].is_cuda or None,
         amsgrad=False, beta1=0.9, beta2=0.999, lr=1e-3, weight_decay=1e-2, eps=1e-8, maximize=False,

@@ -97,8 +97,10 @@ def _head(found: Results, where: str) -> str:
     named = (("driver ", "driver", ""), ("clock ", "sm_mhz_max", " MHz"), ("", "watts_limit", " W"), ("CUDA ", "cuda", ""))  # fmt: skip
     facts = [f"{before}{_plain(about[key])}{after}" for before, key, after in named if about.get(key)]
     versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "cupy")]
+    measured = dict.fromkeys(row["process"] for row in found["rows"])  # a run that went on may have had others
+    commits = dict.fromkeys(found["processes"][i]["commit"] for i in measured) or [process["commit"]]
     return (
-        f"Measured {process['started'][:10]} at {process['commit']} ({', '.join([*facts, *versions])}). Limits, measured in "
+        f"Measured {process['started'][:10]} at {', '.join(commits)} ({', '.join([*facts, *versions])}). Limits, measured in "
         f"the same process: copy {limits['copy'] / 1e12:.2f} TB/s, read {limits['read'] / 1e12:.2f} TB/s, matrix product "
         f"{limits['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16. Medians, cold cache; every row, with its quantiles, is in "
         f"`{where}/bench.json`."
@@ -205,23 +207,30 @@ def replaced(text: str, found: dict[str, str]) -> str:
 def add(folder: pathlib.Path, results: pathlib.Path = RESULTS) -> pathlib.Path:
     """Take a run's results in, under its GPU's name, with their plots. Raises ValueError for a broken file."""
     found = load(folder / "bench.json")
+    if not found["rows"]:
+        raise ValueError(f"{folder / 'bench.json'}: nothing was measured")
     target = results / slug(str(found["processes"][-1]["about"]["device"]))
     write_json(target / "bench.json", found)
     _plots.write(found, target)
     return target
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", type=pathlib.Path, help="folder with a run's bench.json")
     options = parser.parse_args()
     if options.add:
-        print(f"written: {add(options.add)}")
+        try:
+            print(f"written: {add(options.add)}")
+        except (ValueError, OSError, RuntimeError) as error:  # not a run's folder, a broken file, no matplotlib
+            print(f"report: {error}", file=sys.stderr)
+            return 1
     readme = ROOT / "README.md"
     before = readme.read_text()
     readme.write_text(replaced(before, blocks()))
     print("README.md is up to date" if readme.read_text() == before else "README.md was written")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -23,6 +23,9 @@ from gpulayers.bench._timing import geometric_mean  # noqa: E402
 from gpulayers import arrays, cli  # noqa: E402
 from gpulayers.testing.arena import has_gpu  # noqa: E402
 
+DTYPES = ("bfloat16", "float16", "float32")
+"""Those that limits are measured in."""
+
 
 def bench(options: Any) -> int:
     """``gpulayers bench`` with its parsed options; the exit status."""
@@ -36,7 +39,10 @@ def lab(options: Any) -> int:
     until = time.monotonic() + 60 * options.minutes
     on = device(options.device or "cuda")
     cases = [(f, c) for f, c in every_case(options.family) if c.cpu or on.name == "cuda"]
-    tasks = _lab.ordered(cases, [*map(arrays.dtype, options.dtypes)])
+    dtypes = [*map(arrays.dtype, options.dtypes)]
+    if unknown := [str(d) for d in dtypes if str(d) not in DTYPES]:
+        raise ValueError(f"--dtypes: the rule is some of {', '.join(DTYPES)}; got {', '.join(unknown)}")
+    tasks = _lab.ordered(cases, dtypes)
     store = Store(options.out, options.resume)
     status = _lab.run(on, store, tasks, until=until, only=options.providers)
     _tables.show_results(store.results)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import pathlib
+import re
+import subprocess
 import sys
 import time
 
@@ -166,6 +168,20 @@ def test_a_broken_file_is_named(tmp_path, break_it, message):
         _results.load(path)
 
 
+def test_a_copy_without_git_says_what_its_files_are(tmp_path, monkeypatch):
+    """A rented machine may have a copy of the files alone, and no git."""
+    if (ROOT / ".git").exists():
+        here = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        monkeypatch.setattr(_results, "ROOT", ROOT)
+        assert _results.commit() == here.stdout.strip()
+    monkeypatch.setattr(_results, "ROOT", tmp_path)
+    named = _results.commit()
+    assert re.fullmatch("source-[0-9a-f]{8}", named)
+    monkeypatch.setattr(_results, "ROOT", ROOT)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _results.commit() == named
+
+
 def test_half_a_file_is_named(tmp_path):
     (tmp_path / "bench.json").write_text('{"schema": 1, "rows": [')
     with pytest.raises(ValueError, match=r"bench\.json: the rule is JSON"):
@@ -184,12 +200,14 @@ def test_plots(tmp_path):
         pixels = imread(path)
         assert min(pixels.shape[:2]) > 250 and len(np.unique(pixels.reshape(-1, 4)[::97], axis=0)) > 5
     rows = results["rows"]
-    figure = _plots._sweep([r for r in rows if r["sweep"] and r["dtype"] == "bfloat16"], "X100")
+    assert {r["dtype"] for r in rows} == {"bfloat16", "float32"}
+    figure = _plots._sweep(_plots._sweeps(rows)["softmax"], "X100")
     forward, backward = figure.axes
     assert forward.get_xlabel() == "row length" and forward.get_ylabel() == "µs"
     assert [a.get_title() for a in (forward, backward)] == ["forward", "backward"]
     lines = {line.get_color() for line in forward.lines}
     assert {_plots.colour(p) for p in ("triton", "torch", "torch.compile")} < lines and len(lines) == 4
+    assert all(len(set(line.get_xdata())) == len(line.get_xdata()) == 4 for line in forward.lines)
     assert {t.get_text() for t in forward.texts} == {"triton", "torch", "torch.compile", "limit"}
     assert [t.get_text() for t in forward.get_xticklabels()] == ["1K", "4K", "16K", "64K"]
     figure = _plots._shares([r for r in rows if r["dtype"] == "bfloat16"], "Share", "X100")
@@ -220,6 +238,15 @@ def test_report_of_a_gpu(tmp_path):
     assert "![share](bench/results/x100-1gb/share.png)" in text and "No speed is given" not in text
 
 
+def test_report_names_the_commits_that_were_measured(tmp_path):
+    """A run that went on at another commit keeps the rows of the one before; a process without rows measured nothing."""
+    results = invented()
+    results["processes"] += [results["processes"][0] | {"commit": c} for c in ("def5678", "fff0000")]
+    results["rows"][-1]["process"] = 1
+    _results.write_json(tmp_path / "x100/bench.json", results)
+    assert "Measured 2026-01-02 at abc1234, def5678 (driver" in report.gpu_markdown(tmp_path)
+
+
 def test_report_names_what_failed(tmp_path):
     results = invented()
     results["rows"][0] |= {"status": "wrong", "us": None, "share": None}
@@ -244,6 +271,13 @@ def test_a_broken_run_is_not_taken_in(tmp_path):
     with pytest.raises(ValueError, match=r"bench\.json: schema: the rule is 1; got 0"):
         report.add(tmp_path, tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_the_report_says_what_is_wrong_with_a_folder(tmp_path, monkeypatch, capsys):
+    for folder, message in ((tmp_path / "nowhere", "No such file"), (tmp_path, "bench.json: nothing was measured")):
+        _results.write_json(tmp_path / "bench.json", invented() | {"rows": [], "processes": []})
+        monkeypatch.setattr(sys, "argv", ["report.py", "--add", str(folder)])
+        assert report.main() == 1 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rich", [True, False])
@@ -278,3 +312,24 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert f"12 rows in {tmp_path}/bench.json; 3 FAILED" in out and "times the allowed error: y at" in out
     assert cli.main(["bench", "softmaxx", *options]) == 1
     assert "family: the rule is one of activation, conv" in capsys.readouterr().err
+    assert cli.main(["bench", "softmax", "--device", "cpu", "--dtypes", "float32", "float64"]) == 1
+    assert "--dtypes: the rule is some of bfloat16, float16, float32; got float64" in capsys.readouterr().err
+
+
+def test_torchs_update_makes_its_steps_in_one_launch():
+    """One for each parameter would be a tenth of its time on a GPU."""
+    from gpulayers.bench import optim
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    case = next(c for c in optim.cases() if c.op.name == "adamw_update")
+    inputs = case.draw_tensors(torch.Generator().manual_seed(0))
+    with Listening():
+        case.torch(*inputs)
+    assert made.count("aten.zeros.default") == 1 and len(inputs[0]) > 1

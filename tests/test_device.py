@@ -1,7 +1,10 @@
 """What the lab asks of a device: limits, rotating outputs, samples. The GPU's own code runs here over a stand-in for torch.cuda."""
 
 import contextlib
+import gc
+import itertools
 import types
+import weakref
 
 import pytest
 import torch
@@ -85,7 +88,7 @@ def cuda(monkeypatch):
         yield
 
     @contextlib.contextmanager
-    def graph(captured, stream):
+    def graph(captured, stream, pool=None):
         assert stream is side
         before = Event.calls
         yield
@@ -106,7 +109,7 @@ def cuda(monkeypatch):
         is_available=lambda: True, Stream=lambda: side, current_stream=lambda: side, stream=stream, Event=Event,
         synchronize=synchronize, reset_peak_memory_stats=lambda: None, memory_allocated=lambda: 100,
         max_memory_allocated=lambda: 700, CUDAGraph=Graph, graph=graph, get_device_properties=lambda i: properties,
-        mem_get_info=lambda: (70 << 30, 80 << 30), empty_cache=lambda: next(memory),
+        graph_pool_handle=lambda: "pool", current_device=lambda: 0, mem_get_info=lambda: (70 << 30, 80 << 30), empty_cache=lambda: next(memory),
     )  # fmt: skip
     monkeypatch.setattr(torch, "cuda", stand_in)
     on = Cuda()
@@ -135,6 +138,52 @@ def test_a_graph_covers_every_set(cuda):
     assert cuda.sets(30 << 20, 60 << 20) == 5
 
 
+@pytest.mark.parametrize("graph", [True, False])
+def test_what_a_graph_reads_stays_in_memory(cuda, graph):
+    """A graph keeps nothing alive: freed, its inputs would be others' memory, or nobody's, when it is replayed."""
+    sets = [torch.zeros(1) for _ in range(2)]
+    there = [weakref.ref(x) for x in sets]
+    replay = cuda.capture(lambda x: torch.zeros(1), sets, graph).replay
+    del sets
+    gc.collect()
+    assert all(x() is not None for x in there)
+    del replay
+    gc.collect()
+    assert not any(x() is not None for x in there)
+
+
+def test_a_capture_that_fails_leaves_the_allocator_as_it_was(cuda, monkeypatch):
+    """torch.cuda.graph leaves without it where ending the capture is an error, too."""
+    ended, calls = [], itertools.count()
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *which, name=name: ended.append((name, *which)), raising=False)
+
+    def call(x):
+        if next(calls) >= 3:  # warmed up and timed
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        cuda.capture(call, [torch.zeros(1)] * 2)
+    assert cuda.seen.graphs == [0]  # the empty one that ends it
+    assert ended == [("_cuda_endAllocateToPool", 0, "pool"), ("_cuda_releasePool", 0, "pool")]
+
+
+def test_long_calls_are_no_matter_of_the_host(cuda):
+    """An hour of a GPU is not spent on the microseconds that a call of milliseconds takes to return."""
+    calls = itertools.count()
+
+    def call(x):
+        next(calls)
+        Event.calls += 30  # ms
+
+    cuda.host_seconds(call, [None])
+    assert next(calls) == 6
+    cuda._timed = lambda once: (once(), 1e-5)[1]
+    cuda.host_seconds(call, [None])
+    assert next(calls) == 7 + 1 + 5 * 32
+
+
 def test_a_dead_gpu_is_noticed(cuda):
     assert cuda.alive()
     cuda.seen.dead = True
@@ -145,7 +194,7 @@ def test_limits_of_a_gpu(cuda, monkeypatch):
     """The fastest of several ways; torch's setting of TF32 is what it was."""
     monkeypatch.setattr(_device, "_SQUARES", (16, 32))
     monkeypatch.setattr(_device, "_ROWS", 1)
-    times = iter([0.002, 0.001, 0.004, 0.003, 0.005] + [0.25] * 100)
+    times = iter([0.002, 0.001, 0.004, 0.003, 0.005, 0.006] + [0.25] * 100)
     monkeypatch.setattr(cuda, "_seconds", lambda call: (call(), next(times))[1])
     before = torch.backends.cuda.matmul.fp32_precision
     found = cuda.limits()

@@ -234,8 +234,8 @@ def test_training_follows_the_cpu(precision, rtol):
 )
 def test_more_than_2_to_the_31_elements(op, theirs):
     """The last rows are right, forward and backward: offsets are 64 bits wide."""
-    if has_gpu() and torch.cuda.mem_get_info()[0] < 40 << 30:
-        pytest.skip("too little free memory on this GPU: 40 GiB")
+    if has_gpu() and torch.cuda.mem_get_info()[0] < 20 << 30:
+        pytest.skip("too little free memory on this GPU: 20 GiB")
     torch.manual_seed(0)
     x = torch.randn(HUGE, 4096, device=DEVICE, dtype=torch.bfloat16)
     with arena("triton"):
@@ -247,3 +247,5 @@ def test_more_than_2_to_the_31_elements(op, theirs):
         for mine, true in ((y[rows], truth), (dx[rows], slope)):
             off = (mine.float() - true).abs().max() / true.abs().max()
             assert off < 2**-6, f"off by {off:.3g} of the largest"
+    del x, y, dx
+    torch.cuda.empty_cache()  # other processes test on this GPU, too

@@ -382,6 +382,18 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
     assert at == 1 + 2 * (2 * 2 + 1)  # a process's beginning; each case's providers twice, and its rows
 
 
+def test_a_folder_holds_one_devices_results(tmp_path):
+    """Times of two GPUs beside each other in one table would compare nothing."""
+    run(tmp_path, CASES[:1], dtypes=[float32])
+    on = Quick()
+    on.about = lambda: {"device": "another"}
+    with pytest.raises(
+        ValueError, match=r"bench\.json holds what .* measured, and this is another: name another folder"
+    ):
+        run(tmp_path, CASES[:1], on=on, dtypes=[float32])
+    run(tmp_path, CASES[:1], on=on, dtypes=[float32], resume=False)
+
+
 def test_what_killed_two_processes_is_not_tried_again(tmp_path):
     deadly = _results.Job("softmax", "softmax", "small", "float32", "numpy")
     for _ in range(_results.DEATHS):

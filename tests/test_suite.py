@@ -99,6 +99,64 @@ def test_a_suite_that_was_killed_goes_on(tmp_path):
     assert statuses(tmp_path, 0)["b"] == "running" and statuses(tmp_path, 1) == {"b": "done"}
 
 
+def test_a_suite_that_is_asked_to_stop_leaves_nothing_running(tmp_path):
+    """``timeout`` sends SIGTERM: the step's process ends with it. In its session, a shell that ends all ends it, too."""
+    code = (
+        "import pathlib; from gpulayers.bench import suite; from tests.test_suite import step;"
+        f"suite.run(suite.Suite(pathlib.Path({str(tmp_path)!r}), 1.0), [step('a', {SLEEPS!r})], grace=1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    while not (found := list(tmp_path.glob("*.pid"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    child = int(found[0].stem)
+    assert os.getsid(child) == os.getsid(process.pid)
+    process.terminate()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM and not _runs(child)
+
+
+SLEEPS = "import os, time; open(OUT + f'/{os.getpid()}.pid', 'w'); time.sleep(60)"
+
+
+def test_a_step_that_a_signal_ended_goes_on(tmp_path):
+    """A compiler or a driver may take the process with it; the lab knows what it was at."""
+    dies = "import os; n = len(os.listdir(OUT)); open(OUT + f'/{n}.try', 'w'); n > 3 or os.abort()"
+    assert suite.run(Suite(tmp_path, 1.0), [step("a", dies)], grace=1) == 0
+    assert statuses(tmp_path) == {"a": "done"} and len(list(tmp_path.glob("*.try"))) == 3
+
+
+def test_a_step_that_always_dies_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "RESTARTS", 2)
+    assert suite.run(Suite(tmp_path, 1.0), [step("a", "import os; os.abort()")], grace=1) == 1
+    assert statuses(tmp_path) == {"a": f"failed, exit status {-signal.SIGABRT}"}
+
+
+def test_a_check_waits_for_its_tests_and_its_time_and_runs_once(tmp_path, monkeypatch):
+    """In ten minutes it would be stopped each time, and never say anything."""
+    check = step("check", "pass")._replace(least=3.0, after="tests", once=True)
+    cut = step("tests", f"raise SystemExit({_tests.OUT_OF_TIME})")
+    assert suite.run(Suite(tmp_path, 1.0), [cut, check], grace=1) == 0
+    assert statuses(tmp_path) == {"tests": "out of time", "check": "out of time: tests first"}
+    steps = [step("tests", "pass"), check]
+    suite.run(Suite(tmp_path, 0.1), steps, grace=0.1)
+    assert statuses(tmp_path)["check"] == "out of time"
+    monkeypatch.setattr(suite, "machine", lambda: {"commit": "abc1234"})
+    for status in ("done", "done before", "done before"):
+        suite.run(Suite(tmp_path, 1.0), steps, grace=0.1)
+        assert statuses(tmp_path)["check"] == status
+    monkeypatch.setattr(suite, "machine", lambda: {"commit": "def5678"})
+    suite.run(Suite(tmp_path, 1.0), steps, grace=0.1)
+    assert statuses(tmp_path)["check"] == "done"
+
+
+def test_half_a_file_of_a_killed_process_does_not_stay(tmp_path):
+    for name in (".bench.json.123", ".tests.jsonl.123"):
+        (tmp_path / name).write_text("{")
+    suite.run(Suite(tmp_path, 1.0), [], grace=1)
+    assert {p.name for p in tmp_path.iterdir()} <= {"suite.json"}
+
+
 def test_it_runs_from_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     with pytest.raises(RuntimeError, match="a checkout with its tests"):
@@ -184,7 +242,7 @@ def toy(tmp_path):
 
 
 def test_every_test_has_an_outcome_whatever_becomes_of_its_process(tmp_path, toy, capfd):
-    assert not _tests.run(tmp_path, 60, 2, [toy], silence=4)
+    assert _tests.run(tmp_path, 60, 2, [toy], silence=4) == _tests.FAILED
     found = _tests.read(tmp_path / "tests.jsonl")
     assert Counter(o.outcome for o in found.values()) == {"passed": 6, "failed": 1, "skipped": 1, "started": 2}
     assert "one is not two" in next(o.text for o in found.values() if o.outcome == "failed")
@@ -195,20 +253,65 @@ def test_every_test_has_an_outcome_whatever_becomes_of_its_process(tmp_path, toy
     toy.write_text(TESTS.replace("FOREVER", "0").replace("1 == 2", "True").replace("os.kill", "print"))  # mended
     with open(tmp_path / "tests.jsonl", "a") as file:
         file.write('{"id": "cut o')
-    assert _tests.run(tmp_path, 60, 2, [toy])
+    assert _tests.run(tmp_path, 60, 2, [toy]) == _tests.PASSED
     again = _tests.read(tmp_path / "tests.jsonl")
     assert Counter(o.outcome for o in again.values()) == {"passed": 9, "skipped": 1}
 
 
 def test_tests_keep_their_time(tmp_path, toy):
     begin = time.monotonic()
-    assert not _tests.run(tmp_path, 4, 1, [toy])
+    assert _tests.run(tmp_path, 4, 1, [toy]) == _tests.FAILED
     assert time.monotonic() - begin < 30  # the rest is Python's start; test_hangs alone takes 60
 
 
 def test_no_tests_are_no_success(tmp_path):
     (tmp_path / "test_none.py").write_text("")
-    assert not _tests.run(tmp_path, 60, 1, [tmp_path / "test_none.py"])
+    assert _tests.run(tmp_path, 60, 1, [tmp_path / "test_none.py"]) == _tests.FAILED
+
+
+def outcomes_until(name, record, path):
+    """The exit status of the run that had time enough to come to this test; a slow machine's first ones have not."""
+    for seconds in (5.0, 10.0, 20.0, 40.0):
+        status = _tests.run(record.parent, seconds, 1, [path])
+        if any(i.endswith(f"::{name}") for i in _tests.read(record)):
+            break
+    return status
+
+
+def test_a_test_that_was_cut_off_did_not_fail(tmp_path):
+    """It was at work when the time was over; the next call runs it in its turn."""
+    slow = tmp_path / "test_slow.py"
+    slow.write_text("import time\ndef test_passes(): pass\ndef test_lasts(): time.sleep(60)\ndef test_after(): pass\n")
+    record = tmp_path / "tests.jsonl"
+    assert outcomes_until("test_lasts", record, slow) == _tests.OUT_OF_TIME
+    found = {i.rpartition("::")[2]: o.outcome for i, o in _tests.read(record).items()}
+    assert found == {"test_passes": "passed", "test_lasts": "cut off"}
+    slow.write_text(slow.read_text().replace("60", "0"))
+    assert _tests.run(tmp_path, 60, 1, [slow]) == _tests.PASSED
+    assert [i.rpartition("::")[2] for i in _tests.read(record)] == ["test_passes", "test_lasts", "test_after"]
+
+
+def test_what_hangs_again_costs_the_others_nothing(tmp_path):
+    """A process is heard alone, and what did not pass before has its turn after the others."""
+    hangs = tmp_path / "test_hangs.py"
+    hangs.write_text("import time\ndef test_hangs(): time.sleep(60)\ndef test_after(): pass\n")
+    record = tmp_path / "tests.jsonl"
+    assert _tests.run(tmp_path, 120, 1, [hangs], silence=10) == _tests.FAILED
+    assert [o.outcome for o in _tests.read(record).values()] == ["started", "passed"]
+    record.write_text(record.read_text().partition("\n")[0] + "\n")  # as if all after it had been cut off
+    assert outcomes_until("test_after", record, hangs) == _tests.FAILED
+    found = {i.rpartition("::")[2]: o.outcome for i, o in _tests.read(record).items()}
+    assert found == {"test_hangs": "again", "test_after": "passed"}
+
+
+def test_a_file_that_cannot_be_read_costs_its_own_tests(tmp_path):
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name")
+    (tmp_path / "test_fine.py").write_text("def test_fine(): pass")
+    files = [tmp_path / "test_broken.py", tmp_path / "test_fine.py"]
+    assert _tests.run(tmp_path, 60, 1, files) == _tests.FAILED
+    found = {i.rpartition("/")[2]: o for i, o in _tests.read(tmp_path / "tests.jsonl").items()}
+    assert found["test_fine.py::test_fine"].outcome == "passed"
+    assert "nothing_of_this_name" in found["test_broken.py"].text
 
 
 def test_the_most_valuable_files_come_first():
@@ -223,5 +326,6 @@ def test_sanitizers(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "_SANITIZERS", (None, "/nowhere/compute-sanitizer"))
     assert command(Suite(tmp_path), 60) == "compute-sanitizer is not installed"
     monkeypatch.setattr(suite, "_SANITIZERS", (None, sys.executable))
-    assert command(Suite(tmp_path), 60)[:3] == [sys.executable, "--tool", "memcheck"]
+    words = command(Suite(tmp_path), 60)
+    assert words[:5] == ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", sys.executable, "--tool", "memcheck"]
     assert isinstance(command(Suite(tmp_path, device="cpu"), 60), str)

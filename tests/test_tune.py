@@ -190,6 +190,23 @@ def test_a_compiler_that_takes_its_process_with_it_speaks_against_its_candidate_
     assert "none of its configurations fits" in found[use, "matmul.half_tma", large].fault
 
 
+def test_compilers_wait_for_the_next_choice():
+    """Their start costs seconds; a death, and who stops listening, end them."""
+    use, large = next(iter(uses(["linear"], H100)["matmul.half_tma"])), Tile(256, 256, 256, 8, 8)
+    jobs = [(use, "matmul.half_tma", large)]
+    assert len(list(_screen.screened(jobs, 90))) == 1
+    pool = _screen._resting[os.cpu_count()]
+    first = {*pool._processes}
+    assert len(list(_screen.screened(jobs, 90))) == 1
+    assert _screen._resting[os.cpu_count()] is pool and first <= {*pool._processes}
+    processes = [*pool._processes.values()]
+    next(found := _screen.screened(jobs * 2, 90))
+    found.close()
+    for process in processes:
+        process.join(20)
+    assert os.cpu_count() not in _screen._resting and not any(p.is_alive() for p in processes)
+
+
 # --- what the measured make ------------------------------------------------------------------------------------------
 
 
