@@ -37,6 +37,20 @@ def test_it_learns():
     assert not model._frames and not any(w.has_grad for w in model.weights)
 
 
+def test_data_of_any_dtype_is_computed_in_the_weights():
+    """NumPy's own dtype is float64: what is read from a file trains, is judged and predicted in float32 all the same."""
+    wide, target = X.astype(np.float64), X[:, :2].astype(np.float64)
+    losses = []
+    for x, y in ((X, target.astype(np.float32)), (wide, target)):
+        gl.random.seed(1)
+        model = gl.Sequential(gl.Linear(8, 4), gl.BatchNorm1d(4), gl.LayerNorm(4), gl.Linear(4, 2))
+        history = model.fit(x, y, loss=gl.MSELoss(), epochs=2, validation=0.25, progress=False)
+        losses.append([*history["loss"], *history["val_loss"], model.evaluate(x, y, loss=gl.MSELoss())["loss"]])
+        assert model.predict(x).dtype == np.float32
+    assert losses[0] == losses[1]
+    assert model.to("float64").predict(wide).dtype == np.float64
+
+
 def test_the_same_seed_gives_the_same_bits():
     a, b = (quiet(network(5)) for _ in range(2))
     assert a["loss"] == b["loss"]

@@ -51,6 +51,22 @@ def _precision(name: str | None) -> np.dtype | None:
     return dtype
 
 
+def _own(model: Layer) -> np.dtype | None:
+    """The dtype of the model's weights; None where it has none."""
+    return next((w.dtype for w in model.weights if w.dtype in arrays.FLOATS), None)
+
+
+def _cast(x: Any, dtype: np.dtype | None) -> Any:
+    """``x`` in another dtype if it holds floating-point numbers: integers are labels or indices."""
+    return x if dtype is None or arrays.library(x).dtype(x) not in arrays.FLOATS else arrays.cast(x, dtype)
+
+
+def _judged(prediction: Any, target: Any) -> tuple[Any, Any]:
+    """(prediction, target) as a loss takes them: of one dtype, 16-bit ones in float32."""
+    dtype = arrays.compute_dtype(arrays.library(prediction).dtype(prediction))
+    return _cast(prediction, dtype), _cast(target, dtype)
+
+
 class LossScale:
     """Keeps float16 gradients from vanishing: the loss is multiplied by ``value``, the gradients divided by it.
 
@@ -93,7 +109,7 @@ class Run:
 
     def cast(self, x: Any) -> Any:
         """An input in the dtype to compute in."""
-        return arrays.cast(x, self.dtype) if self.dtype and arrays.library(x).dtype(x) in arrays.FLOATS else x
+        return _cast(x, self.dtype or _own(self.model))
 
     @np.errstate(all="ignore")  # NaN and Inf pass in silence, as they do on a GPU
     def step(self, xs: list[Any], target: Any) -> dict[str, Any]:
@@ -101,7 +117,7 @@ class Run:
         self.model.zero_grad()
         y = self.model(*map(self.cast, xs))
         dtype = arrays.library(y).dtype(y)
-        wide = arrays.cast(y, arrays.float32) if dtype in arrays.HALVES else y
+        wide, target = _judged(y, target)
         loss = self.loss(wide, target)
         if loss.shape:
             raise ValueError(f"{self.loss.name}: the rule is one loss a batch, shape []; got {list(loss.shape)}")
@@ -237,7 +253,8 @@ def fit(
     loss: a layer of (prediction, target); default CrossEntropyLoss(). optimizer: default AdamW().
     metrics: names ("accuracy"), or {name: function of (prediction, target)}.
     validation: (x, y), or the share of rows at the end to hold out.
-    precision: "bfloat16" or "float16" computes in 16 bit with float32 weights; float16 scales the loss.
+    precision: "bfloat16" or "float16" computes in 16 bit with float32 weights; float16 scales the loss. None: in the
+        dtype of the weights, whatever that of x is.
     clip_norm: the gradients of all weights together are at most this long.
     resume: a checkpoint's folder; training goes on from it, up to ``epochs`` in all.
 
@@ -340,11 +357,7 @@ def evaluate(
     judge = _loss(loss)
     means = _Means()
     for inputs, target, prediction in _predictions(model, xs, y, batch_size, precision):
-        wide = (
-            arrays.cast(prediction, arrays.float32)
-            if arrays.library(prediction).dtype(prediction) in arrays.HALVES
-            else prediction
-        )
+        wide, target = _judged(prediction, target)
         with no_grad():
             scores = {"loss": judge(wide, target)} | {n: m(wide, target) for n, m in _metrics(metrics).items()}
         means.add(scores, len(inputs[0]))
@@ -359,14 +372,12 @@ def predict(model: Layer, x: Any, *, batch_size: int = 32, precision: str | None
 
 def _predictions(model: Layer, xs: list, y: Any, size: int, precision: str | None) -> Iterator[tuple[list, Any, Any]]:
     modes = [(layer, layer.training) for layer in model.layers()]
-    dtype = _precision(precision)
+    dtype = _precision(precision) or _own(model)
     model.eval()
     try:
         for inputs, target in batches(xs, y, size, model.device):
-            if dtype is not None:
-                inputs = [arrays.cast(a, dtype) if arrays.library(a).dtype(a) in arrays.FLOATS else a for a in inputs]
             with no_grad(), np.errstate(all="ignore"):
-                prediction = model(*inputs)
+                prediction = model(*(_cast(a, dtype) for a in inputs))
             yield inputs, target, prediction
     finally:
         for layer, mode in modes:
