@@ -306,15 +306,20 @@ def test_layer_errors(arguments, text):
         gl.Conv2d(3, 4, 3, **arguments)
 
 
-@pytest.mark.parametrize("groups, out, stride", [(3, 3, 1), (3, 6, 2), (1, 4, 2)])
-def test_numpy_weight_gradient_of_infinite_pixels(groups, out, stride):
-    """An infinite pixel reaches the taps that see it, and no other."""
-    x, weight = draw(2, 3, 7, 6).astype(float32), draw(out, 3 // groups, 3, 3).astype(float32)
-    x[0, 0, 0, 0], x[0, 1, 2, 5], x[1, 2, 6, 5] = np.inf, -np.inf, np.nan
+@pytest.mark.parametrize(
+    "channels, groups, out, stride", [(3, 3, 3, 1), (3, 3, 6, 2), (3, 1, 4, 2), (32, 1, 32, 1), (96, 1, 32, 1)]
+)
+@pytest.mark.parametrize("where", ["x", "dy"])
+def test_numpy_with_infinite_pixels(channels, groups, out, stride, where):
+    """An infinite pixel reaches what depends on it, as in the definition, and nothing else."""
+    x, weight = draw(2, channels, 7, 6).astype(float32), draw(out, channels // groups, 3, 3).astype(float32)
+    dy = draw(*conv2d(x, weight, None, stride=stride, padding=1, groups=groups).shape).astype(float32)
+    hit = {"x": x, "dy": dy}[where]
+    hit[0, 0, 0, 0], hit[-1, -1, 2, 1], hit[1, 2, -1, -1] = np.inf, -np.inf, np.nan
     found = {}
     for backend in ("numpy", "definition"):
         with dispatch.only(backend), np.errstate(all="ignore"):
             y, call = conv2d.record(x, weight, None, stride=stride, padding=1, groups=groups)
-            found[backend] = y, *call.backward(np.ones_like(y))[:2]
+            found[backend] = y, *call.backward(dy)[:2]
     for mine, true in zip(*found.values()):
         np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-4)

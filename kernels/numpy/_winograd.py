@@ -4,6 +4,9 @@ Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015. y = A�
 of 4×4 pixels, which lie 2 apart. Sums over channels are 16 matrix products. The transforms add and subtract whole
 planes: pixels are split into rows and columns of even and odd number, and images are the innermost axis, so that the
 planes are long runs of memory.
+
+An infinite pixel meets itself with the other sign in the transforms: where they find one, the caller is told to convolve
+in another way.
 """
 
 from __future__ import annotations
@@ -70,12 +73,24 @@ def _phases(size: tuple[int, int], start: tuple[int, int], room: tuple[int, int]
             yield a, b, (i, j), (y, x)
 
 
-def _split(x: np.ndarray, block: _Block, start: tuple[int, int], more: int) -> np.ndarray:
+class _Watch:
+    """Whether all numbers of a call were finite. Threads set it; the sums of blocks in the cache cost little."""
+
+    def __init__(self) -> None:
+        self.finite = True
+
+    def see(self, x: np.ndarray) -> None:
+        with np.errstate(all="ignore"):
+            self.finite &= bool(np.isfinite(x.sum()))
+
+
+def _split(x: np.ndarray, block: _Block, start: tuple[int, int], more: int, watch: _Watch) -> np.ndarray:
     """The four planes of these images: (2, 2, channels, rows + more, columns + more, images)."""
     rows, columns, n = block.shape
     planes = np.zeros((2, 2, x.shape[1], rows + more, columns + more, n), np.float32)
     for a, b, (i, j), (y, q) in _phases(x.shape[2:], start, (rows + more, columns + more)):  # type: ignore[arg-type]
         planes[a, b][:, i, j] = x[block.images, :, y, q].transpose(1, 2, 3, 0)
+    watch.see(planes)
     return planes
 
 
@@ -85,13 +100,13 @@ def _over(channels: int, work: Callable[[int, int], None], size: int) -> None:
     _blocks.over(channels, max(1, min(share, _blocks.LARGE // size)), work, channels * size)
 
 
-def _inputs(x: np.ndarray, block: _Block, padding: tuple) -> np.ndarray:
+def _inputs(x: np.ndarray, block: _Block, padding: tuple, watch: _Watch) -> np.ndarray:
     """Bᵀ d B of every tile: (16, C, tiles)."""
     (top, _), (left, _) = padding
     out = np.empty((4, 4, x.shape[1], *block.shape), np.float32)
 
     def work(lo: int, hi: int) -> None:
-        even, odd = _split(x[:, lo:hi], block, (2 * block.first - top, -left), 1)
+        even, odd = _split(x[:, lo:hi], block, (2 * block.first - top, -left), 1, watch)
         above = np.empty((4, 2, hi - lo, block.shape[0], *even.shape[-2:]), np.float32)
         np.subtract(even[:, :, :-1], even[:, :, 1:], out=above[0])
         np.add(odd[:, :, :-1], even[:, :, 1:], out=above[1])
@@ -131,12 +146,12 @@ def _outputs(products: np.ndarray, bias: np.ndarray | None, block: _Block, y: np
     _over(y.shape[1], work, products[:, :, 0].size)
 
 
-def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
+def _gradients(dy: np.ndarray, block: _Block, watch: _Watch) -> np.ndarray:
     """A dy Aᵀ of every tile: (16, O, tiles)."""
     out = np.empty((4, 4, dy.shape[1], *block.shape), np.float32)
 
     def work(lo: int, hi: int) -> None:
-        even, odd = _split(dy[:, lo:hi], block, (2 * block.first, 0), 0)
+        even, odd = _split(dy[:, lo:hi], block, (2 * block.first, 0), 0, watch)
         to = out[:, :, lo:hi]
         for k, row in enumerate((even, even + odd, even - odd, odd)):
             to[k, 0] = row[0]
@@ -150,8 +165,9 @@ def _gradients(dy: np.ndarray, block: _Block) -> np.ndarray:
 
 def convolve(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, padding: tuple, y: np.ndarray, turned: bool = False
-) -> None:
-    """y = x * weight + bias. turned: with the kernel turned around, from its outputs to its inputs."""
+) -> bool:
+    """y = x * weight + bias; whether it is: all of x was finite. turned: with the kernel turned around, from
+    its outputs to its inputs."""
     o, c = weight.shape[:2]
     taps = TAPS[:, ::-1] if turned else TAPS
     flat, kernels = np.empty((16, o * c), np.float32), weight.reshape(-1, 9).astype(np.float32, copy=False)
@@ -161,20 +177,21 @@ def convolve(
 
     _blocks.over(o * c, KERNELS, transform)
     spread = flat.reshape(16, o, c).swapaxes(1, 2) if turned else flat.reshape(16, o, c)
-    bias = None if bias is None else bias.astype(np.float32, copy=False)
+    bias, watch = None if bias is None else bias.astype(np.float32, copy=False), _Watch()
 
     def work(block: _Block) -> None:
-        _outputs(np.matmul(spread, _inputs(x, block, padding)), bias, block, y)
+        _outputs(np.matmul(spread, _inputs(x, block, padding, watch)), bias, block, y)
 
     _blocks.apart(_blocks_of(len(x), y.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
+    return watch.finite
 
 
-def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray:
-    """(O, C, 3, 3)."""
-    o, c = dy.shape[1], x.shape[1]
+def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray | None:
+    """(O, C, 3, 3); None where not all of dy and x is finite."""
+    o, c, watch = dy.shape[1], x.shape[1], _Watch()
 
     def work(block: _Block) -> np.ndarray:
-        return np.matmul(_gradients(dy, block), _inputs(x, block, padding).swapaxes(1, 2))
+        return np.matmul(_gradients(dy, block, watch), _inputs(x, block, padding, watch).swapaxes(1, 2))
 
     total = _blocks.total(_blocks_of(len(x), dy.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
     flat, dweight = total.reshape(16, -1), np.empty((o * c, 9), np.float32)
@@ -183,4 +200,4 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray
         np.matmul(flat[:, lo:hi].T, TAPS, out=dweight[lo:hi])
 
     _blocks.over(o * c, KERNELS, back)
-    return dweight.reshape(o, c, 3, 3)
+    return dweight.reshape(o, c, 3, 3) if watch.finite else None

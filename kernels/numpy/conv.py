@@ -189,8 +189,8 @@ def _empty(shape: tuple, like: Spec) -> np.ndarray:
 
 def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: _Shape, y: np.ndarray) -> None:
     """y = x * weight + bias, by blocks of images."""
-    if of.winograd:
-        return _winograd.convolve(x, weight, bias, of.padding, y)
+    if of.winograd and _winograd.convolve(x, weight, bias, of.padding, y):
+        return
     taps = _taps(weight, of)
     add = None if bias is None else bias.astype(of.kind, copy=False).reshape(of.groups, -1, 1)
     direct = y.flags.c_contiguous and y.dtype == of.kind
@@ -217,9 +217,8 @@ def _input_gradient(dy: np.ndarray, weight: np.ndarray, x: Spec, of: _Shape) -> 
         _scattered_gradient(dy, weight, dx, of)
     elif of.strided:
         _gathered_gradient(dy, weight, dx, of)
-    elif of.winograd:
-        _winograd.convolve(dy, weight, None, back, dx, turned=True)
-    else:  # a convolution too: of dy, with the kernel turned around
+    elif not (of.winograd and _winograd.convolve(dy, weight, None, back, dx, turned=True)):
+        # A convolution too: of dy, with the kernel turned around.
         turned = weight.reshape(of.groups, -1, *weight.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
         turned = turned.reshape(of.c, of.o // of.groups, *of.kernel)
         there = of._replace(c=of.o, h=of.size[0], w=of.size[1], o=of.c, size=(of.h, of.w), padding=back)
@@ -291,11 +290,10 @@ def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) ->
             found += np.matmul(pixels.rows(dy[images], first, last), pixels.columns(first, last).swapaxes(1, 2))
         return found
 
+    total = _winograd.weight_gradient(dy, x, of.padding) if of.winograd and of.n else None
     if of.n == 0:
         total = np.zeros(weight.shape, of.kind)
-    elif of.winograd:
-        total = _winograd.weight_gradient(dy, x, of.padding)
-    else:
+    elif total is None:
         total = _blocks.total(of.blocks(), work).reshape(weight.shape)
     return arranged(total.astype(weight.dtype, copy=False), weight.like().order)
 
