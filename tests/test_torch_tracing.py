@@ -372,6 +372,56 @@ def test_fake_and_meta_tensors(case):
         assert inputs[0].grad.shape == x.shape
 
 
+def lazily_negated(x):
+    """A tensor equal to ``x`` whose memory holds −x."""
+    found = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert found.is_neg()
+    return found
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_lazily_negated_tensors(case):
+    """Their memory holds other values: not what a call with plain ones of the same strides has planned."""
+    module, (x, *others) = case.module(gt).eval(), case.inputs()
+    plain = torch.view_as_real(torch.complex(x, x))[..., 1]
+    negated = lazily_negated(x)
+    assert plain.stride() == negated.stride()
+    for given in (plain, plain, plain, negated, negated):
+        same(first(module(given, *others)), first(case.module(nn).eval()(x, *others)))
+    grads = []
+    for m in (case.module(gt), case.module(nn)):
+        y = first(m(leaf := x.clone().requires_grad_(), *others))
+        y.backward(lazily_negated(torch.ones_like(y)))
+        grads.append([leaf.grad, *(p.grad for p in m.parameters())])
+    same(*grads)
+
+
+@pytest.mark.parametrize("make", ("to_sparse", "to_sparse_csr", "to_mkldnn", "nested", "jagged", "zeros"))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_that_are_no_plain_memory(make):
+    """As torch, after calls with dense ones of the same shape too: these must not end the process."""
+    x, weight, norm = torch.randn(4, 6), torch.randn(5, 6), torch.randn(6)
+    other = {
+        "nested": lambda: torch.nested.nested_tensor([x[:1], x[1:]]),
+        "jagged": lambda: torch.nested.nested_tensor([x[:1], x[1:]], layout=torch.jagged),
+        "zeros": lambda: torch._efficientzerotensor(4, 6),
+    }.get(make, lambda: getattr(x, make)())()
+
+    def values(y):
+        return torch.cat(y.unbind()) if y.is_nested else y.to_dense() if y.layout != torch.strided else y
+
+    for call in (
+        lambda m, t: m.relu(t),
+        lambda m, t: m.linear(t, weight),
+        lambda m, t: m.softmax(t, -1),
+        lambda m, t: m.layer_norm(t, (6,), norm, norm),
+        lambda m, t: m.rms_norm(t, (6,), norm),
+        lambda m, t: m.mse_loss(x, t),
+    ):
+        for t in (x, x, x, other, other, x):
+            agree(*(lambda m=m, call=call, t=t: values(call(m, t)) for m in (gt.functional, nn.functional)))
+
+
 # --- autograd in eager mode -------------------------------------------------------------------------------------------
 
 
