@@ -389,6 +389,11 @@ WRONG_CALLS = {
     "gelu kind": lambda m: m.GELU(approximate="sigmoid")(torch.ones(3)),
     "leaf in place": lambda m: m.ReLU(inplace=True)(torch.ones(3, requires_grad=True)),
     "lambda": lambda m: m.Softshrink(-1.0)(torch.ones(3)),
+    "a dim that is a float": lambda m: [m.Softmax(dim)(torch.ones(7, 3)) for dim in (1, 1.0)],
+    "a dim that is a bool": lambda m: [m.GLU(dim)(torch.ones(7, 4)) for dim in (1, True)],
+    "a word for eps": lambda m: m.LayerNorm(3, eps="small")(torch.ones(2, 3)),
+    "several eps": lambda m: m.RMSNorm(3, eps=torch.ones(2))(torch.ones(2, 3)),
+    "several slopes": lambda m: m.LeakyReLU(torch.ones(2))(torch.ones(2, 3)),
 }
 
 
@@ -399,6 +404,21 @@ def test_error_types(what):
         call(nn)
     with pytest.raises(type(theirs.value)):
         call(gt)
+
+
+def test_an_option_that_is_a_tensor_may_change():
+    x, eps = torch.randn(4, 6), torch.tensor(1e-5, dtype=torch.float64)
+    for value in (1e-5, 1.0, 5.0):
+        eps.fill_(value)
+        for _ in range(3):
+            for call in (
+                lambda m: m.layer_norm(x, (6,), eps=eps),
+                lambda m: m.rms_norm(x, (6,), eps=eps),
+                lambda m: m.batch_norm(x, None, None, training=True, eps=eps),
+                lambda m: m.leaky_relu(x, eps),
+                lambda m: m.softplus(x, eps),
+            ):
+                torch.testing.assert_close(call(gt.functional), call(nn.functional))
 
 
 def test_errors_of_the_data_name_the_op():

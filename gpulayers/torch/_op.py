@@ -15,6 +15,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -37,6 +38,13 @@ _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_KNOWN = 4096
 _NO_VALUES: dict[str, Any] = {}
+_NUMBERS: dict[str, tuple] = {
+    "float": (float, int, np.number),
+    "int": (int, np.integer),
+    "bool": (bool,),
+    "str": (str,),
+}
+"""What an option of each kind may be; torch's own functions deal with all else."""
 
 
 class _Known(NamedTuple):
@@ -87,6 +95,15 @@ def _in_memory(dy: Any) -> Any:
     return dy if dy is None or _is_plain(dy) else dy.clone() if dy._is_zerotensor() else dy.resolve_neg()
 
 
+def _is_a(kind: str, value: Any) -> bool:
+    """Whether an option is what the word of a torch.library schema says."""
+    if kind.endswith("?"):
+        return value is None or _is_a(kind[:-1], value)
+    if kind.endswith("[]"):
+        return isinstance(value, tuple) and all(_is_a("int", v) for v in value)
+    return isinstance(value, _NUMBERS[kind]) and (kind != "int" or not isinstance(value, bool))
+
+
 class TorchOp:
     """A torch function made from an op.
 
@@ -115,7 +132,9 @@ class TorchOp:
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.name, self.n = op.name, len(op.inputs)
         self.__name__ = f"{NAMESPACE}::{op.name}"  # subclasses of tensors ask for it, and know torch's by theirs
-        self.options = tuple(o.split()[-1].partition("=")[0] for o in options.split(",") if o.strip())
+        declared = [o.split() for o in options.split(",") if o.strip()]
+        self.options = tuple(name for _, name in declared)
+        self._kinds = tuple(kind.replace("SymInt", "int") for kind, _ in declared)
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
@@ -181,6 +200,7 @@ class TorchOp:
         try:
             key = (
                 options,
+                *map(type, options),  # 1 == 1.0 == True, and torch takes not each for each
                 _policy(),
                 *[
                     t
@@ -214,6 +234,8 @@ class TorchOp:
         ins = args[: self.n]
         if ins[0] is None or not all(map(_is_plain, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
             return self._elsewhere(args)
+        if not all(map(_is_a, self._kinds, args[self.n :])):
+            return self._by_torch(args, "an option is not of its type")
         wanted = [grad and t is not None and t.requires_grad for t in ins]
         needs = tuple(n for i, n in self._differentiable if wanted[i])
         try:
