@@ -313,6 +313,36 @@ def test_vmap_and_func(case):
         agree(*(lambda m=m, by=by: by(m) for m in modules))
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batched_dys(case):
+    """is_grads_batched=True gives one row of a Jacobian for each dy; what was drawn stays drawn."""
+    inputs = case.inputs(DOUBLE)
+    module, x = case.module(gt, DOUBLE), inputs[0].requires_grad_()
+    y = first(module(x, *inputs[1:]))
+    dys = torch.randn(3, *y.shape, dtype=DOUBLE)
+    leaves = [x, *module.parameters()]
+    one_by_one = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
+    together = torch.autograd.grad(y, leaves, dys, retain_graph=True, is_grads_batched=True)
+    same(together, tuple(map(torch.stack, zip(*one_by_one))))
+
+
+NO_DUAL_DYS = ("Hardsigmoid", "MSELoss")
+"""torch's own backward refuses them."""
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in NO_DUAL_DYS], ids=str)
+def test_dual_dys(case):
+    """A tangent of dy, whose gradient is linear in it, goes through a backward."""
+    inputs = case.inputs(DOUBLE)
+    x = inputs[0].requires_grad_()
+    y = first(case.module(gt, DOUBLE)(x, *inputs[1:]))
+    dy, t = torch.randn(2, *y.shape, dtype=DOUBLE)
+    with forward_ad.dual_level():
+        (dx,) = torch.autograd.grad(y, x, forward_ad.make_dual(dy, t), retain_graph=True)
+        found = tuple(forward_ad.unpack_dual(dx))
+    same(found, tuple(torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (dy, t)))
+
+
 def test_vmap_of_what_is_drawn():
     x, dropout = torch.ones(4, 200), gt.Dropout(0.5)
     with pytest.raises(RuntimeError, match="randomness"):

@@ -95,6 +95,10 @@ def _in_memory(dy: Any) -> Any:
     return dy if dy is None or _is_plain(dy) else dy.clone() if dy._is_zerotensor() else dy.resolve_neg()
 
 
+def _is_batched(dy: Any) -> bool:
+    return dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
+
+
 def _is_a(kind: str, value: Any) -> bool:
     """Whether an option is what the word of a torch.library schema says."""
     if kind.endswith("?"):
@@ -365,9 +369,10 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         if dys[0] is None and all(dy is None for dy in dys):
             return none
         needs = tuple([name for i, name in of._differentiable if wanted[i + 1]])
-        dys = [*map(_in_memory, dys)]
+        dys = tuple(map(_in_memory, dys))
         saved = dict(zip(ctx.names, ctx.saved_tensors))
-        if _grad_enabled():  # create_graph=True
+        # create_graph=True, dys of torch.func and dual ones, those of is_grads_batched=True
+        if _grad_enabled() or _transforming() or forward_ad._current_level >= 0 or any(map(_is_batched, dys)):
             return (None, *of.gradients(dys, saved, known.plan, options, needs))
         return (None, *known.plan.run_backward(dys, saved, needs=needs, **values))
 

@@ -68,7 +68,7 @@ def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) 
     """The slopes are drawn again, as the op's values at −1."""
     x, seed = saved["x"].detach(), saved.get("seed")
     with torch.no_grad():
-        slopes = -_rrelu(torch.where(x > 0, 1, -torch.ones_like(x)), seed, *options.values())
+        slopes = -_rrelu.library((torch.where(x > 0, 1, -torch.ones_like(x)), seed, *options.values()), False)
     return [dys[0] * slopes.abs(), None]
 
 

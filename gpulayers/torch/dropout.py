@@ -19,7 +19,10 @@ def _dropout_twin(x: Tensor, seed: Tensor, p: float) -> Tensor:
 
 
 def _dropout_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
-    return [_dropout(dys[0], saved["seed"], options["p"]), None]
+    (dy,) = dys
+    ones = torch.ones(inputs[0].shape, dtype=torch.promote_types(dy.dtype, torch.float32), device=dy.device)
+    # The library's op draws the mask by the seed whatever dy is: batched, dual.
+    return [(dy * _dropout.library((ones, saved["seed"], options["p"]), False)).to(dy.dtype), None]
 
 
 _dropout = TorchOp(ops.dropout, _dropout_twin, "float p", again=_dropout_again)
