@@ -389,11 +389,17 @@ WRONG_CALLS = {
     "gelu kind": lambda m: m.GELU(approximate="sigmoid")(torch.ones(3)),
     "leaf in place": lambda m: m.ReLU(inplace=True)(torch.ones(3, requires_grad=True)),
     "lambda": lambda m: m.Softshrink(-1.0)(torch.ones(3)),
+    "nothing into linear": lambda m: m.Linear(3, 4)(None),
+    "nothing into an activation": lambda m: m.ReLU()(None),
+    "nothing into dropout": lambda m: m.Dropout()(None),
+    "a number into softmax": lambda m: m.Softmax(1)(3),
     "a dim that is a float": lambda m: [m.Softmax(dim)(torch.ones(7, 3)) for dim in (1, 1.0)],
     "a dim that is a bool": lambda m: [m.GLU(dim)(torch.ones(7, 4)) for dim in (1, True)],
     "a word for eps": lambda m: m.LayerNorm(3, eps="small")(torch.ones(2, 3)),
     "several eps": lambda m: m.RMSNorm(3, eps=torch.ones(2))(torch.ones(2, 3)),
     "several slopes": lambda m: m.LeakyReLU(torch.ones(2))(torch.ones(2, 3)),
+    "negative eps": lambda m: m.BatchNorm1d(3, eps=-1.0)(torch.ones(2, 3)),
+    "no eps in training": lambda m: m.BatchNorm1d(3, eps=0.0)(torch.ones(2, 3)),
 }
 
 

@@ -30,7 +30,8 @@ _dropout = TorchOp(ops.dropout, _dropout_twin, "float p", again=_dropout_again)
 
 def draw_seed(like: Tensor) -> Tensor:
     """[seed, offset] from torch's generator, on the device of ``like``; the host waits for nothing."""
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=like.device)
+    device = like.device if isinstance(like, Tensor) else None  # what is no tensor, the op refuses
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
