@@ -82,7 +82,7 @@ def _never(*_: Any) -> bool:
     return False
 
 
-def _is_plain(t: Any) -> bool:
+def is_plain(t: Any) -> bool:
     """Whether the memory of ``t`` holds its values: not of sparse, nested, lazily negated and symbolic zero tensors."""
     if t is None:
         return True
@@ -90,13 +90,15 @@ def _is_plain(t: Any) -> bool:
     return dense and not (t.is_nested or t.is_neg() or t._is_zerotensor())
 
 
-def _in_memory(dy: Any) -> Any:
-    """A gradient as a tensor that is plain; autograd itself makes those that are not."""
-    return dy if dy is None or _is_plain(dy) else dy.clone() if dy._is_zerotensor() else dy.resolve_neg()
+def in_memory(x: Any) -> Any:
+    """``x`` with its values in its memory: autograd itself makes gradients that are lazily negated."""
+    return x if x is None or is_plain(x) else x.clone() if x._is_zerotensor() else x.resolve_neg()
 
 
-def _is_batched(dy: Any) -> bool:
-    return dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
+def is_transformed(dys: Sequence[Any]) -> bool:
+    """Whether a backward is torch.func's, forward-mode differentiation's or that of is_grads_batched=True."""
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return _transforming() or forward_ad._current_level >= 0 or any([dy is not None and batched(dy) for dy in dys])
 
 
 def _is_a(kind: str, value: Any) -> bool:
@@ -135,7 +137,7 @@ class TorchOp:
     ):
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.name, self.n = op.name, len(op.inputs)
-        self.__name__ = f"{NAMESPACE}::{op.name}"  # subclasses of tensors ask for it, and know torch's by theirs
+        self.__name__ = f"{NAMESPACE}_{op.name}"  # subclasses of tensors ask for it, and know torch's by theirs
         declared = [o.split() for o in options.split(",") if o.strip()]
         self.options = tuple(name for _, name in declared)
         self._kinds = tuple(kind.replace("SymInt", "int") for kind, _ in declared)
@@ -236,7 +238,7 @@ class TorchOp:
     def _first(self, args: tuple, grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
         """The outputs of a call that is not known yet; makes it known if it is an ordinary one."""
         ins = args[: self.n]
-        if ins[0] is None or not all(map(_is_plain, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
+        if ins[0] is None or not all(map(is_plain, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
             return self._elsewhere(args)
         if not all(map(_is_a, self._kinds, args[self.n :])):
             return self._by_torch(args, "an option is not of its type")
@@ -369,10 +371,9 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         if dys[0] is None and all(dy is None for dy in dys):
             return none
         needs = tuple([name for i, name in of._differentiable if wanted[i + 1]])
-        dys = tuple(map(_in_memory, dys))
+        dys = tuple(map(in_memory, dys))
         saved = dict(zip(ctx.names, ctx.saved_tensors))
-        # create_graph=True, dys of torch.func and dual ones, those of is_grads_batched=True
-        if _grad_enabled() or _transforming() or forward_ad._current_level >= 0 or any(map(_is_batched, dys)):
+        if _grad_enabled() or is_transformed(dys):  # create_graph=True, or dys that are no plain tensors
             return (None, *of.gradients(dys, saved, known.plan, options, needs))
         return (None, *known.plan.run_backward(dys, saved, needs=needs, **values))
 
