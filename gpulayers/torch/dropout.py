@@ -30,8 +30,7 @@ _dropout = TorchOp(ops.dropout, _dropout_twin, "float p", again=_dropout_again)
 
 def draw_seed(like: Tensor) -> Tensor:
     """[seed, offset] from torch's generator, on the device of ``like``; the host waits for nothing."""
-    device = like.device if isinstance(like, Tensor) else None  # what is no tensor, the op refuses
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=like.device)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -40,6 +39,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not training:
         return input
+    if not isinstance(input, Tensor):
+        return F.dropout(input, p, training, inplace)  # raises, or records itself
     y = _dropout(input, draw_seed(input), p)
     return input.copy_(y) if inplace else y
 
