@@ -496,6 +496,19 @@ def test_dropout(dtype):
     assert not gt.Dropout(1.0)(x).any() and torch.equal(gt.Dropout(0.0)(x), x)
 
 
+def test_dropout_of_nothing():
+    """With p = 0 torch neither draws nor writes, in place too."""
+    state = torch.get_rng_state()
+    for module in (nn.Dropout(0.0), gt.Dropout(0.0), nn.Dropout(0.0, inplace=True), gt.Dropout(0.0, inplace=True)):
+        leaf = torch.linspace(-1, 1, 6, requires_grad=True)
+        for x in (leaf, leaf.exp(), leaf.chunk(2)[0]):
+            before = x._version
+            y = module(x)
+            assert torch.equal(y, x) and x._version == before
+            y.sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_rrelu():
     """Slopes within their range, uniform in it; the gradient is the slope."""
     x = torch.full((100_000,), -1.0, dtype=torch.float64, device=DEVICE, requires_grad=True)

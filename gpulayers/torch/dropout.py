@@ -37,10 +37,10 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """As ``torch.nn.functional.dropout``; the mask is Philox's, the same on every device for the same seed."""
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    if not training:
-        return input
     if not isinstance(input, Tensor):
         return F.dropout(input, p, training, inplace)  # raises, or records itself
+    if not training or p == 0.0:  # as torch, which draws nothing then and leaves an input in place as it is
+        return input
     y = _dropout(input, draw_seed(input), p)
     return input.copy_(y) if inplace else y
 
