@@ -496,6 +496,15 @@ def test_dropout(dtype):
     assert not gt.Dropout(1.0)(x).any() and torch.equal(gt.Dropout(0.0)(x), x)
 
 
+def test_running_statistics_that_are_infinite_stay():
+    x = torch.randn(8, 3)
+    ours, theirs = gt.BatchNorm1d(3), nn.BatchNorm1d(3)
+    for norm in (ours, theirs):
+        norm.running_mean[0] = norm.running_var[1] = float("inf")
+        norm(x)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
 def test_dropout_of_nothing():
     """With p = 0 torch neither draws nor writes, in place too."""
     state = torch.get_rng_state()
