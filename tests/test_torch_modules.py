@@ -389,6 +389,17 @@ WRONG_CALLS = {
     "gelu kind": lambda m: m.GELU(approximate="sigmoid")(torch.ones(3)),
     "leaf in place": lambda m: m.ReLU(inplace=True)(torch.ones(3, requires_grad=True)),
     "lambda": lambda m: m.Softshrink(-1.0)(torch.ones(3)),
+    "nothing into linear": lambda m: m.Linear(3, 4)(None),
+    "nothing into an activation": lambda m: m.ReLU()(None),
+    "nothing into dropout": lambda m: m.Dropout()(None),
+    "a number into softmax": lambda m: m.Softmax(1)(3),
+    "a dim that is a float": lambda m: [m.Softmax(dim)(torch.ones(7, 3)) for dim in (1, 1.0)],
+    "a dim that is a bool": lambda m: [m.GLU(dim)(torch.ones(7, 4)) for dim in (1, True)],
+    "a word for eps": lambda m: m.LayerNorm(3, eps="small")(torch.ones(2, 3)),
+    "several eps": lambda m: m.RMSNorm(3, eps=torch.ones(2))(torch.ones(2, 3)),
+    "several slopes": lambda m: m.LeakyReLU(torch.ones(2))(torch.ones(2, 3)),
+    "negative eps": lambda m: m.BatchNorm1d(3, eps=-1.0)(torch.ones(2, 3)),
+    "no eps in training": lambda m: m.BatchNorm1d(3, eps=0.0)(torch.ones(2, 3)),
 }
 
 
@@ -399,6 +410,21 @@ def test_error_types(what):
         call(nn)
     with pytest.raises(type(theirs.value)):
         call(gt)
+
+
+def test_an_option_that_is_a_tensor_may_change():
+    x, eps = torch.randn(4, 6), torch.tensor(1e-5, dtype=torch.float64)
+    for value in (1e-5, 1.0, 5.0):
+        eps.fill_(value)
+        for _ in range(3):
+            for call in (
+                lambda m: m.layer_norm(x, (6,), eps=eps),
+                lambda m: m.rms_norm(x, (6,), eps=eps),
+                lambda m: m.batch_norm(x, None, None, training=True, eps=eps),
+                lambda m: m.leaky_relu(x, eps),
+                lambda m: m.softplus(x, eps),
+            ):
+                torch.testing.assert_close(call(gt.functional), call(nn.functional))
 
 
 def test_errors_of_the_data_name_the_op():
@@ -468,6 +494,28 @@ def test_dropout(dtype):
     assert not torch.equal(gt.Dropout(0.3)(x), y)
     assert torch.equal(gt.Dropout(0.3).eval()(x), x)
     assert not gt.Dropout(1.0)(x).any() and torch.equal(gt.Dropout(0.0)(x), x)
+
+
+def test_running_statistics_that_are_infinite_stay():
+    x = torch.randn(8, 3)
+    ours, theirs = gt.BatchNorm1d(3), nn.BatchNorm1d(3)
+    for norm in (ours, theirs):
+        norm.running_mean[0] = norm.running_var[1] = float("inf")
+        norm(x)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+def test_dropout_of_nothing():
+    """With p = 0 torch neither draws nor writes, in place too."""
+    state = torch.get_rng_state()
+    for module in (nn.Dropout(0.0), gt.Dropout(0.0), nn.Dropout(0.0, inplace=True), gt.Dropout(0.0, inplace=True)):
+        leaf = torch.linspace(-1, 1, 6, requires_grad=True)
+        for x in (leaf, leaf.exp(), leaf.chunk(2)[0]):
+            before = x._version
+            y = module(x)
+            assert torch.equal(y, x) and x._version == before
+            y.sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_rrelu():

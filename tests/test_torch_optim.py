@@ -272,6 +272,20 @@ def test_errors_are_torchs(arguments):
         assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("kind", ("SGD", "AdamW"))
+def test_lazily_negated_gradients_are_left(kind):
+    """Complex arithmetic leaves them: their memory holds −grad."""
+    found = []
+    for module in (optim, torch.optim):
+        p = torch.nn.Parameter(torch.arange(3.0))
+        optimizer = getattr(module, kind)([p], lr=0.1)
+        p.grad = torch.complex(p.detach(), p.detach() - 1).conj().imag
+        assert p.grad.is_neg()
+        optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(*found)
+
+
 def test_what_the_rule_refuses_is_left_to_torch():
     """A hyperparameter set by hand that torch takes."""
     mine, plain = SGD(parameters(), lr=0.1), torch.optim.SGD(parameters(), lr=0.1)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+import warnings
 import weakref
 
 import pytest
@@ -380,6 +381,20 @@ def test_scripting_sees_torchs_modules():
     same(scripted(TOKENS), y)
     assert torch.equal(torch.jit.script(gt.ReLU())(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
     assert type(model.first) is gt.Linear
+
+
+def test_traced_models():
+    """torch.jit.trace checks its graph by a second one."""
+    x = torch.randn(2, 3, 6, 6)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 2))
+    truth = model.eval()(x)
+    gt.patch(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same(torch.jit.trace(model, x)(x), truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same(torch.jit.trace(model, x)(x), truth)
 
 
 def test_a_patched_model_is_let_go():

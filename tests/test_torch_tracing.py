@@ -313,6 +313,36 @@ def test_vmap_and_func(case):
         agree(*(lambda m=m, by=by: by(m) for m in modules))
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batched_dys(case):
+    """is_grads_batched=True gives one row of a Jacobian for each dy; what was drawn stays drawn."""
+    inputs = case.inputs(DOUBLE)
+    module, x = case.module(gt, DOUBLE), inputs[0].requires_grad_()
+    y = first(module(x, *inputs[1:]))
+    dys = torch.randn(3, *y.shape, dtype=DOUBLE)
+    leaves = [x, *module.parameters()]
+    one_by_one = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
+    together = torch.autograd.grad(y, leaves, dys, retain_graph=True, is_grads_batched=True)
+    same(together, tuple(map(torch.stack, zip(*one_by_one))))
+
+
+NO_DUAL_DYS = ("Hardsigmoid", "MSELoss")
+"""torch's own backward refuses them."""
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in NO_DUAL_DYS], ids=str)
+def test_dual_dys(case):
+    """A tangent of dy, whose gradient is linear in it, goes through a backward."""
+    inputs = case.inputs(DOUBLE)
+    x = inputs[0].requires_grad_()
+    y = first(case.module(gt, DOUBLE)(x, *inputs[1:]))
+    dy, t = torch.randn(2, *y.shape, dtype=DOUBLE)
+    with forward_ad.dual_level():
+        (dx,) = torch.autograd.grad(y, x, forward_ad.make_dual(dy, t), retain_graph=True)
+        found = tuple(forward_ad.unpack_dual(dx))
+    same(found, tuple(torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (dy, t)))
+
+
 def test_vmap_of_what_is_drawn():
     x, dropout = torch.ones(4, 200), gt.Dropout(0.5)
     with pytest.raises(RuntimeError, match="randomness"):
@@ -370,6 +400,56 @@ def test_fake_and_meta_tensors(case):
         assert y.device.type == "meta" and described(y) == real[:1]
         y.backward(torch.ones_like(y))
         assert inputs[0].grad.shape == x.shape
+
+
+def lazily_negated(x):
+    """A tensor equal to ``x`` whose memory holds −x."""
+    found = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert found.is_neg()
+    return found
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_lazily_negated_tensors(case):
+    """Their memory holds other values: not what a call with plain ones of the same strides has planned."""
+    module, (x, *others) = case.module(gt).eval(), case.inputs()
+    plain = torch.view_as_real(torch.complex(x, x))[..., 1]
+    negated = lazily_negated(x)
+    assert plain.stride() == negated.stride()
+    for given in (plain, plain, plain, negated, negated):
+        same(first(module(given, *others)), first(case.module(nn).eval()(x, *others)))
+    grads = []
+    for m in (case.module(gt), case.module(nn)):
+        y = first(m(leaf := x.clone().requires_grad_(), *others))
+        y.backward(lazily_negated(torch.ones_like(y)))
+        grads.append([leaf.grad, *(p.grad for p in m.parameters())])
+    same(*grads)
+
+
+@pytest.mark.parametrize("make", ("to_sparse", "to_sparse_csr", "to_mkldnn", "nested", "jagged", "zeros"))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_that_are_no_plain_memory(make):
+    """As torch, after calls with dense ones of the same shape too: these must not end the process."""
+    x, weight, norm = torch.randn(4, 6), torch.randn(5, 6), torch.randn(6)
+    other = {
+        "nested": lambda: torch.nested.nested_tensor([x[:1], x[1:]]),
+        "jagged": lambda: torch.nested.nested_tensor([x[:1], x[1:]], layout=torch.jagged),
+        "zeros": lambda: torch._efficientzerotensor(4, 6),
+    }.get(make, lambda: getattr(x, make)())()
+
+    def values(y):
+        return torch.cat(y.unbind()) if y.is_nested else y.to_dense() if y.layout != torch.strided else y
+
+    for call in (
+        lambda m, t: m.relu(t),
+        lambda m, t: m.linear(t, weight),
+        lambda m, t: m.softmax(t, -1),
+        lambda m, t: m.layer_norm(t, (6,), norm, norm),
+        lambda m, t: m.rms_norm(t, (6,), norm),
+        lambda m, t: m.mse_loss(x, t),
+    ):
+        for t in (x, x, x, other, other, x):
+            agree(*(lambda m=m, call=call, t=t: values(call(m, t)) for m in (gt.functional, nn.functional)))
 
 
 # --- autograd in eager mode -------------------------------------------------------------------------------------------

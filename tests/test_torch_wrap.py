@@ -355,17 +355,38 @@ def test_derivatives_that_it_does_not_have():
             transform(x.detach())
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
         module(forward_ad.make_dual(x.detach(), x.detach()))
+    y = module(x)
+    with pytest.raises(NotImplementedError, match="no batched and no dual gradients"):
+        torch.autograd.grad(y, x, torch.ones(3, 2, 3), is_grads_batched=True, retain_graph=True)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no batched and no dual gradients"):
+        torch.autograd.grad(y, x, forward_ad.make_dual(torch.ones(2, 3), torch.ones(2, 3)))
+
+
+def test_lazily_negated_tensors():
+    """Their memory holds −x."""
+    module, x = wrap(Swish(), (None, 3)), draw(2, 3).detach()
+    negated = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert negated.is_neg()
+    torch.testing.assert_close(module(negated), module(x))
+    leaf = x.clone().requires_grad_()
+    found = [torch.autograd.grad(module(leaf), leaf, dy) for dy in (negated, x)]
+    torch.testing.assert_close(*found)
 
 
 def test_errors():
+    sparse = torch.ones(2, 3).to_sparse()
+    with pytest.raises(TypeError, match=r"Swish: the rule is dense tensors .* got a sparse_coo tensor on cpu"):
+        wrap(Swish(), (None, 3))(sparse)
     with pytest.raises(TypeError, match=r"wrap: layer: the rule is a gpulayers Layer; got Linear"):
         wrap(torch.nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match=r"Swish is not built"):
         wrap(Swish())
     module = wrap(gl.Sequential(gl.Linear(3, 2)))
-    with pytest.raises(TypeError, match=r"Sequential: the rule is tensors on the CPU or a CUDA device; got ndarray"):
+    with pytest.raises(
+        TypeError, match=r"Sequential: the rule is dense tensors on the CPU or a CUDA device; got ndarray"
+    ):
         module(np.ones((2, 3)))
-    with pytest.raises(TypeError, match=r"got a tensor on meta"):
+    with pytest.raises(TypeError, match=r"got a strided tensor on meta"):
         module.to("meta")(torch.ones(2, 3))
     module = wrap(gl.Sequential(gl.Linear(3, 2)))
     with pytest.raises(RuntimeError, match=r"0.Linear: x: the rule is"):

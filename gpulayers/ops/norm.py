@@ -210,6 +210,8 @@ def batch_norm_rule(
     for name, p in given.items():
         if p is not None:
             require_shape(name, p, (channels,), f"{name}.shape = (C,)")
+    if eps < 0 or (eps == 0 and training):
+        raise ArgumentError("eps", "eps > 0 in training, eps ≥ 0 otherwise", eps)
     if (running_mean is None) != (running_var is None):
         raise ArgumentError("running_mean, running_var", "both or neither", "one of them")
     if running_mean is None or training:

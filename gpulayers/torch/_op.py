@@ -15,6 +15,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from gpulayers import dispatch
 from gpulayers.ops._op import Op, RuleError
 from gpulayers.torch import _autocast
-from gpulayers.torch._library import LibraryOp
+from gpulayers.torch._library import NAMESPACE, LibraryOp
 
 _in_dynamo = torch.compiler.is_dynamo_compiling
 _is_compiling = torch.compiler.is_compiling
@@ -37,6 +38,13 @@ _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_KNOWN = 4096
 _NO_VALUES: dict[str, Any] = {}
+_NUMBERS: dict[str, tuple] = {
+    "float": (float, int, np.number),
+    "int": (int, np.integer),
+    "bool": (bool,),
+    "str": (str,),
+}
+"""What an option of each kind may be; torch's own functions deal with all else."""
 
 
 class _Known(NamedTuple):
@@ -57,19 +65,49 @@ class _Known(NamedTuple):
     """The inputs that the call writes to: autograd must be told."""
 
 
-def _checker(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
     """Compares tensors with these by type, dtype, device, shape, strides, need of a gradient and dispatch keys, which
-    autocast, torch.func, tracing and inference mode change: all in C++."""
+    autocast, torch.func, tracing and inference mode change: all in C++. A nested tensor ends the process there: the
+    caller looks at the first, and the check at the ``second`` where that may be one."""
     try:
         from torch._C._dynamo.guards import TensorGuards
 
-        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        check = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     except (ImportError, TypeError):  # a torch without them, or with others: calls are found by their key
         return _never
+    return (lambda *now: not getattr(now[1], "is_nested", True) and check(*now)) if second else check
 
 
 def _never(*_: Any) -> bool:
     return False
+
+
+def is_plain(t: Any) -> bool:
+    """Whether the memory of ``t`` holds its values: not of sparse, nested, lazily negated and symbolic zero tensors."""
+    if t is None:
+        return True
+    dense = type(t) in _PLAIN and t.layout is torch.strided
+    return dense and not (t.is_nested or t.is_neg() or t._is_zerotensor())
+
+
+def in_memory(x: Any) -> Any:
+    """``x`` with its values in its memory: autograd itself makes gradients that are lazily negated."""
+    return x if x is None or is_plain(x) else x.clone() if x._is_zerotensor() else x.resolve_neg()
+
+
+def is_transformed(dys: Sequence[Any]) -> bool:
+    """Whether a backward is torch.func's, forward-mode differentiation's or that of is_grads_batched=True."""
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return _transforming() or forward_ad._current_level >= 0 or any([dy is not None and batched(dy) for dy in dys])
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    """Whether an option is what the word of a torch.library schema says."""
+    if kind.endswith("?"):
+        return value is None or _is_a(kind[:-1], value)
+    if kind.endswith("[]"):
+        return isinstance(value, tuple) and all(_is_a("int", v) for v in value)
+    return isinstance(value, _NUMBERS[kind]) and (kind != "int" or not isinstance(value, bool))
 
 
 class TorchOp:
@@ -99,7 +137,10 @@ class TorchOp:
     ):
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.name, self.n = op.name, len(op.inputs)
-        self.options = tuple(o.split()[-1].partition("=")[0] for o in options.split(",") if o.strip())
+        self.__name__ = f"{NAMESPACE}_{op.name}"  # subclasses of tensors ask for it, and know torch's by theirs
+        declared = [o.split() for o in options.split(",") if o.strip()]
+        self.options = tuple(name for _, name in declared)
+        self._kinds = tuple(kind.replace("SymInt", "int") for kind, _ in declared)
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
@@ -107,6 +148,8 @@ class TorchOp:
         fixed = [self.n + i for i, k in enumerate(self.options) if k not in op.dynamic]
         self._fixed = operator.itemgetter(*fixed) if len(fixed) > 1 else lambda args: tuple([args[i] for i in fixed])
         self._weight = op.inputs.index("weight") if "weight" in op.inputs else 0
+        self._paired = op.required > 1 and self._weight != 1
+        """Whether the second input is as free as the first: targets."""
         self._known: dict[tuple, _Known] = {}
         """By all that a plan depends on: a repeated call costs one look-up."""
         self._latest: dict[int, _Known] = {}
@@ -123,7 +166,12 @@ class TorchOp:
         known = self._latest.get(hint)
         if known is not None and forward_ad._current_level < 0 and not _modes():
             check, count, options, policy, grad, *_ = known
-            if check(*args[:count]) and policy is _policy() and grad is _grad_enabled():
+            if (
+                not getattr(args[0], "is_nested", True)
+                and check(*args[:count])
+                and policy is _policy()
+                and grad is _grad_enabled()
+            ):
                 now, values = self._split(args) if self._dynamic else (args[self.n :], _NO_VALUES)
                 if now == options and (count == self.n or args[count : self.n].count(None) == self.n - count):
                     return self._run(known, values, args)
@@ -158,6 +206,7 @@ class TorchOp:
         try:
             key = (
                 options,
+                *map(type, options),  # 1 == 1.0 == True, and torch takes not each for each
                 _policy(),
                 *[
                     t
@@ -167,6 +216,8 @@ class TorchOp:
                         t.shape,
                         t.is_contiguous() or t.stride(),
                         t.dtype,
+                        t.layout,
+                        t.is_neg() or t._is_zerotensor(),
                         -1 if t.is_cpu else t.device,  # comparing devices costs more than the rest
                         grad and t.requires_grad,
                     )
@@ -187,8 +238,10 @@ class TorchOp:
     def _first(self, args: tuple, grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
         """The outputs of a call that is not known yet; makes it known if it is an ordinary one."""
         ins = args[: self.n]
-        if not _PLAIN.issuperset(map(type, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
+        if ins[0] is None or not all(map(is_plain, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
             return self._elsewhere(args)
+        if not all(map(_is_a, self._kinds, args[self.n :])):
+            return self._by_torch(args, "an option is not of its type")
         wanted = [grad and t is not None and t.requires_grad for t in ins]
         needs = tuple(n for i, n in self._differentiable if wanted[i])
         try:
@@ -198,7 +251,9 @@ class TorchOp:
         if any(wanted[i] for i in self._constant):
             return self._by_torch(args, "an input that has no gradient requires one")  # torch raises
         count = next((i for i, t in enumerate(ins) if t is None), self.n)
-        check = _never if key is None or any(t is not None for t in ins[count:]) else _checker(ins[:count])
+        check = (
+            _never if key is None or any(t is not None for t in ins[count:]) else _checker(ins[:count], self._paired)
+        )
         options, updated = self._split(args)[0], tuple(self.library.updates(args))
         known = _Known(check, count, options, dispatch._policy.get(), grad, plan, bool(needs), updated)
         if key is not None:
@@ -316,8 +371,9 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         if dys[0] is None and all(dy is None for dy in dys):
             return none
         needs = tuple([name for i, name in of._differentiable if wanted[i + 1]])
+        dys = tuple(map(in_memory, dys))
         saved = dict(zip(ctx.names, ctx.saved_tensors))
-        if _grad_enabled():  # create_graph=True
+        if _grad_enabled() or is_transformed(dys):  # create_graph=True, or dys that are no plain tensors
             return (None, *of.gradients(dys, saved, known.plan, options, needs))
         return (None, *known.plan.run_backward(dys, saved, needs=needs, **values))
 

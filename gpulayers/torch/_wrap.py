@@ -26,6 +26,7 @@ from gpulayers.dispatch import Bridge, Call
 from gpulayers.layers._calls import Frame, recording
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
+from gpulayers.torch._op import in_memory, is_transformed
 
 _lock = threading.RLock()
 """A layer serves one call at a time: its weights and frames are lent to it."""
@@ -127,15 +128,20 @@ def _call(module: Wrapped, xs: Sequence[Any]) -> Any:
     found = _tensors(module)
     everything = [*xs, *(t for t, _ in found)]
     for x in everything:
-        if not isinstance(x, Tensor) or not (x.is_cpu or x.is_cuda):
-            came = f"a tensor on {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{module._layer.name}: the rule is tensors on the CPU or a CUDA device; got {came}")
+        if not isinstance(x, Tensor) or not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided or x.is_nested:
+            came = f"a {_layout(x)} tensor on {x.device.type}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{module._layer.name}: the rule is dense tensors on the CPU or a CUDA device; got {came}")
+    xs = [*map(in_memory, xs)]
     if len(devices := {str(x.device) for x in everything}) > 1:
         raise RuntimeError(f"{module._layer.name}: all tensors must be on one device; got {', '.join(sorted(devices))}")
     record = torch.is_grad_enabled() and any([t.requires_grad for t in everything])
     what = _Invocation(module._layer, len(xs), [t if fixed else None for t, fixed in found], record)
     outputs = _Function.apply(what, *xs, *[None if fixed else t for t, fixed in found])
     return outputs if what.several else outputs[0]
+
+
+def _layout(x: Tensor) -> str:
+    return "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
 
 
 _outside_the_graph = torch._disable_dynamo(_call)
@@ -167,6 +173,9 @@ class _Function(torch.autograd.Function):
         what, name = ctx.what, ctx.what.layer.name
         if torch.is_grad_enabled():
             raise NotImplementedError(f"{name}: a wrapped layer has no gradient of its gradient (create_graph=True)")
+        if is_transformed(dys):
+            raise NotImplementedError(f"{name}: a wrapped layer's backward takes no batched and no dual gradients")
+        dys = tuple(map(in_memory, dys))
         saved = ctx.saved_tensors
         weights, kept = _filled(saved[: ctx.parameters], what.buffers), saved[ctx.parameters :]
         bridge = _bridge(TORCH.device(dys[0]))

@@ -32,7 +32,8 @@ def _applied(op: TorchOp, inplace: bool, input: Tensor, *rest: Any) -> Tensor:
     """op(input, *rest); in place, the gradient still sees the input as it was."""
     if not inplace:
         return op(input, *rest)
-    keep = input.requires_grad and torch.is_grad_enabled()
+    # torch.jit.trace compares what it recorded with and without gradients.
+    keep = (input.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing()
     return input.copy_(op(input.clone() if keep else input, *rest))
 
 
@@ -68,7 +69,7 @@ def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) 
     """The slopes are drawn again, as the op's values at −1."""
     x, seed = saved["x"].detach(), saved.get("seed")
     with torch.no_grad():
-        slopes = -_rrelu(torch.where(x > 0, 1, -torch.ones_like(x)), seed, *options.values())
+        slopes = -_rrelu.library((torch.where(x > 0, 1, -torch.ones_like(x)), seed, *options.values()), False)
     return [dys[0] * slopes.abs(), None]
 
 
@@ -195,6 +196,8 @@ def rrelu(
     input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False
 ) -> Tensor:
     """As ``torch.nn.functional.rrelu``; the slopes are Philox's, the same on every device for the same seed."""
+    if not isinstance(input, Tensor):
+        return F.rrelu(input, lower, upper, training, inplace)  # raises, or records itself
     return _applied(_rrelu, inplace, input, draw_seed(input) if training else None, lower, upper, training)
 
 

@@ -19,7 +19,10 @@ def _dropout_twin(x: Tensor, seed: Tensor, p: float) -> Tensor:
 
 
 def _dropout_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
-    return [_dropout(dys[0], saved["seed"], options["p"]), None]
+    (dy,) = dys
+    ones = torch.ones(inputs[0].shape, dtype=torch.promote_types(dy.dtype, torch.float32), device=dy.device)
+    # The library's op draws the mask by the seed whatever dy is: batched, dual.
+    return [(dy * _dropout.library((ones, saved["seed"], options["p"]), False)).to(dy.dtype), None]
 
 
 _dropout = TorchOp(ops.dropout, _dropout_twin, "float p", again=_dropout_again)
@@ -34,7 +37,9 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     """As ``torch.nn.functional.dropout``; the mask is Philox's, the same on every device for the same seed."""
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    if not training:
+    if not isinstance(input, Tensor):
+        return F.dropout(input, p, training, inplace)  # raises, or records itself
+    if not training or p == 0.0:  # as torch, which draws nothing then and leaves an input in place as it is
         return input
     y = _dropout(input, draw_seed(input), p)
     return input.copy_(y) if inplace else y

@@ -25,7 +25,7 @@ from torch.optim.sgd import sgd
 from gpulayers import dispatch
 from gpulayers.ops import optim as ops
 from gpulayers.ops._op import Op, RuleError
-from gpulayers.torch._op import _FLOATS, _PLAIN, fallbacks
+from gpulayers.torch._op import _FLOATS, _PLAIN, fallbacks, is_plain
 
 _sgd: Any = sgd
 _adam: Any = adam
@@ -198,7 +198,7 @@ def _local(t: Tensor, p: Tensor) -> Tensor:
         if (t.placements, t.device_mesh) != (getattr(p, "placements", None), getattr(p, "device_mesh", None)):  # type: ignore[attr-defined]
             raise _Left("a gradient or state is spread over the processes in another way than its parameter")
         t = t.to_local()
-    plain = type(t) in _PLAIN and t.layout is torch.strided and t.dtype in _FLOATS and (t.is_cpu or t.is_cuda)
+    plain = is_plain(t) and t.dtype in _FLOATS and (t.is_cpu or t.is_cuda)
     if not plain or torch._C._len_torch_dispatch_stack():
         raise _Left(f"a {t.dtype} {type(t).__name__} ({t.layout}, {t.device.type}) is no plain dense tensor of floats")
     return t

@@ -29,11 +29,9 @@ def _log_softmax_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: 
     return [dy - y.exp() * dy.sum(options["axis"], keepdim=True)]
 
 
-_softmax = TorchOp(ops.softmax, torch.softmax, "int axis", cast=_autocast.ON_CUDA, again=_softmax_again)
-_softmin = TorchOp(
-    ops.softmin, lambda x, axis: torch.softmax(-x, axis), "int axis", cast=_autocast.ON_CUDA, again=_softmin_again
-)
-_log_softmax = TorchOp(ops.log_softmax, torch.log_softmax, "int axis", cast=_autocast.ON_CUDA, again=_log_softmax_again)
+_softmax = TorchOp(ops.softmax, F.softmax, "int axis", cast=_autocast.ON_CUDA, again=_softmax_again)
+_softmin = TorchOp(ops.softmin, F.softmin, "int axis", cast=_autocast.ON_CUDA, again=_softmin_again)
+_log_softmax = TorchOp(ops.log_softmax, F.log_softmax, "int axis", cast=_autocast.ON_CUDA, again=_log_softmax_again)
 
 
 def _dim(function: str, input: Tensor, dim: int | None, stacklevel: int) -> int:

@@ -234,8 +234,8 @@ def batch_norm_forward(
         var = c.total_of(squares) / c.count
         if running_mean is not None:
             unbiased = var * (c.count / max(c.count - 1, 1))
-            running_mean += np.float32(momentum) * (mean - running_mean)
-            running_var += (momentum * (unbiased - running_var)).astype(np.float32)
+            for running, batch in ((running_mean, mean), (running_var, unbiased)):  # no difference: Inf − Inf is NaN
+                running[...] = (1 - momentum) * running + momentum * batch
     else:
         mean, var = running_mean.copy(), running_var
         mu = c.spread(mean)
