@@ -10,8 +10,9 @@ import triton.language as tl  # noqa: E402
 from gpulayers.kernels.triton import _tile  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
+from gpulayers.testing import _launches  # noqa: E402
 from gpulayers.testing.audit import Report, audit, describe  # noqa: E402
-from gpulayers.testing.compiling import compiling, one  # noqa: E402
+from gpulayers.testing.compiling import compiling, driving, one  # noqa: E402
 
 
 def meta(*shape, dtype=torch.bfloat16):
@@ -74,6 +75,22 @@ def launch_matmul(size=4096, bm=64, bn=64, bk=32, dot=True, warps=4, stages=3):
     a, b, c = meta(size, size), meta(size, size), meta(size, size)
     grid = lambda meta: (triton.cdiv(size, meta["BM"]), triton.cdiv(size, meta["BN"]))  # noqa: E731
     matmul[grid](a, b, c, size, size, size, BM=bm, BN=bn, BK=bk, DOT=dot, num_warps=warps, num_stages=stages)
+
+
+def test_a_launch_finds_in_tritons_cache_what_was_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with compiling(90):
+        launch_matmul(bm=16, bn=16)
+    (compiled,) = tmp_path.iterdir()
+    matmul.hash = None  # as in another process
+
+    def launch(run, kernel, grid, args, kwargs):
+        with driving(90):
+            run(kernel, *args, grid=grid, warmup=True, **kwargs)
+
+    with _launches.catching("meta", launch):
+        launch_matmul(bm=16, bn=16)
+    assert [*tmp_path.iterdir()] == [compiled]
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])

@@ -55,7 +55,7 @@ class Planned:
         global compilations
         if self.key not in _binaries:
             compilations += 1
-            with _driving(self.arch) as driver:
+            with driving(self.arch) as driver:
                 binary = triton.compile(self.source, target=driver.target, options=self.options.__dict__)
             _binaries[self.key] = binary
         binary = _binaries[self.key]
@@ -155,7 +155,7 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def _driving(arch: int) -> Iterator[_Driver]:
+def driving(arch: int) -> Iterator[_Driver]:
     """Triton believes that a GPU of this architecture is there."""
     from triton.runtime import driver
 
@@ -167,11 +167,28 @@ def _driving(arch: int) -> Iterator[_Driver]:
         driver._active = before
 
 
+_hashes: dict[int, _Hashed] = {}
+
+
+class _Hashed:
+    """A function's two hashes: Triton's own, which counts the line that it begins at, and one that does not."""
+
+    def __init__(self, function: Any):
+        self.function, self.triton, self.without = function, None, None
+
+    def swap(self, without: bool) -> None:
+        if without:
+            self.triton, self.function.hash = self.function.hash, self.without
+        else:
+            self.without, self.function.hash = self.function.hash, self.triton
+
+
 @contextlib.contextmanager
 def _before_compiling() -> Iterator[None]:
     """Launches return (key, source, options) where they would have begun to compile.
 
-    The key does without the lines that functions begin at, or a new line above a kernel would change it.
+    The key does without the lines that functions begin at, or a new line above a kernel would change it. What is compiled
+    later has Triton's own key, for real launches to find it in Triton's cache.
     """
     from triton.runtime import jit
 
@@ -179,16 +196,22 @@ def _before_compiling() -> Iterator[None]:
         source, backend = kernel.ASTSource(kernel, signature, constexprs, attrs), kernel.device_caches[device][3]
         return jit.get_cache_key(source, backend, options, jit.get_cache_invalidating_env_vars()), source, options
 
+    def no_line(function: Any) -> int:
+        _hashes.setdefault(id(function), _Hashed(function))
+        return 0
+
     before = jit.JITFunction._do_compile
     jit.JITFunction._do_compile = stop
-    jit.JITCallable.starting_line_number = property(
-        lambda _: 0, lambda f, line: vars(f).update(starting_line_number=line)
-    )
+    jit.JITCallable.starting_line_number = property(no_line, lambda f, line: vars(f).update(starting_line_number=line))
+    for hashed in _hashes.values():
+        hashed.swap(without=True)
     try:
         yield
     finally:
         jit.JITFunction._do_compile = before
         del jit.JITCallable.starting_line_number
+        for hashed in _hashes.values():
+            hashed.swap(without=False)
 
 
 def _plan(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -197,7 +220,7 @@ def _plan(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict
     name = kernel.fn.__name__
     bound = _launches.bind(kernel, args, kwargs)
     sizes = _launches.grid_sizes(name, grid, bound)
-    with _driving(session.arch), _before_compiling():
+    with driving(session.arch), _before_compiling():
         key, source, options = launch(kernel, *args, grid=grid, warmup=True, **kwargs)
     if any(p.key == key for p in session.planned):
         return
