@@ -21,6 +21,9 @@ from tqdm.auto import tqdm
 DONE, FAILED, DIED = 0, 1, 3
 """Exit status: all measured or out of time; a check failed; the device died, and a fresh process should go on."""
 
+AHEAD = 64
+"""Tasks that are made ready together: enough for all processors, few enough that a run that is cut off used them."""
+
 
 class Task(NamedTuple):
     """One case's providers of one speed of getting ready."""
@@ -71,13 +74,15 @@ def run(
     until: float = float("inf"),
     only: Sequence[str] = (),
     rounds: int | None = None,
+    prepare: Callable[[Sequence[Task]], None] = lambda tasks: None,
     clock: Callable[[], float] = time.monotonic,
     progress: bool = True,
 ) -> int:
     """Measure what the store does not have yet; the exit status.
 
     until: of ``clock``; a task begins only if one as long as the longest so far of its speed would end by then. only: names
-    of providers. Raises ValueError for a name that nobody has, and what limits raise where the device does not work at all.
+    of providers. prepare: told the next tasks, ``AHEAD`` at a time, before the first of them begins. Raises ValueError for
+    a name that nobody has, and what limits raise where the device does not work at all.
     """
     names = dict.fromkeys(p.name for t in tasks for p in providers(t.case, on))
     if unknown := [name for name in only if name not in names]:
@@ -87,7 +92,10 @@ def run(
     process = store.begin(on.about(), limits)  # with the clocks of a device that is warm
     longest = {False: 0.0, True: 0.0}
     with _stopped_cleanly(store), tqdm(todo, unit="case", disable=not progress, file=sys.stderr) as bar:
-        for task in bar:
+        for i, task in enumerate(bar):
+            if i % AHEAD == 0 and clock() < until:
+                bar.set_postfix_str("compiling")
+                prepare(todo[i : i + AHEAD])
             begin = clock()
             if begin >= until or begin + longest[task.slow] > until:
                 bar.write(f"out of time: {len(todo) - bar.n} of {len(todo)} were not measured; --resume goes on")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from gpulayers.bench._pool import pool
 from gpulayers.bench._search import Screened
 from gpulayers.bench._uses import Use, directions, dry, precision
 from gpulayers.kernels.triton import _configs
@@ -49,8 +48,8 @@ def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
     Who stops listening ends them. Where the compiler takes its process with it, the jobs that are left run one by one.
     """
     lost: list[Job] = []
-    with _pool(os.cpu_count() or 1) as pool:  # it starts as many as there are jobs
-        futures = {pool.submit(screen, job, arch): job for job in jobs}
+    with pool(os.cpu_count() or 1) as workers:  # it starts as many as there are jobs
+        futures = {workers.submit(screen, job, arch): job for job in jobs}
         for done in concurrent.futures.as_completed(futures):
             try:
                 found = done.result()
@@ -59,8 +58,8 @@ def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
                 continue
             yield futures[done], found
     while lost:
-        with _pool(1) as pool:
-            for job, future in [(job, pool.submit(screen, job, arch)) for job in lost]:
+        with pool(1) as workers:
+            for job, future in [(job, workers.submit(screen, job, arch)) for job in lost]:
                 lost = lost[1:]
                 try:
                     found = future.result()
@@ -68,24 +67,3 @@ def screened(jobs: Sequence[Job], arch: int) -> Iterator[tuple[Job, Screened]]:
                     yield job, Screened("the compiler's process died of it", 0.0, False)
                     break
                 yield job, found
-
-
-_resting: dict[int, concurrent.futures.ProcessPoolExecutor] = {}
-"""By their number of processes. These take seconds to start, torch and all: the next choice's candidates find them."""
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has used CUDA cannot
-    pool = _resting.pop(workers, None) or concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        yield pool
-        with contextlib.suppress(BrokenProcessPool):
-            pool.submit(int).result()
-            _resting[workers] = pool
-    finally:
-        if _resting.get(workers) is not pool:
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:  # a compilation may last half a minute
-                process.terminate()

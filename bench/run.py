@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import sys
 import time
@@ -14,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench import _cpu, _host, _lab, _plots, _tables, suite  # noqa: E402
+from gpulayers.bench import _cpu, _host, _lab, _plots, _tables, _warm, suite  # noqa: E402
 from gpulayers.bench._case import every_case  # noqa: E402
 from gpulayers.bench._device import device  # noqa: E402
 from gpulayers.bench._results import Store, failed, machine, write_json  # noqa: E402
@@ -44,7 +45,9 @@ def lab(options: Any) -> int:
         raise ValueError(f"--dtypes: the rule is some of {', '.join(DTYPES)}; got {', '.join(unknown)}")
     tasks = _lab.ordered(cases, dtypes)
     store = Store(options.out, options.resume)
-    status = _lab.run(on, store, tasks, until=until, only=options.providers)
+    arch = int(on.about()["arch"][3:]) if on.name == "cuda" else 0
+    prepare = functools.partial(_warm.warm, arch=arch, until=until)
+    status = _lab.run(on, store, tasks, until=until, only=options.providers, prepare=prepare)
     _tables.show_results(store.results)
     bad = sum(map(failed, store.results["rows"]))
     if not options.no_plots:

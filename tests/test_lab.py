@@ -97,6 +97,22 @@ def test_the_whole_path(tmp_path):
     assert store.results["processes"][0]["limits"] == LIMITS
 
 
+def test_the_next_cases_are_made_ready_before_they_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(_lab, "AHEAD", 2)
+    coming, measured = [], []
+
+    def prepare(tasks):
+        measured.append(len(_results.load(tmp_path / "bench.json")["rows"]))
+        coming.append([t.case.op.name for t in tasks])
+
+    run(tmp_path, dtypes=[float32], prepare=prepare)
+    assert [len(names) for names in coming] == [2] * (len(coming) - 1) + [len(coming[-1])]
+    assert measured[0] == 0 and measured == sorted({*measured})
+    before = len(coming)
+    run(tmp_path, dtypes=[float32], prepare=prepare)
+    assert len(coming) == before  # nothing is left
+
+
 # --- what has no time ------------------------------------------------------------------------------------------------
 
 

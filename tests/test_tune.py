@@ -6,20 +6,24 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 pytest.importorskip("triton")
 
-from gpulayers.bench import _screen, _search, conv, tune
+from gpulayers.bench import _lab, _pool, _screen, _search, _warm, conv, tune
+from gpulayers.bench._case import every_case
 from gpulayers.bench._device import Cpu
 from gpulayers.bench._search import Screened
-from gpulayers.bench._uses import Use, chosen, declare, uses
+from gpulayers.bench._uses import Use, chosen, declare, directions, uses
 from gpulayers.kernels.numpy import softmax as numpy_softmax
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from gpulayers.kernels.triton._tables import Row, Tile
 
-from gpulayers import cli, dispatch
+from gpulayers import arrays, cli, dispatch
+from gpulayers.testing import _launches
+from gpulayers.testing.compiling import driving, one
 
 declare()
 H100 = _tile.Device(90, 132, 232448)
@@ -195,16 +199,49 @@ def test_compilers_wait_for_the_next_choice():
     use, large = next(iter(uses(["linear"], H100)["matmul.half_tma"])), Tile(256, 256, 256, 8, 8)
     jobs = [(use, "matmul.half_tma", large)]
     assert len(list(_screen.screened(jobs, 90))) == 1
-    pool = _screen._resting[os.cpu_count()]
+    pool = _pool._resting[os.cpu_count()]
     first = {*pool._processes}
     assert len(list(_screen.screened(jobs, 90))) == 1
-    assert _screen._resting[os.cpu_count()] is pool and first <= {*pool._processes}
+    assert _pool._resting[os.cpu_count()] is pool and first <= {*pool._processes}
     processes = [*pool._processes.values()]
     next(found := _screen.screened(jobs * 2, 90))
     found.close()
     for process in processes:
         process.join(20)
-    assert os.cpu_count() not in _screen._resting and not any(p.is_alive() for p in processes)
+    assert os.cpu_count() not in _pool._resting and not any(p.is_alive() for p in processes)
+
+
+def test_what_the_next_cases_launch_is_compiled_before_they_are_measured(tmp_path, monkeypatch):
+    """By other processes; a launch of this one finds it in Triton's cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(_warm, "FEWEST", 2)
+    monkeypatch.setattr(_pool, "_resting", {})  # they have an environment of their own
+    (task, *_) = (t for t in _lab.ordered(every_case(["softmax"]), [arrays.dtype("bfloat16")]) if not t.slow)
+    _warm.warm([task, task._replace(slow=True)], 90, until=time.monotonic() + 300)
+    for resting in _pool._resting.values():
+        resting.shutdown()
+    compiled = {p.name for p in tmp_path.iterdir()}
+    assert compiled
+
+    def launch(run, kernel, grid, args, kwargs):
+        with driving(90):
+            run(kernel, *args, grid=grid, warmup=True, **kwargs)
+
+    cases = [case.name for _, case in every_case(["softmax"])]
+    use = Use("softmax", cases.index(task.case.name), "bfloat16", "backward")
+    monkeypatch.setattr(_tile, "pretend", one(90))
+    with _launches.catching("meta", launch):
+        forward, backward = directions(use)
+        backward(forward()[1])
+    assert {p.name for p in tmp_path.iterdir()} == compiled
+
+
+def test_compiling_ahead_keeps_the_time_limit(monkeypatch):
+    monkeypatch.setattr(_warm, "FEWEST", 1)
+    tasks = [t for t in _lab.ordered(every_case(["linear"]), [arrays.dtype("bfloat16")]) if not t.slow]
+    begin = time.monotonic()
+    _warm.warm(tasks, 90, until=begin)
+    assert os.cpu_count() not in _pool._resting and time.monotonic() - begin < 60
 
 
 # --- what the measured make ------------------------------------------------------------------------------------------
