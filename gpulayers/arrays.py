@@ -186,6 +186,10 @@ class _Torch(Library):
     name = "torch"
 
     def signature(self, x: Any) -> tuple:
+        if x.is_neg():
+            raise TypeError(
+                "expected a tensor whose memory holds its values, got one that is negated lazily: resolve_neg()"
+            )
         return type(x), x.shape, x.dtype, x.stride(), x.device
 
     def strides(self, x: Any) -> tuple:

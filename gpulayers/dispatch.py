@@ -51,7 +51,7 @@ class Policy(NamedTuple):
 def _initial_policy() -> Policy:
     order = os.environ.get("GPULAYERS_BACKEND", "")
     strict = os.environ.get("GPULAYERS_STRICT", "0") not in ("", "0")
-    return Policy(_known(order.split(",")) if order else Policy().backends, strict)
+    return Policy(_known([b.strip() for b in order.split(",")]) if order else Policy().backends, strict)
 
 
 def _known(backends: Sequence[str]) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def test_each_fallback_is_logged_once(monkeypatch, caplog):
 
 def test_environment_sets_the_policy():
     code = "from gpulayers import dispatch; print(dispatch._policy.get())"
-    env = os.environ | {"GPULAYERS_BACKEND": "numpy,definition", "GPULAYERS_STRICT": "1"}
+    env = os.environ | {"GPULAYERS_BACKEND": " numpy, definition", "GPULAYERS_STRICT": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert "backends=('numpy', 'definition'), strict=True" in done.stdout
 
@@ -161,3 +161,14 @@ def test_options_and_gradients_are_named():
 @pytest.mark.parametrize("op", [softmax, log_softmax, softmin])
 def test_no_axes_give_an_array_too(op):
     assert type(op(np.array(2, np.float32))) is np.ndarray
+
+
+def test_a_lazily_negated_tensor_is_refused():
+    """Its memory holds the values with the other sign, and a plan made for a plain tensor must not read it."""
+    z = torch.randn(4, 3, dtype=torch.complex64)
+    plain, negated = z.imag, z.conj().imag
+    assert plain.stride() == negated.stride()
+    np.testing.assert_allclose(softmax(plain), plain.softmax(-1), rtol=1e-6)
+    with pytest.raises(TypeError, match=r"softmax: .*resolve_neg\(\)"):
+        softmax(negated)
+    np.testing.assert_allclose(softmax(negated.resolve_neg()), negated.softmax(-1), rtol=1e-6)
