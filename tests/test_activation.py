@@ -61,12 +61,14 @@ def draw(*shape: int) -> np.ndarray:
     return np.asarray(np.random.default_rng(list(shape)).standard_normal(shape) * 3)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # whenever its flags are set
+
+
 @pytest.fixture(autouse=True)
 def torchs_own_kernels():
     """oneDNN, which torch asks on CPUs with AVX-512, has gelu(∞) = NaN: it is no judge."""
-    torch.backends.mkldnn.enabled, before = False, torch.backends.mkldnn.enabled
-    yield
-    torch.backends.mkldnn.enabled = before
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
+        yield
 
 
 def in_torch(theirs, inputs, dy, dtype, options):
