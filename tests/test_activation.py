@@ -154,7 +154,9 @@ def test_errors():
         A.gelu(x, approximate="erf")
     with pytest.raises(TypeError, match="leaky_relu: negative_slope: the rule is a number; got 'steep'"):
         A.leaky_relu(x, negative_slope="steep")
-    with pytest.raises(TypeError, match="threshold: threshold: the rule is a number; got"):
+    with pytest.raises(TypeError, match="threshold: threshold: the rule is a number; got 'high'"):
+        A.threshold(x, threshold="high", value=0.0)
+    with pytest.raises(TypeError, match="threshold: option threshold is required"):
         A.threshold(x)
     with pytest.raises(
         ValueError, match=r"hardtanh: min_val: the rule is min_val ≤ max_val; got min_val 2\.0, max_val 1"
