@@ -13,11 +13,9 @@ import numpy as np
 
 from . import _blas
 
-BYTES = 1 << 18
-"""Of one array in one block: a few such blocks share a core's L2."""
-LARGE = 1 << 20
-"""The same for chains of short ufuncs: threads hand the interpreter's lock over at each, which costs as much as 64K
-sums, so fewer and longer calls win although L2 holds one such array only."""
+BYTES = 1 << 20
+"""Of one array in one block. Threads hand the interpreter's lock over at each ufunc, which costs as much as 64K sums, so
+fewer and longer calls win although L2 holds one such array only."""
 CHAIN = 1 << 17
 """Elements of a block that a long chain of ufuncs goes through with a few blocks of scratch: twice as many leave the
 cache, and with a quarter the threads wait for the lock as long as they work."""
@@ -60,7 +58,7 @@ def block_rows(columns: int, itemsize: int = 4, budget: int = BYTES) -> int:
 
 
 def over(total: int, size: int, work: Callable[[int, int], Any], elements: int = 1 << 62) -> list:
-    """[work(lo, hi) for each block of ``size`` in range(total)], in order; blocks run on several threads.
+    """[work(lo, hi) for each block of ``size`` in range(total)], in order; each thread takes a run of neighbouring blocks.
 
     The partition depends on ``total`` and ``size`` alone, so sums of the results have the same bits on any machine.
     elements: how many the whole call touches; few, and one thread does it.
@@ -68,7 +66,16 @@ def over(total: int, size: int, work: Callable[[int, int], Any], elements: int =
     bounds = [(lo, min(lo + size, total)) for lo in range(0, total, max(1, size))]
     if len(bounds) < 2 or elements < ALONE or _single():
         return [work(lo, hi) for lo, hi in bounds]
-    return list(_pool().map(lambda b: work(*b), bounds))
+    share = -(-len(bounds) // threads())  # a hand-over costs as much as a small block, so there is one a thread
+
+    def run(start: int) -> list:
+        return [work(lo, hi) for lo, hi in bounds[start : start + share]]
+
+    later = [_pool().submit(run, start) for start in range(share, len(bounds), share)]
+    found = run(0)
+    for part in later:
+        found += part.result()
+    return found
 
 
 def flat(x: np.ndarray) -> np.ndarray | None:
@@ -96,26 +103,13 @@ def empty_like(x: np.ndarray) -> np.ndarray:
 
 
 def each(total: int, size: int, work: Callable[[int, int], Any], elements: int | None = None) -> None:
-    """work(lo, hi) for blocks of at most ``size`` in range(total); each thread takes one run of neighbouring blocks.
+    """work(lo, hi) for blocks of at most ``size`` in range(total), as many for each thread: for work whose results do not
+    depend on the partition.
 
-    For work that writes its results in place: a hand-over costs as much as a small block, so there is one a thread.
     elements: how many the whole call touches, where ``total`` counts rows; few, and one thread does it.
     """
-    if (total if elements is None else elements) < ALONE or _single():
-        for lo in range(0, total, size):
-            work(lo, min(lo + size, total))
-        return
-    size = min(size, -(-total // threads()))
-    share = -(-total // (threads() * size)) * size  # whole blocks
-
-    def run(start: int) -> None:
-        for lo in range(start, min(start + share, total), size):
-            work(lo, min(lo + size, total))
-
-    later = [_pool().submit(run, start) for start in range(share, total, share)]
-    run(0)
-    for part in later:
-        part.result()
+    elements = total if elements is None else elements
+    over(total, size if elements < ALONE else min(size, -(-total // threads())), work, elements)
 
 
 def apart(items: Sequence, work: Callable[[Any], Any]) -> list:

@@ -14,8 +14,6 @@ from . import _blocks, _random
 from ._select import choose, keep
 
 REFUSALS = {"float64": "float64 is left to the definition"}
-BLOCK = 1 << 14
-"""Elements: four float32 arrays of this size share a core's L2."""
 
 
 def _refuses(x: Any) -> str | None:
@@ -42,7 +40,7 @@ class _Walk:
         self.a, self.c, b = around(x.shape, self.order, 1) if w.size != 1 else (x.size, 1, 1)
         self.by_row = b != 1
         self.shape = (self.a * self.c, b) if self.by_row else (self.a, self.c)
-        self.size = _blocks.block_rows(self.shape[1], budget=4 * BLOCK)
+        self.size = _blocks.block_rows(self.shape[1], budget=4 * _blocks.CHAIN)
         rows = min(self.size, self.shape[0])
         # Broadcast along rows, NumPy would fall out of its fast loops: the weights are laid out as a block once.
         self.weights = np.tile(w, self.a)[:, None] if self.by_row else w if w.size == 1 else np.tile(w, (rows, 1))
@@ -178,8 +176,8 @@ def rrelu_backward(
 
 def _over_halves(m: int, n: int, work: Callable[[slice, slice], None]) -> None:
     """work(rows, columns) on blocks of an (m, n) matrix: of several rows, or of part of a long one."""
-    rows = _blocks.block_rows(n, budget=4 * BLOCK)
-    pieces = -(-n // BLOCK) if rows == 1 else 1
+    rows = _blocks.block_rows(n, budget=4 * _blocks.CHAIN)
+    pieces = -(-n // _blocks.CHAIN) if rows == 1 else 1
     columns = -(-n // max(pieces, 1))
 
     def block(t: int, _: int) -> None:

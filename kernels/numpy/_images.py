@@ -24,11 +24,8 @@ def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
 
 
-def over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray], passes: int = 2) -> None:
-    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it.
-
-    passes: over a block, 1 or more; one gains nothing from the cache, so fewer and longer calls win.
-    """
+def over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
+    """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
     if all(a.flags.c_contiguous for a in results):
         results, given = (
             [a.reshape(a.shape[0] * a.shape[1], 1, *a.shape[2:]) for a in arrays] for arrays in (results, given)
@@ -39,5 +36,4 @@ def over_blocks(work: Callable[..., None], results: list[np.ndarray], given: lis
     def block(lo: int, hi: int) -> None:
         work(*[a[lo:hi] for a in results], *[a[lo:hi] for a in given])
 
-    budget = _blocks.BYTES if passes > 1 else _blocks.LARGE
-    _blocks.over(n, _blocks.block_rows(each, budget=budget), block, n * each)
+    _blocks.over(n, _blocks.block_rows(each), block, n * each)

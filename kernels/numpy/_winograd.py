@@ -97,7 +97,7 @@ def _split(x: np.ndarray, block: _Block, start: tuple[int, int], more: int, watc
 def _over(channels: int, work: Callable[[int, int], None], size: int) -> None:
     """work(lo, hi) for slabs of channels on several threads; size: elements of a transformed channel."""
     share = -(-channels // _blocks.threads())
-    _blocks.over(channels, max(1, min(share, _blocks.LARGE // size)), work, channels * size)
+    _blocks.over(channels, max(1, min(share, _blocks.BYTES // size)), work, channels * size)
 
 
 def _inputs(x: np.ndarray, block: _Block, padding: tuple, watch: _Watch) -> np.ndarray:

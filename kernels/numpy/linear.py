@@ -47,7 +47,7 @@ def linear_forward(
         def add(lo: int, hi: int) -> None:
             z[lo:hi] += b
 
-        _blocks.each(len(z), _blocks.block_rows(out, budget=_blocks.LARGE), add, z.size)
+        _blocks.each(len(z), _blocks.block_rows(out), add, z.size)
     shape = (*x.shape[:-1], out)
     saved = {"x": x} if "weight" in needs else {}
     if "x" in needs:

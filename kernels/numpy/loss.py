@@ -66,7 +66,7 @@ def cross_entropy_forward(
             nll = keep * nll + (log_total * spread.sum() - total)
         loss[lo:hi] = np.where(counts[lo:hi], nll, np.float32(0))
 
-    _blocks.over(m, _blocks.block_rows(classes, budget=_blocks.LARGE), work, elements=x.size)
+    _blocks.over(m, _blocks.block_rows(classes), work, elements=x.size)
     saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight}) | {"lse": lse}
     saved["mass"] = share if spread is None else keep * share + spread.sum() * counts.astype(np.float32)
     y = loss
@@ -111,7 +111,7 @@ def cross_entropy_backward(
             o -= scale[lo:hi, None] * spread
         o[np.arange(hi - lo), labels[lo:hi]] -= hit[lo:hi]
 
-    _blocks.over(m, _blocks.block_rows(classes, budget=_blocks.LARGE), work, elements=x.size)
+    _blocks.over(m, _blocks.block_rows(classes), work, elements=x.size)
     return dx, None, None
 
 
@@ -166,7 +166,7 @@ def nll_loss_backward(
 
 # --- mean squared error ----------------------------------------------------------------------------------------------
 
-BLOCK = _blocks.LARGE // 4
+BLOCK = _blocks.BYTES // 4
 
 
 def mse_refuses(x: Any, target: Any, *, needs: tuple, reduction: str) -> str | None:

@@ -56,7 +56,7 @@ def _tiled(p: np.ndarray | None, rows: int) -> np.ndarray | None:
 
 def _rows(n: int, m: int) -> int:
     """Rows of n elements in a block, of m."""
-    return max(1, min(_blocks.block_rows(n, budget=_blocks.LARGE), m))
+    return max(1, min(_blocks.block_rows(n), m))
 
 
 def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rms: bool) -> tuple:

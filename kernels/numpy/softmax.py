@@ -41,7 +41,7 @@ def _over_rows(work: Any, *xs: np.ndarray) -> np.ndarray:
     rows = [x.reshape(-1, n) for x in (*xs, out)]
     _blocks.over(
         len(rows[0]),
-        _blocks.block_rows(n, budget=_blocks.LARGE),
+        _blocks.block_rows(n),
         lambda lo, hi: work(*(r[lo:hi] for r in rows)),
         elements=out.size,
     )
