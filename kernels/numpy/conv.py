@@ -22,7 +22,7 @@ COLUMN_BYTES = 1 << 22
 """Of gathered pixels at a time."""
 FEWEST_PIXELS = 512
 """Columns that a product should have: with fewer the weight is streamed for too little work."""
-FEWEST_BYTES = 1 << 17
+FEWEST_BYTES = 1 << 19
 """Of gathered pixels: with fewer the calls cost more than the work."""
 FEWEST_CHANNELS = 32
 """For Winograd's algorithm, whose transforms cost as much as a few channels' products."""
