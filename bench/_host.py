@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import gc
 import importlib
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn as nn
+from gpulayers.bench._timing import quantiles, take_turns
 from torch import Tensor
 
 import gpulayers.torch as gt
@@ -21,7 +21,8 @@ from gpulayers import dispatch
 from gpulayers.cli import families
 from gpulayers.torch._op import TorchOp
 
-_CALLS = 300
+_CALLS = 100
+_ROUNDS = 120
 
 
 def _layers() -> dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]]:
@@ -94,27 +95,35 @@ def _ready(plan: dispatch.Plan) -> dispatch.Plan:
     return plan._replace(forward=forward, backward=backward, bridge=_Open()).bound()
 
 
-def _time(call: Callable[[], Any]) -> float:
-    """µs a call: the median of nine runs of many."""
-    samples = []
-    for _ in range(9):
+def _costs(calls: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """µs of each; they take turns, or a machine that slows down for a while would slow one of them down alone."""
+    samples = take_turns({name: lambda c=call: [c()] for name, call in calls.items()}, _ROUNDS)  # type: ignore[misc]
+    return {name: quantiles(found)["p20"] * 1e6 for name, found in samples.items()}
+
+
+def _calls(call: Callable[[], Any]) -> Callable[[], float]:
+    """() → seconds a call."""
+
+    def sample() -> float:
         begin = time.perf_counter()
         for _ in range(_CALLS):
             call()
-        samples.append((time.perf_counter() - begin) / _CALLS * 1e6)
-    return statistics.median(samples)
+        return (time.perf_counter() - begin) / _CALLS
+
+    return sample
 
 
-def _backward(module: nn.Module, x: Tensor, dy: Tensor) -> float:
-    """µs of a backward alone."""
-    samples = []
-    for _ in range(9):
+def _backwards(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], float]:
+    """() → seconds of a backward alone."""
+
+    def sample() -> float:
         outputs = [module(x) for _ in range(_CALLS)]
         begin = time.perf_counter()
         for y in outputs:
             y.backward(dy)
-        samples.append((time.perf_counter() - begin) / _CALLS * 1e6)
-    return statistics.median(samples)
+        return (time.perf_counter() - begin) / _CALLS
+
+    return sample
 
 
 def yardstick() -> dict[str, float]:
@@ -127,7 +136,8 @@ def yardstick() -> dict[str, float]:
 
     def nothing() -> None: ...
 
-    return {"call_us": _time(nothing), "relu_us": _time(lambda: torch.nn.functional.relu(x))}
+    found = _costs({"call": _calls(nothing), "relu": _calls(lambda: torch.nn.functional.relu(x))})
+    return {"call_us": found["call"], "relu_us": found["relu"]}
 
 
 def host_cost() -> list[dict[str, Any]]:
@@ -146,23 +156,29 @@ def host_cost() -> list[dict[str, Any]]:
 def _measure(make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> dict[str, float]:
     x, ours, theirs = torch.randn(shape, requires_grad=True), make(gt), make(nn)
     dy = torch.randn_like(theirs(x))
-    its, its_forward = _backward(theirs, x, dy), _time(lambda: theirs(x))
     undo = _stub(ours, x)
     plan = next(p for p in dispatch._plans.values() if not p.needs)
     inputs = [None] * len(plan.inputs)
-    try:
-        stub = _time(lambda: plan.run_forward(*inputs))
+
+    def without() -> float:
         with torch.no_grad():
-            without = _time(lambda: ours.forward(x))
-        with_grad = _time(lambda: ours.forward(x))
-        mine = _backward(ours, x, dy)
+            return _calls(lambda: ours.forward(x))()
+
+    try:
+        found = _costs(
+            {
+                "stub": _calls(lambda: plan.run_forward(*inputs)),
+                "forward": without,
+                "with_grad": _calls(lambda: ours.forward(x)),
+                "torch_forward": _calls(lambda: theirs(x)),
+                "backward": _backwards(ours, x, dy),
+                "torch_backward": _backwards(theirs, x, dy),
+            }
+        )
     finally:
         undo()
-    return {
-        "forward_us": without - stub,
-        "with_grad_us": with_grad - stub,
-        "torch_forward_us": its_forward,
-        "backward_us": mine,
-        "torch_backward_us": its,
-        "backward_ratio": mine / its,
+    stub = found.pop("stub")
+    above = {name: found[name] - stub for name in ("forward", "with_grad")}
+    return {f"{name}_us": us for name, us in (found | above).items()} | {
+        "backward_ratio": found["backward"] / found["torch_backward"]
     }

@@ -165,7 +165,7 @@ class TorchOp:
         hint = self._weight and id(args[self._weight])
         known = self._latest.get(hint)
         if known is not None and forward_ad._current_level < 0 and not _modes():
-            check, count, options, policy, grad, *_ = known
+            check, count, options, policy, grad, _, _, _ = known
             if (
                 not getattr(args[0], "is_nested", True)
                 and check(*args[:count])
@@ -358,7 +358,7 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         outputs, saved = known.plan.run_forward(*ins, **values)
         for i in known.updated:
             _written(ins[i])
-        ctx.call, ctx.names = call, tuple(saved)
+        ctx.call = *call, tuple(saved)
         ctx.save_for_backward(*saved.values())
         ctx.set_materialize_grads(False)
         if len(outputs) == 1:
@@ -367,12 +367,12 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         return outputs
 
     def backward(ctx: Any, *dys: Any) -> tuple:
-        (known, values, options), wanted = ctx.call, ctx.needs_input_grad
+        (known, values, options, names), wanted = ctx.call, ctx.needs_input_grad
         if dys[0] is None and all(dy is None for dy in dys):
             return none
         needs = tuple([name for i, name in of._differentiable if wanted[i + 1]])
         dys = tuple(map(in_memory, dys))
-        saved = dict(zip(ctx.names, ctx.saved_tensors))
+        saved = dict(zip(names, ctx.saved_tensors))
         if _grad_enabled() or is_transformed(dys):  # create_graph=True, or dys that are no plain tensors
             return (None, *of.gradients(dys, saved, known.plan, options, needs))
         return (None, *known.plan.run_backward(dys, saved, needs=needs, **values))

@@ -146,7 +146,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.training and not self.track_running_stats:
             mean = var = None
         weight, bias = held(self, "weight"), held(self, "bias")
-        return batch_norm(input, mean, var, weight, bias, by_batch, momentum, self.eps)
+        return _batch_norm(input, weight, bias, mean, var, by_batch, momentum, self.eps)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
