@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gpulayers.bench._case import Case, every_case
 from gpulayers.bench._device import Cpu
-from gpulayers.bench._timing import quantiles, take_turns
+from gpulayers.bench._timing import calls, costs, quantiles, take_turns
 
 from gpulayers import arrays
 
@@ -115,24 +115,17 @@ def dispatch_cost() -> list[dict[str, Any]]:
     for op, inputs in ((softmax.softmax, (x,)), (linear.linear, (x, w, b))):
         op(*inputs)
         plan = next(p for p in dispatch._plans.values() if p.op is op and not p.needs)
-        direct = interleaved(
+        found = costs(
             {
-                "function": lambda f=plan.forward, o=plan.options, i=inputs: _many(lambda: f(*i, needs=(), **o)),
-                "dispatched": lambda op=op, i=inputs: _many(lambda: op(*i)),
-            },
-            Cpu(turn=0.25),
-            1.0,
+                "function": calls(lambda f=plan.forward, o=plan.options, i=inputs: f(*i, needs=(), **o)),
+                "dispatched": calls(lambda op=op, i=inputs: op(*i)),
+            }
         )
-        function, dispatched = (direct[k]["p20"] / 2000 * 1e6 for k in ("function", "dispatched"))
+        function, dispatched = found["function"], found["dispatched"]
         rows.append(
             {"op": op.name, "function_us": function, "dispatched_us": dispatched, "above_us": dispatched - function}
         )
     return rows
-
-
-def _many(call: Callable[[], Any], times: int = 2000) -> None:
-    for _ in range(times):
-        call()
 
 
 def import_cost(repeats: int = 9) -> dict[str, float]:

@@ -13,16 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from gpulayers.bench._timing import quantiles, take_turns
+from gpulayers.bench._timing import CALLS, calls, costs
 from torch import Tensor
 
 import gpulayers.torch as gt
 from gpulayers import dispatch
 from gpulayers.cli import families
 from gpulayers.torch._op import TorchOp
-
-_CALLS = 100
-_ROUNDS = 120
 
 
 def _layers() -> dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]]:
@@ -95,33 +92,15 @@ def _ready(plan: dispatch.Plan) -> dispatch.Plan:
     return plan._replace(forward=forward, backward=backward, bridge=_Open()).bound()
 
 
-def _costs(calls: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """µs of each; they take turns, or a machine that slows down for a while would slow one of them down alone."""
-    samples = take_turns({name: lambda c=call: [c()] for name, call in calls.items()}, _ROUNDS)  # type: ignore[misc]
-    return {name: quantiles(found)["p20"] * 1e6 for name, found in samples.items()}
-
-
-def _calls(call: Callable[[], Any]) -> Callable[[], float]:
-    """() → seconds a call."""
-
-    def sample() -> float:
-        begin = time.perf_counter()
-        for _ in range(_CALLS):
-            call()
-        return (time.perf_counter() - begin) / _CALLS
-
-    return sample
-
-
 def _backwards(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], float]:
     """() → seconds of a backward alone."""
 
     def sample() -> float:
-        outputs = [module(x) for _ in range(_CALLS)]
+        outputs = [module(x) for _ in range(CALLS)]
         begin = time.perf_counter()
         for y in outputs:
             y.backward(dy)
-        return (time.perf_counter() - begin) / _CALLS
+        return (time.perf_counter() - begin) / CALLS
 
     return sample
 
@@ -136,7 +115,7 @@ def yardstick() -> dict[str, float]:
 
     def nothing() -> None: ...
 
-    found = _costs({"call": _calls(nothing), "relu": _calls(lambda: torch.nn.functional.relu(x))})
+    found = costs({"call": calls(nothing), "relu": calls(lambda: torch.nn.functional.relu(x))})
     return {"call_us": found["call"], "relu_us": found["relu"]}
 
 
@@ -162,15 +141,15 @@ def _measure(make: Callable[[Any], nn.Module], shape: tuple[int, ...]) -> dict[s
 
     def without() -> float:
         with torch.no_grad():
-            return _calls(lambda: ours.forward(x))()
+            return calls(lambda: ours.forward(x))()
 
     try:
-        found = _costs(
+        found = costs(
             {
-                "stub": _calls(lambda: plan.run_forward(*inputs)),
+                "stub": calls(lambda: plan.run_forward(*inputs)),
                 "forward": without,
-                "with_grad": _calls(lambda: ours.forward(x)),
-                "torch_forward": _calls(lambda: theirs(x)),
+                "with_grad": calls(lambda: ours.forward(x)),
+                "torch_forward": calls(lambda: theirs(x)),
                 "backward": _backwards(ours, x, dy),
                 "torch_backward": _backwards(theirs, x, dy),
             }

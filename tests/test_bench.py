@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from gpulayers.bench import _cpu, _host, _plots, _results, _tables, report
+from gpulayers.bench import _cpu, _host, _plots, _results, _tables, _timing, report
 from gpulayers.bench._case import Case, Other, every_case, sweep
 from gpulayers.bench._device import Cpu
 from gpulayers.bench._harness import Measurement
@@ -100,7 +100,7 @@ def test_squares_are_not_negative():
 
 def test_host_cost_is_measured_above_a_stub(monkeypatch):
     """The stub computes nothing, and nothing of it stays."""
-    monkeypatch.setattr(_host, "_ROUNDS", 10)
+    monkeypatch.setattr(_timing, "ROUNDS", 10)
     before = dict(dispatch._plans)
     make, shape = _host._layers()["ReLU"]
     found = _host._measure(make, shape)
@@ -110,7 +110,7 @@ def test_host_cost_is_measured_above_a_stub(monkeypatch):
 
 
 def test_yardstick(monkeypatch):
-    monkeypatch.setattr(_host, "_ROUNDS", 10)
+    monkeypatch.setattr(_timing, "ROUNDS", 10)
     found = _host.yardstick()
     assert 0 < found["call_us"] < found["relu_us"]
 
