@@ -151,9 +151,16 @@ class _Pixels:
                 columns[lo:hi, *t.at] = _runs(plane, start, t.step, t.taps, columns.shape[-1]).transpose(1, 2, 3, 0, 4)
 
         _by_channels(of.c, copy, columns.size)
-        if self.split:  # what lies between two rows meets zeros of dy, and may be infinite
-            columns.reshape(-1, self.pitch)[:, of.size[1] :] = 0
         return columns.reshape(shape)
+
+    def products(self, dy: np.ndarray, first: int, last: int) -> np.ndarray:
+        """Σ dy · pixel for these rows of output and each tap: (groups, O / groups, depth)."""
+        rows, columns = self.rows(dy, first, last), self.columns(first, last)
+        found = np.matmul(rows, columns.swapaxes(1, 2))
+        if self.split and not np.isfinite(found).all():  # what lies between two rows met zeros of dy, and was infinite
+            columns.reshape(-1, self.pitch)[:, self.of.size[1] :] = 0
+            np.matmul(rows, columns.swapaxes(1, 2), out=found)
+        return found
 
     def rows(self, dy: np.ndarray, first: int, last: int) -> np.ndarray:
         """These rows of dy (n, O, OH, OW) beside the columns: (groups, O / groups, n · rows · pitch)."""
@@ -287,7 +294,7 @@ def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: _Shape) ->
         pixels = _Pixels(x[images], of)
         found = np.zeros((of.groups, of.o // of.groups, of.depth), of.kind)
         for first, last in rows:
-            found += np.matmul(pixels.rows(dy[images], first, last), pixels.columns(first, last).swapaxes(1, 2))
+            found += pixels.products(dy[images], first, last)
         return found
 
     total = _winograd.weight_gradient(dy, x, of.padding) if of.winograd and of.n else None
@@ -464,11 +471,14 @@ def _depthwise_weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: 
         under = _gathered(x[images, channels], of)
         n, c, pieces, _, run = under.shape
         pitch = pieces * run // oh
-        under.reshape(*under.shape[:4], -1, pitch)[..., ow:] = 0  # what lies between two rows may be infinite
         g = np.zeros((n, c, many, oh, pitch), of.kind)
         g[..., :ow] = dy[images, channels.start * many : channels.stop * many].reshape(*g.shape[:4], ow)
         g = g.reshape(n, c, many, pieces, run).swapaxes(2, 3)
-        return channels, np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
+        found = np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
+        if not np.isfinite(found).all():  # what lies between two rows met zeros of dy, and was infinite
+            under.reshape(*under.shape[:4], -1, pitch)[..., ow:] = 0
+            found = np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
+        return channels, found
 
     total = np.zeros((of.c, many, of.kernel[0] * of.kernel[1]), of.kind)
     for channels, sums in _over_planes(of, work):
