@@ -137,10 +137,9 @@ def test_any_strides():
 
 def test_numpy_blocks(monkeypatch):
     """Images and rows in several blocks."""
-    from gpulayers.kernels.numpy import _blocks
-    from gpulayers.kernels.numpy import conv as kernels
+    from gpulayers.kernels.numpy import _blocks, _conv
 
-    monkeypatch.setattr(kernels, "COLUMN_BYTES", 1 << 12)
+    monkeypatch.setattr(_conv, "COLUMN_BYTES", 1 << 12)
     monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
     for options in ({"padding": 1}, {"padding": ((2, 0), (1, 3)), "stride": 2}):
         check_op(conv2d, *call(5, 4, 20, 21, 6, 3), backends=("numpy",), dtypes=NARROW, **options)
