@@ -19,7 +19,7 @@ import numpy as np
 
 from . import _blocks
 
-BYTES = 1 << 22
+BYTES = 1 << 23
 """Of transformed pixels at a time."""
 RUN = 224
 """Elements of a row of tiles with its images: shorter runs cost more than their sums."""
@@ -100,6 +100,15 @@ def _over(channels: int, work: Callable[[int, int], None], size: int) -> None:
     _blocks.over(channels, max(1, min(share, _blocks.BYTES // size)), work, channels * size)
 
 
+def _combined(even: np.ndarray, odd: np.ndarray, axis: int) -> Iterator[tuple[np.ufunc, np.ndarray, np.ndarray]]:
+    """The four rows of Bᵀ d: what is added or subtracted, of every other row or column along an axis."""
+    before, after = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
+    yield np.subtract, even[before], even[after]
+    yield np.add, odd[before], even[after]
+    yield np.subtract, even[after], odd[before]
+    yield np.subtract, odd[after], odd[before]
+
+
 def _inputs(x: np.ndarray, block: _Block, padding: tuple, watch: _Watch) -> np.ndarray:
     """Bᵀ d B of every tile: (16, C, tiles)."""
     (top, _), (left, _) = padding
@@ -107,16 +116,11 @@ def _inputs(x: np.ndarray, block: _Block, padding: tuple, watch: _Watch) -> np.n
 
     def work(lo: int, hi: int) -> None:
         even, odd = _split(x[:, lo:hi], block, (2 * block.first - top, -left), 1, watch)
-        above = np.empty((4, 2, hi - lo, block.shape[0], *even.shape[-2:]), np.float32)
-        np.subtract(even[:, :, :-1], even[:, :, 1:], out=above[0])
-        np.add(odd[:, :, :-1], even[:, :, 1:], out=above[1])
-        np.subtract(even[:, :, 1:], odd[:, :, :-1], out=above[2])
-        np.subtract(odd[:, :, 1:], odd[:, :, :-1], out=above[3])
-        even, odd, to = above[:, 0], above[:, 1], out[:, :, lo:hi]
-        np.subtract(even[..., :-1, :], even[..., 1:, :], out=to[:, 0])
-        np.add(odd[..., :-1, :], even[..., 1:, :], out=to[:, 1])
-        np.subtract(even[..., 1:, :], odd[..., :-1, :], out=to[:, 2])
-        np.subtract(odd[..., 1:, :], odd[..., :-1, :], out=to[:, 3])
+        row = np.empty((2, hi - lo, block.shape[0], *even.shape[-2:]), np.float32)  # stays in the cache
+        for k, (combine, a, b) in enumerate(_combined(even, odd, 2)):
+            combine(a, b, out=row)
+            for j, (combine, a, b) in enumerate(_combined(*row, 2)):
+                combine(a, b, out=out[k, j, lo:hi])
 
     _over(x.shape[1], work, out[:, :, 0].size)
     return out.reshape(16, x.shape[1], -1)
