@@ -21,9 +21,7 @@ def pytest_collection_modifyitems(config: Any, items: list) -> None:
     known = read(config.option.record)
     again = {o.id for o in known.values() if o.outcome in ("again", "cut off")}
     chosen = [item for item in items[index - 1 :: of] if item.nodeid not in known or item.nodeid in again]
-    chosen.sort(
-        key=lambda item: item.nodeid in again
-    )  # what crashes or hangs again must not cost the others their turn
+    chosen.sort(key=lambda item: item.nodeid in again)  # what crashes or hangs again costs no other its turn
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
 

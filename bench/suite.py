@@ -33,7 +33,9 @@ MINUTES = 9.0
 GRACE = 15.0
 """Seconds that a step is asked to end before its time, and again that it has to do so."""
 MOST = 0.4
+"""Of the time that is left, for a step that needs a certain time."""
 RESTARTS = 10
+"""Of a step whose process died."""
 LOG_BYTES = 8 << 20
 _SANITIZERS = (shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer")
 
@@ -205,9 +207,7 @@ def _finish(command: Sequence[str], log: pathlib.Path, end: float, grace: float,
         bar.write("\n".join(log.read_bytes()[begin:].decode(errors="replace").splitlines()[-40:]))
         if code in (None, OUT_OF_TIME):
             return "out of time"
-        if (
-            code != DIED and code >= 0
-        ):  # a signal's number is negative: what it was at is known, and left out in the end
+        if code != DIED and code >= 0:  # not of a signal: what that ended is known, and left out in the end
             break
     return "done" if code == 0 else f"failed, exit status {code}"
 
