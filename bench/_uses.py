@@ -136,6 +136,11 @@ def uses(only: Sequence[str], device: _tile.Device) -> dict[str, dict[Use, tuple
 
 def _every(only: Sequence[str], dtype: str) -> Iterator[Use]:
     for family in only:
-        for number, case in enumerate(_cases(family)):
-            for direction in ("forward", "backward")[: 1 + bool(case.wanted())]:
-                yield Use(family, number, dtype, direction)
+        for case in _cases(family):
+            yield from uses_of(family, case, dtype)
+
+
+def uses_of(family: str, case: Case, dtype: str) -> list[Use]:
+    """One for each direction of a case of the family's."""
+    number = [(c.op.name, c.name) for c in _cases(family)].index((case.op.name, case.name))
+    return [Use(family, number, dtype, d) for d in ("forward", "backward")[: 1 + bool(case.wanted())]]

@@ -9,10 +9,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from gpulayers.bench._case import every_case
 from gpulayers.bench._lab import Task
 from gpulayers.bench._pool import pool
-from gpulayers.bench._uses import Use, directions, precision
+from gpulayers.bench._uses import Use, directions, precision, uses_of
 
 from gpulayers.testing.compiling import compiling
 from gpulayers.testing.gpus import GPUS
@@ -32,13 +31,7 @@ def compile_use(use: Use, arch: int) -> None:
 
 def warm(tasks: Sequence[Task], arch: int, until: float) -> None:
     """Compile ours of these tasks for an architecture; no longer than ``until`` of time.monotonic()."""
-    numbers = {(f, c.op.name, c.name): i for f in {t.family for t in tasks} for i, (_, c) in enumerate(every_case([f]))}
-    uses = [
-        Use(t.family, numbers[t.family, t.case.op.name, t.case.name], str(t.dtype), direction)
-        for t in tasks
-        if not t.slow
-        for direction in ("forward", "backward")[: 1 + bool(t.case.wanted())]
-    ]
+    uses = [use for t in tasks if not t.slow for use in uses_of(t.family, t.case, str(t.dtype))]
     if len(uses) < FEWEST or arch not in GPUS:
         return
     with contextlib.suppress(TimeoutError, concurrent.futures.BrokenExecutor), pool(os.cpu_count() or 1) as workers:

@@ -9,6 +9,7 @@ import functools
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -17,7 +18,7 @@ if __package__ in (None, ""):  # run as a file
 
 from gpulayers.bench import _cpu, _host, _lab, _plots, _tables, _warm, suite  # noqa: E402
 from gpulayers.bench._case import every_case  # noqa: E402
-from gpulayers.bench._device import device  # noqa: E402
+from gpulayers.bench._device import Device, device  # noqa: E402
 from gpulayers.bench._results import Store, failed, machine, write_json  # noqa: E402
 from gpulayers.bench._timing import geometric_mean  # noqa: E402
 
@@ -35,6 +36,17 @@ def bench(options: Any) -> int:
     return lab(options)
 
 
+def _ahead(on: Device, only: Sequence[str], until: float) -> dict[str, Any]:
+    """How the lab has Triton's kernels compiled before they are measured; nothing where none will be."""
+    if on.name != "cuda" or (only and "triton" not in only):
+        return {}
+    import torch
+    from gpulayers.kernels.triton import _tile
+
+    arch = _tile.real_device(torch.cuda.current_device()).arch
+    return {"prepare": functools.partial(_warm.warm, arch=arch, until=until)}
+
+
 def lab(options: Any) -> int:
     """Every case on a device; each row is on disk, in ``--out``/bench.json, as soon as it exists."""
     until = time.monotonic() + 60 * options.minutes
@@ -45,9 +57,7 @@ def lab(options: Any) -> int:
         raise ValueError(f"--dtypes: the rule is some of {', '.join(DTYPES)}; got {', '.join(unknown)}")
     tasks = _lab.ordered(cases, dtypes)
     store = Store(options.out, options.resume)
-    arch = int(on.about()["arch"][3:]) if on.name == "cuda" else 0
-    prepare = functools.partial(_warm.warm, arch=arch, until=until)
-    status = _lab.run(on, store, tasks, until=until, only=options.providers, prepare=prepare)
+    status = _lab.run(on, store, tasks, until=until, only=options.providers, **_ahead(on, options.providers, until))
     _tables.show_results(store.results)
     bad = sum(map(failed, store.results["rows"]))
     if not options.no_plots:

@@ -81,14 +81,20 @@ def test_a_step_whose_gpu_died_goes_on_in_a_new_process(tmp_path):
     assert statuses(tmp_path) == {"a": "done"} and len(list(tmp_path.glob("*.try"))) == 3
 
 
-def test_a_suite_that_was_killed_goes_on(tmp_path):
-    """After the kill, the journal is whole and says where it was; the next run adds to it."""
+def started(out, **steps):
+    """A process that runs a suite of these steps, name → code."""
     code = (
         "import pathlib; from gpulayers.bench import suite; from tests.test_suite import step;"
-        f"suite.run(suite.Suite(pathlib.Path({str(tmp_path)!r}), 1.0), [step('a', 'pass'), step('b', 'import time; time.sleep(30)')], grace=1)"
+        f"steps = [step(name, code) for name, code in {steps!r}.items()];"
+        f"suite.run(suite.Suite(pathlib.Path({str(out)!r}), 1.0), steps, grace=1)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_a_suite_that_was_killed_goes_on(tmp_path):
+    """After the kill, the journal is whole and says where it was; the next run adds to it."""
+    process = started(tmp_path, a="pass", b="import time; time.sleep(30)")
     while not (tmp_path / "suite.json").exists() or statuses(tmp_path).get("b") != "running":
         assert process.poll() is None
         time.sleep(0.05)
@@ -101,12 +107,7 @@ def test_a_suite_that_was_killed_goes_on(tmp_path):
 
 def test_a_suite_that_is_asked_to_stop_leaves_nothing_running(tmp_path):
     """``timeout`` sends SIGTERM: the step's process ends with it. In its session, a shell that ends all ends it, too."""
-    code = (
-        "import pathlib; from gpulayers.bench import suite; from tests.test_suite import step;"
-        f"suite.run(suite.Suite(pathlib.Path({str(tmp_path)!r}), 1.0), [step('a', {SLEEPS!r})], grace=1)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    process = started(tmp_path, a=SLEEPS)
     while not (found := list(tmp_path.glob("*.pid"))):
         assert process.poll() is None
         time.sleep(0.05)

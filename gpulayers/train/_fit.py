@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -107,15 +108,16 @@ class Run:
         self.history, self.epoch, self.stop = History(), 0, False
         self.shuffle_seed = int(random.draw()[0])
 
-    def cast(self, x: Any) -> Any:
-        """An input in the dtype to compute in."""
-        return _cast(x, self.dtype or _own(self.model))
+    @functools.cached_property
+    def computing(self) -> np.dtype | None:
+        """The dtype to compute in; to be asked for once the model is built."""
+        return self.dtype or _own(self.model)
 
     @np.errstate(all="ignore")  # NaN and Inf pass in silence, as they do on a GPU
     def step(self, xs: list[Any], target: Any) -> dict[str, Any]:
         """Forward, backward and update on one batch; the loss and metrics as 0-dim arrays where the model is."""
         self.model.zero_grad()
-        y = self.model(*map(self.cast, xs))
+        y = self.model(*(_cast(x, self.computing) for x in xs))
         dtype = arrays.library(y).dtype(y)
         wide, target = _judged(y, target)
         loss = self.loss(wide, target)

@@ -221,7 +221,7 @@ def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: Shape) -> 
             found += pixels.products(dy[images], first, last)
         return found
 
-    total = _winograd.weight_gradient(dy, x, of.padding) if of.winograd and of.n else None
+    total = _winograd.weight_gradient(dy, x, of.padding) if of.winograd else None
     if of.n == 0:
         total = np.zeros(weight.shape, of.kind)
     elif total is None:
