@@ -15,7 +15,7 @@ from gpulayers.bench._case import Case, every_case
 from gpulayers.bench._device import Cpu
 from gpulayers.bench._timing import calls, costs, quantiles, take_turns
 
-from gpulayers import arrays
+from gpulayers import transfer
 
 
 def ours(case: Case, inputs: list[Any]) -> Callable[[], Any]:
@@ -42,11 +42,11 @@ def torchs(case: Case, inputs: list[Any]) -> Callable[[], Any]:
     tensors: list[Any] = []
     for name, x in zip(case.op.inputs, inputs):
         t = (
-            [arrays.numpy_to_torch(a) for a in x]
+            [transfer.numpy_to_torch(a) for a in x]
             if isinstance(x, list)
             else None
             if x is None
-            else arrays.numpy_to_torch(x)
+            else transfer.numpy_to_torch(x)
         )
         if name in needs:
             t.requires_grad_()

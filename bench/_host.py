@@ -17,7 +17,7 @@ from gpulayers.bench._timing import CALLS, calls, costs
 from torch import Tensor
 
 import gpulayers.torch as gt
-from gpulayers import dispatch
+from gpulayers import dispatch, transfer
 from gpulayers.cli import families
 from gpulayers.torch._op import TorchOp
 
@@ -37,7 +37,7 @@ def _layers() -> dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]]:
     }
 
 
-class _Open(dispatch.Bridge):
+class _Open(transfer.Bridge):
     """Tensors for a function that takes tensors, as on a GPU."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from gpulayers.bench._case import Case
 from gpulayers.bench._providers import Function, Other, Theirs
 from torch import Tensor
 
-from gpulayers import arrays, dispatch
+from gpulayers import arrays, dispatch, transfer
 from gpulayers.arrays import float32
 from gpulayers.testing.tolerance import allowed, ulp
 
@@ -167,7 +167,13 @@ def _by_definition(case: Case, dtype: np.dtype, inputs: Sequence[Any], dys: Sequ
     device = arrays.lists(inputs)[0].device
     with dispatch.only("definition"), np.errstate(all="ignore"):
         return _judged(
-            case, dtype, inputs, dys, _run_definition, arrays.to_numpy, lambda y: arrays.numpy_to_torch(y).to(device)
+            case,
+            dtype,
+            inputs,
+            dys,
+            _run_definition,
+            transfer.to_numpy,
+            lambda y: transfer.numpy_to_torch(y).to(device),
         )
 
 

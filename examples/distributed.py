@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import gpulayers.torch as gt
-from gpulayers.arrays import torch_to_numpy
 from gpulayers.testing.tolerance import excess
+from gpulayers.transfer import torch_to_numpy
 
 STEPS, BATCH, LENGTH, WORDS, WIDTH = 10, 8, 6, 13, 16
 

@@ -1,4 +1,4 @@
-"""Whose array is this (NumPy, CuPy, torch), its metadata, and zero-copy views between the three libraries.
+"""Whose array is this (NumPy, CuPy, torch), its metadata, and what gpulayers asks of each of the three libraries.
 
 Importing this module needs NumPy alone; CuPy and torch are touched only when one of their arrays comes in.
 """
@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -317,165 +317,6 @@ def from_torch_dtype(of: Any) -> np.dtype:
         raise TypeError(f"no NumPy dtype for {of}") from None
 
 
-# --- zero-copy views -------------------------------------------------------------------------------------------------
-
-
-class _Capsule:
-    """Lends a CPU tensor to NumPy, read-only. ``Tensor.numpy()`` would make the storage unresizable for ever."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Any):
-        self.tensor = tensor
-
-    def __dlpack__(self, **_: Any) -> Any:
-        import torch
-
-        return torch._C._to_dlpack(self.tensor)  # the public function refuses what requires a gradient
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0
-
-
-class _Memory:
-    """Lends memory to NumPy, writeable: a CPU tensor's that an op updates, a read-only array's that torch shall see."""
-
-    def __init__(self, owner: Any, pointer: int, kind: np.dtype, strides: Sequence[int]):
-        self.owner = owner
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": tuple(owner.shape),
-            "typestr": kind.str,
-            "data": (pointer, False),
-            "strides": tuple(strides),
-        }
-
-
-def torch_to_numpy(x: Any, writeable: bool = False) -> np.ndarray:
-    """A view of a CPU tensor; read-only unless asked otherwise. bfloat16 comes as ml_dtypes' bfloat16."""
-    import torch
-
-    half = x.dtype is torch.bfloat16
-    if half:
-        x = x.detach().view(torch.uint16)
-    if writeable and x.numel():
-        kind = from_torch_dtype(x.dtype)
-        view = np.asarray(_Memory(x, x.data_ptr(), kind, [s * kind.itemsize for s in x.stride()]))
-    else:
-        view = np.from_dlpack(_Capsule(x))
-    return view.view(bfloat16) if half else view
-
-
-def numpy_to_torch(x: Any) -> Any:
-    """A CPU tensor over the same memory; a copy where the memory is read-only (it may be an input's)."""
-    x = np.asarray(x)
-    return _tensor_over(x if x.flags.writeable and all(s >= 0 for s in x.strides) else x.copy())
-
-
-def lend_to_torch(x: Any) -> Any:
-    """A CPU tensor over the same memory, read-only or not: for functions that do not write to it."""
-    x = np.asarray(x)
-    if x.flags.writeable or any(s < 0 for s in x.strides) or not x.size:
-        return numpy_to_torch(x)
-    kind = np.dtype(np.uint16) if x.dtype == bfloat16 else x.dtype
-    return _tensor_over(np.asarray(_Memory(x, x.ctypes.data, kind, x.strides)).view(x.dtype))
-
-
-def _tensor_over(x: np.ndarray) -> Any:
-    import torch
-
-    if x.dtype == bfloat16:
-        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
-
-
-def cupy_to_torch(x: Any) -> Any:
-    import torch
-
-    if x.dtype == bfloat16:
-        return torch.from_dlpack(x.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_dlpack(x)
-
-
-def torch_to_cupy(x: Any) -> Any:
-    import cupy
-    import torch
-
-    x = x.detach()
-    if x.dtype is torch.bfloat16:
-        return cupy.from_dlpack(x.view(torch.uint16)).view(bfloat16)
-    return cupy.from_dlpack(x)
-
-
-_VIEWS: dict[tuple[str, str], Callable] = {
-    ("torch", "numpy"): torch_to_numpy,
-    ("numpy", "torch"): numpy_to_torch,
-    ("cupy", "torch"): cupy_to_torch,
-    ("torch", "cupy"): torch_to_cupy,
-}
-
-
-def view(x: Any, source: str, target: str, writeable: bool = False) -> Any:
-    """``x`` (an array, None, or a list of them) of library ``source`` as an array of library ``target``, zero-copy."""
-    if x is None or source == target:
-        return x
-    if isinstance(x, list | tuple):
-        return [view(a, source, target, writeable) for a in x]
-    if writeable and (source, target) == ("torch", "numpy"):
-        return torch_to_numpy(x, writeable=True)
-    return _VIEWS[source, target](x)
-
-
-def to_numpy(x: Any) -> np.ndarray:
-    """A NumPy array with the values of ``x``; copies only if ``x`` is on a GPU."""
-    lib = library(x)
-    if lib is NUMPY:
-        return np.asarray(x)
-    if lib is CUPY:
-        return x.get()
-    return torch_to_numpy(x.detach().cpu())
-
-
-def to_device(x: Any, device: str) -> Any:
-    """``x`` as an array on "cpu" (NumPy) or "cuda[:i]" (CuPy if it is installed, else torch)."""
-    if device == "cpu":
-        return to_numpy(x)
-    if not device.startswith("cuda"):
-        raise ValueError(f'device must be "cpu" or "cuda[:index]", got {device!r}')
-    if library(x) is not NUMPY and library(x).device(x).startswith(device):
-        return x
-    host = to_numpy(x)
-    return device_library().copy_in(host, device)
-
-
-class _Device(NamedTuple):
-    """The array library that native layers use on a GPU."""
-
-    name: str
-    copy_in: Callable[[np.ndarray, str], Any]
-
-
-@functools.cache
-def device_library() -> _Device:
-    """CuPy (array code written for NumPy runs on it), else torch. Raises RuntimeError without either."""
-    with contextlib.suppress(ImportError):
-        import cupy
-
-        if cupy.cuda.is_available():
-
-            def copy_in(host: np.ndarray, device: str) -> Any:
-                with CUPY.on(f"cuda:{device.partition(':')[2] or 0}"):
-                    return cupy.asarray(host)
-
-            return _Device("cupy", copy_in)
-    with contextlib.suppress(ImportError):
-        import torch
-
-        if torch.cuda.is_available():
-            return _Device("torch", lambda host, device: numpy_to_torch(host.copy()).to(device))
-    raise RuntimeError("no GPU: neither CuPy nor torch finds a CUDA device here")
-
-
 def cast(x: Any, to: np.dtype) -> Any:
     """``x`` (of any library) in another dtype; itself where it is so already."""
     if library(x) is TORCH:
@@ -489,17 +330,6 @@ def zeros_like(x: Any) -> Any:
     fresh = lib.empty(Spec(tuple(x.shape), lib.dtype(x)), lib.device(x))
     fresh[...] = 0
     return fresh
-
-
-def beside(host: np.ndarray, x: Any) -> Any:
-    """A small NumPy array as one of x's library, on its device; nothing waits for the GPU."""
-    lib = library(x)
-    if lib is NUMPY:
-        return host
-    if lib is TORCH:
-        return numpy_to_torch(host.copy()).to(x.device, non_blocking=True)
-    with lib.on(lib.device(x)):
-        return namespace(x).asarray(host)
 
 
 def concatenate(xs: Sequence[Any], axis: int) -> Any:

@@ -16,22 +16,19 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpulayers import arrays
 from gpulayers.arrays import NUMPY, Library, Spec
-
-if TYPE_CHECKING:
-    from gpulayers.ops._op import Op, Rule
+from gpulayers.definition import Definition, Rule
+from gpulayers.transfer import Bridge
 
 log = logging.getLogger("gpulayers")
 
 KERNELS = {"triton": ("triton", "torch"), "cuda": ("cupy",), "numpy": ()}
 """Backends with kernels, and the packages that each needs."""
-HOME = {"triton": "torch", "cuda": "cupy", "numpy": "numpy"}
-"""Whose arrays a backend's launchers take."""
 
 
 class Refused(RuntimeError):
@@ -88,7 +85,7 @@ def strict(on: bool = True) -> contextlib.AbstractContextManager:
 class Plan(NamedTuple):
     """Who computes one kind of call, and what it yields."""
 
-    op: Op
+    op: Definition
     backend: str
     forward: Callable
     backward: Callable | None
@@ -164,7 +161,7 @@ _MOST_PLANS = 8192
 
 
 def forward(
-    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]
+    op: Definition, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[tuple, Call | None]:
     """(outputs, call to run backward with, or None where ``needs`` is empty).
 
@@ -176,7 +173,7 @@ def forward(
 
 
 def plan_for(
-    op: Op, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any], like: Any = None
+    op: Definition, inputs: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any], like: Any = None
 ) -> tuple[Plan, dict[str, Any]]:
     """(who computes the call, its dynamic options). Computes nothing; raises as ``forward`` does.
 
@@ -212,7 +209,7 @@ def plan_for(
     return plan, values
 
 
-def _check_options(op: Op, options: dict[str, Any]) -> None:
+def _check_options(op: Definition, options: dict[str, Any]) -> None:
     for name, value in options.items():
         try:
             hash(value)
@@ -221,13 +218,13 @@ def _check_options(op: Op, options: dict[str, Any]) -> None:
             raise TypeError(f"{op.name}: {name}: the rule is {rule}; got {type(value).__name__}") from None
 
 
-def _name(error: Exception, op: Op) -> None:
+def _name(error: Exception, op: Definition) -> None:
     """Say in an error of a rule, or of the data, which op it came from."""
     if getattr(error, "where", None) == "":
         error.where = op.name  # type: ignore[attr-defined]
 
 
-def explain(op: Op, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> tuple[str, dict[str, str]]:
+def explain(op: Definition, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> tuple[str, dict[str, str]]:
     """(backend that would compute the call, {backend: reason} for those passed over). Launches nothing.
 
     ``inputs`` may be arrays or Specs (taken as arrays on the CPU).
@@ -248,7 +245,7 @@ def _signature(x: Any) -> Any:
     return arrays.library(x).signature(x)
 
 
-def _checked_signature(op: Op) -> Callable:
+def _checked_signature(op: Definition) -> Callable:
     def signature(x: Any) -> Any:
         try:
             return _signature(x)
@@ -266,7 +263,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _make_plan(
-    op: Op, inputs: Sequence[Any], needs: tuple, options: dict[str, Any], like: Any = None, quiet: bool = False
+    op: Definition, inputs: Sequence[Any], needs: tuple, options: dict[str, Any], like: Any = None, quiet: bool = False
 ) -> Plan:
     _check_call(op, inputs, needs, options)
     home, device = _home(op, inputs if like is None else [like])
@@ -290,7 +287,7 @@ def _make_plan(
     return plan.bound()
 
 
-def _check_call(op: Op, inputs: Sequence[Any], needs: Sequence[str], options: dict[str, Any]) -> None:
+def _check_call(op: Definition, inputs: Sequence[Any], needs: Sequence[str], options: dict[str, Any]) -> None:
     if not op.required <= len(inputs) <= len(op.inputs):
         raise TypeError(f"{op.name}: it takes {', '.join(op.inputs)}; got {len(inputs)} inputs")
     for name, x in zip(op.inputs[: op.required], inputs):
@@ -307,7 +304,7 @@ def _check_call(op: Op, inputs: Sequence[Any], needs: Sequence[str], options: di
             raise ValueError(f"{op.name}: no gradient for {name!r}; it has them for {', '.join(op.differentiable)}")
 
 
-def _home(op: Op, inputs: Sequence[Any]) -> tuple[Library, str]:
+def _home(op: Definition, inputs: Sequence[Any]) -> tuple[Library, str]:
     """(library, device) that all arrays of a call share; Specs count as NumPy arrays."""
     homes = {(NUMPY, "cpu") if isinstance(x, Spec) else _place(x) for x in arrays.lists(inputs)}
     if len(homes) > 1:
@@ -325,7 +322,7 @@ def _place(x: Any) -> tuple[Library, str]:
 
 
 def _choose(
-    op: Op, specs: tuple, needs: tuple, options: dict, home: Library, device: str
+    op: Definition, specs: tuple, needs: tuple, options: dict, home: Library, device: str
 ) -> tuple[str, dict[str, str]]:
     policy = _policy.get()
     reasons: dict[str, str] = {}
@@ -342,7 +339,7 @@ def _choose(
 
 
 def _reason_against(
-    op: Op, backend: str, specs: tuple, needs: tuple, options: dict, home: Library, device: str, policy: Policy
+    op: Definition, backend: str, specs: tuple, needs: tuple, options: dict, home: Library, device: str, policy: Policy
 ) -> str | None:
     if backend == "definition":
         return _missing("cupy") if device != "cpu" else None
@@ -381,7 +378,7 @@ def _too_old(device: str) -> str | None:
     return None if major >= 8 else f"the GPU is sm_{major}{minor}; the kernels need sm_80 or newer"
 
 
-def kernels(backend: str, op: Op) -> Any:
+def kernels(backend: str, op: Definition) -> Any:
     """The module with an op's kernels: its own, else ``kernels.<backend>.<family>``; None without one.
 
     A broken module raises.
@@ -400,14 +397,14 @@ def _family(backend: str, family: str) -> Any:
     return importlib.import_module(name)
 
 
-def _functions(op: Op, backend: str) -> tuple[Callable, Callable | None]:
+def _functions(op: Definition, backend: str) -> tuple[Callable, Callable | None]:
     if backend == "definition":
         return op.forward, op.backward
     module = kernels(backend, op)
     return getattr(module, f"{op.name}_forward"), getattr(module, f"{op.name}_backward", None)
 
 
-def _checked(op: Op, check: Callable, forward: Callable) -> Callable:
+def _checked(op: Definition, check: Callable, forward: Callable) -> Callable:
     """``forward``, after a look at the data."""
 
     def checked(*inputs: Any, needs: tuple, **options: Any) -> tuple[tuple, dict]:
@@ -424,7 +421,7 @@ def _checked(op: Op, check: Callable, forward: Callable) -> Callable:
 _reported: set[tuple[str, str]] = set()
 
 
-def _report(op: Op, chosen: str, reasons: dict[str, str], device: str) -> None:
+def _report(op: Definition, chosen: str, reasons: dict[str, str], device: str) -> None:
     """One log line for each fallback: on a GPU a warning, on the CPU only where a NumPy kernel refused."""
     for backend, reason in reasons.items():
         passed_over = reason if device != "cpu" else reason if backend == "numpy" and reason != "no kernel" else None
@@ -436,112 +433,3 @@ def _report(op: Op, chosen: str, reasons: dict[str, str], device: str) -> None:
             continue
         _reported.add((op.name, text))
         log.log(logging.INFO if device == "cpu" else logging.WARNING, "%s runs on %s (%s)", op.name, chosen, text)
-
-
-# --- arrays that are not NumPy's, and functions that want other arrays -----------------------------------------------
-
-
-class Bridge:
-    """How arrays cross from the caller's library to the one that a backend's functions take, and back."""
-
-    def __init__(self, home: Library, backend: str, device: str):
-        self.home, self.device = home, device
-        self.target = HOME.get(backend) or ("numpy" if device == "cpu" else "cupy")
-        if backend == "cuda" and device == "cpu":
-            self.target = "numpy"  # emulated
-        native = backend in ("definition", "numpy")
-        self.extra = {} if native else {"empty": _allocator(home, self.target, device)}
-        self._lent = (home.name, self.target) == ("numpy", "torch")
-        self.open = home.name == self.target and home.is_only(device)
-        """Arrays are the backend's own already, and no device has to be made current."""
-
-    def around_forward(self, forward: Callable, op: Op, outputs: tuple[str, ...]) -> Callable:
-        """``forward`` for the caller's arrays; an input or an output that it saves stays the caller's own array."""
-
-        def run(*inputs: Any, **values: Any) -> tuple[tuple, dict]:
-            with self.entered():
-                found, saved = forward(*[self.inward(x, n in op.updates) for x, n in zip(inputs, op.inputs)], **values)
-                found = tuple([self.outward(y) for y in found])
-                if not saved:
-                    return found, saved
-                own = dict(zip(op.inputs, inputs)) | dict(zip(outputs, found))
-                return found, {k: own[k] if k in own else self.outward(a) for k, a in saved.items()}
-
-        return run
-
-    def around_backward(self, backward: Callable) -> Callable:
-        """``backward`` for the caller's arrays."""
-
-        def run(dys: Sequence[Any], saved: dict[str, Any], **options: Any) -> tuple:
-            with self.entered():
-                given = tuple([self.inward(dy) for dy in dys])
-                kept = {k: self.inward(a) for k, a in saved.items()}
-                return tuple([self.outward(g) for g in backward(given, kept, **options)])
-
-        return run
-
-    def entered(self) -> contextlib.AbstractContextManager:
-        """The device and the caller's stream are the current ones inside."""
-        if self.device == "cpu":
-            return np.errstate(all="ignore")  # torch does not warn of NaN and Inf
-        if self.home.name == self.target and self.home.is_current(self.device):
-            return _NOTHING
-        stack = contextlib.ExitStack()
-        stack.enter_context(self.home.on(self.device))
-        stack.enter_context(_same_stream(self.home.name, self.target, self.device))
-        return stack
-
-    def inward(self, x: Any, writeable: bool = False) -> Any:
-        """An array, None or a list of them as the backend's own; read-only unless the op updates it."""
-        if self._lent:
-            return (
-                [*map(self.inward, x)] if isinstance(x, list | tuple) else x if x is None else arrays.lend_to_torch(x)
-            )
-        return arrays.view(x, self.home.name, self.target, writeable)
-
-    def outward(self, x: Any) -> Any:
-        """A result as the caller's own."""
-        return arrays.view(x, self.target, self.home.name)
-
-
-_NOTHING = contextlib.nullcontext()
-
-
-_poison = False
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Fill the memory that launchers are handed with NaN (101 for integers), so that an unwritten element shows."""
-    global _poison
-    before, _poison = _poison, True
-    try:
-        yield
-    finally:
-        _poison = before
-
-
-def _allocator(home: Library, target: str, device: str) -> Callable:
-    def empty(shape: Sequence[int], dtype: Any, order: tuple[int, ...] | None = None) -> Any:
-        """An uninitialised array of the caller's library, viewed as the backend's."""
-        fresh = arrays.view(home.empty(Spec(tuple(shape), arrays.dtype(dtype), order), device), home.name, target)
-        if _poison:
-            fresh[...] = float("nan") if arrays.library(fresh).dtype(fresh) in arrays.FLOATS else 101
-        return fresh
-
-    return empty
-
-
-def _same_stream(home: str, target: str, device: str) -> contextlib.AbstractContextManager:
-    """Makes the caller's current stream the backend's library's current stream, too."""
-    if device == "cpu" or home == target:
-        return contextlib.nullcontext()
-    import cupy
-    import torch
-
-    if target == "torch":
-        pointer = cupy.cuda.get_current_stream().ptr
-        if pointer in (0, 1):  # the default stream, which torch would take for "any stream of mine"
-            return torch.cuda.stream(torch.cuda.default_stream(device))
-        return torch.cuda.stream(torch.cuda.ExternalStream(pointer, device=device))
-    return cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)

@@ -5,35 +5,35 @@ import numpy as np
 import pytest
 import torch
 
-from gpulayers import arrays
+from gpulayers import arrays, transfer
 from gpulayers.arrays import Spec, bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "bool"])
 def test_torch_views_share_memory(dtype):
     t = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype)).t()
-    a = arrays.torch_to_numpy(t)
+    a = transfer.torch_to_numpy(t)
     assert a.dtype == arrays.dtype(dtype) and a.strides == tuple(s * t.element_size() for s in t.stride())
     assert a.__array_interface__["data"][0] == t.data_ptr()
     with pytest.raises(ValueError, match=r"read-only"):
         a[0, 0] = 1
-    writeable = arrays.torch_to_numpy(t, writeable=True)
+    writeable = transfer.torch_to_numpy(t, writeable=True)
     writeable[1, 2] = 0
     assert not t[1, 2]
-    back = arrays.numpy_to_torch(writeable)
+    back = transfer.numpy_to_torch(writeable)
     assert back.data_ptr() == t.data_ptr() and back.dtype == t.dtype
 
 
 def test_a_view_leaves_the_storage_resizable():
     t = torch.zeros(4)
-    arrays.torch_to_numpy(t)
+    transfer.torch_to_numpy(t)
     t.untyped_storage().resize_(0)  # FSDP does this
 
 
 def test_read_only_memory_is_copied_outward_and_lent_inward():
     a = np.broadcast_to(np.float32(3), (2, 5))
-    assert arrays.numpy_to_torch(a).stride() == (5, 1)
-    lent = arrays.lend_to_torch(a)
+    assert transfer.numpy_to_torch(a).stride() == (5, 1)
+    lent = transfer.lend_to_torch(a)
     assert lent.stride() == (0, 0) and lent.data_ptr() == a.__array_interface__["data"][0]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpulayers as gl
-from gpulayers import arrays, dispatch
+from gpulayers import arrays, dispatch, transfer
 from gpulayers.ops.activation import celu, gelu, glu, prelu, relu, rrelu, silu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.dropout import dropout
@@ -68,7 +68,7 @@ def drawn(shapes, dtype="bfloat16", seed=0):
     """Tensors on the GPU; what is an array already is taken as it is."""
     random = np.random.default_rng(seed)
     host = [s if isinstance(s, np.ndarray) else random.standard_normal(s).astype(arrays.dtype(dtype)) for s in shapes]
-    return [arrays.numpy_to_torch(x.copy()).to(DEVICE) for x in host]
+    return [transfer.numpy_to_torch(x.copy()).to(DEVICE) for x in host]
 
 
 def both(op, inputs, options):
@@ -78,7 +78,7 @@ def both(op, inputs, options):
 
 
 def bits(results):
-    return [np.ascontiguousarray(arrays.to_numpy(r)).tobytes() for r in results]
+    return [np.ascontiguousarray(transfer.to_numpy(r)).tobytes() for r in results]
 
 
 @every_call
@@ -117,13 +117,13 @@ def test_cupy_arrays_and_streams(backend, op, shapes, options, which):
     source = drawn(shapes)
     with arena(backend):
         expected = bits(both(op, source, options))
-        given = [arrays.torch_to_cupy(x) for x in source]
+        given = [transfer.torch_to_cupy(x) for x in source]
         inputs = [cupy.zeros_like(x) for x in given]
         torch.cuda.synchronize()
         busy = torch.empty(1 << 28, device=DEVICE, dtype=torch.uint8)
         side = cupy.cuda.Stream(non_blocking=True) if which == "side" else contextlib.nullcontext()
         with side:
-            work = arrays.torch_to_cupy(busy)
+            work = transfer.torch_to_cupy(busy)
             for _ in range(50):
                 work += 1
             for x, value in zip(inputs, given):
@@ -188,7 +188,7 @@ def test_dropout_draws_what_the_cpu_draws(p):
     with arena("triton"):
         y = dropout(*drawn([x, SEED]), p=p)
     with gl.only("definition"):
-        np.testing.assert_array_equal(arrays.to_numpy(y), dropout(x, SEED, p=p))
+        np.testing.assert_array_equal(transfer.to_numpy(y), dropout(x, SEED, p=p))
 
 
 def test_a_label_out_of_range_gives_nan():
@@ -198,8 +198,8 @@ def test_a_label_out_of_range_gives_nan():
     with arena("triton"):
         loss, dx, *_ = both(cross_entropy, drawn([(64, 1000), wrong]), {})
         fine = cross_entropy(*drawn([(64, 1000), LABELS]))
-    assert np.isnan(arrays.to_numpy(loss)) and np.isnan(arrays.to_numpy(dx)).any()
-    assert np.isfinite(arrays.to_numpy(fine))
+    assert np.isnan(transfer.to_numpy(loss)) and np.isnan(transfer.to_numpy(dx)).any()
+    assert np.isfinite(transfer.to_numpy(fine))
 
 
 @pytest.mark.parametrize("precision, rtol", [("float32", 1e-3), ("bfloat16", 0.05), ("float16", 0.05)])

@@ -27,6 +27,8 @@ LEVELS = [  # what a module may import stands below it
     {"layers"},
     {"ops"},
     {"dispatch"},
+    {"transfer"},
+    {"definition"},
     {"arrays", "random", "_named", "_table"},
 ]
 

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import gpulayers as gl  # noqa: E402
-from gpulayers.arrays import torch_to_numpy  # noqa: E402
 from gpulayers.testing.tolerance import excess  # noqa: E402
 from gpulayers.torch import _op, optim  # noqa: E402
 from gpulayers.torch.optim import SGD, AdamW  # noqa: E402
+from gpulayers.transfer import torch_to_numpy  # noqa: E402
 
 SHAPES = [(3, 5), (), (17,), (0, 4), (2, 3, 4, 4)]
 tensor = functools.partial(torch.tensor, dtype=torch.float64)

@@ -12,8 +12,8 @@ import torch.autograd.forward_ad as forward_ad  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import gpulayers as gl  # noqa: E402
-from gpulayers.arrays import torch_to_numpy  # noqa: E402
 from gpulayers.torch import wrap  # noqa: E402
+from gpulayers.transfer import torch_to_numpy  # noqa: E402
 
 
 class Swish(gl.Layer):

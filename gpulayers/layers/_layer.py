@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpulayers import arrays, random
+from gpulayers import arrays, random, transfer
 from gpulayers.arrays import FLOATS, Spec
 from gpulayers.layers._calls import Frame, is_float, managed_backward, managed_build, managed_forward, recording
 from gpulayers.layers._config import Configurable
@@ -247,7 +247,7 @@ class Layer(Configurable):
         text, dtype = str(where), None
         move: Callable
         if text == "cpu" or text.startswith("cuda"):
-            move = functools.partial(arrays.to_device, device=text)
+            move = functools.partial(transfer.to_device, device=text)
         else:
             with contextlib.suppress(TypeError):
                 dtype = arrays.dtype(where)
@@ -302,7 +302,7 @@ class Layer(Configurable):
     def state_dict(self) -> dict[str, np.ndarray]:
         """Every weight by name ("0.weight"), as NumPy arrays of their own: torch's names, layouts and shapes."""
         self.build_status()
-        return {name: np.array(arrays.to_numpy(w.data)) for name, w in self.named_weights().items()}
+        return {name: np.array(transfer.to_numpy(w.data)) for name, w in self.named_weights().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Fill the weights from arrays (NumPy, CuPy, torch) by name; they keep the layer's dtypes and device.
@@ -326,8 +326,8 @@ class Layer(Configurable):
             raise ValueError(f"{self.name}: the rule is equal shapes; got {'; '.join(wrong)}")
         for name in shared:
             w = weights[name]
-            fresh = np.array(arrays.to_numpy(state[name]).astype(w.dtype))
-            w.data = arrays.to_device(fresh, arrays.library(w.data).device(w.data))
+            fresh = np.array(transfer.to_numpy(state[name]).astype(w.dtype))
+            w.data = transfer.to_device(fresh, arrays.library(w.data).device(w.data))
 
     def __repr__(self) -> str:
         bound = self._arguments

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays
+from gpulayers import arrays, transfer
 from gpulayers.layers._config import Configurable
 
 
@@ -99,7 +99,7 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
         return f"Weight({self.name!r}, {self.dtype}{list(self.shape)}{'' if self.trainable else ', frozen'})"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(arrays.to_numpy(self._data), dtype=dtype, copy=copy)
+        return np.array(transfer.to_numpy(self._data), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         return getattr(ufunc, method)(*_unwrapped(inputs), **{k: _unwrapped(v) for k, v in kwargs.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers import arrays, random
+from gpulayers import random, transfer
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import activation as ops
 
@@ -238,7 +238,7 @@ class RReLU(OpLayer):
         self.lower, self.upper, self.inplace = lower, upper, inplace
 
     def arguments(self, *xs: Any) -> tuple:
-        return (*xs, arrays.beside(random.draw(), xs[0]) if self.training else None)
+        return (*xs, transfer.beside(random.draw(), xs[0]) if self.training else None)
 
     def options(self) -> dict[str, Any]:
         return {"lower": self.lower, "upper": self.upper, "training": self.training}

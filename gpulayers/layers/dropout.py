@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers import arrays, random
+from gpulayers import random, transfer
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import dropout as ops
 from gpulayers.ops._op import ArgumentError
@@ -24,7 +24,7 @@ class Dropout(OpLayer):
         self.p, self.inplace = p, inplace
 
     def arguments(self, x: Any) -> tuple:
-        return x, arrays.beside(random.draw(), x)
+        return x, transfer.beside(random.draw(), x)
 
     def options(self) -> dict[str, Any]:
         return {"p": self.p}

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from gpulayers import arrays
+from gpulayers import transfer
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import norm as ops
 from gpulayers.ops._op import ArgumentError
@@ -108,7 +108,7 @@ class _BatchNorm(OpLayer):
         factor = 0.0
         if self.training and self.num_batches_tracked is not None:
             tracked = self.num_batches_tracked
-            count = int(arrays.to_numpy(tracked.data)) + 1 if self.momentum is None else 1
+            count = int(transfer.to_numpy(tracked.data)) + 1 if self.momentum is None else 1
             tracked.data = tracked.data + 1
             factor = 1 / count if self.momentum is None else self.momentum
         y = self.run(self.op, *self.arguments(x), **self.options(), momentum=factor)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays, dispatch
+from gpulayers import dispatch, transfer
 
 BACKENDS = ("definition", "numpy", "triton", "cuda")
 
@@ -40,8 +40,8 @@ def arena(backend: str) -> Iterator[Arena]:
             stack.enter_context(dispatch.policy(simulate=() if real else (backend,)))
         stack.enter_context(dispatch.policy(strict=backend in ("triton", "cuda")))
         stack.enter_context(dispatch.only(backend))
-        stack.enter_context(dispatch.poisoned())
-        yield Arena("numpy" if not real else dispatch.HOME[backend])
+        stack.enter_context(transfer.poisoned())
+        yield Arena("numpy" if not real else transfer.HOME[backend])
 
 
 def _simulated(backend: str) -> bool:
@@ -105,8 +105,8 @@ class Arena:
         if self.library == "numpy":
             return copy_with_strides(x)
         flat, strides = _memory(x, x.dtype)
-        on_gpu = arrays.lend_to_torch(flat).to(self.device).as_strided(x.shape, strides)
-        return on_gpu if self.library == "torch" else arrays.torch_to_cupy(on_gpu)
+        on_gpu = transfer.lend_to_torch(flat).to(self.device).as_strided(x.shape, strides)
+        return on_gpu if self.library == "torch" else transfer.torch_to_cupy(on_gpu)
 
     def get(self, x: Any) -> Any:
         if x is None:
@@ -115,7 +115,7 @@ class Arena:
             return type(x)(self.get(a) for a in x)
         if isinstance(x, dict):
             return {k: self.get(a) for k, a in x.items()}
-        return x if self.library == "numpy" else arrays.to_numpy(x)
+        return x if self.library == "numpy" else transfer.to_numpy(x)
 
 
 def copy_with_strides(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gpulayers import arrays, dispatch, random
+from gpulayers import arrays, dispatch, random, transfer
 from gpulayers.arrays import FLOATS, HALVES, float32, float64
 from gpulayers.layers._calls import no_grad
 from gpulayers.layers._config import from_config
@@ -419,12 +419,12 @@ class _Check:
 
     def on_gpu(self, dys: list) -> Result:
         layer = self.fresh(float32).to("cuda")
-        there = [arrays.to_device(x.astype(float32) if x.dtype in FLOATS else x, "cuda") for x in self.xs]
+        there = [transfer.to_device(x.astype(float32) if x.dtype in FLOATS else x, "cuda") for x in self.xs]
         ys = self.call(layer, there)
-        dx = layer.backward(*(arrays.to_device(dy, "cuda") for dy in dys))
+        dx = layer.backward(*(transfer.to_device(dy, "cuda") for dy in dys))
         dxs = dx if isinstance(dx, tuple) else (dx,)
-        host = [None if d is None else arrays.to_numpy(d) for d in dxs]
-        return Result(tuple(map(arrays.to_numpy, ys)), tuple(host), *_gradients(layer))
+        host = [None if d is None else transfer.to_numpy(d) for d in dxs]
+        return Result(tuple(map(transfer.to_numpy, ys)), tuple(host), *_gradients(layer))
 
     def equal(self, got: Result, want: Result, when: str, text: str) -> None:
         for what, a, b in (("output", got.ys, want.ys), ("dx", got.dxs, want.dxs)):
@@ -438,7 +438,7 @@ class _Check:
 def _gradients(layer: Layer) -> tuple[dict[str, np.ndarray], set[str]]:
     weights = {n: w for n, w in layer.named_weights().items() if w.trainable}
     touched = {n for n, w in weights.items() if w.has_grad}
-    return {n: arrays.to_numpy(w.grad).copy() for n, w in weights.items()}, touched
+    return {n: transfer.to_numpy(w.grad).copy() for n, w in weights.items()}, touched
 
 
 def _slopes(at: np.ndarray, value: Callable[[], float]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpulayers import arrays
+from gpulayers import transfer
 from gpulayers.testing.tolerance import excess, ulp
 
 
@@ -220,4 +220,4 @@ def _differs(name: str, mine: Any, its: Any, truth: Any, look: Callable) -> list
 
 
 def _numpy(x: Tensor) -> np.ndarray:
-    return np.asarray(arrays.to_numpy(x.contiguous()))
+    return np.asarray(transfer.to_numpy(x.contiguous()))

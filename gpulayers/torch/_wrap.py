@@ -20,13 +20,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gpulayers import arrays, random
+from gpulayers import arrays, random, transfer
 from gpulayers.arrays import TORCH
-from gpulayers.dispatch import Bridge, Call
+from gpulayers.dispatch import Call
 from gpulayers.layers._calls import Frame, recording
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
 from gpulayers.torch._op import in_memory, is_transformed
+from gpulayers.transfer import Bridge
 
 _lock = threading.RLock()
 """A layer serves one call at a time: its weights and frames are lent to it."""
@@ -97,7 +98,7 @@ def _register(module: nn.Module, name: str, w: Weight) -> None:
         if part not in module._modules:
             module.add_module(part, nn.Module())
         module = module._modules[part]  # type: ignore[assignment]
-    tensor = arrays.view(w.data, arrays.library(w.data).name, "torch")
+    tensor = transfer.view(w.data, arrays.library(w.data).name, "torch")
     if w.trainable and tensor.is_floating_point():
         module.register_parameter(leaf, nn.Parameter(tensor))
     else:
@@ -310,7 +311,7 @@ class _Keeper:
         return self._keep(value) if _is_array(value) else value
 
     def _keep(self, array: Any) -> _Kept:
-        tensor = arrays.lend_to_torch(array) if isinstance(array, np.ndarray) else arrays.cupy_to_torch(array)
+        tensor = transfer.lend_to_torch(array) if isinstance(array, np.ndarray) else transfer.cupy_to_torch(array)
         tensor = next((t for t in self.known if _alias(t) == _alias(tensor)), tensor)
         if _alias(tensor) not in self._index:
             self._add(tensor)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays, random
+from gpulayers import arrays, random, transfer
 from gpulayers.layers._calls import no_grad
 from gpulayers.layers._files import (
     CONFIG,
@@ -369,7 +369,7 @@ def evaluate(
 def predict(model: Layer, x: Any, *, batch_size: int = 32, precision: str | None = None) -> np.ndarray:
     """The model's output for every row, in evaluation mode, as a NumPy array."""
     xs, _ = columns(x)
-    return np.concatenate([arrays.to_numpy(p) for _, _, p in _predictions(model, xs, None, batch_size, precision)])
+    return np.concatenate([transfer.to_numpy(p) for _, _, p in _predictions(model, xs, None, batch_size, precision)])
 
 
 def _predictions(model: Layer, xs: list, y: Any, size: int, precision: str | None) -> Iterator[tuple[list, Any, Any]]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays
+from gpulayers import arrays, transfer
 
 Batch = tuple[list[Any], Any]
 
 
 def columns(x: Any, y: Any = None) -> tuple[list[np.ndarray], np.ndarray | None]:
     """x as a list of NumPy arrays (one for each input of the model) and y, checked to be equally long."""
-    xs = [arrays.to_numpy(a) for a in (x if isinstance(x, list | tuple) else [x])]
-    y = None if y is None else arrays.to_numpy(y)
+    xs = [transfer.to_numpy(a) for a in (x if isinstance(x, list | tuple) else [x])]
+    y = None if y is None else transfer.to_numpy(y)
     lengths = {len(a) if a.ndim else None for a in [*xs, *([] if y is None else [y])]}
     if len(lengths) != 1 or None in lengths:
         shapes = [list(a.shape) for a in xs] + ([] if y is None else [list(y.shape)])
@@ -54,7 +54,7 @@ def batches(
 
 def _ahead(hosts: Iterator[list[np.ndarray]], device: str) -> Iterator[list[Any]]:
     """The same arrays on the GPU, each copy under way while the caller works on the one before."""
-    copier = (_CuPyCopier if arrays.device_library().name == "cupy" else _TorchCopier)(device)
+    copier = (_CuPyCopier if transfer.device_library().name == "cupy" else _TorchCopier)(device)
     coming = None
     try:
         for host in hosts:
@@ -119,7 +119,7 @@ class _TorchCopier:
         import torch
 
         with torch.cuda.stream(self.stream):
-            pinned = [arrays.numpy_to_torch(np.ascontiguousarray(a)).pin_memory() for a in host]
+            pinned = [transfer.numpy_to_torch(np.ascontiguousarray(a)).pin_memory() for a in host]
             return [p.to(self.device, non_blocking=True) for p in pinned], self.stream.record_event(), pinned
 
     def wait(self, started: tuple) -> list[Any]:

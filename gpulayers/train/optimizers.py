@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays
+from gpulayers import arrays, transfer
 from gpulayers.layers._config import Configurable
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import optim as ops
@@ -59,13 +59,13 @@ class Optimizer(Configurable):
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The state on the CPU, by "weight/buffer", and the step count."""
-        state = {f"{w}/{b}": arrays.to_numpy(a) for (w, b), a in self.state.items()}
+        state = {f"{w}/{b}": transfer.to_numpy(a) for (w, b), a in self.state.items()}
         return state | {"steps": np.array(self.steps)}
 
     def load_state_dict(self, state: dict[str, np.ndarray], device: str = "cpu") -> None:
         self.steps = int(state["steps"])
         names = [n for n in state if n != "steps"]
-        self.state = {tuple(n.rsplit("/", 1)): arrays.to_device(np.array(state[n]), device) for n in names}
+        self.state = {tuple(n.rsplit("/", 1)): transfer.to_device(np.array(state[n]), device) for n in names}
 
 
 class SGD(Optimizer):
