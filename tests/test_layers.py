@@ -196,14 +196,6 @@ def test_a_failed_save_loses_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_crash_while_replacing_loses_nothing(tmp_path):
-    model = gl.Sequential(Scale())
-    y = model(X)
-    gl.save(model, tmp_path / "model")
-    (tmp_path / "model").rename(tmp_path / ".model.old")  # where a crash between the two renames leaves it
-    assert np.array_equal(gl.load(tmp_path / "model")(X), y)
-
-
 def test_damaged_models(tmp_path):
     model = gl.Sequential(Scale())
     model(X)

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gpulayers.layers._config import from_config
+from gpulayers.layers._folder import recovered, whole_folder
 from gpulayers.layers._layer import Layer
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 TRAINING, STATE = "training.json", "training.safetensors"
 """What a checkpoint has beside them."""
+NAMES = frozenset({CONFIG, WEIGHTS, TRAINING, STATE})
 _FORMAT = 1
 
 
 def save(layer: Layer, path: str | os.PathLike) -> None:
     """Write the model to the folder ``path``: what it is (config.json) and its weights (weights.safetensors).
 
-    A folder that is there already is replaced only when the new one is complete.
+    What a folder that is there already holds is replaced only when the new files are complete.
     """
     config = model_config(layer)
     state = layer.state_dict()
-    with whole_folder(path) as folder:
+    with whole_folder(path, NAMES) as folder:
         write_json(folder / CONFIG, config)
         write_arrays(folder / WEIGHTS, state)
 
@@ -56,61 +57,6 @@ def load(path: str | os.PathLike) -> Layer:
     return layer
 
 
-@contextlib.contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A fresh folder to write into; it takes the place of ``path`` when the block ends well, else it is removed.
-
-    Raises FileExistsError where that would remove what is no saved model.
-    """
-    target = _real(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_file():
-        raise FileExistsError(f"{target} is a file; a model is saved as a folder")
-    others = {f.name for f in target.iterdir()} - {CONFIG, WEIGHTS, TRAINING, STATE} if target.is_dir() else set()
-    if others:
-        came = ", ".join(sorted(others)[:3])
-        raise FileExistsError(f"{target}: the rule is a new folder, or one with a saved model alone; it holds {came}")
-    fresh, old = _beside(target, "new"), _beside(target, "old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        yield fresh
-        for file in fresh.iterdir():
-            _sync(file)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)  # a crash between the two renames leaves the old one, which `recovered` finds
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recovered(path: str | os.PathLike) -> pathlib.Path:
-    """``path``, or what a crash in the middle of replacing it left behind. Raises FileNotFoundError."""
-    target = _real(path)
-    if target.is_dir():
-        return target
-    if _beside(target, "old").is_dir():
-        return _beside(target, "old")
-    raise FileNotFoundError(f"{target}: no such folder")
-
-
-def _real(path: str | os.PathLike) -> pathlib.Path:
-    """A link stays one: what it points to is replaced."""
-    return pathlib.Path(os.path.realpath(path))
-
-
-def _beside(target: pathlib.Path, what: str) -> pathlib.Path:
-    return target.with_name(f".{target.name}.{what}")
-
-
-def _sync(file: pathlib.Path) -> None:
-    with open(file, "rb") as f:
-        os.fsync(f.fileno())
-
-
 def write_json(file: pathlib.Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=1))
 
@@ -128,7 +74,10 @@ def read_json(file: pathlib.Path) -> dict:
 def write_arrays(file: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)  # as the umask has it; save_file makes a file that its owner alone reads
     save_file({k: np.ascontiguousarray(v).reshape(v.shape) for k, v in state.items()}, file)
+    file.chmod(mode)
 
 
 def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -15,17 +15,17 @@ from gpulayers import arrays, random, transfer
 from gpulayers.layers._calls import no_grad
 from gpulayers.layers._files import (
     CONFIG,
+    NAMES,
     STATE,
     TRAINING,
     WEIGHTS,
     model_config,
     read_arrays,
     read_json,
-    recovered,
-    whole_folder,
     write_arrays,
     write_json,
 )
+from gpulayers.layers._folder import recovered, whole_folder
 from gpulayers.layers._layer import Layer
 from gpulayers.layers.loss import CrossEntropyLoss
 from gpulayers.train.callbacks import Callback, Checkpoint
@@ -181,7 +181,7 @@ class Run:
             "callbacks": [[type(c).__name__, value] for c, value in zip(self.callbacks, values)],
         }
         weights = self.model.state_dict()
-        with whole_folder(path) as folder:
+        with whole_folder(path, NAMES) as folder:
             write_json(folder / CONFIG, model_config(self.model))
             write_arrays(folder / WEIGHTS, weights)
             write_json(folder / TRAINING, training)

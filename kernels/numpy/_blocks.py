@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,13 @@ ALONE = 1 << 15
 def threads() -> int:
     """Threads to use: the cores this process may run on, or OMP_NUM_THREADS if that is fewer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores)))
+    return min(cores, _asked(os.environ.get("OMP_NUM_THREADS", "")) or cores)
+
+
+def _asked(text: str) -> int:
+    """The threads of the outermost level, the first of OpenMP's list ("4,2"); 0 where the text says nothing."""
+    found = re.match(r"\s*\+?(\d+)\s*(,|$)", text)
+    return int(found[1]) if found else 0
 
 
 _ours = threading.local()
