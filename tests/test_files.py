@@ -30,42 +30,43 @@ class Killed(BaseException):
     """The process ends here: nothing after it has an effect."""
 
 
+def saved_until(patch: pytest.MonkeyPatch, path: pathlib.Path, steps: int) -> bool:
+    """Save model(2) in a process that is killed after so many steps; whether it came to its end."""
+    count = 0
+
+    def killing(real):
+        def call(*args, **options):
+            nonlocal count
+            count += 1
+            if count > steps:
+                raise Killed
+            return real(*args, **options)
+
+        return call
+
+    for name in STEPS:
+        patch.setattr(os, name, killing(getattr(os, name)))
+    try:
+        gl.save(model(2), path)
+    except Killed:
+        return False
+    return True
+
+
 def test_a_save_killed_at_any_step_leaves_the_old_model_or_the_new(tmp_path, monkeypatch):
     """… and the next save is whole. A checkpoint's files, which the new model lacks, go with the old one."""
-    path, seen, at = tmp_path / "model", set(), 0
-    while True:
+    path, seen, finished = tmp_path / "model", [], False
+    while not finished:
         shutil.rmtree(path, ignore_errors=True)
         gl.save(model(1), path)
         (path / "training.json").write_text("{}")
-        count = 0
         with monkeypatch.context() as patch:
-
-            def killing(real):
-                def call(*args, **options):
-                    nonlocal count
-                    count += 1
-                    if count > at:
-                        raise Killed
-                    return real(*args, **options)
-
-                return call
-
-            for name in STEPS:
-                patch.setattr(os, name, killing(getattr(os, name)))
-            try:
-                gl.save(model(2), path)
-                finished = True
-            except Killed:
-                finished = False
-        found = value(path)
-        seen.add(found)
-        assert found == 2 or _folder.recovered(path).joinpath("training.json").exists()
+            finished = saved_until(patch, path, len(seen))
+        seen.append(value(path))
+        assert _folder.recovered(path).joinpath("training.json").exists() or seen[-1] == 2
         gl.save(model(3), path)
         assert value(path) == 3 and sorted(os.listdir(path)) == ["config.json", "weights.safetensors"]
-        if finished:
-            break
-        at += 1
-    assert seen == {1, 2} and at > 8
+    assert seen == sorted(seen) and set(seen) == {1, 2} and len(seen) > 8
 
 
 def test_a_folder_that_cannot_be_renamed_is_saved_into(tmp_path, monkeypatch):
