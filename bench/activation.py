@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops import activation as ops
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case, Seeds, sweep
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Seeds, sweep
 
 _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.relu, {}, F.relu, 8.0),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.conv import conv2d
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case, Other
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Other
 
 _RESNET50 = [  # channels in, size, channels out, kernel, stride: every distinct one
     (3, 224, 64, 7, 2),

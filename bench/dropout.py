@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.dropout import dropout
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case, Seeds
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Seeds
 
 _P = 0.1
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.linear import linear
 
-from ._case import ONE_ARCH, Case, sweep
+from .cases.case import ONE_ARCH, Case, sweep
 
 
 def _case(name: str, m: int, k: int, n: int, *, bias: bool = True, cpu: bool = False, activation: Any = None) -> Case:

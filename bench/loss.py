@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 
-from ._case import ONE_ARCH, Case, Labels, Other, sweep
+from .cases.case import ONE_ARCH, Case, Labels, Other, sweep
 
 
 def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float = 0.0) -> Case:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gpulayers.arrays import Spec, float32
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case, Other, sweep
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Other, sweep
 
 _LENGTHS = 256, 1024, 4096, 16384, 65536
 

@@ -9,7 +9,7 @@ import torch
 from gpulayers.arrays import Spec, float32
 from gpulayers.ops import optim as ops
 
-from ._case import ONE_ARCH, Case, Squares
+from .cases.case import ONE_ARCH, Case, Squares
 
 
 def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:

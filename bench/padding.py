@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.padding import pad2d
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _case(name: str, n: int, c: int, size: int, pad: int, mode: str, cpu: bool) -> Case:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
-from ._case import CHANNELS_LAST, ONE_ARCH, Case
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:

@@ -17,10 +17,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file, from a bare checkout
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench import _plots  # noqa: E402
-from gpulayers.bench._results import Results, Row, failed, load, slug, write_json  # noqa: E402
-from gpulayers.bench._tables import call  # noqa: E402
-from gpulayers.bench._timing import geometric_mean  # noqa: E402
+from gpulayers.bench.measuring.records import Results, Row, failed, load, slug, write_json  # noqa: E402
+from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
+from gpulayers.bench.reporting import plots  # noqa: E402
+from gpulayers.bench.reporting.tables import call  # noqa: E402
 
 RESULTS = ROOT / "bench/results"
 NONE = "No GPU figures exist yet: `gpulayers bench --gpu` makes them."
@@ -78,7 +78,7 @@ def gpu_markdown(results: pathlib.Path) -> str:
 def _gpu_section(folder: pathlib.Path) -> str:
     found, where = load(folder / "bench.json"), f"bench/results/{folder.name}"
     rows, dtype = found["rows"], found["rows"][0]["dtype"] if found["rows"] else "bfloat16"
-    plots = [f"![{p.stem}]({where}/{p.name})" for p in sorted(folder.glob("*.png"))]
+    drawn = [f"![{p.stem}]({where}/{p.name})" for p in sorted(folder.glob("*.png"))]
     reasons = folder / "reasons.json"
     parts = [
         f"### {found['processes'][-1]['about'].get('device')}",
@@ -86,7 +86,7 @@ def _gpu_section(folder: pathlib.Path) -> str:
         _table([r for r in rows if r["dtype"] == dtype], dtype),
         _slow([r for r in rows if r["dtype"] == dtype], json.loads(reasons.read_text()) if reasons.exists() else {}),
         _without(rows),
-        "\n".join(plots),
+        "\n".join(drawn),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -122,16 +122,16 @@ def _table(rows: Sequence[Row], dtype: str) -> str:
     lines.append(_line("**geometric mean**", rows))
     lines += [
         "",
-        f"Geometric means. Shares are of the cases whose limit is {_plots.LAUNCH_US:.0f} µs or more: smaller ones are bound by "
+        f"Geometric means. Shares are of the cases whose limit is {plots.LAUNCH_US:.0f} µs or more: smaller ones are bound by "
         "their launch. × is how many times longer the other takes, forward and backward together; below 1 it is faster.",
     ]
     return "\n".join(lines)
 
 
 def _line(name: str, rows: Sequence[Row]) -> str:
-    pairs = _plots.best(rows)
+    pairs = plots.best(rows)
     mine = [m for m, _ in pairs.values() if m]
-    bound = [m for m in mine if _plots.bandwidth_bound(m)]
+    bound = [m for m in mine if plots.bandwidth_bound(m)]
     shares = [_percent(m["share"] for m in bound if m["direction"] == d) for d in ("forward", "backward")]
     last = {
         k: v for k, v in pairs.items() if k[3] == ("both" if any(m["direction"] == "both" for m in mine) else "forward")
@@ -160,7 +160,7 @@ def _times(ratios: Sequence[float]) -> str:
 
 def _slow(rows: Sequence[Row], reasons: dict[str, str]) -> str:
     """Ours below 70 % of their limit, each with its reason."""
-    mine = [m for m, _ in _plots.best(filter(_plots.bandwidth_bound, rows)).values() if m]
+    mine = [m for m, _ in plots.best(filter(plots.bandwidth_bound, rows)).values() if m]
     mine = [m for m in mine if (m["share"] or 0) < LOW and m["direction"] != "both"]
     if not mine:
         return ""
@@ -211,7 +211,7 @@ def add(folder: pathlib.Path, results: pathlib.Path = RESULTS) -> pathlib.Path:
         raise ValueError(f"{folder / 'bench.json'}: nothing was measured")
     target = results / slug(str(found["processes"][-1]["about"]["device"]))
     write_json(target / "bench.json", found)
-    _plots.write(found, target)
+    plots.write(found, target)
     return target
 
 

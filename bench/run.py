@@ -1,6 +1,6 @@
 """Measure from a bare checkout: ``python bench/run.py …`` is ``gpulayers bench …``.
 
-``python bench/run.py --gpu-suite --minutes N --out DIR`` is ``suite.py``: all that a GPU hour can show.
+``python bench/run.py --gpu-suite --minutes N --out DIR`` is ``suite/``: all that a GPU hour can show.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench import _cpu, _host, _lab, _plots, _tables, _warm, suite  # noqa: E402
-from gpulayers.bench._case import every_case  # noqa: E402
-from gpulayers.bench._device import Device, device  # noqa: E402
-from gpulayers.bench._results import Store, failed, machine, write_json  # noqa: E402
-from gpulayers.bench._timing import geometric_mean  # noqa: E402
+from gpulayers.bench.cases.case import every_case  # noqa: E402
+from gpulayers.bench.measuring import cpu, host, lab, warm  # noqa: E402
+from gpulayers.bench.measuring.device import Device, device  # noqa: E402
+from gpulayers.bench.measuring.records import Store, failed, machine, write_json  # noqa: E402
+from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
+from gpulayers.bench.reporting import plots, tables  # noqa: E402
+from gpulayers.bench.suite import suite  # noqa: E402
 
 from gpulayers import arrays, cli  # noqa: E402
 from gpulayers.testing.arena import has_gpu  # noqa: E402
@@ -32,8 +34,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 def bench(options: Any) -> int:
     """``gpulayers bench`` with its parsed options; the exit status."""
     if options.cpu or not (options.device or has_gpu()):
-        return cpu(options)
-    return lab(options)
+        return _with_cpu(options)
+    return _with_device(options)
 
 
 def _ahead(on: Device, only: Sequence[str], until: float) -> dict[str, Any]:
@@ -44,10 +46,10 @@ def _ahead(on: Device, only: Sequence[str], until: float) -> dict[str, Any]:
     from gpulayers.kernels.triton import _tile
 
     arch = _tile.real_device(torch.cuda.current_device()).arch
-    return {"prepare": functools.partial(_warm.warm, arch=arch, until=until)}
+    return {"prepare": functools.partial(warm.warm, arch=arch, until=until)}
 
 
-def lab(options: Any) -> int:
+def _with_device(options: Any) -> int:
     """Every case on a device; each row is on disk, in ``--out``/bench.json, as soon as it exists."""
     until = time.monotonic() + 60 * options.minutes
     on = device(options.device or "cuda")
@@ -55,25 +57,25 @@ def lab(options: Any) -> int:
     dtypes = [*map(arrays.dtype, options.dtypes)]
     if unknown := [str(d) for d in dtypes if str(d) not in DTYPES]:
         raise ValueError(f"--dtypes: the rule is some of {', '.join(DTYPES)}; got {', '.join(unknown)}")
-    tasks = _lab.ordered(cases, dtypes)
+    tasks = lab.ordered(cases, dtypes)
     store = Store(options.out, options.resume)
-    status = _lab.run(on, store, tasks, until=until, only=options.providers, **_ahead(on, options.providers, until))
-    _tables.show_results(store.results)
+    status = lab.run(on, store, tasks, until=until, only=options.providers, **_ahead(on, options.providers, until))
+    tables.show_results(store.results)
     bad = sum(map(failed, store.results["rows"]))
     if not options.no_plots:
         try:
-            print(f"drawn: {', '.join(map(str, _plots.write(store.results, options.out))) or 'nothing'}")
+            print(f"drawn: {', '.join(map(str, plots.write(store.results, options.out))) or 'nothing'}")
         except RuntimeError as error:  # no matplotlib
             print(f"not drawn: {error}")
     print(f"{len(store.results['rows'])} rows in {store.path}" + (f"; {bad} FAILED" if bad else ""))
-    if status == _lab.DIED:
+    if status == lab.DIED:
         print("the device does not answer this process any more: run again with --resume")
     return status
 
 
-def cpu(options: Any) -> int:
+def _with_cpu(options: Any) -> int:
     """The NumPy side against torch on the CPU, dispatch and import cost."""
-    rows = _cpu.against_torch(options.family, options.seconds)
+    rows = cpu.against_torch(options.family, options.seconds)
     cells = [
         [
             r["op"],
@@ -86,7 +88,7 @@ def cpu(options: Any) -> int:
         ]
         for r in rows
     ]
-    _tables.show(["op", "case", "ms", "p20–p80", "torch ms", "ratio", "at most"], cells)
+    tables.show(["op", "case", "ms", "p20–p80", "torch ms", "ratio", "at most"], cells)
     results: dict[str, Any] = {"against_torch": rows}
     if rows:
         mean = geometric_mean(r["ratio"] for r in rows)
@@ -94,8 +96,8 @@ def cpu(options: Any) -> int:
         print(f"geometric mean {mean:.2f} over {len(rows)} cases; over their limit: {', '.join(over) or 'none'}")
         results["geometric_mean"] = mean
     if not options.family:
-        results |= {"python": _host.yardstick(), "dispatch": _cpu.dispatch_cost(), "import": _cpu.import_cost()}
-        results["host"] = _host.host_cost()
+        results |= {"python": host.yardstick(), "dispatch": cpu.dispatch_cost(), "import": cpu.import_cost()}
+        results["host"] = host.host_cost()
         _show_costs(results)
     write_json(options.out / "cpu.json", {"machine": machine(), **results})
     print(f"written: {options.out / 'cpu.json'}")
@@ -107,7 +109,7 @@ def _show_costs(results: dict[str, Any]) -> None:
         ("dispatch", ["op", "function µs", "dispatched µs", "above µs"]),
         ("host", ["drop-in", "forward µs", "with grad µs", "torch.nn's µs", "backward µs", "torch.nn's µs", "ratio"]),
     ):
-        _tables.show(head, [[f"{v:.2f}" if isinstance(v, float) else v for v in r.values()] for r in results[name]])
+        tables.show(head, [[f"{v:.2f}" if isinstance(v, float) else v for v in r.values()] for r in results[name]])
     python, cost = results["python"], results["import"]
     print(
         f"this Python: {python['call_us']:.3f} µs an empty call, {python['relu_us']:.2f} µs torch's relu of 64 numbers"

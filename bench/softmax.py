@@ -10,7 +10,7 @@ import torch
 from gpulayers.ops._op import Op
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 
-from ._case import ONE_ARCH, Case, Other, sweep
+from .cases.case import ONE_ARCH, Case, Other, sweep
 
 _LENGTHS = 256, 1024, 4096, 16384, 65536
 

@@ -307,7 +307,7 @@ def tune(options: Any) -> int:
         raise RuntimeError(
             'tune: it times Triton kernels, and Triton is not installed (pip install "gpulayers[torch]")'
         )
-    from gpulayers.bench import tune
+    from gpulayers.bench.tuning import tune
 
     return tune.command(options.family, options.minutes, options.out, options.arch)
 

@@ -11,13 +11,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from gpulayers.bench import _cpu, _host, _plots, _results, _tables, _timing, report
-from gpulayers.bench._case import Case, Other, every_case, sweep
-from gpulayers.bench._device import Cpu
-from gpulayers.bench._harness import Measurement
-from gpulayers.bench._judge import Error
-from gpulayers.bench._providers import Provider
-from gpulayers.bench._timing import quantiles, take_turns
+from gpulayers.bench import report
+from gpulayers.bench.cases.case import Case, Other, every_case, sweep
+from gpulayers.bench.cases.providers import Provider
+from gpulayers.bench.judging.judge import Error
+from gpulayers.bench.measuring import cpu, host, records, timing
+from gpulayers.bench.measuring.device import Cpu
+from gpulayers.bench.measuring.harness import Measurement
+from gpulayers.bench.measuring.timing import quantiles, take_turns
+from gpulayers.bench.reporting import plots, tables
 
 import gpulayers.torch as gt
 from gpulayers import cli, dispatch
@@ -53,7 +55,7 @@ def test_providers_take_turns():
 def test_the_cpu_is_timed_by_its_clock():
     """The slower call is slower, and a replay's first call is not a sample."""
     calls = {"a": lambda: time.sleep(0.001), "b": lambda: time.sleep(0.01)}
-    found = _cpu.interleaved(calls, Cpu(turn=0.01, settle=0.0), 0.0)
+    found = cpu.interleaved(calls, Cpu(turn=0.01, settle=0.0), 0.0)
     assert found["a"]["p50"] < found["b"]["p50"] and found["a"]["min"] <= found["a"]["p20"] <= found["a"]["p50"]
     ticks = iter(range(100))
     on = Cpu(turn=0.0, settle=0.0, clock=lambda: next(ticks))
@@ -69,8 +71,8 @@ def test_quantiles():
 @pytest.mark.parametrize("family", ["softmax", "optim"])
 def test_cases_are_measured_against_torch(family, monkeypatch):
     few = [(f, c) for f, c in every_case([family]) if c.traffic()["forward"].total < 1 << 22]
-    monkeypatch.setattr(_cpu, "every_case", lambda only: few)
-    rows = _cpu.against_torch([family], 0.0, progress=False, on=Cpu(turn=0.0, settle=0.0))
+    monkeypatch.setattr(cpu, "every_case", lambda only: few)
+    rows = cpu.against_torch([family], 0.0, progress=False, on=Cpu(turn=0.0, settle=0.0))
     assert rows and all(row["ratio"] > 0 and row["ms"] > 0 for row in rows)
 
 
@@ -100,18 +102,18 @@ def test_squares_are_not_negative():
 
 def test_host_cost_is_measured_above_a_stub(monkeypatch):
     """The stub computes nothing, and nothing of it stays."""
-    monkeypatch.setattr(_timing, "ROUNDS", 10)
+    monkeypatch.setattr(timing, "ROUNDS", 10)
     before = dict(dispatch._plans)
-    make, shape = _host._layers()["ReLU"]
-    found = _host._measure(make, shape)
+    make, shape = host._layers()["ReLU"]
+    found = host._measure(make, shape)
     assert dispatch._plans == before and all(v > 0 for v in found.values())
     x = torch.tensor([-1.0, 2.0])
     assert torch.equal(make(gt)(x), torch.tensor([0.0, 2.0]))
 
 
 def test_yardstick(monkeypatch):
-    monkeypatch.setattr(_timing, "ROUNDS", 10)
-    found = _host.yardstick()
+    monkeypatch.setattr(timing, "ROUNDS", 10)
+    found = host.yardstick()
     assert 0 < found["call_us"] < found["relu_us"]
 
 
@@ -142,9 +144,9 @@ def invented(changes=()):
                     row["share"] = share
                     rows.append(row | dict(changes))
     about = {"device": "NVIDIA X100 1GB", "driver": "1.2", "sm_mhz_max": 1000.0}
-    process = _results.Process(started="2026-01-02T03:04:05+00:00", commit="abc1234", about=about, limits=limits)
-    machine = _results.machine()
-    return _results.Results(schema=_results.SCHEMA, machine=machine, processes=[process], rows=rows, deaths={})
+    process = records.Process(started="2026-01-02T03:04:05+00:00", commit="abc1234", about=about, limits=limits)
+    machine = records.machine()
+    return records.Results(schema=records.SCHEMA, machine=machine, processes=[process], rows=rows, deaths={})
 
 
 @pytest.mark.parametrize(
@@ -162,39 +164,39 @@ def invented(changes=()):
 )
 def test_a_broken_file_is_named(tmp_path, break_it, message):
     path, broken = tmp_path / "bench.json", invented()
-    _results.write_json(path, broken)
-    assert _results.load(path) == broken
+    records.write_json(path, broken)
+    assert records.load(path) == broken
     break_it(broken)
-    _results.write_json(path, broken)
+    records.write_json(path, broken)
     with pytest.raises(ValueError, match=f"bench.json: {message}"):
-        _results.load(path)
+        records.load(path)
 
 
 def test_a_copy_without_git_says_what_its_files_are(tmp_path, monkeypatch):
     """A rented machine may have a copy of the files alone, and no git."""
     if (ROOT / ".git").exists():
         here = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        monkeypatch.setattr(_results, "ROOT", ROOT)
-        assert _results.commit() == here.stdout.strip()
-    monkeypatch.setattr(_results, "ROOT", tmp_path)
-    named = _results.commit()
+        monkeypatch.setattr(records, "ROOT", ROOT)
+        assert records.commit() == here.stdout.strip()
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    named = records.commit()
     assert re.fullmatch("source-[0-9a-f]{8}", named)
-    monkeypatch.setattr(_results, "ROOT", ROOT)
+    monkeypatch.setattr(records, "ROOT", ROOT)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _results.commit() == named
+    assert records.commit() == named
 
 
 def test_half_a_file_is_named(tmp_path):
     (tmp_path / "bench.json").write_text('{"schema": 1, "rows": [')
     with pytest.raises(ValueError, match=r"bench\.json: the rule is JSON"):
-        _results.Store(tmp_path, resume=True)
+        records.Store(tmp_path, resume=True)
 
 
 def test_plots(tmp_path):
     """Written, with something on them, every axis with its name, every provider with its own colour."""
     results = invented()
-    _results.validate(results)
-    written = _plots.write(results, tmp_path)
+    records.validate(results)
+    written = plots.write(results, tmp_path)
     assert [p.name for p in written] == ["share.png", "sweep-softmax.png"]
     from matplotlib.image import imread
 
@@ -203,22 +205,22 @@ def test_plots(tmp_path):
         assert min(pixels.shape[:2]) > 250 and len(np.unique(pixels.reshape(-1, 4)[::97], axis=0)) > 5
     rows = results["rows"]
     assert {r["dtype"] for r in rows} == {"bfloat16", "float32"}
-    figure = _plots._sweep(_plots._sweeps(rows)["softmax"], "X100")
+    figure = plots._sweep(plots._sweeps(rows)["softmax"], "X100")
     forward, backward = figure.axes
     assert forward.get_xlabel() == "row length" and forward.get_ylabel() == "µs"
     assert [a.get_title() for a in (forward, backward)] == ["forward", "backward"]
     lines = {line.get_color() for line in forward.lines}
-    assert {_plots.colour(p) for p in ("triton", "torch", "torch.compile")} < lines and len(lines) == 4
+    assert {plots.colour(p) for p in ("triton", "torch", "torch.compile")} < lines and len(lines) == 4
     assert all(len(set(line.get_xdata())) == len(line.get_xdata()) == 4 for line in forward.lines)
     assert {t.get_text() for t in forward.texts} == {"triton", "torch", "torch.compile", "limit"}
     assert [t.get_text() for t in forward.get_xticklabels()] == ["1K", "4K", "16K", "64K"]
-    figure = _plots._shares([r for r in rows if r["dtype"] == "bfloat16"], "Share", "X100")
+    figure = plots._shares([r for r in rows if r["dtype"] == "bfloat16"], "Share", "X100")
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["softmax"]
     assert [t.get_text() for t in figure.axes[0].texts] == ["80", "60"]  # the small case is bound by its launch
 
 
 def test_labels_are_pushed_apart():
-    places = _plots.apart([0.0, 0.1, 0.15, 5.0], 1.0)
+    places = plots.apart([0.0, 0.1, 0.15, 5.0], 1.0)
     assert all(b - a >= 1.0 - 1e-9 for a, b in itertools.pairwise(places)) and places[3] == 5.0
     assert sum(places[:3]) == pytest.approx(0.25)
 
@@ -229,7 +231,7 @@ def test_report_of_a_gpu(tmp_path):
     for r in results["rows"]:
         if r["provider"] == "triton" and r["case"] == "row length: 65536" and r["direction"] == "backward":
             r["share"] = 0.5
-    _results.write_json(tmp_path / "run/bench.json", results)
+    records.write_json(tmp_path / "run/bench.json", results)
     target = report.add(tmp_path / "run", tmp_path / "results")
     assert target.name == "x100-1gb" and (target / "share.png").exists()
     (target / "reasons.json").write_text('{"softmax": "rows spill"}')
@@ -245,14 +247,14 @@ def test_report_names_the_commits_that_were_measured(tmp_path):
     results = invented()
     results["processes"] += [results["processes"][0] | {"commit": c} for c in ("def5678", "fff0000")]
     results["rows"][-1]["process"] = 1
-    _results.write_json(tmp_path / "x100/bench.json", results)
+    records.write_json(tmp_path / "x100/bench.json", results)
     assert "Measured 2026-01-02 at abc1234, def5678 (driver" in report.gpu_markdown(tmp_path)
 
 
 def test_report_names_what_failed(tmp_path):
     results = invented()
     results["rows"][0] |= {"status": "wrong", "us": None, "share": None}
-    _results.write_json(tmp_path / "x100/bench.json", results)
+    records.write_json(tmp_path / "x100/bench.json", results)
     text = report.gpu_markdown(tmp_path)
     assert "No speed is given for what failed: softmax (row length: 1024, bfloat16, forward) by triton: wrong." in text
 
@@ -277,7 +279,7 @@ def test_a_broken_run_is_not_taken_in(tmp_path):
 
 def test_the_report_says_what_is_wrong_with_a_folder(tmp_path, monkeypatch, capsys):
     for folder, message in ((tmp_path / "nowhere", "No such file"), (tmp_path, "bench.json: nothing was measured")):
-        _results.write_json(tmp_path / "bench.json", invented() | {"rows": [], "processes": []})
+        records.write_json(tmp_path / "bench.json", invented() | {"rows": [], "processes": []})
         monkeypatch.setattr(sys, "argv", ["report.py", "--add", str(folder)])
         assert report.main() == 1 and message in capsys.readouterr().err
 
@@ -290,7 +292,7 @@ def test_tables(capsys, monkeypatch, rich):
     results = invented()
     results["rows"] = results["rows"][:9]
     results["rows"][0] |= {"status": "wrong", "us": None, "share": None, "reason": "7 times [the] allowed error"}
-    _tables.show_results(results)
+    tables.show_results(results)
     out = capsys.readouterr().out
     assert "0.75" in out and "7 times [the] allowed error" in out and out.count("torch.compile") == 3
 
@@ -299,13 +301,13 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     """`gpulayers bench --device cpu`, from arguments to files; and what it says of wrong ones."""
     small = Case(softmax.softmax, "small", ((4, 8),), {}, lambda x: torch.softmax(x, -1))
     monkeypatch.setattr("gpulayers.bench.softmax.cases", lambda: [*sweep("n", [(8, small)]), small])
-    monkeypatch.setattr("gpulayers.bench._device._SQUARE", 64)
+    monkeypatch.setattr("gpulayers.bench.measuring.device._SQUARE", 64)
     monkeypatch.setattr("gpulayers.bench.run.device", lambda name: Cpu(turn=0.0, settle=0.0, large=1 << 16))
     options = ["--device", "cpu", "--dtypes", "float32", "--providers", "numpy", "torch", "--out", str(tmp_path)]
     assert cli.main(["bench", "softmax", *options]) == 0
     out = capsys.readouterr().out
     assert f"6 rows in {tmp_path}/bench.json" in out and "share.png" not in out  # bound by its launch
-    assert {r["case"] for r in _results.load(tmp_path / "bench.json")["rows"]} == {"small"}  # a sweep is a GPU's
+    assert {r["case"] for r in records.load(tmp_path / "bench.json")["rows"]} == {"small"}  # a sweep is a GPU's
     wrong = small._replace(name="wrong", others={"twice": Other(lambda x: 2 * torch.softmax(x, -1))})
     monkeypatch.setattr("gpulayers.bench.softmax.cases", lambda: [small, wrong])
     options[options.index("torch")] = "twice"

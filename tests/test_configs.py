@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from gpulayers.bench._uses import declare
+from gpulayers.bench.cases.uses import declare
 from gpulayers.bench.softmax import cases
 from gpulayers.kernels.triton import _configs, _matmul, _tables, _tile, softmax
 from gpulayers.kernels.triton._tables import Row, Tile

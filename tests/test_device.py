@@ -8,12 +8,12 @@ import weakref
 
 import pytest
 import torch
-from gpulayers.bench import _device
-from gpulayers.bench._device import Cpu, Cuda
+from gpulayers.bench.measuring import device
+from gpulayers.bench.measuring.device import Cpu, Cuda
 
 
 def test_limits_of_a_cpu(monkeypatch):
-    monkeypatch.setattr(_device, "_SQUARE", 64)
+    monkeypatch.setattr(device, "_SQUARE", 64)
     found = Cpu(large=1 << 20).limits()
     assert found["read"] >= found["copy"] > 1e8 and found["bfloat16"] >= found["float32"] > 1e8
     assert set(found) == {"copy", "read", "float32", "bfloat16", "float16", "tf32"}
@@ -45,7 +45,7 @@ def test_sets_leave_the_cache_cold():
 
 def test_unknown_device():
     with pytest.raises(ValueError, match="device: the rule is one of cuda, cpu; got 'tpu'"):
-        _device.device("tpu")
+        device.device("tpu")
 
 
 # --- a GPU's own path ------------------------------------------------------------------------------------------------
@@ -192,8 +192,8 @@ def test_a_dead_gpu_is_noticed(cuda):
 
 def test_limits_of_a_gpu(cuda, monkeypatch):
     """The fastest of several ways; torch's setting of TF32 is what it was."""
-    monkeypatch.setattr(_device, "_SQUARES", (16, 32))
-    monkeypatch.setattr(_device, "_ROWS", 1)
+    monkeypatch.setattr(device, "_SQUARES", (16, 32))
+    monkeypatch.setattr(device, "_ROWS", 1)
     times = iter([0.002, 0.001, 0.004, 0.003, 0.005, 0.006] + [0.25] * 100)
     monkeypatch.setattr(cuda, "_seconds", lambda call: (call(), next(times))[1])
     before = torch.backends.cuda.matmul.fp32_precision

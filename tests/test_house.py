@@ -164,7 +164,7 @@ def test_import_is_light(tmp_path):
 
 def test_bare_checkout(tmp_path):
     """PYTHONPATH alone serves kernels and benchmarks too."""
-    code = "import gpulayers as gl; from gpulayers.kernels.numpy import _blocks; from gpulayers.bench import _case"
+    code = "import gpulayers as gl; from gpulayers.kernels.numpy import _blocks; from gpulayers.bench.cases import case"
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 

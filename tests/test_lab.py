@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from gpulayers.bench import _harness, _judge, _lab, _results
-from gpulayers.bench._case import Case, Labels, Other, Seeds, Squares, every_case
-from gpulayers.bench._device import Cpu
-from gpulayers.bench._providers import providers
+from gpulayers.bench.cases.case import Case, Labels, Other, Seeds, Squares, every_case
+from gpulayers.bench.cases.providers import providers
+from gpulayers.bench.judging import judge
+from gpulayers.bench.measuring import harness, lab, records
+from gpulayers.bench.measuring.device import Cpu
 from gpulayers.kernels.numpy import linear as linear_kernels
 from gpulayers.kernels.numpy import softmax as kernels
 
@@ -68,13 +69,13 @@ NAMES = ("numpy", "definition", "torch")
 
 def run(folder, cases=CASES, on=None, resume=True, dtypes=(bfloat16, float32), only=NAMES, **options):
     """(exit status, store)"""
-    store = _results.Store(folder, resume)
-    tasks = _lab.ordered(cases, dtypes)
-    return _lab.run(on or Quick(), store, tasks, only=only, progress=False, **options), store
+    store = records.Store(folder, resume)
+    tasks = lab.ordered(cases, dtypes)
+    return lab.run(on or Quick(), store, tasks, only=only, progress=False, **options), store
 
 
 def keys(store):
-    return {(*_results.job(r), r["direction"], r["status"]) for r in store.results["rows"]}
+    return {(*records.job(r), r["direction"], r["status"]) for r in store.results["rows"]}
 
 
 def one(store, **wanted):
@@ -85,7 +86,7 @@ def one(store, **wanted):
 def test_the_whole_path(tmp_path):
     status, store = run(tmp_path)
     rows = store.results["rows"]
-    assert status == _lab.DONE and {r["status"] for r in rows} == {"ok", "refused"}
+    assert status == lab.DONE and {r["status"] for r in rows} == {"ok", "refused"}
     assert all("only float32" in r["reason"] for r in rows if r["status"] == "refused")
     assert {r["provider"] for r in rows} == set(NAMES) and {r["dtype"] for r in rows} == {"bfloat16", "float32"}
     assert len(rows) == 2 * (3 * 3 * 3 + 3 * 1)  # dtypes × (cases × directions × providers, and an update)
@@ -93,16 +94,16 @@ def test_the_whole_path(tmp_path):
     assert all(r["us"]["min"] <= r["us"]["p20"] <= r["us"]["p50"] <= r["us"]["p95"] <= r["us"]["max"] for r in rows)
     assert all(0 <= r["ulp"] < 100 and r["bound"] <= 100 and r["judge"] == "definition" for r in rows)
     assert all(r["share"] == pytest.approx(r["limit_us"] / r["us"]["p50"]) for r in rows)
-    assert _results.load(store.path) == store.results and not (tmp_path / "trying.json").exists()
+    assert records.load(store.path) == store.results and not (tmp_path / "trying.json").exists()
     assert store.results["processes"][0]["limits"] == LIMITS
 
 
 def test_the_next_cases_are_made_ready_before_they_are_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(_lab, "AHEAD", 2)
+    monkeypatch.setattr(lab, "AHEAD", 2)
     coming, measured = [], []
 
     def prepare(tasks):
-        measured.append(len(_results.load(tmp_path / "bench.json")["rows"]))
+        measured.append(len(records.load(tmp_path / "bench.json")["rows"]))
         coming.append([t.case.op.name for t in tasks])
 
     run(tmp_path, dtypes=[float32], prepare=prepare)
@@ -122,7 +123,7 @@ def test_a_wrong_provider_gets_no_time(tmp_path):
         others={"twice": Other(lambda x: 2 * _softmax(x)), "near": Other(lambda x: _softmax(x) * (1 + 1e-6))}
     )
     status, store = run(tmp_path, [("softmax", case)], dtypes=[float32], only=("numpy", "torch", "twice", "near"))
-    assert status == _lab.FAILED
+    assert status == lab.FAILED
     row = one(store, provider="twice", direction="forward")
     assert row["status"] == "wrong" and row["us"] is None and "times the allowed error: y at" in row["reason"]
     assert {r["status"] for r in store.results["rows"] if r["provider"] != "twice"} == {"ok"}
@@ -143,7 +144,7 @@ def test_ours_is_held_to_the_derived_bound(tmp_path, monkeypatch, part, directio
         status, store = run(tmp_path, [("softmax", softmax_case())], dtypes=[float32])
     finally:
         dispatch._plans.clear()
-    assert status == _lab.FAILED and one(store, provider="numpy", direction=direction)["status"] == "wrong"
+    assert status == lab.FAILED and one(store, provider="numpy", direction=direction)["status"] == "wrong"
     assert all(r["us"] is None for r in store.results["rows"] if r["provider"] == "numpy")
 
 
@@ -151,15 +152,15 @@ def test_an_impossible_reading_gets_no_time(tmp_path):
     """A clock by which a call takes no time at all."""
     ticks = itertools.count()
     status, store = run(tmp_path, CASES[:1], on=Quick(clock=lambda: next(ticks) * 1e-12), dtypes=[float32])
-    assert status == _lab.FAILED and {r["status"] for r in store.results["rows"]} == {"impossible"}
+    assert status == lab.FAILED and {r["status"] for r in store.results["rows"]} == {"impossible"}
     assert all(r["us"] is None and "the limit is" in r["reason"] for r in store.results["rows"])
 
 
 def test_a_smarter_algorithm_is_possible():
     """Fewer flops by Winograd, less read by saving less: above the limit, and a time all the same."""
-    m = _harness.Measurement("", softmax_case(flops=10**9, saving=4.0), float32, Quick(), LIMITS)
+    m = harness.Measurement("", softmax_case(flops=10**9, saving=4.0), float32, Quick(), LIMITS)
     assert m.possible["forward"] == pytest.approx(m.limit["forward"] / 4)
-    m = _harness.Measurement("", softmax_case(), float32, Quick(), LIMITS)
+    m = harness.Measurement("", softmax_case(), float32, Quick(), LIMITS)
     assert (
         m.possible["backward"] == pytest.approx(m.limit["backward"] * 2 / 3)
         and m.possible["forward"] == m.limit["forward"]
@@ -169,9 +170,9 @@ def test_a_smarter_algorithm_is_possible():
 def test_reading_and_writing_have_their_own_limits():
     """A copy takes what the copy's limit says, a sum what the sum's says."""
     limits = {"copy": 2.0, "read": 4.0, "float32": 1.0}
-    assert _harness.least_seconds(8, 8, 0, limits, "float32") == pytest.approx(16 / 2.0)
-    assert _harness.least_seconds(8, 0, 0, limits, "float32") == pytest.approx(8 / 4.0)
-    assert _harness.least_seconds(8, 0, 100, limits, "float32") == 100
+    assert harness.least_seconds(8, 8, 0, limits, "float32") == pytest.approx(16 / 2.0)
+    assert harness.least_seconds(8, 0, 0, limits, "float32") == pytest.approx(8 / 4.0)
+    assert harness.least_seconds(8, 0, 100, limits, "float32") == 100
 
 
 def test_what_raises_is_noted(tmp_path):
@@ -180,7 +181,7 @@ def test_what_raises_is_noted(tmp_path):
 
     case = softmax_case(others={"broken": Other(broken)})
     status, store = run(tmp_path, [("softmax", case)], only=("numpy", "broken"), dtypes=[float32])
-    assert status == _lab.DONE  # what others cannot do is no failure of ours
+    assert status == lab.DONE  # what others cannot do is no failure of ours
     assert one(store, provider="broken", direction="both")["reason"] == "ZeroDivisionError: of theirs"
     assert one(store, provider="numpy", direction="both")["status"] == "ok"
 
@@ -190,7 +191,7 @@ def test_a_refusal_is_no_failure(tmp_path, monkeypatch):
     dispatch._plans.clear()
     status, store = run(tmp_path, CASES[:1], only=("numpy", "torch"), dtypes=[float32])
     dispatch._plans.clear()
-    assert status == _lab.DONE and "not today" in one(store, provider="numpy", direction="forward")["reason"]
+    assert status == lab.DONE and "not today" in one(store, provider="numpy", direction="forward")["reason"]
     assert one(store, provider="numpy", direction="forward")["status"] == "refused"
 
 
@@ -200,22 +201,22 @@ def test_a_refusal_is_no_failure(tmp_path, monkeypatch):
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Large cases' ways, on small ones: torch judges, the first rows alone are drawn, pieces of a few elements."""
-    monkeypatch.setattr(_judge, "MOST_ELEMENTS", 20)
-    monkeypatch.setattr(_judge, "_CHUNK", 16)
+    monkeypatch.setattr(judge, "MOST_ELEMENTS", 20)
+    monkeypatch.setattr(judge, "_CHUNK", 16)
 
 
 def errors(case, other=None, dtype=float32):
     """(judge, error of each direction) of ours, or of another function."""
-    m = _harness.Measurement("", case, dtype, Quick(), LIMITS)
+    m = harness.Measurement("", case, dtype, Quick(), LIMITS)
     inputs, dys = m.draw()
-    true = _judge.truth(case, dtype, inputs, dys)
+    true = judge.truth(case, dtype, inputs, dys)
     chosen = providers(
         case._replace(others={"other": Other(other)} if other else {}), m.on, ["other" if other else "numpy"]
     )
     function = chosen[0].function()
     with function.entered():
-        found = _judge.results(case, function, inputs, dys)
-    return true, _judge.judge(true, function, found, ours=not other)
+        found = judge.results(case, function, inputs, dys)
+    return true, judge.judge(true, function, found, ours=not other)
 
 
 def test_large_cases_are_judged_by_torch(in_pieces):
@@ -311,7 +312,7 @@ def test_rrelu_of_others_is_judged():
 def test_the_most_valuable_comes_first():
     cases = [(f, softmax_case(f"{f}{i}", headline=i == 0)) for f in "ab" for i in range(2)]
     cases.append(("a", softmax_case("a-sweep", sweep="rows", size=4)))
-    order = [(t.case.name, str(t.dtype)[:2], t.slow) for t in _lab.ordered(cases, [bfloat16, float32])]
+    order = [(t.case.name, str(t.dtype)[:2], t.slow) for t in lab.ordered(cases, [bfloat16, float32])]
     assert order[:6] == [
         ("a0", "bf", False), ("b0", "bf", False), ("a0", "bf", True), ("b0", "bf", True), ("a1", "bf", False), ("b1", "bf", False),
     ]  # fmt: skip
@@ -324,7 +325,7 @@ def test_the_time_limit_is_kept(tmp_path):
     """By a clock that every look moves on by ten seconds, each case takes ten: three fit into 65 seconds."""
     ticks = itertools.count(0, 10)
     status, store = run(tmp_path, dtypes=[float32], clock=lambda: next(ticks), until=65.0)
-    assert status == _lab.DONE and len({(r["op"], r["case"]) for r in store.results["rows"]}) == 3
+    assert status == lab.DONE and len({(r["op"], r["case"]) for r in store.results["rows"]}) == 3
     status, store = run(tmp_path, dtypes=[float32])
     assert len({(r["op"], r["case"]) for r in store.results["rows"]}) == 4 and len(store.results["processes"]) == 2
     assert {r["process"] for r in store.results["rows"]} == {0, 1}
@@ -332,7 +333,7 @@ def test_the_time_limit_is_kept(tmp_path):
 
 def test_the_slow_take_turns_with_the_others(tmp_path, monkeypatch):
     """torch.compile comes last, and what was measured before is measured again beside it."""
-    monkeypatch.setattr("gpulayers.bench._providers._compiled", Other)  # getting ready is not what is tested
+    monkeypatch.setattr("gpulayers.bench.cases.providers._compiled", Other)  # getting ready is not what is tested
     _, store = run(tmp_path, CASES[:1], dtypes=[float32], only=("numpy",))
     before = one(store, provider="numpy", direction="both")["us"]
     _, store = run(tmp_path, CASES[:1], dtypes=[float32], only=("numpy", "torch.compile"))
@@ -361,8 +362,8 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
     cases = [("softmax", softmax_case(name, needs=())) for name in "ab"]
     few = {"cases": cases, "dtypes": [float32], "only": ("numpy", "torch")}
     _, whole = run(tmp_path / "whole", **few)
-    monkeypatch.setattr(_results.Store, "rest", lambda self: None)
-    write, whole_text, writes = _results.write_json, pathlib.Path.write_text, itertools.count()
+    monkeypatch.setattr(records.Store, "rest", lambda self: None)
+    write, whole_text, writes = records.write_json, pathlib.Path.write_text, itertools.count()
 
     def half(path, text):
         with open(path, "w") as file:
@@ -384,14 +385,14 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
     for at in itertools.count():
         writes = itertools.count()
         folder = tmp_path / str(at)
-        monkeypatch.setattr(_results, "write_json", dying(at))
+        monkeypatch.setattr(records, "write_json", dying(at))
         try:
             run(folder, resume=False, **few)
             break  # there is no such write any more
         except Killed:
             pass
-        there = _results.load(folder / "bench.json")["rows"] if (folder / "bench.json").exists() else []
-        monkeypatch.setattr(_results, "write_json", write)
+        there = records.load(folder / "bench.json")["rows"] if (folder / "bench.json").exists() else []
+        monkeypatch.setattr(records, "write_json", write)
         monkeypatch.setattr(pathlib.Path, "write_text", whole_text)
         _, resumed = run(folder, **few)
         assert keys(resumed) == keys(whole) and all(r in resumed.results["rows"] for r in there)
@@ -411,11 +412,11 @@ def test_a_folder_holds_one_devices_results(tmp_path):
 
 
 def test_what_killed_two_processes_is_not_tried_again(tmp_path):
-    deadly = _results.Job("softmax", "softmax", "small", "float32", "numpy")
-    for _ in range(_results.DEATHS):
-        _results.Store(tmp_path, resume=True).trying(deadly)
+    deadly = records.Job("softmax", "softmax", "small", "float32", "numpy")
+    for _ in range(records.DEATHS):
+        records.Store(tmp_path, resume=True).trying(deadly)
     status, store = run(tmp_path, CASES[:1], dtypes=[float32])
-    assert status == _lab.FAILED and store.results["deaths"] == {str(deadly): _results.DEATHS}
+    assert status == lab.FAILED and store.results["deaths"] == {str(deadly): records.DEATHS}
     assert one(store, provider="numpy", direction="both")["status"] == "crashed"
     assert one(store, provider="torch", direction="both")["status"] == "ok"
 
@@ -430,9 +431,9 @@ def test_a_dead_device_ends_the_process(tmp_path):
 
     case = softmax_case(others={"broken": Other(broken)})
     status, store = run(tmp_path, [("softmax", case)], on=on, only=("numpy", "broken"), dtypes=[float32])
-    assert status == _lab.DIED and "illegal" in one(store, provider="broken", direction="both")["reason"]
+    assert status == lab.DIED and "illegal" in one(store, provider="broken", direction="both")["reason"]
     status, store = run(tmp_path, [("softmax", case)], only=("numpy", "broken"), dtypes=[float32])
-    assert status == _lab.DONE and one(store, provider="numpy", direction="both")["status"] == "ok"
+    assert status == lab.DONE and one(store, provider="numpy", direction="both")["status"] == "ok"
 
 
 def test_directions_that_a_death_took_are_measured_later(tmp_path):
@@ -447,9 +448,9 @@ def test_directions_that_a_death_took_are_measured_later(tmp_path):
 
     cases = [("softmax", softmax_case(others={"broken": Other(broken)}))]
     status, store = run(tmp_path, cases, on=on, only=("numpy", "broken"), dtypes=[float32])
-    assert status == _lab.DIED and one(store, provider="numpy")["direction"] == "forward"
+    assert status == lab.DIED and one(store, provider="numpy")["direction"] == "forward"
     status, store = run(tmp_path, cases, only=("numpy", "broken"), dtypes=[float32])
-    assert status == _lab.DONE
+    assert status == lab.DONE
     assert {r["direction"] for r in store.results["rows"] if r["provider"] == "numpy"} == {
         "forward",
         "backward",
@@ -490,7 +491,7 @@ def test_a_real_signal(tmp_path, number):
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
     )
     assert done.returncode == (-signal.SIGKILL if number == "SIGKILL" else 128 + signal.SIGTERM), done.stderr.decode()
-    died = _results.Store(tmp_path, resume=True).results["deaths"]
+    died = records.Store(tmp_path, resume=True).results["deaths"]
     assert died == ({"softmax | softmax | small | float32 | asked": 1} if number == "SIGKILL" else {})
 
 
@@ -498,7 +499,7 @@ def test_a_real_signal(tmp_path, number):
 
 
 def test_timer(monkeypatch):
-    timer, case = _harness.Timer(Quick()), softmax_case()
+    timer, case = harness.Timer(Quick()), softmax_case()
     assert timer.check(case, float32, "numpy") is None
     assert timer.seconds(case, float32, "backward", "numpy") > 0 and timer.limit(case, float32, "backward") > 0
     right = kernels.softmax_forward

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
-from gpulayers.bench._case import Case
+from gpulayers.bench.cases.case import Case
 from gpulayers.kernels._budget import Budget
 
 from gpulayers.sweep import _calls, _plan, _results

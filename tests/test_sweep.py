@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 import triton
 import triton.language as tl
-from gpulayers.bench._case import Case
+from gpulayers.bench.cases.case import Case
 from gpulayers.kernels._budget import Budget
 from gpulayers.kernels.triton import _configs, _tables
 

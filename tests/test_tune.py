@@ -12,11 +12,13 @@ import pytest
 
 pytest.importorskip("triton")
 
-from gpulayers.bench import _lab, _pool, _screen, _search, _warm, conv, tune
-from gpulayers.bench._case import every_case
-from gpulayers.bench._device import Cpu
-from gpulayers.bench._search import Screened
-from gpulayers.bench._uses import Use, chosen, declare, directions, uses
+from gpulayers.bench import conv
+from gpulayers.bench.cases.case import every_case
+from gpulayers.bench.cases.uses import Use, chosen, declare, directions, uses
+from gpulayers.bench.measuring import lab, pool, warm
+from gpulayers.bench.measuring.device import Cpu
+from gpulayers.bench.tuning import screen, search, tune
+from gpulayers.bench.tuning.search import Screened
 from gpulayers.kernels.numpy import softmax as numpy_softmax
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from gpulayers.kernels.triton._tables import Row, Tile
@@ -115,17 +117,17 @@ def test_uses_lie_in_memory_as_their_cases_say():
 
 def test_a_sample_has_the_smallest_the_largest_and_no_two_alike():
     asked = {n: ((H100, n // 2),) for n in range(40)}
-    found = _search.sample(asked, lambda use: -use, 5)
+    found = search.sample(asked, lambda use: -use, 5)
     assert list(found) == [38, 28, 18, 10, 0] and all(found[n] == asked[n] for n in found)
-    assert _search.sample({3: ("a",)}, lambda use: use, 5) == {3: ("a",)} and not _search.sample({}, lambda use: use, 5)
+    assert search.sample({3: ("a",)}, lambda use: use, 5) == {3: ("a",)} and not search.sample({}, lambda use: use, 5)
 
 
 def test_candidates_start_with_the_present_ones():
     for name in (SOFTMAX, "matmul.half", "conv2d.single"):
         choice = _configs.find(name)
         present = choice.entries(90)
-        every = _search.candidates(choice, present)
-        assert every[: len(present)] == [_search.bare(e) for e in present] and len(set(every)) == len(every) > 12
+        every = search.candidates(choice, present)
+        assert every[: len(present)] == [search.bare(e) for e in present] and len(set(every)) == len(every) > 12
         for candidate in every:
             _tables.check(name, (candidate,))
 
@@ -133,14 +135,14 @@ def test_candidates_start_with_the_present_ones():
 def test_candidates_that_launches_cannot_tell_apart_are_one():
     """For rows of 8192 only warps differ; what does not fit a GPU's shared memory is none."""
     softmax = _configs.find(SOFTMAX)
-    every = _search.candidates(softmax, softmax.entries(90))
-    found = _search.distinct(softmax, every, [(H100, 8192)])
-    assert sorted(_search.taken(softmax, c, [(H100, 8192)])[0] for c in found if c.elements <= 8192) == [
+    every = search.candidates(softmax, softmax.entries(90))
+    found = search.distinct(softmax, every, [(H100, 8192)])
+    assert sorted(search.taken(softmax, c, [(H100, 8192)])[0] for c in found if c.elements <= 8192) == [
         (1, 8192, w) for w in (2, 4, 8, 16)
     ]
     matmul, small = _configs.find("matmul.half"), _tile.Device(86, 84, 101376)
-    every = _search.candidates(matmul, matmul.entries(80))
-    found = _search.distinct(matmul, every, [(small, 4096, 4096, 2, True)])
+    every = search.candidates(matmul, matmul.entries(80))
+    found = search.distinct(matmul, every, [(small, 4096, 4096, 2, True)])
     assert 0 < len(found) < len(every) and all(c.shared(2) <= small.shared for c in found)
 
 
@@ -155,28 +157,28 @@ def test_the_shortlist_leaves_out_what_spills_and_keeps_what_is():
         Row(None, 16384, 16): Screened(None, 0.9, True),
         Row(None, 1024, 1): Screened(None, 0.9, False),
     }
-    found = _search.shortlist(choice, every, present, 2)
+    found = search.shortlist(choice, every, present, 2)
     assert found == [Row(None, 2048, 4), Row(None, 2048, 8), Row(None, 2048, 16)]
 
 
 def test_the_shortlist_of_tiles_has_every_shape_before_a_second_of_one():
     choice = _configs.find("matmul.half_tma")
-    every = {c: Screened(None, 0.25, True) for c in _search.candidates(choice, ())}
-    found = _search.shortlist(choice, every, (), len(_search.SHAPES) + 1)
-    assert {(c.BM, c.BN) for c in found} == set(_search.SHAPES) and len(found) == len(_search.SHAPES) + 1
+    every = {c: Screened(None, 0.25, True) for c in search.candidates(choice, ())}
+    found = search.shortlist(choice, every, (), len(search.SHAPES) + 1)
+    assert {(c.BM, c.BN) for c in found} == set(search.SHAPES) and len(found) == len(search.SHAPES) + 1
 
 
 @pytest.mark.parametrize("candidate, fault", [(Row(None, 2048, 16), None), (Row(None, 2048, 4), "spills: ")])
 def test_screening_reads_the_machine_code(candidate, fault):
     """Rows of 32768 in 16 warps' registers are well, and those in 4 warps' spill."""
     use = next(u for u, (key,) in uses(["softmax"], H100)[SOFTMAX].items() if key[1] == 32768)
-    found = _screen.screen((use, SOFTMAX, candidate), 90)
+    found = screen.screen((use, SOFTMAX, candidate), 90)
     assert (found.fault is None) == (fault is None) and (fault or "") in (found.fault or "") and found.wide
 
 
 def test_what_does_not_compile_speaks_against_its_candidate_alone():
     use = next(iter(uses(["linear"], H100)["matmul.half_tma"]))
-    found = _screen.screen((use, "matmul.half_tma", Tile(256, 256, 256, 8, 8)), 90)
+    found = screen.screen((use, "matmul.half_tma", Tile(256, 256, 256, 8, 8)), 90)
     assert "ValueError: matmul.half_tma: none of its configurations fits" in found.fault
 
 
@@ -189,7 +191,7 @@ class Crash:
 
 def test_a_compiler_that_takes_its_process_with_it_speaks_against_its_candidate_alone():
     use, crash, large = next(iter(uses(["linear"], H100)["matmul.half_tma"])), Crash(), Tile(256, 256, 256, 8, 8)
-    found = dict(_screen.screened([(use, "matmul.half_tma", c) for c in (crash, large)], 90))
+    found = dict(screen.screened([(use, "matmul.half_tma", c) for c in (crash, large)], 90))
     assert found[use, "matmul.half_tma", crash].fault == "the compiler's process died of it"
     assert "none of its configurations fits" in found[use, "matmul.half_tma", large].fault
 
@@ -198,27 +200,27 @@ def test_compilers_wait_for_the_next_choice():
     """Their start costs seconds; a death, and who stops listening, end them."""
     use, large = next(iter(uses(["linear"], H100)["matmul.half_tma"])), Tile(256, 256, 256, 8, 8)
     jobs = [(use, "matmul.half_tma", large)]
-    assert len(list(_screen.screened(jobs, 90))) == 1
-    pool = _pool._resting[os.cpu_count()]
-    first = {*pool._processes}
-    assert len(list(_screen.screened(jobs, 90))) == 1
-    assert _pool._resting[os.cpu_count()] is pool and first <= {*pool._processes}
-    processes = [*pool._processes.values()]
-    next(found := _screen.screened(jobs * 2, 90))
+    assert len(list(screen.screened(jobs, 90))) == 1
+    resting = pool._resting[os.cpu_count()]
+    first = {*resting._processes}
+    assert len(list(screen.screened(jobs, 90))) == 1
+    assert pool._resting[os.cpu_count()] is resting and first <= {*resting._processes}
+    processes = [*resting._processes.values()]
+    next(found := screen.screened(jobs * 2, 90))
     found.close()
     for process in processes:
         process.join(20)
-    assert os.cpu_count() not in _pool._resting and not any(p.is_alive() for p in processes)
+    assert os.cpu_count() not in pool._resting and not any(p.is_alive() for p in processes)
 
 
 def test_what_the_next_cases_launch_is_compiled_before_they_are_measured(tmp_path, monkeypatch):
     """By other processes; a launch of this one finds it in Triton's cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(_warm, "FEWEST", 2)
-    monkeypatch.setattr(_pool, "_resting", {})  # they have an environment of their own
-    (task, *_) = (t for t in _lab.ordered(every_case(["softmax"]), [arrays.dtype("bfloat16")]) if not t.slow)
-    _warm.warm([task, task._replace(slow=True)], 90, until=time.monotonic() + 300)
-    for resting in _pool._resting.values():
+    monkeypatch.setattr(warm, "FEWEST", 2)
+    monkeypatch.setattr(pool, "_resting", {})  # they have an environment of their own
+    (task, *_) = (t for t in lab.ordered(every_case(["softmax"]), [arrays.dtype("bfloat16")]) if not t.slow)
+    warm.warm([task, task._replace(slow=True)], 90, until=time.monotonic() + 300)
+    for resting in pool._resting.values():
         resting.shutdown()
     compiled = {p.name for p in tmp_path.iterdir()}
     assert compiled
@@ -237,11 +239,11 @@ def test_what_the_next_cases_launch_is_compiled_before_they_are_measured(tmp_pat
 
 
 def test_compiling_ahead_keeps_the_time_limit(monkeypatch):
-    monkeypatch.setattr(_warm, "FEWEST", 1)
-    tasks = [t for t in _lab.ordered(every_case(["linear"]), [arrays.dtype("bfloat16")]) if not t.slow]
+    monkeypatch.setattr(warm, "FEWEST", 1)
+    tasks = [t for t in lab.ordered(every_case(["linear"]), [arrays.dtype("bfloat16")]) if not t.slow]
     begin = time.monotonic()
-    _warm.warm(tasks, 90, until=begin)
-    assert os.cpu_count() not in _pool._resting and time.monotonic() - begin < 60
+    warm.warm(tasks, 90, until=begin)
+    assert os.cpu_count() not in pool._resting and time.monotonic() - begin < 60
 
 
 # --- what the measured make ------------------------------------------------------------------------------------------
@@ -261,14 +263,14 @@ def test_rows_merge_where_neighbours_agree():
     choice = _configs.find(SOFTMAX)
     best = {64: 1, 100: 1, 1000: 8, 3000: 8, 8192: 16}
     asked, ratios = measured(lambda c, n: 0.5 if c.warps == best[n] else 1.0, best, CANDIDATES)
-    found = _search.table(choice, choice.entries(90), asked, ratios)
+    found = search.table(choice, choice.entries(90), asked, ratios)
     assert found == (Row(128, 2048, 1), Row(4096, 2048, 8), Row(32768, 2048, 16))
 
 
 def test_rows_of_any_length_end_with_any_length():
     choice = _configs.find("dropout")
     asked, ratios = measured(lambda c, n: 0.5 if c.warps == (1 if n < 99 else 8) else 1.0, [64, 9000], CANDIDATES)
-    assert _search.table(choice, choice.entries(90), asked, ratios) == (Row(64, 2048, 1), Row(None, 2048, 8))
+    assert search.table(choice, choice.entries(90), asked, ratios) == (Row(64, 2048, 1), Row(None, 2048, 8))
 
 
 def test_an_entry_that_gains_no_more_than_noise_is_not_worth_it():
@@ -276,9 +278,9 @@ def test_an_entry_that_gains_no_more_than_noise_is_not_worth_it():
     asked, ratios = measured(
         lambda c, n: {1: 0.5, 4: 0.499 if n > 99 else 0.6}.get(c.warps, 1.0), [64, 9000], CANDIDATES
     )
-    assert _search.table(choice, choice.entries(90), asked, ratios) == (Row(None, 2048, 1),)
+    assert search.table(choice, choice.entries(90), asked, ratios) == (Row(None, 2048, 1),)
     asked, ratios = measured(lambda c, n: 0.995, [64, 9000], CANDIDATES)
-    assert _search.table(choice, choice.entries(90), asked, ratios) == choice.entries(90)
+    assert search.table(choice, choice.entries(90), asked, ratios) == choice.entries(90)
 
 
 def test_a_table_of_rows_stays_short():
@@ -286,7 +288,7 @@ def test_a_table_of_rows_stays_short():
     lengths = [2**i for i in range(5, 20)]
     wanted = {n: CANDIDATES[i % 4] for i, n in enumerate(lengths)}
     asked, ratios = measured(lambda c, n: 0.5 if c == wanted[n] else 1.0, lengths, CANDIDATES)
-    assert len(_search.table(choice, choice.entries(90), asked, ratios)) == _search.MOST_ROWS
+    assert len(search.table(choice, choice.entries(90), asked, ratios)) == search.MOST_ROWS
 
 
 def test_tiles_are_the_best_list_under_the_launchers_rule():
@@ -297,12 +299,12 @@ def test_tiles_are_the_best_list_under_the_launchers_rule():
     asked = {Use("linear", i, "bfloat16", "forward"): (key,) for i, key in enumerate(keys)}
     table = [{large: 0.5, middle: 0.6, small: 2.0}, {large: 2.0, middle: 1.5, small: 0.7}, {large: 3.0, small: 0.9}]
     ratios = dict(zip(asked, table))
-    found = _search.table(choice, choice.entries(90), asked, ratios)
+    found = search.table(choice, choice.entries(90), asked, ratios)
     assert found == (large, small)
-    assert _search.estimate(choice, found, asked, ratios) == pytest.approx((0.5 * 0.7 * 0.9) ** (1 / 3))
-    assert _search.estimate(choice, (middle,), asked, ratios) == math.inf  # not measured on the last
+    assert search.estimate(choice, found, asked, ratios) == pytest.approx((0.5 * 0.7 * 0.9) ** (1 / 3))
+    assert search.estimate(choice, (middle,), asked, ratios) == math.inf  # not measured on the last
     no_gain = {use: dict.fromkeys(found, 1.0) for use, found in ratios.items()}
-    assert _search.table(choice, choice.entries(90), asked, no_gain) == choice.entries(90)
+    assert search.table(choice, choice.entries(90), asked, no_gain) == choice.entries(90)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def test_a_folder_holds_results_of_other_families(tmp_path):
     tuner(tmp_path, Model(by_warps(one_or_sixteen))).run(["dropout"])
     code = f"""
 import pathlib
-from gpulayers.bench import tune
+from gpulayers.bench.tuning import tune
 from gpulayers.kernels.triton import _tile
 lab = type("Idle", (tune.Lab,), {{"about": lambda self: {ABOUT}}})()
 folder = pathlib.Path({str(tmp_path)!r})
@@ -369,7 +371,7 @@ def test_a_wrong_candidate_is_dropped(tmp_path, capsys):
     dropped = found.known.of(SOFTMAX)["dropped"]
     assert dropped and all("(1, 32768, 8) is wrong" in why for why in dropped.values())
     assert all(
-        _search.taken(_configs.find(SOFTMAX), Row(None, *map(int, c.split()[1:])), [(H100, 32768)]) == ((1, 32768, 8),)
+        search.taken(_configs.find(SOFTMAX), Row(None, *map(int, c.split()[1:])), [(H100, 32768)]) == ((1, 32768, 8),)
         for c in dropped
     )
     assert found.results()[SOFTMAX].after[-1].warps == 16

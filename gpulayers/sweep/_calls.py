@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpulayers.arrays import Spec, dtype, float32
-from gpulayers.bench._case import CHANNELS_LAST, Case
-from gpulayers.bench._uses import precision
+from gpulayers.bench.cases.case import CHANNELS_LAST, Case
+from gpulayers.bench.cases.uses import precision
 from gpulayers.testing.audit_op import launched
 from gpulayers.testing.compiling import Planned
 

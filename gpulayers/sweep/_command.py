@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpulayers.bench._tables import show
+from gpulayers.bench.reporting.tables import show
 from gpulayers.sweep import _calls, _show
 from gpulayers.sweep._diff import audited
 from gpulayers.sweep._results import sweep

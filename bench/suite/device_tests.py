@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gpulayers.bench._results import write_text
+from gpulayers.bench.measuring.records import write_text
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIRST = ("test_gpu", "test_softmax", "test_norm", "test_linear", "test_conv", "test_loss", "test_activation")
 """Files in the order of their worth on a GPU; the others follow."""
 ELSEWHERE = (
@@ -172,7 +172,7 @@ def run(
         "pytest",
         "-q",
         "-p",
-        "gpulayers.bench._recording",
+        "gpulayers.bench.suite.recording",
         *chosen,
         "--record",
         str(record),

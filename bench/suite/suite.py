@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from gpulayers.bench._lab import DIED, stoppable
-from gpulayers.bench._results import load, machine, now, write_json
-from gpulayers.bench._tests import OUT_OF_TIME
+from gpulayers.bench.measuring.lab import DIED, stoppable
+from gpulayers.bench.measuring.records import load, machine, now, write_json
+from gpulayers.bench.suite.device_tests import OUT_OF_TIME
 from tqdm.auto import tqdm
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 MINUTES = 9.0
 GRACE = 15.0
 """Seconds that a step is asked to end before its time, and again that it has to do so."""
@@ -75,7 +75,7 @@ def _python(*words: Any) -> list[str]:
 
 
 def _test(suite: Suite, seconds: float) -> list[str]:
-    return _python("-m", "gpulayers.bench._tests", suite.out, seconds, *suite.tests)
+    return _python("-m", "gpulayers.bench.suite.device_tests", suite.out, seconds, *suite.tests)
 
 
 def _sanitize(tool: str) -> Callable[[Suite, float], list[str] | str]:

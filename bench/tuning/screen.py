@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from gpulayers.bench._pool import pool
-from gpulayers.bench._search import Screened
-from gpulayers.bench._uses import Use, directions, dry, precision
+from gpulayers.bench.cases.uses import Use, directions, dry, precision
+from gpulayers.bench.measuring.pool import pool
+from gpulayers.bench.tuning.search import Screened
 from gpulayers.kernels.triton import _configs
 
 from gpulayers.testing.audit import audit_launches

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gpulayers.bench import _judge
-from gpulayers.bench._case import Case
-from gpulayers.bench._device import Captured, Device, device
-from gpulayers.bench._judge import Error
-from gpulayers.bench._providers import Function, Ours, Provider
-from gpulayers.bench._results import Row, Status
-from gpulayers.bench._timing import quantiles, take_turns
+from gpulayers.bench.cases.case import Case
+from gpulayers.bench.cases.providers import Function, Ours, Provider
+from gpulayers.bench.judging import judge
+from gpulayers.bench.judging.judge import Error
+from gpulayers.bench.measuring.device import Captured, Device, device
+from gpulayers.bench.measuring.records import Row, Status
+from gpulayers.bench.measuring.timing import quantiles, take_turns
 from torch import Tensor
 
 from gpulayers import arrays, dispatch
@@ -68,7 +68,7 @@ class Measurement:
     ):
         self.family, self.case, self.dtype, self.on, self.process = family, case, dtype, on, process
         self.traffic, self.work = case.traffic(dtype), case.work()
-        rate = "tf32" if dtype == float32 and on.name == "cuda" and _judge.allows_tf32(case) else str(dtype)
+        rate = "tf32" if dtype == float32 and on.name == "cuda" and judge.allows_tf32(case) else str(dtype)
         self.limit, self.possible = {}, {}
         for d in case.directions():
             t = self.traffic[d]
@@ -134,18 +134,18 @@ def measure(
 def _checked(m: Measurement, chosen: Sequence[Provider], rows: list[Row], trying: Callable) -> list[_Contender]:
     """The providers whose results are right; rows for the others."""
     inputs, dys = m.draw()
-    true, right = _judge.truth(m.case, m.dtype, inputs, dys), []
+    true, right = judge.truth(m.case, m.dtype, inputs, dys), []
     for provider in chosen:
         trying(provider)
         try:
             function = provider.function()
             with function.entered():
-                found = _judge.results(m.case, function, function.put(inputs), dys)
-            errors = _judge.judge(true, function, found, provider.ours)
+                found = judge.results(m.case, function, function.put(inputs), dys)
+            errors = judge.judge(true, function, found, provider.ours)
         except Exception as error:
             _note(m, provider, provider.directions, error, rows)
             continue
-        allowed = 1.0 if provider.ours else _judge.OTHERS_TIMES
+        allowed = 1.0 if provider.ours else judge.OTHERS_TIMES
         if all(e.times <= allowed for e in errors.values()):
             right.append(_Contender(provider, function, errors))
             continue
@@ -243,7 +243,7 @@ class Timer:
             self._last = None, None  # its memory first
             m = Measurement("", case, dtype, self.on, self.limits)
             drawn = m.draw()
-            self._last = key, (m, _judge.truth(case, dtype, *drawn), drawn, m.sets())
+            self._last = key, (m, judge.truth(case, dtype, *drawn), drawn, m.sets())
         return self._last[1]
 
     def check(self, case: Case, dtype: np.dtype, backend: str = "triton") -> str | None:
@@ -251,7 +251,7 @@ class Timer:
         _, true, drawn, _ = self._prepared(case, dtype)
         function = Ours(case, backend)
         with self.on.entered(), function.entered():
-            errors = _judge.judge(true, function, _judge.results(case, function, *drawn), ours=True)
+            errors = judge.judge(true, function, judge.results(case, function, *drawn), ours=True)
         worst = max(errors.values(), key=lambda e: e.times)
         return None if worst.times <= 1 else f"{worst.times:.3g} times the allowed error: {worst.where}"
 

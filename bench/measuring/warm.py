@@ -9,9 +9,9 @@ import os
 import time
 from collections.abc import Sequence
 
-from gpulayers.bench._lab import Task
-from gpulayers.bench._pool import pool
-from gpulayers.bench._uses import Use, directions, precision, uses_of
+from gpulayers.bench.cases.uses import Use, directions, precision, uses_of
+from gpulayers.bench.measuring.lab import Task
+from gpulayers.bench.measuring.pool import pool
 
 from gpulayers.testing.compiling import compiling
 from gpulayers.testing.gpus import GPUS

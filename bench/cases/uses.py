@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpulayers.bench._case import Case, every_case
+from gpulayers.bench.cases.case import Case, every_case
 from gpulayers.kernels.triton import _configs, _tile
 
 from gpulayers import arrays

@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gpulayers.bench._results import Results, Row
-from gpulayers.bench._tables import call
-from gpulayers.bench._timing import geometric_mean
+from gpulayers.bench.measuring.records import Results, Row
+from gpulayers.bench.measuring.timing import geometric_mean
+from gpulayers.bench.reporting.tables import call
 
 COLOURS = {  # Okabe and Ito's, that colour-blind people tell apart
     "triton": "#0072B2",

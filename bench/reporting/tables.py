@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gpulayers.bench._results import Results, Row
+from gpulayers.bench.measuring.records import Results, Row
 
 from gpulayers._table import amount, table
 

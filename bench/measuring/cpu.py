@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gpulayers.bench._case import Case, every_case
-from gpulayers.bench._device import Cpu
-from gpulayers.bench._timing import calls, costs, quantiles, take_turns
+from gpulayers.bench.cases.case import Case, every_case
+from gpulayers.bench.measuring.device import Cpu
+from gpulayers.bench.measuring.timing import calls, costs, quantiles, take_turns
 
 from gpulayers import transfer
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpulayers.bench._case import Case
-from gpulayers.bench._device import Device
-from gpulayers.bench._harness import DeviceDied, Measurement, measure
-from gpulayers.bench._providers import Provider, providers
-from gpulayers.bench._results import DEATHS, Job, Row, Store, failed
+from gpulayers.bench.cases.case import Case
+from gpulayers.bench.cases.providers import Provider, providers
+from gpulayers.bench.measuring.device import Device
+from gpulayers.bench.measuring.harness import DeviceDied, Measurement, measure
+from gpulayers.bench.measuring.records import DEATHS, Job, Row, Store, failed
 from tqdm.auto import tqdm
 
 DONE, FAILED, DIED = 0, 1, 3

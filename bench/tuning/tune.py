@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from gpulayers.bench import _screen, _search
-from gpulayers.bench._device import Device, device
-from gpulayers.bench._harness import Timer
-from gpulayers.bench._lab import DIED
-from gpulayers.bench._results import write_text
-from gpulayers.bench._search import Screened
-from gpulayers.bench._tables import show
-from gpulayers.bench._timing import geometric_mean, take_turns
-from gpulayers.bench._tuning import Known, entry_text, use_text
-from gpulayers.bench._uses import Use, declare, precision, uses
+from gpulayers.bench.cases.uses import Use, declare, precision, uses
+from gpulayers.bench.measuring.device import Device, device
+from gpulayers.bench.measuring.harness import Timer
+from gpulayers.bench.measuring.lab import DIED
+from gpulayers.bench.measuring.records import write_text
+from gpulayers.bench.measuring.timing import geometric_mean, take_turns
+from gpulayers.bench.reporting.tables import show
+from gpulayers.bench.tuning import screen, search
+from gpulayers.bench.tuning.known import Known, entry_text, use_text
+from gpulayers.bench.tuning.search import Screened
 from gpulayers.kernels.triton import _configs, _tables, _tile
 from tqdm.auto import tqdm
 
@@ -36,14 +36,14 @@ from gpulayers.testing.gpus import GPUS
 
 ROUNDS = 5
 """Turns of a candidate and of the present table that are kept; one before them warms up."""
-MOST = {_configs.Row: 12, _configs.Tile: len(_search.SHAPES)}
+MOST = {_configs.Row: 12, _configs.Tile: len(search.SHAPES)}
 """Candidates of a choice that are timed on a shape, besides the present ones."""
 MOST_USES = 12
 """Shapes that candidates are timed on; the table that comes of it is timed on all."""
 DONE, STOPPED = 0, 0
 """Exit status: finished, or out of time; ``DIED`` where a fresh process should go on."""
 
-Screening = Callable[[Sequence[_screen.Job], int], Iterable[tuple[_screen.Job, Screened]]]
+Screening = Callable[[Sequence[screen.Job], int], Iterable[tuple[screen.Job, Screened]]]
 
 
 class Lab(Protocol):
@@ -84,7 +84,7 @@ class Tuner:
     """One run over the choices that the families' declared shapes ask for.
 
     device: what launchers choose by. folder: where the run keeps what it knows. target: the table's file. until: of
-    ``clock``. screening: compiles candidates (``_screen.screened``).
+    ``clock``. screening: compiles candidates (``screen.screened``).
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Tuner:
         *,
         until: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
-        screening: Screening = _screen.screened,
+        screening: Screening = screen.screened,
         progress: bool = True,
     ):
         self.lab, self.device, self.target, self.until, self.clock = lab, device, target, until, clock
@@ -154,8 +154,8 @@ class Tuner:
     def _tune(self, name: str, asked: dict[Use, tuple]) -> None:
         choice = _configs.find(name)
         present = choice.entries(self.device.arch)
-        every = _search.candidates(choice, present)
-        sampled = _search.sample(asked, _size, MOST_USES)
+        every = search.candidates(choice, present)
+        sampled = search.sample(asked, _size, MOST_USES)
         screened = self._screened(choice, present, every, sampled)
         known = self.known.of(name)
         for use, keys in sampled.items():
@@ -166,9 +166,9 @@ class Tuner:
             for some in (asked, sampled)
         )
         ratios = self._ratios(choice, every, sampled, present)
-        found = _search.table(choice, present, sampled, ratios) if sampled else present
+        found = search.table(choice, present, sampled, ratios) if sampled else present
         gain = self._verified(choice, present, found, asked) if found != present else 1.0
-        if gain <= 1 + _search.WORTH:
+        if gain <= 1 + search.WORTH:
             found, gain = present, 1.0
         known["result"] = {
             "before": present, "after": found, "gain": gain, "uses": len(asked) if sampled else 0,
@@ -184,14 +184,14 @@ class Tuner:
         Rows are screened on each use, as what spills depends on their length. Tiles are on the largest one, and those
         that are left on the others, so that they are compiled by the time they are timed.
         """
-        plans = {use: _search.distinct(choice, every, keys) for use, keys in asked.items()}
+        plans = {use: search.distinct(choice, every, keys) for use, keys in asked.items()}
         if choice.kind is _configs.Row:
             self._compile(choice, plans)
             return {use: self._shortlist(choice, use, plan, present) for use, plan in plans.items()}
         largest = max(asked, key=_size)
         self._compile(choice, {largest: plans[largest]})
         kept = self._shortlist(choice, largest, plans[largest], present)
-        plans = {use: _search.distinct(choice, kept, keys) for use, keys in asked.items()}
+        plans = {use: search.distinct(choice, kept, keys) for use, keys in asked.items()}
         self._compile(choice, plans)
         return {use: self._sound(choice, use, plan) for use, plan in plans.items()}
 
@@ -219,18 +219,18 @@ class Tuner:
     def _shortlist(self, choice: _configs.Choice, use: Use, plan: Sequence[Any], present: tuple) -> list[Any]:
         there = self.known.screened(choice.name, use)
         found = {c: there[entry_text(c)] for c in plan}
-        return [c for c in _search.shortlist(choice, found, present, MOST[choice.kind]) if found[c].fault is None]
+        return [c for c in search.shortlist(choice, found, present, MOST[choice.kind]) if found[c].fault is None]
 
     def _measure(self, choice: _configs.Choice, present: tuple, use: Use, keys: tuple, plan: Sequence[Any]) -> None:
         """Check and time the candidates of one use that are not known yet. Raises OutOfTime between two of them."""
         name, known = choice.name, self.known.of(choice.name)
-        same = _search.taken_from(choice, present, keys)
+        same = search.taken_from(choice, present, keys)
         now: Callable[[], float] | None = None
         for candidate in plan:
             text = entry_text(candidate)
             if text in known["dropped"] or any(text in known[p].get(use_text(use), {}) for p in ("ratios", "failed")):
                 continue
-            if _search.taken(choice, candidate, keys) == same:
+            if search.taken(choice, candidate, keys) == same:
                 continue
             self._time_left()
             self._say(f"{name}: {text} on {use.text}")
@@ -274,13 +274,13 @@ class Tuner:
         """Use → candidate → ratio, those that take the same there included, those that were dropped left out."""
         known = self.known.of(choice.name)
         timed = {text for there in known["ratios"].values() for text in there} - set(known["dropped"])
-        sound = [c for c in every if entry_text(c) in timed or c in map(_search.bare, present)]
+        sound = [c for c in every if entry_text(c) in timed or c in map(search.bare, present)]
         found: dict[Use, dict[Any, float]] = {}
         for use, keys in usable.items():
             there = known["ratios"].get(use_text(use), {})
-            by_taken = {_search.taken_from(choice, present, keys): 1.0}
-            by_taken |= {_search.taken(choice, c, keys): there[t] for c in every if (t := entry_text(c)) in there}
-            taken = {c: _search.taken(choice, c, keys) for c in sound}
+            by_taken = {search.taken_from(choice, present, keys): 1.0}
+            by_taken |= {search.taken(choice, c, keys): there[t] for c in every if (t := entry_text(c)) in there}
+            taken = {c: search.taken(choice, c, keys) for c in sound}
             found[use] = {c: by_taken[t] for c, t in taken.items() if t is not None and t in by_taken}
         return found
 
@@ -291,7 +291,7 @@ class Tuner:
             known = self.known.of(name)["verified"].get(use_text(use), {})
             key = "; ".join(map(entry_text, found))
             if key not in known:
-                if _search.taken_from(choice, found, keys) == _search.taken_from(choice, present, keys):
+                if search.taken_from(choice, found, keys) == search.taken_from(choice, present, keys):
                     ratio = 1.0
                 else:
                     self._time_left()

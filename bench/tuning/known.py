@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gpulayers.bench._results import write_text
-from gpulayers.bench._search import Screened
-from gpulayers.bench._uses import Use
+from gpulayers.bench.cases.uses import Use
+from gpulayers.bench.measuring.records import write_text
+from gpulayers.bench.tuning.search import Screened
 
 DEATHS = 2
 """Processes that may die of a candidate before it is dropped: the first may have been stopped from outside."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from gpulayers.bench._timing import CALLS, calls, costs
+from gpulayers.bench.measuring.timing import CALLS, calls, costs
 from torch import Tensor
 
 import gpulayers.torch as gt

@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p gpulayers.bench._recording``): a part of the tests, and each outcome on disk as it comes."""
+"""A pytest plugin (``-p gpulayers.bench.suite.recording``): a part of the tests, and each outcome on disk as it comes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from gpulayers.bench._tests import read
+from gpulayers.bench.suite.device_tests import read
 
 
 def pytest_addoption(parser: Any) -> None:

@@ -16,13 +16,13 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from gpulayers.bench._device import processor
+from gpulayers.bench.measuring.device import processor
 
 import gpulayers
 from gpulayers.cli import PACKAGES, version
 
 SCHEMA = 1
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEATHS = 2
 """A provider that killed this many processes on a case is not tried there again."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from gpulayers.bench._case import DIRECTIONS, Case, Other, installed
-from gpulayers.bench._device import Device
+from gpulayers.bench.cases.case import DIRECTIONS, Case, Other, installed
 from torch import Tensor
 
 from gpulayers import dispatch
@@ -97,6 +96,13 @@ class Theirs(Function):
         return tuple(t.detach() for t in y), backward
 
 
+class Place(Protocol):
+    """What is asked of a device here."""
+
+    name: str
+    backends: tuple[str, ...]
+
+
 class Provider(NamedTuple):
     name: str
     function: Callable[[], Function]
@@ -108,7 +114,7 @@ class Provider(NamedTuple):
     """It takes seconds to get ready."""
 
 
-def providers(case: Case, device: Device, only: Sequence[str] = ()) -> list[Provider]:
+def providers(case: Case, device: Place, only: Sequence[str] = ()) -> list[Provider]:
     """Who serves the case on the device, ours first; of those named in ``only``, if any."""
     found = [
         Provider(b, lambda b=b: Ours(case, b), case.directions(), ours=True)  # type: ignore[misc]

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gpulayers.bench._case import Case
-from gpulayers.bench._providers import Function, Other, Theirs
+from gpulayers.bench.cases.case import Case
+from gpulayers.bench.cases.providers import Function, Other, Theirs
 from torch import Tensor
 
 from gpulayers import arrays, dispatch, transfer

@@ -1,0 +1,1 @@
+"""Whether a result is right, and how far from the truth. Imports cases."""

@@ -1,0 +1,1 @@
+"""The search for the kernels' configurations. Imports cases, measuring, reporting."""
