@@ -72,7 +72,9 @@ class Definition:
     """All that an op is, but for how it is called (``ops/_op.py``).
 
     updates: the inputs that are written in place; such an op has no backward.
-    dynamic: options that change from call to call (a learning rate): no plan depends on them.
+    dynamic: options that change from call to call (a learning rate, a dropout's p): no plan depends on them, so the
+    rule does not see them.
+    guard: f_guard(*inputs, **options) raises for values of dynamic options that are wrong; it runs on every call.
     check: f_check(*inputs, **options) raises for wrong data (a label out of range). It looks at arrays on the CPU only;
     on a GPU looking would mean to wait, and kernels answer with NaN.
     kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
@@ -87,10 +89,11 @@ class Definition:
         differentiable: Sequence[str] | None = None,
         updates: Sequence[str] = (),
         dynamic: Sequence[str] = (),
+        guard: Callable[..., None] | None = None,
         kernels: Mapping[str, Any] | None = None,
         check: Callable[..., None] | None = None,
     ):
-        self.rule, self.forward, self.backward, self.check = rule, forward, backward, check
+        self.rule, self.forward, self.backward, self.check, self.guard = rule, forward, backward, check, guard
         self.name = forward.__name__.removesuffix("_forward")
         self.family = forward.__module__.rpartition(".")[2]
         self.updates, self.dynamic, self.kernels = tuple(updates), frozenset(dynamic), dict(kernels or {})

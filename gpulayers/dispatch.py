@@ -157,7 +157,8 @@ class Call:
 _Array = np.ndarray
 _NO_VALUES: dict[str, Any] = {}
 _plans: dict[tuple, Plan] = {}
-_MOST_PLANS = 8192
+_MOST_PLANS = 1024
+"""About 17 kB each; past that the oldest goes."""
 
 
 def forward(
@@ -182,6 +183,8 @@ def plan_for(
     values = _NO_VALUES
     if op.dynamic:
         values = {k: v for k, v in options.items() if k in op.dynamic}
+        if op.guard is not None:
+            _guard(op, inputs, options)
         options = {k: v for k, v in options.items() if k not in op.dynamic}
     key: list = [op, _policy.get(), needs]
     try:
@@ -204,9 +207,19 @@ def plan_for(
     if plan is None:
         plan = _make_plan(op, inputs, needs, options, like)
         if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
+            _plans.pop(next(iter(_plans)), None)  # another thread may have been faster
         _plans[found] = plan
     return plan, values
+
+
+def _guard(op: Definition, inputs: Sequence[Any], options: dict[str, Any]) -> None:
+    """Raises what the op's guard raises, named."""
+    assert op.guard is not None
+    try:
+        op.guard(*inputs, **options)
+    except Exception as error:
+        _name(error, op)
+        raise
 
 
 def _check_options(op: Definition, options: dict[str, Any]) -> None:
@@ -229,9 +242,10 @@ def explain(op: Definition, *inputs: Any, needs: Sequence[str] = (), **options: 
 
     ``inputs`` may be arrays or Specs (taken as arrays on the CPU).
     """
-    plan = _make_plan(
-        op, inputs, tuple(needs), {k: _frozen(v) for k, v in options.items() if k not in op.dynamic}, quiet=True
-    )
+    fixed = {k: _frozen(v) for k, v in options.items() if k not in op.dynamic}
+    plan = _make_plan(op, inputs, tuple(needs), fixed, quiet=True)
+    if op.guard is not None:
+        _guard(op, inputs, options)
     return plan.backend, plan.reasons
 
 

@@ -10,11 +10,17 @@ import pytest
 import torch
 
 import gpulayers as gl
+import gpulayers.torch as gt
 from gpulayers import arrays, dispatch
+from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
+from gpulayers.ops.loss import cross_entropy
+from gpulayers.ops.norm import batch_norm
+from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.ops.pooling import max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.interpreter import interpreting
+from gpulayers.torch.dropout import _dropout as torch_dropout
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 IMAGE = np.zeros((1, 2, 4, 4), np.float32)
@@ -172,3 +178,74 @@ def test_a_lazily_negated_tensor_is_refused():
     with pytest.raises(TypeError, match=r"softmax: .*resolve_neg\(\)"):
         softmax(negated)
     np.testing.assert_allclose(softmax(negated.resolve_neg()), negated.softmax(-1), rtol=1e-6)
+
+
+def annealed() -> dict:
+    """Calls whose numbers change from step to step, by name: f(share of the way)."""
+    x, seed, labels = X.copy(), np.zeros(2, np.int64), np.arange(4)
+    lists = [[x], [X], [np.zeros_like(X)], [np.zeros_like(X)]]
+    t = torch.from_numpy(X)
+    parameter = torch.nn.Parameter(t.clone())
+    parameter.grad = t.clone()
+    sgd = gt.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    dropouts = gl.Dropout(), gt.Dropout()
+
+    def stepped(**group):
+        sgd.param_groups[0].update(group)
+        sgd.step()
+
+    def dropped(p):
+        dropouts[0].p = dropouts[1].p = p
+        dropouts[0](X), dropouts[1](t)
+
+    return {
+        "sgd": lambda a: sgd_update(*lists[:3], lr=a, momentum=0.5 + a / 2, dampening=a, weight_decay=a, grad_scale=a),
+        "adamw": lambda a: adamw_update(*lists, lr=a, betas=(a, 1 - a / 2), eps=a, weight_decay=a, step=1 + int(9 * a)),
+        "torch's SGD": lambda a: stepped(lr=a, momentum=0.5 + a / 2, dampening=a, weight_decay=a),
+        "dropout": lambda a: dropout.record(x, seed, p=a)[1].backward(X),
+        "dropout layers": lambda a: dropped(0.1 + a / 2),
+        "cross entropy": lambda a: cross_entropy.record(x, labels, label_smoothing=a)[1].backward(np.float32(1)),
+        "batch norm": lambda a: batch_norm(X, None, None, X[0].copy(), X[1].copy(), training=True, momentum=a),
+    }
+
+
+@pytest.mark.parametrize("name", annealed())
+def test_numbers_that_change_every_step_make_no_plans(name):
+    call = annealed()[name]
+    call(0.25), call(0.35)
+    before = len(dispatch._plans), len(torch_dropout._known), len(torch_dropout._latest)
+    for i in range(1, 10):
+        call(i / 10)
+    assert (len(dispatch._plans), len(torch_dropout._known), len(torch_dropout._latest)) == before
+
+
+def test_changing_numbers_are_looked_at_in_every_call():
+    """Wrong ones raise where a call that differs in nothing else was made before."""
+    seed, p = np.zeros(2, np.int64), [X.copy()]
+    dropout(X, seed, p=0.5)
+    with pytest.raises(ValueError, match=r"dropout: p: the rule is 0 ≤ p ≤ 1; got 1.5"):
+        dropout(X, seed, p=1.5)
+    cross_entropy(X, np.arange(4))
+    with pytest.raises(RuntimeError, match="cross_entropy: label_smoothing"):
+        cross_entropy(X, np.arange(4), label_smoothing=2.0)
+    sgd_update(p, [X], lr=0.1)
+    with pytest.raises(ValueError, match="sgd_update: weight_decay"):
+        sgd_update(p, [X], lr=0.1, weight_decay=-1.0)
+    with pytest.raises(RuntimeError, match="momentums: the rule is a list where momentum ≠ 0"):
+        sgd_update(p, [X], lr=0.1, momentum=0.9)
+    adamw_update(p, [X], [X.copy()], [X.copy()])
+    with pytest.raises(ValueError, match="adamw_update: betas"):
+        adamw_update(p, [X], [X.copy()], [X.copy()], betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="dropout probability"):
+        torch_dropout(torch.from_numpy(X), torch.from_numpy(seed), 1.5)
+    with pytest.raises(ValueError, match="p: the rule is 0 ≤ p ≤ 1"):
+        gl.explain(dropout, X, seed, p=1.5)
+
+
+def test_plans_are_bounded(monkeypatch):
+    """The oldest plan makes room for the newest."""
+    monkeypatch.setattr(dispatch, "_plans", {})
+    monkeypatch.setattr(dispatch, "_MOST_PLANS", 4)
+    for n in range(1, 8):
+        softmax(np.zeros((n, 2), np.float32))
+    assert [key[3][0] for key in dispatch._plans] == [4, 5, 6, 7]

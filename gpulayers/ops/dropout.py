@@ -10,17 +10,20 @@ from gpulayers.ops._op import ArgumentError, KindError, Op, Rule, ShapeError, re
 from gpulayers.ops._random import random_bits
 
 
-def dropout_rule(x: Spec, seed: Spec, *, needs: tuple = (), p: float = 0.5) -> Rule:
+def dropout_rule(x: Spec, seed: Spec, *, needs: tuple = ()) -> Rule:
     require_float("x", x)
     if seed.dtype != int64:
         raise KindError("seed", "dtype = int64", seed.dtype)
     if seed.shape != (2,):
         raise ShapeError("seed", "seed = [seed, offset], shape [2]", list(seed.shape))
+    return Rule({"y": x.like()}, {"seed": seed} if needs else {})
+
+
+def _guard(*inputs: Any, p: float = 0.5, **_: Any) -> None:
     if isinstance(p, bool) or not isinstance(p, int | float):
         raise KindError("p", "a number", repr(p))
     if not 0 <= p <= 1:
         raise ArgumentError("p", "0 ≤ p ≤ 1", p)
-    return Rule({"y": x.like()}, {"seed": seed} if needs else {}, {"p": float(p)})
 
 
 def threshold_and_scale(p: float) -> tuple[int, float]:
@@ -51,4 +54,4 @@ def dropout_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, p:
     return _masked(dys[0], inputs[0], saved["seed"], p), None
 
 
-dropout = Op(dropout_rule, dropout_forward, dropout_backward, differentiable=("x",))
+dropout = Op(dropout_rule, dropout_forward, dropout_backward, differentiable=("x",), dynamic=("p",), guard=_guard)

@@ -115,7 +115,6 @@ def cross_entropy_rule(
     *,
     needs: tuple = (),
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Rule:
     require_float("x", x)
@@ -123,8 +122,6 @@ def cross_entropy_rule(
     if x.ndim == 0:
         raise ShapeError("x", "x.shape = (C,) or (N, C, *d)", [])
     samples = _samples(x)
-    if not 0 <= label_smoothing <= 1:
-        raise ShapeError("label_smoothing", "0 ≤ label_smoothing ≤ 1", label_smoothing)
     probabilities = target.dtype in FLOATS
     if probabilities:
         require_shape("target", target, x.shape, "the shape of class probabilities = x.shape")
@@ -140,8 +137,12 @@ def cross_entropy_rule(
     if reduction == "mean" and not probabilities:
         saved["total"] = Spec((), work)
     y = Spec(samples if reduction == "none" else (), x.dtype)
-    options = {"ignore_index": ignore_index, "label_smoothing": float(label_smoothing), "reduction": reduction}
-    return Rule({"y": y}, saved if needs else {}, options, {"x": _kept(x), "target": _kept(target)})
+    return Rule({"y": y}, saved if needs else {}, None, {"x": _kept(x), "target": _kept(target)})
+
+
+def _cross_entropy_guard(*inputs: Any, label_smoothing: float = 0.0, **_: Any) -> None:
+    if not 0 <= label_smoothing <= 1:
+        raise ShapeError("label_smoothing", "0 ≤ label_smoothing ≤ 1", label_smoothing)
 
 
 def _wanted(x: Any, target: Any, weight: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
@@ -238,6 +239,8 @@ cross_entropy = Op(
     cross_entropy_backward,
     differentiable=("x", "target"),
     check=_check_labels,
+    dynamic=("label_smoothing",),
+    guard=_cross_entropy_guard,
 )
 
 

@@ -41,22 +41,30 @@ def sgd_update_rule(
     momentums: list | None = None,
     *,
     needs: tuple = (),
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> Rule:
+    _check_lists(params, grads=grads, **({} if momentums is None else {"momentums": momentums}))
+    return Rule({})
+
+
+def _sgd_guard(
+    *lists: Any,
     momentum: float = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    maximize: bool = False,
-) -> Rule:
+    **_: Any,
+) -> None:
     _check_at_least(0.0, momentum=momentum, weight_decay=weight_decay)
     if nesterov and (momentum <= 0 or dampening != 0):
         raise ArgumentError("nesterov", "nesterov needs momentum > 0 and dampening = 0", (momentum, dampening))
+    momentums = lists[2] if len(lists) > 2 else None
     if (momentum != 0) != (momentums is not None):
         came = "None" if momentums is None else "a list"
         raise ShapeError(
             "momentums", "a list where momentum ≠ 0, None where it is 0", f"{came} with momentum {momentum}"
         )
-    _check_lists(params, grads=grads, **({} if momentums is None else {"momentums": momentums}))
-    return Rule({})
 
 
 def _gradient(g: Any, work: Any, grad_scale: float, maximize: bool) -> Any:
@@ -99,7 +107,11 @@ def sgd_update_forward(
 
 
 sgd_update = Op(
-    sgd_update_rule, sgd_update_forward, updates=("params", "momentums"), dynamic=("lr", "first", "grad_scale")
+    sgd_update_rule,
+    sgd_update_forward,
+    updates=("params", "momentums"),
+    dynamic=("lr", "momentum", "dampening", "weight_decay", "first", "grad_scale"),
+    guard=_sgd_guard,
 )
 
 
@@ -110,17 +122,18 @@ def adamw_update_rule(
     exp_avg_sqs: list,
     *,
     needs: tuple = (),
-    betas: tuple = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 1e-2,
     maximize: bool = False,
 ) -> Rule:
+    _check_lists(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
+    return Rule({})
+
+
+def _adamw_guard(
+    *lists: Any, betas: tuple = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2, **_: Any
+) -> None:
     _check_at_least(0.0, eps=eps, weight_decay=weight_decay)
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise ArgumentError("betas", "two numbers, 0 ≤ beta < 1", betas)
-    _check_lists(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
-    options = dict(betas=tuple(betas), eps=eps, weight_decay=weight_decay, maximize=maximize)
-    return Rule({}, {}, options)
 
 
 def adamw_update_forward(
@@ -162,5 +175,6 @@ adamw_update = Op(
     adamw_update_rule,
     adamw_update_forward,
     updates=("params", "exp_avgs", "exp_avg_sqs"),
-    dynamic=("lr", "step", "grad_scale"),
+    dynamic=("lr", "betas", "eps", "weight_decay", "step", "grad_scale"),
+    guard=_adamw_guard,
 )

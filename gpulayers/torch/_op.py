@@ -38,6 +38,7 @@ _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MOST_KNOWN = 4096
 _NO_VALUES: dict[str, Any] = {}
+_REFUSED = (object(),)
 _NUMBERS: dict[str, tuple] = {
     "float": (float, int, np.number),
     "int": (int, np.integer),
@@ -189,8 +190,15 @@ class TorchOp:
         return self._traced(args) if self._serves(args[: self.n]) else self.twin(*args)
 
     def _split(self, args: tuple) -> tuple[tuple, dict[str, Any]]:
-        """(options that a plan depends on, dynamic options)"""
-        return self._fixed(args), {k: args[i] for i, k in self._dynamic}
+        """(options that a plan depends on, dynamic options). Where the op's guard refuses the dynamic ones, those that no
+        known call has: planning a first one tells why."""
+        values = {k: args[i] for i, k in self._dynamic}
+        if self.op.guard is not None:
+            try:
+                self.op.guard(*args[: self.n], **values)
+            except (RuleError, TypeError):
+                return _REFUSED, values
+        return self._fixed(args), values
 
     def _slowly(self, args: tuple, hint: int) -> Any:
         """A call that is not like the latest one."""
