@@ -5,8 +5,11 @@ import importlib
 import inspect
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
@@ -72,6 +75,21 @@ def test_arrows_run_one_way(path):
 @pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_kernels_import_nothing_above_them(path):
     assert imported(path) <= {"arrays", "_named"}
+
+
+BENCH_ROOMS = ["cases", "judging", "measuring", "reporting", "tuning", "suite"]
+"""Each may import those before it."""
+
+
+@pytest.mark.parametrize("path", sources("bench"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_run_one_way_in_bench(path):
+    """A family's file needs cases alone; only what a user starts may import everything."""
+    inside = path.relative_to(ROOT / "bench").parts
+    found = re.findall(r"^ *from (?:gpulayers\.bench\.?|\.)(\w*)[\w.]* import", path.read_text(), re.M)
+    if len(inside) > 1:
+        assert set(found) <= set(BENCH_ROOMS[: BENCH_ROOMS.index(inside[0]) + 1])
+    elif inside[0] not in ("run.py", "report.py"):
+        assert set(found) <= {"cases"}
 
 
 @pytest.mark.parametrize("path", sources("gpulayers", "kernels", "bench"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -168,20 +186,55 @@ def test_bare_checkout(tmp_path):
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 
-def test_wheel_has_one_top_level_module(tmp_path):
-    command = ["-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
-    run(sys.executable, *command, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"gpulayers"}
-    here = {str(p.relative_to(ROOT)) for f in ("kernels", "bench") for p in (ROOT / f).rglob("*.py")}
-    here |= {str(p.relative_to(ROOT)) for kind in ("*.cu*", "*.json") for p in (ROOT / "kernels").rglob(kind)}
-    assert {f"gpulayers/{p}" for p in here} <= set(names)
-    inside = {str(p.relative_to(ROOT)) for p in (ROOT / "gpulayers").rglob("*") if p.suffix in (".py", ".h", ".typed")}
-    assert inside <= set(names) | {"gpulayers/py.typed"} and "gpulayers/py.typed" in names
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+INSTALLED = {"gpulayers": "gpulayers", "kernels": "gpulayers/kernels", "bench": "gpulayers/bench"}
+LEFT_OUT = {"bench/results", "kernels/REFUSALS.md"}
+"""What readers of the repository want, and no program."""
+
+
+def shipped() -> set[pathlib.PurePosixPath]:
+    """What a wheel must hold: the files of the rooms that install."""
+    found = set()
+    for room, target in INSTALLED.items():
+        for path in (p.relative_to(ROOT) for p in (ROOT / room).rglob("*") if p.is_file()):
+            inside = "__pycache__" not in path.parts and path.suffix != ".pyc"
+            if inside and LEFT_OUT.isdisjoint(map(str, (path, *path.parents))):
+                found.add(pathlib.PurePosixPath(target, *path.parts[1:]))
+    return found
+
+
+def test_every_folder_is_declared():
+    """In pyproject.toml, as a package: one that is not would be missing from a wheel."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(declared) == declared == sorted({".".join(p.parent.parts) for p in shipped()})
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """A wheel of this tree, and what its build said. Of a copy: an older build in the tree would add its files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    for room in INSTALLED:
+        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = ["-m", "pip", "wheel", str(tree), "--no-deps", "--no-build-isolation", "-v", "-w", str(folder)]
+    said = run(sys.executable, *command, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel, said
+
+
+def test_wheel_has_one_top_level_module(built, tmp_path):
+    """And in it what the tree has: no file less, none more."""
+    names = {n for n in zipfile.ZipFile(built[0]).namelist() if ".dist-info/" not in n}
+    assert names == set(map(str, shipped()))
+    zipfile.ZipFile(built[0]).extractall(tmp_path / "site")
     for command in ("info", "explain conv2d --shapes 1,3,8,8 4,3,3,3"):  # it works where nothing but the wheel is
         run(sys.executable, "-m", "gpulayers.cli", *command.split(), cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+
+
+def test_wheel_is_built_without_a_warning(built):
+    """Setuptools warns of a folder with data that is no declared package, and will leave it out one day."""
+    assert not re.findall(r".*\w*Warning: .*", built[1])
 
 
 def test_ruff():
