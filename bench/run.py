@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import runpy
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
 from gpulayers.bench.reporting import plots, tables  # noqa: E402
 from gpulayers.bench.suite import suite  # noqa: E402
 
-from gpulayers import arrays, cli  # noqa: E402
+from gpulayers import arrays  # noqa: E402
 from gpulayers.testing.arena import has_gpu  # noqa: E402
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -117,11 +118,13 @@ def _show_costs(results: dict[str, Any]) -> None:
     print(f"import: numpy {cost['numpy']:.3f} s, gpulayers {cost['gpulayers']:.3f} s, above {cost['above']:.3f} s")
 
 
-def main() -> int:
+def main() -> None:
+    """The command line's ``bench``, or the suite."""
     if "--gpu-suite" in sys.argv:
-        return suite.main([word for word in sys.argv[1:] if word != "--gpu-suite"])
-    return cli.main(["bench", *sys.argv[1:]])
+        raise SystemExit(suite.main([word for word in sys.argv[1:] if word != "--gpu-suite"]))
+    sys.argv[1:1] = ["bench"]
+    runpy.run_module("gpulayers", run_name="__main__")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -6,9 +6,8 @@ import argparse
 import importlib.metadata
 import importlib.util
 import pathlib
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,35 +16,7 @@ import gpulayers as gl
 from gpulayers import arrays, dispatch
 from gpulayers._table import table
 from gpulayers.arrays import Spec
-from gpulayers.ops._op import Op
-
-PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "cupy")
-
-
-def families() -> list[str]:
-    """The names of all op families."""
-    folder = pathlib.Path(gl.__file__).parent / "ops"
-    return sorted(p.stem for p in folder.glob("[!_]*.py"))
-
-
-def ops() -> Iterator[Op]:
-    """Every op there is, family by family."""
-    for family in families():
-        module = importlib.import_module(f"gpulayers.ops.{family}")
-        yield from (op for op in vars(module).values() if isinstance(op, Op) and op.family == family)
-
-
-def backends_of(op: Op) -> list[str]:
-    """The backends that have kernels for an op, whether or not they can run here."""
-    names = [("triton", "triton"), ("cuda", "cuda"), ("numpy", "numpy")]
-    return [b for b, folder in names if _has_kernel(folder, op)]
-
-
-def _has_kernel(folder: str, op: Op) -> bool:
-    """Read from the file's text: loading it would need the backend's packages."""
-    kernels = importlib.import_module("gpulayers.kernels")
-    path = pathlib.Path(kernels.__path__[0]) / folder / f"{op.family}.py"
-    return path.is_file() and re.search(rf"\b{op.name}_forward\b", path.read_text()) is not None
+from gpulayers.inventory import PACKAGES, backends_of, ops, version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,18 +130,6 @@ def ops_markdown() -> str:
 
 def _here(has: list[str]) -> str:
     return "numpy" if "numpy" in has else "definition"
-
-
-def version(package: str) -> str:
-    """A package's version, for people."""
-    if importlib.util.find_spec(package) is None:
-        return "not installed"
-    for name in ("cupy-cuda12x", "cupy-cuda13x", package) if package == "cupy" else (package,):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "installed"
 
 
 def _devices() -> list[list[str]]:

@@ -22,7 +22,7 @@ from gpulayers.bench.measuring.timing import quantiles, take_turns
 from gpulayers.bench.reporting import plots, tables
 
 import gpulayers.torch as gt
-from gpulayers import cli, dispatch
+from gpulayers import cli, dispatch, inventory
 from gpulayers.arrays import bfloat16, float32
 from gpulayers.ops import softmax
 
@@ -90,7 +90,7 @@ def test_cases_are_distinct_and_every_family_has_a_headline():
     cases = list(every_case())
     names = [(f, c.op.name, c.name) for f, c in cases]
     assert len(names) == len(set(names)), [n for n in names if names.count(n) > 1]
-    assert {f for f, c in cases if c.headline} == set(cli.families())
+    assert {f for f, c in cases if c.headline} == set(inventory.families())
     assert all(c.torch is not None for _, c in cases)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpulayers import arrays
 from gpulayers.arrays import FLOATS, Spec, float32
-from gpulayers.cli import families
+from gpulayers.inventory import families
 from gpulayers.ops._op import Op, Rule
 
 DIRECTIONS = ("forward", "backward", "both")

@@ -13,7 +13,7 @@ from gpulayers.bench.cases.case import Case, every_case
 from gpulayers.kernels.triton import _configs, _tile
 
 from gpulayers import arrays
-from gpulayers.cli import families
+from gpulayers.inventory import families
 from gpulayers.testing import _launches
 from gpulayers.testing.audit_op import launchers
 

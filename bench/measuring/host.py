@@ -18,7 +18,7 @@ from torch import Tensor
 
 import gpulayers.torch as gt
 from gpulayers import dispatch, transfer
-from gpulayers.cli import families
+from gpulayers.inventory import families
 from gpulayers.torch._op import TorchOp
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from gpulayers.bench.measuring.device import processor
 
 import gpulayers
-from gpulayers.cli import PACKAGES, version
+from gpulayers.inventory import PACKAGES, version
 
 SCHEMA = 1
 ROOT = pathlib.Path(__file__).resolve().parents[2]

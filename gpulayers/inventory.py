@@ -1,0 +1,52 @@
+"""What there is: families of ops, their ops, the backends that have kernels for them, the packages installed here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+from collections.abc import Iterator
+
+from gpulayers import ops as room
+from gpulayers.ops._op import Op
+
+PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "cupy")
+"""Those that results depend on."""
+
+
+def families() -> list[str]:
+    """The names of all op families."""
+    return sorted(p.stem for p in pathlib.Path(room.__path__[0]).glob("[!_]*.py"))
+
+
+def ops() -> Iterator[Op]:
+    """Every op there is, family by family."""
+    for family in families():
+        module = importlib.import_module(f"gpulayers.ops.{family}")
+        yield from (op for op in vars(module).values() if isinstance(op, Op) and op.family == family)
+
+
+def backends_of(op: Op) -> list[str]:
+    """The backends that have kernels for an op, whether or not they can run here."""
+    names = [("triton", "triton"), ("cuda", "cuda"), ("numpy", "numpy")]
+    return [b for b, folder in names if _has_kernel(folder, op)]
+
+
+def _has_kernel(folder: str, op: Op) -> bool:
+    """Read from the file's text: loading it would need the backend's packages."""
+    kernels = importlib.import_module("gpulayers.kernels")
+    path = pathlib.Path(kernels.__path__[0]) / folder / f"{op.family}.py"
+    return path.is_file() and re.search(rf"\b{op.name}_forward\b", path.read_text()) is not None
+
+
+def version(package: str) -> str:
+    """A package's version, for people."""
+    if importlib.util.find_spec(package) is None:
+        return "not installed"
+    for name in ("cupy-cuda12x", "cupy-cuda13x", package) if package == "cupy" else (package,):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "installed"
