@@ -7,13 +7,15 @@ import re
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import torch
 from gpulayers.bench import report
+from gpulayers.bench.cases import providers
 from gpulayers.bench.cases.case import Case, Other, every_case, sweep
-from gpulayers.bench.cases.providers import Provider
+from gpulayers.bench.cases.providers import Provider, Theirs
 from gpulayers.bench.judging.judge import Error
 from gpulayers.bench.measuring import cpu, host, records, timing
 from gpulayers.bench.measuring.device import Cpu
@@ -337,3 +339,35 @@ def test_torchs_update_makes_its_steps_in_one_launch():
     with Listening():
         case.torch(*inputs)
     assert made.count("aten.zeros.default") == 1 and len(inputs[0]) > 1
+
+
+def _one_of_each():
+    """The smallest case of each function of torch's."""
+    found = {}
+    for _, case in sorted(every_case(), key=lambda f: f[1].traffic()["forward"].total):
+        found.setdefault((case.op.name, *sorted(case.options)), case)
+    return [c for c in found.values() if c.torch is not None and c.traffic()["forward"].total < 1 << 22]
+
+
+@pytest.mark.parametrize("case", _one_of_each(), ids=lambda c: f"{c.op.name}-{c.name}")
+def test_torch_compiles_every_case(case, monkeypatch):
+    """In one graph, up to where Inductor would begin: what cannot be compiled so has no torch.compile beside it."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiled(f, backend="aot_eager", **how))
+    function = Theirs(case, providers._compiled(case.torch))
+    inputs = case.draw_tensors(torch.Generator().manual_seed(0))
+    with function.entered():
+        if case.wanted():
+            function.record(inputs)
+        else:
+            function.forward(inputs)
+
+
+def test_torchs_updates_are_compiled_on_a_gpu_too(monkeypatch):
+    """Torch's compiler does not look into the fused kernel that is the fastest otherwise."""
+    from gpulayers.bench import optim
+
+    params = [types.SimpleNamespace(is_cuda=True)]
+    assert optim._way(params) == {"foreach": False, "fused": True}
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert optim._way(params) == {"foreach": True, "fused": False}

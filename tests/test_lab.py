@@ -10,17 +10,14 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from gpulayers.bench.cases.case import Case, Labels, Other, Seeds, Squares, every_case
-from gpulayers.bench.cases.providers import providers
-from gpulayers.bench.judging import judge
+from gpulayers.bench.cases.case import Case, Other, Squares
 from gpulayers.bench.measuring import harness, lab, records
 from gpulayers.bench.measuring.device import Cpu
-from gpulayers.kernels.numpy import linear as linear_kernels
 from gpulayers.kernels.numpy import softmax as kernels
 
 from gpulayers import dispatch
 from gpulayers.arrays import bfloat16, float32
-from gpulayers.ops import activation, dropout, linear, optim, softmax
+from gpulayers.ops import linear, optim, softmax
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMITS = {"copy": 1e12, "read": 1e12, "float32": 1e14, "bfloat16": 1e14, "tf32": 1e14}
@@ -193,117 +190,6 @@ def test_a_refusal_is_no_failure(tmp_path, monkeypatch):
     dispatch._plans.clear()
     assert status == lab.DONE and "not today" in one(store, provider="numpy", direction="forward")["reason"]
     assert one(store, provider="numpy", direction="forward")["status"] == "refused"
-
-
-# --- the truth -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def in_pieces(monkeypatch):
-    """Large cases' ways, on small ones: torch judges, the first rows alone are drawn, pieces of a few elements."""
-    monkeypatch.setattr(judge, "MOST_ELEMENTS", 20)
-    monkeypatch.setattr(judge, "_CHUNK", 16)
-
-
-def errors(case, other=None, dtype=float32):
-    """(judge, error of each direction) of ours, or of another function."""
-    m = harness.Measurement("", case, dtype, Quick(), LIMITS)
-    inputs, dys = m.draw()
-    true = judge.truth(case, dtype, inputs, dys)
-    chosen = providers(
-        case._replace(others={"other": Other(other)} if other else {}), m.on, ["other" if other else "numpy"]
-    )
-    function = chosen[0].function()
-    with function.entered():
-        found = judge.results(case, function, inputs, dys)
-    return true, judge.judge(true, function, found, ours=not other)
-
-
-def test_large_cases_are_judged_by_torch(in_pieces):
-    true, found = errors(softmax_case())
-    assert true.by == "torch" and all(e.times <= 1 for e in found.values())
-
-    def last(x):
-        y = _softmax(x)
-        return torch.cat([y[:-1], y[-1:] * 1.1])
-
-    _, found = errors(softmax_case(), last)
-    assert found["forward"].times > 100 and "y at (5, " in found["forward"].where
-
-
-def _cut(case):
-    """The same call on two rows."""
-    shapes = case.shapes
-    if isinstance(shapes[0], list):
-        return case
-
-    def few(s):
-        if isinstance(s, Labels):
-            return Labels((2, *s.shape[1:]), s.high)
-        return (2, *s[1:]) if s == shapes[0] else s
-
-    return case._replace(shapes=tuple(map(few, shapes)))
-
-
-def _smallest():
-    """A case for each op and its options, where a small one can be had."""
-    found = {}
-    for case in map(_cut, (c for _, c in every_case())):
-        size, key = case.traffic()["both"].total, (case.op.name, str(case.options))
-        if size < 1 << 22 and (key not in found or size < found[key].traffic()["both"].total):
-            found[key] = case
-    return found.values()
-
-
-@pytest.mark.parametrize("case", _smallest(), ids=lambda c: f"{c.op.name}-{c.name}")
-def test_torchs_functions_compute_the_same(case):
-    """A comparison of speeds is one of the same function, with the same options."""
-    true, found = errors(case, case.torch)
-    assert true.by == "definition" and all(e.times <= 20 for e in found.values()), found
-
-
-def test_the_forward_that_records_is_judged_too(monkeypatch):
-    """Wrong only where gradients are wanted: its outputs differ from the other forward's."""
-    right = linear_kernels.linear_forward
-
-    def off(*args, needs, **options):
-        (y,), saved = right(*args, needs=needs, **options)
-        return (y * 1.001 if needs else y,), saved
-
-    monkeypatch.setattr(linear_kernels, "linear_forward", off)
-    dispatch._plans.clear()
-    _, found = errors(CASES[2][1])
-    dispatch._plans.clear()
-    assert found["forward"].times <= 1 and found["backward"].times <= 1 and found["both"].times > 100
-
-
-DROPOUT = Case(dropout.dropout, "small", ((64, 5), Seeds()), {"p": 0.5}, lambda x, s: F.dropout(x, 0.5), needs=("x",))
-DROPOUT = DROPOUT._replace(nearest=lambda got, of, x: torch.where(got.abs() < of.abs(), 0.0, 2 * of))
-
-
-def test_random_results_are_judged_on_the_first_rows(in_pieces):
-    true, found = errors(DROPOUT)
-    assert (true.by, true.rows) == ("definition", 4) and all(e.times <= 1 for e in found.values())
-
-
-@pytest.mark.parametrize("rows", ["all", "first"])
-def test_others_draw_their_own_numbers(rows, request):
-    if rows == "first":
-        request.getfixturevalue("in_pieces")
-    _, found = errors(DROPOUT, lambda x, seed: F.dropout(x, 0.5))
-    assert all(e.times <= 1 for e in found.values())
-    _, found = errors(DROPOUT, lambda x, seed: F.dropout(x, 0.5) * 1.5)
-    assert all(found[d].times > 100 for d in ("forward", "backward", "both"))
-
-
-def test_rrelu_of_others_is_judged():
-    from gpulayers.bench.activation import cases
-
-    case = next(c for c in cases() if c.op is activation.rrelu)._replace(shapes=((8, 5), Seeds()))
-    _, found = errors(case, lambda x, seed: F.rrelu(x, training=True))
-    assert all(e.times <= 1 for e in found.values())
-    _, found = errors(case, lambda x, seed: F.rrelu(x, 0.5, 0.6, training=True))
-    assert found["forward"].times > 100 and found["backward"].times > 100
 
 
 # --- order and time --------------------------------------------------------------------------------------------------
