@@ -77,6 +77,7 @@ class Definition:
     guard: f_guard(*inputs, **options) raises for values of dynamic options that are wrong; it runs on every call.
     check: f_check(*inputs, **options) raises for wrong data (a label out of range). It looks at arrays on the CPU only;
     on a GPU looking would mean to wait, and kernels answer with NaN.
+    family: its family's name, where the definition stands in a private file beside the family's.
     kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
 
@@ -92,10 +93,11 @@ class Definition:
         guard: Callable[..., None] | None = None,
         kernels: Mapping[str, Any] | None = None,
         check: Callable[..., None] | None = None,
+        family: str = "",
     ):
         self.rule, self.forward, self.backward, self.check, self.guard = rule, forward, backward, check, guard
         self.name = forward.__name__.removesuffix("_forward")
-        self.family = forward.__module__.rpartition(".")[2]
+        self.family = family or forward.__module__.rpartition(".")[2]
         self.updates, self.dynamic, self.kernels = tuple(updates), frozenset(dynamic), dict(kernels or {})
         parameters = inspect.signature(forward).parameters.values()
         self.inputs = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)

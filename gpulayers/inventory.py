@@ -34,10 +34,13 @@ def backends_of(op: Op) -> list[str]:
 
 
 def _has_kernel(folder: str, op: Op) -> bool:
-    """Read from the file's text: loading it would need the backend's packages."""
-    kernels = importlib.import_module("gpulayers.kernels")
-    path = pathlib.Path(kernels.__path__[0]) / folder / f"{op.family}.py"
-    return path.is_file() and re.search(rf"\b{op.name}_forward\b", path.read_text()) is not None
+    """Read from the file's text: loading it would need the backend's packages. Launchers that one body makes for many
+    ops are named in ``kernels/_<family>.py``, by the op alone."""
+    kernels = pathlib.Path(importlib.import_module("gpulayers.kernels").__path__[0])
+    path, shared = kernels / folder / f"{op.family}.py", kernels / f"_{op.family}.py"
+    text = path.read_text() if path.is_file() else ""
+    made = "launchers(" in text and re.search(rf'"{op.name}": ', shared.read_text())
+    return bool(made or re.search(rf"\b{op.name}_forward\b", text))
 
 
 def version(package: str) -> str:

@@ -1,9 +1,31 @@
-"""What launchers of every backend ask about memory order: arrays are dense in ``order``, None for row-major."""
+"""What launchers of every backend ask about memory: arrays are dense in ``order``, None for row-major."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpulayers.arrays import Spec, dtype, empty_numpy
+
+
+def _empty(shape: Sequence[int], kind: Any, order: tuple[int, ...] | None = None) -> np.ndarray:
+    return empty_numpy(Spec(tuple(shape), dtype(kind), order))
+
+
+def own_memory(launcher: Callable) -> Callable:
+    """A launcher as NumPy's are, which take their memory themselves, from one that is handed ``empty``."""
+    made = functools.partial(launcher, empty=_empty)
+    functools.update_wrapper(made, launcher)
+    signature = inspect.signature(launcher)
+    made.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[p for p in signature.parameters.values() if p.name != "empty"]
+    )
+    return made
 
 
 def around(shape: Sequence[int], order: Sequence[int] | None, axis: int) -> tuple[int, int, int]:

@@ -62,3 +62,10 @@ def erf(x: Any) -> Any:
     tail = (_ONE_OVER_SQRT_PI - r * _ratio(r, _FAR)) / far * xp.exp(-far * far)
     complement = xp.where(a <= 4.0, xp.exp(-middle * middle) * _ratio(middle, _MIDDLE), tail)
     return xp.where(a <= 0.46875, x * _ratio(near * near, _NEAR), xp.sign(x) * (1 - complement))
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(−x)) in x's dtype, without overflow. Any shape; NaN gives NaN."""
+    xp = namespace(x)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, e, 1) / (1 + e)

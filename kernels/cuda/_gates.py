@@ -7,6 +7,7 @@ from typing import Any
 from gpulayers.arrays import spec
 
 from .._budget import Budget
+from .._gates import rrelu
 from .._layout import around, halved, row_major_steps
 from . import _launch
 
@@ -105,33 +106,11 @@ def _rrelu(dy: Any, x: Any, seed: Any, order: tuple | None, lower: float, upper:
     return out
 
 
-def rrelu_forward(
-    x: Any,
-    seed: Any = None,
-    *,
-    needs: tuple = (),
-    lower: float = 1 / 8,
-    upper: float = 1 / 3,
-    training: bool = False,
-    empty: Any,
-) -> tuple[tuple, dict]:
-    y = _rrelu(x, x, seed if training else None, _order(x), lower, upper, empty)
-    return (y,), ({"x": x} | ({"seed": seed} if training else {})) if needs else {}
+def _sloped(dy: Any, x: Any, seed: Any, lower: float, upper: float, empty: Any) -> Any:
+    return _rrelu(x if dy is None else dy, x, seed, _order(x), lower, upper, empty)
 
 
-def rrelu_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    lower: float = 1 / 8,
-    upper: float = 1 / 3,
-    training: bool = False,
-    empty: Any,
-) -> tuple:
-    x = saved["x"]
-    return _rrelu(dys[0], x, saved.get("seed"), _order(x), lower, upper, empty), None
+rrelu_forward, rrelu_backward = rrelu(_sloped)
 
 
 # --- glu -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import numpy as np
 
 from gpulayers.arrays import Spec, empty_numpy, spec
 
-from .._layout import around, halved
+from .._gates import rrelu
+from .._layout import around, halved, own_memory
 from . import _blocks, _random
 from ._select import choose, keep
 
@@ -110,10 +111,9 @@ def prelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> t
 # --- rrelu -----------------------------------------------------------------------------------------------------------
 
 
-def _rrelu(dy: np.ndarray, x: np.ndarray, seed: np.ndarray | None, lower: float, upper: float) -> np.ndarray:
-    """dy times the slope at x; the mean slope where there is no seed."""
+def _rrelu(dy: np.ndarray | None, x: np.ndarray, seed: Any, lower: float, upper: float, _: Any) -> np.ndarray:
     out = _blocks.empty_like(x)
-    v, g = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(dy).reshape(-1)
+    v, g = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(x if dy is None else dy).reshape(-1)
     y = out.reshape(-1) if out.flags.c_contiguous else np.empty(x.size, x.dtype)
     key, offset = (0, 0) if seed is None else _random.halves(seed)
 
@@ -145,30 +145,7 @@ def rrelu_refuses(x: Any, seed: Any, *, needs: tuple = (), **options: Any) -> st
     return _refuses(x)
 
 
-def rrelu_forward(
-    x: np.ndarray,
-    seed: np.ndarray | None = None,
-    *,
-    needs: tuple = (),
-    lower: float = 1 / 8,
-    upper: float = 1 / 3,
-    training: bool = False,
-) -> tuple[tuple, dict]:
-    y = _rrelu(x, x, seed if training else None, lower, upper)
-    return (y,), ({"x": x} | ({"seed": seed} if training else {})) if needs else {}
-
-
-def rrelu_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    lower: float = 1 / 8,
-    upper: float = 1 / 3,
-    training: bool = False,
-) -> tuple:
-    return _rrelu(dys[0], saved["x"], saved.get("seed"), lower, upper), None
+rrelu_forward, rrelu_backward = map(own_memory, rrelu(_rrelu))
 
 
 # --- glu -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._activation import FROM_Y, numbers_of
 from . import _blocks
 from . import activation as activations
 
@@ -54,9 +55,9 @@ def linear_forward(
         saved["weight"] = weight
     if activation is None:
         return (_rounded(z, x.dtype, shape),), saved
-    keeps = "y" if activation in activations.FROM_Y else "z"
+    keeps = "y" if activation in FROM_Y else "z"
     y = z if keeps == "y" or not needs else np.empty_like(z)
-    activations.value(activation, z.reshape(-1), y.reshape(-1), activations.NUMBERS.get(activation, ()))
+    activations.value(activation, z.reshape(-1), y.reshape(-1), numbers_of(activation))
     rounded = _rounded(y, x.dtype, shape)
     if needs:
         saved[keeps] = rounded if keeps == "y" else _rounded(z, x.dtype, shape)
@@ -68,9 +69,9 @@ def linear_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, act
     out, features = weight.shape
     dz = _matrix(dy, out)
     if activation is not None:
-        kept = saved["y" if activation in activations.FROM_Y else "z"]
+        kept = saved["y" if activation in FROM_Y else "z"]
         flat, dz = np.ascontiguousarray(dz).reshape(-1), np.empty(dz.shape, np.float32)
-        numbers = activations.NUMBERS.get(activation, ())
+        numbers = numbers_of(activation)
         activations.gradient(activation, flat, kept.reshape(-1), dz.reshape(-1), numbers)
     dx = dw = db = None
     if "x" in needs:

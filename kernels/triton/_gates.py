@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._gates import rrelu
 from .._layout import around, halved
 from . import _configs, _random, _tile
 
@@ -182,33 +183,11 @@ def _rrelu(dy: Any, x: Any, seed: Any, order: tuple | None, lower: float, upper:
     return out
 
 
-def rrelu_forward(
-    x: Any,
-    seed: Any = None,
-    *,
-    needs: tuple = (),
-    lower: float = 1 / 8,
-    upper: float = 1 / 3,
-    training: bool = False,
-    empty: Any,
-) -> tuple[tuple, dict]:
-    y = _rrelu(None, x, seed if training else None, _tile.order(x), lower, upper, empty)
-    return (y,), ({"x": x} | ({"seed": seed} if training else {})) if needs else {}
+def _sloped(dy: Any, x: Any, seed: Any, lower: float, upper: float, empty: Any) -> Any:
+    return _rrelu(dy, x, seed, _tile.order(x), lower, upper, empty)
 
 
-def rrelu_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    lower: float = 1 / 8,
-    upper: float = 1 / 3,
-    training: bool = False,
-    empty: Any,
-) -> tuple:
-    x = saved["x"]
-    return _rrelu(dys[0], x, saved.get("seed"), _tile.order(x), lower, upper, empty), None
+rrelu_forward, rrelu_backward = rrelu(_sloped)
 
 
 # --- glu -------------------------------------------------------------------------------------------------------------

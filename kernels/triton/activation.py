@@ -11,8 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from gpulayers._named import named
-
+from .._activation import launchers
 from .._budget import Budget
 from . import _configs, _tile
 from ._gates import glu_backward as glu_backward
@@ -21,11 +20,6 @@ from ._gates import prelu_backward as prelu_backward
 from ._gates import prelu_forward as prelu_forward
 from ._gates import rrelu_backward as rrelu_backward
 from ._gates import rrelu_forward as rrelu_forward
-
-FROM_Y = ("relu", "relu6", "sigmoid", "tanh")
-"""Activations whose gradient is computed from y; the others' from x."""
-NUMBERS: dict[str, tuple[float, float]] = {}
-"""Defaults of the numbers a and b."""
 
 BUDGETS = {
     "_activation_forward_kernel": Budget(registers=56, blocks=9),
@@ -217,72 +211,22 @@ FORWARD = _configs.rows("activation_forward")
 BACKWARD = _configs.rows("activation_backward")
 
 
-def _forward(name: str, x: Any, needs: tuple, empty: Any, a: float = 0.0, b: float = 0.0) -> tuple[tuple, dict]:
+def _forward(name: str, x: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> Any:
     axes = _tile.order(x)
     y = empty(x.shape, x.dtype, axes)
     walk = _tile.pointwise(FORWARD, axes, x, y)
     sizes = (walk.M, walk.N, *walk.steps, a, b)
     _tile.launch(_activation_forward_kernel, walk.grid, *walk.arrays, *sizes, NAME=name, **walk.tile)
-    if not needs:
-        return (y,), {}
-    return (y,), {"y": y} if name in FROM_Y else {"x": x}
+    return y
 
 
-def _backward(name: str, dys: tuple, saved: dict, empty: Any, a: float = 0.0, b: float = 0.0) -> tuple:
-    kept = saved["y" if name in FROM_Y else "x"]
+def _backward(name: str, dy: Any, kept: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> Any:
     axes = _tile.order(kept)
     dx = empty(kept.shape, kept.dtype, axes)
-    walk = _tile.pointwise(BACKWARD, axes, dys[0], kept, dx)
+    walk = _tile.pointwise(BACKWARD, axes, dy, kept, dx)
     sizes = (walk.M, walk.N, *walk.steps, a, b)
     _tile.launch(_activation_backward_kernel, walk.grid, *walk.arrays, *sizes, NAME=name, **walk.tile)
-    return (dx,)
+    return dx
 
 
-def _pair(name: str, /, **numbers: float) -> tuple[Any, Any]:
-    """The launchers of one activation, with its op's options. Both are called with every option."""
-
-    def forward(x: Any, *, needs: tuple = (), empty: Any, **given: float) -> tuple[tuple, dict]:
-        return _forward(name, x, needs, empty, *(numbers | given).values())
-
-    def backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any, **given: float) -> tuple:
-        return _backward(name, dys, saved, empty, *(numbers | given).values())
-
-    a, b, *_ = (*numbers.values(), 0.0, 0.0)
-    NUMBERS[name] = a, b
-    return named(forward, f"{name}_forward", numbers), named(backward, f"{name}_backward", numbers)
-
-
-relu_forward, relu_backward = _pair("relu")
-leaky_relu_forward, leaky_relu_backward = _pair("leaky_relu", negative_slope=0.01)
-relu6_forward, relu6_backward = _pair("relu6")
-hardtanh_forward, hardtanh_backward = _pair("hardtanh", min_val=-1.0, max_val=1.0)
-hardsigmoid_forward, hardsigmoid_backward = _pair("hardsigmoid")
-hardswish_forward, hardswish_backward = _pair("hardswish")
-hardshrink_forward, hardshrink_backward = _pair("hardshrink", lambd=0.5)
-softshrink_forward, softshrink_backward = _pair("softshrink", lambd=0.5)
-threshold_forward, threshold_backward = _pair("threshold", threshold=0.0, value=0.0)
-silu_forward, silu_backward = _pair("silu")
-sigmoid_forward, sigmoid_backward = _pair("sigmoid")
-logsigmoid_forward, logsigmoid_backward = _pair("logsigmoid")
-tanh_forward, tanh_backward = _pair("tanh")
-tanhshrink_forward, tanhshrink_backward = _pair("tanhshrink")
-softsign_forward, softsign_backward = _pair("softsign")
-softplus_forward, softplus_backward = _pair("softplus", beta=1.0, threshold=20.0)
-elu_forward, elu_backward = _pair("elu", alpha=1.0)
-celu_forward, celu_backward = _pair("celu", alpha=1.0)
-selu_forward, selu_backward = _pair("selu")
-mish_forward, mish_backward = _pair("mish")
-
-
-def _gelu_name(approximate: str) -> str:
-    return "gelu" if approximate == "none" else "gelu_tanh"
-
-
-def gelu_forward(x: Any, *, needs: tuple = (), approximate: str = "none", empty: Any) -> tuple[tuple, dict]:
-    return _forward(_gelu_name(approximate), x, needs, empty)
-
-
-def gelu_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, approximate: str = "none", empty: Any
-) -> tuple:
-    return _backward(_gelu_name(approximate), dys, saved, empty)
+globals().update(launchers(_forward, _backward, "empty"))  # relu_forward, relu_backward and so on

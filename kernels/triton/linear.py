@@ -11,9 +11,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._activation import FROM_Y, numbers_of
 from .._budget import Budget
 from . import _configs, _matmul, _tile
-from .activation import FROM_Y, NUMBERS, gradient
+from .activation import gradient
 
 BUDGETS = {
     # Rows of a length that 16 does not divide.
@@ -48,10 +49,6 @@ def _linear_backward_columns_kernel(
 BACKWARD_COLUMNS = _configs.rows("linear_backward_columns")
 
 
-def _numbers(activation: str | None) -> tuple[float, float]:
-    return NUMBERS.get(activation or "", (0.0, 0.0))
-
-
 def _matrix(x: Any, columns: int) -> Any:
     return x.reshape(math.prod(x.shape[:-1]), columns)
 
@@ -72,7 +69,7 @@ def linear_forward(
     if y.numel():
         _matmul.matmul(
             _matrix(x, features), weight, _matrix(y, out), empty,
-            bias=None if bias is None else _tile.dense(bias), z=z, f=activation, numbers=_numbers(activation),
+            bias=None if bias is None else _tile.dense(bias), z=z, f=activation, numbers=numbers_of(activation, 2),
         )  # fmt: skip
     return (y,), saved
 
@@ -89,7 +86,7 @@ def _backward_columns(dy: Any, kept: Any, activation: str | None, want_sum: bool
     parts = empty((programs, 1, n), "float32") if want_sum else None
     _tile.launch(
         _linear_backward_columns_kernel, (columns, programs), dy, kept, dz, parts, m, n, *dy.stride(), each,
-        *_numbers(activation), ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=entry.warps,
+        *numbers_of(activation, 2), ACTIVATION=activation, ROWS=rows, BLOCK=block, num_warps=entry.warps,
     )  # fmt: skip
     return dz, parts
 
