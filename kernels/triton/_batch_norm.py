@@ -27,30 +27,32 @@ BUDGETS = {
 
 
 @triton.jit
-def _in_elements(C, S, row_step, UNIT: tl.constexpr, LAST: tl.constexpr):
-    """Sizes that a launch gave in units (see _tile.in_units)."""
+def _place(R, C, S, row_step, groups, each, UNIT: tl.constexpr, LAST: tl.constexpr, COLS: tl.constexpr):
+    """(channels in all, share, this program's channels, and what ``_tile_of`` needs) of this program.
+
+    Sizes come in units (see _tile.in_units), and leave in elements.
+    """
     if LAST:
-        return C * UNIT, S, row_step * UNIT
+        C = C * UNIT
     else:
-        return C, S * UNIT, row_step * UNIT
+        S = S * UNIT
+    group = tl.program_id(0) % groups
+    share = (tl.program_id(0) // groups).to(tl.int64)
+    rows = share * each, tl.minimum(share * each + each, R), row_step * UNIT
+    if LAST:
+        channel = group * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
+        return C, share, channel, rows, (group * COLS, tl.minimum(group * COLS + COLS, C), tl.zeros((), tl.int64))
+    else:
+        channel = group + tl.zeros((1, 1), tl.int32)  # (1, 1)
+        return C, share, channel, rows, (group * 0, S, group.to(tl.int64) * S)
 
 
 @triton.jit
-def _place(C, S, row_step, groups, LAST: tl.constexpr, COLS: tl.constexpr):
-    """(group, share, channels, their first column, the end of their columns, offset) of this program."""
-    group = tl.program_id(0) % groups
-    share = (tl.program_id(0) // groups).to(tl.int64)
-    if LAST:
-        channel = group * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
-        first = group * COLS
-        end = tl.minimum(first + COLS, C)
-        base = tl.zeros((), tl.int64)
-    else:
-        channel = group + tl.zeros((1, 1), tl.int32)  # (1, 1)
-        first = group * 0
-        end = S
-        base = group.to(tl.int64) * S
-    return share, channel, first, end, base
+def _tile_of(start, column, rows, columns, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """(offsets, mask) of the tile whose first row and column these are: (ROWS, COLS)."""
+    row = start + tl.arange(0, ROWS)[:, None]
+    col = column + tl.arange(0, COLS)[None, :]
+    return (row * rows[2] + columns[2]) + col, (row < rows[1]) & (col < columns[1])
 
 
 @triton.jit
@@ -72,35 +74,18 @@ def _parameter(p, channel, C, default):
 
 @triton.jit
 def _batch_norm_moments_kernel(
-    x,
-    counts,
-    means,
-    squares,
-    R,
-    C,
-    S,
-    row_step,
-    groups,
-    each,
-    UNIT: tl.constexpr,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
+    x, counts, means, squares, R, C, S, row_step, groups, each,
+    UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """(count, mean, Σ (x − mean)²) of each channel over ``each`` rows, lane by lane as Welford did, then merged."""
-    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
-    lo = share * each
-    hi = tl.minimum(lo + each, R)
+    C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
     mean = tl.zeros((ROWS, COLS), tl.float32)
     square = tl.zeros((ROWS, COLS), tl.float32)
     count = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(lo, hi, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-        for column in range(first, end, COLS):
-            col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
-            mask = (row < hi) & (col < end)
-            v = tl.load(x + (row * row_step + base) + col, mask, other=0.0).to(tl.float32)
+    for start in range(rows[0], rows[1], ROWS):
+        for column in range(columns[0], columns[1], COLS):
+            at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
+            v = tl.load(x + at, mask, other=0.0).to(tl.float32)
             count += mask.to(tl.float32)
             d = v - mean
             mean += tl.where(mask, d / tl.maximum(count, 1.0), 0.0)
@@ -149,36 +134,11 @@ def _merged_sum(p, channel, C, shares, MERGE: tl.constexpr):
 
 @triton.jit
 def _batch_norm_forward_kernel(
-    x,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    y,
-    mean,
-    rstd,
-    counts,
-    means,
-    squares,
-    R,
-    C,
-    S,
-    row_step,
-    groups,
-    each,
-    shares,
-    momentum,
-    eps,
-    BATCH: tl.constexpr,
-    UPDATE: tl.constexpr,
-    UNIT: tl.constexpr,
-    LAST: tl.constexpr,
-    MERGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
-    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    x, weight, bias, running_mean, running_var, y, mean, rstd, counts, means, squares,
+    R, C, S, row_step, groups, each, shares, momentum, eps, BATCH: tl.constexpr, UPDATE: tl.constexpr,
+    UNIT: tl.constexpr, LAST: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
     leader = (channel < C) & (share == 0)
     if BATCH:
         n, m, spread = _merged_moments(counts, means, squares, channel, C, shares, MERGE)
@@ -199,52 +159,27 @@ def _batch_norm_forward_kernel(
         tl.store(rstd + channel, r, leader)
     w = _parameter(weight, channel, C, 1.0)
     b = _parameter(bias, channel, C, 0.0)
-    lo = share * each
-    hi = tl.minimum(lo + each, R)
-    for start in range(lo, hi, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-        for column in range(first, end, COLS):
-            col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
-            mask = (row < hi) & (col < end)
-            at = (row * row_step + base) + col
+    for start in range(rows[0], rows[1], ROWS):
+        for column in range(columns[0], columns[1], COLS):
+            at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
             v = tl.load(x + at, mask, other=0.0).to(tl.float32)
             tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
 
 
 @triton.jit
 def _batch_norm_sums_kernel(
-    dy,
-    x,
-    mean,
-    rstd,
-    sums,
-    dots,
-    R,
-    C,
-    S,
-    row_step,
-    groups,
-    each,
-    UNIT: tl.constexpr,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
+    dy, x, mean, rstd, sums, dots, R, C, S, row_step, groups, each,
+    UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """Σ dy and Σ dy x̂ of each channel over ``each`` rows."""
-    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
     m = _parameter(mean, channel, C, 0.0)
     r = _parameter(rstd, channel, C, 0.0)
-    lo = share * each
-    hi = tl.minimum(lo + each, R)
     total = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(lo, hi, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-        for column in range(first, end, COLS):
-            col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
-            mask = (row < hi) & (col < end)
-            at = (row * row_step + base) + col
+    for start in range(rows[0], rows[1], ROWS):
+        for column in range(columns[0], columns[1], COLS):
+            at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
             g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
             v = tl.load(x + at, mask, other=0.0).to(tl.float32)
             total += g
@@ -255,33 +190,11 @@ def _batch_norm_sums_kernel(
 
 @triton.jit
 def _batch_norm_backward_kernel(
-    dy,
-    x,
-    weight,
-    mean,
-    rstd,
-    sums,
-    dots,
-    dx,
-    dweight,
-    dbias,
-    R,
-    C,
-    S,
-    row_step,
-    groups,
-    each,
-    shares,
-    count,
-    BATCH: tl.constexpr,
-    UNIT: tl.constexpr,
-    LAST: tl.constexpr,
-    MERGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    C, S, row_step = _in_elements(C, S, row_step, UNIT, LAST)
-    share, channel, first, end, base = _place(C, S, row_step, groups, LAST, COLS)
+    dy, x, weight, mean, rstd, sums, dots, dx, dweight, dbias,
+    R, C, S, row_step, groups, each, shares, count, BATCH: tl.constexpr,
+    UNIT: tl.constexpr, LAST: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
     leader = (channel < C) & (share == 0)
     m = _parameter(mean, channel, C, 0.0)
     r = _parameter(rstd, channel, C, 0.0)
@@ -296,14 +209,9 @@ def _batch_norm_backward_kernel(
     if dbias is not None:
         tl.store(dbias + channel, total.to(dbias.dtype.element_ty), leader)
     if dx is not None:
-        lo = share * each
-        hi = tl.minimum(lo + each, R)
-        for start in range(lo, hi, ROWS):
-            row = start + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-            for column in range(first, end, COLS):
-                col = column + tl.arange(0, COLS)[None, :]  # (1, COLS)
-                mask = (row < hi) & (col < end)
-                at = (row * row_step + base) + col
+        for start in range(rows[0], rows[1], ROWS):
+            for column in range(columns[0], columns[1], COLS):
+                at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
                 g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
                 if BATCH:
                     v = tl.load(x + at, mask, other=0.0).to(tl.float32)
