@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, spec
+from gpulayers.arrays import Spec
 
 from .._budget import Budget
+from .._pooling import Divisor, adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .._window import Window
 from . import _launch
 
 THREADS = 256
-CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {
     "image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more"
 }
@@ -45,19 +46,6 @@ def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
 
 def adaptive_avg_pool2d_refuses(x: Spec, *, needs: tuple, output_size: tuple) -> str | None:
     return _refuses(x) or _refuses(Spec((*x.shape[:2], *output_size), x.dtype))
-
-
-def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> list[int]:
-    sizes = []
-    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation):
-        out = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
-        sizes.append(out - 1 if ceil and (out - 1) * s >= n + p else out)
-    return sizes
-
-
-def _order(x: Any) -> tuple[int, ...] | None:
-    of = spec(x)
-    return CHANNELS_LAST if of.contiguous and of.order == CHANNELS_LAST else None  # type: ignore[union-attr]
 
 
 def _steps(x: Any) -> list[int]:
@@ -101,131 +89,58 @@ def _launch_over(
     _launch.launch("pooling", kernel, grid, (wide, high), (*args, *walk, *map(np.int32, after)))
 
 
-def max_pool2d_forward(
-    x: Any,
-    *,
-    needs: tuple = (),
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    ceil_mode: bool,
-    return_indices: bool,
-    empty: Any,
-) -> tuple[tuple, dict]:
-    size, order = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode), _order(x)
-    y = empty((*x.shape[:2], *size), x.dtype, order)
-    taps = kernel_size[0] * kernel_size[1]
-    index = "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32"
-    won = empty(y.shape if needs else (0, 0, 0, 0), index, order)
-    indices = empty(y.shape if return_indices else (0, 0, 0, 0), "int64", order)
-    window = (*kernel_size, *stride, *padding, *dilation)
-    packed = (x, y, won) if needs else (x, y)
-    given = (x, y, won, indices, bool(needs), return_indices)
-    _launch_over("max_pool2d_forward", y, x, given, packed, window, index)
-    return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
+def _options(window: Window) -> tuple[int, ...]:
+    return (*window.kernel, *window.stride, *window.padding, *window.dilation)
 
 
-def max_pool2d_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    ceil_mode: bool,
-    return_indices: bool,
-    empty: Any,
-) -> tuple:
-    dy, (x,), won = dys[0], inputs, saved["tap"]
-    dx = empty(x.shape, x.dtype, x.like().order)
-    window = (*kernel_size, *stride, *padding, *dilation)
-    _launch_over("max_pool2d_backward", dx, dy, (dy, won, dx, *_steps(won)), (dy, won, dx), window, str(won.dtype))
-    return (dx,)
+def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: Any) -> None:
+    pointers = [empty((0,), kind) if a is None else a for a, kind in ((tap, window.tap_dtype), (indices, "int64"))]
+    packed = (x, y) if tap is None else (x, y, tap)
+    given = (x, y, *pointers, tap is not None, indices is not None)
+    _launch_over("max_pool2d_forward", y, x, given, packed, _options(window), window.tap_dtype)
 
 
-def avg_pool2d_forward(
-    x: Any,
-    *,
-    needs: tuple = (),
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    empty: Any,
-) -> tuple[tuple, dict]:
-    y = empty((*x.shape[:2], *_out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)), x.dtype, _order(x))
-    divisor = (float(divisor_override or 0), bool(count_include_pad))
-    _launch_over("avg_pool2d_forward", y, x, (x, y, *divisor), (x, y), (*kernel_size, *stride, *padding, 1, 1))
-    return (y,), {}
+def _max_backward(dy: Any, tap: Any, dx: Any, window: Window) -> None:
+    given = (dy, tap, dx, *_steps(tap))
+    _launch_over("max_pool2d_backward", dx, dy, given, (dy, tap, dx), _options(window), window.tap_dtype)
 
 
-def avg_pool2d_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    empty: Any,
-) -> tuple:
-    (dy,), (x,) = dys, inputs
-    dx = empty(x.shape, x.dtype, x.like().order)
-    divisor = (float(divisor_override or 0), bool(count_include_pad))
-    _launch_over("avg_pool2d_backward", dx, dy, (dy, dx, *divisor), (dy, dx), (*kernel_size, *stride, *padding, 1, 1))
-    return (dx,)
+def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
+    given = (x, y, float(divisor.override or 0), divisor.include_pad)
+    _launch_over("avg_pool2d_forward", y, x, given, (x, y), _options(window))
 
 
-def _divided(x: Any, output_size: tuple) -> dict | None:
-    """The options of the ``avg_pool2d`` that does the same, where the parts divide the image."""
-    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
-        return None
-    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
-    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
-    return {"kernel_size": window, "stride": window, **plain}
+def _avg_backward(dy: Any, dx: Any, window: Window, divisor: Divisor) -> None:
+    given = (dy, dx, float(divisor.override or 0), divisor.include_pad)
+    _launch_over("avg_pool2d_backward", dx, dy, given, (dy, dx), _options(window))
 
 
-def adaptive_avg_pool2d_forward(x: Any, *, needs: tuple = (), output_size: tuple, empty: Any) -> tuple[tuple, dict]:
-    if output_size == (1, 1):
-        return (_global_mean(x, empty),), {}
-    if divided := _divided(x, output_size):
-        return avg_pool2d_forward(x, needs=needs, **divided, empty=empty)
-    y = empty((*x.shape[:2], *output_size), x.dtype, _order(x))
-    _launch_over("adaptive_avg_pool2d_forward", y, x, (x, y), (x, y))
-    return (y,), {}
+def _adaptive_forward(x: Any, y: Any, empty: Any) -> None:
+    if y.shape[2:] == (1, 1):
+        _global_mean(x, y)
+    else:
+        _launch_over("adaptive_avg_pool2d_forward", y, x, (x, y), (x, y))
 
 
-def adaptive_avg_pool2d_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, empty: Any
-) -> tuple:
-    (dy,), (x,) = dys, inputs
-    if divided := _divided(x, output_size):
-        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided, empty=empty)
-    dx = empty(x.shape, x.dtype, x.like().order)
-    if output_size == (1, 1):
+def _adaptive_backward(dy: Any, dx: Any) -> None:
+    if dy.shape[2:] == (1, 1):
         # One pixel stands for all: dy is read with its strides over images and channels alone.
         _launch_over("global_avg_pool2d_backward", dx, dy, (dy, dx), (dx,))
     else:
         _launch_over("adaptive_avg_pool2d_backward", dx, dy, (dy, dx), (dy, dx))
-    return (dx,)
 
 
-def _global_mean(x: Any, empty: Any) -> Any:
+def _global_mean(x: Any, y: Any) -> None:
     n, c, h, w = x.shape
-    y = empty((n, c, 1, 1), x.dtype)
     wide = 32 if _steps(x)[1] == 1 and c > 1 else 1
     high = min(THREADS // wide, 1 << max(h * w - 1, 0).bit_length())
     args = (x, y, *map(np.int32, (c, h * w, w)), *_steps(x))
     name = f"global_avg_pool2d_forward_{x.dtype}"
     _launch.launch("pooling", name, (n * -(-c // wide),), (wide, high), args, 4 * wide * high)
-    return y
+
+
+max_pool2d_forward, max_pool2d_backward = max_pool2d(_max_forward, _max_backward)
+avg_pool2d_forward, avg_pool2d_backward = avg_pool2d(_avg_forward, _avg_backward)
+adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward = adaptive_avg_pool2d(
+    (avg_pool2d_forward, avg_pool2d_backward), _adaptive_forward, _adaptive_backward
+)

@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.arrays import compute_dtype
 
+from .._window import Window
 from . import _blocks
 
 COLUMN_BYTES = 1 << 22
@@ -79,11 +80,9 @@ class Shape(NamedTuple):
 
 def shape_of(x: Any, weight: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Shape:
     """From arrays or specs of x and weight, and the options in their normal form."""
-    size = tuple(
-        (n + sum(sides) - d * (k - 1) - 1) // s + 1
-        for n, sides, k, d, s in zip(x.shape[2:], padding, weight.shape[2:], dilation, stride)
-    )
     kind, (o, _, *kernel) = compute_dtype(x.dtype), weight.shape
+    before, after = zip(*padding)
+    size = Window(tuple(kernel), stride, before, dilation).output_size(x.shape[2:], after)
     return Shape(*x.shape, o, tuple(kernel), size, stride, padding, dilation, groups, kind)  # type: ignore[arg-type, call-arg]
 
 

@@ -1,4 +1,4 @@
-"""What NumPy kernels over images share: memory order, and blocks of images."""
+"""What NumPy kernels over images share: memory like an image's, and blocks of images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ import numpy as np
 from gpulayers.arrays import Spec, empty_numpy
 
 from . import _blocks
-
-CHANNELS_LAST = (0, 2, 3, 1)
-
-
-def output_order(x: Spec) -> tuple[int, ...] | None:
-    return CHANNELS_LAST if x.contiguous and x.order == CHANNELS_LAST else None
 
 
 def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:

@@ -14,10 +14,10 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.arrays import Spec, arranged, empty_numpy, float64, spec
 
+from .._window import output_order
 from . import _blocks, _conv, _depthwise, _winograd
 from ._conv import Back, Shape, by_channels, planes_of, runs_of, shape_of, taps_by_phase
 
-CHANNELS_LAST = (0, 2, 3, 1)
 REFUSALS = {"float64": "float64 is left to the definition"}
 
 
@@ -113,9 +113,7 @@ def _taps(weight: np.ndarray, of: Shape) -> np.ndarray:
 
 def _empty(shape: tuple, like: Spec) -> np.ndarray:
     """For an output: channels-last where x is."""
-    return empty_numpy(
-        Spec(shape, like.dtype, CHANNELS_LAST if like.contiguous and like.order == CHANNELS_LAST else None)
-    )
+    return empty_numpy(Spec(shape, like.dtype, output_order(like)))
 
 
 def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Shape, y: np.ndarray) -> None:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64, spec
+from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64
 
-from ._images import empty_like, output_order, over_blocks
+from .._window import output_order
+from ._images import empty_like, over_blocks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -46,7 +47,7 @@ def _source(at: int, size: int, first: int, last: int, mode: str) -> int:
 def pad2d_forward(x: np.ndarray, *, needs: tuple = (), padding: tuple, mode: str, value: float) -> tuple[tuple, dict]:
     rows, columns = (_axis(n, p, mode) for n, p in zip(x.shape[2:], padding))
     size = [n + sum(p) for n, p in zip(x.shape[2:], padding)]
-    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, output_order(spec(x))))  # type: ignore[arg-type]
+    y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, output_order(x)))
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
         middle, tall = y[:, :, rows.own], x[:, :, rows.shown]

@@ -8,14 +8,9 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._window import channels_last
+from .._window import output_order as output_order
 from . import _configs, _tile
-
-CHANNELS_LAST = (0, 2, 3, 1)
-
-
-def output_order(x: Any) -> tuple[int, ...] | None:
-    """The memory order of an output over x: channels-last for a dense channels-last x, else row-major."""
-    return CHANNELS_LAST if _tile.order(x) == CHANNELS_LAST else None
 
 
 def steps(x: Any) -> tuple[int, int, int, int]:
@@ -85,7 +80,7 @@ def nhwc(x: Any, empty: Any) -> Any:
     n, c, h, w = x.shape
     if x.permute(0, 2, 3, 1).is_contiguous():
         return x
-    y = empty(x.shape, x.dtype, CHANNELS_LAST)
+    y = empty(x.shape, x.dtype, channels_last(4))
     source = flattened(x) if evenly_spaced(x) else x
     block = min(64, _tile.next_power_of_2(c))
     entry = NHWC(_tile.device(x), h * w)

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget, channels_first
+from .._window import output_order
 from . import _configs, _tile
-from ._image import output_order, pixel_plan, pixels_of, sizes_of, steps
+from ._image import pixel_plan, pixels_of, sizes_of, steps
 
 BUDGETS = {
     "_pad2d_forward_kernel": Budget(registers=80, blocks=7, narrow=channels_first),

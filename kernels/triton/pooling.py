@@ -13,13 +13,14 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget, channels_first
+from .._pooling import Divisor, adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .._window import Window
 from . import _configs, _tile
 from ._image import (
     evenly_spaced,
     finish,
     flattened,
     image_pixel,
-    output_order,
     pixel_plan,
     pixel_tile,
     pixels_of,
@@ -263,132 +264,51 @@ GLOBAL_FORWARD = _configs.rows("global_avg_pool2d_forward")
 GLOBAL_BACKWARD = _configs.rows("global_avg_pool2d_backward")
 
 
-def _out_size(x: Any, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple, ceil: bool) -> list[int]:
-    sizes = []
-    for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation):
-        out = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil else 0)) // s + 1
-        sizes.append(out - 1 if ceil and (out - 1) * s >= n + p else out)
-    return sizes
+def _laps(window: Window) -> dict:
+    return dict(zip(("LAPS_H", "LAPS_W"), window.laps))
 
 
-def _laps(kernel: tuple, stride: tuple, dilation: tuple = (1, 1)) -> dict:
-    """How many windows a pixel may lie under, along each axis."""
-    laps = [_tile.cdiv(d * (k - 1) + 1, s) for k, s, d in zip(kernel, stride, dilation)]
-    return {"LAPS_H": laps[0], "LAPS_W": laps[1]}
-
-
-def max_pool2d_forward(
-    x: Any,
-    *,
-    needs: tuple = (),
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    ceil_mode: bool,
-    return_indices: bool,
-    empty: Any,
-) -> tuple[tuple, dict]:
-    size = _out_size(x, kernel_size, stride, padding, dilation, ceil_mode)
-    order, won = output_order(x), None
-    y = empty((*x.shape[:2], *size), x.dtype, order)
-    if needs:
-        taps = kernel_size[0] * kernel_size[1]
-        won = empty(y.shape, "int8" if taps <= 127 else "int16" if taps <= 32767 else "int32", order)
-    indices = empty(y.shape, "int64", order) if return_indices else None
+def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: Any) -> None:
     grid, tile = pixel_plan(MAX_FORWARD, y)
     _tile.launch(
-        _max_pool2d_forward_kernel, grid, x, y, won, indices, *sizes_of(y, x), *steps(x), *steps(y),
-        *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1], **tile,
+        _max_pool2d_forward_kernel, grid, x, y, tap, indices, *sizes_of(y, x), *steps(x), *steps(y),
+        *window.stride, *window.padding, *window.dilation, KH=window.kernel[0], KW=window.kernel[1], **tile,
     )  # fmt: skip
-    return (y, indices) if return_indices else (y,), {"tap": won} if needs else {}
 
 
-def max_pool2d_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    dilation: tuple,
-    ceil_mode: bool,
-    return_indices: bool,
-    empty: Any,
-) -> tuple:
-    dy, (x,), won = dys[0], inputs, saved["tap"]
-    dx = empty(x.shape, x.dtype, x.like().order)
+def _max_backward(dy: Any, tap: Any, dx: Any, window: Window) -> None:
     grid, tile = pixel_plan(MAX_BACKWARD, dx)
     _tile.launch(
-        _max_pool2d_backward_kernel, grid, dy, won, dx, *sizes_of(dx, dy), *steps(dy), *steps(won), *steps(dx),
-        *stride, *padding, *dilation, KH=kernel_size[0], KW=kernel_size[1],
-        **_laps(kernel_size, stride, dilation), **tile,
+        _max_pool2d_backward_kernel, grid, dy, tap, dx, *sizes_of(dx, dy), *steps(dy), *steps(tap), *steps(dx),
+        *window.stride, *window.padding, *window.dilation, KH=window.kernel[0], KW=window.kernel[1],
+        **_laps(window), **tile,
     )  # fmt: skip
-    return (dx,)
 
 
-def avg_pool2d_forward(
-    x: Any,
-    *,
-    needs: tuple = (),
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    empty: Any,
-) -> tuple[tuple, dict]:
-    size = _out_size(x, kernel_size, stride, padding, (1, 1), ceil_mode)
-    y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
+def _divided_by(divisor: Divisor) -> dict:
+    return {"OVERRIDE": divisor.override is not None, "INCLUDE_PAD": divisor.include_pad}
+
+
+def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
     grid, tile = pixel_plan(AVG_FORWARD, y)
     _tile.launch(
         _avg_pool2d_forward_kernel, grid, x, y, *sizes_of(y, x), *steps(x), *steps(y),
-        *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
-        OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad), **tile,
+        *window.stride, *window.padding, float(divisor.override or 1), KH=window.kernel[0], KW=window.kernel[1],
+        **_divided_by(divisor), **tile,
     )  # fmt: skip
-    return (y,), {}
 
 
-def avg_pool2d_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    kernel_size: tuple,
-    stride: tuple,
-    padding: tuple,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    empty: Any,
-) -> tuple:
-    (dy,), (x,) = dys, inputs
-    dx = empty(x.shape, x.dtype, x.like().order)
+def _avg_backward(dy: Any, dx: Any, window: Window, divisor: Divisor) -> None:
     grid, tile = pixel_plan(AVG_BACKWARD, dx)
     _tile.launch(
         _avg_pool2d_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps(dy), *steps(dx),
-        *stride, *padding, float(divisor_override or 1), KH=kernel_size[0], KW=kernel_size[1],
-        OVERRIDE=divisor_override is not None, INCLUDE_PAD=bool(count_include_pad),
-        **_laps(kernel_size, stride), **tile,
+        *window.stride, *window.padding, float(divisor.override or 1), KH=window.kernel[0], KW=window.kernel[1],
+        **_divided_by(divisor), **_laps(window), **tile,
     )  # fmt: skip
-    return (dx,)
 
 
 WIDEST = 32
 """Columns of a window that ``avg_pool2d``'s kernels unroll."""
-
-
-def _divided(x: Any, output_size: tuple) -> dict | None:
-    """The options of the ``avg_pool2d`` that does the same, where the parts divide the image and are not too wide."""
-    if output_size == (1, 1) or 0 in output_size or any(n % o for n, o in zip(x.shape[2:], output_size)):
-        return None
-    window = tuple(n // o for n, o in zip(x.shape[2:], output_size))
-    plain = {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True, "divisor_override": None}
-    return {"kernel_size": window, "stride": window, **plain} if window[1] <= WIDEST else None
 
 
 def _adaptive(source: Any, out: Any, grad: bool) -> None:
@@ -402,38 +322,27 @@ def _adaptive(source: Any, out: Any, grad: bool) -> None:
     )  # fmt: skip
 
 
-def adaptive_avg_pool2d_forward(x: Any, *, needs: tuple = (), output_size: tuple, empty: Any) -> tuple[tuple, dict]:
-    if output_size == (1, 1):
-        return (_global_mean(x, empty),), {}
-    if divided := _divided(x, output_size):
-        return avg_pool2d_forward(x, needs=needs, **divided, empty=empty)
-    y = empty((*x.shape[:2], *output_size), x.dtype, output_order(x))
-    _adaptive(x, y, False)
-    return (y,), {}
+def _adaptive_forward(x: Any, y: Any, empty: Any) -> None:
+    if y.shape[2:] == (1, 1):
+        _global_mean(x, y, empty)
+    else:
+        _adaptive(x, y, False)
 
 
-def adaptive_avg_pool2d_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, empty: Any
-) -> tuple:
-    (dy,), (x,) = dys, inputs
-    if divided := _divided(x, output_size):
-        return avg_pool2d_backward(dys, saved, inputs=inputs, needs=needs, **divided, empty=empty)
-    dx = empty(x.shape, x.dtype, x.like().order)
-    if output_size != (1, 1):
+def _adaptive_backward(dy: Any, dx: Any) -> None:
+    if dy.shape[2:] != (1, 1):
         _adaptive(dy, dx, True)
-        return (dx,)
+        return
     grid, tile = pixel_plan(GLOBAL_BACKWARD, dx)
-    n, c, h, w = x.shape
+    n, c, h, w = dx.shape
     _tile.launch(
         _global_avg_pool2d_backward_kernel, grid, dy, dx, n * h * w, w, h * w, c, dy.stride(0), dy.stride(1),
         *steps(dx), 1 / max(h * w, 1), EVEN=evenly_spaced(dx), ALIGNED=h * w % 16 == 0 and tile["BP"] % 16 == 0, **tile,
     )  # fmt: skip
-    return (dx,)
 
 
-def _global_mean(x: Any, empty: Any) -> Any:
+def _global_mean(x: Any, y: Any, empty: Any) -> None:
     n, c, h, w = x.shape
-    y = empty((n, c, 1, 1), x.dtype)
     even = evenly_spaced(x)
     source = flattened(x) if even else x
     device = _tile.device(x)
@@ -450,4 +359,10 @@ def _global_mean(x: Any, empty: Any) -> Any:
     )  # fmt: skip
     if splits != 1:
         finish(out, y, scale)
-    return y
+
+
+max_pool2d_forward, max_pool2d_backward = max_pool2d(_max_forward, _max_backward)
+avg_pool2d_forward, avg_pool2d_backward = avg_pool2d(_avg_forward, _avg_backward)
+adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward = adaptive_avg_pool2d(
+    (avg_pool2d_forward, avg_pool2d_backward), _adaptive_forward, _adaptive_backward, WIDEST
+)
