@@ -8,7 +8,9 @@ import pytest
 
 import gpulayers as gl
 from gpulayers import arrays
-from gpulayers.train import _fit
+from gpulayers.train import _checkpoint
+from gpulayers.train._precision import LossScale
+from gpulayers.train._run import Run
 from gpulayers.train.data import batches
 
 RANDOM = np.random.default_rng(0)
@@ -77,14 +79,14 @@ def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "run"
     quiet(network(), callbacks=[gl.Checkpoint(path)])
     before = {p.name: p.read_bytes() for p in path.iterdir()}
-    written = _fit.write_arrays
+    written = _checkpoint.write_arrays
 
     def full(file, state):
         if file.name == "training.safetensors":
             raise OSError("no space left on device")
         written(file, state)
 
-    monkeypatch.setattr(_fit, "write_arrays", full)
+    monkeypatch.setattr(_checkpoint, "write_arrays", full)
     with pytest.raises(OSError, match="no space"):
         quiet(network(), epochs=1, callbacks=[gl.Checkpoint(path)])
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
@@ -101,7 +103,9 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
         quiet(model, resume=path, callbacks=[gl.Checkpoint(path)])
     assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
     (path / "training.safetensors").write_bytes(whole)
-    with pytest.raises(ValueError, match=r"the rule is the same optimizer, SGD with .*; the checkpoint has AdamW"):
+    with pytest.raises(
+        ValueError, match=r"SGD: the rule is the same optimizer, SGD with .*; the state is that of AdamW"
+    ):
         quiet(model, resume=path, optimizer="sgd", callbacks=[gl.Checkpoint(path)])
     with pytest.raises(ValueError, match=r"the rule is the same callbacks, \[\]; the checkpoint has \['Checkpoint'\]"):
         quiet(model, resume=path)
@@ -118,7 +122,7 @@ def test_a_truncated_checkpoint_changes_nothing(tmp_path):
 def test_another_state_of_the_optimizer_is_not_resumed(tmp_path):
     quiet(network(), optimizer=gl.SGD(), callbacks=[gl.Checkpoint(tmp_path / "run")])
     with pytest.raises(
-        ValueError, match=r"SGD with the state \['momentum'\]; the checkpoint has SGD with the state \[\]"
+        ValueError, match=r"SGD with the state \['momentum'\]; the state is that of SGD with the state \[\]"
     ):
         quiet(network(), optimizer=gl.SGD(momentum=0.9), resume=tmp_path / "run", callbacks=[gl.Checkpoint("x")])
 
@@ -164,7 +168,7 @@ def test_mixed_precision(precision):
 
 def test_loss_scale():
     """It leaves a step out and halves where a gradient overflows, and grows back."""
-    scale = _fit.LossScale(True)
+    scale = LossScale(True)
     scale.update(False)
     assert scale.value == 2.0**15
     for _ in range(2000):
@@ -172,7 +176,7 @@ def test_loss_scale():
     assert scale.value == 2.0**16
     model = network()
     before = model.state_dict()
-    run = _fit.Run(model, gl.CrossEntropyLoss(), gl.AdamW(), {}, [], "float16", None)
+    run = Run(model, gl.CrossEntropyLoss(), gl.AdamW(), {}, [], "float16", None)
     x = X.copy()
     x[0, 0] = np.inf
     run.step([x], Y)
@@ -182,7 +186,7 @@ def test_loss_scale():
 
 def test_clipping():
     model = network()
-    run = _fit.Run(model, gl.CrossEntropyLoss(), gl.SGD(1.0), {}, [], None, 1e-3)
+    run = Run(model, gl.CrossEntropyLoss(), gl.SGD(1.0), {}, [], None, 1e-3)
     before = model.state_dict()
     run.step([X], Y)
     moved = math.sqrt(sum(float(((model.state_dict()[k] - v) ** 2).sum()) for k, v in before.items()))
@@ -208,11 +212,11 @@ def test_regularizers_and_constraints():
             return dy * self.w
 
     model = gl.Sequential(Held(), gl.Linear(8, 2))
-    run = _fit.Run(model, gl.CrossEntropyLoss(), gl.SGD(10.0), {}, [], None, None)
+    run = Run(model, gl.CrossEntropyLoss(), gl.SGD(10.0), {}, [], None, None)
     model.build((None, 8))
     plain = float(gl.CrossEntropyLoss()(model(X), Y))
     found = run.step([X], Y)
-    assert float(found["loss"]) == pytest.approx(plain + 0.5 * 8, rel=1e-5)
+    assert float(found["loss"].value) == pytest.approx(plain + 0.5 * 8, rel=1e-5)
     assert (model[0].w.data >= 0).all() and (model[0].w.data == 0).any()
 
 

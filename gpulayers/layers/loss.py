@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from gpulayers import arrays
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import loss as ops
 
@@ -31,6 +33,15 @@ class _LossOverClasses(OpLayer):
     def output_shape(self, *input_shapes: tuple) -> tuple:
         x = input_shapes[0]
         return () if self.reduction != "none" or len(x) == 1 else (x[0], *x[2:])
+
+    def mean_over(self, x: Any, target: Any) -> Any:
+        """What a mean over these divides by: the samples, or the weights of their classes; 0 for those ignored."""
+        if arrays.library(target).dtype(target) in arrays.FLOATS:
+            return math.prod(n for axis, n in enumerate(target.shape) if axis != min(1, target.ndim - 1))
+        counted = target != self.ignore_index
+        if self.weight is None:
+            return counted.sum()
+        return (self.weight.data[(target * counted).clip(0, self.weight.size - 1)] * counted).sum()
 
 
 class CrossEntropyLoss(_LossOverClasses):

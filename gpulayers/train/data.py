@@ -35,8 +35,9 @@ def batches(
     size: int,
     device: str,
     order: np.ndarray | None = None,
+    drop_last: bool = False,
 ) -> Iterator[Batch]:
-    """(inputs, target) of ``size`` rows each, the last one smaller.
+    """(inputs, target) of ``size`` rows each, the last one smaller, or left out with ``drop_last``.
 
     On a GPU each batch is copied, on a stream of its own, while the one before it computes.
     """
@@ -47,7 +48,7 @@ def batches(
         rows = slice(start, start + size) if order is None else order[start : start + size]
         return [a[rows] for a in (xs if y is None else [*xs, y])]
 
-    starts = range(0, max(n, 1), size)  # no rows: one empty batch
+    starts = range(0, n - n % size if drop_last else max(n, 1), size)  # no rows: one empty batch
     for parts in map(host, starts) if device == "cpu" else _ahead(map(host, starts), device):
         yield (list(parts), None) if y is None else (list(parts[:-1]), parts[-1])
 

@@ -1,14 +1,15 @@
-"""Optimizers: state and hyperparameters over the update ops; one launch updates all weights."""
+"""Optimizers: state and hyperparameters over the update ops; one launch updates all weights that are at one step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gpulayers import arrays, transfer
-from gpulayers.layers._config import Configurable
+from gpulayers.layers._config import Configurable, to_config
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import optim as ops
 
@@ -16,7 +17,10 @@ Rate = float | Callable[[int], float]
 
 
 class Optimizer(Configurable):
-    """Updates weights from their gradients. ``lr`` is a number, or a function from the step (0, 1, …) to one."""
+    """Updates weights from their gradients. ``lr`` is a number, or a function from the step (0, 1, …) to one.
+
+    steps: those it has made. counts: those of each weight by name, fewer where it was frozen or had no gradient.
+    """
 
     lr: Rate
     buffers: tuple[str, ...] = ()
@@ -24,8 +28,11 @@ class Optimizer(Configurable):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls, *args, **kwargs)
-        self.steps, self.state = 0, {}
+        self.steps, self.counts, self.state, self._of = 0, {}, {}, {}
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_of": {}}  # a copy serves copies of the weights
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -37,39 +44,129 @@ class Optimizer(Configurable):
     def step(self, weights: Mapping[str, Weight], grad_scale: float = 1.0) -> None:
         """Update every weight that has a gradient, in place; gradients are multiplied by ``grad_scale`` first.
 
-        weights: by name, as ``model.named_weights()`` gives them.
+        weights: by name, as ``model.named_weights()`` gives them. Raises ValueError for those of another model.
         """
         named = {name: w for name, w in weights.items() if w.trainable and w.has_grad}
-        for name, w in named.items():
-            for buffer in self.buffers:
-                if (name, buffer) not in self.state:
-                    self.state[name, buffer] = arrays.zeros_like(w.data)
+        self._require_same(named)
         lr = self.rate()
+        groups: dict[int, list[str]] = {}
+        for name, w in named.items():
+            fresh = [b for b in self.buffers if (name, b) not in self.state]
+            self.state.update({(name, b): arrays.zeros_like(w.data) for b in fresh})
+            if fresh or name not in self.counts:
+                self.counts[name] = 0
+            if name not in self._of:
+                self._of[name] = weakref.ref(w)
+            groups.setdefault(self.phase(self.counts[name] + 1), []).append(name)
+        for phase, names in groups.items():
+            data, grads = [named[n].data for n in names], [named[n].grad for n in names]
+            buffers = [[self.state[n, b] for n in names] for b in self.buffers]
+            self.update(data, grads, *buffers, lr=lr, step=phase, grad_scale=grad_scale)
+            for n in names:
+                self.counts[n] += 1
+                named[n].changed()
         self.steps += 1
-        if named:
-            buffers = [[self.state[name, b] for name in named] for b in self.buffers]
-            data, grads = [w.data for w in named.values()], [w.grad for w in named.values()]
-            self.update(data, grads, *buffers, lr=lr, grad_scale=grad_scale)
-        for w in named.values():
-            w.changed()
 
-    def update(self, data: list, grads: list, *buffers: list, lr: float, grad_scale: float) -> None:
-        """Write ``data`` and ``buffers`` (one list of arrays for each of ``self.buffers``) in place."""
-        raise NotImplementedError(f"{type(self).__name__} must write update(data, grads, *buffers, lr, grad_scale)")
+    def phase(self, step: int) -> int:
+        """What ``update`` must know of a weight's step (1, 2, …); weights that agree in it share one launch."""
+        return step
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """The state on the CPU, by "weight/buffer", and the step count."""
-        state = {f"{w}/{b}": transfer.to_numpy(a) for (w, b), a in self.state.items()}
-        return state | {"steps": np.array(self.steps)}
+    def update(self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float) -> None:
+        """Write ``data`` and ``buffers`` (one list of arrays for each of ``self.buffers``), which are at ``step``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must write update(data, grads, *buffers, lr, step, grad_scale)"
+        )
 
-    def load_state_dict(self, state: dict[str, np.ndarray], device: str = "cpu") -> None:
-        self.steps = int(state["steps"])
-        names = [n for n in state if n != "steps"]
-        self.state = {tuple(n.rsplit("/", 1)): transfer.to_device(np.array(state[n]), device) for n in names}
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of ``__init__`` as they are now, in JSON; None in place of a function."""
+        found: dict[str, Any] = {}
+        for name in list(self._arguments.signature.parameters)[1:]:
+            if hasattr(self, name):
+                try:
+                    found[name] = to_config(getattr(self, name), type(self).__name__)
+                except TypeError:
+                    found[name] = None
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"algorithm", "buffers", "options", "steps", "counts", "arrays": {"weight/buffer": on the CPU}}.
+
+        All but the arrays are JSON values.
+        """
+        return {
+            "algorithm": type(self).__name__,
+            "buffers": list(self.buffers),
+            "options": self.options(),
+            "steps": self.steps,
+            "counts": dict(self.counts),
+            "arrays": {f"{w}/{b}": np.array(transfer.to_numpy(a)) for (w, b), a in self.state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Weight]) -> None:
+        """Go on from ``state``, its options (lr, …) included, with the weights that it belongs to.
+
+        Raises ValueError before anything is changed, as ``require_state`` does.
+        """
+        self.require_state(state, weights)
+        for name, value in state["options"].items():
+            if value is not None:
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        self.steps, self.counts = int(state["steps"]), {n: int(c) for n, c in state["counts"].items()}
+        self._of = {n: weakref.ref(weights[n]) for n in self.counts}
+        self.state = {}
+        for key, a in state["arrays"].items():
+            name, buffer = key.rsplit("/", 1)
+            device = arrays.library(weights[name].data).device(weights[name].data)
+            self.state[name, buffer] = transfer.to_device(np.array(a), device)
+
+    def require_state(self, state: Mapping[str, Any], weights: Mapping[str, Weight]) -> None:
+        """Raises ValueError, which names the difference, unless ``state`` is of this algorithm and of these weights."""
+        who, keys = type(self).__name__, {"algorithm", "buffers", "options", "steps", "counts", "arrays"}
+        if lacks := sorted(keys - state.keys()):
+            raise ValueError(f"{who}: state: the rule is what state_dict() gives; it lacks {', '.join(lacks)}")
+        mine = f"{who} with the state {list(self.buffers)}"
+        if mine != (came := f"{state['algorithm']} with the state {list(state['buffers'])}"):
+            raise ValueError(f"{who}: the rule is the same optimizer, {mine}; the state is that of {came}")
+        for name, value in self.options().items():
+            if (value is None) != (state["options"].get(name, value) is None):
+                rule, came = ("a function" if v is None else "a value" for v in (state["options"][name], value))
+                raise ValueError(f"{who}: {name}: the rule is {rule}, as where the state comes from; got {came}")
+        if unknown := sorted(state["counts"].keys() - weights.keys()):
+            raise ValueError(f"{who}: the rule is the state of {_some(weights)}; it is that of {_some(unknown)}")
+        shapes = {n: (weights[n.rsplit("/", 1)[0]].shape, a.shape) for n, a in state["arrays"].items()}
+        if wrong := [f"{n}: {list(w)} ← {list(a)}" for n, (w, a) in shapes.items() if w != a]:
+            raise ValueError(f"{who}: the rule is state of the weights' shapes; got {'; '.join(wrong)}")
+
+    def require_own(self, weights: Mapping[str, Weight]) -> None:
+        """Raises ValueError if the state that it has belongs to another model than ``weights`` do."""
+        if self.counts and not self.counts.keys() & weights.keys():
+            self._refuse(self.counts)
+        self._require_same(weights)
+
+    def _require_same(self, weights: Mapping[str, Weight]) -> None:
+        others = [n for n, w in weights.items() if n in self._of and self._of[n]() is not w]
+        if others:
+            self._refuse(others)
+
+    def _refuse(self, names: Iterable[str]) -> None:
+        who = type(self).__name__
+        raise ValueError(
+            f"{who}: the rule is an optimizer for each model; it has the state of another's {_some(names)}"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class SGD(Optimizer):
-    """w ← w − lr · v, v = momentum · v + (1 − dampening) · (g + weight_decay · w). As torch.optim.SGD."""
+    """w ← w − lr · v, v = momentum · v + (1 − dampening) · (g + weight_decay · w). As torch.optim.SGD.
+
+    A weight's first v is g + weight_decay · w, whenever its first gradient comes.
+    """
 
     def __init__(
         self,
@@ -85,9 +182,16 @@ class SGD(Optimizer):
             )
         self.lr, self.momentum, self.dampening = lr, momentum, dampening
         self.weight_decay, self.nesterov = weight_decay, nesterov
-        self.buffers = ("momentum",) if momentum else ()
 
-    def update(self, data: list, grads: list, *buffers: list, lr: float, grad_scale: float) -> None:
+    @property
+    def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("momentum",) if self.momentum else ()
+
+    def phase(self, step: int) -> int:
+        """The first step with momentum differs from the others."""
+        return min(step, 2) if self.momentum else 2
+
+    def update(self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float) -> None:
         ops.sgd_update(
             data,
             grads,
@@ -97,13 +201,16 @@ class SGD(Optimizer):
             dampening=self.dampening,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            first=self.steps == 1,
+            first=step == 1,
             grad_scale=grad_scale,
         )
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019). As torch.optim.AdamW."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019). As torch.optim.AdamW.
+
+    A weight's bias correction counts its own steps.
+    """
 
     buffers = ("exp_avg", "exp_avg_sq")
 
@@ -116,7 +223,7 @@ class AdamW(Optimizer):
     ):
         self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
 
-    def update(self, data: list, grads: list, *buffers: list, lr: float, grad_scale: float) -> None:
+    def update(self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float) -> None:
         ops.adamw_update(
             data,
             grads,
@@ -125,7 +232,7 @@ class AdamW(Optimizer):
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            step=self.steps,
+            step=step,
             grad_scale=grad_scale,
         )
 
