@@ -8,7 +8,6 @@ import pytest
 
 import gpulayers as gl
 from gpulayers import arrays
-from gpulayers.train import _checkpoint
 from gpulayers.train._precision import LossScale
 from gpulayers.train._run import Run
 from gpulayers.train.data import batches
@@ -57,74 +56,6 @@ def test_the_same_seed_gives_the_same_bits():
     a, b = (quiet(network(5)) for _ in range(2))
     assert a["loss"] == b["loss"]
     assert quiet(network(6))["loss"] != a["loss"]
-
-
-@pytest.mark.parametrize("optimizer", [lambda: gl.SGD(0.05, momentum=0.9, nesterov=True), lambda: gl.AdamW(1e-2)])
-def test_resuming_gives_the_same_bits(tmp_path, optimizer):
-    callbacks = lambda: [gl.Checkpoint(tmp_path / "run"), gl.EarlyStopping("loss", patience=9)]  # noqa: E731
-    whole = network()
-    history = quiet(whole, epochs=6, optimizer=optimizer(), callbacks=[gl.EarlyStopping("loss", patience=9)])
-    quiet(network(), epochs=3, optimizer=optimizer(), callbacks=callbacks())
-    resumed = network(99)
-    again = quiet(resumed, epochs=6, optimizer=optimizer(), callbacks=callbacks(), resume=tmp_path / "run")
-    assert again["loss"] == history["loss"] and again["accuracy"] == history["accuracy"]
-    for name, value in whole.state_dict().items():
-        assert np.array_equal(resumed.state_dict()[name], value), name
-    assert np.array_equal(gl.load(tmp_path / "run").predict(X), resumed.predict(X)), (
-        "a checkpoint is a saved model, too"
-    )
-
-
-def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / "run"
-    quiet(network(), callbacks=[gl.Checkpoint(path)])
-    before = {p.name: p.read_bytes() for p in path.iterdir()}
-    written = _checkpoint.write_arrays
-
-    def full(file, state):
-        if file.name == "training.safetensors":
-            raise OSError("no space left on device")
-        written(file, state)
-
-    monkeypatch.setattr(_checkpoint, "write_arrays", full)
-    with pytest.raises(OSError, match="no space"):
-        quiet(network(), epochs=1, callbacks=[gl.Checkpoint(path)])
-    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
-
-
-def test_a_truncated_checkpoint_changes_nothing(tmp_path):
-    path = tmp_path / "run"
-    quiet(network(), callbacks=[gl.Checkpoint(path)])
-    whole = (path / "training.safetensors").read_bytes()
-    (path / "training.safetensors").write_bytes(whole[: len(whole) // 2])
-    model = network(3)
-    before = model.state_dict()
-    with pytest.raises(ValueError, match=r"training.safetensors: it is damaged or cut off"):
-        quiet(model, resume=path, callbacks=[gl.Checkpoint(path)])
-    assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
-    (path / "training.safetensors").write_bytes(whole)
-    with pytest.raises(
-        ValueError, match=r"SGD: the rule is the same optimizer, SGD with .*; the state is that of AdamW"
-    ):
-        quiet(model, resume=path, optimizer="sgd", callbacks=[gl.Checkpoint(path)])
-    with pytest.raises(ValueError, match=r"the rule is the same callbacks, \[\]; the checkpoint has \['Checkpoint'\]"):
-        quiet(model, resume=path)
-    with pytest.raises(ValueError, match="the rule is the same callbacks"):
-        quiet(model, resume=path, callbacks=[gl.EarlyStopping("loss")])
-    whole = json.loads((path / "training.json").read_text())
-    for name, value in (("random", None), ("scale", 3), ("history", []), ("callbacks", [1])):
-        (path / "training.json").write_text(json.dumps(whole | {name: value}))
-        with pytest.raises(ValueError, match=r"training.json: it is damaged, or of another version"):
-            quiet(model, resume=path, callbacks=[gl.Checkpoint(path)])
-    assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
-
-
-def test_another_state_of_the_optimizer_is_not_resumed(tmp_path):
-    quiet(network(), optimizer=gl.SGD(), callbacks=[gl.Checkpoint(tmp_path / "run")])
-    with pytest.raises(
-        ValueError, match=r"SGD with the state \['momentum'\]; the state is that of SGD with the state \[\]"
-    ):
-        quiet(network(), optimizer=gl.SGD(momentum=0.9), resume=tmp_path / "run", callbacks=[gl.Checkpoint("x")])
 
 
 def test_early_stopping_restores_the_best():
@@ -292,3 +223,69 @@ def test_history(tmp_path):
     assert json.loads((tmp_path / "h.json").read_text())["loss"] == history["loss"]
     history.plot(tmp_path / "h.png")
     assert (tmp_path / "h.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_drop_last_leaves_the_rest_out():
+    assert [len(y) for _, y in batches([X], Y, 40, "cpu", drop_last=True)] == [40, 40]
+    seen = []
+    quiet(network(), epochs=2, batch_size=40, drop_last=True, metrics={"rows": lambda p, t: seen.append(len(t)) or 0.0})
+    assert seen == [40] * 4
+    assert len(network().predict(X, batch_size=40)) == 96, "evaluation is of all rows"
+    with pytest.raises(ValueError, match="fit: drop_last: the rule is at least batch_size = 97 rows; got 96"):
+        quiet(network(), batch_size=97, drop_last=True)
+
+
+def test_a_last_batch_of_one_is_refused_before_training():
+    """Batch norm has no statistics over one row: that is said before an epoch is spent, with what helps."""
+    model = gl.Sequential(gl.Linear(8, 4), gl.BatchNorm1d(4), gl.Linear(4, 2))
+    before = model.state_dict()
+    rule = (
+        r"fit: the last batch has 1 of 96 rows, which drop_last=True leaves out: .*1.BatchNorm1d.*more than one value"
+    )
+    with pytest.raises(ValueError, match=rule):
+        quiet(model, batch_size=19)
+    assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
+    assert np.isfinite(quiet(model, batch_size=19, drop_last=True)["loss"]).all()
+    with pytest.raises(ValueError, match=r"^1.BatchNorm1d.*more than one value"):
+        quiet(model, batch_size=1)
+    images = gl.Sequential(gl.Reshape(2, 2, 2), gl.BatchNorm2d(2), gl.Flatten(), gl.Linear(8, 2))
+    assert np.isfinite(quiet(images, batch_size=19)["loss"]).all(), "an image of its own has statistics"
+
+
+class Lookup(gl.Layer):
+    """x → a row of a table for the sign of each x: no gradient goes below it."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight("table", (2, 3), "normal")
+
+    def output_shape(self, input_shape):
+        return (*input_shape, 3)
+
+    def forward(self, x):
+        self.save(x)
+        return self.table.data[x]
+
+    def backward(self, dy):
+        np.add.at(self.table.grad, self.saved[0], dy)
+
+
+class Sign(gl.Layer):
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        return (x > 0).astype(np.int64)
+
+
+def test_what_no_backward_reaches_is_not_kept():
+    """Layers below an integer see no backward; what their forward kept goes with the step."""
+    model = gl.Sequential(gl.Linear(8, 5), gl.ReLU(), Sign(), Lookup(), gl.Flatten(), gl.Linear(15, 2))
+    seen = []
+    kept = {"kept": lambda p, t: seen.append(sum(len(layer._frames) for layer in model.layers())) or 0.0}
+    model(X[:4])  # waits for a backward of its own, which fit leaves alone
+    waiting = sum(len(layer._frames) for layer in model.layers())
+    quiet(model, metrics=kept)
+    assert set(seen) == {waiting} and sum(len(layer._frames) for layer in model.layers()) == waiting

@@ -87,8 +87,9 @@ def fit(
             run.history.add(run.scores)
             for callback in callbacks:
                 callback.on_epoch_end(run)
-            while run.checkpoints:  # once all callbacks remember this epoch
-                _checkpoint.save(run, run.checkpoints.pop())
+            for path in run.checkpoints:  # now all callbacks remember this epoch
+                _checkpoint.save(run, path)
+            run.checkpoints.clear()
             run.epoch += 1
         for callback in callbacks:
             callback.on_train_end(run)

@@ -55,12 +55,12 @@ class Run:
         self.scale = LossScale(self.dtype == arrays.float16)
         self.history, self.epoch, self.stop = History(), 0, False
         self.scores: dict[str, float] = {}
-        self.checkpoints: list[str] = []
+        self.checkpoints: set[str] = set()
         self.shuffle_seed = int(random.draw()[0])
 
     def checkpoint(self, path: str | os.PathLike) -> None:
         """Ask for a checkpoint in the folder ``path``; it is written when all callbacks have seen the epoch."""
-        self.checkpoints.append(os.fspath(path))
+        self.checkpoints.add(os.fspath(path))
 
     @functools.cached_property
     def computing(self) -> np.dtype | None:
