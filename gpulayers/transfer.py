@@ -275,7 +275,8 @@ def poisoned() -> Iterator[None]:
 def _allocator(home: Library, target: str, device: str) -> Callable:
     def empty(shape: Sequence[int], dtype: Any, order: tuple[int, ...] | None = None) -> Any:
         """An uninitialised array of the caller's library, viewed as the backend's."""
-        fresh = view(home.empty(Spec(tuple(shape), arrays.dtype(dtype), order), device), home.name, target)
+        spec = Spec(tuple(shape), arrays.dtype(dtype), order)
+        fresh = view(home.empty(spec, device), home.name, target, writeable=True)
         if _poison:
             fresh[...] = float("nan") if arrays.library(fresh).dtype(fresh) in arrays.FLOATS else 101
         return fresh

@@ -25,7 +25,7 @@ from gpulayers.ops._op import Op, RuleError
 from gpulayers.torch import _autocast
 from gpulayers.torch._library import NAMESPACE, LibraryOp
 
-_in_dynamo = torch.compiler.is_dynamo_compiling
+in_dynamo = torch.compiler.is_dynamo_compiling
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -60,8 +60,8 @@ class _Known(NamedTuple):
     grad: bool
     """Whether grad mode was on."""
     plan: dispatch.Plan
-    record: bool
-    """Whether autograd records the call."""
+    apply: Callable | None
+    """Where autograd records the call: the function that it goes through."""
     updated: tuple[int, ...]
     """The inputs that the call writes to: autograd must be told."""
 
@@ -155,13 +155,15 @@ class TorchOp:
         """By all that a plan depends on: a repeated call costs one look-up."""
         self._latest: dict[int, _Known] = {}
         """The latest call with a weight (by its id; 0 for ops without one), to be checked before it is used."""
-        self._function = _function(self)
-        # The C++ function: the Python one above it looks for functorch levels once more.
-        self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
+        self._apply = applying(function(self, _compute))
+        self._caller = twin
+        """torch's own function that is called in the place of this one."""
+        self.in_place: Any = None
+        """The op that writes over its first input, where there is one."""
 
     def __call__(self, *args: Any) -> Any:
         """The outputs, from the op's inputs and then its options, all positional."""
-        if _in_dynamo():  # first: the compiler must not look into what follows
+        if in_dynamo():  # first: the compiler must not look into what follows
             return self._compiled(args)
         hint = self._weight and id(args[self._weight])
         known = self._latest.get(hint)
@@ -179,15 +181,15 @@ class TorchOp:
         return self._slowly(args, hint)
 
     def _run(self, known: _Known, values: dict[str, Any], args: tuple) -> Any:
-        if known.record:
-            return self._apply((known, values, args[self.n :]), *args[: self.n])
+        if known.apply is not None:
+            return known.apply((known, values, args[self.n :]), *args[: self.n])
         outputs, _ = known.plan.run_forward(*args[: self.n], **values)
         for i in known.updated:
             _written(args[i])
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _compiled(self, args: Sequence[Any]) -> Any:
-        return self._traced(args) if self._serves(args[: self.n]) else self.twin(*args)
+        return self._traced(args) if self._serves(args[: self.n]) else self._caller(*args)
 
     def _split(self, args: tuple) -> tuple[tuple, dict[str, Any]]:
         """(options that a plan depends on, dynamic options). Where the op's guard refuses the dynamic ones, those that no
@@ -258,17 +260,21 @@ class TorchOp:
             return self._by_torch(args, why)
         if any(wanted[i] for i in self._constant):
             return self._by_torch(args, "an input that has no gradient requires one")  # torch raises
-        count = next((i for i, t in enumerate(ins) if t is None), self.n)
-        check = (
-            _never if key is None or any(t is not None for t in ins[count:]) else _checker(ins[:count], self._paired)
-        )
-        options, updated = self._split(args)[0], tuple(self.library.updates(args))
-        known = _Known(check, count, options, dispatch._policy.get(), grad, plan, bool(needs), updated)
+        known = self._make_known(plan, args, grad=grad, never=key is None, recorded=bool(needs))
         if key is not None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[key] = known
         return self._run(known, values, args)
+
+    def _make_known(self, plan: dispatch.Plan, args: tuple, *, grad: bool, never: bool, recorded: bool) -> _Known:
+        ins = args[: self.n]
+        count = next((i for i, t in enumerate(ins) if t is None), self.n)
+        never = never or any(t is not None for t in ins[count:])
+        check = _never if never else _checker(ins[:count], self._paired)
+        options, updated = self._split(args)[0], tuple(self.library.updates(args))
+        apply = self._apply if recorded else None
+        return _Known(check, count, options, dispatch._policy.get(), grad, plan, apply, updated)
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""
@@ -286,15 +292,18 @@ class TorchOp:
         if torch.overrides.has_torch_function(ins):
             return torch.overrides.handle_torch_function(self, ins, *args)
         if not isinstance(ins[0], Tensor):
-            return self.twin(*args)
+            return self._caller(*args)
         if _transforming() or forward_ad._current_level >= 0:
-            return self._by_torch(args, "torch.func and forward-mode differentiation go through torch's own function")
+            return self._transformed(args)
         if _scripting():
             return self._by_torch(args, "torch.jit.trace records torch's own function")
         try:
-            return self._traced(args) if self._serves(ins) else self.twin(*args)
+            return self._traced(args) if self._serves(ins) else self._caller(*args)
         except NotImplementedError as why:  # a tensor subclass of its own kind (DTensor), a device of its own
             return self._by_torch(args, why)
+
+    def _transformed(self, args: Sequence[Any]) -> Any:
+        return self._by_torch(args, "torch.func and forward-mode differentiation go through torch's own function")
 
     def _by_torch(self, args: Sequence[Any], why: Exception | str) -> Any:
         """torch's own function: it raises what torch.nn raises, or serves what the op does not."""
@@ -302,7 +311,7 @@ class TorchOp:
         if isinstance(why, dispatch.Refused) and (policy.strict or "definition" not in policy.backends):
             raise why
         try:
-            outputs = self.twin(*args)
+            outputs = self._caller(*args)
         except Exception as error:
             if isinstance(why, RuleError):
                 why.where = why.where or self.name
@@ -356,16 +365,22 @@ def _input(x: Tensor | None, spec: Any, like: Tensor, needed: bool) -> Tensor:
     return x.view_as(x)
 
 
-def _function(of: TorchOp) -> type[torch.autograd.Function]:
+def applying(of: Any) -> Callable:
+    """The C++ function: the Python one above it looks for functorch levels once more."""
+    return super(torch.autograd.Function, of).apply  # type: ignore[misc]
+
+
+def function(of: TorchOp, compute: Callable, extra: int = 0) -> type[torch.autograd.Function]:
     """The op's ``autograd.Function`` of ((known, dynamic options, all options), *inputs): each argument costs. In the old
-    form: ``setup_context`` costs 14 µs a call."""
-    none = (None,) * (of.n + 1)
+    form: ``setup_context`` costs 14 µs a call.
+
+    compute: (ctx, known, dynamic options, inputs) → outputs, saved. extra: inputs after the op's own, without gradients.
+    """
+    none, tail = (None,) * (of.n + 1 + extra), (None,) * extra
 
     def forward(ctx: Any, call: tuple, *ins: Any) -> Any:
         known, values, _ = call
-        outputs, saved = known.plan.run_forward(*ins, **values)
-        for i in known.updated:
-            _written(ins[i])
+        outputs, saved = compute(ctx, known, values, ins)
         ctx.call = *call, tuple(saved)
         ctx.save_for_backward(*saved.values())
         ctx.set_materialize_grads(False)
@@ -382,8 +397,15 @@ def _function(of: TorchOp) -> type[torch.autograd.Function]:
         dys = tuple(map(in_memory, dys))
         saved = dict(zip(names, ctx.saved_tensors))
         if _grad_enabled() or is_transformed(dys):  # create_graph=True, or dys that are no plain tensors
-            return (None, *of.gradients(dys, saved, known.plan, options, needs))
-        return (None, *known.plan.run_backward(dys, saved, needs=needs, **values))
+            return (None, *of.gradients(dys, saved, known.plan, options, needs), *tail)
+        return (None, *known.plan.run_backward(dys, saved, needs=needs, **values), *tail)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(of.name, (torch.autograd.Function,), members)
+
+
+def _compute(ctx: Any, known: _Known, values: dict[str, Any], ins: tuple) -> tuple[tuple, dict]:
+    found = known.plan.run_forward(*ins, **values)
+    for i in known.updated:
+        _written(ins[i])
+    return found

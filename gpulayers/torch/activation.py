@@ -13,6 +13,7 @@ from torch import Tensor
 from gpulayers.ops import activation as ops
 from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast
+from gpulayers.torch._inplace import InPlace
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.dropout import draw_seed
 
@@ -26,15 +27,6 @@ def _op(op: Op, twin: Callable, by_y: Callable | None = None, **rules: Any) -> T
 
     schema = ", ".join(f"float {name}" for name in op.options)
     return TorchOp(op, twin, schema, again=None if by_y is None else again, **rules)
-
-
-def _applied(op: TorchOp, inplace: bool, input: Tensor, *rest: Any) -> Tensor:
-    """op(input, *rest); in place, the gradient still sees the input as it was."""
-    if not inplace:
-        return op(input, *rest)
-    # torch.jit.trace compares what it recorded with and without gradients.
-    keep = (input.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing()
-    return input.copy_(op(input.clone() if keep else input, *rest))
 
 
 _relu = _op(ops.relu, F.relu, lambda dy, y: dy * (y > 0))
@@ -61,8 +53,8 @@ _gelu = TorchOp(ops.gelu, lambda x, approximate: F.gelu(x, approximate=approxima
 _glu = TorchOp(ops.glu, F.glu, "int axis")
 
 
-def _rrelu_twin(x: Tensor, seed: Any, lower: float, upper: float, training: bool) -> Tensor:
-    return F.rrelu(x, lower, upper, training)
+def _rrelu_twin(x: Tensor, seed: Any, lower: float, upper: float, training: bool, inplace: bool = False) -> Tensor:
+    return F.rrelu(x, lower, upper, training, inplace)
 
 
 def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
@@ -75,36 +67,42 @@ def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) 
 
 _rrelu = TorchOp(ops.rrelu, _rrelu_twin, "float lower, float upper, bool training", again=_rrelu_again)
 
+for _made in (_relu, _hardtanh, _hardsigmoid, _hardswish, _threshold, _silu, _elu, _celu, _selu, _mish):
+    _made.in_place = InPlace(_made)
+# y has the sign of x.
+_leaky_relu.in_place = InPlace(_leaky_relu, lambda slope: slope >= 0)
+_rrelu.in_place = InPlace(_rrelu, lambda lower, upper, training: lower > 0)
+
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.relu``."""
-    return _applied(_relu, inplace, input)
+    return (_relu.in_place if inplace else _relu)(input)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.relu6``."""
     # Not ops.relu6, which saves y: with torch's, y may be changed before the backward.
-    return _applied(_hardtanh, inplace, input, 0.0, 6.0)
+    return (_hardtanh.in_place if inplace else _hardtanh)(input, 0.0, 6.0)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.leaky_relu``."""
-    return _applied(_leaky_relu, inplace, input, negative_slope)
+    return (_leaky_relu.in_place if inplace else _leaky_relu)(input, negative_slope)
 
 
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.hardtanh``."""
-    return _applied(_hardtanh, inplace, input, min_val, max_val)
+    return (_hardtanh.in_place if inplace else _hardtanh)(input, min_val, max_val)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.hardsigmoid``."""
-    return _applied(_hardsigmoid, inplace, input)
+    return (_hardsigmoid.in_place if inplace else _hardsigmoid)(input)
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.hardswish``."""
-    return _applied(_hardswish, inplace, input)
+    return (_hardswish.in_place if inplace else _hardswish)(input)
 
 
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
@@ -119,7 +117,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.threshold``."""
-    return _applied(_threshold, inplace, input, threshold, value)
+    return (_threshold.in_place if inplace else _threshold)(input, threshold, value)
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -134,7 +132,7 @@ def logsigmoid(input: Tensor) -> Tensor:
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.silu``."""
-    return _applied(_silu, inplace, input)
+    return (_silu.in_place if inplace else _silu)(input)
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -159,22 +157,22 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
 
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.elu``."""
-    return _applied(_elu, inplace, input, alpha)
+    return (_elu.in_place if inplace else _elu)(input, alpha)
 
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.celu``."""
-    return _applied(_celu, inplace, input, alpha)
+    return (_celu.in_place if inplace else _celu)(input, alpha)
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.selu``."""
-    return _applied(_selu, inplace, input)
+    return (_selu.in_place if inplace else _selu)(input)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """As ``torch.nn.functional.mish``."""
-    return _applied(_mish, inplace, input)
+    return (_mish.in_place if inplace else _mish)(input)
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -198,7 +196,9 @@ def rrelu(
     """As ``torch.nn.functional.rrelu``; the slopes are Philox's, the same on every device for the same seed."""
     if not isinstance(input, Tensor):
         return F.rrelu(input, lower, upper, training, inplace)  # raises, or records itself
-    return _applied(_rrelu, inplace, input, draw_seed(input) if training else None, lower, upper, training)
+    return (_rrelu.in_place if inplace else _rrelu)(
+        input, draw_seed(input) if training else None, lower, upper, training
+    )
 
 
 class ReLU(nn.ReLU):

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import dropout as ops
+from gpulayers.torch._inplace import InPlace
 from gpulayers.torch._op import TorchOp
 
 
-def _dropout_twin(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    return F.dropout(x, p)
+def _dropout_twin(x: Tensor, seed: Tensor, p: float, inplace: bool = False) -> Tensor:
+    return F.dropout(x, p, True, inplace)
 
 
 def _dropout_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
@@ -26,6 +27,7 @@ def _dropout_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict
 
 
 _dropout = TorchOp(ops.dropout, _dropout_twin, "float p", again=_dropout_again)
+_dropout.in_place = InPlace(_dropout)
 
 
 def draw_seed(like: Tensor) -> Tensor:
@@ -41,8 +43,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         return F.dropout(input, p, training, inplace)  # raises, or records itself
     if not training or p == 0.0:  # as torch, which draws nothing then and leaves an input in place as it is
         return input
-    y = _dropout(input, draw_seed(input), p)
-    return input.copy_(y) if inplace else y
+    return (_dropout.in_place if inplace else _dropout)(input, draw_seed(input), p)
 
 
 class Dropout(nn.Dropout):
