@@ -37,7 +37,8 @@ class InPlace(TorchOp):
         vars(self).update(vars(of), _known={}, _latest={})
         self._of, self._at_output = of, at_output
         seeds = [Spec((2,), int64)] * (self.n - 1)
-        options = self.op.options | dict.fromkeys(self.op.needed, 0.0)
+        options = {k: v for k, v in self.op.options.items() if k not in self.op.dynamic}
+        options |= dict.fromkeys(self.op.needed, 0.0)
         rule = self.op.rule(Spec((1,), float32), *seeds, needs=self.op.inputs[:1], **options)
         self._saves_input = self.op.inputs[0] in rule.saved
         self._caller = functools.partial(of.twin, inplace=True)
