@@ -1,12 +1,17 @@
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import gpulayers as gl
+import gpulayers.torch as gt
 from gpulayers import dispatch
 from gpulayers.arrays import bfloat16, float16, float32, float64
 from gpulayers.ops import activation as A
+from gpulayers.ops._op import Op
 from gpulayers.testing.arena import BACKENDS, arena
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
@@ -51,10 +56,8 @@ EVERY = pytest.mark.parametrize(
 
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0]
-WHOLE = 64
-"""Copies of a point that fill torch's vectors in every dtype. They are the judge: torch's scalar code, for what is left
-over and for strided tensors, lets dy through at NaN where its vectors give 0 (relu6, hardtanh, hardshrink, softshrink) or
-NaN (elu, celu, selu, hardswish)."""
+WHOLE = 16
+"""Copies of a point, that each lane of a kernel's vectors meets."""
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -71,13 +74,18 @@ def torchs_own_kernels():
         yield
 
 
+def strided(x, dtype=float64):
+    """A strided tensor, which torch's scalar code takes: it has the formulas of torch's CUDA kernels, but not so its
+    vectors, which give 0 (hardtanh, hardshrink, softshrink) or NaN (elu, celu, selu, hardswish) at NaN."""
+    return torch.tensor(np.stack([x, x], -1).astype(float64), dtype=getattr(torch, str(dtype)))[..., 0]
+
+
 def in_torch(theirs, inputs, dy, dtype, options):
     """torch's value and gradients, computed in ``dtype``."""
-    dtype = getattr(torch, str(dtype))
-    tensors = [torch.tensor(a.astype(float64), dtype=dtype, requires_grad=True) for a in inputs]
+    tensors = [strided(a, dtype).requires_grad_() for a in inputs]
     y = theirs(*tensors, **options)
-    y.backward(torch.tensor(dy.astype(float64), dtype=dtype))
-    return [t.detach().double().numpy() for t in (y, *(t.grad for t in tensors))]
+    grads = torch.autograd.grad(y, tensors, strided(dy, dtype))
+    return [t.detach().double().numpy() for t in (y, *grads)]
 
 
 def check_torch(op, theirs, *inputs, **options):
@@ -100,16 +108,14 @@ def check_torch(op, theirs, *inputs, **options):
 def test_definition_is_torch(op, options, theirs):
     """Values and gradients in float64, at ordinary, extreme and special points (NaN, ±Inf, kinks)."""
     special = [*SPECIAL, *(s * v for v in (3.0, 0.5, 1.0, 6.0, 1e-9, 40.0, 700.0) for s in (1, -1))]
-    x = np.concatenate([special, np.linspace(-12, 12, 32 * WHOLE - len(special))])
-    t = torch.tensor(x, requires_grad=True)
-    y = theirs(t, **options)
+    x = np.concatenate([special, np.linspace(-12, 12, 2000)])
     dy = np.random.default_rng(0).standard_normal(x.shape)
-    y.backward(torch.tensor(dy))
+    y, grad = in_torch(theirs, [x], dy, float64, options)
     with np.errstate(all="ignore"):
         mine, call = op.record(x, **options)
         (dx,) = call.backward(dy)
-    np.testing.assert_allclose(mine, y.detach().numpy(), rtol=1e-13, atol=1e-15)
-    np.testing.assert_allclose(dx, t.grad.numpy(), rtol=1e-12, atol=3e-14)
+    np.testing.assert_allclose(mine, y, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(dx, grad, rtol=1e-12, atol=3e-14)
 
 
 @EVERY
@@ -139,11 +145,72 @@ def test_memory_orders(op):
 
 @EVERY
 def test_special_values(op, options, theirs):
-    """NaN, ±Inf and kinks give from every kernel what they give from the definition, and from torch."""
-    x = np.repeat([*SPECIAL, *(s * v for v in (0.5, 1, 3, 6, 20, 90, 300, 1e-6) for s in (1, -1))], WHOLE)
+    """NaN, ±Inf, ±0 and kinks give from every kernel what they give from the definition, and from torch."""
+    kinks = [v for v in options.values() if not isinstance(v, str)]
+    x = np.repeat([*SPECIAL, *(s * v for v in (0.5, 1, 3, 6, 20, 90, 300, 1e-6, *kinks) for s in (1, -1))], WHOLE)
     with np.errstate(all="ignore"):
         check_op(op, x, dtypes=["float32", "bfloat16"], dys=["dense"], **options)
         check_torch(op, theirs, x, **options)
+
+
+def test_every_activation_is_here():
+    here = {op for op, _, _ in VARIANTS} | {A.prelu, A.rrelu, A.glu}
+    assert here == {op for op in vars(A).values() if isinstance(op, Op)}
+
+
+NAN_PASSES_DY = ("relu", "relu6", "hardtanh", "hardshrink", "softshrink", "threshold", "hardswish", "elu", "celu")
+
+
+@EVERY
+def test_gradient_at_nan(op, options, theirs):
+    """What a comparison decides, NaN decides as torch's CUDA kernels do: dy passes, or a slope, or nothing does."""
+    x, dy = np.full(WHOLE, np.nan, np.float32), np.full(WHOLE, 0.75, np.float32)
+    slope = {"selu": 1.0507009873554805, "leaky_relu": options.get("negative_slope", 0.01), "hardsigmoid": 0.0}
+    wanted = dy * np.float32(1.0 if op.name in NAN_PASSES_DY else slope.get(op.name, np.nan))
+    for backend in BACKENDS:
+        with arena(backend) as room:
+            y, call = op.record(room.put(x), **options)
+            got = room.get(call.backward(room.put(dy))[0])
+        assert np.isnan(room.get(y)).all()
+        np.testing.assert_array_equal(got, wanted, backend)
+
+
+@pytest.mark.parametrize("op", [A.hardswish, A.hardsigmoid, A.celu], ids=lambda op: op.name)
+def test_float64_has_no_constant_in_float32(op):
+    """The definition is right in float64 where torch is not: its CUDA kernels have the 1/6 of hardswish in float32 (its
+    CPU kernels that of hardsigmoid's gradient, both the 1/alpha of celu), which is 3e-8 off; rational numbers judge."""
+    x = np.linspace(-2.9, 2.9, 41)
+    sixth = {
+        "hardswish": lambda v: (v * (v + 3) / 6, v / 3 + Fraction(1, 2)),
+        "hardsigmoid": lambda v: ((v + 3) / 6, Fraction(1, 6)),
+        "celu": lambda v: (math.expm1(min(v, 0) / 3) * 3 + max(v, 0), math.exp(min(v, 0) / 3)),
+    }[op.name]
+    wanted = np.array([[float(v) for v in sixth(Fraction(v))] for v in x])
+    y, call = op.record(x, **({"alpha": 3.0} if op is A.celu else {}))
+    np.testing.assert_allclose(y, wanted[:, 0], rtol=4e-16, atol=2e-16)
+    np.testing.assert_allclose(call.backward(np.ones_like(x))[0], wanted[:, 1], rtol=4e-16, atol=2e-16)
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "leaky_relu", "hardswish", "rrelu"])
+def test_gradients_that_are_differentiated(name):
+    """With create_graph=True they are what they are without it, at NaN and for an infinite dy too, and so torch's."""
+    x = strided(np.tile([*SPECIAL, -2.0, 2.0], 2)).requires_grad_()
+    dy = strided(np.repeat([0.75, np.inf], 7))
+    options = {"lower": -0.5, "upper": -0.25} if name == "rrelu" else {}
+    grads = []
+    for call in (getattr(gt.functional, name), getattr(F, name)):
+        grads += [torch.autograd.grad(call(x, **options), x, dy, create_graph=again)[0] for again in (False, True)]
+    for grad in grads[1:]:
+        torch.testing.assert_close(grad.detach(), grads[0], equal_nan=True)
+
+
+def test_slopes_that_are_drawn_again():
+    """Of rrelu, whatever their sign; NaN has the slope 1 in training."""
+    x = torch.tensor([-1.0] * 50 + [2.0, torch.nan], dtype=torch.float64, requires_grad=True)
+    y = gt.functional.rrelu(x, -0.5, 0.5, training=True)
+    grads = [torch.autograd.grad(y, x, torch.ones_like(y), create_graph=again, retain_graph=True) for again in (0, 1)]
+    torch.testing.assert_close(grads[0][0], grads[1][0].detach())
+    torch.testing.assert_close(grads[0][0], torch.where(x < 0, -y, 1).detach())
 
 
 def test_errors():

@@ -150,6 +150,7 @@ def draw(shape, dtype, seed=0, scale=2.0):
 # Where torch computes with a constant rounded to float32, in float64 too, the truth is the formula.
 TRUTH = {
     "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,
+    "Hardswish": lambda m: lambda x: x * torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6,  # on CUDA
     "CELU": lambda m: lambda x: torch.where(x > 0, x, m.alpha * torch.expm1(torch.clamp(x, max=0) / m.alpha)),
 }
 
@@ -266,14 +267,14 @@ def test_non_finite(name):
     complaints = []
     for kwargs, shape in CASES[name][:40]:
         for number, value in enumerate((float("nan"), float("inf"), float("-inf"))):
-            if shape in ANY:  # torch's scalar code, which takes a few elements, differs from its vectors at NaN
-                shape = (2, 3, 64)
             x = draw(shape, torch.float32, seed=number)
             if not x.numel() or kwargs.get("inplace"):
                 continue
             x.view(-1)[:: max(1, x.numel() // 3)] = value
             ours, theirs = pair_of(name, kwargs, torch.float32)
-            found = check_torch(ours, theirs, [x], dy=torch.randn_like)
+            if shape in ANY:  # strided, and dy too: at NaN torch's vectors on the CPU differ from its CUDA kernels
+                x = torch.stack([x, x], -1)[..., 0]
+            found = check_torch(ours, theirs, [x], dy=None if shape in ANY else torch.randn_like)
             complaints += [f"{name}({kwargs}) {list(shape)} {value}: {line}" for line in found]
     report(complaints)
 

@@ -4,9 +4,9 @@ An op is made of two plain functions, its value and its gradient: see ``_activat
 float, and return y with x's dtype and (where x is dense) memory order; its shape is x's, but for glu. They raise
 NotImplementedError for x that is not floating-point, and TypeError for a number that is none.
 
-Where x is NaN, dx is what torch's vectors give on the CPU, in every dtype: 0, NaN or dy, op by op. Its scalar code (less
-than a vector, strided tensors) lets dy through where the vectors give 0 (relu6, hardtanh, hardshrink, softshrink) or NaN
-(elu, celu, selu, hardswish).
+Where x is NaN, dx is what torch's CUDA kernels give: no comparison with NaN holds, so what the text calls "else" is taken,
+and dy passes relu, relu6, hardtanh, hardshrink, softshrink, threshold, hardswish, elu, celu and (times s) selu. So it
+does in torch's scalar code on the CPU; its vectors there have 0 or NaN in eight of these.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _relu6(x: Any) -> Any:
 
 
 def _relu6_gradient(dy: Any, y: Any) -> Any:
-    """dx = dy where 0 < y < 6, else 0."""
-    return namespace(y).where((y > 0) & (y < 6), dy, 0)
+    """dx = 0 where y ≤ 0 or y ≥ 6, else dy."""
+    return namespace(y).where((y <= 0) | (y >= 6), 0, dy)
 
 
 relu6 = elementwise(_relu6, _relu6_gradient)
@@ -71,8 +71,8 @@ def _hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
 
 
 def _hardtanh_gradient(dy: Any, x: Any, min_val: float, max_val: float) -> Any:
-    """dx = dy where min_val < x < max_val, else 0."""
-    return namespace(x).where((x > min_val) & (x < max_val), dy, 0)
+    """dx = 0 where x ≤ min_val or x ≥ max_val, else dy."""
+    return namespace(x).where((x <= min_val) | (x >= max_val), 0, dy)
 
 
 def _hardtanh_check(min_val: float, max_val: float) -> None:
@@ -102,9 +102,9 @@ def _hardswish(x: Any) -> Any:
 
 
 def _hardswish_gradient(dy: Any, x: Any) -> Any:
-    """dx = 0 where x ≤ −3, dy where x ≥ 3, else dy (x/3 + 1/2)."""
+    """dx = 0 where x ≤ −3, dy (x/3 + 1/2) where −3 < x < 3, else dy."""
     xp = namespace(x)
-    return xp.where(x <= -3, 0, xp.where(x >= 3, dy, dy * (x / 3 + 0.5)))
+    return xp.where(x <= -3, 0, xp.where(x < 3, dy * (x / 3 + 0.5), dy))
 
 
 hardswish = elementwise(_hardswish, _hardswish_gradient)
@@ -116,8 +116,8 @@ def _hardshrink(x: Any, lambd: float = 0.5) -> Any:
 
 
 def _shrink_gradient(dy: Any, x: Any, lambd: float) -> Any:
-    """dx = dy where x > lambd or x < −lambd, else 0."""
-    return namespace(x).where((x > lambd) | (x < -lambd), dy, 0)
+    """dx = 0 where −lambd ≤ x ≤ lambd, else dy."""
+    return namespace(x).where((x >= -lambd) & (x <= lambd), 0, dy)
 
 
 hardshrink = elementwise(_hardshrink, _shrink_gradient)
@@ -309,9 +309,9 @@ def _elu(x: Any, alpha: float = 1.0) -> Any:
 
 
 def _elu_gradient(dy: Any, x: Any, alpha: float) -> Any:
-    """dx = dy where x > 0, else dy alpha exp(x)."""
+    """dx = dy alpha exp(x) where x ≤ 0, else dy."""
     xp = namespace(x)
-    return xp.where(x > 0, dy, dy * alpha * xp.exp(xp.minimum(x, 0)))
+    return xp.where(x <= 0, dy * alpha * xp.exp(xp.minimum(x, 0)), dy)
 
 
 elu = elementwise(_elu, _elu_gradient)
@@ -324,9 +324,9 @@ def _celu(x: Any, alpha: float = 1.0) -> Any:
 
 
 def _celu_gradient(dy: Any, x: Any, alpha: float) -> Any:
-    """dx = dy where x > 0, else dy exp(x / alpha)."""
+    """dx = dy exp(x / alpha) where x ≤ 0, else dy."""
     xp = namespace(x)
-    return xp.where(x > 0, dy, dy * xp.exp(xp.minimum(x, 0) / alpha))
+    return xp.where(x <= 0, dy * xp.exp(xp.minimum(x, 0) / alpha), dy)
 
 
 def _celu_check(alpha: float) -> None:
@@ -346,9 +346,9 @@ def _selu(x: Any) -> Any:
 
 
 def _selu_gradient(dy: Any, x: Any) -> Any:
-    """dx = s dy where x > 0, else dy s α exp(x)."""
+    """dx = dy s α exp(x) where x ≤ 0, else s dy."""
     xp = namespace(x)
-    return xp.where(x > 0, _SCALE * dy, dy * _SCALE_ALPHA * xp.exp(xp.minimum(x, 0)))
+    return xp.where(x <= 0, dy * _SCALE_ALPHA * xp.exp(xp.minimum(x, 0)), _SCALE * dy)
 
 
 selu = elementwise(_selu, _selu_gradient)

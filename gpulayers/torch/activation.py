@@ -29,7 +29,7 @@ def _op(op: Op, twin: Callable, by_y: Callable | None = None, **rules: Any) -> T
     return TorchOp(op, twin, schema, again=None if by_y is None else again, **rules)
 
 
-_relu = _op(ops.relu, F.relu, lambda dy, y: dy * (y > 0))
+_relu = _op(ops.relu, F.relu, lambda dy, y: torch.where(y <= 0, 0, dy))
 _leaky_relu = _op(ops.leaky_relu, F.leaky_relu)
 _hardtanh = _op(ops.hardtanh, F.hardtanh)
 _hardsigmoid = _op(ops.hardsigmoid, F.hardsigmoid)
@@ -58,11 +58,13 @@ def _rrelu_twin(x: Tensor, seed: Any, lower: float, upper: float, training: bool
 
 
 def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
-    """The slopes are drawn again, as the op's values at −1."""
+    """The slopes are drawn again, as the op's values at 1 and −1; NaN has that of 1 in training, as in torch."""
     x, seed = saved["x"].detach(), saved.get("seed")
+    passes = ~(x <= 0) if options["training"] else x > 0
     with torch.no_grad():
-        slopes = -_rrelu.library((torch.where(x > 0, 1, -torch.ones_like(x)), seed, *options.values()), False)
-    return [dys[0] * slopes.abs(), None]
+        ones = torch.where(passes, 1, -torch.ones_like(x))
+        slopes = ones * _rrelu.library((ones, seed, *options.values()), False)
+    return [dys[0] * slopes, None]
 
 
 _rrelu = TorchOp(ops.rrelu, _rrelu_twin, "float lower, float upper, bool training", again=_rrelu_again)

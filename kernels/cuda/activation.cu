@@ -10,8 +10,9 @@ struct Numbers {
 __device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 __device__ inline float at_most(float x, float most) { return x > most ? most : x; }  // NaN stays
 __device__ inline float clip(float x, float low, float high) { return x < low ? low : at_most(x, high); }
-__device__ inline float where_inside(float dy, float x, float low, float high) { return x > low && x < high ? dy : 0; }
-__device__ inline float where_outside(float dy, float x, float most) { return x > most || x < -most ? dy : 0; }
+// dy passes NaN, as in torch.
+__device__ inline float where_inside(float dy, float x, float low, float high) { return x <= low || x >= high ? 0 : dy; }
+__device__ inline float where_outside(float dy, float x, float most) { return x >= -most && x <= most ? 0 : dy; }
 
 struct relu {
     static __device__ float value(float x, Numbers) { return x < 0 ? 0 : x; }
@@ -35,7 +36,7 @@ struct hardtanh {  // a: min_val, b: max_val
 
 struct hardsigmoid {
     static __device__ float value(float x, Numbers) { return clip(x + 3, 0, 6) / 6; }
-    static __device__ float gradient(float dy, float x, Numbers) { return where_inside(dy / 6, x, -3, 3); }
+    static __device__ float gradient(float dy, float x, Numbers) { return x > -3 && x < 3 ? dy / 6 : 0; }
 };
 
 struct hardshrink {
@@ -132,25 +133,25 @@ struct softplus {  // a: beta, b: threshold
 
 struct elu {
     static __device__ float value(float x, Numbers n) { return x > 0 ? x : n.a * expm1f(x); }
-    static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * n.a * expf(x); }
+    static __device__ float gradient(float dy, float x, Numbers n) { return x <= 0 ? dy * n.a * expf(x) : dy; }
 };
 
 struct celu {
     static __device__ float value(float x, Numbers n) { return x > 0 ? x : n.a * expm1f(x / n.a); }
-    static __device__ float gradient(float dy, float x, Numbers n) { return x > 0 ? dy : dy * expf(x / n.a); }
+    static __device__ float gradient(float dy, float x, Numbers n) { return x <= 0 ? dy * expf(x / n.a) : dy; }
 };
 
 struct selu {
     static __device__ float value(float x, Numbers) { return x > 0 ? 1.05070099f * x : 1.75809934f * expm1f(x); }
     static __device__ float gradient(float dy, float x, Numbers) {
-        return dy * (x > 0 ? 1.05070099f : 1.75809934f * expf(x));
+        return dy * (x <= 0 ? 1.75809934f * expf(x) : 1.05070099f);
     }
 };
 
 struct hardswish {
     static __device__ float value(float x, Numbers) { return x * fminf(fmaxf(x + 3, 0), 6) / 6; }
     static __device__ float gradient(float dy, float x, Numbers) {
-        return x <= -3 ? 0 : x >= 3 ? dy : dy * (x / 3 + 0.5f);
+        return x <= -3 ? 0 : x < 3 ? dy * (x / 3 + 0.5f) : dy;
     }
 };
 

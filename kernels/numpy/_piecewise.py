@@ -1,7 +1,7 @@
 """Activations that are straight between their kinks, as chains of in-place ufuncs.
 
 A value takes float32 blocks (x, o, *numbers); o may be x. A gradient takes (dy, s, o, *numbers), s what the forward
-kept; o is neither.
+kept; o is neither. dy passes NaN where it does in torch.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def hardtanh(x: np.ndarray, o: np.ndarray, min_val: float, max_val: float) -> No
 
 
 def hardtanh_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, min_val: float, max_val: float) -> None:
-    inside = x > min_val
-    inside &= x < max_val
-    keep(inside, dy, o)
+    lost = x <= min_val
+    lost |= x >= max_val
+    keep(np.logical_not(lost, out=lost), dy, o)
 
 
 def hardsigmoid(x: np.ndarray, o: np.ndarray) -> None:
@@ -61,7 +61,9 @@ def hardsigmoid(x: np.ndarray, o: np.ndarray) -> None:
 
 
 def hardsigmoid_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
-    hardtanh_gradient(dy, x, o, -3.0, 3.0)
+    inside = x > -3
+    inside &= x < 3
+    keep(inside, dy, o)
     np.divide(o, 6, out=o)
 
 
@@ -76,7 +78,8 @@ def hardswish_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
     np.divide(x, 3, out=o)
     o += 0.5
     o *= dy
-    choose(x >= 3, dy, o)
+    slope = x < 3
+    choose(np.logical_not(slope, out=slope), dy, o)
     none = x <= -3
     keep(np.logical_not(none, out=none), o, o)
 
@@ -92,9 +95,9 @@ def softshrink(x: np.ndarray, o: np.ndarray, lambd: float) -> None:
 
 
 def hardshrink_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, lambd: float) -> None:
-    outside = x > lambd
-    outside |= x < -lambd
-    keep(outside, dy, o)
+    inside = x >= -lambd
+    inside &= x <= lambd
+    keep(np.logical_not(inside, out=inside), dy, o)
 
 
 softshrink_gradient = hardshrink_gradient

@@ -209,12 +209,13 @@ def elu(x: np.ndarray, o: np.ndarray, alpha: float) -> None:
 
 
 def elu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, alpha: float) -> None:
-    np.minimum(x, _ZEROS[: x.size], out=o)
+    np.fmin(x, _ZEROS[: x.size], out=o)  # 0 for NaN: dy passes it, as in torch
     np.exp(o, out=o)
     o *= dy
     if alpha != 1:
         o *= alpha
-        choose(x > 0, dy, o)
+        curved = x <= 0
+        choose(np.logical_not(curved, out=curved), dy, o)
 
 
 def celu(x: np.ndarray, o: np.ndarray, alpha: float) -> None:
@@ -227,7 +228,7 @@ def celu(x: np.ndarray, o: np.ndarray, alpha: float) -> None:
 
 
 def celu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray, alpha: float) -> None:
-    np.minimum(x, _ZEROS[: x.size], out=o)
+    np.fmin(x, _ZEROS[: x.size], out=o)  # 0 for NaN: dy passes it, as in torch
     o /= alpha
     np.exp(o, out=o)
     o *= dy
@@ -246,11 +247,12 @@ def selu(x: np.ndarray, o: np.ndarray) -> None:
 
 
 def selu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
-    np.minimum(x, _ZEROS[: x.size], out=o)
+    np.fmin(x, _ZEROS[: x.size], out=o)  # 0 for NaN: dy passes it, as in torch
     np.exp(o, out=o)
     o *= _SCALE_ALPHA
     o *= dy
-    choose(x > 0, dy * _SCALE, o)
+    curved = x <= 0
+    choose(np.logical_not(curved, out=curved), dy * _SCALE, o)
 
 
 def _mish_parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

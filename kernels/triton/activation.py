@@ -135,21 +135,21 @@ def value(x, NAME: tl.constexpr, a, b):
 
 @triton.jit
 def gradient(dy, s, NAME: tl.constexpr, a, b):
-    """dy f'(x); s is y for the activations in FROM_Y, else x."""
+    """dy f'(x); s is y for the activations in FROM_Y, else x. dy passes NaN where it does in torch."""
     if NAME == "relu":
         dx = tl.where(s <= 0, 0.0, dy)
     elif NAME == "leaky_relu":
         dx = tl.where(s > 0, dy, dy * a)
     elif NAME == "relu6":
-        dx = tl.where((s > 0) & (s < 6), dy, 0.0)
+        dx = tl.where((s <= 0) | (s >= 6), 0.0, dy)
     elif NAME == "hardtanh":
-        dx = tl.where((s > a) & (s < b), dy, 0.0)
+        dx = tl.where((s <= a) | (s >= b), 0.0, dy)
     elif NAME == "hardsigmoid":
         dx = tl.where((s > -3) & (s < 3), dy / 6, 0.0)
     elif NAME == "hardswish":
-        dx = tl.where(s <= -3, 0.0, tl.where(s >= 3, dy, dy * (s / 3 + 0.5)))
+        dx = tl.where(s <= -3, 0.0, tl.where(s < 3, dy * (s / 3 + 0.5), dy))
     elif NAME == "hardshrink" or NAME == "softshrink":
-        dx = tl.where((s > a) | (s < -a), dy, 0.0)
+        dx = tl.where((s >= -a) & (s <= a), 0.0, dy)
     elif NAME == "threshold":
         dx = tl.where(s <= a, 0.0, dy)
     elif NAME == "gelu":
@@ -176,11 +176,11 @@ def gradient(dy, s, NAME: tl.constexpr, a, b):
         z = s * a
         dx = tl.where(z > b, dy, dy * tl.sigmoid(z))
     elif NAME == "elu":
-        dx = tl.where(s > 0, dy, dy * a * tl.exp(tl.where(s > 0, 0.0, s)))
+        dx = tl.where(s <= 0, dy * a * tl.exp(tl.where(s > 0, 0.0, s)), dy)
     elif NAME == "celu":
-        dx = tl.where(s > 0, dy, dy * tl.exp(tl.where(s > 0, 0.0, s) / a))
+        dx = tl.where(s <= 0, dy * tl.exp(tl.where(s > 0, 0.0, s) / a), dy)
     elif NAME == "selu":
-        dx = dy * tl.where(s > 0, 1.0507009873554805, 1.7580993408473766 * tl.exp(tl.where(s > 0, 0.0, s)))
+        dx = dy * tl.where(s <= 0, 1.7580993408473766 * tl.exp(tl.where(s > 0, 0.0, s)), 1.0507009873554805)
     else:
         tl.static_assert(NAME == "mish", "unknown activation")
         t, p = _tanh_of_softplus(s)
