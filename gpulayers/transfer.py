@@ -278,7 +278,9 @@ def _allocator(home: Library, target: str, device: str) -> Callable:
         spec = Spec(tuple(shape), arrays.dtype(dtype), order)
         fresh = view(home.empty(spec, device), home.name, target, writeable=True)
         if _poison:
-            fresh[...] = float("nan") if arrays.library(fresh).dtype(fresh) in arrays.FLOATS else 101
+            # Not by assignment: to a 0-dim tensor that is a copy from the host, which no CUDA graph takes.
+            fill = fresh.fill_ if target == "torch" else fresh.fill
+            fill(float("nan") if arrays.library(fresh).dtype(fresh) in arrays.FLOATS else 101)
         return fresh
 
     return empty

@@ -1,9 +1,12 @@
 """Whose array it is, its memory order, and views between libraries that copy nothing."""
 
+import contextlib
+
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpulayers import arrays, transfer
 from gpulayers.arrays import Spec, bfloat16
@@ -81,3 +84,22 @@ def test_dtype_names():
 def test_not_an_array():
     with pytest.raises(TypeError, match=r"expected a NumPy, CuPy or torch array, got builtins.str"):
         arrays.library("x")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "bool"])
+def test_poison_comes_from_no_host(dtype):
+    """A value that is assigned to a 0-dim tensor is a tensor on the CPU first: a CUDA graph takes no copy of it."""
+    ran = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ran.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for home, backend in ((arrays.TORCH, "triton"), (arrays.NUMPY, "triton"), (arrays.NUMPY, "cuda")):
+        empty = transfer.Bridge(home, backend, "cpu").extra["empty"]
+        with transfer.poisoned(), Listening() if home is arrays.TORCH else contextlib.nullcontext():
+            zero, image = empty((), dtype), empty((2, 3, 4, 5), dtype, (0, 2, 3, 1))
+        for x in map(transfer.to_numpy, (zero, image)):
+            assert np.isnan(x).all() if "float" in dtype else (x == arrays.dtype(dtype).type(101)).all()
+    assert {*ran} <= {"empty", "empty_strided", "fill_"}

@@ -145,7 +145,7 @@ def tf32():
 
 def test_tf32_where_torch_allows_it(tf32):
     """The tensor cores compute float32 products only if torch's own setting says so."""
-    with arena("triton"), interpreting() as session:
+    with interpreting() as session, arena("triton"):
         x, w = draw(3, 5).astype(np.float32), draw(4, 5).astype(np.float32)
         _, call = linear.record(x, w)
         call.backward(draw(3, 4).astype(np.float32))

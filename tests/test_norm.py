@@ -125,8 +125,9 @@ def test_a_large_mean_costs_no_precision(op):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Names of the Triton kernels that were launched."""
-    names = set()
+    """Names of the Triton kernels that were launched; which, depends on the multiprocessors: here on every GPU 4."""
+    names, device = set(), _tile.device
+    monkeypatch.setattr(_tile, "device", lambda x: device(x)._replace(sms=4))
 
     def note(kernel, grid, *args, **options):
         names.add(kernel.fn.__name__)

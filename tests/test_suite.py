@@ -1,5 +1,6 @@
 """The GPU suite, with a CPU and stand-in steps in place of a GPU: order, limits, restarts, resumption, its tests' record."""
 
+import ast
 import json
 import os
 import pathlib
@@ -322,6 +323,19 @@ def test_the_most_valuable_files_come_first():
         and "test_house" not in names
         and "test_torch_modules" in names
     )
+
+
+@pytest.mark.parametrize("path", device_tests.files(), ids=lambda p: p.stem)
+def test_what_is_simulated_is_simulated_beside_a_gpu_too(path):
+    """An arena that is entered before ``interpreting()`` or ``emulating()`` is the GPU's, and takes no NumPy arrays."""
+    for outer in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.With)):
+        entered = [n for node in ast.walk(outer) if isinstance(node, ast.With) for n in _called(node)]
+        assert not {"interpreting", "emulating"} & {*entered[entered.index("arena") :]} if "arena" in entered else True
+
+
+def _called(node):
+    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+    return [call.func.id for call in calls if isinstance(call.func, ast.Name)]
 
 
 def test_sanitizers(tmp_path, monkeypatch):

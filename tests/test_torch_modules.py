@@ -461,7 +461,7 @@ WRONG = {
     "dtype": lambda m, x: m(x).double(),
     "input changed": lambda m, x: m(x.data.add_(1) - 1 if False else (x.data.mul_(2), x / 2)[1]),
     "strides ignored": lambda m, x: m(torch.as_strided(x, x.shape, torch.empty(x.shape).stride())),
-    "NaN": lambda m, x: m(x).masked_fill(torch.zeros(()).bool(), 0) + torch.nan,
+    "NaN": lambda m, x: m(x).masked_fill(torch.zeros_like(x, dtype=torch.bool), 0) + torch.nan,
     "only for negative": lambda m, x: torch.where(x < 0, m(x) * 1.01, m(x)),
 }
 
