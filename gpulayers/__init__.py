@@ -32,11 +32,12 @@ _serve_from_checkout("bench")
 # After the rooms above are in place.
 from gpulayers import arrays, layers, ops, random  # noqa: E402
 from gpulayers.dispatch import Refused, explain, only, strict  # noqa: E402
-from gpulayers.layers._calls import no_grad  # noqa: E402
 from gpulayers.layers._config import register  # noqa: E402
 from gpulayers.layers._files import load, save  # noqa: E402
+from gpulayers.layers._frames import no_grad  # noqa: E402
 from gpulayers.layers._layer import Layer, OpLayer  # noqa: E402
-from gpulayers.layers._weight import L1, L2, MaxNorm, NonNegative, Weight  # noqa: E402
+from gpulayers.layers._regularizer import L1, L2, MaxNorm, NonNegative  # noqa: E402
+from gpulayers.layers._weight import Weight  # noqa: E402
 from gpulayers.layers.activation import (  # noqa: E402
     CELU,
     ELU,

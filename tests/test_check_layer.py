@@ -1,5 +1,7 @@
 """A right layer passes; each broken one is caught, with a message that names its fault."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -226,19 +228,21 @@ def test_lost_setting_is_caught():
     @gl.register
     class Scaled(gl.Layer):
         def __init__(self, factor):
-            self.factor = factor
+            self.factor, self.more = factor, SimpleNamespace(factor=1.0)
 
         def output_shape(self, input_shape):
             return input_shape
 
         def forward(self, x):
-            return x * self.factor
+            return x * self.factor * self.more.factor
 
         def backward(self, dy):
-            return dy * self.factor
+            return dy * self.factor * self.more.factor
 
     layer = Scaled(2.0)
     check_layer(layer, (None, 3))
-    layer.factor = 3.0  # not what __init__ was given
+    layer.factor = 3.0  # not what __init__ was given, yet saved
+    check_layer(layer, (None, 3))
+    layer.more.factor = 3.0  # nobody sees that
     with pytest.raises(CheckError, match="made again from its config"):
         check_layer(layer, (None, 3))

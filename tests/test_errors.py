@@ -93,7 +93,7 @@ def test_layers_name_the_rule(case):
         return
     with pytest.raises(error, match=text):
         layer(*inputs)
-    assert not layer._frames, "a refused call leaves nothing behind"
+    assert not layer._waiting.frames, "a refused call leaves nothing behind"
 
 
 def test_layers_inside_a_model_are_named():

@@ -174,9 +174,9 @@ def test_calls_in_any_order():
             for _ in range(2):
                 again = torch.autograd.grad(ys[i].square().sum(), ((a, b)[i], *module.parameters()), retain_graph=True)
                 assert all(map(torch.equal, again, alone[i]))
-    assert not any(layer._frames for layer in module.layer.layers())
+    assert not any(layer._waiting.frames for layer in module.layer.layers())
     module(a), module(b).sum().backward()  # the first is never used
-    assert not any(layer._frames for layer in module.layer.layers())
+    assert not any(layer._waiting.frames for layer in module.layer.layers())
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         y = module(a).sum()
         y.backward(), y.backward()
@@ -392,7 +392,7 @@ def test_errors():
     with pytest.raises(RuntimeError, match=r"0.Linear: x: the rule is"):
         module(torch.ones(2, 4))
     assert module(torch.ones(2, 3)).shape == (2, 2)  # nothing is left behind
-    assert not any(layer._frames or layer._scopes for layer in module.layer.layers())
+    assert not any(layer._waiting.frames for layer in module.layer.layers())
 
     class Wrong(Swish):
         def backward(self, dy):

@@ -35,7 +35,7 @@ def test_it_learns():
     scores = model.evaluate(X, Y, metrics=["accuracy"])
     assert scores["accuracy"] == (model.predict(X).argmax(1) == Y).mean()
     assert all(layer.training for layer in model.layers()), "evaluation leaves the mode as it was"
-    assert not model._frames and not any(w.has_grad for w in model.weights)
+    assert not model._waiting.frames and not any(w.has_grad for w in model.weights)
 
 
 def test_data_of_any_dtype_is_computed_in_the_weights():
@@ -82,7 +82,7 @@ def test_a_failed_step_leaves_nothing_behind():
     model = network()
     with pytest.raises(IndexError):
         model.fit(X, Y + 7, progress=False)
-    assert not any(layer._frames for layer in model.layers())
+    assert not any(layer._waiting.frames for layer in model.layers())
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.layers._config import from_config
 from gpulayers.layers._folder import recovered, whole_folder
 from gpulayers.layers._layer import Layer
+from gpulayers.layers._model import FORMAT, model_config, model_of
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 TRAINING, STATE = "training.json", "training.safetensors"
 """What a checkpoint has beside them."""
 NAMES = frozenset({CONFIG, WEIGHTS, TRAINING, STATE})
-_FORMAT = 1
 
 
 def save(layer: Layer, path: str | os.PathLike) -> None:
@@ -34,27 +33,15 @@ def save(layer: Layer, path: str | os.PathLike) -> None:
         write_arrays(folder / WEIGHTS, state)
 
 
-def model_config(layer: Layer) -> dict[str, Any]:
-    """What config.json says of a model. Raises TypeError for a layer that is not registered."""
-    return {"format": _FORMAT, "model": layer.get_config(), "input_shapes": layer._input_shapes}
-
-
 def load(path: str | os.PathLike) -> Layer:
     """The model that ``save`` wrote, on the CPU. Raises ValueError for a folder that is damaged or no model."""
     folder = recovered(path)
     config = read_json(folder / CONFIG)
-    if not {"model", "input_shapes"} <= config.keys() or config.get("format") != _FORMAT:
+    if not {"model", "input_shapes"} <= config.keys() or config.get("format") != FORMAT:
         came = f"{config.get('format')} with {', '.join(config) or 'nothing'}"
-        raise ValueError(f"{folder / CONFIG}: the rule is a gpulayers model of format {_FORMAT}; got {came}")
+        raise ValueError(f"{folder / CONFIG}: the rule is a gpulayers model of format {FORMAT}; got {came}")
     state = read_arrays(folder / WEIGHTS)
-    layer = from_config(config["model"])
-    if config["input_shapes"] is not None:
-        layer.ensure_built(*map(tuple, config["input_shapes"]))
-    for name, w in layer.named_weights().items():
-        if name in state:
-            w.data = w.data.astype(state[name].dtype)  # a model of another dtype comes back in it
-    layer.load_state_dict(state)
-    return layer
+    return model_of(config, state)
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:

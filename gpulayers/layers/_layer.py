@@ -18,220 +18,43 @@
             self.beta.grad += (dy * x * slope).sum()
             return dy * (s + self.beta * slope)
 
-What ``save`` keeps belongs to one call: each forward pushes a frame, each backward takes the newest one, so a layer may
-be used twice in a model, or called twice before the backwards (which then come in reverse order).
+What ``save`` keeps belongs to one call: each forward makes a frame, each backward takes the newest one of its thread, so
+a layer may be used twice in a model, or called twice before the backwards (which then come in reverse order).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpulayers import arrays, random, transfer
+from gpulayers import arrays, transfer
 from gpulayers.arrays import FLOATS, Spec
-from gpulayers.layers._calls import Frame, is_float, managed_backward, managed_build, managed_forward, recording
-from gpulayers.layers._config import Configurable
-from gpulayers.layers._summary import summary
-from gpulayers.layers._weight import Weight, initial
+from gpulayers.layers._calls import Calls
+from gpulayers.layers._config import Seen, holds_parts
+from gpulayers.layers._summary import Row, summary
+from gpulayers.layers._weight import Weight
 from gpulayers.ops._op import Op, RuleError
 
 
-class Layer(Configurable):
+class Layer(Calls):
     """One layer: shapes, weights, forward, backward. See the top of this file for one of your own.
+
+    A subclass writes ``build``, ``output_shape``, ``forward`` and ``backward``; it has ``add_weight``, ``save``, ``saved``,
+    ``run`` and ``run_backward`` for it.
 
     neuron_type: "fully connected", "convolutional", "pooling", or "" for none of these.
     training: False makes dropout and batch normalisation behave as in evaluation; see ``train`` and ``eval``.
     """
 
     neuron_type = ""
-    training = True
-    name: str
-    _weights: dict[str, Weight]
-    _children: dict[str, Layer]
-    _frames: list[Frame]
-    _scopes: list[type]
-    _input_shapes: tuple | None
-    _output_shapes: dict[tuple, tuple]
-    _input_grad: bool
     if TYPE_CHECKING:  # gpulayers.train gives every layer these
         fit: Callable
         evaluate: Callable
         predict: Callable
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        self = super().__new__(cls, *args, **kwargs)
-        # Set here, so that a layer of your own need not call super().__init__().
-        state: dict[str, Any] = dict(
-            name=cls.__name__,
-            _weights={},
-            _children={},
-            _frames=[],
-            _scopes=[],
-            _input_shapes=None,
-            _output_shapes={},
-            _input_grad=True,
-        )
-        self.__dict__.update(state)
-        return self
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for method, manage in (("build", managed_build), ("forward", managed_forward), ("backward", managed_backward)):
-            if method in cls.__dict__:
-                setattr(cls, method, manage(cls, cls.__dict__[method]))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Layer):
-            self._children[name] = value
-        object.__setattr__(self, name, value)
-
-    # --- what a layer of your own writes -----------------------------------------------------------------------------
-
-    def build(self, *input_shapes: Any, **_: Any) -> None:
-        """Add the weights that depend on the input shapes (batch first, None where the size is not known yet)."""
-
-    def output_shape(self, *input_shapes: Any, **_: Any) -> tuple:
-        """The shape of the output, batch included."""
-        raise NotImplementedError(f"{type(self).__name__} must say its output_shape(input_shape)")
-
-    def forward(self, *xs: Any, **_: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} must write forward(x)")
-
-    def backward(self, *dys: Any, **_: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} must write backward(dy)")
-
-    # --- what it uses ------------------------------------------------------------------------------------------------
-
-    def add_weight(
-        self,
-        name: str,
-        shape: Sequence[int] = (),
-        init: str | float | Callable = "zeros",
-        trainable: bool = True,
-        regularizer: Callable | None = None,
-        constraint: Callable | None = None,
-        dtype: Any = "float32",
-    ) -> Weight:
-        """A new weight of this layer.
-
-        init: a name ("zeros", "ones", "kaiming_uniform", …), a number, or a function of (shape, NumPy generator).
-        regularizer: w → (penalty, its gradient), as gl.L2(1e-4). constraint: w → the w to keep, as gl.NonNegative().
-        """
-        if name in self._weights:
-            raise ValueError(f"{self.name}: it has a weight {name!r} already")
-        if not name or "." in name:
-            raise ValueError(f"{self.name}: add_weight: the rule is a name without dots; got {name!r}")
-        sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-        if not all(isinstance(n, int | np.integer) and n >= 0 for n in sizes):
-            raise ValueError(f"{self.name}: {name}: the rule is a shape of integers ≥ 0; got {shape!r}")
-        data = initial(init, sizes, random.generator()).astype(arrays.dtype(dtype))
-        if data.shape != sizes:
-            raise ValueError(f"{self.name}: {name}: the rule is init(…).shape = {list(sizes)}; got {list(data.shape)}")
-        self._weights[name] = Weight(f"{self.name}.{name}", data, trainable, regularizer, constraint)
-        return self._weights[name]
-
-    def save(self, *values: Any) -> None:
-        """Keep these for the backward of this call."""
-        if not self._scopes:
-            raise RuntimeError(
-                f"{self.name}: save(…) keeps arrays for backward, inside forward; gl.save(model, path) writes a model"
-            )
-        if recording.get():
-            self._frames[-1].saved[self._scopes[-1]] = values
-
-    @property
-    def saved(self) -> tuple:
-        """What ``save`` kept in the forward that this backward belongs to."""
-        return self._frames[-1].saved.get(self._scopes[-1], ())
-
-    def saved_by(self, cls: type) -> tuple:
-        """What a base class's forward kept in this call."""
-        return self._frames[-1].saved.get(cls, ())
-
-    def run(self, op: Op, *inputs: Any, **options: Any) -> Any:
-        """The op's output; inputs may be arrays, Weights and None. ``run_backward`` is its backward."""
-        plain = [x.data if isinstance(x, Weight) else x for x in inputs]
-        needs: list[str] = []
-        if recording.get():
-            wanted = [x.trainable if isinstance(x, Weight) else self._input_grad for x in inputs]
-            pairs = zip(op.inputs, plain, wanted)
-            needs = [n for n, x, want in pairs if want and n in op.differentiable and is_float(x)]
-        if not needs:
-            return op(*plain, **options)
-        y, call = op.record(*plain, needs=needs, **options)
-        self._frames[-1].calls.setdefault(self._scopes[-1], []).append((call, inputs))
-        return y
-
-    def run_backward(self, *dys: Any) -> Any:
-        """Adds the gradients of Weights to them; returns that of the one array input, or a tuple where there are more."""
-        calls = self._frames[-1].calls.get(self._scopes[-1])
-        if not calls:
-            return None  # no gradient was needed
-        call, inputs = calls.pop()
-        outputs = call.plan.rule.outputs.values()
-        # Array code between an op and the layer's end may have widened 16 bits.
-        dys = tuple(dy if dy is None else arrays.cast(dy, out.dtype) for dy, out in zip(dys, outputs))
-        grads = call.backward(*dys)
-        for x, g in zip(inputs, grads):
-            if isinstance(x, Weight) and g is not None:
-                x.add_grad(g)
-        given = zip(call.plan.op.inputs, inputs, grads)
-        rest = [
-            g for n, x, g in given if n in call.plan.op.differentiable and not isinstance(x, Weight) and is_float(x)
-        ]
-        return rest[0] if len(rest) == 1 else tuple(rest)
-
-    # --- what everyone calls -----------------------------------------------------------------------------------------
-
-    def __call__(self, *xs: Any) -> Any:
-        return self.forward(*xs)
-
-    def children(self) -> dict[str, Layer]:
-        """The layers directly inside this one, by name."""
-        return self._children
-
-    def layers(self) -> Iterator[Layer]:
-        """This layer and all inside it, each once."""
-        seen: set[int] = set()
-        todo: list[Layer] = [self]
-        while todo:
-            layer = todo.pop(0)
-            if id(layer) not in seen:
-                seen.add(id(layer))
-                yield layer
-                todo = [*layer.children().values(), *todo]
-
-    def named_weights(self) -> dict[str, Weight]:
-        """Every weight in here by its name in a state dict ("0.weight"); a weight that is shared comes once."""
-        found: dict[str, Weight] = {}
-        seen: set[int] = set()
-
-        def walk(layer: Layer, prefix: str) -> None:
-            for name, w in layer._weights.items():
-                if id(w) not in seen:
-                    seen.add(id(w))
-                    found[prefix + name] = w
-            for name, child in layer.children().items():
-                walk(child, f"{prefix}{name}.")
-
-        walk(self, "")
-        return found
-
-    @property
-    def weights(self) -> list[Weight]:
-        return list(self.named_weights().values())
-
-    @property
-    def trainable_weights(self) -> list[Weight]:
-        return [w for w in self.weights if w.trainable]
-
-    def zero_grad(self) -> None:
-        for w in self.weights:
-            w.zero_grad()
 
     def train(self, mode: bool = True) -> Layer:
         """Training mode for this layer and all inside it."""
@@ -240,6 +63,7 @@ class Layer(Configurable):
         return self
 
     def eval(self) -> Layer:
+        """Evaluation mode for this layer and all inside it. A part of a model that is in this mode stays so in ``fit``."""
         return self.train(False)
 
     def to(self, where: Any) -> Layer:
@@ -265,10 +89,6 @@ class Layer(Configurable):
         """Where the weights are ("cpu" if there are none)."""
         return next((arrays.library(w.data).device(w.data) for w in self.weights), "cpu")
 
-    def skip_input_grad(self, skip: bool = True) -> None:
-        """Say that nobody asks for the gradient of this layer's input (it is data); saves computing it."""
-        self._input_grad = not skip
-
     def rows(self, *input_shapes: Any, **_: Any) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         """(depth, layer, input shape, output shape) for the summary; containers yield their layers' rows, too."""
         yield 0, self, input_shapes[0] if len(input_shapes) == 1 else input_shapes, self.output_shape(*input_shapes)
@@ -282,57 +102,101 @@ class Layer(Configurable):
         if not shapes:
             raise RuntimeError(f"{self.name}: summary(input_shape) needs the shape: the model has not been called yet")
         self.ensure_built(*shapes)
-        return summary(self, shapes)
+        rows = list(self.rows(*shapes))
+        listed = {id(layer) for _, layer, _, _ in rows}
+        seen: set[int] = set()
+        cells = []
+        for depth, layer, shape, out in rows:
+            inner = [part for part in layer.layers() if part is layer or id(part) not in listed]
+            own = {id(w): w for part in inner for w in part.own_weights().values()}
+            leaf = not any(id(part) in listed for part in layer.children().values())
+            new = [w for i, w in own.items() if i not in seen]
+            cells.append(Row(depth, layer.name, layer.neuron_type, shape, out, new, leaf))
+            seen |= own.keys()
+        return summary(cells, self.weights)
 
-    def ensure_built(self, *input_shapes: tuple) -> None:
-        """Build, if that has not been done."""
-        if self._input_shapes is None:
-            self.build(*input_shapes)
+    def state_dict(self, ties: bool = False) -> dict[str, np.ndarray]:
+        """Every weight by name ("0.weight"), as NumPy arrays of their own: torch's names, layouts and shapes.
 
-    def waits(self) -> bool:
-        """Whether this layer adds weights when it sees its input shape, and has not seen it."""
-        return self._input_shapes is None and type(self).build is not Layer.build
-
-    def build_status(self) -> None:
-        """Raises RuntimeError if a layer in here waits for its input shape."""
-        for layer in self.layers():
-            if layer.waits():
-                raise RuntimeError(f"{layer.name} is not built: call the model once, or model.build(input_shape)")
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Every weight by name ("0.weight"), as NumPy arrays of their own: torch's names, layouts and shapes."""
+        ties: a weight that is shared stands under each of its names, as in torch; by default under the first.
+        """
         self.build_status()
-        return {name: np.array(transfer.to_numpy(w.data)) for name, w in self.named_weights().items()}
+        state = {name: np.array(transfer.to_numpy(w.data)) for name, w in self.named_weights().items()}
+        return state | ({name: state[first].copy() for name, first in self.ties().items()} if ties else {})
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Fill the weights from arrays (NumPy, CuPy, torch) by name; they keep the layer's dtypes and device.
 
-        Raises KeyError (names) or ValueError (shapes) before anything is changed. strict: every name must match.
+        A weight that is shared may come under any of its names, or under several with the same values. Raises KeyError
+        (names) or ValueError (shapes, values) before anything is changed. strict: every name must match.
         """
         self.build_status()
-        weights = self.named_weights()
-        missing, unknown = sorted(weights.keys() - state.keys()), sorted(state.keys() - weights.keys())
+        weights, ties = self.named_weights(), self.ties()
+        found: dict[str, Any] = {}
+        for name, value in state.items():
+            first = ties.get(name, name)
+            if first in found and not _same(found[first], value):
+                raise ValueError(f"{self.name}: the rule is equal values for a shared weight; {name} is not {first}")
+            found.setdefault(first, value)
+        missing, unknown = sorted(weights.keys() - found.keys()), sorted(found.keys() - weights.keys())
         if strict and (missing or unknown):
             raise KeyError(
                 f"{self.name}: the state dict lacks {missing or 'nothing'} and has unknown {unknown or 'nothing'}"
             )
-        shared = weights.keys() & state.keys()
+        known = sorted(weights.keys() & found.keys())
         wrong = [
-            f"{n}: {list(weights[n].shape)} ← {list(state[n].shape)}"
-            for n in sorted(shared)
-            if weights[n].shape != tuple(state[n].shape)
+            f"{n}: {list(weights[n].shape)} ← {list(found[n].shape)}"
+            for n in known
+            if weights[n].shape != tuple(found[n].shape)
         ]
         if wrong:
             raise ValueError(f"{self.name}: the rule is equal shapes; got {'; '.join(wrong)}")
-        for name in shared:
+        for name in known:
             w = weights[name]
-            fresh = np.array(transfer.to_numpy(state[name]).astype(w.dtype))
+            fresh = np.array(transfer.to_numpy(found[name]).astype(w.dtype))
             w.data = transfer.to_device(fresh, arrays.library(w.data).device(w.data))
 
+    # --- how it is saved, beside its arguments -----------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        super()._remember()
+        self._built_by_init = self._input_shapes is not None
+
+    def config_of_changes(self, seen: Seen) -> dict[str, Any]:
+        config = super().config_of_changes(seen)
+        if self._input_shapes is not None and self.builds() and not self._built_by_init:
+            config["built"] = [list(shape) for shape in self._input_shapes]
+        inside: dict[str, Any] = {}
+        for name, child in self.children().items():
+            if id(child) not in seen.places and id(child) not in seen.inside:
+                seen.inside.add(id(child))
+                if changes := child.config_of_changes(seen):
+                    inside[name] = changes
+        return config | ({"inside": inside} if inside else {})
+
+    def apply(self, changes: dict[str, Any]) -> None:
+        if "built" in changes:
+            settings = {name: v for name, v in changes.get("set", {}).items() if not holds_parts(v)}
+            super().apply({"set": settings})
+            self.ensure_built(*map(tuple, changes["built"]))
+        super().apply(changes)
+        children = self.children()
+        for name, inner in changes.get("inside", {}).items():
+            children[name].apply(inner)
+
     def __repr__(self) -> str:
-        bound = self._arguments
-        pairs = [*map(repr, bound.args[1:]), *(f"{k}={v!r}" for k, v in bound.kwargs.items())]
+        args, kwargs = self.config_arguments()
+        now = self.changed()
+        parameters = list(self._arguments.signature.parameters.values())[1:]
+        names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        pairs = [repr(now.get(n, a)) for n, a in zip(names, args)] + [repr(a) for a in args[len(names) :]]
+        pairs += [f"{k}={now.get(k, v)!r}" for k, v in kwargs.items()]
         return f"{type(self).__name__}({', '.join(pairs)})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    one, other = transfer.to_numpy(a), transfer.to_numpy(b)
+    return a is b or np.array_equal(one, other, equal_nan=one.dtype in FLOATS)
 
 
 class OpLayer(Layer):
@@ -341,6 +205,14 @@ class OpLayer(Layer):
     op: Op
     casts_weights = False
     """The op wants weights of x's dtype (mixed precision casts them)."""
+    skips_input_grad = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        op = getattr(self, "op", None)
+        if op and name in op.inputs[1:] and _is_array(value) and self.__dict__.get(name) is None:
+            rule = f"a Weight, as gl.Weight({name!r}, …), for an input of {op.name}, to be trained and saved"
+            raise TypeError(f"{self.name}.{name}: the rule is {rule}; got a plain array")
+        super().__setattr__(name, value)
 
     def arguments(self, *xs: Any, **_: Any) -> tuple:
         """The op's inputs: arrays, Weights and Nones."""
@@ -375,6 +247,13 @@ class OpLayer(Layer):
         unknown = bool(input_shapes[0]) and input_shapes[0][0] is None
         shapes = tuple((None, *y.shape[1:]) if y.shape and unknown else y.shape for y in rule.outputs.values())
         return shapes if len(shapes) > 1 else shapes[0]
+
+
+def _is_array(value: Any) -> bool:
+    try:
+        return arrays.library(value) is not None
+    except TypeError:
+        return False
 
 
 class _Cast(Weight):

@@ -1,50 +1,148 @@
-"""A layer's weights: arrays with a gradient; how they start, what pulls at them, what holds them."""
+"""A layer's weight: an array with a gradient."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpulayers import arrays, transfer
-from gpulayers.layers._config import Configurable
+from gpulayers.arrays import FLOATS
+from gpulayers.layers._tokens import token
+
+_casts: contextvars.ContextVar[dict | None] = contextvars.ContextVar("casts", default=None)
 
 
-class Weight(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array that a layer owns. In array code it stands for its ``data``: ``x * self.beta`` works.
+@contextlib.contextmanager
+def casts_kept(kept: dict) -> Iterator[None]:
+    """Inside, and again inside with the same ``kept``, a weight is cast to 16 bits once, however many calls use it.
 
-    data: float32 unless asked otherwise, where the layer is. grad: starts at zero; a backward adds to it.
+    A write to the weight in the meantime is not seen.
     """
+    before = _casts.set(kept)
+    try:
+        yield
+    finally:
+        _casts.reset(before)
+
+
+def _operators(cls: type) -> type:
+    """Arithmetic and comparison, elementwise on ``data``; in-place operators write into the weight."""
+    binary = [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ]
+    for name in [*binary, *["eq", "ne", "lt", "le", "gt", "ge"]]:
+        function = getattr(operator, f"__{name}__")
+        setattr(cls, f"__{name}__", lambda self, other, f=function: f(self._data, unwrapped(other)))
+        if name in binary:
+            setattr(cls, f"__r{name}__", lambda self, other, f=function: f(unwrapped(other), self._data))
+            setattr(cls, f"__i{name}__", lambda self, other, f=function: self.assign(f(self._data, unwrapped(other))))
+    functions: dict[str, Callable] = {
+        f"__{n}__": getattr(operator, n) for n in ["neg", "pos", "abs", "invert", "index"]
+    }
+    functions |= {f"__{f.__name__}__": f for f in (len, iter, bool, int, float, complex)}
+    for name, function in functions.items():
+        setattr(cls, name, lambda self, f=function: f(self._data))
+    return cls
+
+
+@_operators
+class Weight(np.lib.mixins.NDArrayOperatorsMixin):  # whose operators type checkers know
+    """An array that a layer owns. In array code it stands for its ``data``: ``x * self.beta`` and ``w.T`` work.
+
+    It is written in place: by ``w[...] = value``, ``w *= 0.5``, ``w.assign(value)``, and by ``layer.w = value``. What is
+    computed from it is a plain array.
+
+    name: "layer.weight", for errors. data: a NumPy, CuPy or torch array; numbers and lists become float32.
+    trainable: whether ``fit`` trains it. grad: starts at zero; a backward adds to it.
+    regularizer: w → (penalty, its gradient), as gl.L2(1e-4). constraint: w → the w to keep, as gl.NonNegative().
+    """
+
+    _data: Any
 
     def __init__(
         self,
         name: str,
-        data: np.ndarray,
+        data: Any,
         trainable: bool = True,
         regularizer: Callable | None = None,
         constraint: Callable | None = None,
     ):
         self.name, self.trainable, self.regularizer, self.constraint = name, trainable, regularizer, constraint
-        self._data: Any = data
+        self.learned = trainable
+        """What ``trainable`` is again where a layer that was frozen no longer is."""
+        self.made = {"regularizer": token(regularizer), "constraint": token(constraint)}
+        """What they were at first: a saved model says what they are now, if that is something else."""
+        self._data = np.asarray(data, np.float32) if isinstance(data, int | float | list | tuple) else unwrapped(data)
         self._grad: Any = None
-        self._casts: dict[np.dtype, Any] = {}
+        arrays.library(self._data)  # raises TypeError for what is no array
+
+    # --- its values --------------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> Any:
+        """The array itself. Writes into it (``w.data[0] = 1``) are writes into the weight."""
         return self._data
 
     @data.setter
     def data(self, value: Any) -> None:
-        if tuple(value.shape) != self.shape:
-            raise ValueError(f"{self.name}: the rule is shape = {list(self.shape)}; got {list(value.shape)}")
+        value = unwrapped(value)
+        arrays.library(value)
+        self._require_shape(value, self.name)
         self._data = value
-        self.changed()
 
-    def changed(self) -> None:
-        """Say that ``data`` was written in place."""
-        self._casts.clear()
+    def assign(self, value: Any, where: str = "") -> Weight:
+        """Write ``value``, an array of this shape from any library, into the weight; its dtype and device stay.
+
+        where: what an error calls the weight; by default its name. Raises ValueError for another shape, TypeError for
+        numbers that the dtype does not hold (complex ones; fractions where it is an integer).
+        """
+        value, where = unwrapped(value), where or self.name
+        try:
+            came = arrays.library(value).dtype(value)
+        except TypeError:
+            value = np.asarray(value)
+            came = value.dtype
+        if came not in FLOATS and came.kind not in ("biu" if self.dtype not in FLOATS else "biuf"):
+            raise TypeError(f"{where}: the rule is numbers that {self.dtype} holds; got {came}{list(value.shape)}")
+        if came in FLOATS and self.dtype not in FLOATS:
+            raise TypeError(f"{where}: the rule is integers, as its dtype is {self.dtype}; got {came}")
+        self._require_shape(value, where)
+        self[...] = value
+        return self
+
+    def _require_shape(self, value: Any, where: str) -> None:
+        if tuple(value.shape) != self.shape:
+            raise ValueError(f"{where}: the rule is shape = {list(self.shape)}; got {list(value.shape)}")
+
+    def as_dtype(self, dtype: np.dtype) -> Any:
+        """``data`` in another dtype (mixed precision)."""
+        kept = _casts.get()
+        if kept is None or dtype == self.dtype:
+            return arrays.cast(self._data, dtype)
+        source, cast = kept.get((id(self), dtype), (None, None))
+        if source is not self._data:
+            cast = arrays.cast(self._data, dtype)
+            kept[id(self), dtype] = self._data, cast
+        return cast
+
+    # --- its gradient ------------------------------------------------------------------------------------------------
 
     @property
     def grad(self) -> Any:
@@ -71,13 +169,7 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
     def zero_grad(self) -> None:
         self._grad = None
 
-    def as_dtype(self, dtype: np.dtype) -> Any:
-        """``data`` in another dtype, cast once until the weight changes (mixed precision)."""
-        if dtype == self.dtype:
-            return self._data
-        if dtype not in self._casts:
-            self._casts[dtype] = arrays.cast(self._data, dtype)
-        return self._casts[dtype]
+    # --- an array ----------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,118 +181,78 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        return int(np.prod(self.shape, dtype=np.int64))
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
+    def __getitem__(self, index: Any) -> Any:
+        return self._data[unwrapped(index)]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        index, value = unwrapped(index), unwrapped(value)
+        library = arrays.library(self._data)
+        if library is arrays.NUMPY and not self._data.flags.writeable:
+            self._data = self._data.copy()
+        with contextlib.suppress(TypeError):  # a number or a list
+            if arrays.library(value) is not library:
+                value = transfer.beside(transfer.to_numpy(value), self._data)
+        self._data[index] = value
+
+    def __getattr__(self, name: str) -> Any:
+        """What an array has beside: T, reshape, sum, astype, copy, …"""
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._data, name)
 
     def __repr__(self) -> str:
-        return f"Weight({self.name!r}, {self.dtype}{list(self.shape)}{'' if self.trainable else ', frozen'})"
+        return f"{type(self).__name__}({self.name!r}, {self.dtype}{list(self.shape)}{'' if self.trainable else ', frozen'})"
+
+    __hash__ = object.__hash__
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self._data
+
+    def __format__(self, spec: str) -> str:
+        return format(self._data.item() if spec and not self.shape else self._data, spec)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(transfer.to_numpy(self._data), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return getattr(ufunc, method)(*_unwrapped(inputs), **{k: _unwrapped(v) for k, v in kwargs.items()})
+        y = getattr(ufunc, method)(*unwrapped(inputs), **{k: unwrapped(v) for k, v in kwargs.items()})
+        return _itself(y, kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        return function(*_unwrapped(args), **{k: _unwrapped(v) for k, v in kwargs.items()})
+        return _itself(function(*unwrapped(args), **{k: unwrapped(v) for k, v in kwargs.items()}), kwargs)
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._data[index]
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return _itself(function(*unwrapped(args), **{k: unwrapped(v) for k, v in kwargs.items()}), kwargs)
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        """CuPy takes a weight for an array by this."""
+        return self._data.__cuda_array_interface__
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple:
+        return self._data.__dlpack_device__()
 
 
-def _unwrapped(value: Any) -> Any:
+def unwrapped(value: Any) -> Any:
+    """``value`` with arrays in the place of Weights, in lists, tuples and dicts too."""
     if isinstance(value, Weight):
-        return value.data
-    return type(value)(map(_unwrapped, value)) if type(value) in (list, tuple) else value
+        return value._data
+    if type(value) is dict:
+        return {k: unwrapped(v) for k, v in value.items()}
+    return type(value)(map(unwrapped, value)) if type(value) in (list, tuple) else value
 
 
-# --- how weights start -----------------------------------------------------------------------------------------------
-
-
-def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """(fan in, fan out) of a weight (out, in, *kernel)."""
-    if len(shape) < 2:
-        return (shape[0], shape[0]) if shape else (1, 1)
-    field = math.prod(shape[2:])
-    return shape[1] * field, shape[0] * field
-
-
-def uniform(bound: float) -> Callable:
-    """An init: uniform in ±bound."""
-    return lambda shape, random: random.uniform(-bound, bound, shape)
-
-
-def _uniform(bound: Callable[[Sequence[int]], float]) -> Callable:
-    return lambda shape, random: random.uniform(-bound(shape), bound(shape), shape)
-
-
-def _normal(deviation: Callable[[Sequence[int]], float]) -> Callable:
-    return lambda shape, random: random.normal(0.0, deviation(shape), shape)
-
-
-INITS: dict[str, Callable[[Sequence[int], np.random.Generator], np.ndarray]] = {
-    "zeros": lambda shape, random: np.zeros(shape),
-    "ones": lambda shape, random: np.ones(shape),
-    "normal": _normal(lambda shape: 0.02),
-    # torch's default for linear and convolution: kaiming_uniform with a = √5
-    "fan_in_uniform": _uniform(lambda shape: 1 / math.sqrt(max(1, fans(shape)[0]))),
-    # He et al. 2015, for relu
-    "kaiming_uniform": _uniform(lambda shape: math.sqrt(6 / max(1, fans(shape)[0]))),
-    "kaiming_normal": _normal(lambda shape: math.sqrt(2 / max(1, fans(shape)[0]))),
-    # Glorot and Bengio 2010
-    "xavier_uniform": _uniform(lambda shape: math.sqrt(6 / max(1, sum(fans(shape))))),
-    "xavier_normal": _normal(lambda shape: math.sqrt(2 / max(1, sum(fans(shape))))),
-}
-
-
-def initial(init: str | float | Callable, shape: Sequence[int], random: np.random.Generator) -> np.ndarray:
-    """Values for a weight: ``init`` is a name in INITS, a number, or a function of (shape, generator)."""
-    if isinstance(init, str):
-        if init not in INITS:
-            raise ValueError(f"init: the rule is one of {', '.join(INITS)}, a number or a function; got {init!r}")
-        init = INITS[init]
-    return np.asarray(init(shape, random) if callable(init) else np.full(shape, init))
-
-
-# --- what pulls at weights, and what holds them ----------------------------------------------------------------------
-
-
-class L1(Configurable):
-    """A penalty of ``rate`` Σ |w|; its gradient is rate · sign(w)."""
-
-    def __init__(self, rate: float = 1e-4):
-        self.rate = rate
-
-    def __call__(self, w: Any) -> tuple[Any, Any]:
-        return self.rate * abs(w).sum(), self.rate * ((w > 0).astype(w.dtype) - (w < 0).astype(w.dtype))
-
-
-class L2(Configurable):
-    """A penalty of ``rate`` Σ w²; its gradient is 2 · rate · w."""
-
-    def __init__(self, rate: float = 1e-4):
-        self.rate = rate
-
-    def __call__(self, w: Any) -> tuple[Any, Any]:
-        return self.rate * (w * w).sum(), 2 * self.rate * w
-
-
-class NonNegative(Configurable):
-    """After each update, w ← max(w, 0)."""
-
-    def __call__(self, w: Any) -> Any:
-        return w * (w > 0)
-
-
-class MaxNorm(Configurable):
-    """After each update, the norm of each output's weights is at most ``most``."""
-
-    def __init__(self, most: float = 1.0):
-        self.most = most
-
-    def __call__(self, w: Any) -> Any:
-        norm = (w * w).sum(tuple(range(1, w.ndim)), keepdims=True) ** 0.5
-        return w * (self.most / norm.clip(self.most, None))
+def _itself(result: Any, kwargs: dict) -> Any:
+    """The weight that ``out`` named, where a function returned its array."""
+    out = kwargs.get("out")
+    for candidate in out if isinstance(out, tuple) else (out,):
+        if isinstance(candidate, Weight) and candidate._data is result:
+            return candidate
+    return result

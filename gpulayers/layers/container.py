@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,31 +15,69 @@ from gpulayers.ops._op import normal_axis
 
 
 class _Container(Layer):
-    """Holds layers under the names "0", "1", …, as torch.nn.Sequential does."""
+    """Holds layers under the names "0", "1", …, as torch.nn.Sequential does; they may be exchanged, as those of a list."""
+
+    _internal = Layer._internal | {"_parts"}
+    _parts: list[Layer]
 
     def __init__(self, *layers: Layer):
-        for i, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"{type(self).__name__}: argument {i}: the rule is a Layer; got {layer!r}")
-            self._children[str(i)] = layer
-            if layer.name == type(layer).__name__:
-                layer.name = f"{i}.{layer.name}"
+        self._parts = []
+        for layer in layers:
+            self.append(layer)
 
-    def waits(self) -> bool:
+    def _found(self) -> Iterator[tuple[str, Any]]:
+        yield from ((str(i), part) for i, part in enumerate(self._parts))
+        yield from super()._found()
+
+    def config_arguments(self) -> tuple[tuple, dict[str, Any]]:
+        return tuple(self._parts), super().config_arguments()[1]
+
+    def builds(self) -> bool:
         return False  # only layers inside it have weights
 
     def __len__(self) -> int:
-        return len(self._children)
+        return len(self._parts)
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._children.values())
+        return iter(self._parts)
 
-    def __getitem__(self, index: int) -> Layer:
-        return list(self._children.values())[index]
+    def __getitem__(self, index: Any) -> Any:
+        return self._parts[index]
+
+    def __setitem__(self, index: int, layer: Layer) -> None:
+        self._parts[index] = self._checked(operator.index(index), layer)
+        self._name_parts()
+
+    def __delitem__(self, index: Any) -> None:
+        del self._parts[index]
+        self._name_parts()
+
+    def insert(self, index: int, layer: Layer) -> None:
+        """Put a layer before the one that stands at ``index``."""
+        self._parts.insert(index, self._checked(index, layer))
+        self._name_parts()
+
+    def append(self, layer: Layer) -> None:
+        """Put a layer behind the others."""
+        self.insert(len(self), layer)
+
+    def _checked(self, index: int, layer: Any) -> Layer:
+        if not isinstance(layer, Layer):
+            raise TypeError(f"{type(self).__name__}: argument {index}: the rule is a Layer; got {layer!r}")
+        return layer
+
+    def _name_parts(self) -> None:
+        """A layer without a name of its own is called by its place and class, as "0.Linear"."""
+        for i, layer in enumerate(self._parts):
+            kind = type(layer).__name__
+            if re.fullmatch(rf"(\d+\.)?{kind}", layer.name) and layer not in self._parts[:i]:
+                layer.rename(f"{i}.{kind}")
 
 
 class Sequential(_Container):
     """y = fₙ(… f₂(f₁(x))). Layers that take several inputs may stand first."""
+
+    skips_input_grad = True
 
     def build(self, *input_shapes: tuple) -> None:
         for layer, shapes, _ in self._walk(*input_shapes, build=True):
@@ -62,17 +102,12 @@ class Sequential(_Container):
 
     def backward(self, *dys: Any) -> Any:
         dx: Any = dys[0]
-        for layer in reversed(self._children.values()):
+        for layer in reversed(self._parts):
             dx = layer.backward(*dys)
-            if dx is None:
-                return None  # nothing before it asked for a gradient
             dys = dx if isinstance(dx, tuple) else (dx,)
+            if all(d is None for d in dys):
+                return None  # nothing before it asked for a gradient
         return dx
-
-    def skip_input_grad(self, skip: bool = True) -> None:
-        super().skip_input_grad(skip)
-        if len(self):
-            self[0].skip_input_grad(skip)
 
     def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         for layer, shapes, _ in self._walk(*input_shapes):
@@ -85,22 +120,20 @@ class Residual(Sequential):
     The shapes of both must be equal.
     """
 
+    skips_input_grad = True
+
     def __init__(self, *layers: Layer, shortcut: Layer | None = None):
         super().__init__(*layers)
-        # A child of its own name, yet not one of the sequence.
-        self._shortcut = [shortcut] if shortcut is not None else []
-
-    def children(self) -> dict[str, Layer]:
-        return self._children | ({"shortcut": self._shortcut[0]} if self._shortcut else {})
+        self.shortcut = shortcut
 
     def build(self, *input_shapes: tuple) -> None:
         super().build(*input_shapes)
-        for s in self._shortcut:
-            s.ensure_built(*input_shapes)
+        if self.shortcut:
+            self.shortcut.ensure_built(*input_shapes)
 
     def output_shape(self, *input_shapes: tuple) -> tuple:
         out = super().output_shape(*input_shapes)
-        past = self._shortcut[0].output_shape(*input_shapes) if self._shortcut else input_shapes[0]
+        past = self.shortcut.output_shape(*input_shapes) if self.shortcut else input_shapes[0]
         if tuple(out) != tuple(past):
             raise RuntimeError(
                 f"{self.name}: the rule is f(x).shape = shortcut(x).shape; got {list(out)} and {list(past)}"
@@ -109,25 +142,20 @@ class Residual(Sequential):
 
     def forward(self, *xs: Any) -> Any:
         (x,) = xs
-        past = self._shortcut[0](x) if self._shortcut else x
+        past = self.shortcut(x) if self.shortcut else x
         return past + super().forward(x)
 
     def backward(self, *dys: Any) -> Any:
         (dy,) = dys
         dx = super().backward(dy)
-        past = self._shortcut[0].backward(dy) if self._shortcut else dy
+        past = self.shortcut.backward(dy) if self.shortcut else dy
         return past if dx is None else dx if past is None else dx + past
-
-    def skip_input_grad(self, skip: bool = True) -> None:
-        super().skip_input_grad(skip)
-        for s in self._shortcut:
-            s.skip_input_grad(skip)
 
     def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         yield 0, self, input_shapes[0], self.output_shape(*input_shapes)
         for depth, layer, shape, out in super().rows(*input_shapes):
             yield depth + 1, layer, shape, out
-        for s in self._shortcut:
+        if s := self.shortcut:
             yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in s.rows(*input_shapes))
 
 
@@ -136,6 +164,8 @@ class Parallel(_Container):
 
     merge: "concat" or "sum".
     """
+
+    skips_input_grad = True
 
     def __init__(self, *branches: Layer, merge: str = "concat", axis: int = 1):
         super().__init__(*branches)
@@ -174,11 +204,6 @@ class Parallel(_Container):
             dys = [dy[(*before, slice(end - n, end))] for n, end in zip(sizes, ends)]
         back = [branch.backward(d) for branch, d in zip(reversed(list(self)), reversed(dys))]
         return _total([dx for dx in back[::-1] if dx is not None])
-
-    def skip_input_grad(self, skip: bool = True) -> None:
-        super().skip_input_grad(skip)
-        for branch in self:
-            branch.skip_input_grad(skip)
 
     def rows(self, input_shape: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         yield 0, self, input_shape, self.output_shape(input_shape)

@@ -7,8 +7,9 @@ from typing import Any
 from gpulayers import arrays
 from gpulayers.arrays import Spec
 from gpulayers.layers._calls import named
+from gpulayers.layers._initial import fans, uniform
 from gpulayers.layers._layer import OpLayer
-from gpulayers.layers._weight import Weight, fans, uniform
+from gpulayers.layers._weight import Weight
 from gpulayers.ops import conv as ops
 from gpulayers.ops._op import ArgumentError, RuleError
 from gpulayers.ops._window import pair
@@ -30,6 +31,7 @@ class Convolutional(OpLayer):
     op = ops.conv2d
     neuron_type = "convolutional"
     casts_weights = True
+    skips_input_grad = True
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ class Dropout(OpLayer):
     """
 
     op = ops.dropout
+    skips_input_grad = True
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
         if not 0 <= p <= 1:

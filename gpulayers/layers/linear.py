@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.arrays import Spec, float32
+from gpulayers.layers._initial import uniform
 from gpulayers.layers._layer import OpLayer
-from gpulayers.layers._weight import Weight, uniform
+from gpulayers.layers._weight import Weight
 from gpulayers.ops import linear as ops
 
 

@@ -69,10 +69,12 @@ class _BatchNorm(OpLayer):
     """y = (x − mean) / √(var + eps) · weight + bias for each channel.
 
     In training mean and var are the batch's, and move the running ones by ``momentum`` (None: to the average of all
-    batches so far); in evaluation they are the running ones, or the batch's without track_running_stats.
+    batches so far); in evaluation, and where it is frozen (``trainable = False``), they are the running ones, or the
+    batch's without track_running_stats.
     """
 
     op = ops.batch_norm
+    skips_input_grad = True
     ranks: tuple[int, ...] = ()
 
     def __init__(
@@ -97,7 +99,7 @@ class _BatchNorm(OpLayer):
         return (*xs, self.weight, self.bias, self.running_mean, self.running_var)
 
     def options(self) -> dict[str, Any]:
-        return {"training": self.training, "eps": self.eps}
+        return {"training": self.training and self.trainable, "eps": self.eps}
 
     def forward(self, x: Any) -> Any:
         if x.ndim not in self.ranks:
@@ -105,17 +107,13 @@ class _BatchNorm(OpLayer):
             error = ArgumentError("x", f"a {ranks} array", list(x.shape))
             error.where = self.name
             raise error
-        factor = 0.0
-        if self.training and self.num_batches_tracked is not None:
+        factor, options = 0.0, self.options()
+        if options["training"] and self.num_batches_tracked is not None:
             tracked = self.num_batches_tracked
             count = int(transfer.to_numpy(tracked.data)) + 1 if self.momentum is None else 1
             tracked.data = tracked.data + 1
             factor = 1 / count if self.momentum is None else self.momentum
-        y = self.run(self.op, *self.arguments(x), **self.options(), momentum=factor)
-        if self.training:
-            for running in filter(None, (self.running_mean, self.running_var)):
-                running.changed()
-        return y
+        return self.run(self.op, *self.arguments(x), **options, momentum=factor)
 
     def backward(self, dy: Any) -> Any:
         return self.run_backward(dy)

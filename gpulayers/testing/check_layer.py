@@ -12,9 +12,9 @@ import numpy as np
 
 from gpulayers import arrays, dispatch, random, transfer
 from gpulayers.arrays import FLOATS, HALVES, float32, float64
-from gpulayers.layers._calls import no_grad
-from gpulayers.layers._config import from_config
+from gpulayers.layers._frames import no_grad
 from gpulayers.layers._layer import Layer, OpLayer
+from gpulayers.layers._model import model_config, model_of
 from gpulayers.ops._op import RuleError
 from gpulayers.testing.arena import arena
 from gpulayers.testing.check_op import CheckError
@@ -388,9 +388,7 @@ class _Check:
     def round_trip(self) -> None:
         """A layer made again from its config, with its weights loaded, is the same layer."""
         layer = self.fresh(float32)
-        again = from_config(layer.get_config())
-        again.ensure_built(*((None, *x.shape[1:]) for x in self.xs))
-        again.load_state_dict(layer.state_dict())
+        again = model_of(model_config(layer), layer.state_dict())
         xs = [x.astype(float32) if x.dtype in FLOATS else x for x in self.xs]
         if any(not _same_bits(a, b) for a, b in zip(self.call(layer.eval(), xs), self.call(again.eval(), xs))):
             raise CheckError(

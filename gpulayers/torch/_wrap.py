@@ -23,7 +23,7 @@ from torch import Tensor
 from gpulayers import arrays, random, transfer
 from gpulayers.arrays import TORCH
 from gpulayers.dispatch import Call
-from gpulayers.layers._calls import Frame, recording
+from gpulayers.layers._frames import Frame, by_itself, recording
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
 from gpulayers.torch._op import in_memory, is_transformed
@@ -158,7 +158,7 @@ class _Function(torch.autograd.Function):
         with bridge.entered(), _lent(what, weights, bridge) as views:
             y = what.layer.forward(*map(bridge.inward, xs))
             what.several = isinstance(y, tuple)
-            frames = [sub._frames for sub in what.layer.layers()]
+            frames = what.layer._waiting.frames
             _take_updates(what, weights, views, bridge)
         ys = _apart([bridge.outward(a) for a in (y if what.several else (y,))], [*xs, *weights])
         ctx.mark_non_differentiable(*[t for t in ys if not t.is_floating_point()])
@@ -181,9 +181,7 @@ class _Function(torch.autograd.Function):
         weights, kept = _filled(saved[: ctx.parameters], what.buffers), saved[ctx.parameters :]
         bridge = _bridge(TORCH.device(dys[0]))
         with bridge.entered(), _lent(what, weights, bridge):
-            frames = _unpacked(ctx.frames, [bridge.inward(t) for t in kept])
-            for sub, own in zip(what.layer.layers(), frames):
-                sub._frames = own
+            what.layer._waiting.frames = _unpacked(ctx.frames, [bridge.inward(t) for t in kept])
             dxs = what.layer.backward(*[bridge.inward(dy) if dy.is_floating_point() else None for dy in dys])
             dws = [_gradient(w) for w in what.layer.weights]
         dxs = dxs if isinstance(dxs, tuple) else (dxs,)
@@ -205,25 +203,21 @@ def _filled(tensors: Sequence[Tensor | None], buffers: Sequence[Tensor | None]) 
 @contextlib.contextmanager
 def _lent(what: _Invocation, tensors: Sequence[Tensor], bridge: Bridge) -> Iterator[list]:
     """The layer's weights are views of these inside, without gradients, and its frames are empty."""
-    subs, weights = list(what.layer.layers()), what.layer.weights
-    with _lock, random.drawn_from(_seed):
+    weights, waiting = what.layer.weights, what.layer._waiting
+    with _lock, random.drawn_from(_seed), by_itself():
         before = [(w._data, w._grad, w.trainable) for w in weights]
-        frames = [sub._frames for sub in subs]
+        frames, waiting.frames = waiting.frames, []
         token = recording.set(what.record)
         try:
             views = [bridge.inward(t.detach(), b is not None) for t, b in zip(tensors, what.buffers)]
             for w, t, view in zip(weights, tensors, views):
                 w.data, w._grad, w.trainable = view, None, t.requires_grad
-            for sub in subs:
-                sub._frames = []
             yield views
         finally:
             recording.reset(token)
             for w, (data, grad, trainable) in zip(weights, before):
                 w._data, w._grad, w.trainable = data, grad, trainable
-                w.changed()
-            for sub, own in zip(subs, frames):
-                sub._frames = own
+            waiting.frames = frames
 
 
 def _seed() -> int:
@@ -301,6 +295,7 @@ class _Keeper:
             frame.calls = {
                 cls: [(self.packed(c), _hollow(xs)) for c, xs in calls] for cls, calls in value.calls.items()
             }
+            frame.children = self.packed(value.children)
             return frame
         if isinstance(value, Call):
             return Call(value.plan, self.packed(value.saved), value.values)
@@ -331,6 +326,7 @@ def _unpacked(value: Any, kept: list) -> Any:
         frame = Frame()
         frame.saved, frame.inputs, frame.outputs = _unpacked(value.saved, kept), value.inputs, value.outputs
         frame.calls = {cls: [(_unpacked(c, kept), xs) for c, xs in calls] for cls, calls in value.calls.items()}
+        frame.children = _unpacked(value.children, kept)
         return frame
     if isinstance(value, Call):
         return Call(value.plan, _unpacked(value.saved, kept), value.values)

@@ -16,13 +16,13 @@ from gpulayers.layers._files import (
     STATE,
     TRAINING,
     WEIGHTS,
-    model_config,
     read_arrays,
     read_json,
     write_arrays,
     write_json,
 )
 from gpulayers.layers._folder import recovered, whole_folder
+from gpulayers.layers._model import model_config
 from gpulayers.train._run import LOSS, Run
 from gpulayers.train.history import History
 

@@ -73,7 +73,6 @@ def fit(
     if resume is not None:
         _checkpoint.resume(run, resume)
     run.optimizer.require_own(run.named_weights())
-    model.skip_input_grad()
     try:
         while run.epoch < epochs and not run.stop:
             start = time.perf_counter()
@@ -94,7 +93,6 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(run)
     finally:
-        model.skip_input_grad(False)
         run.zero_grad()
     return run.history
 
@@ -105,8 +103,8 @@ def _epoch(
     """One pass over the data; the loss and each metric of all its rows."""
     from tqdm.auto import tqdm
 
-    run.model.train()
-    _require_last(run.model, xs, size, drop_last)
+    with run.mode():
+        _require_last(run.model, xs, size, drop_last)
     scores = Scores()
     total = len(y) // size if drop_last else math.ceil(len(y) / size)
     label = f"epoch {run.epoch + 1}/{epochs}"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpulayers import transfer
-from gpulayers.layers._calls import no_grad
+from gpulayers.layers._frames import mode, no_grad
 from gpulayers.layers._layer import Layer
+from gpulayers.layers._weight import casts_kept
 from gpulayers.layers.loss import CrossEntropyLoss
 from gpulayers.train import _precision
 from gpulayers.train.data import batches, columns
@@ -43,7 +44,7 @@ def evaluate(
     for inputs, target, ys in _outputs(model, xs, y, batch_size, precision):
         wide, target = _precision.judged(ys, target)
         rows = len(inputs[0])
-        with no_grad(), np.errstate(all="ignore"):
+        with mode(False), no_grad(), np.errstate(all="ignore"):
             found = {"loss": loss_score(judge, judge(*wide, target), wide, target, rows)}
             scores.add(found | scored(functions, wide if len(wide) > 1 else wide[0], target, rows))
     return scores.read()
@@ -64,14 +65,9 @@ def predict(model: Layer, x: Any, *, batch_size: int = 32, precision: str | None
 
 def _outputs(model: Layer, xs: list, y: Any, size: int, precision: str | None) -> Iterator[tuple[list, Any, tuple]]:
     """(inputs, target, outputs) of each batch."""
-    modes = [(layer, layer.training) for layer in model.layers()]
     dtype = _precision.named(precision) or _precision.of_weights(model)
-    model.eval()
-    try:
-        for inputs, target in batches(xs, y, size, model.device):
-            with no_grad(), np.errstate(all="ignore"):
-                found = model(*(_precision.cast(a, dtype) for a in inputs))
-            yield inputs, target, found if isinstance(found, tuple) else (found,)
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
+    kept: dict = {}
+    for inputs, target in batches(xs, y, size, model.device):
+        with mode(False), no_grad(), casts_kept(kept), np.errstate(all="ignore"):
+            found = model(*(_precision.cast(a, dtype) for a in inputs))
+        yield inputs, target, found if isinstance(found, tuple) else (found,)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpulayers import arrays, random
-from gpulayers.layers._calls import no_grad
+from gpulayers.layers._calls import no_leftovers
+from gpulayers.layers._frames import as_data, mode, no_grad
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
 from gpulayers.train import _precision
@@ -92,17 +93,27 @@ class Run:
         self.model.load_state_dict({name: a for name, a in state.items() if not name.startswith(LOSS)})
         self.loss.load_state_dict(of_loss)
 
+    def mode(self) -> contextlib.AbstractContextManager:
+        """Training, for the calls inside; parts of the model that were set to evaluation (``bn.eval()``) stay so.
+
+        A model that is in evaluation mode as a whole trains as a whole.
+        """
+        return mode(None if self.model.training else True)
+
     # --- one step ----------------------------------------------------------------------------------------------------
 
     @np.errstate(all="ignore")  # NaN and Inf pass in silence, as they do on a GPU
     def step(self, xs: list[Any], target: Any) -> dict[str, Score]:
         """Forward, backward and update on one batch; the scores of the loss and of each metric, where the model is."""
         self.zero_grad()
-        with _nothing_kept(self.model, self.loss):
-            y = self.model(*(_precision.cast(x, self.computing) for x in xs))
+        xs = [_precision.cast(x, self.computing) for x in xs]
+        with self.mode(), no_leftovers(self.model, self.loss):
+            with as_data(*xs):
+                y = self.model(*xs)
             ys = y if isinstance(y, tuple) else (y,)
             wide, target = _precision.judged(ys, target)
-            loss = self.loss(*wide, target)
+            with as_data(target):
+                loss = self.loss(*wide, target)
             if loss.shape:
                 raise ValueError(f"{self.loss.name}: the rule is one loss a batch, shape []; got {list(loss.shape)}")
             self._backward(loss, ys)
@@ -137,7 +148,7 @@ class Run:
     def _update(self, weights: Mapping[str, Weight]) -> None:
         factor, finite = 1 / self.scale.value, True
         if self.scale.on or self.clip_norm is not None:
-            norm = global_norm(w.grad for w in weights.values() if w.has_grad) * factor
+            norm = global_norm(w.grad for w in weights.values() if w.trainable and w.has_grad) * factor
             finite = math.isfinite(norm)
             if self.clip_norm is not None and finite:
                 factor *= min(1.0, self.clip_norm / (norm + 1e-6))
@@ -145,24 +156,12 @@ class Run:
             self.optimizer.step(weights, factor)
             for w in weights.values():
                 if w.trainable and w.constraint is not None:
-                    w.data[...] = w.constraint(w.data)
-                    w.changed()
+                    w.assign(w.constraint(w.data))
         self.scale.update(finite)
 
     def order(self, rows: int, shuffle: bool) -> np.ndarray | None:
         """The order of the rows in this epoch; it follows from the seed and the epoch alone."""
         return np.random.default_rng([self.shuffle_seed, self.epoch]).permutation(rows) if shuffle else None
-
-
-@contextlib.contextmanager
-def _nothing_kept(*models: Layer) -> Iterator[None]:
-    """What forwards inside keep for a backward that does not come (below an integer, or after an error) goes."""
-    waiting = [(layer, len(layer._frames)) for model in models for layer in model.layers()]
-    try:
-        yield
-    finally:
-        for layer, frames in waiting:
-            del layer._frames[frames:]
 
 
 def global_norm(grads: Iterator[Any]) -> float:

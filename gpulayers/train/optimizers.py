@@ -64,7 +64,6 @@ class Optimizer(Configurable):
             self.update(data, grads, *buffers, lr=lr, step=phase, grad_scale=grad_scale)
             for n in names:
                 self.counts[n] += 1
-                named[n].changed()
         self.steps += 1
 
     def phase(self, step: int) -> int:
