@@ -1,0 +1,1 @@
+"""Faults seeded in kernels, one at a time, to see whether the tests notice."""

@@ -1,0 +1,59 @@
+"""Faults seeded in kernels: what ``mutate.py`` makes are faults, and those it calls equal still stand in the kernels."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+TESTS = pathlib.Path(__file__).parent
+
+
+@pytest.fixture
+def mutant(monkeypatch):
+    """The module that makes faults; the tests' folder is not a package."""
+    monkeypatch.syspath_prepend(str(TESTS))
+    from mutation import mutant
+
+    yield mutant
+    for name in [name for name in sys.modules if name.split(".")[0] == "mutation"]:
+        del sys.modules[name]
+
+
+def test_faults_are_code(mutant):
+    """Every one changes one place, and leaves a file of Python that can be read; no comment changes."""
+    for file in mutant.files([]):
+        found = mutant.every(file)
+        assert found or "__init__" in file or file.endswith("_blas.py"), file
+        for m in found[:: max(1, len(found) // 40)]:
+            if file.endswith(".py"):
+                ast.parse(m.applied())
+            assert not m.before.startswith(("#", "//", '"')), m
+        assert all("\n-" in m.diff() and "\n+" in m.diff() for m in found[:1])
+
+
+def test_equal_faults_stand_in_the_kernels(mutant):
+    """Each entry says why, and its line is there: what has changed must be judged again."""
+    for (file, before, after), why in mutant.equal().items():
+        lines = {" ".join(line.split()) for line in (mutant.KERNELS / file).read_text().splitlines()}
+        assert before in lines and after != before and why, f"{file}: {before}"
+
+
+def test_a_seed_gives_the_same_faults():
+    def drawn(seed: str) -> str:
+        command = [
+            sys.executable,
+            str(TESTS / "mutate.py"),
+            "--list",
+            "--count",
+            "3",
+            "--seed",
+            seed,
+            "--family",
+            "softmax",
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    first = drawn("1")
+    assert first.count("@@ -") == 3 and first == drawn("1") != drawn("2")
