@@ -14,7 +14,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)).rstrip() for row in cells
     ]
-    return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
 def _is_number(text: str) -> bool:

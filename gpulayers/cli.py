@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib.machinery
 import importlib.util
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import gpulayers as gl
-from gpulayers import arrays, dispatch
+from gpulayers import _console, arrays, dispatch
 from gpulayers._table import table
 from gpulayers.arrays import Spec
-from gpulayers.inventory import PACKAGES, backends_of, ops, version
+from gpulayers.inventory import PACKAGES, backends_of, families, ops, version
+
+WRONG_INPUT = (RuntimeError, ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, MemoryError)
+"""What a command raises where it cannot do what was asked."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="gpulayers", description=gl.__doc__)
+    """Run a command. Returns the exit status: 0; 1 where it found something wrong; 2 where it could not run.
+
+    The reason is one line on stderr.
+    """
+    _console.any_encoding()
+    options = _parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except BrokenPipeError:
+        _console.closed_pipe()
+        return 1
+    except KeyboardInterrupt:
+        print("gpulayers: interrupted", file=sys.stderr)
+        return 130
+    except AssertionError as error:  # a layer that is wrong
+        print(f"gpulayers: {error}", file=sys.stderr)
+        return 1
+    except WRONG_INPUT as error:
+        print(f"gpulayers: {_console.one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _console.Parser(prog="gpulayers", description=gl.__doc__)
     parser.add_argument("--version", action="version", version=gl.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="devices, packages, and which backend has each op").set_defaults(run=info)
@@ -44,22 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("data", choices=["digits", "mnist"])
     p.add_argument("--data", dest="folder", default="mnist-data", help="folder with MNIST's four IDX files")
     p.add_argument("--out", default=None, help="folder to write to (default: the name of the data)")
-    p.add_argument("--epochs", type=int, default=15)
-    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--epochs", type=_console.at_least(1), default=15)
+    p.add_argument("--batch-size", type=_console.at_least(1), default=64)
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
     p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_console.at_least(0), default=0)
     p.set_defaults(run=train)
 
     _lab(commands)
-
-    options = parser.parse_args(argv)
-    try:
-        return options.run(options)
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError, AssertionError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"gpulayers: {text}", file=sys.stderr)
-        return 1
+    return parser
 
 
 def _lab(commands: Any) -> None:
@@ -75,18 +94,22 @@ def _lab(commands: Any) -> None:
     p.add_argument(
         "--device", choices=["cuda", "cpu"], help="the same on this device: a CPU runs NumPy in place of kernels"
     )
-    p.add_argument("--minutes", type=float, default=float("inf"), help="time limit; the most valuable cases come first")
+    p.add_argument(
+        "--minutes", type=_console.positive, default=float("inf"), help="time limit; the most valuable cases come first"
+    )
     p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench-results"), help="folder to write to")
     p.add_argument("--resume", action="store_true", help="go on with the results that are in --out")
     p.add_argument("--providers", nargs="+", default=(), help="only these: triton, cuda, torch, torch.compile, …")
     p.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="in this order")
-    p.add_argument("--seconds", type=float, default=1.0, help="for each case and provider, with --cpu")
+    p.add_argument("--seconds", type=_console.positive, default=1.0, help="for each case and provider, with --cpu")
     p.add_argument("--no-plots", action="store_true", help="bench/report.py --add draws them, too")
     p.set_defaults(run=bench)
 
     p = commands.add_parser("tune", help="search the kernels' configurations on this GPU; writes the tables of them")
     p.add_argument("family", nargs="*", help="only what these families' declared shapes ask for")
-    p.add_argument("--minutes", type=float, default=float("inf"), help="time limit; the same command goes on")
+    p.add_argument(
+        "--minutes", type=_console.positive, default=float("inf"), help="time limit; the same command goes on"
+    )
     p.add_argument("--out", type=pathlib.Path, help="folder to write to, in place of the project's own table")
     p.add_argument("--arch", help="sm_80, …: say which table is in use there (default: this GPU's, which is tuned)")
     p.set_defaults(run=tune)
@@ -133,7 +156,8 @@ def _here(has: list[str]) -> str:
 
 
 def _devices() -> list[list[str]]:
-    rows = [["cpu", f"{np.show_config(mode='dicts')['SIMD Extensions']['found'][-1:]}".strip("[]'") or "NumPy"]]
+    extensions = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
+    rows = [["cpu", extensions[-1] if extensions else "NumPy"]]
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -159,8 +183,15 @@ def explain(options: Any) -> int:
             f"{text}\n\nkernels: {', '.join(backends_of(op)) or 'none'}, and the definition; give --shapes for the choice"
         )
         return 0
-    _, given = _arguments(options.options, "--options")
-    backend, reasons = dispatch.explain(op, *_specs(options.shapes, options.dtype), **given)
+    positional, given = _arguments(options.options, "--options")
+    if positional:
+        raise ValueError(f"--options: the rule is name=value, …; got {options.options!r}")
+    specs = _specs(options.shapes, options.dtype)
+    try:
+        backend, reasons = dispatch.explain(op, *specs, **given)
+    except AttributeError as error:  # a list where an array must be
+        came = " ".join(options.shapes)
+        raise TypeError(f"{op.name}: --shapes: the rule is a list only for an input that is one; got {came}") from error
     chosen = table(["backend", "for these arrays on the CPU"], [*reasons.items(), [backend, "computes it"]])
     print(f"{text}\n\n{chosen}")
     return 0
@@ -171,14 +202,20 @@ def _specs(words: Sequence[str], dtype: str) -> list[Any]:
     found: list[Any] = []
     into = found
     for word in words:
-        if word.startswith("["):
+        opens, closes = word.startswith("["), word.endswith("]")
+        if opens == (into is not found) and (opens or closes):
+            raise ValueError(f"--shapes: the rule is a list as [8 3,4]; got {' '.join(words)}")
+        if opens:
             into = []
             found.append(into)
-        shape, _, own = word.strip("[]").partition(":")
-        if shape or word.strip("[]") == word:
+        inner = word.removeprefix("[").removesuffix("]")
+        shape, _, own = inner.partition(":")
+        if shape or inner == word:
             into.append(None if shape == "-" else Spec(_shape(shape), arrays.dtype(own or dtype)))
-        if word.endswith("]"):
+        if closes:
             into = found
+    if into is not found:
+        raise ValueError(f"--shapes: the rule is a list as [8 3,4]; got {' '.join(words)}")
     return found
 
 
@@ -191,39 +228,72 @@ def _arguments(text: str, option: str) -> tuple[tuple, dict[str, Any]]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(n) for n in text.replace("x", ",").split(",") if n)
-    except ValueError:
-        raise ValueError(f"a shape is written as 8,3,32,32; got {text!r}") from None
+    """8,3,32 or 8x3x32, in parentheses or not; "" and () are the shape of a number."""
+    inner = text.strip().removeprefix("(").removesuffix(")")
+    words = inner.replace("x", ",").removesuffix(",").split(",") if inner.strip() else []
+    if not all(n.strip().isdecimal() for n in words):
+        raise ValueError(f"the rule is a shape of integers ≥ 0, as in 8,3,32,32; got {text!r}")
+    return tuple(map(int, words))
 
 
 def check(options: Any) -> int:
     """check_layer on a class in a file."""
     from gpulayers.testing import check_layer
 
-    path, _, name = options.target.partition(":")
+    path, _, name = options.target.rpartition(":")  # a path may have colons
     if not name or not pathlib.Path(path).is_file():
         raise ValueError(f"the rule is FILE.py:Class; got {options.target!r}")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    cls = getattr(module, name, None)
+    shapes = [_shape(text) for text in options.input_shape]
+    args, kwargs = _arguments(options.args, "--args")
+    cls = getattr(_module(pathlib.Path(path).resolve()), name, None)
     if not (isinstance(cls, type) and issubclass(cls, gl.Layer)):
         raise ValueError(f"{path} has no layer {name!r}")
-    args, kwargs = _arguments(options.args, "--args")
-    layer = gl.register(cls)(*args, **kwargs)
-    for passed in check_layer(layer, *map(_shape, options.input_shape)):
+    try:
+        layer = gl.register(cls)(*args, **kwargs)
+    except Exception as error:
+        raise ValueError(f"{name}({options.args}): {type(error).__name__}: {error}") from error
+    for passed in check_layer(layer, *shapes):
         print(f"ok  {passed}")
     print(f"{name} passes")
     return 0
+
+
+def _module(path: pathlib.Path) -> Any:
+    """The module in a file, which imports its neighbours as a script does, and relatively as part of its package."""
+    root, names = path.parent, [path.stem]
+    while (root / "__init__.py").is_file():
+        root, names = root.parent, [root.name, *names]
+    sys.path[:0] = [str(path.parent), str(root)]
+    name = ".".join(names)
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path):
+        name = f"_{name}"  # the name is another module's
+    try:
+        if len(names) > 1:
+            importlib.import_module(".".join(names[:-1]))
+        loader = importlib.machinery.SourceFileLoader(name, str(path))
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}:{at[-1]}" if at else path
+        raise ImportError(f"{where}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _require_families(command: str, names: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in families()]:
+        raise ValueError(f"{command}: no family {unknown[0]!r}; there are {', '.join(families())}")
 
 
 def audit(options: Any) -> int:
     """Every kernel's machine code in figures, for GPUs that need not be there."""
     if not dispatch.installed("triton"):
         raise RuntimeError('audit: Triton and torch compile, and are not installed (pip install "gpulayers[torch]")')
+    _require_families("audit", options.family)
+    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        raise ValueError(f"audit: --json: the rule is a file in a folder that is there; got {str(options.json)!r}")
     from gpulayers.sweep import audit
 
     return audit(options)
@@ -255,6 +325,7 @@ def bench(options: Any) -> int:
     """Measure; without --cpu, --gpu or --device what there is: the GPU, else the CPU."""
     if importlib.util.find_spec("torch") is None:
         raise RuntimeError('bench: it compares with torch, which is not installed (pip install "gpulayers[torch]")')
+    _require_families("bench", options.family)
     from gpulayers.bench import run
 
     return run.bench(options)
@@ -266,6 +337,7 @@ def tune(options: Any) -> int:
         raise RuntimeError(
             'tune: it times Triton kernels, and Triton is not installed (pip install "gpulayers[torch]")'
         )
+    _require_families("tune", options.family)
     from gpulayers.bench.tuning import tune
 
     return tune.command(options.family, options.minutes, options.out, options.arch)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pathlib
 import struct
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -65,21 +67,25 @@ def mnist(folder: str) -> Split:
     for x, y in ((train_x, train_y), (test_x, test_y)):
         if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
             raise ValueError(f"{folder}: the rule is images (N, h, w) and labels (N,); got {x.shape} and {y.shape}")
+        if not len(x) or x.shape[1:] != (train_x.shape[2],) * 2 or x.shape[2] < 4 or y.max() > 9:
+            came = f"{x.shape} and labels up to {max(y, default=0)}"
+            raise ValueError(f"{folder}: the rule is square images of one size ≥ 4, N ≥ 1, and labels ≤ 9; got {came}")
     images = [(x[:, None] / 255).astype(np.float32) for x in (train_x, test_x)]
     return images[0], train_y.astype(np.int64), images[1], test_y.astype(np.int64)
 
 
 def _read_idx(folder: pathlib.Path, name: str) -> np.ndarray:
     """An array of bytes in the IDX format: two zeros, a type (8: unsigned bytes), the rank, the sizes, the data."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            break
-    else:
+    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    if path is None:
         raise FileNotFoundError(f"{folder / name}[.gz]: not there; MNIST is the four files {', '.join(MNIST_FILES)}")
-    zeros, kind, rank = struct.unpack(">HBB", data[:4])
-    sizes = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
-    if zeros or kind != 8 or len(data) != 4 + 4 * rank + int(np.prod(sizes)):
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zeros, kind, rank = struct.unpack(">HBB", data[:4])
+        sizes = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
+    except (EOFError, zlib.error, struct.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: no IDX file, or cut off ({error})") from error
+    if zeros or kind != 8 or len(data) != 4 + 4 * rank + math.prod(sizes):
         raise ValueError(f"{path}: no IDX file of bytes, or cut off")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes)
 

@@ -38,8 +38,8 @@ def _has_kernel(folder: str, op: Op) -> bool:
     ops are named in ``kernels/_<family>.py``, by the op alone."""
     kernels = pathlib.Path(importlib.import_module("gpulayers.kernels").__path__[0])
     path, shared = kernels / folder / f"{op.family}.py", kernels / f"_{op.family}.py"
-    text = path.read_text() if path.is_file() else ""
-    made = "launchers(" in text and re.search(rf'"{op.name}": ', shared.read_text())
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    made = "launchers(" in text and re.search(rf'"{op.name}": ', shared.read_text(encoding="utf-8"))
     return bool(made or re.search(rf"\b{op.name}_forward\b", text))
 
 

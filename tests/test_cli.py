@@ -1,14 +1,19 @@
 """The command line, and that the README's table is what it prints."""
 
 import gzip
+import os
 import pathlib
 import runpy
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import gpulayers as gl
 from gpulayers import cli, demo, inventory
+from gpulayers._console import nearest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,9 +35,9 @@ def test_explain(capsys):
     assert cli.main(["explain", "softmax", "--shapes", "4,8"]) == 0
     out = capsys.readouterr().out
     assert "y = exp(x − max x)" in out and "its kernels take CUDA arrays" in out and "computes it" in out
-    assert cli.main(["explain", "softmaxx"]) == 1
+    assert cli.main(["explain", "softmaxx"]) == 2
     assert "no op 'softmaxx'; there are" in capsys.readouterr().err
-    assert cli.main(["explain", "linear", "--shapes", "4,8", "3,9"]) == 1
+    assert cli.main(["explain", "linear", "--shapes", "4,8", "3,9"]) == 2
     assert "linear: " in capsys.readouterr().err
 
 
@@ -67,42 +72,125 @@ def test_every_op_is_explained(op, capsys):
     assert "computes it" in capsys.readouterr().out
 
 
-def test_wrong_arguments(tmp_path, capsys):
-    """A message in one line, before anything is trained."""
+WRONG = [
+    (["explain", "max_pool2d", "--shapes", "4,3,8,8"], "option kernel_size is required"),
+    (["explain", "relu", "--shapes", "4", "--options", "1+"], "--options: the rule is arguments as in"),
+    (["explain", "relu", "--shapes", "4", "--options", "1"], "--options: the rule is name=value, …; got '1'"),
+    (["explain", "relu", "--shapes", "4:float15"], "unknown dtype 'float15'"),
+    (["explain", "softmax", "--shapes", "4,8", "--options", "axis=5"], "axis: the rule is -2 ≤ axis < 2; got 5"),
+    (["explain", "softmax", "--shapes=-4,8"], "the rule is a shape of integers ≥ 0, as in 8,3,32,32; got '-4,8'"),
+    (["explain", "softmax", "--shapes", "-4,8"], "unrecognized arguments: -4,8"),
+    (["explain", "softmax", "--shapes", "4,,8"], "the rule is a shape of integers"),
+    (
+        ["explain", "softmax", "--shapes", "[4,8]"],
+        "softmax: --shapes: the rule is a list only for an input that is one",
+    ),
+    (["explain", "sgd_update", "--shapes", "[8", "[8]"], "--shapes: the rule is a list as [8 3,4]; got [8 [8]"),
+    (["explain", "sgd_update", "--shapes", "[8", "8"], "--shapes: the rule is a list as [8 3,4]; got [8 8"),
+    (["explain", "sgd_update", "--shapes", "8]"], "--shapes: the rule is a list as [8 3,4]; got 8]"),
+    (["train", "digits", "--epochs", "0"], "--epochs: the rule is an integer ≥ 1; got '0'"),
+    (["train", "digits", "--batch-size", "many"], "--batch-size: the rule is an integer ≥ 1; got 'many'"),
+    (["train", "digits", "--seed", "-1"], "--seed: the rule is an integer ≥ 0; got '-1'"),
+    (["train", "digits", "--device", "tpu", "--out", "{tmp}/run"], "to: the rule is cpu, cuda"),
+    (["train", "digits", "--out", "{tmp}/file"], "File exists"),
+    (["bench", "softmaxx", "--cpu"], "bench: no family 'softmaxx'; there are activation, "),
+    (["bench", "--cpu", "--minutes", "-1"], "--minutes: the rule is a number > 0; got '-1'"),
+    (["bench", "--cpu", "--seconds", "nan"], "--seconds: the rule is a number > 0; got 'nan'"),
+    (["tune", "softmaxx"], "tune: no family 'softmaxx'"),
+    (["audit", "softmaxx"], "audit: no family 'softmaxx'"),
+    (["audit", "softmax", "--diff", "no-revision"], "audit: --diff: "),
+    (["audit", "softmax", "--json", "{tmp}"], "audit: --json: the rule is a file in a folder that is there; got"),
+    (
+        ["audit", "softmax", "--json", "{tmp}/no/file"],
+        "audit: --json: the rule is a file in a folder that is there; got",
+    ),
+    (["inform"], "invalid choice: 'inform'"),
+    ([], "the following arguments are required: command"),
+]
+
+
+def refused(words: list[str], capsys) -> str:
+    """The one line that a command says which cannot run; its exit status is 2, and nothing was printed."""
+    try:
+        status = cli.main(words)
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    assert status == 2 and not out and err.startswith("gpulayers") and err.count("\n") == 1, out + err
+    return err
+
+
+@pytest.mark.parametrize("words, text", WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_wrong_arguments_are_one_line(tmp_path, capsys, words, text):
+    """… before anything is trained, compiled or measured."""
     (tmp_path / "file").touch()
-    (tmp_path / "layers.py").write_text("import gpulayers as gl\nclass Mine(gl.ReLU): pass\n")
-    for words, text in (
-        (["explain", "max_pool2d", "--shapes", "4,3,8,8"], "option kernel_size is required"),
-        (["explain", "relu", "--shapes", "4", "--options", "1+"], "--options: the rule is arguments as in"),
-        (["explain", "relu", "--shapes", "4:float15"], "unknown dtype 'float15'"),
-        (["check", f"{tmp_path}/layers.py:Mine", "--input-shape", "4,3", "--args", "x y"], "--args: the rule is"),
-        (["train", "digits", "--epochs", "0"], "the rule is epochs ≥ 1"),
-        (["train", "digits", "--batch-size", "0"], "batch size ≥ 1"),
-        (["train", "digits", "--device", "tpu", "--out", str(tmp_path / "run")], "to: the rule is cpu, cuda"),
-        (["train", "digits", "--out", str(tmp_path / "file")], "File exists"),
-    ):
-        assert cli.main(words) == 1
-        out, err = capsys.readouterr()
-        assert text in err and "epoch" not in out and "Traceback" not in err
+    assert text in refused([w.replace("{tmp}", str(tmp_path)) for w in words], capsys)
 
 
-def test_check(tmp_path, capsys):
-    file = tmp_path / "layers.py"
-    file.write_text(
-        "import gpulayers as gl\n"
-        "class Double(gl.Layer):\n"
-        "    def __init__(self, factor=2.0): self.factor = factor\n"
-        "    def output_shape(self, s): return s\n"
-        "    def forward(self, x): return self.factor * x\n"
-        "    def backward(self, dy): return 2 * dy\n"
+def test_shapes_may_be_written_as_python_does(capsys):
+    said = set()
+    for shape in ("4,8", "(4,8)", "(4, 8)", "4x8", "4,8,"):
+        assert cli.main(["explain", "softmax", "--shapes", shape]) == 0
+        said.add(capsys.readouterr().out)
+    assert len(said) == 1
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_devices", interrupted)
+    assert cli.main(["info"]) == 130 and capsys.readouterr().err == "gpulayers: interrupted\n"
+
+
+# --- terminals -------------------------------------------------------------------------------------------------------
+
+
+def shell(*words: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "gpulayers", *words], env=os.environ | env, capture_output=True)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_every_encoding_shows_something(encoding):
+    done = shell("explain", "softmax", PYTHONIOENCODING=f"{encoding}:strict")
+    assert done.returncode == 0 and "exp(x - max x) / sum exp" in done.stdout.decode(encoding), done.stderr
+
+
+def test_errors_in_every_encoding():
+    done = shell(*["explain", "softmax", "--shapes", "4", "--options", "axis=5"], PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 2 and done.stderr == b"gpulayers: softmax: axis: the rule is -1 <= axis < 1; got 5\n"
+
+
+def test_a_locale_without_unicode():
+    """Files of the package are UTF-8 whatever the locale's encoding is."""
+    env = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONWARNDEFAULTENCODING="1")
+    done = shell("explain", "softmax", **env, PYTHONWARNINGS="error::EncodingWarning")
+    assert done.returncode == 0 and b"kernels: triton" in done.stdout, done.stderr.decode()
+
+
+def test_what_the_library_prints_is_ascii():
+    """Tables are printed by whoever has them, on whatever terminal."""
+    model = gl.Sequential(gl.Linear(2, 2))
+    history = model.fit(np.ones((4, 2)), np.zeros(4, int), epochs=2, progress=False, metrics=["accuracy"])
+    assert (model.summary((None, 2)) + str(history)).isascii()
+
+
+def test_nearest_ascii():
+    assert nearest("x ≥ 2σ · ⌊H/2⌋ × 5 µs … é 2⁶³ → 界") == "x >= 2sigma * floor(H/2) x 5 us ... e 263 -> ?"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a shell's pipes")
+def test_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "gpulayers", "explain", "softmax"], stdout=writer, stderr=subprocess.PIPE
     )
-    assert cli.main(["check", f"{file}:Double", "--input-shape", "4,3"]) == 0
-    assert "Double passes" in capsys.readouterr().out
-    assert cli.main(["check", f"{file}:Double", "--input-shape", "4,3", "--args", "factor=3.0"]) == 1
-    assert "off by a factor of 0.6667" in capsys.readouterr().err
-    assert cli.main(["check", f"{file}:Triple", "--input-shape", "4,3"]) == 1
-    assert cli.main(["check", str(file), "--input-shape", "4,3"]) == 1
-    assert "the rule is FILE.py:Class" in capsys.readouterr().err
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == b""
+
+
+# --- the main job ----------------------------------------------------------------------------------------------------
 
 
 def test_train_digits(tmp_path, capsys):
@@ -128,11 +216,20 @@ def test_train_mnist(tmp_path, capsys):
     folder = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert cli.main(["train", "mnist", "--epochs", "1", *folder]) == 0
     assert "held-out accuracy" in capsys.readouterr().out
-    (tmp_path / f"{demo.MNIST_FILES[0]}.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x09short"))
-    assert cli.main(["train", "mnist", *folder]) == 1
-    assert "no IDX file of bytes, or cut off" in capsys.readouterr().err
-    assert cli.main(["train", "mnist", "--data", str(tmp_path / "no")]) == 1
-    assert "MNIST is the four files" in capsys.readouterr().err
+    images, labels = (tmp_path / f"{name}.gz" for name in demo.MNIST_FILES[:2])
+    whole = images.read_bytes()
+    for content, text in (
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x09short"), "no IDX file of bytes, or cut off"),
+        (gzip.compress(b"\0"), "no IDX file, or cut off (unpack requires a buffer of 4 bytes)"),
+        (whole[:-99], "no IDX file, or cut off (Compressed file ended"),
+        (b"plain", "no IDX file, or cut off (Not a gzipped file"),
+    ):
+        images.write_bytes(content)
+        assert text in refused(["train", "mnist", *folder], capsys)
+    images.write_bytes(whole)
+    write_idx(labels, np.full(64, 10, np.uint8))
+    assert "and labels ≤ 9; got (64, 28, 28) and labels up to 10" in refused(["train", "mnist", *folder], capsys)
+    assert "MNIST is the four files" in refused(["train", "mnist", "--data", str(tmp_path / "no")], capsys)
 
 
 def test_readme_table():

@@ -32,7 +32,7 @@ LEVELS = [  # what a module may import stands below it
     {"dispatch"},
     {"transfer"},
     {"definition"},
-    {"arrays", "random", "_named", "_table"},
+    {"arrays", "random", "_console", "_named", "_table"},
 ]
 
 

@@ -289,5 +289,5 @@ def test_errors(capsys):
         (["--arch", "sm_75"], "--arch: the rule is some of sm_80, "),
         (["--dtype", "int8"], "--dtype: the rule is some of bfloat16, "),
     ):
-        assert cli.main(["audit", *arguments]) == 1
+        assert cli.main(["audit", *arguments]) == 2
         assert text in capsys.readouterr().err

@@ -45,12 +45,12 @@ def load(path: str | os.PathLike) -> Layer:
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1))
+    file.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def read_json(file: pathlib.Path) -> dict:
     def read() -> dict:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}, no object")
         return value

@@ -58,7 +58,7 @@ def family(name: str) -> Family:
         raise ValueError(f"audit: no family {name!r}; there are {', '.join(families())}")
     bench = importlib.import_module(f"gpulayers.bench.{name}")
     launcher = folder / "cuda" / f"{name}.py"
-    text = launcher.read_text() if launcher.is_file() else ""
+    text = launcher.read_text(encoding="utf-8") if launcher.is_file() else ""
     cuda = [p.stem for p in sorted(folder.glob("cuda/*.cu")) if p.stem == name or re.search(rf"\b{p.stem}\b", text)]
     return Family(name, [*bench.cases(), *bench.audits()], [folder / "triton" / f"{name}.py"], cuda)
 

@@ -24,12 +24,13 @@ def audit(options: Any, families: Sequence[_calls.Family] | None = None, root: P
     names = options.family or _calls.families()
     whole = families is None and set(names) == set(_calls.families()) and runs.keys() == GPUS.keys()
     chosen = [_calls.family(name) for name in names] if families is None else families
+    same = [*options.family, f"--arch={options.arch}", f"--dtype={options.dtype}"]
+    before = audited(options.diff, same, root) if options.diff else None  # first: there may be no such revision
     found = sweep(chosen, runs, _calls.shared_files() if whole else (), whole)
     if options.json:
         found.write(options.json)
-    if options.diff:
-        same = [*options.family, f"--arch={options.arch}", f"--dtype={options.dtype}"]
-        text, count = _show.changes(audited(options.diff, same, root), found)
+    if before is not None:
+        text, count = _show.changes(before, found)
         print(text if count else f"the machine code is the same as {options.diff}'s, by these figures")
     elif options.all:
         print(_show.lines(found))

@@ -91,7 +91,9 @@ def suited(
 
 def kernels_in(files: Iterable[Path]) -> list[str]:
     """``<file>.<kernel>`` of every Triton kernel in files of kernels."""
-    return [f"{p.stem}.{k}" for p in files for k in re.findall(r"^def (_\w+_kernel)\(", p.read_text(), re.M)]
+    return [
+        f"{p.stem}.{k}" for p in files for k in re.findall(r"^def (_\w+_kernel)\(", p.read_text(encoding="utf-8"), re.M)
+    ]
 
 
 def title(launch: Planned) -> str:

@@ -140,7 +140,7 @@ def _shared_variables(match: re.Match[str]) -> str:
 def build(source: str) -> ctypes.CDLL:
     """Compile CUDA C++ into a library that runs it here; about a second the first time, then from disk."""
     here = files(__package__)
-    header, runtime = (here.joinpath(name).read_text() for name in ("cuda_emu.h", "cuda_emu_runtime.h"))
+    header, runtime = (here.joinpath(name).read_text(encoding="utf-8") for name in ("cuda_emu.h", "cuda_emu_runtime.h"))
     common = " ".join((COMPILER, *FLAGS, CHECKED))
 
     def make_runtime(path: Path) -> None:

@@ -26,13 +26,13 @@ emulate: Callable[..., None] | None = None
 @cache
 def source(family: str) -> str:
     """The CUDA C++ of `<family>.cu`, what it includes from this folder put in its place."""
-    lines = files(__package__).joinpath(f"{family}.cu").read_text().splitlines(keepends=True)
+    lines = files(__package__).joinpath(f"{family}.cu").read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(_included(line) for line in lines)
 
 
 def _included(line: str) -> str:
     if line.strip() == '#include "_common.cuh"':
-        return files(__package__).joinpath("_common.cuh").read_text() + '\n#line 2 "kernel"\n'
+        return files(__package__).joinpath("_common.cuh").read_text(encoding="utf-8") + '\n#line 2 "kernel"\n'
     return line
 
 
