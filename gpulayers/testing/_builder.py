@@ -18,7 +18,7 @@ from triton._C.libtriton import ir
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as stock
 
-from gpulayers.testing import _libdevice
+from gpulayers.testing import _integers, _libdevice
 from gpulayers.testing.memory import Memory
 
 STORAGE: dict[str, np.dtype] = {
@@ -210,8 +210,12 @@ class Builder(stock.InterpreterBuilder):
     def cast_impl(self, src: Handle, ty: Any) -> Handle:
         return Handle(_cast(src.data, storage(ty)), ty.scalar)
 
-    create_si_to_fp = create_ui_to_fp = create_fp_to_si = create_fp_to_ui = cast_impl
-    create_fp_ext = create_fp_trunc = cast_impl
+    create_si_to_fp = create_ui_to_fp = create_fp_ext = create_fp_trunc = cast_impl
+
+    def create_fp_to_si(self, src: Handle, ty: Any) -> Handle:
+        return Handle(_integers.from_float(src.data, storage(ty)), ty.scalar)
+
+    create_fp_to_ui = create_fp_to_si
 
     def create_int_cast(self, src: Handle, ty: Any, signed: bool) -> Handle:
         return Handle(src.data.astype(storage(ty)), ty.scalar)
@@ -240,28 +244,11 @@ class Builder(stock.InterpreterBuilder):
     def unary_op(self, arg: Handle, op: Callable[..., Any]) -> Handle:
         return Handle(op(arg.data), arg.dtype.scalar)
 
-    def create_sdiv(self, lhs: Handle, rhs: Handle) -> Handle:  # towards zero, where NumPy rounds down
-        a, b = lhs.data, rhs.data
-        return Handle((a - np.fmod(a, b)) // b, lhs.dtype.scalar)
-
-    create_idiv = create_sdiv
-
     def create_ashr(self, lhs: Handle, rhs: Handle) -> Handle:
-        signed = lhs.data.astype(np.dtype(f"i{lhs.data.itemsize}"))
-        return Handle(np.right_shift(signed, rhs.data.astype(signed.dtype)).astype(lhs.data.dtype), lhs.dtype.scalar)
+        return Handle(_integers.shift_right(lhs.data, rhs.data, signed=True), lhs.dtype.scalar)
 
     def create_lshr(self, lhs: Handle, rhs: Handle) -> Handle:
-        bits = lhs.data.view(np.dtype(f"u{lhs.data.itemsize}"))
-        return Handle(np.right_shift(bits, rhs.data.astype(bits.dtype)).view(lhs.data.dtype), lhs.dtype.scalar)
-
-    def create_umulhi(self, lhs: Handle, rhs: Handle) -> Handle:
-        a, b = (np.ascontiguousarray(h.data).view(np.dtype(f"u{h.data.itemsize}")) for h in (lhs, rhs))
-        if a.itemsize == 8:
-            high = _multiply_high(a, b)
-        else:
-            wide = np.dtype(f"u{2 * a.itemsize}")
-            high = ((a.astype(wide) * b.astype(wide)) >> wide.type(8 * a.itemsize)).astype(a.dtype)
-        return Handle(high.view(lhs.data.dtype), lhs.dtype.scalar)
+        return Handle(_integers.shift_right(lhs.data, rhs.data, signed=False), lhs.dtype.scalar)
 
     def create_select(self, condition: Handle, lhs: Handle, rhs: Handle) -> Handle:
         return Handle(np.where(condition.data, lhs.data, rhs.data), lhs.dtype.scalar)
@@ -346,15 +333,6 @@ def _cast(data: np.ndarray, kind: np.dtype) -> np.ndarray:
     return data if data.dtype == kind else data.astype(kind)
 
 
-def _multiply_high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The high 64 bits of a product of uint64, by halves."""
-    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
-    a1, a0, b1, b0 = a >> half, a & low, b >> half, b & low
-    middle = a1 * b0 + (a0 * b0 >> half)
-    carry = a0 * b1 + (middle & low)
-    return a1 * b1 + (middle >> half) + (carry >> half)
-
-
 def _binary(op: Callable[..., Any]) -> Callable[..., Handle]:
     return lambda self, lhs, rhs: self.binary_op(lhs, rhs, op)
 
@@ -367,14 +345,18 @@ def _unary(op: Callable[..., Any]) -> Callable[..., Handle]:
     return lambda self, arg: Handle(op(arg.data), arg.dtype.scalar)
 
 
-BINARY = {
-    np.add: "fadd add",
-    np.subtract: "fsub sub",
+BINARY: dict[Callable[..., Any], str] = {
+    np.add: "fadd",
+    np.subtract: "fsub",
     np.multiply: "fmul mul",
     np.divide: "fdiv precise_divf approx_divf",
-    np.floor_divide: "udiv",
-    np.fmod: "frem srem urem",
-    np.left_shift: "shl",
+    np.fmod: "frem",
+    _integers.add: "add",
+    _integers.subtract: "sub",
+    _integers.divide: "sdiv udiv idiv",
+    _integers.remainder: "srem urem",
+    _integers.shift_left: "shl",
+    _integers.multiply_high: "umulhi",
     np.minimum: "minsi minui minimumf",
     np.maximum: "maxsi maxui maximumf",
     np.fmin: "minnumf",

@@ -1,4 +1,4 @@
-"""Lets plain Python run the body of a `@triton.jit` function: rewrites it, and swaps triton.language for a launch.
+"""Swaps triton.language for the length of a launch.
 
 While an interpreted launch runs, every builtin of triton.language computes through `_builder.SEMANTIC`; `patched()`
 puts all of it back afterwards, so the compiler sees Triton as it is.
@@ -6,106 +6,21 @@ puts all of it back afterwards, so the compiler sees Triton as it is.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import inspect
-import textwrap
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
+from gpulayers.testing import _rewriting
 from gpulayers.testing._builder import SEMANTIC, Handle, block_type
+from gpulayers.testing._rewriting import Loop, StaticLoop, interpreted, rewritten
 
 MISSING = object()
-LIBDEVICE = "triton.language.extra.libdevice"
-
-
-# --- Rewriting a kernel ----------------------------------------------------------------------------------------------
-
-
-class _Assignments(ast.NodeTransformer):
-    """`x = value` becomes `x = __to_tensor(value)`: a number assigned to a variable is a tensor in Triton."""
-
-    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
-        call = ast.Call(ast.Name("__to_tensor", ast.Load()), [node.value], [])
-        node.value = ast.copy_location(call, node.value)
-        return node
-
-
-@cache
-def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The body of a jitted function as a plain one: same globals, closure and line numbers, assignments wrapped.
-
-    It is compiled inside a factory whose parameters stand in for the closure and for Triton's builtins that the
-    kernel's module imported by name.
-    """
-    lines, start = inspect.getsourcelines(function)
-    skipped = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))  # decorators
-    tree = ast.parse(textwrap.dedent("".join(lines[skipped:])))
-    definition = cast(ast.FunctionDef, _Assignments().visit(tree.body[0]))
-    definition.decorator_list = []
-    free = {"__to_tensor": lambda value: SEMANTIC.to_tensor(value, False), **_closure(function), **_shadows(function)}
-    module = ast.parse(f"def __factory({', '.join(free)}): pass")
-    cast(ast.FunctionDef, module.body[0]).body = [definition, ast.Return(ast.Name(function.__name__, ast.Load()))]
-    ast.fix_missing_locations(module)
-    ast.increment_lineno(module, start + skipped - 1)
-    scope: dict[str, Any] = {}
-    exec(compile(module, inspect.getfile(function), "exec", dont_inherit=True), function.__globals__, scope)
-    return scope["__factory"](**free)
-
-
-def _closure(function: Callable[..., Any]) -> dict[str, Any]:
-    names = function.__code__.co_freevars
-    return {name: cell.cell_contents for name, cell in zip(names, function.__closure__ or ())}
-
-
-def _shadows(function: Callable[..., Any]) -> dict[str, Any]:
-    """Interpreted stand-ins for libdevice, and for builtins that the kernel's module imported by name."""
-    shadows: dict[str, Any] = {}
-    for name in function.__code__.co_names:
-        value: Any = function.__globals__.get(name)
-        if getattr(value, "__name__", "").endswith(".libdevice"):
-            shadows[name] = _Libdevice()
-        elif getattr(value, "__module__", None) == LIBDEVICE:
-            shadows[name] = getattr(_Libdevice(), value.__name__)
-        elif tl.core.is_builtin(value):
-            shadows[name] = _interpreted(value)
-    return shadows
-
-
-class _Libdevice:
-    """The module triton.language.extra.libdevice, computing at once."""
-
-    def __getattr__(self, name: str) -> Any:
-        from triton.language.extra.cuda import libdevice
-
-        return partial(getattr(libdevice, name), _semantic=SEMANTIC)
-
-
-_triton_asks = False
-"""Triton's own code is running: where it asks for a tensor's truth (`if other`), it means whether there is one."""
-
-
-def _interpreted(builtin: Callable[..., Any]) -> Callable[..., Any]:
-    """A builtin that computes at once; as a plain function, so that it also binds as a method."""
-    body = getattr(builtin, "__wrapped__", builtin)  # without the guard that asks for a compiler
-    if "_semantic" not in inspect.signature(body).parameters:
-        body = builtin
-
-    def call(*args: Any, _semantic: Any = SEMANTIC, **kwargs: Any) -> Any:
-        global _triton_asks
-        before, _triton_asks = _triton_asks, True
-        try:
-            return body(*args, _semantic=SEMANTIC, **kwargs)
-        finally:
-            _triton_asks = before
-
-    setattr(call, tl.core.TRITON_BUILTIN, True)
-    return call
 
 
 # --- Reductions and scans --------------------------------------------------------------------------------------------
@@ -192,10 +107,6 @@ def associative_scan(input: Any, axis: Any, combine_fn: Any, reverse: bool = Fal
 # --- triton.language, for the length of a launch ---------------------------------------------------------------------
 
 
-def _range(start: Any, stop: Any = None, step: Any = 1, **_: Any) -> range:
-    return range(start) if stop is None else range(start, stop, 1 if step is None else step)
-
-
 def _static_assert(condition: Any, message: Any = "", **_: Any) -> None:
     assert condition, message
 
@@ -209,7 +120,11 @@ def _scalar(self: Any) -> Any:
 
 
 def _truth(self: Any) -> bool:
-    return True if _triton_asks or self.handle.data.size != 1 else bool(self.handle.data.reshape(-1)[0])
+    if _rewriting.triton_asks:
+        return True
+    if self.handle.data.size != 1:
+        raise ValueError("a block of several elements is neither true nor false")
+    return bool(self.handle.data.reshape(-1)[0])
 
 
 def _transposed(self: Any) -> Any:
@@ -238,7 +153,7 @@ def _identity_type(self: Any, builder: Any) -> Any:
 def _builtins(owner: Any) -> Iterator[tuple[Any, str, Any]]:
     for name, member in inspect.getmembers(owner):
         if tl.core.is_builtin(member):
-            yield owner, name, _interpreted(member)
+            yield owner, name, interpreted(member)
 
 
 @cache
@@ -249,8 +164,8 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
     functions = {
         "reduce": reduce,
         "associative_scan": associative_scan,
-        "range": _range,
-        "static_range": _range,
+        "range": Loop,
+        "static_range": StaticLoop,
         "static_assert": _static_assert,
         "static_print": print,
         "multiple_of": _hint,
@@ -259,7 +174,6 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
     }
     methods = {
         "__init__": _init_tensor(tl.tensor.__init__),
-        "__index__": lambda self: int(_scalar(self)),
         "__bool__": _truth,
         "__repr__": lambda self: repr(self.handle.data),
         "__str__": lambda self: str(self.handle.data),

@@ -81,7 +81,8 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     """Interpret one launch: bind, check the grid, run its programs one after another."""
     from gpulayers.kernels.triton import _tile
     from gpulayers.testing._builder import BUILDER
-    from gpulayers.testing._language import patched, rewritten
+    from gpulayers.testing._language import patched
+    from gpulayers.testing._rewriting import rewritten
     from gpulayers.testing.memory import Memory
 
     name = kernel.fn.__name__
@@ -100,8 +101,9 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     BUILDER.grid_dim = sizes
     try:
         with patched(), np.errstate(all="ignore"):
-            types = {p.name: p.annotation_type for p in kernel.params}
-            values = {k: v if k in constexprs else _value(v, k, types[k], memory) for k, v in bound.items()}
+            values = {
+                p.name: bound[p.name] if p.is_constexpr else _argument(bound[p.name], p, memory) for p in kernel.params
+            }
             for index in np.ndindex(sizes):
                 BUILDER.grid_idx = index
                 memory.program += 1
@@ -117,12 +119,20 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     proven.add((name, " ".join(dtypes)))
 
 
-def _value(arg: Any, name: str, annotation: str, memory: Any) -> Any:
-    """A launch argument as the kernel sees it: typed as a real launch would type it."""
+def _argument(arg: Any, parameter: Any, memory: Any) -> Any:
+    """A launch argument as the kernel sees it: a number that the compiler takes for a constant stays one."""
+    return _value(arg, parameter.name, parameter.annotation_type, memory, not parameter.do_not_specialize)
+
+
+def _value(arg: Any, name: str, annotation: str, memory: Any, ones: bool) -> Any:
+    """ones: the integer 1 is a constant, unless annotated; whole tuples share this."""
     import triton.language as tl
     from triton.runtime.jit import mangle_type
 
     from gpulayers.testing._builder import SEMANTIC, STORAGE, Handle
+
+    def part(value: Any, name: str = name) -> Any:
+        return _value(value, name, "", memory, False)
 
     if isinstance(arg, np.ndarray) or hasattr(arg, "data_ptr"):
         ty = tl.pointer_type(_element_type(arg))
@@ -130,15 +140,13 @@ def _value(arg: Any, name: str, annotation: str, memory: Any) -> Any:
     if isinstance(arg, np.generic):
         arg = arg.item()
     if isinstance(arg, tuple):
-        items = [_value(item, f"{name}[{i}]", "", memory) for i, item in enumerate(arg)]
+        items = [_value(item, f"{name}[{i}]", "", memory, ones) for i, item in enumerate(arg)]
         return type(arg)(*items) if hasattr(arg, "_fields") else tl.tuple(items)
     if type(arg).__name__ == "TensorDescriptor":
-        base = _value(arg.base, name, "", memory)
-        shape = [_value(int(n), name, "", memory) for n in arg.shape]
-        strides = [_value(int(n), name, "", memory) for n in arg.strides[:-1]] + [tl.constexpr(1)]
+        shape, strides = [part(int(n)) for n in arg.shape], [part(int(n)) for n in arg.strides[:-1]]
         block = [tl.constexpr(n) for n in arg.block_shape]
-        return SEMANTIC.make_tensor_descriptor(base, shape, strides, block, arg.padding)
-    if not isinstance(arg, bool | int | float):
+        return SEMANTIC.make_tensor_descriptor(part(arg.base), shape, [*strides, tl.constexpr(1)], block, arg.padding)
+    if not isinstance(arg, bool | int | float) or (type(arg) is int and arg == 1 and ones and not annotation):
         return arg
     ty = tl.str_to_ty(annotation or mangle_type(arg), None)  # a float is float32, an int as wide as it needs
     return tl.tensor(Handle(np.array([arg]).astype(STORAGE[ty.name]), ty), ty)

@@ -358,6 +358,21 @@ class Memory:
         return KernelMemoryError(f"{self.kernel}, program {self.index}: {message}")
 
 
+class Nowhere:
+    """Memory for code whose accesses are masked off: loads give zeros, what is stored is gone."""
+
+    def __init__(self) -> None:
+        self.spare = np.zeros(1, np.uint64)
+
+    def load(self, addresses: np.ndarray, mask: np.ndarray | None, dtype: np.dtype, fill: Any) -> np.ndarray:
+        return np.zeros(addresses.shape, dtype)
+
+    def store(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> None: ...
+
+    def atomic(self, addresses: np.ndarray, mask: np.ndarray | None, size: int) -> np.ndarray:
+        return np.full(addresses.shape, self.spare.ctypes.data, np.uint64)
+
+
 def _lanes(bad: np.ndarray) -> str:
     return f"{int(bad.sum())} of {bad.size} lanes"
 

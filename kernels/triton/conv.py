@@ -47,7 +47,7 @@ BUDGETS = {
 
 @triton.jit
 def _remainder(size, phase, taps, pad, stride, dilation, common, inverse):
-    """The pixels of one remainder, and the taps that reach them.
+    """The pixels of one remainder, and the taps that reach them, which may be none.
 
     Returns (pixels, first tap, number of taps, the output pixel under the first tap for the first pixel).
     """
@@ -117,6 +117,7 @@ def _conv2d_kernel(
     acc = tl.zeros((BM, BN), tl.float32)
     blocks = tl.cdiv(C, BK)
     steps = taps_h * taps_w * blocks
+    width = tl.maximum(taps_w, 1)  # the compiler divides by it before it asks whether there are any steps
     if FLAT:
         steps = tl.cdiv(taps_h * taps_w * C, BK)
     for k in range(0, steps):
@@ -124,8 +125,8 @@ def _conv2d_kernel(
             inner = k * BK + tl.arange(0, BK)  # (BK,)
             c = (inner % C).to(tl.int64)
             tap = inner // C
-            u = tap // taps_w
-            v = tap % taps_w
+            u = tap // width
+            v = tap % width
             inside = inner < taps_h * taps_w * C
             step_x = (u.to(tl.int64) * DH * x_h + v.to(tl.int64) * DW * x_w + c * x_c)[None, :]
             hh = h[:, None] + (u * DH)[None, :]
@@ -133,8 +134,8 @@ def _conv2d_kernel(
         else:
             c = ((k % blocks) * BK + tl.arange(0, BK)).to(tl.int64)
             tap = k // blocks
-            u = tap // taps_w
-            v = tap % taps_w
+            u = tap // width
+            v = tap % width
             inside = c < C
             step_x = (u.to(tl.int64) * DH * x_h + v.to(tl.int64) * DW * x_w) + (c * x_c)[None, :]
             hh = (h + u * DH)[:, None]
