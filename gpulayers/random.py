@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 _seed, _count = secrets.randbits(62), 0
+_lock = threading.Lock()
 _source: contextvars.ContextVar[Callable[[], int] | None] = contextvars.ContextVar("source", default=None)
 
 
@@ -31,8 +33,10 @@ def draw() -> np.ndarray:
     source = _source.get()
     if source is not None:
         return np.array([source(), 0], np.int64)
-    _count += 1
-    mixed = np.random.SeedSequence([_seed, _count]).generate_state(1, np.uint64)[0]
+    with _lock:
+        _count += 1
+        state = _seed, _count
+    mixed = np.random.SeedSequence(state).generate_state(1, np.uint64)[0]
     return np.array([mixed >> np.uint64(1), 0], np.int64)
 
 

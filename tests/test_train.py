@@ -284,8 +284,8 @@ def test_what_no_backward_reaches_is_not_kept():
     """Layers below an integer see no backward; what their forward kept goes with the step."""
     model = gl.Sequential(gl.Linear(8, 5), gl.ReLU(), Sign(), Lookup(), gl.Flatten(), gl.Linear(15, 2))
     seen = []
-    kept = {"kept": lambda p, t: seen.append(sum(len(layer._frames) for layer in model.layers())) or 0.0}
+    kept = {"kept": lambda p, t: seen.append(sum(len(layer._waiting.frames) for layer in model.layers())) or 0.0}
     model(X[:4])  # waits for a backward of its own, which fit leaves alone
-    waiting = sum(len(layer._frames) for layer in model.layers())
+    waiting = sum(len(layer._waiting.frames) for layer in model.layers())
     quiet(model, metrics=kept)
-    assert set(seen) == {waiting} and sum(len(layer._frames) for layer in model.layers()) == waiting
+    assert set(seen) == {waiting} and sum(len(layer._waiting.frames) for layer in model.layers()) == waiting

@@ -297,6 +297,12 @@ def test_what_cannot_be_found_is_refused():
     layer.bag.add(gl.ReLU())
     with pytest.raises(TypeError, match="bag: the rule is layers and weights in lists"):
         layer.named_weights()
+    with pytest.raises(TypeError, match=r"Holder.layers: the rule is a name that no method of Layer has, as blocks"):
+        layer.layers = [gl.ReLU()]
+    twice = Holder()
+    twice.parts = {"0": gl.ReLU(), 0: gl.Tanh()}
+    with pytest.raises(ValueError, match=r"Holder: the rule is one name for each layer and weight; got two 'parts.0'"):
+        twice.children()
     clash = Holder()
     clash.w, clash.u = gl.Weight("w", np.ones(3)), clash.w
     assert list(clash.named_weights()) == ["w", "v", "u"]
@@ -308,11 +314,11 @@ def test_what_cannot_be_found_is_refused():
 
 def test_a_sublayer_that_is_gone_is_gone():
     @gl.register
-    class Block(gl.Layer):
+    class Triple(gl.Layer):
         def __init__(self):
             self.a, self.b, self.c = gl.Linear(3, 3), gl.Linear(3, 3), gl.Linear(3, 3)
 
-    block = Block()
+    block = Triple()
     block.a = None
     del block.b
     block.c = gl.Linear(3, 5)
@@ -342,6 +348,18 @@ def test_a_child_may_know_its_parent(tmp_path):
     gl.save(model, tmp_path / "model")
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), gl.load(tmp_path / "model")):
         assert other[0].parent is other and np.array_equal(other.predict(X), y)
+
+
+def test_a_shallow_copy_shares_weights_and_nothing_else():
+    model = gl.Sequential(gl.Linear(3, 3), gl.Tanh())
+    y = model(X)
+    other = copy.copy(model)
+    assert other[0] is model[0] and not other._waiting.frames
+    other.append(gl.Linear(3, 2))
+    linear = copy.copy(model[0])
+    linear.bias = None
+    assert list(linear.state_dict()) == ["weight"] and list(model.state_dict()) == ["0.weight", "0.bias"]
+    assert np.array_equal(model(X), y) and other(X).shape == (4, 2)
 
 
 def test_casts_follow_every_write():

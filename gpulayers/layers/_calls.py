@@ -155,13 +155,13 @@ class Calls(Members):
                     self.build(*input_shapes)
                     self._input_shapes = input_shapes
 
-    def builds(self) -> bool:
+    def _builds(self) -> bool:
         """Whether this layer adds weights of its own when it sees its input shape."""
         return type(self).build is not Calls.build
 
     def waits(self) -> bool:
         """Whether it has not seen it yet."""
-        return self._input_shapes is None and self.builds()
+        return self._input_shapes is None and self._builds()
 
     def build_status(self) -> None:
         """Raises RuntimeError if a layer in here waits for its input shape."""

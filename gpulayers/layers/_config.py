@@ -94,22 +94,22 @@ class Configurable:
         elif self._made.get(name) is UNKNOWN:
             del self._made[name]
 
-    def changed(self) -> dict[str, Any]:
+    def _changed(self) -> dict[str, Any]:
         """The attributes that are not as ``__init__``, or a call, left them."""
         if self._made is None:
             return {}
         known = ((name, value, self._made.get(name)) for name, value in self._settings().items())
         return {name: value for name, value, was in known if was is not UNKNOWN and was != token(value)}
 
-    def config_arguments(self) -> tuple[tuple, dict[str, Any]]:
+    def _config_arguments(self) -> tuple[tuple, dict[str, Any]]:
         """(args, kwargs) that make this object."""
         return self._arguments.args[1:], self._arguments.kwargs
 
-    def config_of_changes(self, seen: Seen) -> dict[str, Any]:
-        """What has to be done to an object made by ``config_arguments`` to make it this one."""
+    def _config_of_changes(self, seen: Seen) -> dict[str, Any]:
+        """What has to be done to an object made by ``_config_arguments`` to make it this one."""
         where = type(self).__name__
         described: dict[str, Any] = {}
-        for name, value in self.changed().items():
+        for name, value in self._changed().items():
             trial = seen.copy()
             try:
                 described[name] = to_config(value, where, trial)
@@ -128,13 +128,14 @@ class Configurable:
             return True
         return not name.startswith("_") and self._made is not None and name in self._made
 
-    def apply(self, changes: dict[str, Any]) -> None:
-        """Do what ``config_of_changes`` said; its values are objects by now."""
+    def _apply(self, changes: dict[str, Any]) -> None:
+        """Do what ``_config_of_changes`` said; its values are objects by now."""
         for name, value in changes.get("set", {}).items():
             now = self.__dict__.get(name)
             setattr(self, name, tuple(value) if isinstance(now, tuple) and isinstance(value, list) else value)
         for name in changes.get("deleted", ()):
-            self.__dict__.pop(name, None)
+            if name in self.__dict__:
+                delattr(self, name)
 
 
 def _blank(cls: type) -> Any:
@@ -212,10 +213,10 @@ def _described(value: Configurable, seen: Seen) -> dict[str, Any]:
     if name is None:
         raise TypeError(f"{where} is not registered: write @gl.register above the class")
     seen.places[id(value)] = len(seen.places)
-    args, kwargs = value.config_arguments()
+    args, kwargs = value._config_arguments()
     config: dict[str, Any] = {"class": name, "args": [to_config(a, where, seen) for a in args]}
     config["kwargs"] = {k: to_config(v, where, seen) for k, v in kwargs.items()}
-    return config | value.config_of_changes(seen)
+    return config | value._config_of_changes(seen)
 
 
 # --- and back --------------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ class _Reader:
     def whole(self, config: Any) -> Any:
         value = self.read(config)
         for target, changes in self.waiting:
-            target.apply(self.resolved(changes))
+            target._apply(self.resolved(changes))
         return value
 
     def read(self, config: Any) -> Any:
@@ -278,11 +279,11 @@ class _Reader:
         if _holds_later(changes):
             self.waiting.append((made, changes))
         else:
-            made.apply(changes)
+            made._apply(changes)
         return made
 
     def changes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The part of a config that ``config_of_changes`` wrote, its values objects again."""
+        """The part of a config that ``_config_of_changes`` wrote, its values objects again."""
         found: dict[str, Any] = {key: config[key] for key in ("deleted", "built") if key in config}
         if "set" in config:
             found["set"] = {name: self.read(value) for name, value in config["set"].items()}

@@ -56,6 +56,13 @@ class Layer(Calls):
         evaluate: Callable
         predict: Callable
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if callable(getattr(Layer, name, None)) and (isinstance(value, Layer) or not callable(value)):
+            raise TypeError(
+                f"{self.name}.{name}: the rule is a name that no method of Layer has, as blocks; got {name!r}"
+            )
+        super().__setattr__(name, value)
+
     def train(self, mode: bool = True) -> Layer:
         """Training mode for this layer and all inside it."""
         for layer in self.layers():
@@ -162,31 +169,31 @@ class Layer(Calls):
         super()._remember()
         self._built_by_init = self._input_shapes is not None
 
-    def config_of_changes(self, seen: Seen) -> dict[str, Any]:
-        config = super().config_of_changes(seen)
-        if self._input_shapes is not None and self.builds() and not self._built_by_init:
+    def _config_of_changes(self, seen: Seen) -> dict[str, Any]:
+        config = super()._config_of_changes(seen)
+        if self._input_shapes is not None and self._builds() and not self._built_by_init:
             config["built"] = [list(shape) for shape in self._input_shapes]
         inside: dict[str, Any] = {}
         for name, child in self.children().items():
             if id(child) not in seen.places and id(child) not in seen.inside:
                 seen.inside.add(id(child))
-                if changes := child.config_of_changes(seen):
+                if changes := child._config_of_changes(seen):
                     inside[name] = changes
         return config | ({"inside": inside} if inside else {})
 
-    def apply(self, changes: dict[str, Any]) -> None:
+    def _apply(self, changes: dict[str, Any]) -> None:
         if "built" in changes:
             settings = {name: v for name, v in changes.get("set", {}).items() if not holds_parts(v)}
-            super().apply({"set": settings})
+            super()._apply({"set": settings})
             self.ensure_built(*map(tuple, changes["built"]))
-        super().apply(changes)
+        super()._apply(changes)
         children = self.children()
         for name, inner in changes.get("inside", {}).items():
-            children[name].apply(inner)
+            children[name]._apply(inner)
 
     def __repr__(self) -> str:
-        args, kwargs = self.config_arguments()
-        now = self.changed()
+        args, kwargs = self._config_arguments()
+        now = self._changed()
         parameters = list(self._arguments.signature.parameters.values())[1:]
         names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         pairs = [repr(now.get(n, a)) for n, a in zip(names, args)] + [repr(a) for a in args[len(names) :]]

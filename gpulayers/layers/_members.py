@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,21 +20,25 @@ from gpulayers.layers._weight import Weight
 class Members(Configurable):
     """A layer as the owner of weights and of other layers.
 
-    They are looked for each time they are asked for, so a list that grew, and an attribute that was replaced, set to
-    None or deleted, are seen as they are.
+    They are looked for when they are asked for, so a list that grew, and an attribute that was replaced, set to None or
+    deleted, are seen as they are.
     """
 
     name: str
-    _internal = Configurable._internal | {"_weights", "_held", "_frozen"}
+    _internal = Configurable._internal | {"_weights", "_held", "_frozen", "_contents"}
     _weights: dict[str, Weight]
     """What ``add_weight`` made, by name."""
     _held: set[str]
     """The names in there that an attribute was once seen to hold: when none holds it any more, the weight is gone."""
     _frozen: bool
+    _contents: tuple[dict[str, Weight], dict[str, Any]] | None
+    """What was found, where nothing but an assignment can change it."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls, *args, **kwargs)
-        self.__dict__.update({"name": cls.__name__, "_weights": {}, "_held": set(), "_frozen": False})
+        self.__dict__.update(
+            {"name": cls.__name__, "_weights": {}, "_held": set(), "_frozen": False, "_contents": None}
+        )
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -48,23 +53,36 @@ class Members(Configurable):
             self._exchange_registered(now, value)
         parts = [part for _, part in inside(where, value)] if _kind(type(value)) else []
         object.__setattr__(self, name, value)
+        if _kind(type(value)) or _kind(type(now)):
+            self.__dict__["_contents"] = None
         if name in self.__dict__:
             self._note(name, in_call=bool(thread.running or thread.building))
         for part in parts:
             self._held.update(key for key, w in self._weights.items() if w is part)
 
-    def rename(self, name: str) -> None:
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self.__dict__["_contents"] = None
+
+    def __copy__(self) -> Any:
+        """Another layer with the same weights and layers in it; what happens to the one does not happen to the other."""
+        other = object.__new__(type(self))
+        other.__dict__.update({n: copy.copy(v) if n in self._internal else v for n, v in self.__dict__.items()})
+        return other
+
+    def _rename(self, name: str) -> None:
         """Give a name that is not saved: whoever makes this layer again gives it again."""
         object.__setattr__(self, "name", name)
         if self._made is not None:
             self._made["name"] = token(name)
 
     def _exchange_registered(self, old: Weight, new: Weight) -> None:
+        self.__dict__["_contents"] = None
         for key, w in self._weights.items():
             if w is old:
                 self._weights[key] = new
 
-    def exchange(self, old: Weight, new: Weight) -> None:
+    def _exchange(self, old: Weight, new: Weight) -> None:
         """``new`` takes the place of ``old`` wherever this layer has it."""
         self._exchange_registered(old, new)
         for name, value in list(self.__dict__.items()):
@@ -98,27 +116,39 @@ class Members(Configurable):
             raise ValueError(f"{self.name}: {name}: the rule is init(…).shape = {list(sizes)}; got {list(data.shape)}")
         w = self._weights[name] = Weight(f"{self.name}.{name}", data, trainable, regularizer, constraint)
         w.trainable = trainable and not self._frozen
+        self.__dict__["_contents"] = None
         return w
 
     # --- looking for them --------------------------------------------------------------------------------------------
 
-    def _found(self) -> Iterator[tuple[str, Any]]:
-        """(name, weight or layer) of all that attributes are or hold; "blocks.0" where ``blocks`` is a list."""
-        for name, value in list(self.__dict__.items()):
-            if _kind(type(value)) and name not in self._internal:
-                yield from inside(name, value)
+    def _attributes(self) -> list[tuple[str, Any]]:
+        """What may be or hold a weight or a layer, by name."""
+        return list(self.__dict__.items())
 
-    def contents(self) -> tuple[dict[str, Weight], dict[str, Any]]:
-        """The weights and the layers directly in this layer, by name."""
-        weights, children, ids = {}, {}, set()
-        for name, part in self._found():
-            if isinstance(part, Weight):
-                weights[name] = part
-                ids.add(id(part))
-            else:
-                children[name] = part
-        if not self._weights:
-            return weights, children
+    def _look(self) -> tuple[dict[str, Weight], dict[str, Any]]:
+        """The weights and the layers directly in this layer, by name; "blocks.0" where ``blocks`` is a list."""
+        if (known := self._contents) is not None:
+            return known
+        weights: dict[str, Weight] = {}
+        children: dict[str, Any] = {}
+        lasting = True
+        for name, value in self._attributes():
+            kind = _kind(type(value))
+            if not kind or name in self._internal:
+                continue
+            lasting &= not _may_grow(value, kind)
+            for full, part in inside(name, value):
+                if full in weights or full in children:
+                    raise ValueError(f"{self.name}: the rule is one name for each layer and weight; got two {full!r}")
+                (weights if isinstance(part, Weight) else children)[full] = part
+        found = self._own(weights) if self._weights else weights, children
+        if lasting:
+            self.__dict__["_contents"] = found
+        return found
+
+    def _own(self, found: dict[str, Weight]) -> dict[str, Weight]:
+        """What ``add_weight`` made and is not gone, by its names, then what else was found."""
+        ids = {id(w) for w in found.values()}
         own: dict[str, Weight] = {}
         for key, w in list(self._weights.items()):
             if id(w) in ids:
@@ -128,26 +158,25 @@ class Members(Configurable):
                 self._held.discard(key)
                 continue
             own[key] = w
-        known = {id(w) for w in own.values()}
-        for name, w in weights.items():
-            if id(w) not in known:
+            ids.discard(id(w))
+        for name, w in found.items() if ids else ():
+            if id(w) in ids:
                 if name in own:
                     raise ValueError(f"{self.name}: two weights are named {name!r}: give add_weight another name")
                 own[name] = w
-        return own, children
+        return own
 
     def own_weights(self) -> dict[str, Weight]:
         """The weights of this layer itself, without those of layers inside, by name."""
-        return self.contents()[0]
+        return dict(self._look()[0])
 
     def children(self) -> dict[str, Any]:
         """The layers directly inside this one, by name: attributes, and what is in lists, tuples and dicts of them."""
-        return self.contents()[1]
+        return dict(self._look()[1])
 
     def layers(self) -> Iterator[Any]:
         """This layer and all inside it, each once."""
-        for _, layer in self.named_layers():
-            yield layer
+        return (layer for _, layer in self.named_layers())
 
     def named_layers(self) -> Iterator[tuple[str, Any]]:
         """(name, layer) for this layer (named "") and all inside it ("blocks.0.norm"), each once."""
@@ -158,17 +187,20 @@ class Members(Configurable):
             if id(layer) not in seen:
                 seen.add(id(layer))
                 yield name, layer
-                todo += [(join(name, n), child) for n, child in reversed(layer.children().items())]
+                children = layer._look()[1]
+                if children:
+                    todo += [(f"{name}.{n}" if name else n, child) for n, child in reversed(children.items())]
 
-    def places(self) -> list[tuple[str, Any, str, Weight]]:
-        """(name in a state dict, layer, name there, weight) of every place of a weight: a shared one has several."""
-        found: list[tuple[str, Any, str, Weight]] = []
+    def _places(self) -> list[tuple[str, Any, Weight]]:
+        """(name in a state dict, layer, weight) of every place of a weight: a shared one has several."""
+        found: list[tuple[str, Any, Weight]] = []
         around: list[int] = []
 
         def walk(layer: Members, prefix: str) -> None:
+            weights, children = layer._look()
+            for name, w in weights.items():
+                found.append((prefix + name, layer, w))
             around.append(id(layer))
-            weights, children = layer.contents()
-            found.extend((prefix + name, layer, name, w) for name, w in weights.items())
             for name, child in children.items():
                 if id(child) not in around:  # a child may know its parent
                     walk(child, f"{prefix}{name}.")
@@ -184,7 +216,7 @@ class Members(Configurable):
         """
         found: dict[str, Weight] = {}
         seen: set[int] = set()
-        for name, _, _, w in self.places():
+        for name, _, w in self._places():
             if id(w) not in seen:
                 seen.add(id(w))
                 if name in found:
@@ -195,7 +227,7 @@ class Members(Configurable):
     def ties(self) -> dict[str, str]:
         """The other names of shared weights: {name: the name in ``named_weights``}."""
         first = {id(w): name for name, w in reversed(self.named_weights().items())}
-        return {name: first[id(w)] for name, _, _, w in self.places() if first[id(w)] != name}
+        return {name: first[id(w)] for name, _, w in self._places() if first[id(w)] != name}
 
     @property
     def weights(self) -> list[Weight]:
@@ -224,10 +256,6 @@ class Members(Configurable):
             w.zero_grad()
 
 
-def join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
 _PART, _LIST, _DICT, _SET = 1, 2, 3, 4
 _KINDS: dict[type, int] = {}
 
@@ -240,6 +268,13 @@ def _kind(cls: type) -> int:
         order = ((Members | Weight, _PART), (list | tuple | deque, _LIST), (dict, _DICT), (set | frozenset, _SET))
         _KINDS[cls] = next((kind for classes, kind in order if issubclass(cls, classes)), 0)
         return _KINDS[cls]
+
+
+def _may_grow(value: Any, kind: int) -> bool:
+    """Whether what ``value`` holds may change without an assignment to the attribute."""
+    if isinstance(value, tuple):
+        return any(_kind(type(v)) and _may_grow(v, _kind(type(v))) for v in value)
+    return kind != _PART
 
 
 def inside(name: str, value: Any, around: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:

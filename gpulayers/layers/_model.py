@@ -48,13 +48,13 @@ def model_of(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Laye
     if config["input_shapes"] is not None:
         layer.ensure_built(*map(tuple, config["input_shapes"]))
     for name, first in config.get("ties", {}).items():
-        places = {place: (owner, w) for place, owner, _, w in layer.places()}
+        places = {place: (owner, w) for place, owner, w in layer._places()}
         if not {name, first} <= places.keys():
             raise ValueError(
                 f"{layer.name}: the rule is that {name} and {first} are weights of the model; they are not"
             )
         owner, w = places[name]
-        owner.exchange(w, places[first][1])
+        owner._exchange(w, places[first][1])
     weights = layer.named_weights()
     for name, changes in config.get("weights", {}).items():
         for what, value in changes.items():

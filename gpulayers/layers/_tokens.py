@@ -31,7 +31,7 @@ def token(value: Any, around: tuple[int, ...] = ()) -> Any:
         return "weight", value.shape
     if hasattr(value, "get_config"):
         # A layer's own changes are told by itself, those of a regularizer by the weight that has it.
-        return ("layer" if hasattr(value, "contents") else token(value._settings(), around)), value._serial
+        return ("layer" if hasattr(value, "_look") else token(value._settings(), around)), value._serial
     if isinstance(value, np.ndarray) and value.dtype != object:
         return "array", str(value.dtype), value.shape, zlib.crc32(value.tobytes())
     if isinstance(value, list | tuple | dict):

@@ -25,14 +25,13 @@ class _Container(Layer):
         for layer in layers:
             self.append(layer)
 
-    def _found(self) -> Iterator[tuple[str, Any]]:
-        yield from ((str(i), part) for i, part in enumerate(self._parts))
-        yield from super()._found()
+    def _attributes(self) -> list[tuple[str, Any]]:
+        return [*((str(i), part) for i, part in enumerate(self._parts)), *super()._attributes()]
 
-    def config_arguments(self) -> tuple[tuple, dict[str, Any]]:
-        return tuple(self._parts), super().config_arguments()[1]
+    def _config_arguments(self) -> tuple[tuple, dict[str, Any]]:
+        return tuple(self._parts), super()._config_arguments()[1]
 
-    def builds(self) -> bool:
+    def _builds(self) -> bool:
         return False  # only layers inside it have weights
 
     def __len__(self) -> int:
@@ -68,10 +67,11 @@ class _Container(Layer):
 
     def _name_parts(self) -> None:
         """A layer without a name of its own is called by its place and class, as "0.Linear"."""
+        self._contents = None
         for i, layer in enumerate(self._parts):
             kind = type(layer).__name__
             if re.fullmatch(rf"(\d+\.)?{kind}", layer.name) and layer not in self._parts[:i]:
-                layer.rename(f"{i}.{kind}")
+                layer._rename(f"{i}.{kind}")
 
 
 class Sequential(_Container):
