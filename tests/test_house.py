@@ -1,6 +1,7 @@
 """The house: arrows run one way, families are whole, names agree in every room, and it installs as it stands."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import os
@@ -18,6 +19,7 @@ from gpulayers.inventory import families, ops
 from gpulayers.ops._op import Op
 
 ROOT = pathlib.Path(__file__).parents[1]
+INSTALLED = {"gpulayers": "gpulayers", "kernels": "gpulayers/kernels", "bench": "gpulayers/bench"}
 FAMILIES = families()
 OPS = list(ops())
 LEVELS = [  # what a module may import stands below it
@@ -70,6 +72,37 @@ def test_arrows_run_one_way(path):
             assert level <= rooms()["demo"], f"{path}: only the top may import the package itself"
         else:
             assert rooms()[other] > level or (room, other) == ("testing", "train"), f"{room} imports {other}"
+
+
+def module(path: pathlib.Path) -> str:
+    """The name that a file is imported by."""
+    room, *inside = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([INSTALLED[room].replace("/", "."), *inside]).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Imports inside functions and for type checkers count, too: each file can be read after those that it names."""
+    files = {module(p): p for p in sources(*INSTALLED)}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found = graph.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {a.name for a in node.names}
+            if isinstance(node, ast.ImportFrom):
+                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                whole = {f"{origin}.{a.name}" for a in node.names}
+                found |= whole & files.keys() or {origin}
+    tops = {"gpulayers"}  # the public names come from everywhere; only the top may ask for them
+    known = {name: (found & files.keys()) - {name} - tops for name, found in graph.items() if name not in tops}
+    graphlib.TopologicalSorter(known).prepare()  # CycleError shows the circle
+
+
+def test_files_are_short():
+    """A file that has more than 500 lines is two."""
+    lines = {path: path.read_text().count("\n") for path in sources(*INSTALLED, "tests", "examples")}
+    assert not {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > 500}
 
 
 @pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -186,7 +219,6 @@ def test_bare_checkout(tmp_path):
     run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 
-INSTALLED = {"gpulayers": "gpulayers", "kernels": "gpulayers/kernels", "bench": "gpulayers/bench"}
 LEFT_OUT = {"bench/results", "kernels/REFUSALS.md"}
 """What readers of the repository want, and no program."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import Spec
 from gpulayers.ops._op import Op, RuleError
+from gpulayers.torch._layout import in_layout
 
 NAMESPACE = "gpulayers"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -163,6 +164,7 @@ class LibraryOp:
         ins = [s if t is None else t for s, t in zip(specs, tensors)]
         needs = tuple(k for k, wanted in zip(self.op.differentiable, flags) if wanted)
         plan, values = dispatch.plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
+        plan = in_layout(plan)
         grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, needs=needs, **values)))
         return _one(tuple(like.new_empty(_EMPTY) if k not in needs else grads[k] for k in self.op.differentiable))
 
@@ -188,15 +190,12 @@ class LibraryOp:
         return _one((*outputs, *news, *copies))
 
     def _fake_backward(self, *args: Any) -> Any:
-        _, like, _, specs, options, flags = self._split(args)
-        rule = self._rule(specs, self._present(specs), options)
+        _, like, _, specs, _, flags = self._split(args)
         by_name = dict(zip(self.inputs, specs))
 
         def grad(name: str, wanted: bool) -> Tensor:
             spec = by_name[name]
-            if not wanted or spec is None:
-                return like.new_empty(_EMPTY)
-            return _fresh((rule.grads or {}).get(name) or spec.like(), like)
+            return _fresh(spec.like(), like) if wanted and spec is not None else like.new_empty(_EMPTY)
 
         return _one(tuple(map(grad, self.op.differentiable, flags)))
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from gpulayers import dispatch
 from gpulayers.ops._op import Op, RuleError
 from gpulayers.torch import _autocast
+from gpulayers.torch._layout import in_layout
 from gpulayers.torch._library import NAMESPACE, LibraryOp
 
 in_dynamo = torch.compiler.is_dynamo_compiling
@@ -274,7 +275,7 @@ class TorchOp:
         check = _never if never else _checker(ins[:count], self._paired)
         options, updated = self._split(args)[0], tuple(self.library.updates(args))
         apply = self._apply if recorded else None
-        return _Known(check, count, options, dispatch._policy.get(), grad, plan, apply, updated)
+        return _Known(check, count, options, dispatch._policy.get(), grad, in_layout(plan), apply, updated)
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""
