@@ -6,12 +6,14 @@ Values are judged elsewhere, over many more calls (``check_torch.py``).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+
+import gpulayers.torch as gt
 
 PLAIN = (
     *("ReLU", "ReLU6", "LeakyReLU", "Hardtanh", "Hardsigmoid", "Hardswish", "Hardshrink", "Softshrink", "Sigmoid"),
@@ -93,6 +95,36 @@ class Case(NamedTuple):
 
 
 CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
+RANDOM = ("Dropout", "RReLU")
+DIFFERENTIABLE = [c for c in CASES if c.name not in RANDOM]
+DOUBLE = torch.float64
+
+
+def first(found: Any) -> Any:
+    """The first output."""
+    return found[0] if isinstance(found, tuple) else found
+
+
+def both(case: Case, dtype: torch.dtype = DOUBLE, training: bool = True) -> tuple[nn.Module, nn.Module]:
+    """(ours, torch's), equal."""
+    return case.module(gt, dtype).train(training), case.module(nn, dtype).train(training)
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What a call gives, or the type of its error."""
+    try:
+        return call()
+    except Exception as error:
+        return type(error)
+
+
+def agree(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
+    """Both calls give the same, or an error of the same type."""
+    a, b = outcome(ours), outcome(theirs)
+    if isinstance(b, type):
+        assert isinstance(a, type) and issubclass(a, b)
+    else:
+        torch.testing.assert_close(a, b)
 
 
 def _draw(shape: Any, name: str) -> Tensor:
