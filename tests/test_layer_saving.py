@@ -125,6 +125,24 @@ def test_settings_of_built_in_layers(tmp_path):
     same(net, tmp_path)
 
 
+@gl.register
+class Net(gl.Sequential):
+    """A container whose arguments are no layers."""
+
+    def __init__(self, width):
+        super().__init__(gl.Linear(6, width), gl.ReLU(), gl.Linear(width, 6))
+
+
+def test_a_container_that_makes_its_layers(tmp_path):
+    net = Net(5)
+    assert same(net, tmp_path).get_config() == {"class": "Net", "args": [5], "kwargs": {}}
+    net[0].activation = "tanh"
+    same(net, tmp_path)
+    net[1] = gl.LeakyReLU(0.5)
+    net.append(gl.Linear(6, 4))
+    assert [layer.name for layer in same(net, tmp_path)] == ["0.Linear", "1.LeakyReLU", "2.Linear", "3.Linear"]
+
+
 def test_a_shape_that_changed_is_no_error():
     model = gl.Sequential(gl.Sequential(gl.Linear(6, 4)))
     assert model(X).shape == (4, 4)

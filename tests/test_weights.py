@@ -164,6 +164,7 @@ def test_shared_weights_are_known_once(tmp_path):
     assert model[2].weight is model[0].weight and list(model.named_weights()) == ["0.weight", "0.bias", "2.bias"]
     assert model.ties() == {"2.weight": "0.weight"} and len(model.trainable_weights) == 3
     lines = model.summary((None, 3)).splitlines()
+    assert " 48 " in Stack().summary((None, 3)).splitlines()[2], "layers in lists are part of their layer's line"
     assert "15 parameters (15 trainable), 60 B" in lines[-1] and " 12 " in lines[2] and " 3 " in lines[4]
     y = model(X)
     model.backward(np.ones_like(y))

@@ -36,7 +36,7 @@ from gpulayers.arrays import FLOATS, Spec
 from gpulayers.layers._calls import Calls
 from gpulayers.layers._config import Seen, holds_parts
 from gpulayers.layers._summary import Row, summary
-from gpulayers.layers._weight import Weight
+from gpulayers.layers._weight import Weight, unwrapped
 from gpulayers.ops._op import Op, RuleError
 
 
@@ -144,7 +144,7 @@ class Layer(Calls):
             first = ties.get(name, name)
             if first in found and not _same(found[first], value):
                 raise ValueError(f"{self.name}: the rule is equal values for a shared weight; {name} is not {first}")
-            found.setdefault(first, value)
+            found.setdefault(first, unwrapped(value))
         missing, unknown = sorted(weights.keys() - found.keys()), sorted(found.keys() - weights.keys())
         if strict and (missing or unknown):
             raise KeyError(
@@ -202,7 +202,7 @@ class Layer(Calls):
 
 
 def _same(a: Any, b: Any) -> bool:
-    one, other = transfer.to_numpy(a), transfer.to_numpy(b)
+    one, other = transfer.to_numpy(a), transfer.to_numpy(unwrapped(b))
     return a is b or np.array_equal(one, other, equal_nan=one.dtype in FLOATS)
 
 
@@ -216,7 +216,7 @@ class OpLayer(Layer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         op = getattr(self, "op", None)
-        if op and name in op.inputs[1:] and _is_array(value) and self.__dict__.get(name) is None:
+        if op and name in (*op.differentiable, *op.updates) and _is_array(value) and self.__dict__.get(name) is None:
             rule = f"a Weight, as gl.Weight({name!r}, …), for an input of {op.name}, to be trained and saved"
             raise TypeError(f"{self.name}.{name}: the rule is {rule}; got a plain array")
         super().__setattr__(name, value)

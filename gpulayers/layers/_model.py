@@ -53,8 +53,9 @@ def model_of(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Laye
             raise ValueError(
                 f"{layer.name}: the rule is that {name} and {first} are weights of the model; they are not"
             )
-        owner, w = places[name]
-        owner._exchange(w, places[first][1])
+        (owner, w), (_, shared) = places[name], places[first]
+        if w is not shared:
+            owner._exchange(w, shared)
     weights = layer.named_weights()
     for name, changes in config.get("weights", {}).items():
         for what, value in changes.items():

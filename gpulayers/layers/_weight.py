@@ -229,9 +229,11 @@ class Weight(np.lib.mixins.NDArrayOperatorsMixin):  # whose operators type check
         return _itself(function(*unwrapped(args), **{k: unwrapped(v) for k, v in kwargs.items()}), kwargs)
 
     @property
-    def __cuda_array_interface__(self) -> dict:
-        """CuPy takes a weight for an array by this."""
-        return self._data.__cuda_array_interface__
+    def __cupy_get_ndarray__(self) -> Callable:
+        """CuPy's functions take a weight on a GPU for its array by this."""
+        if arrays.library(self._data) is not arrays.CUPY:
+            raise AttributeError("__cupy_get_ndarray__")
+        return lambda: self._data
 
     def __dlpack__(self, **options: Any) -> Any:
         return self._data.__dlpack__(**options)

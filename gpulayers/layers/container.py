@@ -28,8 +28,20 @@ class _Container(Layer):
     def _attributes(self) -> list[tuple[str, Any]]:
         return [*((str(i), part) for i, part in enumerate(self._parts)), *super()._attributes()]
 
+    def _takes_layers(self) -> bool:
+        """Whether ``__init__`` is one of those below, whose arguments are the layers."""
+        return type(self).__init__.__module__ == __name__
+
     def _config_arguments(self) -> tuple[tuple, dict[str, Any]]:
-        return tuple(self._parts), super()._config_arguments()[1]
+        args, kwargs = super()._config_arguments()
+        return tuple(self._parts) if self._takes_layers() else args, kwargs
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | ({} if self._takes_layers() else {"_parts": self._parts})
+
+    def _apply(self, changes: dict[str, Any]) -> None:
+        super()._apply(changes)
+        self._name_parts()
 
     def _builds(self) -> bool:
         return False  # only layers inside it have weights
@@ -70,7 +82,8 @@ class _Container(Layer):
         self._contents = None
         for i, layer in enumerate(self._parts):
             kind = type(layer).__name__
-            if re.fullmatch(rf"(\d+\.)?{kind}", layer.name) and layer not in self._parts[:i]:
+            again = any(layer is before for before in self._parts[:i])
+            if re.fullmatch(rf"(\d+\.)?{kind}", layer.name) and not again:
                 layer._rename(f"{i}.{kind}")
 
 
@@ -124,16 +137,18 @@ class Residual(Sequential):
 
     def __init__(self, *layers: Layer, shortcut: Layer | None = None):
         super().__init__(*layers)
+        if not isinstance(shortcut, Layer | None):
+            raise TypeError(f"Residual: shortcut: the rule is a Layer or None; got {shortcut!r}")
         self.shortcut = shortcut
 
     def build(self, *input_shapes: tuple) -> None:
         super().build(*input_shapes)
-        if self.shortcut:
+        if self.shortcut is not None:
             self.shortcut.ensure_built(*input_shapes)
 
     def output_shape(self, *input_shapes: tuple) -> tuple:
         out = super().output_shape(*input_shapes)
-        past = self.shortcut.output_shape(*input_shapes) if self.shortcut else input_shapes[0]
+        past = self.shortcut.output_shape(*input_shapes) if self.shortcut is not None else input_shapes[0]
         if tuple(out) != tuple(past):
             raise RuntimeError(
                 f"{self.name}: the rule is f(x).shape = shortcut(x).shape; got {list(out)} and {list(past)}"
@@ -142,20 +157,20 @@ class Residual(Sequential):
 
     def forward(self, *xs: Any) -> Any:
         (x,) = xs
-        past = self.shortcut(x) if self.shortcut else x
+        past = self.shortcut(x) if self.shortcut is not None else x
         return past + super().forward(x)
 
     def backward(self, *dys: Any) -> Any:
         (dy,) = dys
         dx = super().backward(dy)
-        past = self.shortcut.backward(dy) if self.shortcut else dy
+        past = self.shortcut.backward(dy) if self.shortcut is not None else dy
         return past if dx is None else dx if past is None else dx + past
 
     def rows(self, *input_shapes: tuple) -> Iterator[tuple[int, Layer, tuple, tuple]]:
         yield 0, self, input_shapes[0], self.output_shape(*input_shapes)
         for depth, layer, shape, out in super().rows(*input_shapes):
             yield depth + 1, layer, shape, out
-        if s := self.shortcut:
+        if (s := self.shortcut) is not None:
             yield from ((depth + 1, layer, shape, out) for depth, layer, shape, out in s.rows(*input_shapes))
 
 
