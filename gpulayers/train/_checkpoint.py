@@ -46,7 +46,7 @@ def save(run: Run, path: str | os.PathLike) -> None:
         "history": dict(run.history),
         "random": random.get_state(),
         "shuffle_seed": run.shuffle_seed,
-        "scale": [run.scale.value, run.scale.good],
+        "scale": [run.scale.value, run.scale.good] if run.scale.on else None,
         "optimizer": optimizer,
         "frozen": [name for name, w in run.named_weights().items() if not w.trainable],
         "callbacks": callbacks,
@@ -68,7 +68,7 @@ def resume(run: Run, path: str | os.PathLike) -> None:
     kept = read_arrays(folder / STATE)
     try:
         epoch, stop, seed = int(training["epoch"]), bool(training["stop"]), int(training["shuffle_seed"])
-        scale, good = training["scale"]
+        scale, good = (None, 0) if training["scale"] is None else map(int, training["scale"])
         history = History({str(name): list(values) for name, values in training["history"].items()})
         drawn = {name: int(training["random"][name]) for name in random.get_state()}
         optimizer = {**training["optimizer"], "arrays": _under(kept, OPTIMIZER)}
@@ -92,7 +92,8 @@ def resume(run: Run, path: str | os.PathLike) -> None:
     for name, w in run.named_weights().items():
         w.trainable = name not in frozen
     run.history, run.epoch, run.stop, run.shuffle_seed = history, epoch, stop, seed
-    run.scale.value, run.scale.good = float(scale), int(good)
+    if scale is not None and run.scale.on:
+        run.scale.value, run.scale.good = float(scale), good
     random.set_state(drawn)
 
 

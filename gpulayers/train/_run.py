@@ -57,6 +57,7 @@ class Run:
         self.history, self.epoch, self.stop = History(), 0, False
         self.scores: dict[str, float] = {}
         self.checkpoints: set[str] = set()
+        self._stepped: dict[str, Weight] = {}
         self.shuffle_seed = int(random.draw()[0])
 
     def checkpoint(self, path: str | os.PathLike) -> None:
@@ -78,8 +79,9 @@ class Run:
         return named | {LOSS + name: w for name, w in own if id(w) not in known}
 
     def zero_grad(self) -> None:
-        self.model.zero_grad()
-        self.loss.zero_grad()
+        """Forget the gradients of the weights of the latest step."""
+        for w in self._stepped.values():
+            w.zero_grad()
 
     def state_dict(self) -> dict[str, np.ndarray]:
         return self.model.state_dict() | {LOSS + name: a for name, a in self.loss.state_dict().items()}
@@ -105,7 +107,7 @@ class Run:
     @np.errstate(all="ignore")  # NaN and Inf pass in silence, as they do on a GPU
     def step(self, xs: list[Any], target: Any) -> dict[str, Score]:
         """Forward, backward and update on one batch; the scores of the loss and of each metric, where the model is."""
-        self.zero_grad()
+        self.zero_grad()  # of the weights that are known: their memory is free for the forward
         xs = [_precision.cast(x, self.computing) for x in xs]
         with self.mode(), no_leftovers(self.model, self.loss):
             with as_data(*xs):
@@ -116,8 +118,9 @@ class Run:
                 loss = self.loss(*wide, target)
             if loss.shape:
                 raise ValueError(f"{self.loss.name}: the rule is one loss a batch, shape []; got {list(loss.shape)}")
+            weights = self._stepped = self.named_weights()
+            self.zero_grad()  # of those that this forward made
             self._backward(loss, ys)
-        weights = self.named_weights()
         loss = loss + self._regularize(weights)
         self._update(weights)
         rows = len(xs[0])
