@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from gpulayers.bench.measuring.records import Results, Row, failed, load, slug, 
 from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
 from gpulayers.bench.reporting import plots  # noqa: E402
 from gpulayers.bench.reporting.tables import call  # noqa: E402
+from gpulayers.bench.suite.reach import in_words  # noqa: E402
 
 RESULTS = ROOT / "bench/results"
 NONE = "No GPU figures exist yet: `gpulayers bench --gpu` makes them."
@@ -83,6 +85,7 @@ def _gpu_section(folder: pathlib.Path) -> str:
     parts = [
         f"### {found['processes'][-1]['about'].get('device')}",
         _head(found, where),
+        _tests(folder / "tests.json"),
         _table([r for r in rows if r["dtype"] == dtype], dtype),
         _slow([r for r in rows if r["dtype"] == dtype], json.loads(reasons.read_text()) if reasons.exists() else {}),
         _without(rows),
@@ -105,6 +108,22 @@ def _head(found: Results, where: str) -> str:
         f"{limits['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16. Medians, cold cache; every row, with its quantiles, is in "
         f"`{where}/bench.json`."
     )
+
+
+def _tests(path: pathlib.Path) -> str:
+    """How the tests on the device ended, and which kernels they never ran in which dtypes."""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    at = found["machine"]
+    counts = ", ".join(f"{n:,} {_ENDED.get(what, what)}" for what, n in found["outcomes"].items())
+    return (
+        f"Tests on it, {at['date'][:10]} at {at['commit']}: {counts}. Kernels, each dtype counted: {len(found['reached'])} ran; "
+        f"never: {in_words(found['never'])}."
+    )
+
+
+_ENDED = {"started": "crashed", "again": "failed before"}
 
 
 def _plain(value: Any) -> str:
@@ -211,6 +230,8 @@ def add(folder: pathlib.Path, results: pathlib.Path = RESULTS) -> pathlib.Path:
         raise ValueError(f"{folder / 'bench.json'}: nothing was measured")
     target = results / slug(str(found["processes"][-1]["about"]["device"]))
     write_json(target / "bench.json", found)
+    if (folder / "tests.json").exists():
+        shutil.copy(folder / "tests.json", target)
     plots.write(found, target)
     return target
 

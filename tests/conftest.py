@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
-import re
 
 import pytest
 
@@ -71,19 +69,24 @@ def _is_whole(config) -> bool:
 
 def _unproven(proofs: dict[str, set]) -> list[str]:
     """Kernels that no test ran, that were not compiled, or that ran in one 16-bit type and not in the other."""
-    folder = pathlib.Path(__file__).parents[1] / "kernels/triton"
-    kernels = {k for p in folder.glob("*.py") for k in re.findall(r"^def (_\w+_kernel)\(", p.read_text(), re.M)}
-    ran: dict[str, set[str]] = {}
-    for name, dtypes in (*proofs.get("proven", ()), *proofs.get("triton", ())):
-        ran.setdefault(name, set()).update(dtypes.split())
+    from gpulayers.bench.suite import reach
+
+    kernels = {backend: set(names) for backend, names in reach.kernels().items()}
+    parts = {"triton": ("proven", "triton"), "cuda": ("emulated", "cuda")}
+    wrong = []
+    for backend, of in parts.items():
+        ran: dict[str, set[str]] = {}
+        for name, dtypes in (launch for part in of for launch in proofs.get(part, ())):
+            for cell in reach.cells(backend, name, dtypes):
+                _, kernel, dtype = cell.split()
+                ran.setdefault(kernel, set()).add(dtype)
+        wrong += [f"{k} was never run" for k in sorted(kernels[backend] - ran.keys())]
+        for k in sorted(kernels[backend] & ran.keys()):
+            half = ran[k] & {"float16", "bfloat16"}
+            if len(half) == 1:
+                wrong.append(f"{k} ran in {half.pop()} alone")
     compiled = {name for name, *_ in proofs.get("compiled", ())}
-    wrong = [f"{k} was never run" for k in sorted(kernels - ran.keys())]
-    wrong += [f"{k} was never compiled" for k in sorted(kernels - compiled)]
-    for k in sorted(kernels & ran.keys()):
-        half = ran[k] & {"float16", "bfloat16"}
-        if len(half) == 1:
-            wrong.append(f"{k} ran in {half.pop()} alone")
-    return wrong
+    return wrong + [f"{k} was never compiled" for k in sorted(kernels["triton"] - compiled)]
 
 
 def _all() -> dict[str, set]:

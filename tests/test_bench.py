@@ -22,6 +22,8 @@ from gpulayers.bench.measuring.device import Cpu
 from gpulayers.bench.measuring.harness import Measurement
 from gpulayers.bench.measuring.timing import quantiles, take_turns
 from gpulayers.bench.reporting import plots, tables
+from gpulayers.bench.suite import device_tests
+from gpulayers.bench.suite.outcomes import Outcome
 
 import gpulayers.torch as gt
 from gpulayers import cli, dispatch, inventory
@@ -234,6 +236,10 @@ def test_report_of_a_gpu(tmp_path):
         if r["provider"] == "triton" and r["case"] == "row length: 65536" and r["direction"] == "backward":
             r["share"] = 0.5
     records.write_json(tmp_path / "run/bench.json", results)
+    ran = {"t.py::f": Outcome("t.py::f", "passed", reached=("triton _softmax_forward_kernel float16",))}
+    records.write_json(
+        tmp_path / "run/tests.json", device_tests.summary(ran | {"t.py::g": Outcome("t.py::g", "started")})
+    )
     target = report.add(tmp_path / "run", tmp_path / "results")
     assert target.name == "x100-1gb" and (target / "share.png").exists()
     (target / "reasons.json").write_text('{"softmax": "rows spill"}')
@@ -241,6 +247,8 @@ def test_report_of_a_gpu(tmp_path):
     assert "### NVIDIA X100 1GB\n\nMeasured 2026-01-02 at abc1234 (driver 1.2, clock 1000 MHz, " in text
     assert "| softmax | 5 | 80% | 71% | 2.00 | 1.33 | 1.33 | 0.5 |" in text
     assert "| softmax | row length: 65536 | backward | 50% | rows spill |" in text
+    assert ": 1 passed, 1 crashed. Kernels, each dtype counted: 1 ran; never: triton " in text
+    assert "triton _softmax_forward_kernel (float32, bfloat16), triton " in text
     assert "![share](bench/results/x100-1gb/share.png)" in text and "No speed is given" not in text
 
 

@@ -6,8 +6,6 @@ import collections
 import contextlib
 import functools
 import itertools
-import pathlib
-import platform
 import re
 import statistics
 import subprocess
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from gpulayers.bench.measuring.records import processor, read_if_there
 
 from gpulayers import arrays
 
@@ -156,7 +155,7 @@ class Cpu(Device):
         return Captured(replay, None)
 
     def free_bytes(self) -> int:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
+        found = re.search(r"MemAvailable:\s+(\d+) kB", read_if_there("/proc/meminfo"))
         return 1024 * int(found[1]) if found else 4 << 30
 
 
@@ -312,21 +311,10 @@ def device(name: str) -> Device:
     return Cuda() if name == "cuda" else Cpu()
 
 
-def processor() -> str:
-    """This CPU's name."""
-    found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    return found[1].strip() if found else platform.machine()
-
-
 def _last_cache() -> int:
     """At least 32 MiB: a virtual machine may show its share of a cache that it has more of."""
-    text = _read("/sys/devices/system/cpu/cpu0/cache/index3/size").strip()
+    text = read_if_there("/sys/devices/system/cpu/cpu0/cache/index3/size").strip()
     return max(32 << 20, int(text[:-1]) * 1024 if text.endswith("K") else 0)
-
-
-def _read(path: str) -> str:
-    there = pathlib.Path(path)
-    return there.read_text() if there.exists() else ""
 
 
 _SMI = {

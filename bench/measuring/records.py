@@ -16,8 +16,6 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from gpulayers.bench.measuring.device import processor
-
 import gpulayers
 from gpulayers.inventory import PACKAGES, version
 
@@ -109,6 +107,17 @@ def machine() -> dict[str, str | None]:
         "gpulayers": gpulayers.__version__,
         **{package: version(package) for package in (*PACKAGES, "liger_kernel")},
     }
+
+
+def processor() -> str:
+    """This CPU's name."""
+    found = re.search(r"model name\s*:\s*(.+)", read_if_there("/proc/cpuinfo"))
+    return found[1].strip() if found else platform.machine()
+
+
+def read_if_there(path: str) -> str:
+    there = pathlib.Path(path)
+    return there.read_text() if there.exists() else ""
 
 
 def now() -> str:

@@ -1,22 +1,23 @@
 """The test suite on a device, by several processes that share its tests; each outcome is on disk as it comes.
 
-A process whose GPU stopped answering, or that died or hangs, is replaced; what it was at counts as crashed. Tests that
-``tests.jsonl`` has are not run again: a run that was cut off goes on.
+They take them in the turn of ``order.py``. A process whose GPU stopped answering, or that died or hangs, is replaced; what
+it was at counts as crashed. Tests that ``tests.jsonl`` has are not run again: a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from gpulayers.bench.measuring.records import write_text
+from gpulayers.bench.measuring.records import machine, write_json
+from gpulayers.bench.suite.outcomes import Outcome, Tail, adding, forget_failures, read
+from gpulayers.bench.suite.reach import in_words, never
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIRST = ("test_gpu", "test_softmax", "test_norm", "test_linear", "test_conv", "test_loss", "test_activation")
@@ -38,12 +39,16 @@ ELSEWHERE = (
     "emulator",
     "interpreter",
     "memory",
+    "blocks",
+    "files",
 )
 """Tests that a GPU adds nothing to: names of files (their beginnings), without "test_"."""
 SILENCE = 240.0
 """Seconds without an outcome after which a process hangs."""
+START = 60.0
+"""Seconds more for its first: it imports torch, and every test file."""
 RESTARTS = 20
-PROCESSES = min(12, os.cpu_count() or 1)
+PROCESSES = min(16, os.cpu_count() or 1)
 """Most of their time goes into compiling kernels, on the CPU."""
 PASSED, FAILED, OUT_OF_TIME = 0, 1, 75
 """Exit status."""
@@ -53,79 +58,28 @@ _ONE_THREAD = dict.fromkeys(
 """The processes share the CPU; each would take all of it."""
 
 
-class Outcome(NamedTuple):
-    """One line of ``tests.jsonl``.
-
-    outcome: "started", "passed", "failed", "skipped"; "again" for what did not pass before and has not had its turn since;
-    "cut off" for what was at work when the time was over. text: of a failure. shard: who ran it.
-    """
-
-    id: str
-    outcome: str
-    seconds: float = 0.0
-    text: str = ""
-    shard: str = ""
-
-
-def read(path: pathlib.Path) -> dict[str, Outcome]:
-    """The latest outcome of each test; a line cut off by a crash is left out."""
-    return {o.id: o for o in _parsed(path.read_text() if path.exists() else "")}
-
-
-def _parsed(text: str) -> Iterator[Outcome]:
-    for line in text.splitlines():
-        try:
-            yield Outcome(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-
-
 def files() -> list[pathlib.Path]:
     """The test files worth running on a device, the most valuable first."""
     there = [p for p in (ROOT / "tests").glob("test_*.py") if not p.stem.removeprefix("test_").startswith(ELSEWHERE)]
     return sorted(there, key=lambda p: (FIRST.index(p.stem) if p.stem in FIRST else len(FIRST), p.stem))
 
 
-def forget_failures(path: pathlib.Path) -> None:
-    """Mark in the record what did not pass, so that it is run again, after the others."""
-    if path.exists():
-        as_it_is = "passed", "skipped", "cut off"
-        kept = [o if o.outcome in as_it_is else o._replace(outcome="again") for o in read(path).values()]
-        write_text(path, "".join(json.dumps(o._asdict()) + "\n" for o in kept))
-
-
-class _Tail:
-    """What is added to a file, line by line."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path, self.read = path, path.stat().st_size if path.exists() else 0
-
-    def news(self) -> list[Outcome]:
-        if not self.path.exists():
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self.read)
-            whole = file.read().rpartition(b"\n")[0]
-        self.read += len(whole) + bool(whole)
-        return list(_parsed(whole.decode()))
-
-
-class _Shard:
-    """A pytest process with every n-th test. name: "1/12" for the first of twelve."""
+class _Worker:
+    """A pytest process that takes its tests in turn with the others."""
 
     def __init__(self, name: str, command: Sequence[str], silence: float):
         self.name, self.command, self.silence = name, command, silence
         self.left, self.process = RESTARTS, self._start()
 
     def _start(self) -> subprocess.Popen:
-        self.heard, self.at = time.monotonic(), ""
+        self.heard, self.at = time.monotonic() + START, ""
         environment = os.environ | _ONE_THREAD | {"PYTHONPATH": str(ROOT)}
         return subprocess.Popen(self.command, cwd=ROOT, env=environment)
 
     def hear(self, news: Iterable[Outcome]) -> None:
         """Take in what was recorded since: when it last said something, and the test that it is at."""
         for o in news:
-            if o.shard == self.name:
+            if o.worker == self.name:
                 self.heard, self.at = time.monotonic(), o.id if o.outcome == "started" else ""
 
     def going(self) -> bool:
@@ -151,70 +105,75 @@ def run(
 ) -> int:
     """Run the tests for at most ``seconds``; the exit status. paths: test files, by default those worth it.
 
-    Writes ``out``/tests.jsonl.
+    Writes ``out``/tests.jsonl, and what came of it to ``out``/tests.json.
     """
     until = time.monotonic() + seconds
     out.mkdir(parents=True, exist_ok=True)
     record = out / "tests.jsonl"
     forget_failures(record)
     before = read(record)
-    chosen = [
-        "--continue-on-collection-errors",
-        "-k",
-        "not machine_code",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=--import-mode=importlib",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "gpulayers.bench.suite.recording",
-        *chosen,
-        "--record",
-        str(record),
-    ]
-    targets = [str(p) for p in (paths or files())]
-    tail, shards = _Tail(record), []
-    for name in (f"{i + 1}/{processes}" for i in range(processes)):
-        shards.append(_Shard(name, [*command, f"--shard={name}", *targets], silence))
-    while any([s.going() for s in shards]) and time.monotonic() < until:
+    tail, command = Tail(record), _command(record, paths or files())
+    workers = [_Worker(name, [*command, f"--worker={name}"], silence) for name in map(str, range(1, processes + 1))]
+    while any([w.going() for w in workers]) and time.monotonic() < until:
         time.sleep(0.2)
-        _heard(tail, shards)
-    stopped = [s for s in shards if s.process.poll() is None]
-    for shard in stopped:
-        shard.kill()
-    _heard(tail, shards)
-    with open(record, "a") as file:
-        for shard in stopped:
-            if shard.at:
-                known = before.get(shard.at, Outcome(shard.at, "cut off"))
-                file.write(json.dumps(known._asdict()) + "\n")
+        _heard(tail, workers)
+    stopped = [w for w in workers if w.process.poll() is None]
+    for worker in stopped:
+        worker.kill()
+    _heard(tail, workers)
+    with adding(record) as file:
+        file.writelines(before.get(w.at, Outcome(w.at, "cut off")).line for w in stopped if w.at)
     found = read(record)
     _show(found, len(stopped))
+    write_json(out / "tests.json", summary(found))
     if not found or any(o.outcome in _BAD for o in found.values()):
         return FAILED if found or not stopped else OUT_OF_TIME
     return OUT_OF_TIME if stopped else PASSED
 
 
+def _command(record: pathlib.Path, targets: Sequence[Any]) -> list[str]:
+    plugins = ["-p", "gpulayers.bench.suite.recording", "-p", "no:cacheprovider", "--record", str(record)]
+    chosen = ["--continue-on-collection-errors", "-k", "not machine_code", "--tb=short", "-o"]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *plugins,
+        *chosen,
+        "addopts=--import-mode=importlib",
+        *map(str, targets),
+    ]
+
+
+def summary(found: dict[str, Outcome]) -> dict[str, Any]:
+    """What a run came to: how many tests ended how, which failed, what their kernels were, and which never ran."""
+    reached = sorted({cell for o in found.values() for cell in o.reached})
+    return {
+        "schema": 1,
+        "machine": machine(),
+        "outcomes": dict(Counter(o.outcome for o in found.values())),
+        "failed": [o.id for o in found.values() if o.outcome in _BAD],
+        "reached": reached,
+        "never": never(reached),
+    }
+
+
 _BAD = {"failed": "FAILED", "started": "CRASHED", "again": "FAILED BEFORE"}
 
 
-def _heard(tail: _Tail, shards: Sequence[_Shard]) -> None:
+def _heard(tail: Tail, workers: Sequence[_Worker]) -> None:
     news = tail.news()
-    for shard in shards:
-        shard.hear(news)
+    for worker in workers:
+        worker.hear(news)
 
 
 def _show(found: dict[str, Outcome], stopped: int) -> None:
     counts = Counter(o.outcome for o in found.values())
     counts["crashed"], counts["failed before"] = counts.pop("started", 0), counts.pop("again", 0)
     print(", ".join(f"{n} {what}" for what, n in counts.items() if n) or "no test ran")
+    reached = {cell for o in found.values() for cell in o.reached}
+    print(f"kernels, each dtype counted: {len(reached)} ran; never: {in_words(never(reached), most=20)}")
     if stopped:
         print(f"out of time: {stopped} processes were stopped; the same command goes on")
     for o in found.values():

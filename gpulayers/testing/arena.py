@@ -78,6 +78,15 @@ def _recording(backend: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def recording_all() -> Iterator[None]:
+    """Write down what is launched on the GPU outside of arenas, too."""
+    with contextlib.ExitStack() as stack:
+        for backend in filter(dispatch.installed, ("triton", "cuda")):
+            stack.enter_context(_recording(backend))
+        yield
+
+
 def _simulating(backend: str) -> contextlib.AbstractContextManager:
     if backend == "triton":
         from gpulayers.testing.interpreter import interpreting
