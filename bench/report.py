@@ -247,9 +247,9 @@ def main() -> int:
             print(f"report: {error}", file=sys.stderr)
             return 1
     readme = ROOT / "README.md"
-    before = readme.read_text()
-    readme.write_text(replaced(before, blocks()))
-    print("README.md is up to date" if readme.read_text() == before else "README.md was written")
+    before = readme.read_text(encoding="utf-8")
+    readme.write_text(replaced(before, blocks()), encoding="utf-8")
+    print("README.md is up to date" if readme.read_text(encoding="utf-8") == before else "README.md was written")
     return 0
 
 

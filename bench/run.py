@@ -25,7 +25,7 @@ from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
 from gpulayers.bench.reporting import plots, tables  # noqa: E402
 from gpulayers.bench.suite import suite  # noqa: E402
 
-from gpulayers import arrays  # noqa: E402
+from gpulayers import _console, arrays  # noqa: E402
 from gpulayers.testing.arena import has_gpu  # noqa: E402
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -120,6 +120,7 @@ def _show_costs(results: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command line's ``bench``, or the suite."""
+    _console.any_encoding()
     if "--gpu-suite" in sys.argv:
         raise SystemExit(suite.main([word for word in sys.argv[1:] if word != "--gpu-suite"]))
     sys.argv[1:1] = ["bench"]

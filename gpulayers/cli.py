@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _console.any_encoding()
     options = _parser().parse_args(argv)
     try:
+        dispatch.permitted()
         return options.run(options)
     except BrokenPipeError:
         _console.closed_pipe()

@@ -48,7 +48,7 @@ class Policy(NamedTuple):
 def _initial_policy() -> Policy:
     order = os.environ.get("GPULAYERS_BACKEND", "")
     strict = os.environ.get("GPULAYERS_STRICT", "0") not in ("", "0")
-    return Policy(_known([b.strip() for b in order.split(",")]) if order else Policy().backends, strict)
+    return Policy(tuple(b.strip() for b in order.split(",")) if order.strip() else Policy().backends, strict)
 
 
 def _known(backends: Sequence[str]) -> tuple[str, ...]:
@@ -56,6 +56,14 @@ def _known(backends: Sequence[str]) -> tuple[str, ...]:
         if b not in Policy().backends:
             raise ValueError(f"unknown backend {b!r}: expected one of {', '.join(Policy().backends)}")
     return tuple(backends)
+
+
+def permitted() -> tuple[str, ...]:
+    """The backends that may compute, in order. Raises ValueError if GPULAYERS_BACKEND names one that does not exist."""
+    try:
+        return _known(_policy.get().backends)
+    except ValueError as error:
+        raise ValueError(f"GPULAYERS_BACKEND: {error}") from None
 
 
 _policy: contextvars.ContextVar[Policy] = contextvars.ContextVar("policy", default=_initial_policy())  # noqa: B039
@@ -340,7 +348,7 @@ def _choose(
 ) -> tuple[str, dict[str, str]]:
     policy = _policy.get()
     reasons: dict[str, str] = {}
-    for backend in policy.backends:
+    for backend in permitted():
         reason = _reason_against(op, backend, specs, needs, options, home, device, policy)
         if reason is None:
             if backend == "definition" and device != "cpu" and policy.strict:

@@ -161,6 +161,18 @@ def test_errors_in_every_encoding():
     assert done.returncode == 2 and done.stderr == b"gpulayers: softmax: axis: the rule is -1 <= axis < 1; got 5\n"
 
 
+def test_an_environment_that_names_no_backend():
+    """Known before anything runs; an import of the library does not fail of it, its calls do."""
+    said = "GPULAYERS_BACKEND: unknown backend 'tritn': expected one of triton, cuda, numpy, definition"
+    done = shell("info", GPULAYERS_BACKEND="numpy, tritn")
+    assert done.returncode == 2 and done.stderr.decode() == f"gpulayers: {said}\n"
+    code = "import numpy, gpulayers as gl; gl.ReLU()(numpy.ones((2, 2), 'f'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"GPULAYERS_BACKEND": "tritn"}, capture_output=True
+    )
+    assert done.returncode == 1 and done.stderr.decode().endswith(f"ValueError: {said}\n")
+
+
 def test_a_locale_without_unicode():
     """Files of the package are UTF-8 whatever the locale's encoding is."""
     env = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONWARNDEFAULTENCODING="1")
