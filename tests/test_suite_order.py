@@ -104,15 +104,19 @@ def _uses_a_helper():
     assert [_helper() for _ in range(2)]
 
 
+def _says_where():
+    _other("cuda")
+
+
 def _uses_none():
     assert softmax.name and _other() is None
 
 
-def _other(): ...
+def _other(where=None): ...
 
 
 def test_who_comes_to_a_device_says_so():
-    assert recording.can_launch(SimpleNamespace(function=_uses_a_helper))
+    assert all(recording.can_launch(SimpleNamespace(function=f)) for f in (_uses_a_helper, _says_where))
     assert not recording.can_launch(SimpleNamespace(function=_uses_none))
 
 

@@ -51,8 +51,8 @@ def _names() -> frozenset[str]:
     return frozenset({*arena.BACKENDS, *DTYPES, "float64", "tf32", *drop_ins})
 
 
-ON_THE_DEVICE = {"check_op", "check_layer", "arena", "DEVICE"}
-"""By these names a test comes to a device."""
+ON_THE_DEVICE = {"check_op", "check_layer", "arena", "DEVICE", "cuda"}
+"""By these names, and by the word "cuda", a test comes to a device."""
 
 
 def can_launch(item: Any) -> bool:
@@ -71,9 +71,11 @@ def can_launch(item: Any) -> bool:
 
 def _words(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _words(inner)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _words(constant)
+        elif constant == "cuda":
+            yield constant
 
 
 class _Worker:
