@@ -1,0 +1,180 @@
+"""Every gradient against finite differences, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gpulayers.layers._layer import Layer
+from gpulayers.testing.check_op import CheckError
+from gpulayers.testing.layer_check import _slopes
+from gpulayers.testing.layer_check._subject import Result, Subject, is_float, said
+from gpulayers.testing.layer_check._words import pattern
+
+POINTS = 48  # of one array at which a slope is measured
+FINER = 1 / 64  # of a step, where it must be the same
+
+
+class Target(NamedTuple):
+    """What a gradient is of: an input or a weight."""
+
+    name: str
+    at: np.ndarray
+    grad: np.ndarray | None
+    values: Callable[[np.ndarray], Sequence]
+    """The outputs where it has another value."""
+    reached: bool
+
+
+def in_training(subject: Subject) -> None:
+    _everywhere(subject, True)
+
+
+def in_evaluation(subject: Subject) -> None:
+    _everywhere(subject, False)
+
+
+def _everywhere(subject: Subject, training: bool) -> None:
+    text = wrong(subject, subject.xs, training)
+    if text is None:
+        return
+    for batch in (1, 2):
+        xs = subject.draw(subject.with_batch(batch))
+        try:
+            smaller = wrong(subject, xs, training)
+        except CheckError:
+            continue
+        if smaller is not None:
+            raise CheckError(smaller + (f"; it is right for a batch of {batch - 1}" if batch > 1 else ""))
+    raise CheckError(text)
+
+
+def wrong(
+    subject: Subject,
+    xs: Sequence[np.ndarray],
+    training: bool = True,
+    of: Layer | None = None,
+    quick: bool = False,
+    points: int = POINTS,
+) -> str | None:
+    """What is wrong with the gradients of this call; None if nothing is.
+
+    of: the layer whose copy is called. quick: first along one direction for each array, and closer only where that fails.
+    points: of each array, at most.
+    """
+    layer = subject.layer if of is None else of
+    got = subject.both(xs, layer=subject.fresh(training, of=layer))
+    if not all(np.isfinite(y).all() for y in got.ys if is_float(y)):
+        return _not_finite(subject, xs, training, got)
+    for target in targets(subject, xs, training, layer, got):
+        if quick and not _wrong_along(subject, target, got):
+            continue
+        text = _wrong_at_points(subject, target, got, xs, POINTS if quick else points)
+        if text is None and (quick or target.at.size > points == POINTS) and _wrong_along(subject, target, got):
+            text = "along a random direction it is not what finite differences give"
+        if text is not None:
+            mode = "" if training else " in evaluation"
+            return f"{target.name} is {'' if text.startswith('missing') else 'wrong: '}{text}{mode}, for {said(xs)}"
+    return None
+
+
+def _not_finite(subject: Subject, xs: Sequence, training: bool, got: Result) -> str:
+    y = next(y for y in got.ys if is_float(y) and not np.isfinite(y).all())
+    value = y[~np.isfinite(y)][0]
+    mode = "" if training else " in evaluation"
+    return (
+        f"forward gives {value}{mode} for {said(xs)}, random and finite; "
+        "if the layer is not made for them, give check_layer an array"
+    )
+
+
+def targets(subject: Subject, xs: Sequence, training: bool, layer: Layer, got: Result) -> list[Target]:
+    """The inputs and the trainable weights of a call, with their gradients."""
+    probe = subject.fresh(training, of=layer)
+    weights = probe.named_weights()
+    buffers = {n: np.array(w.data) for n, w in weights.items() if not w.trainable}
+
+    def outputs(xs: Sequence) -> Sequence:
+        for n, data in buffers.items():  # running statistics start from the same place
+            weights[n].data = data.copy()
+        return subject.forward(probe, xs, record=False)
+
+    def of_input(i: int) -> Callable:
+        return lambda x: outputs([*xs[:i], x, *xs[i + 1 :]])
+
+    def of_weight(name: str) -> Callable:
+        start = np.array(weights[name].data)
+
+        def values(data: np.ndarray) -> Sequence:
+            weights[name].data = data
+            ys = outputs(xs)
+            weights[name].data = start.copy()
+            return ys
+
+        return values
+
+    names = ["dx" if len(xs) == 1 else f"dx[{i}]" for i in range(len(xs))]
+    found = [Target(names[i], x, got.dxs[i], of_input(i), True) for i, x in enumerate(xs) if is_float(x)]
+    for n, g in got.weights.items():
+        found.append(Target(f"the gradient of {n}", np.array(weights[n].data), g, of_weight(n), n in got.touched))
+    return found
+
+
+def _dys(got: Result) -> list:
+    return [0 if dy is None else dy for dy in got.dys]
+
+
+def _wrong_along(subject: Subject, target: Target, got: Result) -> bool:
+    """Along one random direction, no part of which is small."""
+    if not target.at.size:
+        return False
+    way = subject.random.uniform(0.5, 1.5, target.at.shape) * subject.random.choice([-1, 1], target.at.shape)
+    slope = _slopes.along(target.at, way, target.values, _dys(got))
+    mine = 0.0 if target.grad is None else float((np.asarray(target.grad) * way).sum())
+    if slope.agrees(mine):
+        return False
+    return _slopes.smooth(slope, _slopes.along(target.at, way, target.values, _dys(got), FINER))
+
+
+def _wrong_at_points(subject: Subject, target: Target, got: Result, xs: Sequence, most: int) -> str | None:
+    points = _slopes.points_of(target.at.size, most, subject.random)
+    slopes = _slopes.at_points(target.at, points, target.values, _dys(got))
+    if target.grad is None or not target.reached:
+        depends = any(not s.agrees(0.0) for s in slopes)
+        if depends and target.grad is None:
+            return "missing: backward returns None for it, yet the output depends on it"
+        if depends:
+            return "missing: backward never adds to it, yet the output depends on it"
+        return None
+    mine = np.asarray(target.grad).reshape(-1)[points]
+    true = np.array([s.middle for s in slopes])
+    bad = np.array([not s.agrees(float(m), 1e-8) for s, m in zip(slopes, mine)], bool)
+    finer = _slopes.at_points(target.at, points[bad], target.values, _dys(got), FINER)
+    bad[bad] = [_slopes.smooth(slopes[k], f) for k, f in zip(np.flatnonzero(bad), finer)]
+    if not bad.any():
+        return None
+    with np.errstate(all="ignore"):
+        off = np.where(bad, np.nan_to_num(np.abs(mine - true), nan=np.inf), -1)
+    worst = int(off.argmax())
+    index = tuple(map(int, np.unravel_index(points[worst], target.at.shape)))
+    batch = xs[0].shape[0] if xs[0].ndim else 1
+    return (
+        f"at {int(bad.sum())} of {len(points)} points, the worst at {index}: got {mine[worst]:.6g}, "
+        f"finite differences give {true[worst]:.6g}{_used(subject, target, got, mine)}"
+        f"{pattern(mine, true, bad, points, target.at, batch)}"
+    )
+
+
+def _used(subject: Subject, target: Target, got: Result, mine: np.ndarray) -> str:
+    """Whether it is right for a dy of ones: then backward leaves dy out."""
+    if not any(dy is not None and dy.size > 1 for dy in got.dys):
+        return ""
+    points = _slopes.points_of(target.at.size, POINTS, np.random.default_rng(0))
+    ones = [0 if dy is None else np.ones_like(dy) for dy in got.dys]
+    slopes = _slopes.at_points(target.at, points, target.values, ones)
+    at = np.asarray(target.grad).reshape(-1)[points]
+    if at.any() and all(s.agrees(float(m), 1e-8) for s, m in zip(slopes, at)):
+        return "; it is right where dy is all ones: backward does not use dy"
+    return ""
