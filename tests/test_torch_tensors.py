@@ -209,3 +209,39 @@ def test_nothing_falls_back(case):
                 with torch.no_grad():
                     module(given, *others)
     assert not _op.fallbacks
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_remembered_is_bounded():
+    """Shapes without end take little memory; the ones in use stay known, however many others come between."""
+    from gpulayers.torch import linear
+
+    op, used, x = linear._linear, gt.Linear(3, 2), torch.ones(2, 3)
+    op._known.clear(), op._latest.clear()
+    used(x), used(x)
+    known = op._latest[id(used.weight)]
+    for n in range(3, 3 * _op._MOST_KNOWN):
+        used(torch.ones(n, 3)), used(torch.ones(n, 3))
+        if n % 50 == 0:
+            used(x)
+    assert len(op._known) == _op._MOST_KNOWN and known in op._known.values()
+    layers = [gt.Linear(3, 2) for _ in range(_op._MOST_LATEST + 9)]
+    for layer in layers:
+        layer(x), layer(x)
+    assert len(op._latest) == _op._MOST_LATEST and id(layers[-1].weight) in op._latest
+    assert id(layers[0].weight) not in op._latest
+
+
+def test_options_that_change_are_no_new_calls():
+    """An annealed p, in place too."""
+    from gpulayers.torch import dropout
+
+    x = torch.ones(2, 3)
+    for op in (dropout._dropout, dropout._dropout.in_place):
+        op._known.clear()
+    for step in range(20):
+        gt.functional.dropout(x, 0.1 + step / 100)
+        gt.functional.dropout(x.clone(), 0.1 + step / 100, inplace=True)
+    assert len(dropout._dropout._known) == len(dropout._dropout.in_place._known) == 1

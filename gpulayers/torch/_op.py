@@ -10,6 +10,7 @@ op's rule refuses: torch serves it or raises its own error, with the rule as a n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 from collections.abc import Callable, Sequence
@@ -37,7 +38,8 @@ _policy = dispatch._policy.get
 _written = torch.autograd.graph.increment_version
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_MOST_KNOWN = 4096
+_MOST_KNOWN, _MOST_LATEST = 256, 1024
+"""Calls of an op that are remembered, with their plans; and weights (the layers of a model) that have a latest one."""
 _NO_VALUES: dict[str, Any] = {}
 _REFUSED = (object(),)
 _NUMBERS: dict[str, tuple] = {
@@ -235,15 +237,14 @@ class TorchOp:
                     for t in args[: self.n]
                 ],
             )
-            known = self._known.get(key)
+            known = self._known.pop(key, None)
         except (AttributeError, TypeError, RuntimeError):  # no tensor, an option that is a list, a sparse tensor
             return self._first(args, grad, None, values)
         if known is None:
             return self._first(args, grad, key, values)
+        _remember(self._known, key, known, _MOST_KNOWN)
         if not cast:
-            if len(self._latest) >= _MOST_KNOWN:
-                self._latest.clear()
-            self._latest[hint] = known
+            _remember(self._latest, hint, known, _MOST_LATEST)
         return self._run(known, values, args)
 
     def _first(self, args: tuple, grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
@@ -263,9 +264,7 @@ class TorchOp:
             return self._by_torch(args, "an input that has no gradient requires one")  # torch raises
         known = self._make_known(plan, args, grad=grad, never=key is None, recorded=bool(needs))
         if key is not None:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = known
+            _remember(self._known, key, known, _MOST_KNOWN)
         return self._run(known, values, args)
 
     def _make_known(self, plan: dispatch.Plan, args: tuple, *, grad: bool, never: bool, recorded: bool) -> _Known:
@@ -350,6 +349,14 @@ class TorchOp:
 
     def __repr__(self) -> str:
         return f"<gpulayers.torch op {self.name}>"
+
+
+def _remember(cache: dict, key: Any, value: Any, most: int) -> None:
+    """Put an entry last in a cache; where that is full, the one that was put there before all others goes."""
+    if key not in cache and len(cache) >= most:
+        with contextlib.suppress(RuntimeError, StopIteration):  # another thread changes it
+            cache.pop(next(iter(cache)), None)
+    cache[key] = value
 
 
 fallbacks: set[tuple[str, str]] = set()
