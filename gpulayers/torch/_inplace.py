@@ -83,6 +83,11 @@ class InPlace(TorchOp):
         # The backward of copy_ sends zeros, row-major ones, to what was there before; compilers drop them.
         return x.copy_(y) if in_dynamo() or torch.compiler.is_compiling() else _Written.apply(x, y)
 
+    def _elsewhere(self, args: Sequence[Any]) -> Any:
+        if isinstance(args[0], torch.fx.Proxy):
+            return self._transformed(args)  # nodes call functions that have a name
+        return super()._elsewhere(args)
+
     def _transformed(self, args: Sequence[Any]) -> Any:
         x, *rest = args
         return x.copy_(self._of(x.clone(), *rest))  # not all that torch has in place can be transformed

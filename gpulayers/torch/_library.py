@@ -157,6 +157,11 @@ class LibraryOp:
         dys, tensors, packed, *options, flags = args[:outs], args[outs : outs + kept], *args[outs + kept :]
         return dys, next(dy for dy in dys if dy is not None), tensors, unpack(packed), options, flags
 
+    def gradients_of(self, args: Sequence[Any]) -> tuple[list[str], list[Spec | None], Tensor]:
+        """(the gradients that a backward computes, specs of the inputs, a dy) from its arguments."""
+        _, dy, _, specs, _, flags = self._split(args)
+        return [k for k, wanted in zip(self.op.differentiable, flags) if wanted], specs, dy
+
     def _backward(self, *args: Any) -> Any:
         dys, like, tensors, specs, options, flags = self._split(args)
         names = [*self.inputs, *self.outputs, *self.buffers]

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from gpulayers import dispatch
 from gpulayers.ops._op import Op, RuleError
-from gpulayers.torch import _autocast
+from gpulayers.torch import _autocast, _flops
 from gpulayers.torch._layout import in_layout
-from gpulayers.torch._library import NAMESPACE, LibraryOp
+from gpulayers.torch._library import LibraryOp
 
 in_dynamo = torch.compiler.is_dynamo_compiling
 _is_compiling = torch.compiler.is_compiling
@@ -34,6 +34,7 @@ _any_autocast = torch._C._is_any_autocast_enabled
 _transforming = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _scripting = torch._C._is_tracing
+_overridden = torch.overrides.has_torch_function
 _policy = dispatch._policy.get
 _written = torch.autograd.graph.increment_version
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)}
@@ -79,7 +80,7 @@ def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
         check = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     except (ImportError, TypeError):  # a torch without them, or with others: calls are found by their key
         return _never
-    return (lambda *now: not getattr(now[1], "is_nested", True) and check(*now)) if second else check
+    return (lambda *now: getattr(now[1], "is_nested", True) is False and check(*now)) if second else check
 
 
 def _never(*_: Any) -> bool:
@@ -125,6 +126,7 @@ class TorchOp:
     cast: what autocast does to the inputs, see ``_autocast.py``.
     again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
         or None for each input. Needed where what is saved is not the inputs; else the twin is differentiated.
+    flops: what an op counts that is a product of matrices, see ``_flops.py``.
     """
 
     def __init__(
@@ -138,14 +140,19 @@ class TorchOp:
         cast: str | dict[str, str] | None = None,
         again: Callable | None = None,
         updating: str | None = None,
+        flops: Callable[..., dict[str, int]] | None = None,
     ):
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.name, self.n = op.name, len(op.inputs)
-        self.__name__ = f"{NAMESPACE}_{op.name}"  # subclasses of tensors ask for it, and know torch's by theirs
+        # Subclasses of tensors ask for its name, torch.fx and pickle for where it is.
+        self.__name__ = self.__qualname__ = f"_{op.name}"
+        self.__module__ = f"gpulayers.torch.{op.family}"
         declared = [o.split() for o in options.split(",") if o.strip()]
         self.options = tuple(name for _, name in declared)
         self._kinds = tuple(kind.replace("SymInt", "int") for kind, _ in declared)
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
+        if flops is not None:
+            _flops.declare(self.library, flops)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
         self._dynamic = tuple((self.n + i, k) for i, k in enumerate(self.options) if k in op.dynamic)
@@ -173,7 +180,7 @@ class TorchOp:
         if known is not None and forward_ad._current_level < 0 and not _modes():
             check, count, options, policy, grad, _, _, _ = known
             if (
-                not getattr(args[0], "is_nested", True)
+                getattr(args[0], "is_nested", True) is False
                 and check(*args[:count])
                 and policy is _policy()
                 and grad is _grad_enabled()
@@ -209,7 +216,7 @@ class TorchOp:
         """A call that is not like the latest one."""
         if _is_compiling():
             return self._compiled(args)
-        if _transforming() or _modes() or _scripting() or forward_ad._current_level >= 0:
+        if _transforming() or _modes() or _scripting() or forward_ad._current_level >= 0 or _overridden(args[: self.n]):
             return self._elsewhere(args)
         cast = self.cast is not None and _any_autocast()
         if cast:
@@ -289,7 +296,7 @@ class TorchOp:
     def _elsewhere(self, args: Sequence[Any]) -> Any:
         """All that is not plain dense tensors in plain eager mode."""
         ins = args[: self.n]
-        if torch.overrides.has_torch_function(ins):
+        if _overridden(ins):
             return torch.overrides.handle_torch_function(self, ins, *args)
         if not isinstance(ins[0], Tensor):
             return self._caller(*args)
@@ -297,6 +304,7 @@ class TorchOp:
             return self._transformed(args)
         if _scripting():
             return self._by_torch(args, "torch.jit.trace records torch's own function")
+        _flops.tell()
         try:
             return self._traced(args) if self._serves(ins) else self._caller(*args)
         except NotImplementedError as why:  # a tensor subclass of its own kind (DTensor), a device of its own
@@ -349,6 +357,9 @@ class TorchOp:
 
     def __repr__(self) -> str:
         return f"<gpulayers.torch op {self.name}>"
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
 
 
 def _remember(cache: dict, key: Any, value: Any, most: int) -> None:

@@ -20,12 +20,15 @@ import torch.nn as nn
 from torch import Tensor
 
 from gpulayers._table import table
+from gpulayers.torch import _flops
 from gpulayers.torch._op import _PLAIN
 from gpulayers.torch.norm import rms_norm
 
 _PACKAGE = "gpulayers.torch"
 _MARK = "_gpulayers_patched"
 """Where a patched module keeps the class that it had: in its ``__dict__``, so that copies have it too."""
+_LEAF = nn.Module.__module__
+"""A drop-in's ``__module__``, of the object and not of its class: torch.fx keeps modules of torch.nn whole."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ def patch(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: model: the rule is a torch.nn.Module; got {type(model).__name__}")
+    _flops.tell()
     report, bypassed = Report(), _bypassed(model)
     for name, module in model.named_modules():
         own = _own_class(module)
@@ -75,7 +79,7 @@ def patch(model: nn.Module) -> Report:
             continue
         replacement, why = _replacement(module, own)
         if replacement is not None:
-            vars(module)[_MARK] = own
+            vars(module).update({_MARK: own, "__module__": _LEAF})
             module.__class__ = _rebased(type(module), own, replacement)
             report.replaced[name] = replacement
         elif why and not why_bypassed:
@@ -89,6 +93,7 @@ def unpatch(model: nn.Module) -> None:
         own = vars(module).pop(_MARK, None)
         if own is None:
             continue
+        vars(module).pop("__module__", None)
         replacement = drop_ins().get(own) or _norm_class(own, _eps_name(module))
         if isinstance(module, replacement):
             module.__class__ = _rebased(type(module), replacement, own)
@@ -102,14 +107,21 @@ def drop_ins() -> dict[type, Any]:
     return {theirs: c for theirs, c in pairs if theirs is not None and issubclass(c, theirs)}
 
 
-def make_scriptable() -> None:
-    """Let ``torch.jit.script`` see each drop-in as torch.nn's module over the same attributes."""
+def make_known() -> None:
+    """Let ``torch.jit.script`` see each drop-in as torch.nn's module over the same attributes, and torch.fx as one of
+    torch.nn's, which it does not look into."""
     for theirs, ours in drop_ins().items():
+
+        def new(cls: type, *args: Any, ours: type = ours, **named: Any) -> Any:
+            module: Any = object.__new__(cls)
+            if cls is ours:
+                vars(module)["__module__"] = _LEAF
+            return module
 
         def prepare(self: Any, ours: type = ours, theirs: Any = theirs) -> Any:
             return _as(theirs, self) if type(self) is ours else self
 
-        ours.__prepare_scriptable__ = prepare  # type: ignore[attr-defined]
+        ours.__prepare_scriptable__, ours.__new__ = prepare, staticmethod(new)  # type: ignore[attr-defined]
 
 
 def _as(kind: Any, module: Any) -> Any:

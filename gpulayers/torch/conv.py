@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +29,17 @@ def _conv2d_twin(
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
+def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
+    once, groups = 2 * math.prod(y) * math.prod(weight[1:]), x[1] // weight[1]
+    return {"y": once, "x": once, "weight": once * groups}  # as torch counts the latter
+
+
 _conv2d = TorchOp(
-    ops.conv2d, _conv2d_twin, "int[] stride, int[] padding, int[] dilation, int groups", cast=_autocast.LOWER
+    ops.conv2d,
+    _conv2d_twin,
+    "int[] stride, int[] padding, int[] dilation, int groups",
+    cast=_autocast.LOWER,
+    flops=_flops,
 )
 
 

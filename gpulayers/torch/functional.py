@@ -1,5 +1,9 @@
 """``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments."""
 
+import inspect
+
+import torch.fx
+
 from gpulayers.torch.activation import (
     celu,
     elu,
@@ -34,3 +38,6 @@ from gpulayers.torch.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.torch.padding import pad
 from gpulayers.torch.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.torch.softmax import log_softmax, softmax, softmin
+
+for _name in [name for name, value in globals().items() if inspect.isfunction(value)]:
+    torch.fx.wrap(_name)  # symbolic tracing takes them as they are, as it does torch's

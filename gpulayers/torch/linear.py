@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +14,12 @@ from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import held
 from gpulayers.torch._op import TorchOp
 
-_linear = TorchOp(ops.linear, F.linear, cast=_autocast.LOWER)
+
+def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
+    return dict.fromkeys(("y", "x", "weight"), 2 * math.prod(x) * math.prod(weight[:-1]))
+
+
+_linear = TorchOp(ops.linear, F.linear, cast=_autocast.LOWER, flops=_flops)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

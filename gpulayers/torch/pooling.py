@@ -70,7 +70,7 @@ def max_pool2d(
     """As ``torch.nn.functional.max_pool2d``: (y, indices) where ``return_indices``, else y."""
     windows = (pair(kernel_size), _stride(stride, kernel_size), pair(padding), pair(dilation))
     found = batched(_max_pool2d, 4, input, *windows, ceil_mode, return_indices)
-    return found if return_indices or isinstance(found, Tensor) else found[0]
+    return found[0] if isinstance(found, tuple) and not return_indices else found
 
 
 def avg_pool2d(
