@@ -16,8 +16,9 @@ STEPS = ("link", "mkdir", "rename", "replace", "rmdir", "unlink")
 """What a save asks of the file system, beside writing its files."""
 
 
-def model(value: float) -> gl.Sequential:
-    model = gl.Sequential(gl.Linear(2, 2, bias=False))
+def model(value: int) -> gl.Sequential:
+    """Each of another shape, so that a mixture of two is no model."""
+    model = gl.Sequential(gl.Linear(2, value, bias=False))
     model[0].weight.data[...] = value
     return model
 
