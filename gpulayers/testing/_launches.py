@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,11 @@ def catching(home: str, run: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         JITFunction.run, Autotuner.run = launch, tune
+
+
+def corners(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The indices of a grid's programs that are first or last along each axis."""
+    return itertools.product(*(range(0, n, max(n - 1, 1)) for n in sizes))
 
 
 def arrays(args: Sequence[Any]) -> Iterator[Any]:

@@ -409,7 +409,7 @@ thread_local char anchor;  // makes sure that this library's thread-local memory
 
 extern "C" __attribute__((visibility("default"))) void emu_launch(
     void (*entry)(void**), void** args, const unsigned* sizes, size_t dynamic_bytes, const EmuRegion* arrays,
-    int64_t array_count, const EmuSpan* stretches, int64_t stretch_count, int races, EmuFault* result) {
+    int64_t array_count, const EmuSpan* stretches, int64_t stretch_count, int races, int corners, EmuFault* result) {
     grid_size = {sizes[0], sizes[1], sizes[2]};
     block_size = {sizes[3], sizes[4], sizes[5]};
     unsigned n = block_size.x * block_size.y * block_size.z;
@@ -429,10 +429,11 @@ extern "C" __attribute__((visibility("default"))) void emu_launch(
     for (int64_t i = 0; i < stretch_count; ++i)
         spans.push_back({stretches[i].low, stretches[i].unit, std::vector<Cell>(races ? stretches[i].cells : 0)});
     threads.resize(n);
-    block_number = 0;
-    for (unsigned z = 0; z < grid_size.z && !fault->kind; ++z)
-        for (unsigned y = 0; y < grid_size.y && !fault->kind; ++y)
-            for (unsigned x = 0; x < grid_size.x && !fault->kind; ++x, ++block_number) {
+    auto next = [&](unsigned i, unsigned size) { return corners && i + 2 < size ? size - 1 : i + 1; };
+    for (unsigned z = 0; z < grid_size.z && !fault->kind; z = next(z, grid_size.z))
+        for (unsigned y = 0; y < grid_size.y && !fault->kind; y = next(y, grid_size.y))
+            for (unsigned x = 0; x < grid_size.x && !fault->kind; x = next(x, grid_size.x)) {
+                block_number = ((int64_t)z * grid_size.y + y) * grid_size.x + x;
                 block = {x, y, z};
                 run_block(n);
             }

@@ -35,6 +35,7 @@ class Session:
 
     races: bool = True
     poison: bool = True
+    corners: bool = False
     launches: list[Launch] = field(default_factory=list)
 
 
@@ -44,12 +45,16 @@ _sessions: list[Session] = []
 
 
 @contextlib.contextmanager
-def interpreting(device: Device | None = None, *, races: bool = True, poison: bool = True) -> Iterator[Session]:
+def interpreting(
+    device: Device | None = None, *, races: bool = True, poison: bool = True, corners: bool = False
+) -> Iterator[Session]:
     """Within, Triton launches on CPU arrays are interpreted, with every memory access checked (`memory.py`).
 
     device: the GPU that launchers are told they run on; by default the enclosing block's, else an sm_90 with 4 multiprocessors.
     races: two programs of a launch that touch one element, one of them writing, are an error.
     poison: lanes masked off in a load without `other` come back as NaN; otherwise as 0.
+    corners: of a grid only the first and the last program along each axis run: for arrays too large to walk, in memory
+    that is reserved and not touched.
 
     Yields the session, whose `launches` lists what ran. Blocks nest; the innermost one's settings hold, and every
     one's list grows. Raises `KernelMemoryError` for a bad access; an exception from a kernel carries a note that
@@ -57,7 +62,7 @@ def interpreting(device: Device | None = None, *, races: bool = True, poison: bo
     """
     from gpulayers.kernels.triton import _tile
 
-    session = Session(races, poison)
+    session = Session(races, poison, corners)
     outermost = not _sessions
     before = _tile.pretend
     _tile.pretend = device or before or _tile.Device(90, 4, 232448)
@@ -104,9 +109,9 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
             values = {
                 p.name: bound[p.name] if p.is_constexpr else _argument(bound[p.name], p, memory) for p in kernel.params
             }
-            for index in np.ndindex(sizes):
+            for index in _launches.corners(sizes) if session.corners else np.ndindex(sizes):
                 BUILDER.grid_idx = index
-                memory.program += 1
+                memory.program = int(np.ravel_multi_index(index, sizes)) + 1
                 function(**values)
     except Exception as error:
         error.add_note(f"in program {memory.index} of the grid {sizes} of {name}")
@@ -116,7 +121,8 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     dtypes = tuple(region.dtype for region in memory.regions)
     for each in _sessions:
         each.launches.append(Launch(name, dtypes, constexprs, sizes))
-    proven.add((name, " ".join(dtypes)))
+    if not session.corners:
+        proven.add((name, " ".join(dtypes)))
 
 
 def _argument(arg: Any, parameter: Any, memory: Any) -> Any:

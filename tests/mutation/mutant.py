@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-FOLDERS = ("triton", "cuda", "numpy")
-CHOOSING = ("__init__.py", "_configs.py", "_tables.py")
+FOLDERS = ("", "triton", "cuda", "numpy")
+CHOOSING = ("__init__.py", "_budget.py", "_configs.py", "_tables.py")
 """Files that choose configurations by measurement: any choice gives the same results."""
 
 
@@ -28,10 +28,6 @@ class Mutant:
     before: str
     """The line, stripped, as it is and as it becomes: what tells equal mutants from each other in any version."""
     after: str
-
-    @property
-    def backend(self) -> str:
-        return self.file.split("/")[0]
 
     def name(self, seed: int) -> str:
         return f"{seed}:{self.file}:{self.line}:{self.kind}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from mutation import running
 from mutation.mutant import KERNELS, Mutant
 
 TESTS = Path(__file__).parents[1]
+OFFSETS = "test_huge.py"
+"""Of all kernels, with arrays of more than 2^31 elements."""
 LIMIT = 3600.0
 
 
@@ -44,7 +47,8 @@ class Reach:
     def tests(self, mutant: Mutant) -> Iterator[list[str]]:
         """Those that may notice, one family's after the other's: the quickest that reach the function, then the rest."""
         where = places(mutant)
-        for name in test_files(mutant.file):
+        names = test_files(mutant.file)
+        for name in sorted(names, key=OFFSETS.__eq__, reverse=mutant.kind == "narrow"):
             tests = self.of(name)
             near = [t for t, (_, names) in tests.items() if where(names)]
             far = [t for t in tests if t not in near] if _stem(mutant.file) == name[5:-3] else []
@@ -60,28 +64,33 @@ def test_files(file: str) -> list[str]:
     """The tests of a kernel's file: its family's, or those of all the families that use a private file."""
     own = f"test_{_stem(file)}.py"
     if (TESTS / own).exists() and not Path(file).name.startswith("_"):
-        return [own]
+        return [own, OFFSETS]
     families = [f"test_{p.stem}.py" for p in sorted(_users(KERNELS / file)) if not p.name.startswith("_")]
-    return list(dict.fromkeys(name for name in (own, *families) if (TESTS / name).exists()))
+    return list(dict.fromkeys(name for name in (own, *families, OFFSETS) if (TESTS / name).exists()))
 
 
 def _users(path: Path) -> set[Path]:
-    """The Python files of a backend that use a file, through others too."""
+    """The Python files that use a file, through others too."""
     if path.suffix == ".cuh":
         return {p for cu in path.parent.glob("*.cu") for p in _users(cu)}
     if path.suffix == ".cu":
         path = path.with_suffix(".py")
     used, new = {path}, {path}
     while new:
-        new = {p for p in path.parent.glob("*.py") if any(n.stem in _imports(p) for n in new)} - used
+        new = {p for p in KERNELS.rglob("*.py") if new & _imports(p)} - used
         used |= new
     return used
 
 
-def _imports(path: Path) -> set[str]:
-    """The names of the files beside it that a kernel's file imports."""
-    nodes = [n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, ast.ImportFrom) and n.level == 1]
-    return {alias.name for n in nodes if not n.module for alias in n.names} | {n.module for n in nodes if n.module}
+@functools.cache
+def _imports(path: Path) -> set[Path]:
+    """The files of kernels that a kernel's file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1]
+            found |= {folder / f"{name}.py" for name in (node.module, *(a.name for a in node.names)) if name}
+    return found
 
 
 def places(mutant: Mutant):
