@@ -327,15 +327,25 @@ def test_the_most_valuable_files_come_first():
 
 @pytest.mark.parametrize("path", device_tests.files(), ids=lambda p: p.stem)
 def test_what_is_simulated_is_simulated_beside_a_gpu_too(path):
-    """An arena that is entered before ``interpreting()`` or ``emulating()`` is the GPU's, and takes no NumPy arrays."""
-    for outer in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.With)):
-        entered = [n for node in ast.walk(outer) if isinstance(node, ast.With) for n in _called(node)]
-        assert not {"interpreting", "emulating"} & {*entered[entered.index("arena") :]} if "arena" in entered else True
+    """There an arena is the GPU's, which takes no arrays of the CPU: what it is to take comes through its ``put``, or
+    ``interpreting()`` or ``emulating()`` is entered before it."""
+    for node in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.With)):
+        entered = [n for inner in ast.walk(node) if isinstance(inner, ast.With) for n in _called(inner)]
+        if "arena" in entered:
+            assert SIMULATING.isdisjoint(entered[entered.index("arena") :])
+        own = _called(node)
+        if "arena" in own and path.stem != "test_gpu":  # whose arrays lie on the GPU
+            puts = node.items[own.index("arena")].optional_vars is not None
+            assert puts or SIMULATING & {*own[: own.index("arena")]}, f"{path}:{node.lineno}"
+
+
+SIMULATING = {"interpreting", "emulating"}
 
 
 def _called(node):
-    calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
-    return [call.func.id for call in calls if isinstance(call.func, ast.Name)]
+    """The names of what a ``with`` enters."""
+    calls = [item.context_expr for item in node.items]
+    return [c.func.id if isinstance(c, ast.Call) and isinstance(c.func, ast.Name) else "" for c in calls]
 
 
 def test_sanitizers(tmp_path, monkeypatch):

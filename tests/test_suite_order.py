@@ -1,6 +1,7 @@
 """In which order a device's tests run, what they reach, and that the result says what never ran."""
 
 import json
+import pathlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip("torch")
 from gpulayers.bench.suite import device_tests, reach, recording
 from gpulayers.bench.suite.order import Queue, in_turn
 from gpulayers.bench.suite.outcomes import Outcome, read
+from gpulayers.kernels.cuda import _launch
 
 from gpulayers.ops.activation import relu
 from gpulayers.ops.softmax import softmax
@@ -130,6 +132,12 @@ def test_cells():
     assert reach.cells("cuda", "layer_norm_forward_bfloat16_float32_packs", "bfloat16 float32") == [
         "cuda layer_norm_forward bfloat16"
     ]
+
+
+def test_the_kernels_of_cuda_are_what_a_compiler_finds():
+    stems = [p.stem for p in pathlib.Path(_launch.__file__).parent.glob("*.cu")]
+    names = [n for stem in stems for n in emulator.kernel_names(_launch.source(stem))]
+    assert {reach.cells("cuda", n, "float32")[0].split()[1] for n in names} == {*reach.kernels()["cuda"]}
 
 
 def test_what_runs_is_among_the_kernels_there_are():

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 import gpulayers.torch as gt  # noqa: E402
 from gpulayers import dispatch  # noqa: E402
 from gpulayers.testing.arena import arena  # noqa: E402
+from gpulayers.testing.emulator import emulating  # noqa: E402
 from gpulayers.testing.interpreter import interpreting  # noqa: E402
 from gpulayers.torch import _op  # noqa: E402
 
@@ -270,7 +271,7 @@ def test_every_backend(name, backend):
     m, out_of_place = module(gt, name), module(gt, name, inplace=False)
     dtype = torch.float16 if backend == "cuda" else torch.bfloat16
     wide = numbers(shape=(2, 4, 3, 5, 2), dtype=dtype)
-    with arena(backend):
+    with emulating(), arena(backend):
         for given in (wide[..., 0], wide.transpose(0, 2).contiguous().transpose(0, 2), wide[:0]):
             x = given.clone(memory_format=torch.preserve_format) if given.numel() else given.clone()
             runs = []

@@ -39,6 +39,7 @@ ELSEWHERE = (
     "emulator",
     "interpreter",
     "memory",
+    "mutation",
     "blocks",
     "files",
 )
