@@ -39,6 +39,7 @@ def _here() -> dict[str, list]:
         ("triton", "gpulayers.testing.arena", "on_gpu"),
         ("cuda", "gpulayers.kernels.cuda._launch", "launched"),
         ("compiled", "gpulayers.testing.audit_op", "compiled_for"),
+        ("definitions", "gpulayers.testing.cupy_like", "ran"),
     ):
         found[part] = [list(map(str, item)) for item in getattr(sys.modules.get(module), name, ())]
     compared = getattr(sys.modules.get("gpulayers.testing.check_torch"), "compared", 0)
@@ -68,7 +69,8 @@ def _is_whole(config) -> bool:
 
 
 def _unproven(proofs: dict[str, set]) -> list[str]:
-    """Kernels that no test ran, that were not compiled, or that ran in one 16-bit type and not in the other."""
+    """Kernels that no test ran, that were not compiled, or that ran in one 16-bit type and not in the other; dtypes in
+    which no test ran an op's definition on CuPy's terms."""
     from gpulayers.bench.suite import reach
 
     kernels = {backend: set(names) for backend, names in reach.kernels().items()}
@@ -86,7 +88,21 @@ def _unproven(proofs: dict[str, set]) -> list[str]:
             if len(half) == 1:
                 wrong.append(f"{k} ran in {half.pop()} alone")
     compiled = {name for name, *_ in proofs.get("compiled", ())}
-    return wrong + [f"{k} was never compiled" for k in sorted(kernels["triton"] - compiled)]
+    wrong += [f"{k} was never compiled" for k in sorted(kernels["triton"] - compiled)]
+    return wrong + _unheld(proofs.get("definitions", set()))
+
+
+def _unheld(held: set[tuple[str, str]]) -> list[str]:
+    from gpulayers import dispatch
+    from gpulayers.arrays import FLOATS
+    from gpulayers.inventory import ops
+
+    wanted = [(op.name, str(dtype)) for op in ops() for dtype in FLOATS] if dispatch.installed("cuda") else []
+    return [
+        f"the definition of {name} never ran on CuPy's terms in {dtype}"
+        for name, dtype in wanted
+        if (name, dtype) not in held
+    ]
 
 
 def _all() -> dict[str, set]:
@@ -119,6 +135,8 @@ def pytest_terminal_summary(terminalreporter):
         if items := proofs.get(part):
             dtypes = sorted({d for item in items for d in item[1].split() if "float" in d})
             write(f"{what} against their definitions: {len({i[0] for i in items})} ({', '.join(dtypes)})")
+    if items := proofs.get("definitions"):
+        write(f"definitions run on CuPy's terms: {len({name for name, _ in items})}")
     if items := proofs.get("compiled"):
         archs = ", ".join(f"sm_{a}" for a in sorted({int(i[2]) for i in items}))
         write(f"Triton kernels compiled and audited: {len({i[0] for i in items})} for {archs}")

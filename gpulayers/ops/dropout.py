@@ -35,7 +35,8 @@ def _masked(x: Any, like: Spec, seed: Any, p: float) -> Any:
     threshold, scale = threshold_and_scale(p)
     xp = namespace(x)
     keep = (random_bits(seed, math.prod(x.shape)) >= threshold).reshape(x.shape)
-    return arranged(xp.asarray(up(x) * xp.where(keep, scale, 0.0).astype(up(x).dtype), like.dtype), like.like().order)
+    v = up(x)
+    return arranged(xp.asarray(v * (keep.astype(v.dtype) * scale), like.dtype), like.like().order)
 
 
 def dropout_forward(x: Any, seed: Any, *, needs: tuple = (), p: float = 0.5) -> tuple[tuple, dict]:

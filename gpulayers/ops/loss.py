@@ -155,7 +155,8 @@ def _wanted(x: Any, target: Any, weight: Any, ignore_index: int, label_smoothing
     w = 1 if weight is None else _along_classes(weight, x.ndim)
     smooth = label_smoothing / max(x.shape[axis], 1)
     if target.dtype in FLOATS:
-        return w * (target * (1 - label_smoothing) + smooth), True, None
+        every = namespace(x).ones((), bool)
+        return w * (target * (1 - label_smoothing) + smooth), every, None
     hot, counts = _one_hot(target, x.shape, x.dtype, ignore_index)
     q = w * (hot * (1 - label_smoothing) + smooth * counts)
     return q, (counts if label_smoothing else hot) != 0, (w * hot).sum(axis)

@@ -104,6 +104,8 @@ class Arena:
 
     def __init__(self, library: str):
         self.library = library
+        self.real = library in ("torch", "cupy")
+        """Whether it is on a GPU."""
 
     def put(self, x: Any) -> Any:
         """A fresh copy of an array (or list of arrays, or None) with the same strides."""
