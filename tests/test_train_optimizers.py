@@ -157,6 +157,13 @@ def test_an_optimizer_serves_one_model():
     assert all(np.array_equal(mine[n].data, twins[n].data) for n in SHAPES)
 
 
+def test_state_of_weights_that_are_gone_goes():
+    optimizer, mine = trained()
+    del mine["b"]
+    optimizer.attach(mine)
+    assert set(optimizer.counts) == {"a", "c"} == {name.split("/")[0] for name in optimizer.state_dict()["arrays"]}
+
+
 def test_fit_refuses_an_optimizer_of_another_model():
     x, y = np.ones((4, 2), np.float32), np.zeros(4, np.int64)
     optimizer = gl.AdamW()

@@ -72,7 +72,7 @@ def fit(
         callback.on_train_begin(run)
     if resume is not None:
         _checkpoint.resume(run, resume)
-    run.optimizer.require_own(run.named_weights())
+    run.optimizer.attach(run.named_weights())
     try:
         while run.epoch < epochs and not run.stop:
             start = time.perf_counter()

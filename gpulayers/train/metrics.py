@@ -112,7 +112,7 @@ def mean_of(name: str, value: Any, count: Any) -> Score:
         return Score(value, None)
     if isinstance(count, int):
         return Score(_wide(value) * count if count else 0.0, count)
-    return Score(arrays.namespace(count).where(count > 0, _wide(value) * count, 0.0), count)
+    return Score(arrays.namespace(count).where(count != 0, _wide(value) * count, 0.0), count)
 
 
 def scored(metrics: Mapping[str, Metric], prediction: Any, target: Any, rows: int) -> dict[str, Score]:

@@ -138,11 +138,18 @@ class Optimizer(Configurable):
         if wrong := [f"{n}: {list(w)} ← {list(a)}" for n, (w, a) in shapes.items() if w != a]:
             raise ValueError(f"{who}: the rule is state of the weights' shapes; got {'; '.join(wrong)}")
 
-    def require_own(self, weights: Mapping[str, Weight]) -> None:
-        """Raises ValueError if the state that it has belongs to another model than ``weights`` do."""
+    def attach(self, weights: Mapping[str, Weight]) -> None:
+        """Go on with ``weights``, and forget the state of those that are gone.
+
+        Raises ValueError if the state that it has is another model's.
+        """
         if self.counts and not self.counts.keys() & weights.keys():
             self._refuse(self.counts)
         self._require_same(weights)
+        for name in self.counts.keys() - weights.keys():
+            del self.counts[name]
+            self._of.pop(name, None)
+        self.state = {key: a for key, a in self.state.items() if key[0] in weights}
 
     def _require_same(self, weights: Mapping[str, Weight]) -> None:
         others = [n for n, w in weights.items() if n in self._of and self._of[n]() is not w]
