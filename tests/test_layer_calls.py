@@ -1,6 +1,7 @@
 """Calls of layers are independent of each other: repeated use, modes, threads."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -108,16 +109,19 @@ def backwards(model, x=X):
     return [layer.name for layer in reversed(called)], dx
 
 
-def test_gradients_that_nobody_asks_for_are_not_computed():
+def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     """Neither those of data, nor of what only layers without trained weights made of it."""
     model = gl.Sequential(gl.Flatten(), gl.Linear(6, 6), gl.ReLU(), gl.Linear(6, 6))
     assert backwards(model) == (["1.Linear", "2.ReLU", "3.Linear"], None)
     model[1].trainable = False
     model.zero_grad()
     assert backwards(model) == (["3.Linear"], None) and not model[1].weight.has_grad
+    conv2d, needs = gl.ops.conv.conv2d, []
+    record = conv2d.record
+    monkeypatch.setattr(conv2d, "record", lambda *xs, **o: needs.append(o["needs"]) or record(*xs, **o))
     padded = gl.Sequential(gl.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"))
     _, dx = backwards(padded, np.ones((1, 1, 4, 4), np.float32))
-    assert dx is None and padded[0].weight.has_grad
+    assert dx is None and padded[0].weight.has_grad and needs == [["weight", "bias"]]
     y = model(X)
     assert model.backward(y) is not None  # outside of fit everything is asked for
 
@@ -300,10 +304,14 @@ def test_predict_beside_fit_changes_nothing():
 
 
 def test_a_layer_is_built_once_whoever_calls_first():
-    for _ in range(5):
-        model = gl.Sequential(gl.Linear(None, 6), gl.Linear(None, 4))
-        ys = at_once(4, lambda i: model.predict(X))  # noqa: B023
-        assert all(np.array_equal(y, ys[0]) for y in ys) and len(model.weights) == 4
+    class Slow(gl.Linear):
+        def build(self, input_shape):
+            time.sleep(0.02)  # the others come in the meantime
+            super().build(input_shape)
+
+    model = gl.Sequential(Slow(None, 6), Slow(None, 4))
+    ys = at_once(4, lambda i: model.predict(X))
+    assert all(np.array_equal(y, ys[0]) for y in ys) and len(model.weights) == 4
 
 
 def test_random_numbers_are_drawn_once():

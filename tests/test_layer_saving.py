@@ -181,7 +181,7 @@ def test_dicts_and_numbers_in_settings(tmp_path):
     block.offset = 0.25
     block.table = {1: "a", "class": (2, None), (1, 2): {"again": 3}}
     loaded = same(block, tmp_path)
-    assert loaded.table == {1: "a", "class": [2, None], (1, 2): {"again": 3}}
+    assert loaded.table == {1: "a", "class": (2, None), (1, 2): {"again": 3}}
 
 
 def test_frozen_flags_and_modes_are_saved(tmp_path):

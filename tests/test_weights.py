@@ -320,8 +320,10 @@ def test_a_sublayer_that_is_gone_is_gone():
             self.a, self.b, self.c = gl.Linear(3, 3), gl.Linear(3, 3), gl.Linear(3, 3)
 
     block = Triple()
+    assert len(block.weights) == 6
     block.a = None
     del block.b
+    assert [name.partition(".")[0] for name in block.named_weights()] == ["c", "c"]
     block.c = gl.Linear(3, 5)
     assert {n: w.shape for n, w in block.named_weights().items()} == {"c.weight": (5, 3), "c.bias": (5,)}
     model = gl.Sequential(gl.Linear(3, 3), gl.ReLU(), gl.Linear(3, 2))

@@ -240,7 +240,7 @@ def _managed_forward(cls: type, forward: Callable) -> Callable:
 
 def _ask(layer: Calls, frame: Frame, parent: Frame | None, xs: tuple) -> None:
     """Which of the inputs' gradients will be asked for: those of data will not."""
-    data = thread.data if parent is None else parent.data if parent.layer.skips_input_grad else ()
+    data = thread.data if parent is None else parent.data  # empty where the parent's backward wants them all
     if data:
         frame.wanted = [not any(x is d for d in data) for x in xs]
         if layer.skips_input_grad:

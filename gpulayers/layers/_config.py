@@ -16,7 +16,7 @@ from gpulayers.layers._weight import Weight
 
 _registry: dict[str, type] = {}
 _BUILT_IN = ("gpulayers.layers.", "gpulayers.train.")  # registered without being asked
-_RESERVED = {"class", "again", "weight", "dict"}
+_RESERVED = {"class", "again", "weight", "dict", "tuple"}
 _serials = itertools.count()
 C = TypeVar("C", bound=type)
 
@@ -112,7 +112,7 @@ class Configurable:
         for name, value in self._changed().items():
             trial = seen.copy()
             try:
-                described[name] = to_config(value, where, trial)
+                described[name] = to_config(value, where, trial, tuples=True)
                 seen.places, seen.inside = trial.places, trial.inside
             except TypeError as error:
                 if self._is_a_setting(name, value):
@@ -131,8 +131,7 @@ class Configurable:
     def _apply(self, changes: dict[str, Any]) -> None:
         """Do what ``_config_of_changes`` said; its values are objects by now."""
         for name, value in changes.get("set", {}).items():
-            now = self.__dict__.get(name)
-            setattr(self, name, tuple(value) if isinstance(now, tuple) and isinstance(value, list) else value)
+            setattr(self, name, value)
         for name in changes.get("deleted", ()):
             if name in self.__dict__:
                 delattr(self, name)
@@ -175,8 +174,8 @@ def register(target: C | None = None, *, name: str | None = None) -> Any:
 # --- objects to JSON -------------------------------------------------------------------------------------------------
 
 
-def to_config(value: Any, where: str, seen: Seen | None = None) -> Any:
-    """``value`` as JSON; ``where`` is whose argument it is."""
+def to_config(value: Any, where: str, seen: Seen | None = None, tuples: bool = False) -> Any:
+    """``value`` as JSON; ``where`` is whose argument it is. tuples: they come back as such, not as lists."""
     seen = seen or Seen()
     if isinstance(value, Configurable):
         return _described(value, seen)
@@ -185,11 +184,12 @@ def to_config(value: Any, where: str, seen: Seen | None = None) -> Any:
         pulls = {what: to_config(getattr(value, what), where, seen) for what in ("regularizer", "constraint")}
         return config | {"trainable": value.learned} | pulls
     if isinstance(value, list | tuple):
-        return [to_config(v, where, seen) for v in value]
+        items = [to_config(v, where, seen, tuples) for v in value]
+        return {"tuple": items} if tuples and isinstance(value, tuple) else items
     if isinstance(value, dict):
-        if all(isinstance(k, str) and k not in _RESERVED for k in value):
-            return {k: to_config(v, where, seen) for k, v in value.items()}
-        return {"dict": [[to_config(k, where, seen), to_config(v, where, seen)] for k, v in value.items()]}
+        pairs = [(to_config(k, where, seen, True), to_config(v, where, seen, tuples)) for k, v in value.items()]
+        plain = all(isinstance(k, str) and k not in _RESERVED for k in value)
+        return dict(pairs) if plain else {"dict": [list(pair) for pair in pairs]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.bool_ | np.integer | np.floating):
@@ -256,7 +256,9 @@ class _Reader:
             found = self.made[config["again"]]
             return _Later(config["again"]) if found is None else found
         if "dict" in config:
-            return {_key(self.read(k)): self.read(v) for k, v in config["dict"]}
+            return {self.read(k): self.read(v) for k, v in config["dict"]}
+        if "tuple" in config:
+            return tuple(self.read(config["tuple"]))
         if "weight" in config:
             pulls = [self.read(config[what]) for what in ("regularizer", "constraint")]
             data = np.zeros(config["shape"], arrays.dtype(config["dtype"]))
@@ -294,15 +296,11 @@ class _Reader:
     def resolved(self, value: Any) -> Any:
         if isinstance(value, _Later):
             return self.made[value.place]
-        if isinstance(value, list):
-            return [self.resolved(v) for v in value]
+        if isinstance(value, list | tuple):
+            return type(value)([self.resolved(v) for v in value])
         return {k: self.resolved(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _holds_later(value: Any) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return isinstance(value, _Later) or any(map(_holds_later, inner))
-
-
-def _key(key: Any) -> Any:
-    return tuple(map(_key, key)) if isinstance(key, list) else key

@@ -46,6 +46,9 @@ def fit(
 ) -> History:
     """Train ``model`` on rows of ``x`` (an array, or a tuple of them for several inputs) and targets ``y``.
 
+    Parts of the model that were frozen (``bn.trainable = False``) or set to evaluation (``bn.eval()``) stay so; a model
+    that is in evaluation mode as a whole trains as a whole.
+
     loss: a layer of (prediction, target), or of (*outputs, target) for a model of several; default CrossEntropyLoss().
         Weights of its own are trained, too. What is reported is its mean over rows, its sum if its ``reduction`` is
         "sum"; a loss that divides by something else says so in a method ``mean_over(prediction, target)``.
