@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.autograd.forward_ad as forward_ad  # noqa: E402
+import torch.nn as nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import gpulayers as gl  # noqa: E402
@@ -186,10 +187,49 @@ def test_a_layer_used_twice_has_one_parameter():
     shared = gl.Linear(3, 3)
     module = wrap(gl.Sequential(shared, gl.Tanh(), shared), (None, 3))
     x = draw(2, 3)
-    assert list(module.state_dict()) == ["0.weight", "0.bias"]
+    assert [n for n, _ in module.named_parameters()] == ["0.weight", "0.bias"]
+    assert list(module.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]  # as in torch
+    assert module.get_submodule("2") is module.get_submodule("0")
     w, b = module.get_submodule("0").weight, module.get_submodule("0").bias
     plain = torch.nn.functional.linear(torch.tanh(torch.nn.functional.linear(x, w, b)), w, b)
     torch.testing.assert_close(grads(module(x), x, w, b), grads(plain, x, w, b))
+
+
+def tied():
+    """(ours, torch's): the first weight is the last one, too; a batch norm is used twice."""
+    layers = [gl.Linear(3, 3), gl.BatchNorm1d(3), gl.Tanh(), gl.Linear(3, 3)]
+    native = gl.Sequential(*layers[:3], layers[1], layers[3])
+    native.ensure_built((None, 3))
+    native[4].weight = native[0].weight
+    parts = [nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 3)]
+    module = nn.Sequential(*parts[:3], parts[1], parts[3])
+    module[4].weight = module[0].weight
+    return wrap(native), module
+
+
+def test_shared_weights_are_torchs():
+    """Names, values and gradients; in state dicts from and to torch, copies, pickles, other dtypes, and one step of SGD."""
+    ours, theirs = tied()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+    ours.load_state_dict(theirs.state_dict())
+    x = draw(5, 3)
+    for module in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), ours, ours.double()):
+        plain, given = (t.to(next(module.parameters()).dtype) for t in (tied()[1], x))
+        plain.load_state_dict(module.state_dict())
+        for m in (module, plain):
+            m.zero_grad()
+            m(given).square().sum().backward()
+            torch.optim.SGD(m.parameters(), 0.1).step()
+        for name, t in plain.named_parameters():
+            torch.testing.assert_close(module.get_parameter(name).grad, t.grad, rtol=1e-4, atol=1e-5)
+        assert module.get_submodule("4").weight is module.get_submodule("0").weight
+        torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    layer = ours.layer
+    assert layer[4].weight is layer[0].weight and layer.ties()["4.weight"] == "0.weight"
+    ours.get_submodule("4").weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"4.weight: the rule is the tensor that 0.weight is, as the layers share"):
+        ours(x.double())
 
 
 def test_writing_between_forward_and_backward_is_noticed():

@@ -37,8 +37,9 @@ def wrap(layer: Layer, *input_shapes: tuple) -> Wrapped:
     """``layer`` as an ``nn.Module``: trainable weights are its parameters, the others its buffers.
 
     input_shapes: batch first; needed where the layer adds weights when it sees them. Weights keep their names
-    ("0.weight") and, where they are, their memory. From then on the module's tensors are the weights: train, move and
-    load the module; ``module.layer`` is the layer that sees them, to save or to read.
+    ("0.weight"; a shared one has several, as in torch) and, where they are, their memory. From then on the module's
+    tensors are the weights: train, move and load the module; ``module.layer`` is the layer that sees them, to save or to
+    read.
 
     Autograd, ``train``/``eval``, hooks, state dicts, copies, pickles, checkpointing, DDP and FSDP2 work; random numbers
     are drawn from torch's generator. A gradient of a gradient raises NotImplementedError. ``torch.compile`` leaves the
@@ -62,10 +63,10 @@ class Wrapped(nn.Module):
         super().__init__()
         self._layer: Layer
         self._layer, self._names = layer, list(layer.named_weights())
-        for name, w in layer.named_weights().items():
+        for w in layer.weights:
             if w.regularizer is not None or w.constraint is not None:
                 warnings.warn(f"{w.name}: its regularizer and constraint act in fit alone", UserWarning, stacklevel=3)
-            _register(self, name, w)
+        self._ties = _register(self, layer)
         self.train(layer.training)
 
     def forward(self, *xs: Any) -> Any:
@@ -91,25 +92,58 @@ class Wrapped(nn.Module):
         return self._layer
 
 
-def _register(module: nn.Module, name: str, w: Weight) -> None:
-    """Put a weight where its name says, in modules within modules."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module._modules[part]  # type: ignore[assignment]
-    tensor = transfer.view(w.data, arrays.library(w.data).name, "torch")
-    if w.trainable and tensor.is_floating_point():
-        module.register_parameter(leaf, nn.Parameter(tensor))
-    else:
-        module.register_buffer(leaf, tensor)
+def _register(module: nn.Module, layer: Layer) -> dict[str, str]:
+    """Put each weight where its names say, in modules within modules: a layer that is used twice is one module under both
+    names, a weight that two layers share one tensor in both. Returns {name of such a tensor: the first one's}."""
+    homes: dict[int, nn.Module] = {}
+    tensors: dict[int, Tensor] = {}
+    names: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, owner, w in layer._places():
+        path, _, leaf = name.rpartition(".")
+        home = homes.setdefault(id(owner), _submodule(module, path, homes.get(id(owner))))
+        if leaf in home._parameters or leaf in home._buffers:
+            continue
+        if id(w) in names:
+            ties[name] = names[id(w)]
+        else:
+            tensor = transfer.view(w.data, arrays.library(w.data).name, "torch")
+            tensors[id(w)] = nn.Parameter(tensor) if w.trainable and tensor.is_floating_point() else tensor
+            names[id(w)] = name
+        t = tensors[id(w)]
+        if isinstance(t, nn.Parameter):
+            home.register_parameter(leaf, t)
+        else:
+            home.register_buffer(leaf, t)
+    return ties
+
+
+def _submodule(module: nn.Module, path: str, known: nn.Module | None) -> nn.Module:
+    """The module at a path, made where there is none: ``known``, or a new one."""
+    *before, last = path.split(".")
+    for part in before:
+        module = module._modules.get(part) or _added(module, part, nn.Module())
+    return module._modules.get(last) or _added(module, last, known or nn.Module()) if last else module
+
+
+def _added(module: nn.Module, name: str, child: nn.Module) -> nn.Module:
+    module.add_module(name, child)
+    return child
 
 
 def _tensors(module: Wrapped) -> list[tuple[Tensor, bool]]:
     """For each of the layer's weights the tensor as it is now (parametrized, gathered, …), and whether it is a buffer."""
-    paths = [name.rpartition(".") for name in module._names]
-    owners = [module.get_submodule(path) for path, _, _ in paths]
-    return [(getattr(owner, leaf), leaf in owner._buffers) for owner, (_, _, leaf) in zip(owners, paths)]
+    for name, first in module._ties.items():
+        if _tensor(module, name)[0] is not (shared := _tensor(module, first)[0]) and isinstance(shared, nn.Parameter):
+            rule = f"the tensor that {first} is, as the layers share one weight"
+            raise RuntimeError(f"{module._layer.name}: {name}: the rule is {rule}; got another one")
+    return [_tensor(module, name) for name in module._names]
+
+
+def _tensor(module: Wrapped, name: str) -> tuple[Tensor, bool]:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    return getattr(owner, leaf), leaf in owner._buffers
 
 
 @dataclass(slots=True)
