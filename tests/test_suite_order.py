@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("triton")
 
 from gpulayers.bench.suite import device_tests, reach, recording
 from gpulayers.bench.suite.order import Queue, in_turn
 from gpulayers.bench.suite.outcomes import Outcome, read
 from gpulayers.kernels.cuda import _launch
+from gpulayers.kernels.triton import softmax as kernels
+from triton.runtime.jit import JITFunction
 
 from gpulayers.ops.activation import relu
 from gpulayers.ops.softmax import softmax
-from gpulayers.testing import emulator, interpreter
+from gpulayers.testing import arena, emulator, interpreter
 from gpulayers.testing.check_op import check_op
 
 
@@ -158,6 +161,17 @@ def test_what_runs_is_among_the_kernels_there_are():
     assert len(never) == sum(map(len, reach.kernels().values()))
     everything = [f"{backend} {k} {t}" for backend, ks in reach.kernels().items() for k in ks for t in reach.DTYPES]
     assert reach.never(everything) == {}
+
+
+def test_on_a_gpu_launches_outside_of_arenas_count_too(monkeypatch):
+    launched = []
+    monkeypatch.setattr(arena, "on_gpu", set())  # nothing ran there
+    monkeypatch.setattr(JITFunction, "run", lambda self, *args, grid, warmup, **options: launched.append(grid))
+    x = SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype="torch.bfloat16", data_ptr=None)
+    watch = reach.Watch(gpu=True)
+    with arena.recording_all(), watch.one():
+        kernels._softmax_forward_kernel[(3,)](x, x)
+    assert launched == [(3,)] and watch.reached() == ("triton _softmax_forward_kernel bfloat16",)
 
 
 TOY = """
