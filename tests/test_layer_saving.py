@@ -111,6 +111,10 @@ def test_settings_of_built_in_layers(tmp_path):
     assert repr(model) == "Sequential(Dropout(0.0), LeakyReLU(0.5), Softmax())"
     loaded = same(model, tmp_path)
     assert loaded[0].p == 0.0 and loaded[2].dim == 0
+    wide = gl.Sequential(gl.Linear(None, 4))
+    wide[0].out_features = 8  # before it is built
+    assert wide.predict(X).shape == (4, 8)
+    same(wide, tmp_path)
     images = np.ones((1, 1, 6, 6), np.float32)
     pool = gl.MaxPool2d(2)
     pool(images)

@@ -456,3 +456,18 @@ def test_errors():
 
     with pytest.warns(UserWarning, match=r"Punished.w: its regularizer and constraint act in fit alone"):
         wrap(Punished())
+
+
+def test_what_is_frozen_stays_so():
+    layer = gl.Sequential(gl.Linear(3, 3), gl.BatchNorm1d(3), gl.BatchNorm1d(3))
+    layer[0].trainable = layer[1].trainable = False
+    layer[2].eval()
+    module = wrap(layer)
+    assert [n for n, p in module.named_parameters() if p.requires_grad] == ["2.weight", "2.bias"]
+    assert len(list(module.parameters())) == 6 and module.training
+    before = {n: b.clone() for n, b in module.named_buffers()}
+    module(draw(5, 3)).sum().backward()
+    assert all(torch.equal(b, before[n]) for n, b in module.named_buffers())
+    module.train()(draw(5, 3))  # sets all parts, as torch's own does; what is frozen stays so
+    changed = [n for n, b in module.named_buffers() if not torch.equal(b, before[n])]
+    assert changed == ["2.running_mean", "2.running_var", "2.num_batches_tracked"]

@@ -34,7 +34,7 @@ _lock = threading.RLock()
 
 
 def wrap(layer: Layer, *input_shapes: tuple) -> Wrapped:
-    """``layer`` as an ``nn.Module``: trainable weights are its parameters, the others its buffers.
+    """``layer`` as an ``nn.Module``: weights are its parameters, those that are never trained its buffers.
 
     input_shapes: batch first; needed where the layer adds weights when it sees them. Weights keep their names
     ("0.weight"; a shared one has several, as in torch) and, where they are, their memory. From then on the module's
@@ -67,7 +67,7 @@ class Wrapped(nn.Module):
             if w.regularizer is not None or w.constraint is not None:
                 warnings.warn(f"{w.name}: its regularizer and constraint act in fit alone", UserWarning, stacklevel=3)
         self._ties = _register(self, layer)
-        self.train(layer.training)
+        super().train(layer.training)  # parts of the layer that are in evaluation mode stay so
 
     def forward(self, *xs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -108,7 +108,8 @@ def _register(module: nn.Module, layer: Layer) -> dict[str, str]:
             ties[name] = names[id(w)]
         else:
             tensor = transfer.view(w.data, arrays.library(w.data).name, "torch")
-            tensors[id(w)] = nn.Parameter(tensor) if w.trainable and tensor.is_floating_point() else tensor
+            learned = w.learned and tensor.is_floating_point()
+            tensors[id(w)] = nn.Parameter(tensor, requires_grad=w.trainable) if learned else tensor
             names[id(w)] = name
         t = tensors[id(w)]
         if isinstance(t, nn.Parameter):
