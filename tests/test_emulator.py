@@ -116,6 +116,8 @@ extern "C" __global__ void count(int* c, const int* x, bool atomic) {
     int* place = c + x[threadIdx.x];
     if (atomic) atomicAdd(place, 1); else *place += 1;
 }
+extern "C" __global__ void fused(const float* x, float* y) { y[1] = x[0] * x[1] - y[0]; }
+extern "C" __global__ void rounded(const float* x, float* y) { y[2] = __fmul_rn(x[0], x[1]) - y[0]; }
 extern "C" __global__ void unset(float* y) {
     __shared__ float s[4];
     extern __shared__ float d[];
@@ -135,6 +137,15 @@ def launch(name, grid, block, *args, shared=0, races=True):
     with emulating(races=races) as session:
         _launch.launch("toy", name, (grid,) if isinstance(grid, int) else grid, np.atleast_1d(block), args, shared)
     return session
+
+
+@pytest.mark.skipif(not emulator.fuses(), reason="the processor has no fused multiply-add")
+def test_products_go_unrounded_into_sums():
+    x = np.array([1 + 2**-12, 1 + 2**-12], np.float32)
+    y = np.array([x[0] * x[1], np.nan, np.nan], np.float32)
+    launch("fused", 1, 1, x, y)
+    launch("rounded", 1, 1, x, y)
+    assert y[1:].tolist() == [2**-24, 0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])

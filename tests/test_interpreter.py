@@ -1,5 +1,7 @@
 """Interpreted kernels compute what a GPU would: bfloat16 arithmetic, dots, random numbers, reductions, libdevice."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from triton.language.math import exp2 as exp2_by_name  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from gpulayers.testing import interpreter  # noqa: E402
+from gpulayers.testing.compiling import compiling  # noqa: E402
 from gpulayers.testing.interpreter import Launch, interpreting, register_inline_asm  # noqa: E402
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -352,3 +355,31 @@ def test_other_of_zero_stands_in_for_a_single_lane():
     with interpreting():
         one_masked_lane[(1,)](torch.full((1,), 7.0), y)
     assert y.tolist() == [0, 0]
+
+
+@triton.jit
+def rounded(x, y, pair, out):
+    a, b = tl.load(x), tl.load(x + 1)
+    tl.store(out, a * b - tl.load(y))
+    tl.store(out + 1, tl.fma(a, b, 0.0) - tl.load(y))
+    tl.store(out + 2, tl.load(pair + 1) / tl.load(pair))
+    tl.store(out + 3, tl.div_rn(tl.load(pair + 1), tl.load(pair)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_products_in_sums_and_quotients_round_as_compiled(fused):
+    """Fused: x · y − z rounds once, and x / y is x · (1 / y), unless the kernel asks for each rounding."""
+    x = torch.full((2,), 1 + 2**-12)
+    pair, out = torch.tensor([41.0, 41.0]), torch.empty(4)
+    with interpreting(fused=fused):
+        rounded[(1,)](x, x[:1] * x[1:], pair, out)
+        with interpreting():  # inherits
+            rounded[(1,)](x, x[:1] * x[1:], pair, again := torch.empty(4))
+    assert out.tolist() == again.tolist()
+    assert out.tolist()[1::2] == [0, 1]
+    assert out.tolist()[::2] == ([2**-24, 1 - 2**-24] if fused else [0, 1])
+    with compiling(90) as session:
+        rounded[(1,)](*(t.to("meta") for t in (x, x, pair, out)))
+    ptx = session.compiled[0].binary.asm["ptx"]
+    assert all(name in ptx for name in ("div.full.f32", "div.rn.f32"))
+    assert ptx.count("fma.rn.f32") == 2 and re.search(r"sub(\.rn)?\.f32", ptx)

@@ -6,8 +6,10 @@ from gpulayers.kernels.triton import _batch_norm, _configs, _tile
 
 from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.testing.arena import arena
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
+from gpulayers.testing.interpreter import interpreting
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -108,6 +110,59 @@ def test_channels_are_torchs(shape, training, tracked):
 
     needs = ("x", "weight", "bias")
     against_torch(batch_norm, given, theirs, needs, training=training, momentum=0.3)
+
+
+# --- the smallest rows -----------------------------------------------------------------------------------------------
+
+
+def computed(backend: str, op, inputs, dy, fused=False, **options) -> list[np.ndarray]:
+    """The output and the gradients of one backend; fused: products go unrounded into sums, as on a GPU."""
+    with interpreting(fused=fused) if fused else contextlib.nullcontext(), arena(backend):
+        y, call = op.record(*inputs, **options)
+        return [y, *call.backward(dy)]
+
+
+WAYS = [("definition", False), ("numpy", False), ("cuda", False), ("triton", False), ("triton", True)]
+
+
+@pytest.mark.parametrize("backend, fused", WAYS)
+@pytest.mark.parametrize("mean", [0, 4096])
+def test_a_row_of_one_has_no_gradient(backend, fused, mean):
+    """g − mean(g) is 0 only where both are one number: a product that goes unrounded into the difference is another."""
+    x, weight, bias, dy = (
+        a.astype(np.float32) for a in (draw(8, 1) + mean, draw(1, seed=1), draw(1, seed=2), draw(8, 1))
+    )
+    given = computed(backend, layer_norm, (x, weight, bias), dy, fused, normalized_shape=(1,))
+    for got, true in zip(given, (np.broadcast_to(bias, (8, 1)), 0 * dy, 0 * weight, dy.sum(0))):
+        np.testing.assert_allclose(got, true, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend, fused", WAYS)
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_row_of_equal_numbers_is_its_mean(backend, fused, n):
+    """Times 1 / n, or divided roughly, it would miss the mean by a bit, and 1 / √eps makes that much."""
+    x = np.repeat(np.array([[4097.3], [0.1], [-65537.7]], np.float32), n, 1)
+    weight, bias = draw(n, seed=1).astype(np.float32), draw(n, seed=2).astype(np.float32)
+    y, *_ = computed(backend, layer_norm, (x, weight, bias), np.ones_like(x), fused, normalized_shape=(n,))
+    np.testing.assert_array_equal(y, np.broadcast_to(bias, x.shape))
+
+
+@pytest.mark.parametrize("op", [layer_norm, rms_norm, batch_norm])
+@pytest.mark.parametrize("mean", [0, 4096])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_smallest_rows(op, n, mean):
+    x, weights = draw(8, n) + mean, [draw(n, seed=1), draw(n, seed=2)]
+    options = dict(normalized_shape=(n,))
+    if op is batch_norm:
+        x, weights, options = (
+            np.ascontiguousarray(draw(n + 1, 8) + mean),
+            [draw(8, seed=1), draw(8, seed=2)],
+            dict(training=True),
+        )
+    given = weights[: 1 if op is rms_norm else 2]
+    check_op(op, x, *given, dtypes=["float32"], dys=["dense"], **options)
+    with interpreting(fused=True):
+        check_op(op, x, *given, dtypes=["float32"], dys=["dense"], backends=("triton",), **options)
 
 
 @pytest.mark.parametrize("op", [layer_norm, rms_norm, batch_norm])

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,10 @@ import torch.nn.functional as F
 
 import gpulayers as gl
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
+from gpulayers.testing.arena import arena
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
+from gpulayers.testing.interpreter import interpreting
 
 OPS = pytest.mark.parametrize("op", [softmax, softmin, log_softmax], ids=lambda op: op.name)
 
@@ -35,6 +39,18 @@ def test_walked_rows_and_columns(op, monkeypatch):
     check_op(op, draw(3, 37, 5), axis=1)
     check_op(op, draw(40, 70), axis=0)
     check_op(op, draw(2, 40000), dys=["dense"], dtypes=["float32", "float16", "bfloat16"])
+
+
+@OPS
+@pytest.mark.parametrize(
+    "backend, fused", [("definition", False), ("numpy", False), ("triton", False), ("triton", True)]
+)
+def test_a_row_of_one_is_exact(op, backend, fused):
+    """fused: as products go unrounded into sums on a GPU."""
+    x, dy = (draw(5, 1) + 4096.3).astype(np.float32), draw(5, 1).astype(np.float32)
+    with interpreting(fused=fused) if fused else contextlib.nullcontext(), arena(backend):
+        y, call = op.record(x)
+        assert (y == (op is not log_softmax)).all() and not call.backward(dy)[0].any()
 
 
 @pytest.mark.parametrize("op, theirs", [(softmax, F.softmax), (softmin, F.softmin), (log_softmax, F.log_softmax)])

@@ -8,7 +8,7 @@ A dot of float32 rounds its operands to TF32 unless the kernel asks for "ieee", 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -19,6 +19,7 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as stock
 
 from gpulayers.testing import _integers, _libdevice
+from gpulayers.testing._descriptor import Descriptor
 from gpulayers.testing.memory import Memory
 
 STORAGE: dict[str, np.dtype] = {
@@ -61,35 +62,9 @@ class Handle(stock.TensorHandle):
         self.attr: dict[str, Any] = {}
 
 
-@dataclass
-class Descriptor:
-    """A tensor descriptor: the box of a tensor that one load or store moves."""
-
-    base: Handle
-    shape: list[int]
-    strides: list[int]
-    block_shape: list[int]
-    padding: Any
-    to_tf32: bool = False
-
-    def __post_init__(self) -> None:
-        size = self.base.dtype.element_ty.primitive_bitwidth // 8
-        if int(self.base.data.item()) % 16:
-            raise ValueError("tensor descriptor: the base address must be a multiple of 16 bytes")
-        if any(s * size % 16 for s in self.strides[:-1]) or self.strides[-1] != 1:
-            raise ValueError(f"tensor descriptor: strides {self.strides} are not multiples of 16 bytes, the last one 1")
-        if any(b > 256 for b in self.block_shape):
-            raise ValueError(f"tensor descriptor: no side of the box {self.block_shape} may exceed 256 elements")
-
-    def addresses(self, offsets: Sequence[Handle]) -> tuple[np.ndarray, np.ndarray]:
-        """Addresses of the box's elements at `offsets`, and which of them lie inside the tensor."""
-        size = self.base.dtype.element_ty.primitive_bitwidth // 8
-        where, inside = self.base.data.reshape(()), np.ones((), bool)
-        for axis, (offset, n, stride, block) in enumerate(zip(offsets, self.shape, self.strides, self.block_shape)):
-            index = int(offset.data.item()) + np.arange(block).reshape(-1, *(1,) * (len(self.shape) - axis - 1))
-            where = where + (index * (stride * size)).astype(np.uint64)
-            inside = inside & (index >= 0) & (index < n)
-        return where, inside
+def factors(handle: stock.TensorHandle) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of a product that a sum takes unrounded (`Builder.fused`)."""
+    return handle.attr.get("factors")
 
 
 def _options() -> Any:
@@ -114,9 +89,12 @@ def _tf32(x: np.ndarray) -> np.ndarray:
 
 
 class Builder(stock.InterpreterBuilder):
-    """Evaluates each operation at once. `memory` and the grid are set by the launch in progress."""
+    """Evaluates each operation at once. `memory`, the grid and `fused` are set by the launch in progress."""
 
     memory: Memory
+    fused = False
+    """float32 as ptxas may compute it: a product goes unrounded into the sum or difference that takes it, and x / y is
+    x times y's reciprocal (div.full)."""
     inline_asm: ClassVar[dict[str, Callable[..., Any]]] = {}  # assembly text -> function of its operands' arrays
 
     def __init__(self) -> None:
@@ -244,6 +222,35 @@ class Builder(stock.InterpreterBuilder):
     def unary_op(self, arg: Handle, op: Callable[..., Any]) -> Handle:
         return Handle(op(arg.data), arg.dtype.scalar)
 
+    def create_fmul(self, lhs: Handle, rhs: Handle) -> Handle:
+        out = self.binary_op(lhs, rhs, np.multiply)
+        if self.fused and out.data.dtype == np.float32:
+            out.attr["factors"] = lhs.data, rhs.data
+        return out
+
+    def create_fadd(self, lhs: Handle, rhs: Handle) -> Handle:
+        return self._sum(lhs, rhs, np.add)
+
+    def create_fsub(self, lhs: Handle, rhs: Handle) -> Handle:
+        return self._sum(lhs, rhs, np.subtract)
+
+    def _sum(self, lhs: Handle, rhs: Handle, op: Callable[..., Any]) -> Handle:
+        first, second = factors(lhs), factors(rhs)
+        if not self.fused or not (first or second):
+            return self.binary_op(lhs, rhs, op)
+        a, b = lhs.data.astype(np.float64), rhs.data.astype(np.float64)
+        if second:  # of two products one stays unrounded
+            b = np.multiply(*second, dtype=np.float64)
+        elif first:
+            a = np.multiply(*first, dtype=np.float64)
+        return Handle(op(a, b).astype(np.float32), lhs.dtype.scalar)
+
+    def create_fdiv(self, lhs: Handle, rhs: Handle) -> Handle:
+        if not self.fused or rhs.data.dtype != np.float32:
+            return self.binary_op(lhs, rhs, np.divide)
+        one = np.float32(1)
+        return lhs if (rhs.data == one).all() else self.binary_op(lhs, rhs, lambda a, b: a * (one / b))
+
     def create_ashr(self, lhs: Handle, rhs: Handle) -> Handle:
         return Handle(_integers.shift_right(lhs.data, rhs.data, signed=True), lhs.dtype.scalar)
 
@@ -346,10 +353,8 @@ def _unary(op: Callable[..., Any]) -> Callable[..., Handle]:
 
 
 BINARY: dict[Callable[..., Any], str] = {
-    np.add: "fadd",
-    np.subtract: "fsub",
-    np.multiply: "fmul mul",
-    np.divide: "fdiv precise_divf approx_divf",
+    np.multiply: "mul",
+    np.divide: "precise_divf approx_divf",
     np.fmod: "frem",
     _integers.add: "add",
     _integers.subtract: "sub",

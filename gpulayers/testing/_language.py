@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from gpulayers.testing import _rewriting
-from gpulayers.testing._builder import SEMANTIC, Handle, block_type
+from gpulayers.testing._builder import SEMANTIC, Handle, block_type, factors
 from gpulayers.testing._rewriting import Loop, StaticLoop, interpreted, rewritten
 
 MISSING = object()
@@ -79,6 +79,8 @@ def reduce(input: Any, axis: Any, combine_fn: Any, keep_dims: bool = False, **_:
         data = _combined(combine_fn, [d[even] for d in data], [d[odd] for d in data], types)
     data = [d.reshape(kept) if keep_dims else d.squeeze(axis) for d in data]
     out = tuple(tensor(d, ty) for d, ty in zip(data, types))
+    if not many and (pair := factors(input.handle)) and data[0].size == input.handle.data.size:  # no sum
+        out[0].handle.attr["factors"] = [np.broadcast_to(f, shape).reshape(out[0].handle.data.shape) for f in pair]
     return out if many else out[0]
 
 

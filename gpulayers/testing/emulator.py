@@ -28,7 +28,8 @@ from gpulayers.testing.memory import KernelMemoryError, Memory
 
 COMPILER = "g++"
 # A template's shared memory is one library's own: as a GNU-unique symbol two families' would be the same.
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-fno-gnu-unique", "-fwrapv", "-ffp-contract=fast")
+FUSED = ("-mfma", "-fexpensive-optimizations")
 CHECKED = "-fsanitize=thread"  # a call before every access; the calls end in our runtime, not in ThreadSanitizer's
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(')
 DYNAMIC = re.compile(
@@ -139,14 +140,22 @@ def _shared_variables(match: re.Match[str]) -> str:
 
 
 @cache
+def fuses() -> bool:
+    """Whether this processor can put a product unrounded into a sum, as NVRTC's code does."""
+    about = Path("/proc/cpuinfo")
+    return about.exists() and re.search(r"^flags.*\bfma\b", about.read_text(), re.M) is not None
+
+
+@cache
 def build(source: str) -> ctypes.CDLL:
     """Compile CUDA C++ into a library that runs it here; about a second the first time, then from disk."""
     here = files(__package__)
     header, runtime = (here.joinpath(name).read_text(encoding="utf-8") for name in ("cuda_emu.h", "cuda_emu_runtime.h"))
-    common = " ".join((COMPILER, *FLAGS, CHECKED))
+    flags = (*FLAGS, *FUSED) if fuses() else FLAGS
+    common = " ".join((COMPILER, *flags, CHECKED))
 
     def make_runtime(path: Path) -> None:
-        _compile(*FLAGS, "-O2", "-x", "c++", "-c", "-", "-o", str(path), text=runtime)
+        _compile(*flags, "-O2", "-x", "c++", "-c", "-", "-o", str(path), text=runtime)
 
     def make(path: Path) -> None:
         exports = "".join(f"EMU_EXPORT({name})\n" for name in kernel_names(source))
@@ -155,7 +164,7 @@ def build(source: str) -> ctypes.CDLL:
         text = f"{header}\n#pragma GCC visibility push(default)\n{body}\n{exports}"
         linked = cached("emulator", f"{common}{runtime}".encode(), ".o", make_runtime)
         compiled = path.with_suffix(".kernel.o")
-        _compile(*FLAGS, CHECKED, "-c", "-x", "c++", "-", "-o", str(compiled), text=text)
+        _compile(*flags, CHECKED, "-c", "-x", "c++", "-", "-o", str(compiled), text=text)
         _compile("-shared", "-Wl,-z,defs", str(compiled), str(linked), "-o", str(path))
 
     return ctypes.CDLL(str(cached("emulator", f"{common}{header}{runtime}{source}".encode(), ".so", make)))

@@ -36,6 +36,7 @@ class Session:
     races: bool = True
     poison: bool = True
     corners: bool = False
+    fused: bool = False
     launches: list[Launch] = field(default_factory=list)
 
 
@@ -46,7 +47,12 @@ _sessions: list[Session] = []
 
 @contextlib.contextmanager
 def interpreting(
-    device: Device | None = None, *, races: bool = True, poison: bool = True, corners: bool = False
+    device: Device | None = None,
+    *,
+    races: bool = True,
+    poison: bool = True,
+    corners: bool = False,
+    fused: bool | None = None,
 ) -> Iterator[Session]:
     """Within, Triton launches on CPU arrays are interpreted, with every memory access checked (`memory.py`).
 
@@ -55,6 +61,8 @@ def interpreting(
     poison: lanes masked off in a load without `other` come back as NaN; otherwise as 0.
     corners: of a grid only the first and the last program along each axis run: for arrays too large to walk, in memory
     that is reserved and not touched.
+    fused: float32 products go unrounded into sums, and quotients are products with the reciprocal, as compiled kernels
+        may compute both; by default as in the enclosing block, else each operation rounds once.
 
     Yields the session, whose `launches` lists what ran. Blocks nest; the innermost one's settings hold, and every
     one's list grows. Raises `KernelMemoryError` for a bad access; an exception from a kernel carries a note that
@@ -62,8 +70,9 @@ def interpreting(
     """
     from gpulayers.kernels.triton import _tile
 
-    session = Session(races, poison, corners)
     outermost = not _sessions
+    fused = not outermost and _sessions[-1].fused if fused is None else fused
+    session = Session(races, poison, corners, fused)
     before = _tile.pretend
     _tile.pretend = device or before or _tile.Device(90, 4, 232448)
     _sessions.append(session)
@@ -101,8 +110,8 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     for i, array in enumerate(_tile.reached):
         memory.add(f"reached[{i}]", array)
     function = rewritten(kernel.fn)
-    before = getattr(BUILDER, "memory", None)
-    BUILDER.memory = memory
+    before = getattr(BUILDER, "memory", None), BUILDER.fused
+    BUILDER.memory, BUILDER.fused = memory, session.fused
     BUILDER.grid_dim = sizes
     try:
         with patched(), np.errstate(all="ignore"):
@@ -117,7 +126,7 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
         error.add_note(f"in program {memory.index} of the grid {sizes} of {name}")
         raise
     finally:
-        BUILDER.memory = before  # type: ignore[assignment]
+        BUILDER.memory, BUILDER.fused = before  # type: ignore[assignment]
     dtypes = tuple(region.dtype for region in memory.regions)
     for each in _sessions:
         each.launches.append(Launch(name, dtypes, constexprs, sizes))

@@ -96,7 +96,7 @@ __device__ void backward(
                 float g = to_acc(pg.items[k]), xhat = (to_acc(px.items[k]) - m) * r;
                 dw.items[k] = (first || !sum_w ? 0 : dw.items[k]) + g * xhat;
                 db.items[k] = (first || !sum_b ? 0 : db.items[k]) + g;
-                if (weighted) g *= to_acc(pw.items[k]);
+                if (weighted) g = __fmul_rn(g, to_acc(pw.items[k]));  // the same number here and below: a row of 1 has dx 0
                 sum += g;
                 dot += g * xhat;
             }
@@ -113,7 +113,7 @@ __device__ void backward(
             #pragma unroll
             for (int k = 0; k < V; ++k) {
                 float g = to_acc(pg.items[k]), xhat = (to_acc(px.items[k]) - m) * r;
-                if (weighted) g *= to_acc(pw.items[k]);
+                if (weighted) g = __fmul_rn(g, to_acc(pw.items[k]));
                 out.items[k] = from_acc<T>(r * (g - sum - xhat * dot));
             }
             store_pack(dx + row * n + i, out);

@@ -67,15 +67,15 @@ def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rm
     mean, rstd = np.empty(lead, np.float32), np.empty(lead, np.float32)
     means, rstds = mean.reshape(m, 1), rstd.reshape(m, 1)
     size = _rows(n, m)
-    w, b, share = _tiled(weight, size), _tiled(bias, size), np.float32(1 / n)
+    w, b, count = _tiled(weight, size), _tiled(bias, size), np.float32(n)
 
     def work(lo: int, hi: int) -> None:
         v, o, r = rows[lo:hi], out[lo:hi], rstds[lo:hi]
         if not rms:
             mu = means[lo:hi]
-            np.multiply(v.sum(1, keepdims=True), share, out=mu)
+            np.divide(v.sum(1, keepdims=True), count, out=mu)
             v = np.subtract(v, mu, out=o)
-        np.divide(1, np.sqrt(_blocks.dots(v, v)[:, None] * share + np.float32(eps)), out=r)
+        np.divide(1, np.sqrt(_blocks.dots(v, v)[:, None] / count + np.float32(eps)), out=r)
         np.multiply(v, r, out=o)
         if w is not None:
             o *= w[: hi - lo]
@@ -95,7 +95,7 @@ def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: t
     rstds, means = saved["rstd"].reshape(m, 1), None if mean is None else mean.reshape(m, 1)
     dx = np.empty(x.shape, np.float32) if "x" in needs else None
     size = _rows(n, m)
-    w, ones, share = _tiled(weight, size), np.ones(size, np.float32), np.float32(1 / n)
+    w, ones, count = _tiled(weight, size), np.ones(size, np.float32), np.float32(n)
 
     def work(lo: int, hi: int) -> tuple:
         g, r = dys[lo:hi], rstds[lo:hi]
@@ -107,9 +107,9 @@ def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: t
         if dx is not None:
             o = dx.reshape(m, n)[lo:hi]
             g = g if w is None else np.multiply(g, w[: hi - lo], out=o)
-            dot = _blocks.dots(g, xhat)[:, None] * share
+            dot = _blocks.dots(g, xhat)[:, None] / count
             if means is not None:
-                g = np.subtract(g, g.sum(1, keepdims=True) * share, out=o)
+                g = np.subtract(g, g.sum(1, keepdims=True) / count, out=o)
             xhat *= dot
             np.subtract(g, xhat, out=o)
             o *= r

@@ -67,7 +67,7 @@ def _norm_forward_kernel(
     mask = (row < M) & inside
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
     if not RMS:
-        m = tl.sum(d, 1, keep_dims=True) / tl.maximum(N, 1)
+        m = tl.div_rn(tl.sum(d, 1, keep_dims=True), tl.maximum(N, 1).to(tl.float32))  # `/` is off by a bit: 3c / 3 ≠ c
         d = tl.where(inside, d - m, 0.0)
         if mean is not None:
             tl.store(mean + row, m, row < M)
@@ -199,7 +199,7 @@ def _norm_backward_kernel(
             db += g
         if dx is not None:
             if weight is not None:
-                g *= w
+                g = tl.fma(g, w, 0.0)  # rounded here: in a row of one element g and Σ g must be one number
             d = g - xhat * (tl.sum(g * xhat, 1, keep_dims=True) / N)
             if mean is not None:
                 d -= tl.sum(g, 1, keep_dims=True) / N

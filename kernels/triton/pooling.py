@@ -178,7 +178,7 @@ def _part(i, parts, size):
 
 @triton.jit
 def _length(i, parts, size):
-    first, last = _part(i, parts, size)
+    first, last = _part(i, tl.maximum(parts, 1), size)  # where there are none, the compiler divides all the same
     return last - first
 
 
