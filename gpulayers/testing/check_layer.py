@@ -33,6 +33,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "output shape": contract.outputs,
     "unknown batch": contract.shapes,
     "gradients returned": contract.gradients,
+    "precision": contract.precision,
     "weights kept": modes.weights_kept,
     "randomness": modes.randomness,
     "results stay": calls.results_stay,
@@ -41,19 +42,19 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "two layers": calls.two_layers,
     "weights changed": weights.changed,
     "weights reach forward": weights.reach,
-    "mode changed before backward": modes.changed_between,
     "gradients, training": gradients.in_training,
     "gradients, evaluation": gradients.in_evaluation,
+    "mode changed before backward": modes.changed_between,
     "running statistics": modes.statistics,
     "memory order of dy": memory.of_dy,
     "memory order of x": memory.of_x,
     "one array as every input": memory.twice,
+    "NaN and Inf": values.not_numbers,
+    "zeros, ties, small and large values": values.special,
     "batches": shapes.batches,
     "sizes": shapes.sizes,
     "weights at their start and zero": weights.special,
     "frozen weights": weights.frozen,
-    "NaN and Inf": values.not_numbers,
-    "zeros, ties, small and large values": values.special,
     "overflow": values.limits,
     "float32 far from zero": dtypes.far_from_zero,
     "threads": calls.threads,
@@ -65,12 +66,15 @@ def check_layer(
     layer: Layer,
     *inputs: Any,
     dtypes: Sequence[Any] = ("float32", "float16", "bfloat16"),
+    backends: Sequence[str] = ("triton", "cuda"),
     seed: int = 0,
 ) -> list[str]:
     """Check a layer on random inputs; returns the names of the checks it passed.
 
     inputs: one for each input of the layer: its shape, batch first (None: 4), or an array to use as it is.
     dtypes: what the layer must serve beside float64.
+    backends: whose kernels for the layer's ops must agree with the definitions (interpreted where there is no GPU).
+    seed: of the inputs, and of the values that the weights are moved to.
 
     The layer itself is not changed. Raises CheckError, whose text names the fault.
     """
@@ -83,7 +87,7 @@ def check_layer(
         warnings.simplefilter("ignore", RuntimeWarning)  # of NaN and Inf, which are tried on purpose
         with _explained(layer.name, "forward"):
             subject = Subject(layer, inputs, seed)
-        for name, check in _checks(dtypes).items():
+        for name, check in _checks(dtypes, backends).items():
             with _explained(layer.name, name):
                 check(subject)
             random.set_state(subject.state)
@@ -91,9 +95,9 @@ def check_layer(
     return passed
 
 
-def _checks(names: Sequence[Any]) -> dict[str, Callable[[Subject], None]]:
+def _checks(names: Sequence[Any], backends: Sequence[str]) -> dict[str, Callable[[Subject], None]]:
     each = {str(d): functools.partial(dtypes.near_float64, dtype=d) for d in map(arrays.dtype, names)}
-    return CHECKS | each | {"kernels": kernels.agree}
+    return CHECKS | each | {"kernels": functools.partial(kernels.agree, backends=backends)}
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ class Subject:
             spread = np.sqrt(np.mean(data * data)) if data.size and not zero else 0.5
             new = data + draw * spread
             if signs and (data > 0).all():
-                new = new * self.random.choice([-1, 1, 1], data.shape)
+                new = new * self.random.permutation(np.resize([-1, 1, 1], data.size)).reshape(data.shape)
         elif zero:
             new = np.abs(draw)  # a running mean, or a sum of squares
         elif np.isin(data, (0, 1)).all() and not (data == 1).all():

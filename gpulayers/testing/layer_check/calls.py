@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import transfer
+from gpulayers import random, transfer
 from gpulayers.layers._layer import Layer
 from gpulayers.testing.check_op import CheckError
 from gpulayers.testing.layer_check._subject import Failed, Result, Subject, close, gradients, is_float, said, which
@@ -159,6 +159,8 @@ def threads(subject: Subject) -> None:
         if any(not w.trainable for w in subject.layer.weights) and training:
             continue  # running statistics are shared by all calls
         want = subject.both(subject.xs, training=training)
+        if random.get_state() != subject.state:
+            continue  # so are the random numbers
         layer = subject.fresh(training)
         got: list[Any] = []
 

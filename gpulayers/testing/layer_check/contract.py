@@ -24,7 +24,6 @@ def outputs(subject: Subject) -> None:
                 f"forward adds the weights {sorted(added)}: add them in build, where a loaded model has them"
             )
         _dtypes(subject, ys)
-        _moves(subject, layer)
 
 
 def _dtypes(subject: Subject, ys: tuple) -> None:
@@ -41,19 +40,32 @@ def _dtypes(subject: Subject, ys: tuple) -> None:
             raise CheckError(f"the output is {came} where the weights are float32: the rule is the weights' dtype")
 
 
-def _moves(subject: Subject, layer: Layer) -> None:
-    """A float64 output that float32 could hold, of an input that it could not, was computed in float32."""
+def _precise(subject: Subject, training: bool) -> None:
+    """A float64 result that float32 could hold, of an input that it could not, was computed in float32."""
     if any(given is not None for given in subject.given) or not all(map(is_float, subject.xs)):
         return
-    for y in subject.forward(layer, subject.xs):
-        if not is_float(y) or y.size < 2:
-            continue
-        values = y[np.isfinite(y)]
-        narrow = values.astype(float32).astype(float64)
-        # Halves, signs and counts are exact in any dtype: a mantissa that ends just where float32's does is not.
-        used = np.frexp(narrow)[0] * 2**24
-        if np.array_equal(narrow, values) and (used % 2 != 0).mean() > 0.25:
-            raise CheckError("forward computes float64 in float32: keep the input's dtype")
+    got = subject.both(subject.xs, training=training)
+    for where, results in (("forward", got.ys), ("backward", (*got.dxs, *got.weights.values()))):
+        if any(map(_narrow, results)):
+            raise CheckError(
+                f"{where} computes float64 in float32{'' if training else ' in evaluation'}: keep the dtype"
+            )
+
+
+def _narrow(result: Any) -> bool:
+    if not is_float(result) or result.size < 4:
+        return False
+    values = result[np.isfinite(result)]
+    narrow = values.astype(float32).astype(float64)
+    # Halves, signs and counts are exact in any dtype: a mantissa that ends just where float32's does is not.
+    used = np.frexp(narrow)[0] * 2**24
+    return bool(np.array_equal(narrow, values)) and bool((used % 2 != 0).mean() > 0.05)
+
+
+def precision(subject: Subject) -> None:
+    """float64 is computed in float64."""
+    for training in (True, False):
+        _precise(subject, training)
 
 
 def shapes(subject: Subject) -> None:

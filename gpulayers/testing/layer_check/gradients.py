@@ -29,10 +29,12 @@ class Target(NamedTuple):
 
 
 def in_training(subject: Subject) -> None:
+    """Of all inputs and weights, where they were given or drawn."""
     _everywhere(subject, True)
 
 
 def in_evaluation(subject: Subject) -> None:
+    """The same in evaluation."""
     _everywhere(subject, False)
 
 
@@ -43,11 +45,12 @@ def _everywhere(subject: Subject, training: bool) -> None:
     for batch in (1, 2):
         xs = subject.draw(subject.with_batch(batch))
         try:
-            smaller = wrong(subject, xs, training)
+            shown = wrong(subject, xs, training) is not None
         except CheckError:
             continue
-        if smaller is not None:
-            raise CheckError(smaller + (f"; it is right for a batch of {batch - 1}" if batch > 1 else ""))
+        if shown and said(xs) != said(subject.xs):
+            right = f" (it is right for a batch of {batch - 1})" if batch > 1 else ""
+            raise CheckError(f"{text}; the smallest input that shows it: {said(xs)}{right}")
     raise CheckError(text)
 
 
@@ -69,11 +72,13 @@ def wrong(
     if not all(np.isfinite(y).all() for y in got.ys if is_float(y)):
         return _not_finite(subject, xs, training, got)
     for target in targets(subject, xs, training, layer, got):
-        if quick and not _wrong_along(subject, target, got):
-            continue
-        text = _wrong_at_points(subject, target, got, xs, POINTS if quick else points)
-        if text is None and (quick or target.at.size > points == POINTS) and _wrong_along(subject, target, got):
-            text = "along a random direction it is not what finite differences give"
+        text, way = None, _way(subject, target)
+        if not quick:
+            some = _slopes.points_of(target.at.size, points, subject.random)
+            text = _wrong_at_points(target, got, xs, some)
+        if text is None and (quick or target.at.size > points == POINTS) and _wrong_along(target, got, way):
+            text = _wrong_at_points(target, got, xs, _search(target, got, way))
+            text = text or "along a random direction it is not what finite differences give"
         if text is not None:
             mode = "" if training else " in evaluation"
             return f"{target.name} is {'' if text.startswith('missing') else 'wrong: '}{text}{mode}, for {said(xs)}"
@@ -126,11 +131,14 @@ def _dys(got: Result) -> list:
     return [0 if dy is None else dy for dy in got.dys]
 
 
-def _wrong_along(subject: Subject, target: Target, got: Result) -> bool:
-    """Along one random direction, no part of which is small."""
+def _way(subject: Subject, target: Target) -> np.ndarray:
+    """A random direction, no part of which is small."""
+    return subject.random.uniform(0.5, 1.5, target.at.shape) * subject.random.choice([-1, 1], target.at.shape)
+
+
+def _wrong_along(target: Target, got: Result, way: np.ndarray) -> bool:
     if not target.at.size:
         return False
-    way = subject.random.uniform(0.5, 1.5, target.at.shape) * subject.random.choice([-1, 1], target.at.shape)
     slope = _slopes.along(target.at, way, target.values, _dys(got))
     mine = 0.0 if target.grad is None else float((np.asarray(target.grad) * way).sum())
     if slope.agrees(mine):
@@ -138,8 +146,22 @@ def _wrong_along(subject: Subject, target: Target, got: Result) -> bool:
     return _slopes.smooth(slope, _slopes.along(target.at, way, target.values, _dys(got), FINER))
 
 
-def _wrong_at_points(subject: Subject, target: Target, got: Result, xs: Sequence, most: int) -> str | None:
-    points = _slopes.points_of(target.at.size, most, subject.random)
+def _search(target: Target, got: Result, way: np.ndarray) -> np.ndarray:
+    """Flat indices among which the gradient is wrong, a few others for comparison: halves, until they are few."""
+    first, last = 0, target.at.size
+    while last - first > POINTS // 2:
+        middle = (first + last) // 2
+        part = np.zeros_like(way)
+        part.reshape(-1)[first:middle] = way.reshape(-1)[first:middle]
+        if _wrong_along(target, got, part):
+            last = middle
+        else:
+            first = middle
+    others = np.linspace(0, target.at.size - 1, POINTS // 2).astype(int)
+    return np.unique(np.concatenate([np.arange(first, last), others]))
+
+
+def _wrong_at_points(target: Target, got: Result, xs: Sequence, points: np.ndarray) -> str | None:
     slopes = _slopes.at_points(target.at, points, target.values, _dys(got))
     if target.grad is None or not target.reached:
         depends = any(not s.agrees(0.0) for s in slopes)
@@ -151,6 +173,8 @@ def _wrong_at_points(subject: Subject, target: Target, got: Result, xs: Sequence
     mine = np.asarray(target.grad).reshape(-1)[points]
     true = np.array([s.middle for s in slopes])
     bad = np.array([not s.agrees(float(m), 1e-8) for s, m in zip(slopes, mine)], bool)
+    if not bad.any():
+        return None
     finer = _slopes.at_points(target.at, points[bad], target.values, _dys(got), FINER)
     bad[bad] = [_slopes.smooth(slopes[k], f) for k, f in zip(np.flatnonzero(bad), finer)]
     if not bad.any():
@@ -162,12 +186,12 @@ def _wrong_at_points(subject: Subject, target: Target, got: Result, xs: Sequence
     batch = xs[0].shape[0] if xs[0].ndim else 1
     return (
         f"at {int(bad.sum())} of {len(points)} points, the worst at {index}: got {mine[worst]:.6g}, "
-        f"finite differences give {true[worst]:.6g}{_used(subject, target, got, mine)}"
+        f"finite differences give {true[worst]:.6g}{_used(target, got)}"
         f"{pattern(mine, true, bad, points, target.at, batch)}"
     )
 
 
-def _used(subject: Subject, target: Target, got: Result, mine: np.ndarray) -> str:
+def _used(target: Target, got: Result) -> str:
     """Whether it is right for a dy of ones: then backward leaves dy out."""
     if not any(dy is not None and dy.size > 1 for dy in got.dys):
         return ""

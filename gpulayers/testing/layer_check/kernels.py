@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gpulayers import dispatch, transfer
@@ -12,13 +14,15 @@ from gpulayers.testing.layer_check._subject import Result, Subject, gradients, i
 from gpulayers.testing.layer_check.dtypes import exact_inputs, near
 
 
-def agree(subject: Subject) -> None:
+def agree(subject: Subject, backends: Sequence[str]) -> None:
     """Interpreted or emulated where there is no GPU."""
+    if not backends:
+        return
     ops = {inner.op for inner in subject.layer.layers() if isinstance(inner, OpLayer)}
     xs = [x.astype(float32) if is_float(x) else x for x in exact_inputs(subject)]
     with dispatch.only("definition"):
         truth = subject.both(xs, dtype=float32)
-    for backend in ("triton", "cuda"):
+    for backend in backends:
         if not dispatch.installed(backend) or not any(dispatch.kernels(backend, op) for op in ops):
             continue
         with arena(backend) as room, dispatch.policy(backends=(backend, "definition"), strict=False):

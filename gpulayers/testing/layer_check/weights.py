@@ -47,23 +47,24 @@ def reach(subject: Subject) -> None:
 
 
 def special(subject: Subject) -> None:
-    """Gradients where the weights start, and where one of them is zero."""
+    """Gradients where the weights start, where one of them is zero, and where it has the other sign."""
     text = gradients.wrong(subject, subject.xs, of=subject.at_start, quick=True)
     if text is not None and "random and finite" not in text:
         raise CheckError(f"it is wrong for the weights that it starts with: {text}")
     for name, weight in subject.layer.named_weights().items():
         if not weight.trainable or weight.dtype not in FLOATS or not weight.size:
             continue
-        layer = subject.fresh()
-        data = np.array(weight.data)
-        data.reshape(-1)[0] = 0.0
-        layer.named_weights()[name].data = data
-        ys = subject.forward(subject.fresh(of=layer), subject.xs)
-        if not all(np.isfinite(y).all() for y in ys if is_float(y)):
-            continue  # it divides by the weight
-        text = gradients.wrong(subject, subject.xs, of=layer, quick=True)
-        if text is not None:
-            raise CheckError(f"it is wrong where an element of {name} is zero: {text}")
+        zero = np.array(weight.data)
+        zero.reshape(-1)[0] = 0.0
+        for what, data in ((f"an element of {name} is zero", zero), (f"{name} has the other sign", -1.0 * weight.data)):
+            layer = subject.fresh()
+            layer.named_weights()[name].data = data
+            ys = subject.forward(subject.fresh(of=layer), subject.xs)
+            if not all(np.isfinite(y).all() for y in ys if is_float(y)):
+                continue  # it divides by the weight, or takes its root
+            text = gradients.wrong(subject, subject.xs, of=layer, quick=True)
+            if text is not None:
+                raise CheckError(f"it is wrong where {what}: {text}")
 
 
 def frozen(subject: Subject) -> None:
