@@ -117,4 +117,4 @@ def test_a_layer_that_raises_is_a_layer_that_fails(tmp_path, capsys):
     file = tmp_path / "layers.py"
     file.write_text(DOUBLE.format(imports="", factor="2.0").replace("self.factor * x", "x.nothing"))
     status, _, err = checked(f"{file}:Double", capsys)
-    assert status == 1 and "Double: forward: AttributeError" in err and "Traceback" not in err
+    assert status == 1 and err.startswith("gpulayers: Double: ") and "AttributeError: " in err and err.count("\n") == 1
