@@ -4,7 +4,7 @@ each grid run. An offset counted in 32 bits leaves its array there, or reaches a
 import numpy as np
 import pytest
 from gpulayers.kernels.cuda import _launch
-from gpulayers.kernels.triton import _tile
+from gpulayers.kernels.triton import _image, _tile
 
 from gpulayers import dispatch
 from gpulayers.arrays import float16
@@ -42,7 +42,7 @@ CALLS = {
     "relu": (relu, [ROWS], {}),
     "prelu": (prelu, [IMAGES, np.full(40, 0.25, float16)], {}),
     "rrelu": (rrelu, [ROWS, SEED], {"training": True}),
-    "glu": (glu, [ROWS], {}),
+    "glu": (glu, [(2 * ROWS[0], ROWS[1])], {}),
     "dropout": (dropout, [ROWS, SEED], {"p": 0.5}),
     "layer_norm": (layer_norm, [ROWS], {"normalized_shape": (4096,)}),
     "rms_norm": (rms_norm, [ROWS], {"normalized_shape": (4096,)}),
@@ -68,6 +68,8 @@ def at_the_corners(backend, op, given, options, last=False):
         simulator = emulating(races=False, corners=True)
     inputs = [huge(x, i, last) if isinstance(x, tuple) else x for i, x in enumerate(given)]
     needs = () if op is batch_norm else ("x",)  # the sums of its backward walk too far
+    if op is prelu and backend == "cuda":
+        needs = ("x", "weight")
     with dispatch.policy(simulate=(backend,), strict=True), dispatch.only(backend), simulator as session:
         got, call = dispatch.forward(op, inputs, needs, options)
         if needs:
@@ -93,6 +95,75 @@ def test_triton(name):
 @pytest.mark.parametrize("name", IMAGE_OPS)
 def test_triton_in_channels_last(name):
     at_the_corners("triton", *CALLS[name], last=True)
+
+
+LONG = 2**31 // 39 // 16 * 16 + 16
+"""Pixels of one image of 40 channels, whose last channel, row or column begins past the 2^31st element."""
+ON_LONG_IMAGES = {
+    "prelu": (prelu, [np.full(40, 0.25, float16)], {}),
+    "max_pool2d": (max_pool2d, [], {"kernel_size": 1, "return_indices": True}),
+    "avg_pool2d": (avg_pool2d, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [], {"output_size": None}),
+    "pad2d": (pad2d, [], {"padding": 1, "mode": "replicate"}),
+    "conv2d": (conv2d, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
+    "depthwise conv2d": (conv2d, [np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
+}
+
+
+def long(shape: tuple[int, ...], axis: int, seed: int, last: bool) -> np.ndarray:
+    """Zeros, of which the first and last four along the axis are random; ``last``: channels-last in memory."""
+    x = np.zeros([shape[a] for a in ((0, 2, 3, 1) if last else (0, 1, 2, 3))], float16)
+    x = x.transpose(0, 3, 1, 2) if last else x
+    along, random = np.moveaxis(x, axis, 0), np.random.default_rng(seed)
+    for part in (along[:4], along[-4:]):
+        part[...] = random.standard_normal(part.shape)
+    return x
+
+
+@pytest.mark.parametrize("name", ON_LONG_IMAGES)
+@pytest.mark.parametrize("axis", [2, 3], ids=["tall", "wide"])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+def test_triton_on_one_long_image(name, axis, last):
+    """Its ends are those of the definition on the ends alone."""
+    op, given, options = ON_LONG_IMAGES[name]
+    shape = (1, 40, LONG, 1) if axis == 2 else (1, 40, 1, LONG)
+    options = options | ({"output_size": shape[2:]} if "output_size" in options else {})
+    x = long(shape, axis, 0, last)
+    device = _tile.Device(90, 1 << 16, 232448)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device, races=False, corners=True),
+    ):
+        outputs, call = dispatch.forward(op, [x, *given], ("x",), options)
+        dys = [long(y.shape, axis, 9, last) if y.dtype == float16 else None for y in outputs]
+        (dx, *_) = call.backward(*dys)
+    for at, end in ((0, slice(None, 8)), (-1, slice(-8, None))):
+
+        def cut(a, end=end):
+            return None if a is None else np.moveaxis(np.moveaxis(a, axis, 0)[end], 0, axis)
+
+        with dispatch.only("definition"):
+            if "output_size" in options:
+                options["output_size"] = cut(x).shape[2:]
+            extra = outputs[0].shape[axis] - x.shape[axis]
+            true, call = dispatch.forward(op, [cut(x), *given], ("x",), options)
+            size = slice(8 + extra) if at == 0 else slice(-8 - extra, None)
+            (true_dx, *_) = call.backward(*(cut(dy, size) for dy in dys))
+        for mine, theirs in ((outputs[0], true[0]), (dx, true_dx)):
+            np.testing.assert_allclose(mine[(at,) * 4], theirs[(at,) * 4], rtol=2e-2, atol=2e-3)
+        if len(outputs) > 1:
+            assert outputs[1][(at,) * 4] == (LONG - 1 if at else 0)
+
+
+def test_triton_sums_of_long_shares():
+    """The shares of a weight's gradient, each of 2^28 elements."""
+    torch = pytest.importorskip("torch")
+    partial, y = np.zeros((9, 16640, 1, 16640), np.float32), np.zeros((16640, 16640, 1, 1), np.float32)
+    partial[:, 0, 0, 0], partial[:, -1, 0, -1] = 1, 2
+    with interpreting(races=False, corners=True):
+        _image.finish(torch.from_numpy(partial), torch.from_numpy(y))
+    assert y[0, 0, 0, 0] == 9 and y[-1, -1, 0, 0] == 18
 
 
 CUDA = [
