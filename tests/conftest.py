@@ -39,8 +39,8 @@ def _here() -> dict[str, list]:
         ("triton", "gpulayers.testing.arena", "on_gpu"),
         ("cuda", "gpulayers.kernels.cuda._launch", "launched"),
         ("compiled", "gpulayers.testing.audit_op", "compiled_for"),
-        ("sizes", "gpulayers.testing._multiprocessors", "launched"),
         ("definitions", "gpulayers.testing.cupy_like", "ran"),
+        ("held", "gpulayers.testing.check_op", "held"),
     ):
         found[part] = [list(map(str, item)) for item in getattr(sys.modules.get(module), name, ())]
     compared = getattr(sys.modules.get("gpulayers.testing.check_torch"), "compared", 0)
@@ -70,8 +70,8 @@ def _is_whole(config) -> bool:
 
 
 def _unproven(proofs: dict[str, set]) -> list[str]:
-    """Kernels that no test ran, that were not compiled, or that ran in one 16-bit type and not in the other; dtypes in
-    which no test ran an op's definition on CuPy's terms."""
+    """Kernels that no test ran, that were not compiled, or that ran in one 16-bit type and not in the other; ops whose
+    NumPy kernel refused every call; dtypes in which no test ran an op's definition on CuPy's terms."""
     from gpulayers.bench.suite import reach
 
     kernels = {backend: set(names) for backend, names in reach.kernels().items()}
@@ -90,15 +90,15 @@ def _unproven(proofs: dict[str, set]) -> list[str]:
                 wrong.append(f"{k} ran in {half.pop()} alone")
     compiled = {name for name, *_ in proofs.get("compiled", ())}
     wrong += [f"{k} was never compiled" for k in sorted(kernels["triton"] - compiled)]
-    return wrong + _small(proofs.get("sizes", set())) + _unheld(proofs.get("definitions", set()))
+    return wrong + _refusing(proofs.get("held", set())) + _unheld(proofs.get("definitions", set()))
 
 
-def _small(launched: set[tuple[str, str]]) -> list[str]:
-    """Kernels whose launches depend on the number of multiprocessors, and were all made for a small GPU."""
-    most: dict[str, int] = {}
-    for kernel, multiprocessors in launched:
-        most[kernel] = max(most.get(kernel, 0), int(multiprocessors))
-    return [f"{k} was never launched as for a GPU of 132 multiprocessors" for k in sorted(most) if most[k] < 132]
+def _refusing(held: set[tuple[str, str, str]]) -> list[str]:
+    from gpulayers.inventory import backends_of, ops
+
+    serving = {name for name, backend, _ in held if backend == "numpy"}
+    names = [op.name for op in ops() if "numpy" in backends_of(op)]
+    return [f"the NumPy kernel of {name} served no call" for name in names if name not in serving]
 
 
 def _unheld(held: set[tuple[str, str]]) -> list[str]:

@@ -409,6 +409,15 @@ def test_glu():
         check_op(A.glu, x, axis=axis, dys=["dense", "transposed"], dtypes=["float32", "float16"])
 
 
+def test_glu_of_long_rows_in_numpy(monkeypatch):
+    """Rows of which a block holds a part, and blocks of several rows."""
+    from gpulayers.kernels.numpy import _blocks
+
+    monkeypatch.setattr(_blocks, "CHAIN", 16)
+    for shape, axis in [((3, 260), 1), ((2, 74), 1), ((7, 6), 1), ((4, 5, 7), 0)]:
+        check_op(A.glu, draw(*shape), axis=axis, backends=("numpy",), **SHORT)
+
+
 def test_special_values_of_gates():
     """At NaN, ±Inf and 0, every kernel is torch: prelu's weights too, and glu's halves at every pair of points."""
     x = np.repeat([*SPECIAL, -3.0, 3.0], WHOLE)

@@ -99,6 +99,23 @@ def test_pixels_are_split_over_programs():
     check_op(conv2d, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
 
 
+@pytest.mark.parametrize(
+    "sizes, groups, padding",
+    [
+        ((2, 3, 5, 6, 4, 3), 1, ((0, 2), (0, 1))),
+        ((2, 3, 5, 6, 4, 3), 1, ((2, 0), (1, 0))),
+        ((1, 20, 5, 6, 18, 3), 1, ((0, 2), (0, 1))),
+        ((1, 20, 5, 6, 18, 3), 1, ((0, 1), (2, 0))),
+        ((2, 4, 5, 6, 4, 3), 4, ((0, 2), (0, 1))),
+        ((2, 4, 5, 6, 4, 3), 4, ((2, 0), (1, 0))),
+    ],
+)
+def test_padding_on_some_sides(sizes, groups, padding):
+    """Windows hang over some of the edges, and start or end exactly at the others."""
+    options = {"dtypes": NARROW, "dys": ["dense"], "groups": groups, "padding": padding}
+    assert "triton" in check_op(conv2d, *call(*sizes, groups=groups), **options)
+
+
 def test_strided_bias():
     x, weight, bias = call(2, 3, 5, 5, 4, 3)
     check_op(conv2d, x, weight, bias.repeat(2)[::2], dtypes=["float32"])

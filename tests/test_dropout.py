@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import triton
 import triton.language as tl
+from gpulayers.kernels.triton import _random
 
 import gpulayers as gl
 from gpulayers.ops._random import philox, random_bits
 from gpulayers.ops.dropout import dropout
-from gpulayers.testing import interpreter
+from gpulayers.testing import emulator, interpreter
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
@@ -98,6 +99,66 @@ def test_large_counters():
     key, first, second = (np.array([v], np.uint64) for v in (5, 2**32 + 3, 9))
     low = np.array([3], np.uint64)
     assert philox(key, first, second)[0] != philox(key, low, second)[0]
+
+
+FAR = 2**34 + 16
+"""An element whose counter needs the upper half: four elements share one."""
+
+
+def words_from(start: int, count: int) -> np.ndarray:
+    key, offset = SEED.view(np.uint64).reshape(2, 1)
+    counter = np.arange(start // 4, (start + count) // 4, dtype=np.uint64)
+    return np.stack(philox(key, counter, offset), axis=1).reshape(-1).astype(np.uint32)
+
+
+def test_large_counters_in_numpy():
+    from gpulayers.kernels.numpy import _random
+
+    found = np.stack(_random.words(*_random.halves(SEED), FAR, FAR + 32), axis=1).reshape(-1)
+    np.testing.assert_array_equal(found, words_from(FAR, 32))
+
+
+@triton.jit
+def _words_kernel(seed, out, start, n1, n2, step0, step1, step2, PERMUTED: tl.constexpr, BLOCK: tl.constexpr):
+    bits = _random.words(seed, start.to(tl.int64), n1, n2, step0, step1, step2, PERMUTED, BLOCK)
+    tl.store(out + tl.arange(0, BLOCK), bits)
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_large_counters_in_triton(permuted, monkeypatch):
+    """Row-major, and in another memory order, in which two neighbours lie 2³⁵ elements apart row-major."""
+    monkeypatch.setattr(interpreter, "proven", set())
+    out = np.zeros(32, np.int64)
+    steps = (2**36, 2, 0, 4, 2**35) if permuted else (1, 1, 0, 0, 1)
+    with interpreting():
+        _words_kernel[(1,)](SEED, out, FAR, *steps, PERMUTED=permuted, BLOCK=32)
+    if permuted:
+        expected = [
+            words_from(at - at % 4, 4)[at % 4] for i in range(FAR, FAR + 32) for at in [i // 2 * 4 + i % 2 * 2**35]
+        ]
+    else:
+        expected = words_from(FAR, 32)
+    np.testing.assert_array_equal(out.astype(np.uint32), expected)
+
+
+PROBE = """
+extern "C" __global__ void probe(const int64* seed, unsigned* out, int64 element) {
+    Words words = philox(seed, (element + threadIdx.x * 4) / 4);
+    for (int k = 0; k < 4; ++k) out[threadIdx.x * 4 + k] = words.word[k];
+}
+"""
+
+
+def test_large_counters_in_cuda(monkeypatch):
+    from gpulayers.kernels.cuda import _launch
+
+    monkeypatch.setattr(emulator, "proven", set())
+    text = _launch.source("_gates")
+    text = text[: text.index("// --- glu")] if "// --- glu" in text else text
+    out = np.zeros(32, np.uint32)
+    with emulator.emulating():
+        emulator.run(text + PROBE, "probe", (1,), (8,), [SEED, out, np.int64(FAR)], 0)
+    np.testing.assert_array_equal(out, words_from(FAR, 32))
 
 
 def test_errors():

@@ -102,6 +102,18 @@ def test_large_tiles(arch, shared):
     assert ("_matmul_tma_kernel" if arch >= 90 else "_matmul_kernel") in kernels
 
 
+@pytest.mark.parametrize("wide, first", [(104, 0), (100, 0), (97, 0), (104, 1)])
+def test_tma_takes_aligned_rows_only(wide, first):
+    """TMA's rows start at multiples of 16 bytes: not where x is a part of rows of 200 bytes, or starts within one."""
+    x = torch.tensor(draw(144, wide)).half()[:, first : first + 96]
+    weight = torch.tensor(draw(80, 96)).half()
+    with arena("triton"), interpreting(_tile.Device(90, 3, 232448)) as session:
+        y = linear(x, weight, None)
+    aligned = wide == 104 and first == 0
+    assert {run.kernel for run in session.launches} == {"_matmul_tma_kernel" if aligned else "_matmul_kernel"}
+    torch.testing.assert_close(y, F.linear(x.float(), weight.float()).half(), rtol=1e-2, atol=1e-2)
+
+
 def test_float32_tiles():
     check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
 

@@ -1,7 +1,9 @@
 import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gpulayers.kernels.cuda import _launch
 from gpulayers.kernels.triton import _batch_norm, _configs, _tile
 
 from gpulayers.arrays import bfloat16
@@ -298,6 +300,25 @@ def test_layer_norm_in_cuda(monkeypatch):
     }
     monkeypatch.setattr(cuda, "CACHED", 100)
     check(draw(5, 300), draw(300), draw(300, seed=2))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_any_number_of_blocks_in_cuda(blocks, monkeypatch):
+    """Shares of Σ dy x̂ from as many blocks as the GPU holds; a GPU has hundreds."""
+    monkeypatch.setattr(_launch, "EMULATED_BLOCKS", blocks)
+    with emulating() as session:
+        given = draw(11, 24), draw(24, seed=1), draw(24, seed=2)
+        check_op(layer_norm, *given, normalized_shape=(24,), backends=("cuda",), dtypes=["float32"], dys=["dense"])
+    assert {run.grid[0] for run in session.launches if "backward" in run.kernel} == {blocks}
+
+
+def test_blocks_that_fill_a_gpu(monkeypatch):
+    """As many as its multiprocessors hold: 1,024 threads each, eight blocks at most."""
+    monkeypatch.setattr(_launch, "_sms", {0: 132, 1: 148}.__getitem__)
+    x = SimpleNamespace(device=SimpleNamespace(id=0))
+    assert [_launch.resident_blocks(x, threads) for threads in (1024, 512, 256, 64)] == [132, 264, 528, 1056]
+    x.device.id = 1
+    assert _launch.resident_blocks(x, 512) == 296
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -40,9 +40,14 @@ def test_sgd_is_torchs(options):
             np.testing.assert_allclose(p, t.detach().numpy(), rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2, "maximize": True}], ids=str
-)
+ADAMW = [
+    {},
+    {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2, "maximize": True},
+    {"eps": 0.5, "weight_decay": 0},
+]
+
+
+@pytest.mark.parametrize("options", ADAMW, ids=str)
 def test_adamw_is_torchs(options):
     """Five steps in float64."""
     params = draw(0)
@@ -67,10 +72,15 @@ def test_sgd_kernels(options, first):
     assert {"definition", "numpy", "triton"} <= set(served)
 
 
-def test_adamw_kernels():
+@pytest.mark.parametrize("options", ADAMW, ids=str)
+def test_adamw_kernels(options):
+    """An eps as large as √v shows on which side of the bias correction it stands."""
     state = draw(2), draw(3, low=0.1)
-    served = check_op(adamw_update, draw(0), draw(1), *state, lr=0.1, step=3, grad_scale=0.5)
+    served = check_op(adamw_update, draw(0), draw(1), *state, lr=0.1, step=3, grad_scale=0.5, **options)
     assert {"definition", "numpy", "triton"} <= set(served)
+
+
+def test_adamw_of_nothing():
     check_op(adamw_update, [], [], [], [])
 
 

@@ -28,6 +28,9 @@ WINDOWS = [
     ((1, 2, 7, 9), {"kernel_size": (3, 2), "stride": (1, 2), "padding": (0, 1), "ceil_mode": True}),
     ((1, 2, 5, 5), {"kernel_size": 2, "stride": 3, "ceil_mode": True}),
     ((1, 2, 5, 7), {"kernel_size": 3, "stride": 3, "padding": 1, "ceil_mode": True}),
+    # A last window would start where the padding behind the image does, and hangs over it before that.
+    ((1, 1, 4, 5), {"kernel_size": 2, "stride": (2, 3), "padding": (0, 1), "ceil_mode": True}),
+    ((1, 1, 3, 6), {"kernel_size": 4, "stride": (4, 3), "padding": (1, 2), "ceil_mode": True}),
 ]
 DILATED = [((1, 2, 8, 9), {"kernel_size": (3, 2), "stride": (2, 1), "dilation": (2, 3), "padding": 1})]
 AVERAGED = [{}, {"count_include_pad": False}, {"divisor_override": 5}]

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gpulayers.kernels.triton import _configs
+from gpulayers.kernels.triton import softmax as _launchers  # noqa: F401  (declares the choices)
 
 import gpulayers as gl
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
@@ -51,6 +53,32 @@ def test_a_row_of_one_is_exact(op, backend, fused):
     with interpreting(fused=fused) if fused else contextlib.nullcontext(), arena(backend):
         y, call = op.record(x)
         assert (y == (op is not log_softmax)).all() and not call.backward(dy)[0].any()
+
+
+@pytest.fixture
+def short_blocks():
+    """Every row counts as long, and is walked 32 elements at a time."""
+    with contextlib.ExitStack() as stack:
+        for direction in ("softmax_forward", "softmax_backward"):
+            stack.enter_context(_configs.forced(direction, None))
+            for way, elements in (("walked", 32), ("across", 256)):
+                stack.enter_context(_configs.forced(f"{direction}.{way}", _configs.Row(None, elements, 4)))
+        yield
+
+
+@OPS
+def test_blocks_of_infinity(op, short_blocks):
+    """A running maximum that starts with blocks of −∞ (∞ for softmin), ends with them, or meets nothing else."""
+    x = draw(4, 100)
+    x[0, :70], x[1, 40:], x[2, :64], x[3] = -np.inf, -np.inf, -np.inf, -np.inf
+    x = -x if op is softmin else x
+    with np.errstate(all="ignore"), interpreting() as session:
+        check_op(op, x, axis=1, dys=["dense"], backends=("triton",), dtypes=["float32", "float16", "bfloat16"])
+        check_op(op, x.T.copy(), axis=0, dys=["dense"], backends=("triton",), dtypes=["float32"])
+    assert {run.kernel for run in session.launches} == {
+        "_softmax_forward_looped_kernel",
+        "_softmax_backward_looped_kernel",
+    }
 
 
 @pytest.mark.parametrize("op, theirs", [(softmax, F.softmax), (softmin, F.softmin), (log_softmax, F.log_softmax)])

@@ -17,6 +17,9 @@ from gpulayers.testing import cupy_like
 from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
 from gpulayers.testing.tolerance import excess
 
+held: set[tuple[str, str, str]] = set()
+"""(op, backend, dtype) of every call that this process checked to its end."""
+
 
 class CheckError(AssertionError):
     """An op or a layer does not do what it must; the text says what, where and by how much."""
@@ -39,7 +42,8 @@ def check_op(
     needs: inputs whose gradients are checked; default: every differentiable floating-point input that came.
     backends: a backend named here that refuses the call for a reason of its own is an error, except under the default.
     numeric: also hold the definition's gradients against finite differences (slow: small inputs only).
-    dys: kinds of dy, of "dense", "strided", "transposed", "expanded" and "zero"; default: all.
+    dys: kinds of dy, of "dense", "strided", "gapped", "transposed", "expanded" and "zero"; default: all but "gapped",
+    which tells launchers that read rows in place from those that copy.
 
     Raises CheckError.
     """
@@ -63,6 +67,7 @@ def check_op(
                 case.check(backend, cupy_like.room())
                 cupy_like.ran.add((op.name, str(dtype)))
             served.append(backend)
+            held.add((op.name, backend, str(dtype)))
     return sorted(set(served))
 
 
@@ -338,6 +343,8 @@ def _dy(kind: str, out: Spec, random: np.random.Generator) -> np.ndarray:
     if kind == "strided":
         wide = random.standard_normal((*shape[:-1], 2 * shape[-1])).astype(dtype)
         return wide[..., ::2]
+    if kind == "gapped" and len(shape) > 1:  # neighbours within a row, and a gap before the next
+        return random.standard_normal((*shape[:-1], shape[-1] + 3)).astype(dtype)[..., : shape[-1]]
     if kind == "transposed":
         return random.standard_normal(shape[::-1]).astype(dtype).T
     return arrays.arranged(random.standard_normal(shape).astype(dtype), out.order)  # as the output itself lies
