@@ -274,3 +274,28 @@ def test_memory_names_the_program_and_the_place():
     memory.program = 2
     with pytest.raises(KernelMemoryError, match=r"k, program \(1, 0, 0\).*shape \(2, 2\), strides \(3, 2\).*gap"):
         memory.load(base + np.arange(2, dtype=np.uint64) * np.uint64(4), None, np.dtype(np.float32), None)
+
+
+@triton.jit
+def hinted(x, y, first, HINT: tl.constexpr, BLOCK: tl.constexpr):
+    i = first + tl.arange(0, BLOCK)
+    if HINT == "multiple":
+        i = tl.max_contiguous(tl.multiple_of(i, [16]), [16])
+    elif HINT == "constant":
+        i = tl.max_constancy(i // 8, [8])
+    elif HINT == "contiguous":
+        i = tl.max_contiguous(i // 2, [4])
+    else:
+        x = tl.multiple_of(x, 16)
+    tl.store(y + tl.arange(0, BLOCK), tl.load(x + i))
+
+
+def test_hints_that_lie():
+    """What a kernel promises the compiler is checked, as the compiler would build on it."""
+    x, y = torch.randn(128), torch.zeros(32)
+    with interpreting():
+        for hint, first in (("multiple", 16), ("constant", 8), ("address", 5)):
+            hinted[(1,)](x, y, first, HINT=hint, BLOCK=32)
+        for hint, first, data in (("multiple", 17, x), ("constant", 9, x), ("contiguous", 0, x), ("address", 0, x[1:])):
+            with pytest.raises(ValueError, match=r"tl\.m\w+\(…, \d+\) does not hold"):
+                hinted[(1,)](data, y, first, HINT=hint, BLOCK=32)

@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 from gpulayers.testing import _rewriting
 from gpulayers.testing._builder import SEMANTIC, Handle, block_type, factors
 from gpulayers.testing._rewriting import Loop, StaticLoop, interpreted, rewritten
+from gpulayers.testing.memory import ADDRESS_BITS
 
 MISSING = object()
 
@@ -113,8 +114,33 @@ def _static_assert(condition: Any, message: Any = "", **_: Any) -> None:
     assert condition, message
 
 
-def _hint(input: Any, *_: Any, **__: Any) -> Any:
-    return input
+def _hint(name: str, holds: Callable[[np.ndarray, int], bool]) -> Callable[..., Any]:
+    """A hint to the compiler that is checked: what it says must hold for runs of so many lanes along each axis."""
+
+    def hint(input: Any, values: Any, *_: Any, **__: Any) -> Any:
+        data = input.handle.data & ADDRESS_BITS if input.dtype.is_ptr() else input.handle.data
+        for axis, value in enumerate(values if isinstance(values, list | tuple | tl.tuple) else [values]):
+            run = int(getattr(value, "value", value))
+            if data.size and not holds(np.moveaxis(data, axis, 0), run):
+                raise ValueError(f"tl.{name}(…, {run}) does not hold along axis {axis}: {data.reshape(-1)[:8]} …")
+        return input
+
+    return hint
+
+
+def _runs_start_at_multiples(lanes: np.ndarray, of: int) -> bool:
+    """What the compiler makes of it together with max_contiguous: the first of ``of`` neighbours is a multiple."""
+    return not (lanes[::of] % np.asarray(of, lanes.dtype)).any()
+
+
+def _in_runs(step: int) -> Callable[[np.ndarray, int], bool]:
+    """Whether lanes rise by ``step`` within each run."""
+
+    def holds(lanes: np.ndarray, run: int) -> bool:
+        rises = np.diff(lanes.astype(np.int64), axis=0) == step
+        return bool(rises[np.arange(1, len(lanes)) % run != 0].all())
+
+    return holds
 
 
 def _scalar(self: Any) -> Any:
@@ -170,9 +196,9 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
         "static_range": StaticLoop,
         "static_assert": _static_assert,
         "static_print": print,
-        "multiple_of": _hint,
-        "max_contiguous": _hint,
-        "max_constancy": _hint,
+        "multiple_of": _hint("multiple_of", _runs_start_at_multiples),
+        "max_contiguous": _hint("max_contiguous", _in_runs(1)),
+        "max_constancy": _hint("max_constancy", _in_runs(0)),
     }
     methods = {
         "__init__": _init_tensor(tl.tensor.__init__),
