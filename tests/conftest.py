@@ -39,6 +39,7 @@ def _here() -> dict[str, list]:
         ("triton", "gpulayers.testing.arena", "on_gpu"),
         ("cuda", "gpulayers.kernels.cuda._launch", "launched"),
         ("compiled", "gpulayers.testing.audit_op", "compiled_for"),
+        ("sizes", "gpulayers.testing._multiprocessors", "launched"),
         ("definitions", "gpulayers.testing.cupy_like", "ran"),
         ("held", "gpulayers.testing.check_op", "held"),
     ):
@@ -90,7 +91,20 @@ def _unproven(proofs: dict[str, set]) -> list[str]:
                 wrong.append(f"{k} ran in {half.pop()} alone")
     compiled = {name for name, *_ in proofs.get("compiled", ())}
     wrong += [f"{k} was never compiled" for k in sorted(kernels["triton"] - compiled)]
-    return wrong + _refusing(proofs.get("held", set())) + _unheld(proofs.get("definitions", set()))
+    return (
+        wrong
+        + _refusing(proofs.get("held", set()))
+        + _small(proofs.get("sizes", set()))
+        + _unheld(proofs.get("definitions", set()))
+    )
+
+
+def _small(launched: set[tuple[str, str]]) -> list[str]:
+    """Kernels whose launches depend on the number of multiprocessors, and were all made for a small GPU."""
+    most: dict[str, int] = {}
+    for kernel, multiprocessors in launched:
+        most[kernel] = max(most.get(kernel, 0), int(multiprocessors))
+    return [f"{k} was never launched as for a GPU of 132 multiprocessors" for k in sorted(most) if most[k] < 132]
 
 
 def _refusing(held: set[tuple[str, str, str]]) -> list[str]:

@@ -100,6 +100,7 @@ def test_what_was_not_changed_adds_nothing(tmp_path):
     assert config["args"][1] == {"class": "Dropout", "args": [0.2], "kwargs": {}}
     assert config["args"][0] == {"class": "Linear", "args": [None, 6], "kwargs": {}, "built": [[None, 6]]}
     assert config.keys() == {"class", "args", "kwargs"}
+    assert gl.Tanh().get_config() == {"class": "Tanh", "args": [], "kwargs": {}}
     block = Block()
     block.predict(X)
     assert block.get_config() == {"class": "Block", "args": [], "kwargs": {}, "built": [[None, 6]]}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gpulayers as gl
+from gpulayers.layers._weight import casts_kept
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((4, 3)).astype(np.float32)
@@ -378,6 +379,11 @@ def test_casts_follow_every_write():
     ):
         layer(x), write(layer.weight)
         assert np.array_equal(layer(x), layer.weight.data.T.astype(np.float16))
+    kept = {}
+    with casts_kept(kept):
+        assert layer.weight.as_dtype(x.dtype) is layer.weight.as_dtype(x.dtype)
+        layer.weight.data = layer.weight.data * 0 + 7
+        assert (layer.weight.as_dtype(x.dtype) == 7).all()
     layer.weight.data.fill(1.0)
     predicted = layer.predict(X, precision="float16")
     layer.weight.data.fill(2.0)

@@ -36,9 +36,8 @@ class Members(Configurable):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls, *args, **kwargs)
-        self.__dict__.update(
-            {"name": cls.__name__, "_weights": {}, "_held": set(), "_frozen": False, "_contents": None}
-        )
+        self.__dict__.update({"_weights": {}, "_held": set(), "_frozen": False, "_contents": None})
+        self._rename(cls.__name__)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -55,7 +54,7 @@ class Members(Configurable):
         object.__setattr__(self, name, value)
         if _kind(type(value)) or _kind(type(now)):
             self.__dict__["_contents"] = None
-        if name in self.__dict__:
+        if name in self.__dict__ and not (isinstance(now, Weight) and isinstance(value, Weight)):  # ties are told apart
             self._note(name, in_call=bool(thread.running or thread.building))
         for part in parts:
             self._held.update(key for key, w in self._weights.items() if w is part)

@@ -151,15 +151,15 @@ def _wanted(x: Any, target: Any, weight: Any, ignore_index: int, label_smoothing
     The loss is −Σ q log softmax(x) over the classes that count. q = weight · ((1 − ε) p + ε / C), where p is the
     target's distribution and ε the label smoothing.
     """
-    axis = min(1, x.ndim - 1)
+    xp, axis = namespace(x), min(1, x.ndim - 1)
     w = 1 if weight is None else _along_classes(weight, x.ndim)
     smooth = label_smoothing / max(x.shape[axis], 1)
     if target.dtype in FLOATS:
-        every = namespace(x).ones((), bool)
-        return w * (target * (1 - label_smoothing) + smooth), every, None
+        return w * (target * (1 - label_smoothing) + smooth), xp.ones((), bool), None
     hot, counts = _one_hot(target, x.shape, x.dtype, ignore_index)
-    q = w * (hot * (1 - label_smoothing) + smooth * counts)
-    return q, (counts if label_smoothing else hot) != 0, (w * hot).sum(axis)
+    counted, none = (counts if label_smoothing else hot) != 0, xp.zeros((), x.dtype)
+    q = xp.where(counted, w * (hot * (1 - label_smoothing) + smooth * counts), none)  # other weights may be infinite
+    return q, counted, xp.where(hot != 0, w * hot, none).sum(axis)
 
 
 def cross_entropy_forward(

@@ -69,12 +69,13 @@ def interpreting(
     says which program of which kernel raised it.
     """
     from gpulayers.kernels.triton import _tile
+    from gpulayers.testing import _multiprocessors
 
     outermost = not _sessions
     fused = not outermost and _sessions[-1].fused if fused is None else fused
     session = Session(races, poison, corners, fused)
     before = _tile.pretend
-    _tile.pretend = device or before or _tile.Device(90, 4, 232448)
+    _tile.pretend = _multiprocessors.Watched(*(device or before or (90, 4, 232448)))
     _sessions.append(session)
     try:
         with _launches.catching("cpu", _run) if outermost else contextlib.nullcontext():
@@ -82,6 +83,7 @@ def interpreting(
     finally:
         _sessions.pop()
         _tile.pretend = before
+        _multiprocessors.forget()
 
 
 def register_inline_asm(text: str, function: Callable[..., Any]) -> None:
@@ -94,6 +96,7 @@ def register_inline_asm(text: str, function: Callable[..., Any]) -> None:
 def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Interpret one launch: bind, check the grid, run its programs one after another."""
     from gpulayers.kernels.triton import _tile
+    from gpulayers.testing import _multiprocessors
     from gpulayers.testing._builder import BUILDER
     from gpulayers.testing._language import patched
     from gpulayers.testing._rewriting import rewritten
@@ -132,6 +135,7 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
         each.launches.append(Launch(name, dtypes, constexprs, sizes))
     if not session.corners:
         proven.add((name, " ".join(dtypes)))
+        _multiprocessors.note(name, _tile.pretend)
 
 
 def _argument(arg: Any, parameter: Any, memory: Any) -> Any:

@@ -18,6 +18,16 @@ def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
 
 
+def along_both(place: Callable[[np.ndarray, np.ndarray, int], None], dy: np.ndarray, dx: np.ndarray, kind: Any) -> None:
+    """dx from dy by place(wide, narrow, axis), first along the rows and then along the columns; sums in ``kind``."""
+    part = empty_like(dx, (dx.shape[2], dy.shape[3]), kind)
+    place(part, dy, 2)
+    wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
+    place(wide, part, 3)
+    if wide is not dx:
+        dx[...] = wide
+
+
 def over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:
     """work(*results, *given) for blocks of images that fit the cache; of single planes where the results allow it."""
     if all(a.flags.c_contiguous for a in results):

@@ -36,6 +36,15 @@ def _labels(target: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarr
     return np.where(counts, target, 0), counts
 
 
+def _shares(counts: np.ndarray, labels: np.ndarray, weight: Any) -> np.ndarray:
+    """The weight of each label, 0 for those that are ignored."""
+    return np.asarray(counts if weight is None else np.where(counts, weight[labels], 0), np.float32)
+
+
+def _divided(a: Any, total: np.ndarray) -> Any:
+    return a / total if total else a * np.float32(np.nan)  # a mean over nothing
+
+
 def cross_entropy_forward(
     x: np.ndarray,
     target: np.ndarray,
@@ -48,7 +57,7 @@ def cross_entropy_forward(
 ) -> tuple[tuple, dict]:
     m, classes = x.shape
     labels, counts = _labels(target, ignore_index)
-    share = (counts if weight is None else weight[labels] * counts).astype(np.float32)
+    share = _shares(counts, labels, weight)
     loss, lse = np.empty(m, np.float32), np.empty(m, np.float32)
     keep, smooth = np.float32(1 - label_smoothing), np.float32(label_smoothing / classes)
     spread = None if not smooth else np.full(classes, smooth) if weight is None else smooth * weight
@@ -74,7 +83,7 @@ def cross_entropy_forward(
         y = np.asarray(loss.sum(dtype=np.float64), np.float32)
     if reduction == "mean":
         saved["total"] = np.asarray(share.sum(dtype=np.float64), np.float32)
-        y = np.asarray(y / saved["total"] if saved["total"] else y * np.float32(np.nan))
+        y = np.asarray(_divided(y, saved["total"]))
     return (y,), saved if needs else {}
 
 
@@ -95,9 +104,9 @@ def cross_entropy_backward(
     labels, counts = _labels(target, ignore_index)
     scale = np.broadcast_to(dys[0], (m,))
     if reduction == "mean":
-        scale = scale / saved["total"] if saved["total"] else scale * np.float32(np.nan)
+        scale = _divided(scale, saved["total"])
     scale = np.where(counts, scale, np.float32(0))
-    hit = scale * np.float32(1 - label_smoothing) * (1 if weight is None else weight[labels])
+    hit = scale * np.float32(1 - label_smoothing) * _shares(counts, labels, weight)
     smooth = np.float32(label_smoothing / classes)
     spread = None if not smooth else np.broadcast_to(smooth, classes) if weight is None else smooth * weight
     mass, lse = (scale * saved["mass"])[:, None], saved["lse"][:, None]
@@ -122,10 +131,6 @@ def nll_loss_refuses(x: Any, target: Any, weight: Any, *, needs: tuple, **option
     return REFUSALS["nll"] if x.dtype == float64 or x.size == 0 else None
 
 
-def _shares(counts: np.ndarray, labels: np.ndarray, weight: Any) -> np.ndarray:
-    return np.asarray(counts if weight is None else weight[labels] * counts, np.float32)
-
-
 def nll_loss_forward(
     x: np.ndarray,
     target: np.ndarray,
@@ -143,7 +148,7 @@ def nll_loss_forward(
     y = arranged(loss, None) if reduction == "none" else loss.sum(dtype=np.float64)
     if reduction == "mean":
         saved["total"] = np.asarray(share.sum(dtype=np.float64), np.float32)
-        y = y / saved["total"] if saved["total"] else y * np.nan
+        y = _divided(y, saved["total"])
     return (np.asarray(y, x.dtype),), saved if needs else {}
 
 
@@ -154,7 +159,7 @@ def nll_loss_backward(
     labels, counts = _labels(target, ignore_index)
     scale = -_shares(counts, labels, saved.get("weight")) * dy
     if reduction == "mean":
-        scale = scale / saved["total"] if saved["total"] else scale * np.float32(np.nan)
+        scale = _divided(scale, saved["total"])
     axis = min(1, x.ndim - 1)
     if x.ndim > 2 and x.contiguous and x.order == (0, *range(2, x.ndim), 1):
         dx = np.zeros((*target.shape, x.shape[1]), x.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64
 
 from .._window import output_order
-from ._images import empty_like, over_blocks
+from ._images import along_both, over_blocks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -79,12 +79,7 @@ def pad2d_backward(
             _place(dx[:, :, rows.shown], dy[:, :, rows.own], columns, 3)
             _clear(dx, rows.shown, 2)
             return
-        part = empty_like(dx, (dx.shape[2], dy.shape[3]), kind)
-        _place(part, dy, rows, 2)
-        wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
-        _place(wide, part, columns, 3)
-        if wide is not dx:
-            dx[...] = wide
+        along_both(lambda wide, narrow, axis: _place(wide, narrow, (rows, columns)[axis - 2], axis), dy, dx, kind)
 
     over_blocks(work, [dx], [dy])
     return (dx,)

@@ -14,7 +14,7 @@ from gpulayers.arrays import Spec, compute_dtype, float64
 from .._layout import own_memory
 from .._pooling import Divisor, adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from .._window import Window, output_order
-from ._images import empty_like, over_blocks
+from ._images import along_both, empty_like, over_blocks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -254,12 +254,7 @@ def _adaptive_backward(dy: np.ndarray, dx: np.ndarray) -> None:
         if dy.shape[2:] == (1, 1):
             dx[...] = g
             return
-        across = empty_like(dx, (dx.shape[2], dy.shape[3]), kind)
-        _spread(across, g, rows, 2)
-        wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
-        _spread(wide, across, columns, 3)
-        if wide is not dx:
-            dx[...] = wide
+        along_both(lambda wide, narrow, axis: _spread(wide, narrow, (rows, columns)[axis - 2], axis), g, dx, kind)
 
     over_blocks(work, [dx], [dy])
 

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._window import Window
 from . import _configs, _depthwise, _tile
 from ._configs import Tile
 from ._image import channel_sums, evenly_spaced, finish, flattened, image_pixel, nhwc, output_order, steps
@@ -380,10 +381,8 @@ def conv2d_forward(
     empty: Any,
 ) -> tuple[tuple, dict]:
     (n, c, h, w), (o, c_group, kh, kw) = x.shape, weight.shape
-    size = [
-        (length + sum(sides) - d * (k - 1) - 1) // s + 1
-        for length, sides, k, d, s in zip((h, w), padding, (kh, kw), dilation, stride)
-    ]
+    before, after = zip(*padding)
+    size = Window((kh, kw), stride, before, dilation).output_size((h, w), after)
     y = empty((n, o, *size), x.dtype, output_order(x))
     bias = None if bias is None else _tile.dense(bias)
     saved = {"x": x} if "weight" in needs else {}

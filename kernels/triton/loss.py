@@ -40,7 +40,11 @@ def _wanted(target, weight, c, t_c, mask, smooth, keep, SOFT: tl.constexpr):
     else:
         q = smooth + tl.zeros(mask.shape, tl.float32)
     if weight is not None:
-        q *= tl.load(weight + c + tl.zeros(mask.shape, tl.int64), mask, other=0.0).to(tl.float32)
+        w = tl.load(weight + c + tl.zeros(mask.shape, tl.int64), mask, other=0.0).to(tl.float32)
+        if SOFT:
+            q *= w
+        else:
+            q = tl.where(q == 0, 0.0, q * w)  # weights of other classes may be infinite
     return tl.where(mask, q, 0.0)
 
 

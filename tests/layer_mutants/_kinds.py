@@ -37,7 +37,7 @@ def mutant(axis: str, inputs: tuple, names: str, test: Callable, *args: Any) -> 
     """Class decorator. test: as in Mutant."""
 
     def add(cls: type) -> type:
-        gl.register(cls)
+        gl.register(cls, name=f"layer_mutants.{cls.__name__}")  # other tests have a Scale, too
         make = lambda: cls(*args)  # noqa: E731
         MUTANTS.append(Mutant(cls.__name__, axis, make, inputs, names, test))
         return cls
@@ -49,7 +49,7 @@ def right(inputs: tuple, *args: Any) -> Callable[[type], type]:
     """Class decorator of a layer that is right."""
 
     def add(cls: type) -> type:
-        gl.register(cls)
+        gl.register(cls, name=f"layer_mutants.{cls.__name__}")  # other tests have a Scale, too
         RIGHT.append((cls.__name__, lambda: cls(*args), inputs))
         return cls
 
