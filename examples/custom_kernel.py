@@ -8,7 +8,8 @@ import triton.language as tl
 
 import gpulayers as gl
 from gpulayers.arrays import namespace, up
-from gpulayers.ops._op import Op, Rule, require_float
+from gpulayers.definition import Rule
+from gpulayers.ops._op import Op, require_float
 from gpulayers.testing import check_layer, check_op
 
 # --- the definition ---

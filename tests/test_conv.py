@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import gpulayers as gl
 from gpulayers import dispatch
 from gpulayers.arrays import Spec, float32
-from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
+from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.conv import conv2d
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.check_op import check_op

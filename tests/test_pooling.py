@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import gpulayers as gl
 from gpulayers.arrays import FLOATS, Spec, float32
-from gpulayers.ops._op import KindError, ShapeError, UnsupportedTypeError
+from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.testing.arena import BACKENDS, arena
 from gpulayers.testing.check_layer import check_layer

@@ -19,7 +19,8 @@ from gpulayers.kernels.triton import _configs, _tables
 
 from gpulayers import cli
 from gpulayers.arrays import Spec, bfloat16
-from gpulayers.ops._op import Op, Rule
+from gpulayers.definition import Rule
+from gpulayers.ops._op import Op
 from gpulayers.sweep import _calls, _plan, _results, audit
 from gpulayers.sweep._show import changes
 from gpulayers.testing.audit import Report

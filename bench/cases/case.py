@@ -17,8 +17,9 @@ import numpy as np
 
 from gpulayers import arrays
 from gpulayers.arrays import FLOATS, Spec, float32
+from gpulayers.definition import Rule
 from gpulayers.inventory import families
-from gpulayers.ops._op import Op, Rule
+from gpulayers.ops._op import Op
 
 DIRECTIONS = ("forward", "backward", "both")
 """backward: alone, from a recorded forward. both: forward that records, and backward."""

@@ -14,10 +14,11 @@ import numpy as np
 
 from gpulayers import arrays
 from gpulayers.arrays import FLOATS, Spec
+from gpulayers.definition import RuleError
 from gpulayers.layers._frames import Frame, Waiting, forced_mode, recording, thread
 from gpulayers.layers._members import Members
 from gpulayers.layers._weight import Weight
-from gpulayers.ops._op import Op, RuleError
+from gpulayers.ops._op import Op
 
 _FRAMES_WORTH_A_WARNING = 1000
 _SHAPES_KEPT = 64  # output shapes that a layer remembers

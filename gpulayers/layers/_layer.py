@@ -33,11 +33,12 @@ import numpy as np
 
 from gpulayers import arrays, transfer
 from gpulayers.arrays import FLOATS, Spec
+from gpulayers.definition import RuleError
 from gpulayers.layers._calls import Calls
 from gpulayers.layers._config import Seen, holds_parts
 from gpulayers.layers._summary import Row, summary
 from gpulayers.layers._weight import Weight, unwrapped
-from gpulayers.ops._op import Op, RuleError
+from gpulayers.ops._op import Op
 
 
 class Layer(Calls):

@@ -6,12 +6,12 @@ from typing import Any
 
 from gpulayers import arrays
 from gpulayers.arrays import Spec
+from gpulayers.definition import ArgumentError, RuleError
 from gpulayers.layers._calls import named
 from gpulayers.layers._initial import fans, uniform
 from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import conv as ops
-from gpulayers.ops._op import ArgumentError, RuleError
 from gpulayers.ops._window import pair
 from gpulayers.ops.padding import pad2d
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers import random, transfer
+from gpulayers.definition import ArgumentError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import dropout as ops
-from gpulayers.ops._op import ArgumentError
 
 
 class Dropout(OpLayer):

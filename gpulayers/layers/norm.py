@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpulayers import transfer
+from gpulayers.definition import ArgumentError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import norm as ops
-from gpulayers.ops._op import ArgumentError
 
 
 def _sizes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.definition import ShapeError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import padding as ops
-from gpulayers.ops._op import ShapeError
 
 
 class _Pad2d(OpLayer):

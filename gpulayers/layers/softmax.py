@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.definition import ArgumentError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import softmax as ops
-from gpulayers.ops._op import ArgumentError
 
 
 class Softmax(OpLayer):

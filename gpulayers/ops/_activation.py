@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from gpulayers._named import named
 from gpulayers.arrays import Spec, arranged, namespace, spec, up
-from gpulayers.ops._op import KindError, Op, Rule, require_float
+from gpulayers.definition import KindError, Rule
+from gpulayers.ops._op import Op, require_float
 
 
 class Activation(NamedTuple):

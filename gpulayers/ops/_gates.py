@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from gpulayers.arrays import Spec, int64, namespace, spec, up
+from gpulayers.definition import KindError, Rule, ShapeError
 from gpulayers.ops._activation import dense, require_numbers
-from gpulayers.ops._op import KindError, Op, Rule, ShapeError, normal_axis, require_float, require_same_dtype
+from gpulayers.ops._op import Op, normal_axis, require_float, require_same_dtype
 from gpulayers.ops._random import random_bits
 from gpulayers.ops._special import sigmoid
 

@@ -11,16 +11,7 @@ from typing import Any
 
 from gpulayers import dispatch
 from gpulayers.arrays import FLOATS, Spec
-from gpulayers.definition import (
-    ArgumentError as ArgumentError,
-)
-from gpulayers.definition import (
-    Definition,
-    KindError,
-    LabelError,
-    ShapeError,
-    UnsupportedTypeError,
-)
+from gpulayers.definition import Definition, KindError, LabelError, ShapeError, UnsupportedTypeError
 from gpulayers.definition import (
     Rule as Rule,
 )

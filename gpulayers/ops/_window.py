@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.arrays import Spec, arranged, spec
-from gpulayers.ops._op import KindError, ShapeError
+from gpulayers.definition import KindError, ShapeError
 
 CHANNELS_LAST = (0, 2, 3, 1)
 

@@ -15,13 +15,14 @@ import math
 from typing import Any
 
 from gpulayers.arrays import Spec, namespace
+from gpulayers.definition import ArgumentError, Rule, ShapeError
 from gpulayers.ops import _special
 from gpulayers.ops._activation import ACTIVATIONS as ACTIVATIONS
 from gpulayers.ops._activation import activation, backward_of, elementwise, forward_of, rule_of
 from gpulayers.ops._gates import glu as glu
 from gpulayers.ops._gates import prelu as prelu
 from gpulayers.ops._gates import rrelu as rrelu
-from gpulayers.ops._op import ArgumentError, Op, Rule, ShapeError, require_float
+from gpulayers.ops._op import Op, require_float
 
 # --- piecewise linear ------------------------------------------------------------------------------------------------
 

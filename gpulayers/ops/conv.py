@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.arrays import Spec, arranged, namespace, up
-from gpulayers.ops._op import KindError, Op, Rule, ShapeError, require_float, require_same_dtype, require_shape
+from gpulayers.definition import KindError, Rule, ShapeError
+from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 from gpulayers.ops._window import Pair, Sides, ordered_as, output_order, pair, require_image, sides, window
 
 

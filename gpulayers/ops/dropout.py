@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from gpulayers.arrays import Spec, arranged, int64, namespace, spec, up
-from gpulayers.ops._op import ArgumentError, KindError, Op, Rule, ShapeError, require_float
+from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError
+from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._random import random_bits
 
 

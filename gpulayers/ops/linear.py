@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from gpulayers.arrays import Spec, compute_dtype, namespace, up
-from gpulayers.ops._op import ArgumentError, Op, Rule, ShapeError, require_float, require_same_dtype, require_shape
+from gpulayers.definition import ArgumentError, Rule, ShapeError
+from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 from gpulayers.ops.activation import ACTIVATIONS
 
 

@@ -7,17 +7,8 @@ from typing import Any
 import numpy as np
 
 from gpulayers.arrays import FLOATS, Spec, arranged, compute_dtype, namespace, spec, up
-from gpulayers.ops._op import (
-    ArgumentError,
-    LabelError,
-    Op,
-    Rule,
-    ShapeError,
-    UnsupportedTypeError,
-    require_float,
-    require_same_dtype,
-    require_shape,
-)
+from gpulayers.definition import ArgumentError, LabelError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 
 REDUCTIONS = ("mean", "sum", "none")
 

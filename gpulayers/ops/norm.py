@@ -9,7 +9,8 @@ from typing import Any
 import ml_dtypes
 
 from gpulayers.arrays import HALVES, Spec, arranged, compute_dtype, float32, namespace, spec, up
-from gpulayers.ops._op import ArgumentError, Op, Rule, ShapeError, require_float, require_shape
+from gpulayers.definition import ArgumentError, Rule, ShapeError
+from gpulayers.ops._op import Op, require_float, require_shape
 
 
 def require_parameter(x: Spec, **parameters: Spec | None) -> None:

@@ -11,7 +11,8 @@ import math
 from typing import Any
 
 from gpulayers.arrays import FLOATS, Spec, compute_dtype, namespace
-from gpulayers.ops._op import ArgumentError, KindError, Op, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._op import Op
 
 
 def _check_lists(params: Any, **others: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.arrays import Spec, arranged, namespace, up
-from gpulayers.ops._op import KindError, Op, Rule, ShapeError, UnsupportedTypeError, require_float
+from gpulayers.definition import KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._window import Pair, Sides, ordered_as, output_order, require_image, sides
 
 MODES = ("constant", "reflect", "replicate", "circular")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from gpulayers.arrays import Spec, arranged, int64, namespace, up
-from gpulayers.ops._op import KindError, Op, Rule, ShapeError, require_float
+from gpulayers.definition import KindError, Rule, ShapeError
+from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._window import Pair, ordered_as, output_order, pair, require_image, window
 
 

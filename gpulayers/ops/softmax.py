@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gpulayers.arrays import Spec, namespace, up
-from gpulayers.ops._op import Op, Rule, normal_axis, require_float
+from gpulayers.definition import Rule
+from gpulayers.ops._op import Op, normal_axis, require_float
 
 
 def softmax_rule(x: Spec, *, needs: tuple = (), axis: int = -1) -> Rule:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import Spec
-from gpulayers.ops._op import Op, RuleError
+from gpulayers.definition import RuleError
+from gpulayers.ops._op import Op
 from gpulayers.torch._layout import in_layout
 
 NAMESPACE = "gpulayers"

@@ -22,7 +22,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from gpulayers import dispatch
-from gpulayers.ops._op import Op, RuleError
+from gpulayers.definition import RuleError
+from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast, _flops
 from gpulayers.torch._layout import in_layout
 from gpulayers.torch._library import LibraryOp

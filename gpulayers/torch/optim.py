@@ -23,8 +23,9 @@ from torch.optim.optimizer import _use_grad_for_differentiable
 from torch.optim.sgd import sgd
 
 from gpulayers import dispatch
+from gpulayers.definition import RuleError
 from gpulayers.ops import optim as ops
-from gpulayers.ops._op import Op, RuleError
+from gpulayers.ops._op import Op
 from gpulayers.torch._op import _FLOATS, _PLAIN, fallbacks, is_plain
 
 _sgd: Any = sgd

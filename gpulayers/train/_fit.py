@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.definition import RuleError
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
-from gpulayers.ops._op import RuleError
 from gpulayers.train import _checkpoint
 from gpulayers.train._predict import as_loss, evaluate
 from gpulayers.train._run import Run

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gpulayers.definition import RuleError
 from gpulayers.layers._layer import Layer
-from gpulayers.ops._op import RuleError
 from gpulayers.testing.check_op import CheckError
 from gpulayers.testing.layer_check import gradients
 from gpulayers.testing.layer_check._subject import Failed, Subject, close, is_float, said
