@@ -89,4 +89,8 @@ def along(
 
 def smooth(slope: Slope, finer: Slope) -> bool:
     """Whether two steps saw one slope: else the layer bends within a step, and differences are no evidence."""
-    return abs(slope.middle - finer.middle) <= 0.01 * max(slope.reach, finer.reach) + slope.noise + finer.noise
+    noise = slope.noise + finer.noise
+    most = max(slope.reach, finer.reach)
+    if abs(slope.reach - finer.reach) > 0.05 * most + noise:
+        return False
+    return abs(slope.middle - finer.middle) <= 0.01 * most + noise

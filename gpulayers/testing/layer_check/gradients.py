@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ class Target(NamedTuple):
     values: Callable[[np.ndarray], Sequence]
     """The outputs where it has another value."""
     reached: bool
+    equal: np.ndarray | None = None
+    """Which elements have the value of another, where there are any."""
 
 
 def in_training(subject: Subject) -> None:
@@ -79,6 +81,8 @@ def wrong(
         if text is None and (quick or target.at.size > points == POINTS) and _wrong_along(target, got, way):
             text = _wrong_at_points(target, got, xs, _search(target, got, way))
             text = text or "along a random direction it is not what finite differences give"
+        if text is None and target.equal is not None:
+            text = _wrong_along_ties(target, got)
         if text is not None:
             mode = "" if training else " in evaluation"
             return f"{target.name} is {'' if text.startswith('missing') else 'wrong: '}{text}{mode}, for {said(xs)}"
@@ -121,10 +125,34 @@ def targets(subject: Subject, xs: Sequence, training: bool, layer: Layer, got: R
         return values
 
     names = ["dx" if len(xs) == 1 else f"dx[{i}]" for i in range(len(xs))]
-    found = [Target(names[i], x, got.dxs[i], of_input(i), True) for i, x in enumerate(xs) if is_float(x)]
+    found = [Target(names[i], x, got.dxs[i], of_input(i), True, _equal(x)) for i, x in enumerate(xs) if is_float(x)]
     for n, g in got.weights.items():
         found.append(Target(f"the gradient of {n}", np.array(weights[n].data), g, of_weight(n), n in got.touched))
     return found
+
+
+def _equal(x: np.ndarray) -> np.ndarray | None:
+    _, at, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return None if (counts == 1).all() else (counts > 1)[at].reshape(x.shape)
+
+
+def _along_ties(target: Target, got: Result) -> Iterator[tuple[float, np.ndarray, _slopes.Slope]]:
+    """(value, direction, slope) where all elements of a value move together: then they stay equal."""
+    for value in np.unique(target.at[target.equal])[:4]:
+        way = np.where(target.at == value, 1.0, 0.0)
+        yield float(value), way, _slopes.along(target.at, way, target.values, _dys(got))
+
+
+def _wrong_along_ties(target: Target, got: Result) -> str | None:
+    """Which of equal values is chosen does not matter; that one is chosen does."""
+    for value, way, slope in _along_ties(target, got):
+        if _wrong_along(target, got, way):
+            mine = 0.0 if target.grad is None else float((np.asarray(target.grad) * way).sum())
+            return (
+                f"where the elements that are {value:.4g} move together it gives {mine:.6g}, finite differences give "
+                f"{slope.middle:.6g}; it does not share dy among equal values, or is wrong for this value"
+            )
+    return None
 
 
 def _dys(got: Result) -> list:
@@ -132,7 +160,9 @@ def _dys(got: Result) -> list:
 
 
 def _way(subject: Subject, target: Target) -> np.ndarray:
-    """A random direction, no part of which is small."""
+    """A random direction, no part of which is small; one that keeps equal elements equal, where there are any."""
+    if target.equal is not None:
+        return np.sin(37.0 * target.at + 1.0) + 1.5
     return subject.random.uniform(0.5, 1.5, target.at.shape) * subject.random.choice([-1, 1], target.at.shape)
 
 
@@ -173,6 +203,10 @@ def _wrong_at_points(target: Target, got: Result, xs: Sequence, points: np.ndarr
     mine = np.asarray(target.grad).reshape(-1)[points]
     true = np.array([s.middle for s in slopes])
     bad = np.array([not s.agrees(float(m), 1e-8) for s, m in zip(slopes, mine)], bool)
+    if target.equal is not None:  # moved alone, it may be passed over for another that equals it
+        together = (s.reach for _, _, s in _along_ties(target, got))
+        most = 2 * max((*together, *(s.reach for s in slopes)), default=0.0)
+        bad &= ~(target.equal.reshape(-1)[points] & (np.abs(mine) <= most))
     if not bad.any():
         return None
     finer = _slopes.at_points(target.at, points[bad], target.values, _dys(got), FINER)

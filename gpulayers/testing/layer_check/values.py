@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from gpulayers.arrays import FLOATS, float16, float32, float64
 from gpulayers.testing.check_op import CheckError
 from gpulayers.testing.layer_check import _slopes, gradients
-from gpulayers.testing.layer_check._subject import Subject, close, is_float, said, which
+from gpulayers.testing.layer_check._subject import Subject, close, is_float, said, same_bits, which
 
 _MODES = (True, False)
 
@@ -49,8 +50,6 @@ def special(subject: Subject) -> None:
             text = (
                 gradients.wrong(subject, xs, training, quick=smooth, points=12) if name != "values near 1e-30" else None
             )
-            if text is None and name == "ties":
-                text = _along_ties(subject, xs, training)
             if text is not None:
                 raise CheckError(f"it is wrong with {name}: {text}")
 
@@ -62,23 +61,6 @@ def _finite(subject: Subject, xs: list, name: str, training: bool) -> None:
     for y in got.ys:
         if is_float(y) and np.isnan(y).any():
             raise CheckError(f"forward gives NaN{mode} for {name}, {said(xs)}: 0/0, Inf − Inf or 0 · Inf inside")
-
-
-def _along_ties(subject: Subject, xs: list, training: bool) -> str | None:
-    """Equal values that move together stay equal: what is chosen among them does not matter, that one is chosen does."""
-    got = subject.both(xs, training=training)
-    for target in gradients.targets(subject, xs, training, subject.layer, got):
-        if not target.name.startswith("dx") or target.grad is None:
-            continue
-        way = np.sin(37.0 * target.at + 1.0) + 1.5
-        slope = _slopes.along(target.at, way, target.values, [0 if dy is None else dy for dy in got.dys])
-        mine = float((target.grad * way).sum())
-        if not slope.kink and not slope.agrees(mine):
-            return (
-                f"{target.name} does not share dy among equal values: where they move together it gives {mine:.6g}, "
-                f"finite differences give {(slope.low + slope.high) / 2:.6g}, for {said(xs)}"
-            )
-    return None
 
 
 def not_numbers(subject: Subject) -> None:
@@ -108,11 +90,23 @@ def _nan(subject: Subject, i: int, ys: tuple, training: bool, mode: str) -> None
             continue
         xs = _with(subject, i, at, np.nan)
         found = subject.outputs(xs, training)
-        if not any(np.isnan(y).any() for y in found):
-            where = tuple(map(int, np.unravel_index(at, xs[i].shape)))
-            raise CheckError(
-                f"forward hides NaN{mode}: {which(i, xs)}{list(where)} = nan, and the output is finite, for {said(xs)}"
-            )
+        if any(np.isnan(y).any() for y in found):
+            continue
+        where = tuple(map(int, np.unravel_index(at, xs[i].shape)))
+        text = f"forward hides NaN{mode}: {which(i, xs)}{list(where)} = nan, and the output is finite, for {said(xs)}"
+        if not _left_out(subject, i, at, found, training):
+            raise CheckError(text)
+        warnings.warn(f"{subject.name}: {text}: np.maximum, np.clip and torch pass it on", UserWarning, stacklevel=2)
+        return
+
+
+def _left_out(subject: Subject, i: int, at: int, found: list, training: bool) -> bool:
+    """Whether NaN is taken for a value that is cut off or not chosen, as a comparison with it is false."""
+    for far in (-40.0, 40.0):
+        near, further = (subject.outputs(_with(subject, i, at, v), training) for v in (far / 2, far))
+        if all(map(same_bits, near, further)) and all(map(same_bits, further, found)):
+            return True
+    return False
 
 
 def _inf(subject: Subject, i: int, training: bool, mode: str) -> None:
@@ -193,7 +187,7 @@ def _for_halves(subject: Subject, name: str, xs: list, truth: Any, training: boo
     if "8192" not in name:
         return name in ("inputs of ±30", "zeros")
     half = subject.both([x / 2 if is_float(x) else x for x in xs], truth.dys, training)
-    return all(close(2 * a, b, 1e-3) for a, b in zip(half.ys, truth.ys) if is_float(b))
+    return all(np.allclose(2 * a, b, rtol=0.01, atol=0) for a, b in zip(half.ys, truth.ys) if is_float(b))
 
 
 def _within(subject: Subject, got: Any, truth: Any, dtype: np.dtype, name: str, training: bool) -> None:
