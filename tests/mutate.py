@@ -1,6 +1,7 @@
 """Seeds random faults in kernels, one at a time, and prints which the tests do not notice.
 
     python tests/mutate.py [--count 200] [--seed 1] [--family pooling …] [--only ID …]
+    python tests/mutate.py --sample
 
 Results are kept in `.cache/mutation`: a run that was cut off goes on, and what survived is tried again when tests changed.
 No library for mutation testing changes CUDA C++, or knows masks, accumulators and index widths; so the faults are made here.
@@ -31,8 +32,13 @@ def main() -> int:
     parser.add_argument("--family", nargs="*", default=[], help="families whose kernels get them; all by default")
     parser.add_argument("--only", nargs="*", default=[], help="ids of faults of this seed")
     parser.add_argument("--limit", type=float, default=300, help="seconds that the tests of one fault may take")
+    parser.add_argument(
+        "--sample", action="store_true", help="those of mutation/sample.toml, on the test that noticed each"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
     chosen = parser.parse_args()
+    if chosen.sample:
+        return report(sampled(chosen.limit), 1)
     drawn = mutants.draw(1 << 30 if chosen.only else chosen.count, chosen.seed, chosen.family)
     if chosen.only:
         drawn = [m for m in drawn if m.name(chosen.seed) in chosen.only]
@@ -61,6 +67,19 @@ def seeded(drawn: list[Mutant], seed: int, limit: float) -> list[tuple[Mutant, d
                 file.flush()
             results.append((m, result))
             bar.set_postfix(survived=sum(r["by"] is None for _, r in results))
+    return results
+
+
+def sampled(limit: float) -> list[tuple[Mutant, dict[str, Any]]]:
+    """The committed sample, each on the one test that is known to notice it."""
+    running.prepare()
+    results = []
+    with running.copied() as tree:
+        for m, test in mutants.sample():
+            began = time.perf_counter()
+            with running.changed(tree, m.file, m.applied()):
+                by = running.run(tree, [test], limit)["by"]
+            results.append((m, {"by": by, "tried": 1, "seconds": round(time.perf_counter() - began, 1)}))
     return results
 
 

@@ -40,6 +40,12 @@ def test_equal_faults_stand_in_the_kernels(mutant):
         assert before in lines and after != before and why, f"{file}: {before}"
 
 
+def test_a_sample_is_noticed():
+    """Twenty faults of every kind and backend, each on one test; `mutate.py` seeds others."""
+    done = subprocess.run([sys.executable, str(TESTS / "mutate.py"), "--sample"], capture_output=True, text=True)
+    assert done.returncode == 0 and "20 of 20 faults noticed" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_seed_gives_the_same_faults():
     def drawn(seed: str) -> str:
         command = [

@@ -97,7 +97,9 @@ def test_avg_pool2d(shape, options, last, more):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape, size", [*PARTS, ((1, 3, 70, 250), 1), ((2, 70, 5, 5), 1), ((1, 70, 5, 6), (3, 4))])
+@pytest.mark.parametrize(
+    "shape, size", [*PARTS, ((3, 3, 6, 8), 1), ((1, 3, 70, 250), 1), ((2, 70, 5, 5), 1), ((1, 70, 5, 6), (3, 4))]
+)
 def test_adaptive_avg_pool2d(shape, size, last):
     """Several tiles of channels, and an image whose pixels are split over programs."""
     x, options = draw(*shape, last=last), {"dtypes": NARROW, "dys": ["dense", "expanded"], "output_size": size}

@@ -35,6 +35,7 @@ CALLS = {
     "batch_norm": (batch_norm, [signs(MANY, 2), full(2), full(2)], {"training": True}),
     "batch_norm of images": (batch_norm, [signs(2, 1, MANY), full(1), full(1)], {"training": True}),
     "linear": (linear, [full(2, MANY), full(3, MANY), full(3)], {}),
+    "linear in large tiles": (linear, [full(64, MANY), full(64, MANY), None], {}),
     "linear of many rows": (linear, [full(MANY, 3), full(2, 3), full(2)], {}),
     "conv2d of channels": (conv2d, [full(1, MANY, 1, 2), full(2, MANY, 1, 1), full(2)], {}),
     "conv2d of pixels": (conv2d, [full(1, 2, 30, 20), full(2, 2, 1, 1), full(2)], {}),

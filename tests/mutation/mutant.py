@@ -81,6 +81,13 @@ def equal() -> dict[tuple[str, str, str], str]:
     return {(e["file"], e["before"], e["after"]): e["why"] for e in entries}
 
 
+def sample() -> list[tuple[Mutant, str]]:
+    """(fault, the test that notices it) of those that every run of the tests seeds; KeyError for one that is no more."""
+    entries = tomllib.loads(Path(__file__).with_name("sample.toml").read_text())["fault"]
+    found = {(m.file, m.before, m.after): m for file in {e["file"] for e in entries} for m in every(file)}
+    return [(found[e["file"], e["before"], e["after"]], e["test"]) for e in entries]
+
+
 def draw(count: int, seed: int, families: list[str]) -> list[Mutant]:
     """Random faults, at most one for a line and a kind; rare kinds come more often than they stand in the files."""
     pool = [m for file in files(families) for m in every(file)]
