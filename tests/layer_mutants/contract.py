@@ -115,3 +115,9 @@ class OutputShapeRoundsUp(Pairs):
 class OutputShapeForgetsAnAxis(Pairs):
     def output_shape(self, input_shape):
         return (input_shape[0],)
+
+
+@mutant("contract", F, "computes float64 in float16", _precise)
+class Float64InFloat16(Swish):
+    def forward(self, x):
+        return super().forward(x.astype("float16")).astype(x.dtype)

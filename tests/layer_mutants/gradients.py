@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from layer_mutants._bases import Scale, Swish
+from layer_mutants._bases import Scale, Swish, Table
 from layer_mutants._kinds import mutant, slope_differs
 
 F = ((None, 5),)
@@ -46,3 +46,17 @@ class WrongInTheFirstRow(Swish):
         if len(dx) > 1:
             dx[:1] *= 0.5
         return dx
+
+
+def _twice_named(make):
+    layer = make()
+    layer(np.array([1, 1]))
+    layer.backward(np.ones((2, 3), "float32"))
+    assert (layer.w.grad[1] == 2).all()
+
+
+@mutant("gradients", (np.array([[1, 0, 3], [3, 3, 2]]),), "where a number comes more than once", _twice_named, 4, 3)
+class ANumberTwiceCountsOnce(Table):
+    def backward(self, dy):
+        (at,) = self.saved_by(Table)
+        self.w.grad[at] += dy

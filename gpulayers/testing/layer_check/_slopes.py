@@ -36,7 +36,7 @@ class Slope(NamedTuple):
             return True
         if not np.isfinite(mine):
             return False
-        allowed = 1e-6 * self.reach + self.noise + floor
+        allowed = 1e-5 * self.reach + self.noise + floor
         if self.low - allowed <= mine <= self.high + allowed:
             return True
         return self.kink and abs(mine) <= 2 * self.reach + allowed

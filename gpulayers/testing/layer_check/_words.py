@@ -60,7 +60,7 @@ def _values(wrong: np.ndarray, values: np.ndarray) -> str:
         return ""
     tests = {"< 0": values < 0, "> 0": values > 0, "= 0": values == 0, "not 0": values != 0}
     for name, side in tests.items():
-        if not wrong[~side].any() and wrong[side].any() and wrong[side].mean() > 0.5:
+        if side.any() and not side.all() and not wrong[~side].any() and wrong[side].any() and wrong[side].mean() > 0.5:
             return f"; it is wrong only where the value is {name}"
     size = np.abs(values)
     if size[wrong].min() > size[~wrong].max():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import float32, float64
+from gpulayers.arrays import float16, float32, float64
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.testing.check_op import CheckError
@@ -46,20 +46,23 @@ def _precise(subject: Subject, training: bool) -> None:
         return
     got = subject.both(subject.xs, training=training)
     for where, results in (("forward", got.ys), ("backward", (*got.dxs, *got.weights.values()))):
-        if any(map(_narrow, results)):
-            raise CheckError(
-                f"{where} computes float64 in float32{'' if training else ' in evaluation'}: keep the dtype"
-            )
+        mode = "" if training else " in evaluation"
+        if any(_narrow(r, float32, 24, 0.05) for r in results):
+            raise CheckError(f"{where} computes float64 in float32{mode}: keep the dtype")
+        if where == "forward" and any(_narrow(r, float16, 11, 0.25) for r in results):  # dy itself has few bits
+            raise CheckError(f"{where} computes float64 in float16{mode}: keep the dtype")
 
 
-def _narrow(result: Any) -> bool:
+def _narrow(result: Any, dtype: np.dtype, bits: int, share: float) -> bool:
+    """Whether ``dtype`` holds it all, to the last of its mantissa's bits."""
     if not is_float(result) or result.size < 4:
         return False
     values = result[np.isfinite(result)]
-    narrow = values.astype(float32).astype(float64)
-    # Halves, signs and counts are exact in any dtype: a mantissa that ends just where float32's does is not.
-    used = np.frexp(narrow)[0] * 2**24
-    return bool(np.array_equal(narrow, values)) and bool((used % 2 != 0).mean() > 0.05)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype).astype(float64)
+    # Halves, signs and counts are exact in any dtype: a mantissa that ends just where the dtype's does is not.
+    used = np.frexp(values)[0] * 2.0**bits
+    return bool(np.array_equal(narrow, values)) and bool((used % 2 != 0).mean() > share)
 
 
 def precision(subject: Subject) -> None:

@@ -221,13 +221,13 @@ def _wrong_at_points(target: Target, got: Result, xs: Sequence, points: np.ndarr
     return (
         f"at {int(bad.sum())} of {len(points)} points, the worst at {index}: got {mine[worst]:.6g}, "
         f"finite differences give {true[worst]:.6g}{_used(target, got)}"
-        f"{pattern(mine, true, bad, points, target.at, batch)}"
+        f"{_repeated(xs, points[bad], target.at) or pattern(mine, true, bad, points, target.at, batch)}"
     )
 
 
 def _used(target: Target, got: Result) -> str:
     """Whether it is right for a dy of ones: then backward leaves dy out."""
-    if not any(dy is not None and dy.size > 1 for dy in got.dys):
+    if all(dy is None or (dy == 1).all() for dy in got.dys):
         return ""
     points = _slopes.points_of(target.at.size, POINTS, np.random.default_rng(0))
     ones = [0 if dy is None else np.ones_like(dy) for dy in got.dys]
@@ -235,4 +235,15 @@ def _used(target: Target, got: Result) -> str:
     at = np.asarray(target.grad).reshape(-1)[points]
     if at.any() and all(s.agrees(float(m), 1e-8) for s, m in zip(slopes, at)):
         return "; it is right where dy is all ones: backward does not use dy"
+    return ""
+
+
+def _repeated(xs: Sequence, wrong: np.ndarray, at: np.ndarray) -> str:
+    """Whether the wrong rows are those that integers among the inputs name more than once."""
+    for x in xs:
+        if is_float(x) or not at.ndim:
+            continue
+        numbers, counts = np.unique(x, return_counts=True)
+        if np.isin(np.unravel_index(wrong, at.shape)[0], numbers[counts > 1]).all():
+            return "; it is wrong where a number comes more than once: their gradients must add up (np.add.at)"
     return ""
