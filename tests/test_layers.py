@@ -256,7 +256,7 @@ def test_neuron_types_bring_weights_and_op():
     """A layer of one of the three types writes only what differs."""
 
     @gl.register
-    class Gained(gl.FullyConnected):
+    class WithGain(gl.FullyConnected):
         def __init__(self, in_features, out_features):
             super().__init__(in_features, out_features)
             self.gain = self.add_weight("gain", (), 2.0)
@@ -297,10 +297,10 @@ def test_neuron_types_bring_weights_and_op():
             (x,) = self.saved
             return 2 * x * super().backward(dy)
 
-    check_layer(Gained(5, 3), (None, 5))
+    check_layer(WithGain(5, 3), (None, 5))
     check_layer(Doubled(2, 3, 3), (None, 2, 5, 5))
     check_layer(SquaredMean(2), (None, 2, 4, 4))
-    types = [layer.neuron_type for layer in (Gained(5, 3), Doubled(2, 3, 3), SquaredMean(2))]
+    types = [layer.neuron_type for layer in (WithGain(5, 3), Doubled(2, 3, 3), SquaredMean(2))]
     assert types == ["fully connected", "convolutional", "pooling"]
     assert issubclass(gl.Linear, gl.FullyConnected) and issubclass(gl.Conv2d, gl.Convolutional)
     assert issubclass(gl.MaxPool2d, gl.Pooling)

@@ -107,7 +107,7 @@ def test_tma_takes_aligned_rows_only(wide, first):
     """TMA's rows start at multiples of 16 bytes: not where x is a part of rows of 200 bytes, or starts within one."""
     x = torch.tensor(draw(144, wide)).half()[:, first : first + 96]
     weight = torch.tensor(draw(80, 96)).half()
-    with arena("triton"), interpreting(_tile.Device(90, 3, 232448)) as session:
+    with interpreting(_tile.Device(90, 3, 232448)) as session, arena("triton"):
         y = linear(x, weight, None)
     aligned = wide == 104 and first == 0
     assert {run.kernel for run in session.launches} == {"_matmul_tma_kernel" if aligned else "_matmul_kernel"}

@@ -119,9 +119,9 @@ def test_channels_are_torchs(shape, training, tracked):
 
 def computed(backend: str, op, inputs, dy, fused=False, **options) -> list[np.ndarray]:
     """The output and the gradients of one backend; fused: products go unrounded into sums, as on a GPU."""
-    with interpreting(fused=fused) if fused else contextlib.nullcontext(), arena(backend):
-        y, call = op.record(*inputs, **options)
-        return [y, *call.backward(dy)]
+    with interpreting(fused=fused) if fused else contextlib.nullcontext(), arena(backend) as room:
+        y, call = op.record(*room.put(inputs), **options)
+        return [room.get(a) for a in (y, *call.backward(*room.put([dy])))]
 
 
 WAYS = [("definition", False), ("numpy", False), ("cuda", False), ("triton", False), ("triton", True)]

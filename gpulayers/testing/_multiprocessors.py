@@ -9,7 +9,6 @@ from gpulayers.kernels.triton._tile import Device
 
 launched: set[tuple[str, int]] = set()
 """(kernel, multiprocessors that its launcher was told of) of every such launch in this process."""
-_asked: FrameType | None = None
 
 
 class Watched(Device):
@@ -19,21 +18,21 @@ class Watched(Device):
 
     @property
     def sms(self) -> int:  # type: ignore[override]
-        global _asked
-        _asked = _launcher()
+        launcher = _launcher()
+        if launcher is not None:
+            launcher.f_trace = _asked
         return self[1]
+
+
+def _asked(*_: object) -> None:
+    """The mark of a launcher's frame, which must not outlive it: it would keep its arrays alive."""
 
 
 def note(kernel: str, device: Device) -> None:
     """A kernel is launched."""
-    if _asked is not None and _launcher() is _asked:
+    launcher = _launcher()
+    if launcher is not None and launcher.f_trace is _asked:
         launched.add((kernel, device[1]))
-
-
-def forget() -> None:
-    """Keep no launcher's arrays alive."""
-    global _asked
-    _asked = None
 
 
 def _launcher() -> FrameType | None:

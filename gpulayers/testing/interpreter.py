@@ -83,7 +83,6 @@ def interpreting(
     finally:
         _sessions.pop()
         _tile.pretend = before
-        _multiprocessors.forget()
 
 
 def register_inline_asm(text: str, function: Callable[..., Any]) -> None:
