@@ -28,10 +28,10 @@ def _asked(*_: object) -> None:
     """The mark of a launcher's frame, which must not outlive it: it would keep its arrays alive."""
 
 
-def note(kernel: str, device: Device) -> None:
-    """A kernel is launched."""
+def note(kernel: str, device: Device | None) -> None:
+    """A kernel is launched; ``device`` is the pretended one."""
     launcher = _launcher()
-    if launcher is not None and launcher.f_trace is _asked:
+    if device is not None and launcher is not None and launcher.f_trace is _asked:
         launched.add((kernel, device[1]))
 
 
