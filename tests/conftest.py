@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 import pytest
 
@@ -26,6 +27,15 @@ def _one_thread(request):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def checkout(monkeypatch):
+    """The package may be installed here; the GPU suite runs from this checkout."""
+    from gpulayers.bench.suite import device_tests, suite
+
+    for module in (suite, device_tests):
+        monkeypatch.setattr(module, "ROOT", pathlib.Path(__file__).parents[1])
 
 
 def _here() -> dict[str, list]:

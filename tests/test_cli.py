@@ -63,7 +63,7 @@ EVERY_OP = {
 }
 
 
-@pytest.mark.parametrize("op", inventory.ops(), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", list(inventory.ops()), ids=lambda op: op.name)
 def test_every_op_is_explained(op, capsys):
     """Its text names what it takes, and --shapes and --options can say any call of it."""
     assert cli.main(["explain", op.name]) == 0

@@ -21,11 +21,7 @@ from gpulayers.bench.suite.suite import Step, Suite
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _from_a_checkout(monkeypatch):
-    """The package may be installed here; the suite runs from this checkout."""
-    for module in (suite, device_tests):
-        monkeypatch.setattr(module, "ROOT", ROOT)
+pytestmark = pytest.mark.usefixtures("checkout")
 
 
 def step(name, code, share=0.5):
@@ -325,7 +321,7 @@ def test_the_most_valuable_files_come_first():
     )
 
 
-@pytest.mark.parametrize("path", device_tests.files(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", device_tests.files(ROOT), ids=lambda p: p.stem)
 def test_what_is_simulated_is_simulated_beside_a_gpu_too(path):
     """There an arena is the GPU's, which takes no arrays of the CPU: what it is to take comes through its ``put``, or
     ``interpreting()`` or ``emulating()`` is entered before it."""

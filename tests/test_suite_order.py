@@ -22,6 +22,8 @@ from gpulayers.ops.softmax import softmax
 from gpulayers.testing import arena, emulator, interpreter
 from gpulayers.testing.check_op import check_op
 
+pytestmark = pytest.mark.usefixtures("checkout")
+
 
 def collected(*names, launches=True):
     """Tests of functions "f[case]" or "f[case, dtype]"."""
