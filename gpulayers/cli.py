@@ -1,13 +1,12 @@
-"""The command line: gpulayers info | explain | check | train | bench | tune | audit."""
+"""The command line: gpulayers info | explain | new | check | train | bench | tune | audit."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import importlib.util
 import pathlib
+import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +60,28 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--options", default="", help='as in "kernel_size=2, stride=(1, 2)"')
     p.set_defaults(run=explain)
 
+    p = commands.add_parser("new", help="write a layer of your own, and its test, to start from")
+    p.add_argument("name", help="of its class, as MyLayer; the files are my_layer.py and test_my_layer.py")
+    neurons = (
+        'neuron type: "fully connected", convolutional, pooling or elementwise (default); fc, conv and pool do, too'
+    )
+    p.add_argument("--neuron", default="elementwise", help=neurons)
+    p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."), help="folder to write to (default: this one)")
+    p.set_defaults(run=new)
+
     p = commands.add_parser("check", help="check a layer of your own")
     p.add_argument("target", help="FILE.py:Class")
-    p.add_argument("--input-shape", required=True, nargs="+", help="batch first, as in 4,8 (one for each input)")
-    p.add_argument("--args", default="", help='arguments of the class: "16, bias=False"')
+    p.add_argument(
+        "--args", default="", help='arguments of the class: "16, bias=False" (default: small sizes, by name)'
+    )
+    shape = "batch first, as in 4,8, one for each input (default: what the layer takes, by its neuron type)"
+    p.add_argument("--input-shape", default=(), nargs="+", help=shape)
+    p.add_argument(
+        "--dtypes", default=("float32", "float16", "bfloat16"), nargs="*", help="it must serve beside float64"
+    )
+    p.add_argument(
+        "--seed", type=_console.at_least(0), default=0, help="of the inputs, and of the weights that are tried"
+    )
     p.set_defaults(run=check)
 
     p = commands.add_parser("train", help="train the demonstration network on handwritten digits")
@@ -237,50 +254,33 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def check(options: Any) -> int:
-    """check_layer on a class in a file."""
-    from gpulayers.testing import check_layer
+def new(options: Any) -> int:
+    """A layer and its test, to start from."""
+    from gpulayers.authoring import new
 
-    path, _, name = options.target.rpartition(":")  # a path may have colons
-    if not name or not pathlib.Path(path).is_file():
-        raise ValueError(f"the rule is FILE.py:Class; got {options.target!r}")
-    shapes = [_shape(text) for text in options.input_shape]
-    args, kwargs = _arguments(options.args, "--args")
-    cls = getattr(_module(pathlib.Path(path).resolve()), name, None)
-    if not (isinstance(cls, type) and issubclass(cls, gl.Layer)):
-        raise ValueError(f"{path} has no layer {name!r}")
-    try:
-        layer = gl.register(cls)(*args, **kwargs)
-    except Exception as error:
-        raise ValueError(f"{name}({options.args}): {type(error).__name__}: {error}") from error
-    for passed in check_layer(layer, *shapes):
-        print(f"ok  {passed}")
-    print(f"{name} passes")
+    layer, test = new(options.name, options.neuron, options.out)
+    print(f"{layer}\n{test}\n\nedit it, then: gpulayers check {shlex.quote(f'{layer}:{options.name}')}")
     return 0
 
 
-def _module(path: pathlib.Path) -> Any:
-    """The module in a file, which imports its neighbours as a script does, and relatively as part of its package."""
-    root, names = path.parent, [path.stem]
-    while (root / "__init__.py").is_file():
-        root, names = root.parent, [root.name, *names]
-    sys.path[:0] = [str(path.parent), str(root)]
-    name = ".".join(names)
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(path):
-        name = f"_{name}"  # the name is another module's
-    try:
-        if len(names) > 1:
-            importlib.import_module(".".join(names[:-1]))
-        loader = importlib.machinery.SourceFileLoader(name, str(path))
-        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-        assert spec is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f"{path}:{at[-1]}" if at else path
-        raise ImportError(f"{where}: {type(error).__name__}: {error}") from error
-    return module
+def check(options: Any) -> int:
+    """check_layer on a class in a file."""
+    from gpulayers.authoring import subject
+    from gpulayers.testing import check_layer
+
+    args, kwargs = _arguments(options.args, "--args")
+    dtypes = list(map(arrays.dtype, options.dtypes))
+    shapes = [_shape(text) for text in options.input_shape]
+    layer, call = subject.made(subject.layer_class(options.target), args, kwargs)
+    inputs = shapes or subject.input_shapes(layer)
+    print(f"{call} on {' and '.join(str(list(shape)) for shape in inputs)}", flush=True)
+    report = check_layer(layer, *inputs, dtypes=dtypes, seed=options.seed, raises=False)
+    for passed in report:
+        print(f"ok  {passed}")
+    if report.fault is not None:
+        raise report.fault
+    print(f"{layer.name} passes {len(report)} checks")
+    return 0
 
 
 def _require_families(command: str, names: Sequence[str]) -> None:

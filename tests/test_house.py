@@ -26,7 +26,7 @@ LEVELS = [  # what a module may import stands below it
     {"__main__"},
     {"cli"},
     {"sweep"},
-    {"demo", "bench"},
+    {"demo", "bench", "authoring"},
     {"train", "testing"},
     {"torch"},
     {"layers", "inventory"},

@@ -15,14 +15,11 @@ from gpulayers.arrays import FLOATS, Spec, compute_dtype, float64
 from gpulayers.ops._op import Op
 from gpulayers.testing import cupy_like
 from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
+from gpulayers.testing.report import CheckError
 from gpulayers.testing.tolerance import excess
 
 held: set[tuple[str, str, str]] = set()
 """(op, backend, dtype) of every call that this process checked to its end."""
-
-
-class CheckError(AssertionError):
-    """An op or a layer does not do what it must; the text says what, where and by how much."""
 
 
 def check_op(
