@@ -27,7 +27,7 @@ LEVELS = [  # what a module may import stands below it
     {"cli"},
     {"sweep"},
     {"demo", "bench", "authoring"},
-    {"train", "testing"},
+    {"train", "testing", "export"},
     {"torch"},
     {"layers", "inventory"},
     {"ops"},

@@ -17,14 +17,15 @@ NEW, WHOLE, DONE = ".new", ".whole", ".done"
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | os.PathLike, names: frozenset[str]) -> Iterator[pathlib.Path]:
+def whole_folder(path: str | os.PathLike, names: frozenset[str], alone: bool = True) -> Iterator[pathlib.Path]:
     """A fresh folder to write into; its files replace those of ``path`` when the block ends well, else they are removed.
 
     names: of the files that may be in there. Raises FileExistsError for a file, and for a folder that holds anything else
-    (but for what file systems keep there: hidden files, lost+found).
+    (but for what file systems keep there: hidden files, lost+found). alone: False where other files may be there, and stay.
     """
     target = _real(path)
-    _require_ours(target, names)
+    if alone or target.is_file():
+        _require_ours(target, names)
     fresh, staged = not target.exists(), target / NEW
     target.mkdir(parents=True, exist_ok=True)
     try:

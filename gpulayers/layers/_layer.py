@@ -52,10 +52,11 @@ class Layer(Calls):
     """
 
     neuron_type = ""
-    if TYPE_CHECKING:  # gpulayers.train gives every layer these
+    if TYPE_CHECKING:  # gpulayers.train and gpulayers.export give every layer these
         fit: Callable
         evaluate: Callable
         predict: Callable
+        export: Callable
 
     def __setattr__(self, name: str, value: Any) -> None:
         if callable(getattr(Layer, name, None)) and (isinstance(value, Layer) or not callable(value)):

@@ -1,0 +1,48 @@
+"""Models for elsewhere: ``model.export("out", format="tfjs")`` is ``export.export(model, "out", format="tfjs")``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+
+from gpulayers.export._error import ExportError, Refusal
+from gpulayers.layers._layer import Layer
+
+FORMATS = {"tfjs": "gpulayers.export.tfjs"}
+"""The room of each format, which has ``write(model, path, input_shapes)``; read when it is asked for."""
+
+
+def export(
+    model: Layer, path: str | os.PathLike, *, format: str = "tfjs", input_shapes: Sequence[Sequence] | None = None
+) -> None:
+    """Write the model to ``path``, to predict and to be trained on without Python.
+
+    format: "tfjs": a folder with a layers model of TensorFlow.js (model.json, weights, custom_layers.js), predict.mjs for
+        Node.js and index.html for a browser. What such a folder holds from before is replaced when all is complete.
+    input_shapes: of each input, batch first, as in [(None, 1, 8, 8)]; by default those that the model was called with.
+
+    Raises ExportError, before anything is written, for what cannot be exported: it lists each layer with its reason.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"export: format: the rule is one of {', '.join(FORMATS)}; got {format!r}")
+    importlib.import_module(FORMATS[format]).write(model, path, _shapes(model, input_shapes))
+
+
+def _shapes(model: Layer, given: Sequence[Sequence] | None) -> tuple[tuple, ...]:
+    """The inputs' shapes, batch first and not known, all else known; the model is built for them."""
+    shapes = given if given is not None else model._input_shapes
+    if not shapes:
+        raise RuntimeError(
+            f"{model.name}: export needs the input's shape: call the model once, or give input_shapes=[(None, …)]"
+        )
+    known = tuple((None, *shape[1:]) for shape in map(tuple, shapes))
+    if not all(isinstance(n, int) and n >= 0 for shape in known for n in shape[1:]):
+        raise ValueError(f"{model.name}: export: the rule is sizes that are known, but for the batch's; got {shapes}")
+    model.ensure_built(*known)
+    return known
+
+
+Layer.export = export  # type: ignore[method-assign]
+
+__all__ = ["ExportError", "Refusal", "export"]

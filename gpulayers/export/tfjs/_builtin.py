@@ -1,0 +1,241 @@
+"""The library's own layers as layers that TF.js has, where those compute the same, forwards and backwards.
+
+Each function takes (topology, layer, x) and gives y, or None where TF.js has no such layer or has it wrong: its ELU takes
+no alpha, its convolution ignores ``groups`` and has no gradient with a dilation, its gradient of average pooling counts
+the padding, its batch normalisation moves the running variance by the biased one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpulayers.export.tfjs._topology import LAST_AXIS, Tensor, Topology, Variable
+from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
+from gpulayers.layers._calls import each_shape
+from gpulayers.layers._layer import Layer
+from gpulayers.ops._op import normal_axis
+from gpulayers.ops._window import Sides, pair
+from gpulayers.ops.conv import padding_sides
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "softsign": "softsign",
+    "softplus": "softplus",
+    "selu": "selu",
+    "elu": "elu",
+    "gelu": "gelu",
+    "silu": "swish",
+    "mish": "mish",
+}
+"""Ops as TF.js's activations, with the numbers that both have by default."""
+
+
+def _out(layer: Layer, x: Tensor) -> tuple:
+    return each_shape(layer.output_shape(x.shape))[0]
+
+
+def _fully_connected(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    f = "linear" if layer.activation is None else ACTIVATIONS.get(layer.activation)
+    if f is None or len(x.shape) < 2 or not _together(layer.weight, layer.bias):
+        return None
+    config = {"units": layer.out_features, "activation": f, "use_bias": layer.bias is not None}
+    variables = [Variable("kernel", layer.weight, order=(1, 0)), *_named("bias", layer.bias)]
+    return top.one(layer, "Dense", config, top.first(x), _out(layer, x), variables=variables)
+
+
+def _named(name: str, weight: Any) -> list[Variable]:
+    return [] if weight is None else [Variable(name, weight)]
+
+
+def _together(*weights: Any) -> bool:
+    """Trained all, or none of them: TF.js freezes layers, not weights."""
+    return len({w.trainable for w in weights if w is not None}) <= 1
+
+
+def _conv(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
+    deep = layer.groups == layer.in_channels
+    together = _together(layer.weight, layer.bias)
+    if dilation != (1, 1) or not together or (layer.groups > 1 and not (deep and stride[0] == stride[1])):
+        return None
+    if layer._around():  # another padding than zeros
+        return None
+    shape = _out(layer, x)
+    sides = padding_sides(layer.padding, layer.kernel_size, stride, dilation)
+    same = all(_same(*each) for each in zip(x.shape[2:], layer.kernel_size, stride, sides))
+    x = top.last(x) if same else _zeros_around(top, layer, x, sides)
+    config: dict[str, Any] = {
+        "kernel_size": list(layer.kernel_size),
+        "strides": list(stride),
+        "padding": "same" if same else "valid",
+    }
+    config |= {"use_bias": layer.bias is not None, "activation": "linear"}
+    bias = _named("bias", layer.bias)
+    if layer.groups == 1:
+        config["filters"] = layer.out_channels
+        variables = [Variable("kernel", layer.weight, order=(2, 3, 1, 0)), *bias]
+        return top.one(layer, "Conv2D", config, x, shape, variables=variables)
+    many = layer.out_channels // layer.in_channels
+    config["depth_multiplier"] = many
+    split = (layer.in_channels, many, *layer.kernel_size)
+    variables = [Variable("depthwise_kernel", layer.weight, split, (2, 3, 0, 1)), *bias]
+    return top.one(layer, "DepthwiseConv2D", config, x, shape, variables=variables)
+
+
+def _same(size: int, kernel: int, stride: int, sides: tuple[int, int]) -> bool:
+    """Whether this padding is what TF.js means by "same"."""
+    before, after = _same_sides(size, kernel, stride)
+    return sides == (before, after)
+
+
+def _same_sides(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _zeros_around(top: Topology, layer: Layer, x: Tensor, sides: Sides) -> Tensor:
+    """``x``, channels last, with so many zeros at each side."""
+    x = top.last(x)
+    if not any(map(any, sides)):
+        return x
+    (n, c, h, w), (top_bottom, left_right) = x.shape, sides
+    shape = (n, c, h + sum(top_bottom), w + sum(left_right))
+    return top.one(layer, "ZeroPadding2D", {"padding": [list(top_bottom), list(left_right)]}, x, shape)
+
+
+def _pool(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    kernel = pair("kernel_size", layer.kernel_size, 1)
+    stride = kernel if layer.stride is None else pair("stride", layer.stride, 1)
+    around = pair("padding", layer.padding, 0)
+    shape, config = _out(layer, x), {"pool_size": list(kernel), "strides": list(stride)}
+    sizes = list(zip(x.shape[2:], kernel, stride, around, shape[2:]))
+    valid = all(p == 0 and (size - k) // s + 1 == out for size, k, s, p, out in sizes)
+    if isinstance(layer, pooling.MaxPool2d):
+        if layer.return_indices or pair("dilation", layer.dilation, 1) != (1, 1):
+            return None
+        same = all(_same_sides(size, k, s)[0] == p and -(-size // s) == out for size, k, s, p, out in sizes)
+        return _pooled(top, layer, "MaxPooling2D", x, config, valid or same, "valid" if valid else "same", shape)
+    if layer.divisor_override is not None:
+        return None
+    if not valid and layer.count_include_pad and any(around) and not layer.ceil_mode:
+        x, valid = _zeros_around(top, layer, x, ((around[0],) * 2, (around[1],) * 2)), True
+    return _pooled(top, layer, "AveragePooling2D", x, config, valid, "valid", shape)
+
+
+def _pooled(
+    top: Topology, layer: Layer, kind: str, x: Tensor, config: dict, possible: bool, around: str, shape: tuple
+) -> Tensor | None:
+    return top.one(layer, kind, {**config, "padding": around}, top.last(x), shape) if possible else None
+
+
+def _adaptive(top: Topology, layer: Layer, x: Tensor) -> Tensor | None:
+    """Parts of equal size are an ordinary pooling."""
+    shape = _out(layer, x)
+    sizes = list(zip(x.shape[2:], shape[2:]))
+    window = [size // max(out, 1) for size, out in sizes]
+    config = {"pool_size": window, "strides": window}
+    possible = len(x.shape) == 4 and all(out and size % out == 0 and size for size, out in sizes)
+    return _pooled(top, layer, "AveragePooling2D", x, config, possible, "valid", shape)
+
+
+def _zero_pad(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    given = layer.options()["padding"]
+    sides = given if isinstance(given, tuple) else ((given, given), (given, given))
+    if len(x.shape) != 4 or min(map(min, sides)) < 0 or getattr(layer, "value", 0) != 0:
+        return None
+    return _zeros_around(top, layer, x, sides)
+
+
+def _layer_norm(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    if not _together(layer.weight, layer.bias):
+        return None
+    axes = list(range(-len(layer.normalized_shape), 0))
+    config = {"axis": axes, "epsilon": layer.eps, "center": layer.bias is not None, "scale": layer.weight is not None}
+    variables = [*_named("gamma", layer.weight), *_named("beta", layer.bias)]
+    return top.one(layer, "LayerNormalization", config, top.first(x), x.shape, variables=variables)
+
+
+def _dropout(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    if layer.p == 0 or top.always_evaluates(layer):
+        return x
+    return top.one(layer, "Dropout", {"rate": layer.p}, x, x.shape) if layer.p < 1 else None
+
+
+def _flatten(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    """A Reshape, too: a batch of rows, each row-major."""
+    shape = _out(layer, x)
+    if shape[0] is not None or len(shape) < 2:
+        return None
+    if shape == x.shape:
+        return x
+    x = x._replace(last=False) if x.shape[2:] == (1, 1) else top.first(x)
+    return top.one(layer, "Reshape", {"target_shape": list(shape[1:])}, x, shape)
+
+
+def _softmax(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    """TF.js has it over the last axis."""
+    rank = len(x.shape)
+    axis = normal_axis(layer.options()["axis"], rank, "dim")
+    x = top.last(x) if rank == 4 and axis == 1 else top.first(x) if x.last and axis == 3 else x
+    if (LAST_AXIS[axis] if x.last else axis) != rank - 1 or rank < 2:
+        return None
+    name = "logSoftmax" if isinstance(layer, softmax.LogSoftmax) else "softmax"
+    return top.one(layer, "Activation", {"activation": name}, x, x.shape)
+
+
+def _prelu(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    """One slope for each number of a row, or along shared axes, which TF.js counts from 1."""
+    rank = len(x.shape)
+    if rank < 2:
+        return None
+    axis = 0 if layer.num_parameters == 1 else LAST_AXIS[1] if x.last else 1
+    shape = tuple(layer.num_parameters if i == axis else 1 for i in range(1, rank))
+    config = {"shared_axes": [i for i in range(1, rank) if i != axis]}
+    return top.one(layer, "PReLU", config, x, x.shape, variables=[Variable("alpha", layer.weight, shape=shape)])
+
+
+def _activation(name: str, applies: Callable[[Any], bool] = lambda layer: True) -> Callable:
+    def call(top: Topology, layer: Layer, x: Tensor) -> Tensor | None:
+        return top.one(layer, "Activation", {"activation": name}, x, x.shape) if applies(layer) else None
+
+    return call
+
+
+def _leaky_relu(top: Topology, layer: Any, x: Tensor) -> Tensor:
+    return top.one(layer, "LeakyReLU", {"alpha": layer.negative_slope}, x, x.shape)
+
+
+BUILT_IN: dict[type, Callable[[Topology, Any, Tensor], Tensor | None]] = {
+    linear.FullyConnected: _fully_connected,
+    conv.Convolutional: _conv,
+    pooling.MaxPool2d: _pool,
+    pooling.AvgPool2d: _pool,
+    pooling.AdaptiveAvgPool2d: _adaptive,
+    pooling.GlobalAvgPool2d: _adaptive,
+    padding.ZeroPad2d: _zero_pad,
+    padding.ConstantPad2d: _zero_pad,
+    norm.LayerNorm: _layer_norm,
+    dropout.Dropout: _dropout,
+    container.Flatten: _flatten,
+    container.Reshape: _flatten,
+    softmax.Softmax: _softmax,
+    softmax.LogSoftmax: _softmax,
+    softmax.Softmax2d: _softmax,
+    activation.ReLU: _activation("relu"),
+    activation.Sigmoid: _activation("sigmoid"),
+    activation.Tanh: _activation("tanh"),
+    activation.Softsign: _activation("softsign"),
+    activation.Softplus: _activation("softplus", lambda f: f.beta == 1 and f.threshold >= 17),
+    activation.SELU: _activation("selu"),
+    activation.ELU: _activation("elu", lambda f: f.alpha == 1),
+    activation.CELU: _activation("elu", lambda f: f.alpha == 1),
+    activation.GELU: _activation("gelu", lambda f: f.approximate == "none"),
+    activation.SiLU: _activation("swish"),
+    activation.Mish: _activation("mish"),
+    activation.LeakyReLU: _leaky_relu,
+    activation.PReLU: _prelu,
+}
+"""By the class whose code computes it."""

@@ -1,0 +1,120 @@
+// Predicts with the model in this folder, in Node.js.
+//
+//   npm install && node predict.mjs input.json
+//
+// input.json: a batch as nested lists; for a model of several inputs a list of these. Prints the outputs as JSON, for a
+// model of several outputs a list of them. Options:
+//   --dy dy.json      the gradient of a loss by the outputs, shaped as they are: prints {"y", "dx", "weights": {name: gradient}}
+//   --training        as in training (dropout, statistics of the batch); the weights stay as they are
+//   --backend wasm    after npm install @tensorflow/tfjs-backend-wasm@4.22.0
+import fs from 'node:fs';
+import path from 'node:path';
+import {fileURLToPath} from 'node:url';
+import {parseArgs} from 'node:util';
+import tf from '@tensorflow/tfjs';
+import register from './custom_layers.js';
+
+tf.enableProdMode(); // no advertisement on stderr
+const here = path.dirname(fileURLToPath(import.meta.url));
+
+// The layers model of this folder; model.about says its shapes and its weights' names in gpulayers.
+export async function load() {
+  register(tf);
+  const described = JSON.parse(fs.readFileSync(path.join(here, 'model.json'), 'utf8'));
+  const weightSpecs = described.weightsManifest.flatMap((group) => group.weights);
+  const parts = described.weightsManifest.flatMap((group) => group.paths).map((name) => fs.readFileSync(path.join(here, name)));
+  const weightData = new Uint8Array(Buffer.concat(parts)).buffer;
+  const model = await tf.loadLayersModel(tf.io.fromMemory({modelTopology: described.modelTopology, weightSpecs, weightData}));
+  model.about = described.userDefinedMetadata.gpulayers;
+  return model;
+}
+
+// The outputs of one batch, a list of tensors.
+export function predict(model, xs, training = false) {
+  return tf.tidy(() => [].concat(model.apply(xs.length > 1 ? xs : xs[0], {training})));
+}
+
+// {y, dx, weights} as nested lists, for gradients dys of a loss by the outputs.
+export function gradients(model, xs, dys, training = false) {
+  return tf.tidy(() => {
+    const variables = xs.map((x) => tf.variable(x));
+    const byName = new Map(model.layers.flatMap((layer) => layer.weights).map((w) => [w.originalName, w.read()]));
+    const weights = model.about.weights.map((w) => byName.get(w.variable));
+    let ys;
+    const {grads} = tf.variableGrads(() => {
+      ys = predict(model, variables, training).map((y) => tf.keep(y));
+      return tf.addN(ys.map((y, i) => tf.sum(tf.mul(y, dys[i]))));
+    }, [...variables, ...weights]);
+    const of = (v) => grads[v.name] ?? tf.zerosLike(v);
+    const own = ({transpose, shape}, g) => tf.reshape(transpose ? tf.transpose(g, transpose) : g, shape).arraySync();
+    const found = {
+      y: nested(ys),
+      dx: nested(variables.map(of)),
+      weights: Object.fromEntries(model.about.weights.map((w, i) => [w.name, own(w, of(weights[i]))])),
+    };
+    tf.dispose([ys, variables]);
+    return found;
+  });
+}
+
+const nested = (tensors) => (tensors.length > 1 ? tensors.map((t) => t.arraySync()) : tensors[0].arraySync());
+
+// Tensors of these shapes (the batch is null) from a file with nested lists.
+function read(file, shapes, what) {
+  let value;
+  try {
+    value = JSON.parse(fs.readFileSync(file, 'utf8'));
+  } catch (error) {
+    throw new Error(`${file}: ${error.message}`);
+  }
+  const parts = shapes.length > 1 ? value : [value];
+  if (!Array.isArray(parts) || parts.length !== shapes.length) {
+    throw new Error(`${file}: the rule is a list of ${shapes.length} ${what}`);
+  }
+  const tensors = parts.map((part, i) => tensor(file, part, shapes[i]));
+  if (new Set(tensors.map((t) => t.shape[0])).size > 1) {
+    throw new Error(`${file}: the rule is the same number of rows in all ${what}; got ${tensors.map((t) => t.shape[0])}`);
+  }
+  return tensors;
+}
+
+function tensor(file, value, shape) {
+  const sizes = [];
+  for (let v = value; Array.isArray(v); v = v[0]) sizes.push(v.length);
+  const got = [];
+  const walk = (v, depth) => {
+    if (depth === sizes.length && typeof v === 'number') return void got.push(v);
+    if (!Array.isArray(v) || v.length !== sizes[depth]) {
+      throw new Error(`${file}: the rule is nested lists of numbers, equally long; got ${JSON.stringify(v)?.slice(0, 60)}`);
+    }
+    v.forEach((inner) => walk(inner, depth + 1));
+  };
+  walk(value, 0);
+  if (sizes.length !== shape.length || shape.some((n, i) => n !== null && n !== sizes[i])) {
+    throw new Error(`${file}: the rule is the shape [${shape.map((n) => n ?? 'rows')}]; got [${sizes}]`);
+  }
+  return tf.tensor(got, sizes, 'float32');
+}
+
+async function main() {
+  const options = {dy: {type: 'string'}, training: {type: 'boolean'}, backend: {type: 'string', default: 'cpu'}};
+  const {values, positionals} = parseArgs({options, allowPositionals: true});
+  if (positionals.length !== 1) throw new Error('the rule is: node predict.mjs input.json [--dy dy.json]');
+  if (values.backend === 'wasm') await import('@tensorflow/tfjs-backend-wasm');
+  if (!(await tf.setBackend(values.backend))) throw new Error(`--backend: there is no ${values.backend} here`);
+  const model = await load();
+  const xs = read(positionals[0], model.about.inputs, 'inputs');
+  const dys = values.dy && read(values.dy, model.about.outputs, 'outputs');
+  const found = dys ? gradients(model, xs, dys, values.training) : nested(predict(model, xs, values.training));
+  let strange = 0;
+  const text = JSON.stringify(found, (_, v) => (typeof v === 'number' && !Number.isFinite(v) ? (strange++, null) : v));
+  if (strange) console.error(`predict.mjs: ${strange} numbers are NaN or infinite, which JSON has not: they are null`);
+  fs.writeFileSync(1, text + '\n');
+}
+
+if (process.argv[1] && fs.realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  main().catch((error) => {
+    console.error(`predict.mjs: ${error.message}`);
+    process.exitCode = 1;
+  });
+}

@@ -1,0 +1,121 @@
+"""Models in TensorFlow.js: what is exported predicts, differentiates and trains there as here."""
+
+import json
+import pathlib
+import subprocess
+
+import numpy as np
+from npm import node_modules
+
+import gpulayers as gl
+
+HERE = pathlib.Path(__file__).parent
+TFJS = "@tensorflow/tfjs"
+
+
+def linked(folder: pathlib.Path, modules: pathlib.Path) -> pathlib.Path:
+    """``folder`` with what ``npm install`` would put there."""
+    (folder / "node_modules").symlink_to(modules)
+    return folder
+
+
+def node(*words: object, cwd: pathlib.Path | None = None) -> str:
+    done = subprocess.run(["node", *map(str, words)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Case:
+    """A model, exported, with inputs and gradients of its outputs; all of them multiples of 1/8."""
+
+    def __init__(self, folder: pathlib.Path, model: gl.Layer, *shapes: tuple, training=False, fit=None, seed=0):
+        self.random = np.random.default_rng(seed)
+        self.model, self.training, self.fit = model, training, fit
+        self.folder, self.xs = folder, [self.draw(s) for s in shapes]
+        self.ys = self.outputs()
+        self.dys = [self.draw(y.shape) for y in self.ys]
+        model.export(folder)
+
+    def draw(self, shape: tuple) -> np.ndarray:
+        return (self.random.integers(-16, 17, shape) / 8).astype(np.float32)
+
+    def outputs(self) -> tuple:
+        self.model.train(self.training)
+        y = self.model(*self.xs)
+        return y if isinstance(y, tuple) else (y,)
+
+    def gradients(self) -> dict:
+        """As predict.mjs says them."""
+        self.model.zero_grad()
+        self.ys = self.outputs()
+        dx = self.model.backward(*self.dys)
+        several = lambda v: v if len(v) > 1 else v[0]  # noqa: E731
+        weights = {name: w.grad for name, w in self.model.named_weights().items() if w.trainable}
+        return {"y": several(self.ys), "dx": dx, "weights": weights}
+
+    def trained(self) -> dict:
+        """The weights when TF.js's ``fit`` is through, for the loss sum(dy y)."""
+        self.model.train()
+        for _ in range(self.fit["epochs"]):
+            self.model.zero_grad()
+            self.model(*self.xs)
+            self.model.backward(*self.dys)
+            for w in self.model.trainable_weights:
+                w -= self.fit["rate"] * w.grad
+        return {name: w.data for name, w in self.model.named_weights().items() if w.trainable}
+
+    def asked(self) -> dict:
+        arrays = {"xs": [x.tolist() for x in self.xs], "dys": [dy.tolist() for dy in self.dys]}
+        return {"folder": str(self.folder), **arrays, "training": self.training, "fit": self.fit}
+
+
+def run(cases: list[Case], modules: pathlib.Path, folder: pathlib.Path, backend: str = "cpu") -> list[dict]:
+    """What each model does in TF.js."""
+    for case in cases:
+        linked(case.folder, modules)
+    asked = {"backend": backend, "modules": str(modules.parent), "cases": [case.asked() for case in cases]}
+    (folder / "cases.json").write_text(json.dumps(asked))
+    return json.loads(node(HERE / "node" / "models.mjs", folder / "cases.json"))
+
+
+def worst(got, want) -> float:
+    """The largest difference, by the larger of 1 and the value."""
+    if isinstance(want, dict):
+        assert got.keys() == want.keys()
+        return max([0.0, *(worst(got[k], want[k]) for k in want)])
+    if isinstance(want, tuple):
+        assert len(got) == len(want)
+        return max(worst(g, w) for g, w in zip(got, want))
+    got = np.asarray(got, np.float64)
+    assert got.shape == want.shape
+    return float((abs(got - want) / np.maximum(1, abs(want))).max(initial=0))
+
+
+def faults(cases: list[Case], found: list[dict], bound: float = 1e-5) -> dict[str, object]:
+    """What differs, by the model."""
+    wrong: dict[str, object] = {}
+    for case, got in zip(cases, found):
+        if "error" in got:
+            wrong[repr(case.model)] = got["error"]
+            continue
+        want = case.gradients()
+        off = {key: worst(got[key], want[key]) for key in want}
+        if case.fit:
+            off["after"] = worst(got["after"], case.trained())
+        off = {key: value for key, value in off.items() if not value < bound}
+        if off or got["leaked"]:
+            wrong[repr(case.model)] = off | {"leaked": got["leaked"]}
+    return wrong
+
+
+def test_a_first_model(tmp_path):
+    """npm install && node predict.mjs input.json, as the folder's reader does it."""
+    modules = node_modules(TFJS)
+    case = Case(tmp_path / "out", gl.Sequential(gl.Linear(64, 32), gl.ReLU(), gl.Linear(32, 10), gl.Softmax()), (5, 64))
+    linked(case.folder, modules)
+    for name, (array,) in {"input.json": case.xs, "dy.json": case.dys}.items():
+        (tmp_path / name).write_text(json.dumps(array.tolist()))
+    assert worst(json.loads(node("out/predict.mjs", "input.json", cwd=tmp_path)), case.ys[0]) < 1e-6
+    found = json.loads(node("predict.mjs", "../input.json", "--dy", "../dy.json", cwd=case.folder))
+    want = case.gradients()
+    assert all(worst(found[key], want[key]) < 1e-5 for key in want)
