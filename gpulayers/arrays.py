@@ -224,6 +224,12 @@ class _Torch(Library):
 
 NUMPY, CUPY, TORCH = Library(), _CuPy(), _Torch()
 _LIBRARIES: dict[type, Library] = {np.ndarray: NUMPY}
+_NAMESPACES: dict[type, Any] = {}
+
+
+def learn(kind: type, namespace: Any) -> None:
+    """Arrays of this class stand in for NumPy's; definitions call the functions of ``namespace`` on them."""
+    _LIBRARIES[kind], _NAMESPACES[kind] = NUMPY, namespace
 
 
 def library(x: Any) -> Library:
@@ -259,9 +265,9 @@ def spec(x: Any) -> Any:
 
 def namespace(x: Any) -> Any:
     """The module (numpy or cupy) whose functions a definition calls on ``x``."""
-    return (
-        np if isinstance(x, np.ndarray | np.generic) else importlib.import_module(type(x).__module__.partition(".")[0])
-    )
+    if isinstance(x, np.ndarray | np.generic):
+        return np
+    return _NAMESPACES.get(type(x)) or importlib.import_module(type(x).__module__.partition(".")[0])
 
 
 def empty_numpy(of: Spec) -> np.ndarray:

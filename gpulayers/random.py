@@ -11,12 +11,14 @@ import contextvars
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 _seed, _count = secrets.randbits(62), 0
 _lock = threading.Lock()
 _source: contextvars.ContextVar[Callable[[], int] | None] = contextvars.ContextVar("source", default=None)
+_stand_in: contextvars.ContextVar[Any] = contextvars.ContextVar("stand_in", default=None)
 
 
 def seed(value: int) -> None:
@@ -30,14 +32,21 @@ def seed(value: int) -> None:
 def draw() -> np.ndarray:
     """A fresh (seed, offset) for Philox: int64, shape (2,). No two draws overlap in fewer than 2³² numbers."""
     global _count
-    source = _source.get()
+    source, stand_in = _source.get(), _stand_in.get()
+    if stand_in is not None:
+        return stand_in.draw()
     if source is not None:
         return np.array([source(), 0], np.int64)
     with _lock:
         _count += 1
         state = _seed, _count
-    mixed = np.random.SeedSequence(state).generate_state(1, np.uint64)[0]
-    return np.array([mixed >> np.uint64(1), 0], np.int64)
+    return mixed(*state)
+
+
+def mixed(seed: int, count: int) -> np.ndarray:
+    """The draw that two numbers name."""
+    word = np.random.SeedSequence((seed, count)).generate_state(1, np.uint64)[0]
+    return np.array([word >> np.uint64(1), 0], np.int64)
 
 
 @contextlib.contextmanager
@@ -50,9 +59,20 @@ def drawn_from(source: Callable[[], int]) -> Iterator[None]:
         _source.reset(token)
 
 
+@contextlib.contextmanager
+def drawn_by(stand_in: Any) -> Iterator[None]:
+    """Inside, ``draw`` and ``generator`` are those of this object: where a layer is recorded."""
+    token = _stand_in.set(stand_in)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
 def generator() -> np.random.Generator:
-    """A fresh NumPy generator, for weights and shuffles."""
-    return np.random.default_rng(draw())
+    """A fresh NumPy generator, for weights, shuffles and what a layer draws itself."""
+    stand_in = _stand_in.get()
+    return np.random.default_rng(draw()) if stand_in is None else stand_in.generator()
 
 
 def get_state() -> dict[str, int]:

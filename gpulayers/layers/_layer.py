@@ -102,6 +102,14 @@ class Layer(Calls):
         """(depth, layer, input shape, output shape) for the summary; containers yield their layers' rows, too."""
         yield 0, self, input_shapes[0] if len(input_shapes) == 1 else input_shapes, self.output_shape(*input_shapes)
 
+    def exported(self) -> Layer:
+        """What an export reads in place of this layer, whose forward and backward it turns into the target's operations.
+
+        A layer whose own code cannot be read (it calls another library, or branches on values) returns one here that
+        computes the same in array code: same inputs, outputs, and weights under the same names.
+        """
+        return self
+
     def summary(self, *input_shapes: tuple) -> str:
         """A table: layer, neuron type, input shape, output shape, parameters, memory of weights and of the output a row.
 

@@ -32,7 +32,12 @@ def philox(key: Any, first: Any, second: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def random_bits(seed: Any, count: int) -> Any:
-    """The uint32 words (count,) of the elements 0 … count − 1 under ``seed``, an int64 array [seed, offset]."""
+    """The uint32 words (count,) of the elements 0 … count − 1 under ``seed``, an int64 array [seed, offset].
+
+    A seed that stands for one not known yet says itself what its words are.
+    """
+    if (own := getattr(seed, "random_bits", None)) is not None:
+        return own(count)
     xp = namespace(seed)
     key, offset = seed.view(xp.uint64).reshape(2, 1)
     counter = xp.arange(-(-count // 4), dtype=xp.uint64)

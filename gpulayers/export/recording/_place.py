@@ -1,0 +1,67 @@
+"""Where in the user's code an operation stands, and the error for what cannot be recorded."""
+
+from __future__ import annotations
+
+import linecache
+import pathlib
+import sys
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from gpulayers import arrays
+
+_PACKAGE = str(pathlib.Path(arrays.__file__).parent)
+_HERE = str(pathlib.Path(__file__).parent)
+_RUNNER = str(pathlib.Path(__file__).with_name("record.py"))
+_MACHINERY = (
+    _HERE,
+    str(pathlib.Path(np.__file__).parent),
+    *(f"{_PACKAGE}/{name}" for name in ("layers/_", "ops/_op.py", "arrays.py", "dispatch.py", "transfer.py")),
+)
+
+
+class Place(NamedTuple):
+    """A line of source."""
+
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{pathlib.Path(self.file).name}:{self.line}: `{self.text}`"
+
+
+class Unrecordable(ValueError):
+    """What an export cannot read: ``place`` (file, line, text; None where no line is to blame), ``reason`` and ``advice``,
+    which says what to write instead."""
+
+    def __init__(self, reason: str, advice: str = "", place: Place | None = None):
+        super().__init__(reason, advice, place)
+        self.reason, self.advice, self.place = reason, advice, place
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        return f"{where}{self.reason}" + (f". Write instead: {self.advice}" if self.advice else "")
+
+
+def place() -> Place | None:
+    """The innermost line of the user's that is being run; in a layer of the library's own, the line of that."""
+    frame, own = sys._getframe(1), None
+    while frame is not None and frame.f_code.co_filename != _RUNNER:
+        file = frame.f_code.co_filename
+        if not file.startswith(_MACHINERY):
+            if not file.startswith(_PACKAGE):
+                return _of(frame)
+            own = own or frame
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if own is None else _of(own)
+
+
+def _of(frame: object) -> Place:
+    file, line = frame.f_code.co_filename, frame.f_lineno  # type: ignore[attr-defined]
+    return Place(file, line, linecache.getline(file, line).strip())
+
+
+def refuse(reason: str, advice: str = "", at: Place | None = None) -> NoReturn:
+    raise Unrecordable(reason, advice, at or place())

@@ -1,0 +1,181 @@
+"""A graph run in NumPy, in float32 as in the exports, and held against the layer before anything is written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpulayers import dispatch, random
+from gpulayers.definition import RuleError
+from gpulayers.export.recording._place import Unrecordable
+from gpulayers.export.recording.graph import Graph, Node, Recording, at_batch
+from gpulayers.export.recording.record import as_float32, mode_of, quiet, sample
+from gpulayers.layers._frames import by_itself
+from gpulayers.layers._layer import Layer
+from gpulayers.ops._random import random_bits
+from gpulayers.ops._special import erf
+
+BATCHES = (1, 2, 5, 13)
+TOLERANCE = 1e-5
+"""Of the largest number in the array, or of 1 where that is larger."""
+
+
+def _slice(x: np.ndarray, spans: tuple) -> np.ndarray:
+    return x[tuple(slice(*span) for span in spans)]
+
+
+def _segment_sum(x: np.ndarray, i: np.ndarray, size: int) -> np.ndarray:
+    total = np.zeros((size, *x.shape[1:]), x.dtype)
+    np.add.at(total, i, x)
+    return total
+
+
+def _floordiv(a: Any, b: Any) -> Any:
+    return a // b
+
+
+COMPUTED: dict[str, Callable] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "floordiv": _floordiv, "mod": np.mod,
+    "pow": np.power, "neg": np.negative, "round": np.rint, "and": np.logical_and, "or": np.logical_or,
+    "xor": np.logical_xor, "not": np.logical_not, "erf": erf, "abs": np.abs, "asin": np.arcsin, "acos": np.arccos,
+    "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "where": np.where,
+    "matmul": np.matmul, "gather": lambda x, i, axis: np.take(x, i, axis), "slice": _slice, "segment_sum": _segment_sum,
+    "reshape": lambda x, shape: x.reshape(shape), "transpose": lambda x, axes: x.transpose(axes), "cast": lambda x: x,
+    "broadcast": lambda x, shape: np.broadcast_to(x, shape), "concat": lambda *xs, axis: np.concatenate(xs, axis),
+    "pad": lambda x, edges, value: np.pad(x, edges, constant_values=value), "const": lambda value: value,
+    "reverse": lambda x, axes: np.flip(x, axes), "full": lambda value, shape: np.full(shape, value),
+    "random_bits": lambda draw, shape: random_bits(draw, shape[0]),
+}  # fmt: skip
+"""Each operation in NumPy; one that is not here is the function of NumPy that has its name."""
+
+
+class Replay:
+    """The values of a recording's nodes at one batch size, from the given ones."""
+
+    def __init__(self, batch: int, given: dict[Node, np.ndarray]):
+        self.batch, self.values = batch, dict(given)
+        self.generators: dict[Node, np.random.Generator] = {}
+
+    def run(self, graph: Graph) -> Replay:
+        for node in graph.nodes:
+            if node not in self.values:
+                self.values[node] = np.asarray(self._value(node)).astype(node.dtype)
+        return self
+
+    def _value(self, node: Node) -> Any:
+        attributes = {name: at_batch(a, self.batch) for name, a in node.attributes.items()}
+        if node.op == "draw":
+            return random.draw()
+        xs = [self.values[n] for n in node.inputs]
+        if node.op in ("random_uniform", "random_normal"):
+            generator = self.generators.setdefault(node.inputs[0], np.random.default_rng(xs[0]))
+            return _drawn(generator, **attributes)
+        if "keepdims" in attributes:
+            attributes["axis"] = attributes.pop("axes")
+        return (COMPUTED.get(node.op) or getattr(np, node.op))(*xs, **attributes)
+
+
+def _drawn(generator: np.random.Generator, shape: tuple, **numbers: float) -> np.ndarray:
+    if "low" in numbers:
+        return numbers["low"] + (numbers["high"] - numbers["low"]) * generator.random(shape)
+    return numbers["mean"] + numbers["std"] * generator.standard_normal(shape)
+
+
+def check_replay(
+    layer: Layer, recording: Recording, input_shapes: Sequence[tuple], dtypes: Sequence[Any] = ()
+) -> float:
+    """Runs the recording and the layer on the same random inputs, weights and draws, at several batch sizes.
+
+    Compares outputs, states and all gradients; returns the largest error, relative to the largest number of each array
+    (or 1). Raises Unrecordable where that is above ``TOLERANCE``: the layer does what arrays do not show (a branch on a
+    size, state outside of its weights).
+    """
+    worst = 0.0
+    for batch in BATCHES:
+        rng = np.random.default_rng(batch)
+        kinds = [np.dtype(d) for d in dtypes] + [np.dtype(np.float32)] * (len(input_shapes) - len(dtypes))
+        xs = [sample(tuple(shape), kind, batch, rng) for shape, kind in zip(input_shapes, kinds)]
+        with by_itself(), quiet():
+            try:
+                wanted = _reference(layer, recording.training, xs, rng)
+            except (ArithmeticError, RuleError):
+                if batch > 1:
+                    raise
+                continue  # it has no batch of one
+            for what, (want, got) in _compared(recording, xs, wanted, batch).items():
+                error = _error(want, got)
+                worst = max(worst, error)
+                if not error <= TOLERANCE:
+                    reason = f"the recorded {what} is off by {error:.1e} for a batch of {batch} (training={recording.training})"
+                    raise Unrecordable(
+                        f"{recording.name}: {reason}", "no branch on a size, no state but weights, one dtype"
+                    )
+    return worst
+
+
+class _Wanted(NamedTuple):
+    """What a layer itself gave."""
+
+    state: dict[str, int]
+    """Of the library's random numbers, before it ran."""
+    weights: dict[str, np.ndarray]
+    outputs: list[np.ndarray]
+    dys: list[np.ndarray]
+    dxs: list[Any]
+    after: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+
+
+def _reference(layer: Layer, training: bool, xs: list[np.ndarray], rng: np.random.Generator) -> _Wanted:
+    subject = as_float32(copy.deepcopy(layer))
+    named = subject.named_weights()
+    for w in named.values():
+        if w.data.dtype.kind == "f":  # away from their start, variances stay positive
+            w.data = (w.data + 0.3 * np.abs(rng.standard_normal(w.shape))).astype(np.float32)
+        w.zero_grad()
+    weights = {name: w.data.copy() for name, w in named.items()}
+    state = random.get_state()
+    with dispatch.only("numpy", "definition"), mode_of(layer, training):
+        ys = subject.forward(*xs)
+        outputs = [np.array(y) for y in (ys if isinstance(ys, tuple) else (ys,))]
+        after = {name: w.data.copy() for name, w in named.items()}
+        dys = [rng.standard_normal(y.shape).astype(y.dtype) for y in outputs]
+        dxs = subject.backward(*dys)
+    given = list(dxs if isinstance(dxs, tuple) else (dxs,))
+    gradients = {name: np.asarray(w.grad) for name, w in named.items() if w.trainable}
+    return _Wanted(state, weights, outputs, dys, given, after, gradients)
+
+
+def _compared(recording: Recording, xs: list[np.ndarray], wanted: _Wanted, batch: int) -> dict[str, tuple]:
+    """{what: (what it should be, what it is)}."""
+    forward, backward = recording.forward, recording.backward
+    given = dict(zip(forward.inputs, xs)) | {node: wanted.weights[name] for name, node in forward.weights.items()}
+    now = random.get_state()
+    random.set_state(wanted.state)
+    try:
+        replay = Replay(batch, given).run(forward)
+        replay.values |= dict(zip(backward.inputs, wanted.dys))
+        values = replay.run(backward).values
+    finally:
+        random.set_state(now)
+    found = {f"output {i}": (y, values[n]) for i, (y, n) in enumerate(zip(wanted.outputs, forward.outputs)) if n}
+    found |= {f"state {name}": (wanted.after[name], values[n]) for name, n in forward.states.items()}
+    found |= {
+        f"gradient of input {i}": (dx, values[n]) for i, (dx, n) in enumerate(zip(wanted.dxs, backward.outputs)) if n
+    }
+    found |= {f"gradient of {name}": (wanted.gradients[name], values[n]) for name, n in backward.gradients.items()}
+    unchanged = wanted.after.keys() - forward.states.keys()
+    return found | {f"state {name}": (wanted.after[name], wanted.weights[name]) for name in unchanged}
+
+
+def _error(want: np.ndarray, got: np.ndarray) -> float:
+    if want.shape != got.shape:
+        return float("inf")
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    same = (want == got) | (np.isnan(want) & np.isnan(got))
+    finite = np.abs(want[np.isfinite(want)])
+    off = np.where(same, 0.0, np.abs(want - got)) / max(1.0, finite.max(initial=0.0))
+    return float(np.nan_to_num(off, nan=np.inf).max(initial=0.0))

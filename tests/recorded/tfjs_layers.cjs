@@ -1,0 +1,83 @@
+// node tfjs_layers.cjs DIR: the generated classes in DIR/layers.js, held against DIR/cases.json in the real TensorFlow.js (cpu).
+// Forward, gradients of inputs and weights, one step of SGD by model.fit, and tensors left behind over epochs.
+const fs = require('fs');
+const path = require('path');
+const tf = require('@tensorflow/tfjs');
+
+const folder = path.resolve(process.argv[2]);
+const tensor = (a) => tf.tensor(a.data.map((v) => (v === null ? NaN : v)), a.shape, a.dtype);
+
+/** The largest error, relative to the largest number, or to 1. */
+const error = (t, a) => {
+  if (JSON.stringify(t.shape) !== JSON.stringify(a.shape)) throw new Error(`shape ${t.shape} for ${a.shape}`);
+  const got = t.dataSync();
+  const scale = a.data.reduce((m, v) => Math.max(m, Math.abs(v)), 1);
+  return a.data.reduce((m, v, i) => (Math.abs(v - got[i]) / scale > m ? Math.abs(v - got[i]) / scale : m), got.some(Number.isNaN) ? Infinity : 0);
+};
+
+/** The model of one layer, through model.json and back. */
+const built = async (Layer, c) => {
+  const symbols = c.x.map((x) => tf.input({shape: x.shape.slice(1), dtype: x.dtype}));
+  const layer = new Layer();
+  const model = tf.model({inputs: symbols, outputs: layer.apply(symbols.length > 1 ? symbols : symbols[0])});
+  layer.own.forEach((w, i) => w.write(tensor(c.w[i])));
+  let kept;
+  await model.save(tf.io.withSaveHandler(async (artifacts) => ((kept = artifacts), {modelArtifactsInfo: {}})));
+  return tf.loadLayersModel(tf.io.fromMemory(kept));
+};
+
+const held = async (Layer, c) => {
+  const model = await built(Layer, c);
+  const layer = model.layers[model.layers.length - 1];
+  const [xs, dys, own] = [c.x.map(tensor), c.dy.map(tensor), layer.own.map((w) => w.read())];
+  const many = (ts) => (ts.length > 1 ? ts : ts[0]);
+  const apply = (ts) => [].concat(layer.apply(many(ts), {training: c.training}));
+  const reset = () => own.forEach((v, i) => v.assign(tensor(c.w[i])));
+  const errors = {};
+  const before = tf.memory().numTensors;
+  const ys = apply(xs);
+  errors.leaked = tf.memory().numTensors - before - ys.length;
+  ys.forEach((t, i) => (errors[`y${i}`] = error(t, c.y[i])));
+  own.forEach((v, i) => (errors[`after ${c.names[i]}`] = error(v, c.after[i])));
+  reset();
+  const loss = (...ts) => tf.addN(apply(ts).map((t, i) => tf.sum(tf.mul(dys[i], t))));
+  if (c.dx[0]) tf.grads(loss)(xs).forEach((g, i) => (errors[`dx${i}`] = error(g, c.dx[i])));
+  reset();
+  const trained = own.filter((v, i) => c.dw[i]);
+  if (trained.length) {
+    const {grads} = tf.variableGrads(() => loss(...xs), trained);
+    c.dw.forEach((g, i) => { if (g) errors[`d${c.names[i]}`] = error(grads[own[i].name], g); });
+    reset();
+    if (c.training) await step(model, xs, dys, own, c, errors);
+  }
+  return errors;
+};
+
+/** model.fit is a step of SGD on Σ dy · y; more epochs leave no tensor behind. */
+const step = async (model, xs, dys, own, c, errors) => {
+  const many = (ts) => (ts.length > 1 ? ts : ts[0]);
+  const options = {batchSize: dys[0].shape[0], epochs: 1, shuffle: false, verbose: 0};
+  model.compile({optimizer: tf.train.sgd(0.5), loss: (want, got) => tf.sum(tf.mul(want, got))});
+  await model.fit(many(xs), many(dys), options);
+  own.forEach((v, i) => {
+    const moved = c.after[i].data.map((w, k) => w - (c.dw[i] ? 0.5 * c.dw[i].data[k] : 0));
+    errors[`sgd ${c.names[i]}`] = error(v, {...c.after[i], data: moved});
+  });
+  const before = tf.memory().numTensors;
+  await model.fit(many(xs), many(dys), {...options, epochs: 3});
+  errors['leaked over epochs'] = tf.memory().numTensors - before;
+};
+
+(async () => {
+  await tf.setBackend('cpu');
+  const layers = require(path.join(folder, 'layers.js'))(tf);
+  const found = [];
+  for (const c of JSON.parse(fs.readFileSync(path.join(folder, 'cases.json')))) {
+    try {
+      found.push({name: c.name, errors: await held(layers[c.name], c)});
+    } catch (e) {
+      found.push({name: c.name, raised: e.stack.split('\n').slice(0, 6).join(' | ')});
+    }
+  }
+  console.log(JSON.stringify(found));
+})();
