@@ -108,6 +108,72 @@ def faults(cases: list[Case], found: list[dict], bound: float = 1e-5) -> dict[st
     return wrong
 
 
+IMAGES = (2, 3, 7, 6)
+ALONE = [  # layers that TF.js has, each with what it has its own way to say
+    (gl.Conv2d(3, 4, 3), IMAGES),
+    (gl.Conv2d(3, 4, 4, padding="same"), IMAGES),
+    (gl.Conv2d(3, 4, (2, 3), padding=(1, 0), stride=(1, 2), bias=False), IMAGES),
+    (gl.Conv2d(3, 4, 3, padding=1, stride=2), (2, 3, 8, 8)),
+    (gl.Conv2d(3, 6, 3, padding=1, stride=2, groups=3), IMAGES),
+    (gl.MaxPool2d(2), IMAGES),
+    (gl.MaxPool2d(3, 2, 1), (2, 3, 7, 5)),
+    (gl.MaxPool2d(2, ceil_mode=True), (2, 3, 7, 5)),
+    (gl.AvgPool2d(3, 2, 1), (2, 3, 7, 5)),
+    (gl.GlobalAvgPool2d(), IMAGES),
+    (gl.AdaptiveAvgPool2d((7, 3)), IMAGES),
+    (gl.ZeroPad2d((1, 2, 0, 3)), IMAGES),
+    (gl.LayerNorm((3, 6)), (4, 3, 6)),
+    (gl.Linear(6, 3), IMAGES),
+    (gl.Reshape(6, -1), IMAGES),
+    (gl.Softmax(1), IMAGES),
+    (gl.Softmax2d(), IMAGES),
+    (gl.LogSoftmax(), (3, 4)),
+    (gl.PReLU(), (3, 4)),
+    (gl.PReLU(3), IMAGES),
+    (gl.LeakyReLU(0.2), (3, 40)),
+    *[(gl.Linear(4, 6, activation=f), (3, 4)) for f in ("relu", "tanh", "softsign", "softplus", "selu", "silu")],
+    *[(f, (3, 40)) for f in (gl.Sigmoid(), gl.ELU(), gl.GELU(), gl.Mish())],
+]
+TOGETHER = [  # where images change between channels first and last, and where the model branches
+    (gl.Sequential(gl.Conv2d(3, 4, 3), gl.Flatten(), gl.Linear(80, 4)), IMAGES),
+    (gl.Sequential(gl.Conv2d(3, 4, 3), gl.GlobalAvgPool2d(), gl.Flatten(), gl.Linear(4, 4)), IMAGES),
+    (gl.Sequential(gl.Conv2d(3, 3, 1), gl.LayerNorm((3, 7, 6)), gl.PReLU(3), gl.Linear(6, 2)), IMAGES),
+    (gl.Sequential(gl.ReLU(), gl.MaxPool2d(2), gl.LogSoftmax(-1)), IMAGES),
+    (gl.Residual(gl.Conv2d(3, 3, 3, padding=1), gl.ReLU(), shortcut=gl.Conv2d(3, 3, 1)), IMAGES),
+    (gl.Residual(gl.Linear(4, 4), gl.ReLU()), (3, 4)),
+    (gl.Parallel(gl.Conv2d(3, 2, 1), gl.MaxPool2d(1), gl.Sequential(gl.Flatten(2), gl.Reshape(3, 7, 6))), IMAGES),
+    (gl.Parallel(gl.Conv2d(3, 2, 1), gl.Conv2d(3, 2, 1), merge="sum"), IMAGES),
+    (gl.Parallel(gl.Conv2d(3, 2, 1), gl.Conv2d(3, 2, 1), axis=-2), IMAGES),
+    (gl.Sequential(shared := gl.Linear(4, 4), gl.Tanh(), shared), (3, 4)),
+    (gl.Sequential(), (3, 4)),
+]
+
+
+def exported(folder: pathlib.Path, models: list, **options) -> list[Case]:
+    found = []
+    for i, (model, *shapes) in enumerate(models):
+        fit = {"epochs": 3, "rate": 0.01} if model.trainable_weights else None
+        found.append(Case(folder / str(i), model, *shapes, training=True, fit=fit, **options))
+    return found
+
+
+def test_layers_and_containers(tmp_path):
+    """What TF.js has computes the same there, forwards, backwards and through ``fit``; no tensor is left behind."""
+    modules = node_modules(TFJS)
+    cases = exported(tmp_path, ALONE + TOGETHER)
+    assert not any("extends tf.layers.Layer" in (case.folder / "custom_layers.js").read_text() for case in cases)
+    assert not faults(cases, run(cases, modules, tmp_path))
+
+
+def test_wasm(tmp_path):
+    """… and on wasm, which by itself cannot train convolutions, and gives maxima that are equal another gradient."""
+    modules = node_modules(TFJS, f"{TFJS}-backend-wasm")
+    slopes = gl.PReLU(3)
+    slopes.weight[...] = (0.5, 0.25, 0.125)
+    cases = exported(tmp_path, [*ALONE[:8], *TOGETHER[:3], (slopes, IMAGES)])
+    assert not faults(cases, run(cases, modules, tmp_path, "wasm"))
+
+
 def test_a_first_model(tmp_path):
     """npm install && node predict.mjs input.json, as the folder's reader does it."""
     modules = node_modules(TFJS)

@@ -31,7 +31,8 @@ def export(
 
 def _shapes(model: Layer, given: Sequence[Sequence] | None) -> tuple[tuple, ...]:
     """The inputs' shapes, batch first and not known, all else known; the model is built for them."""
-    shapes = given if given is not None else model._input_shapes
+    called = next(reversed(model._output_shapes), None) if model._built_by_init else None
+    shapes = given if given is not None else called or model._input_shapes
     if not shapes:
         raise RuntimeError(
             f"{model.name}: export needs the input's shape: call the model once, or give input_shapes=[(None, …)]"

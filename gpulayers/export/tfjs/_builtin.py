@@ -150,11 +150,10 @@ def _zero_pad(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
 
 
 def _layer_norm(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
-    if not _together(layer.weight, layer.bias):
-        return None
-    axes = list(range(-len(layer.normalized_shape), 0))
-    config = {"axis": axes, "epsilon": layer.eps, "center": layer.bias is not None, "scale": layer.weight is not None}
-    variables = [*_named("gamma", layer.weight), *_named("beta", layer.bias)]
+    if layer.weight is None or layer.bias is None or not _together(layer.weight, layer.bias):
+        return None  # its gradient wants both
+    config = {"axis": list(range(-len(layer.normalized_shape), 0)), "epsilon": layer.eps}
+    variables = [Variable("gamma", layer.weight), Variable("beta", layer.bias)]
     return top.one(layer, "LayerNormalization", config, top.first(x), x.shape, variables=variables)
 
 
@@ -187,14 +186,15 @@ def _softmax(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
 
 
 def _prelu(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
-    """One slope for each number of a row, or along shared axes, which TF.js counts from 1."""
+    """One slope for all numbers, or one along the last axis: the wasm backend takes them in turn, whatever their shape."""
     rank = len(x.shape)
-    if rank < 2:
+    if rank < 2 or (rank not in (2, 4) and layer.num_parameters > 1):
         return None
-    axis = 0 if layer.num_parameters == 1 else LAST_AXIS[1] if x.last else 1
-    shape = tuple(layer.num_parameters if i == axis else 1 for i in range(1, rank))
-    config = {"shared_axes": [i for i in range(1, rank) if i != axis]}
-    return top.one(layer, "PReLU", config, x, x.shape, variables=[Variable("alpha", layer.weight, shape=shape)])
+    x = top.last(x) if rank == 4 and layer.num_parameters > 1 else x
+    shape = (*[1] * (rank - 2), layer.num_parameters)
+    shared = [i for i, n in enumerate(shape, 1) if n == 1]
+    variables = [Variable("alpha", layer.weight, shape=shape)]
+    return top.one(layer, "PReLU", {"shared_axes": shared}, x, x.shape, variables=variables)
 
 
 def _activation(name: str, applies: Callable[[Any], bool] = lambda layer: True) -> Callable:

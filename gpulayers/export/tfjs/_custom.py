@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Sequence
 
 from gpulayers.export.tfjs._topology import Tensor, Topology
@@ -25,9 +26,16 @@ class Classes:
 
     def module(self) -> str:
         """custom_layers.js."""
-        body = "\n\n".join(self.texts.values())
-        return f"{HEAD}\nexport default function register(tf) {{\n{body}\n}}\n"
+        parts = list(self.texts.values())
+        more = ""
+        if any(entry["class_name"] in WITHOUT_WASM for entry in self.top.layers.values()):
+            more = "\n" + importlib.resources.files(__package__).joinpath("wasm.js").read_text("utf-8")
+            parts.insert(0, "  completeWasm(tf);")
+        body = "".join(f"{part}\n\n" for part in parts).removesuffix("\n")
+        return f"{HEAD}\nexport default function register(tf) {{\n{body}}}\n{more}"
 
 
+WITHOUT_WASM = {"Conv2D", "DepthwiseConv2D", "MaxPooling2D"}
+"""What TF.js's wasm backend cannot train, or not rightly, by itself."""
 HEAD = """// Layers of this model that TensorFlow.js does not have, made from their Python code by gpulayers.
 // register(tf) makes them known to tf.loadLayersModel."""

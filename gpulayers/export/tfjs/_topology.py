@@ -58,7 +58,8 @@ class Variable(NamedTuple):
     def value(self) -> np.ndarray:
         """In TF.js's layout, and in one of its dtypes."""
         data = transfer.to_numpy(self.weight.data)
-        data = data.reshape(self.split or data.shape).transpose(self.order)
+        data = data.reshape(self.split or data.shape)
+        data = data.transpose(self.order) if self.order else data
         return data.reshape(self.shape or data.shape).astype("int32" if data.dtype.kind in "biu" else "float32")
 
     def way_back(self) -> dict[str, list[int]]:
@@ -109,7 +110,8 @@ class Topology:
         found = self._used.get(mark) if variables else None
         if found is None:
             found = self._fresh(name or self.name_of(layer, kind))
-            frozen = {} if all(v.weight.trainable or not v.weight.learned for v in variables) else {"trainable": False}
+            learned = [v.weight.trainable for v in variables if v.weight.learned]
+            frozen = {"trainable": False} if learned and not any(learned) else {}
             full = {**config, **frozen, "name": found}
             self.layers[found] = {"class_name": kind, "name": found, "config": full, "inbound_nodes": []}
             self._used[mark] = found
