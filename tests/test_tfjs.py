@@ -8,6 +8,7 @@ import numpy as np
 from npm import node_modules
 
 import gpulayers as gl
+from gpulayers import demo
 
 HERE = pathlib.Path(__file__).parent
 TFJS = "@tensorflow/tfjs"
@@ -149,6 +150,16 @@ TOGETHER = [  # where images change between channels first and last, and where t
 ]
 
 
+RECORDED = [  # … and what it has not, or has wrong: classes of their own in custom_layers.js
+    (gl.Sequential(gl.Conv2d(3, 4, 3), demo.Swish(), gl.MaxPool2d(2), demo.Swish()), IMAGES),
+    (gl.Sequential(gl.BatchNorm1d(4), gl.Hardswish(), gl.Linear(4, 3, activation="hardswish")), (5, 4)),
+    (
+        gl.Parallel(gl.Conv2d(4, 4, 3, padding=1, groups=2), gl.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        (2, 4, 5, 6),
+    ),
+]
+
+
 def exported(folder: pathlib.Path, models: list, **options) -> list[Case]:
     found = []
     for i, (model, *shapes) in enumerate(models):
@@ -165,12 +176,18 @@ def test_layers_and_containers(tmp_path):
     assert not faults(cases, run(cases, modules, tmp_path))
 
 
+def test_recorded_layers(tmp_path):
+    modules = node_modules(TFJS)
+    cases = exported(tmp_path, RECORDED)
+    assert not faults(cases, run(cases, modules, tmp_path))
+
+
 def test_wasm(tmp_path):
     """… and on wasm, which by itself cannot train convolutions, and gives maxima that are equal another gradient."""
     modules = node_modules(TFJS, f"{TFJS}-backend-wasm")
     slopes = gl.PReLU(3)
     slopes.weight[...] = (0.5, 0.25, 0.125)
-    cases = exported(tmp_path, [*ALONE[:8], *TOGETHER[:3], (slopes, IMAGES)])
+    cases = exported(tmp_path, [*ALONE[:8], *TOGETHER[:3], RECORDED[0], (slopes, IMAGES)])
     assert not faults(cases, run(cases, modules, tmp_path, "wasm"))
 
 
