@@ -25,5 +25,5 @@ def node(script: pathlib.Path, *arguments: object) -> str:
     """What a script prints; packages are found by NODE_PATH (require)."""
     env = os.environ | {"NODE_PATH": str(packages() / "node_modules")}
     done = subprocess.run(["node", script, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -1,18 +1,20 @@
-// node tfjs_layers.cjs DIR: the generated classes in DIR/layers.js, held against DIR/cases.json in the real TensorFlow.js (cpu).
+// node tfjs_layers.cjs DIR BACKEND: the classes in DIR/layers.js, held against DIR/cases.json in the real TensorFlow.js (cpu, wasm).
 // Forward, gradients of inputs and weights, one step of SGD by model.fit, and tensors left behind over epochs.
 const fs = require('fs');
 const path = require('path');
 const tf = require('@tensorflow/tfjs');
 
 const folder = path.resolve(process.argv[2]);
-const tensor = (a) => tf.tensor(a.data.map((v) => (v === null ? NaN : v)), a.shape, a.dtype);
+const tensor = (a) => tf.tensor(a.data.map(Number), a.shape, a.dtype);
 
 /** The largest error, relative to the largest number, or to 1. */
 const error = (t, a) => {
   if (JSON.stringify(t.shape) !== JSON.stringify(a.shape)) throw new Error(`shape ${t.shape} for ${a.shape}`);
   const got = t.dataSync();
-  const scale = a.data.reduce((m, v) => Math.max(m, Math.abs(v)), 1);
-  return a.data.reduce((m, v, i) => (Math.abs(v - got[i]) / scale > m ? Math.abs(v - got[i]) / scale : m), got.some(Number.isNaN) ? Infinity : 0);
+  const want = a.data.map(Number);
+  const scale = want.filter(Number.isFinite).reduce((m, v) => Math.max(m, Math.abs(v)), 1);
+  const off = (v, g) => (Object.is(v, g) || v === g ? 0 : Math.abs(v - g) / scale);
+  return want.reduce((m, v, i) => (off(v, got[i]) <= m ? m : off(v, got[i])), 0);
 };
 
 /** The model of one layer, through model.json and back. */
@@ -60,7 +62,7 @@ const step = async (model, xs, dys, own, c, errors) => {
   model.compile({optimizer: tf.train.sgd(0.5), loss: (want, got) => tf.sum(tf.mul(want, got))});
   await model.fit(many(xs), many(dys), options);
   own.forEach((v, i) => {
-    const moved = c.after[i].data.map((w, k) => w - (c.dw[i] ? 0.5 * c.dw[i].data[k] : 0));
+    const moved = c.after[i].data.map((w, k) => w - (c.dw[i] ? 0.5 * Number(c.dw[i].data[k]) : 0));
     errors[`sgd ${c.names[i]}`] = error(v, {...c.after[i], data: moved});
   });
   const before = tf.memory().numTensors;
@@ -68,13 +70,29 @@ const step = async (model, xs, dys, own, c, errors) => {
   errors['leaked over epochs'] = tf.memory().numTensors - before;
 };
 
+/** Chance: what backward multiplies by is what forward did, and a second call draws again. */
+const drawn = (Layer, c) => {
+  const layer = new Layer();
+  const x = tensor(c.x[0]);
+  const apply = (t) => layer.apply(t, {training: true});
+  const first = apply(x).dataSync();
+  const y = tf.valueAndGrad(apply)(x, tf.onesLike(x));
+  const [got, slope] = [y.value.dataSync(), y.grad.dataSync()];
+  const errors = {linear: got.reduce((m, v, i) => Math.max(m, Math.abs(v - slope[i] * c.x[0].data[i])), 0)};
+  errors['the same again'] = first.every((v, i) => v === got[i]) ? 1 : 0;
+  errors.mean = Math.max(0, Math.abs(got.reduce((a, v) => a + v, 0) / got.length - c.mean) - 0.05);
+  return errors;
+};
+
 (async () => {
-  await tf.setBackend('cpu');
+  if (process.argv[3] === 'wasm') require('@tensorflow/tfjs-backend-wasm');
+  await tf.setBackend(process.argv[3]);
+  await tf.ready();
   const layers = require(path.join(folder, 'layers.js'))(tf);
   const found = [];
   for (const c of JSON.parse(fs.readFileSync(path.join(folder, 'cases.json')))) {
     try {
-      found.push({name: c.name, errors: await held(layers[c.name], c)});
+      found.push({name: c.name, errors: await (c.mean === undefined ? held : drawn)(layers[c.name], c)});
     } catch (e) {
       found.push({name: c.name, raised: e.stack.split('\n').slice(0, 6).join(' | ')});
     }

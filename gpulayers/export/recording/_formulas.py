@@ -62,7 +62,8 @@ def _formula(values: list[Any], tolerance: float, at: Place | None, strict: bool
 
 
 def _line(found: np.ndarray) -> Formula | None:
-    b, a = np.polyfit(_FITTED, found, 1).round().astype(int).tolist()
+    b = round((found[1] - found[0]) / (BATCHES[1] - BATCHES[0]))
+    a = round(found[0] - b * BATCHES[0])
     return Formula(a, b) if (a + b * _FITTED == found).all() else None
 
 

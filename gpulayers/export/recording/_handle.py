@@ -163,7 +163,7 @@ class Handle(np.lib.mixins.NDArrayOperatorsMixin):
         """The same value by itself: no view, no mask."""
         return Handle.concrete(self.node, self.value)
 
-    def view(self, new: Any, again: Callable, back: Callable | None, index: Any = None) -> Any:
+    def as_view(self, new: Any, again: Callable, back: Callable | None, index: Any = None) -> Any:
         """``new`` as a view of this one, where NumPy's shares memory."""
         if self.mask is not None or not np.may_share_memory(new.value, self.value):
             return new

@@ -41,14 +41,14 @@ class Shapes(Handle):
             refuse(f"reshape with order={order!r}", "x.transpose(…).reshape(…)")
         new = self.value.reshape(*shape)
         y = emit("reshape", [self], new, shape=new.shape)
-        return self.view(y, lambda base: base.reshape(new.shape), lambda base, v: v.reshape(base.shape))
+        return self.as_view(y, lambda base: base.reshape(new.shape), lambda base, v: v.reshape(base.shape))
 
     def transpose(self, *axes: Any) -> Any:
         axes = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes
         order = tuple(int(a) % self.ndim for a in axes or range(self.ndim)[::-1])
         y = emit("transpose", [self], self.value.transpose(order), axes=order)
         back = np.argsort(order).tolist()
-        return self.view(y, lambda base: base.transpose(order), lambda base, v: v.transpose(back))
+        return self.as_view(y, lambda base: base.transpose(order), lambda base, v: v.transpose(back))
 
     def swapaxes(self, a: int, b: int) -> Any:
         axes = list(range(self.ndim))

@@ -42,20 +42,29 @@ def weight_names(layer: Layer) -> dict[str, str]:
     return names
 
 
-def class_text(layer: Layer, class_name: str, input_shapes: Sequence[tuple], *, dtypes: Sequence[Any] = ()) -> str:
+def class_text(
+    layer: Layer,
+    class_name: str,
+    input_shapes: Sequence[tuple],
+    *,
+    dtypes: Sequence[Any] = (),
+    always_evaluates: bool = False,
+) -> str:
     """The source of a class that extends tf.layers.Layer and registers itself; ``tf`` is free in it.
 
     input_shapes: of the layer's inputs, None for the batch, which is first; other sizes are known, and baked in as its
     settings are. dtypes: the inputs', float32 where not said. Its weights are made by ``addWeight`` in the order, layouts
-    and shapes of ``named_weights``, under ``weight_names``; ``call`` follows ``kwargs.training``.
+    and shapes of ``named_weights``, under ``weight_names``; ``call`` follows ``kwargs.training``, unless it always evaluates.
 
     Raises Unrecordable for code that cannot be read, or whose recording does not give what the layer gives.
     """
     shapes = [tuple(shape) for shape in input_shapes]
-    modes = {training: record(layer, shapes, training=training, dtypes=dtypes) for training in (True, False)}
-    for recording in modes.values():
+    evaluating = record(layer, shapes, training=False, dtypes=dtypes)
+    modes = [evaluating] if always_evaluates else [record(layer, shapes, training=True, dtypes=dtypes), evaluating]
+    for recording in modes:
         check_replay(layer, recording, shapes, dtypes)
-    training, evaluation = (_Function(modes[mode], weight_names(layer)).lines() for mode in (True, False))
+    names = weight_names(layer)
+    training, evaluation = (_Function(recording, names).lines() for recording in (modes[0], modes[-1]))
     if training != evaluation:
         training = ["if (kwargs.training) {", *_indented(training), "}", *evaluation]
     lines = [
@@ -71,9 +80,9 @@ def class_text(layer: Layer, class_name: str, input_shapes: Sequence[tuple], *, 
         "    return super.getConfig();  // its settings are constants below",
         "  }",
         "",
-        *_indented(_build(modes[True], weight_names(layer))),
+        *_indented(_build(evaluating, names)),
         "",
-        *_indented(_output_shape(modes[True])),
+        *_indented(_output_shape(evaluating)),
         "",
         "  call(inputs, kwargs) {",
         *_indented(training, 2),

@@ -88,7 +88,12 @@ def _slice(node: Node, x: str) -> str:
     starts, stops, steps = zip(*spans)
     if set(steps) == {1}:
         return f"tf.slice({x}, {number(starts)}, [{', '.join(_difference(a, b) for a, b, _ in spans)}])"
-    return f"tf.stridedSlice({x}, {number(starts)}, {number(stops)}, {number(steps)})"
+    strided = f"{number(starts)}, {number(stops)}, {number(steps)}"
+    if node.kind == "f":
+        return f"tf.stridedSlice({x}, {strided})"
+    return (
+        f"tf.cast(tf.stridedSlice(tf.cast({x}, 'float32'), {strided}), {TYPES[node.kind]})"  # wasm's forgets the type
+    )
 
 
 def _segment_sum(node: Node, x: str, indices: str) -> str:
