@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | new | check | train | bench | tune | audit."""
+"""The command line: gpulayers info | explain | new | check | train | export | bench | tune | audit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import gpulayers as gl
 from gpulayers import _console, arrays, dispatch
 from gpulayers._table import table
 from gpulayers.arrays import Spec
+from gpulayers.export import FORMATS, NEXT_STEPS
 from gpulayers.inventory import PACKAGES, backends_of, families, ops, version
 
 WRONG_INPUT = (RuntimeError, ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, MemoryError)
@@ -94,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
     p.add_argument("--seed", type=_console.at_least(0), default=0)
     p.set_defaults(run=train)
+
+    p = commands.add_parser("export", help="write a saved model for elsewhere: Node.js and browsers")
+    p.add_argument("model", help="the folder that gl.save wrote")
+    p.add_argument("--format", choices=sorted(FORMATS), default="tfjs")
+    p.add_argument("--out", required=True, help="where to write it to")
+    p.add_argument("--layers", action="append", default=[], type=pathlib.Path, help="FILE.py with layers of your own")
+    p.add_argument("--input-shape", nargs="+", default=(), help="batch first, if the model was never called")
+    p.set_defaults(run=export)
 
     _lab(commands)
     return parser
@@ -320,6 +329,23 @@ def train(options: Any) -> int:
     print(f"model            {result['model']} (loaded again, it {bits})")
     print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
     return 0 if result["same_bits"] else 1
+
+
+def export(options: Any) -> int:
+    """A saved model in another format."""
+    from gpulayers import demo  # noqa: F401  its layers are among those that are known
+    from gpulayers.authoring.file import module_in
+
+    for path in options.layers:
+        module_in(path.resolve())
+    try:
+        model = gl.load(options.model)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} (--layers FILE.py)") from None
+    shapes = [_shape(text) for text in options.input_shape] or None
+    model.export(options.out, format=options.format, input_shapes=shapes)
+    print(f"{model.name} is in {options.out} now\n\n{NEXT_STEPS[options.format].format(options.out)}")
+    return 0
 
 
 def bench(options: Any) -> int:

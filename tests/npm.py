@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import subprocess
 
 import pytest
 
@@ -20,3 +21,16 @@ def node_modules(*packages: str) -> pathlib.Path:
             return folder / "node_modules"
     wanted = " ".join(f"{name}@{VERSIONS[name]}".rstrip("@") for name in packages)
     pytest.skip(f"needs npm install --prefix FOLDER {wanted}, and GPULAYERS_NPM=FOLDER")
+
+
+def linked(folder: pathlib.Path, modules: pathlib.Path) -> pathlib.Path:
+    """``folder`` with what ``npm install`` would put there."""
+    (folder / "node_modules").symlink_to(modules)
+    return folder
+
+
+def node(*words: object, cwd: pathlib.Path | None = None) -> str:
+    """What a script prints."""
+    done = subprocess.run(["node", *map(str, words)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -96,6 +96,8 @@ WRONG = [
     (["bench", "softmaxx", "--cpu"], "bench: no family 'softmaxx'; there are activation, "),
     (["bench", "--cpu", "--minutes", "-1"], "--minutes: the rule is a number > 0; got '-1'"),
     (["bench", "--cpu", "--seconds", "nan"], "--seconds: the rule is a number > 0; got 'nan'"),
+    (["export", "{tmp}/no", "--out", "{tmp}/out"], "no: no such folder"),
+    (["export", "{tmp}", "--out", "{tmp}/out"], "config.json is missing; this is no saved model"),
     (["tune", "softmaxx"], "tune: no family 'softmaxx'"),
     (["audit", "softmaxx"], "audit: no family 'softmaxx'"),
     (["audit", "softmax", "--diff", "no-revision"], "audit: --diff: "),

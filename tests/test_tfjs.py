@@ -2,28 +2,15 @@
 
 import json
 import pathlib
-import subprocess
 
 import numpy as np
-from npm import node_modules
+from npm import linked, node, node_modules
 
 import gpulayers as gl
 from gpulayers import demo
 
 HERE = pathlib.Path(__file__).parent
 TFJS = "@tensorflow/tfjs"
-
-
-def linked(folder: pathlib.Path, modules: pathlib.Path) -> pathlib.Path:
-    """``folder`` with what ``npm install`` would put there."""
-    (folder / "node_modules").symlink_to(modules)
-    return folder
-
-
-def node(*words: object, cwd: pathlib.Path | None = None) -> str:
-    done = subprocess.run(["node", *map(str, words)], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 class Case:

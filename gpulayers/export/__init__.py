@@ -12,6 +12,12 @@ from gpulayers.layers._layer import Layer
 FORMATS = {"tfjs": "gpulayers.export.tfjs"}
 """The room of each format, which has ``write(model, path, input_shapes)``; read when it is asked for."""
 
+NEXT_STEPS = {
+    "tfjs": "cd {} && npm install\nnode predict.mjs input.json   # a batch as nested lists; prints the outputs\n"
+    "npm start                     # then open http://localhost:8000"
+}
+"""What to do with what was written to {}, for people."""
+
 
 def export(
     model: Layer, path: str | os.PathLike, *, format: str = "tfjs", input_shapes: Sequence[Sequence] | None = None
@@ -46,4 +52,4 @@ def _shapes(model: Layer, given: Sequence[Sequence] | None) -> tuple[tuple, ...]
 
 Layer.export = export  # type: ignore[method-assign]
 
-__all__ = ["ExportError", "Refusal", "export"]
+__all__ = ["FORMATS", "NEXT_STEPS", "ExportError", "Refusal", "export"]

@@ -20,7 +20,7 @@ from gpulayers.layers._folder import whole_folder
 from gpulayers.layers._layer import Layer
 
 GENERATOR = "gpulayers"
-AS_THEY_ARE = ("predict.mjs", "index.html", "package.json")
+AS_THEY_ARE = ("predict.mjs", "index.html", "page.js", "page.css", "package.json")
 MODEL, CLASSES = "model.json", "custom_layers.js"
 
 
