@@ -1,11 +1,14 @@
 """The JavaScript classes of recorded layers, in the real TensorFlow.js: values, gradients, a step of fit, no leaks."""
 
 import json
+import os
+import pathlib
 import re
+import subprocess
 
 import numpy as np
 import pytest
-from recorded import npm
+from npm import node_modules
 from recorded.array_layers import CASES, DTYPES, Same
 from recorded.expressions import RECORDED, SHAPE, Computes
 from recorded.reference import reference
@@ -14,7 +17,8 @@ import gpulayers as gl
 from gpulayers.export.recording import Unrecordable
 from gpulayers.export.tfjs._class import class_text, weight_names
 
-SCRIPT = npm.CHECKOUT / "tests/recorded/tfjs_layers.cjs"
+SCRIPT = pathlib.Path(__file__).parent / "recorded/tfjs_layers.cjs"
+PACKAGES = ("@tensorflow/tfjs", "@tensorflow/tfjs-backend-wasm")
 TOLERANCE = 1e-5
 
 BY_DEFINITION = {
@@ -48,7 +52,7 @@ def case(name, layer, shapes, batch, training, integers=0):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """layers.js and cases.json for all of them."""
-    npm.packages()
+    node_modules(*PACKAGES)
     layers = {**CASES, **BY_DEFINITION} | {name: (Computes(fs), [SHAPE]) for name, fs in RECORDED.items()}
     texts, cases = [], []
     for name, (layer, shapes) in layers.items():
@@ -72,7 +76,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("backend", ["cpu", "wasm"])
 def test_in_tensorflow_js(folder, backend):
     """Values, gradients of inputs and weights, states, a step of SGD, in both modes, and no tensor left behind."""
-    found = json.loads(npm.node(SCRIPT, folder, backend))
+    env = os.environ | {"NODE_PATH": str(node_modules(*PACKAGES))}
+    done = subprocess.run(["node", SCRIPT, folder, backend], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
     assert len(found) > 2 * len({**CASES, **BY_DEFINITION, **RECORDED, **CHANCE})
     wrong = {}
     for done in found:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gpulayers.export._error import ExportError, Refusal
 from gpulayers.layers._layer import Layer
 
-FORMATS = {"tfjs": "gpulayers.export.tfjs"}
+FORMATS = {"tfjs": "gpulayers.export.tfjs", "onnx": "gpulayers.export.onnx"}
 """The room of each format, which has ``write(model, path, input_shapes)``; read when it is asked for."""
 
 NEXT_STEPS = {

@@ -1,6 +1,7 @@
 """One line each of what NumPy offers: what is recorded, and what is refused."""
 
 import math
+import struct
 
 import numpy as np
 
@@ -148,6 +149,9 @@ REFUSED = [
     (lambda x: x.view(np.int32), "the array's view", ""),
     (lambda x: x + (x * 8).astype(np.int64) * 1j, "dtype", "real numbers"),
     (lambda x: np.einsum("nii->ni", x[:, :3, :3]), "a letter twice", "np.where"),
+    (lambda x: x + struct.pack("f", x), "it raised error", "NumPy's functions"),
+    (lambda x: x[x], "it raised IndexError", "NumPy's functions"),
+    (lambda x: x + memoryview(x), "it raised TypeError: memoryview", "NumPy's functions"),
     (lambda x: np.lib.stride_tricks.as_strided(x, (2, 2)), "a plain NumPy array", ""),
 ]
 """(layer, words of the reason, words of the advice)"""

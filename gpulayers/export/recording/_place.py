@@ -52,14 +52,23 @@ def place() -> Place | None:
         file = frame.f_code.co_filename
         if not file.startswith(_MACHINERY):
             if not file.startswith(_PACKAGE):
-                return _of(frame)
+                return _line(file, frame.f_lineno)
             own = own or frame
         frame = frame.f_back  # type: ignore[assignment]
-    return None if own is None else _of(own)
+    return None if own is None else _line(own.f_code.co_filename, own.f_lineno)
 
 
-def _of(frame: object) -> Place:
-    file, line = frame.f_code.co_filename, frame.f_lineno  # type: ignore[attr-defined]
+def place_of(error: BaseException) -> Place | None:
+    """The last line of the user's, or of the library's own layers, that an error came through."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(_MACHINERY):
+            found = _line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
+
+
+def _line(file: str, line: int) -> Place:
     return Place(file, line, linecache.getline(file, line).strip())
 
 

@@ -18,7 +18,7 @@ from gpulayers.export.recording._chance import Chance
 from gpulayers.export.recording._formulas import BATCHES
 from gpulayers.export.recording._handle import Trace, full, lift
 from gpulayers.export.recording._join import joined, simplified
-from gpulayers.export.recording._place import refuse
+from gpulayers.export.recording._place import Unrecordable, place_of, refuse
 from gpulayers.export.recording.graph import RANDOM, Graph, Node, Recording, needed
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._frames import by_itself, mode
@@ -43,9 +43,9 @@ def record(
     subject = _subject(layer)
     kinds = [np.dtype(d) for d in itertools.islice(itertools.chain(dtypes, itertools.repeat(np.float32)), len(shapes))]
     with dispatch.only("definition"), mode_of(layer, training), by_itself(), random.drawn_by(Chance()), quiet():
-        runs = [_Run(subject, shapes, kinds, n) for n in BATCHES[:-1]]
+        runs = [_run(subject, shapes, kinds, n) for n in BATCHES[:-1]]
         with contextlib.suppress(ArithmeticError, RuleError):  # it may have no batch of one
-            runs.append(_Run(subject, shapes, kinds, BATCHES[-1]))
+            runs.append(_run(subject, shapes, kinds, BATCHES[-1]))
     said = each_shape(layer.output_shape(*shapes))
     trainable = {name: w.trainable for name, w in layer.named_weights().items()}
     return Recording(layer.name, *_graphs(runs), trainable, [tuple(s) for s in said], training)
@@ -85,6 +85,16 @@ def sample(shape: tuple, dtype: np.dtype, batch: int, rng: np.random.Generator) 
     """Numbers for an input; integers are 0 and 1, which are indices of anything."""
     value = rng.standard_normal([batch if n is None else n for n in shape])
     return value.astype(dtype) if dtype.kind == "f" else (value > 0).astype(dtype)
+
+
+def _run(layer: Layer, shapes: list[tuple], dtypes: list[np.dtype], batch: int) -> _Run:
+    try:
+        return _Run(layer, shapes, dtypes, batch)
+    except (Unrecordable, RuleError, ArithmeticError):
+        raise
+    except Exception as error:  # of whatever took the array for another
+        reason = f"on an array that records, it raised {type(error).__name__}: {error}"
+        raise Unrecordable(reason, "NumPy's functions, and methods, of the array", place_of(error)) from error
 
 
 class _Run:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from gpulayers.definition import RuleError
+from gpulayers.export._code import same_code
 from gpulayers.export.tfjs._builtin import BUILT_IN
 from gpulayers.export.tfjs._custom import Classes
 from gpulayers.export.tfjs._topology import LAST_AXIS, Tensor, Topology
@@ -13,18 +13,6 @@ from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.layers.container import Parallel, Residual, Sequential
 from gpulayers.ops._op import normal_axis
-
-CODE = ("forward", "backward", "output_shape", "arguments", "options", "op", "__call__")
-"""What makes a layer compute what it computes."""
-
-
-def same_code(layer: Layer, known: Mapping[type, Any]) -> Any:
-    """What is known of the class whose code the layer runs; None where it has code of its own."""
-    cls = type(layer)
-    base = next((c for c in cls.__mro__ if c in known), None)
-    if base is None or any(getattr(cls, name, None) is not getattr(base, name, None) for name in CODE):
-        return None
-    return None if any(name in layer.__dict__ for name in CODE) else known[base]
 
 
 class Walk:

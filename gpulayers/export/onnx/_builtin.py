@@ -1,0 +1,219 @@
+"""The library's own layers as nodes that ONNX has, as they are in evaluation.
+
+Each function takes (graph, layer, x) and gives the name of y, or None where no node computes the same: the layer is then
+recorded. ONNX's pooling with ceil_mode counts windows that torch's leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpulayers.export.onnx._graph import ModelGraph, Tensor
+from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
+from gpulayers.layers._calls import each_shape
+from gpulayers.ops._op import normal_axis
+from gpulayers.ops._window import pair, sides
+from gpulayers.ops.conv import padding_sides
+
+
+def _one(kind: str, **attributes: str) -> Callable:
+    """One node; attributes: {ONNX's name: the layer's}."""
+
+    def write(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+        numbers: dict[str, Any] = {name: float(getattr(layer, own)) for name, own in attributes.items()}
+        return graph.op(kind, x.name, **numbers)
+
+    return write
+
+
+def _clip(least: float | str, most: float | str) -> Callable:
+    def write(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+        ends = (getattr(layer, end) if isinstance(end, str) else end for end in (least, most))
+        return graph.op("Clip", x.name, *(graph.constant(end, "f") for end in ends))
+
+    return write
+
+
+def _gelu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("Gelu", x.name, approximate=layer.approximate)
+
+
+def _silu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("Mul", x.name, graph.op("Sigmoid", x.name))
+
+
+def _logsigmoid(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("Neg", graph.op("Softplus", graph.op("Neg", x.name)))
+
+
+def _tanhshrink(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("Sub", x.name, graph.op("Tanh", x.name))
+
+
+def _hardsigmoid(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("HardSigmoid", x.name, alpha=1 / 6, beta=0.5)
+
+
+def _softshrink(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("Shrink", x.name, lambd=float(layer.lambd), bias=float(layer.lambd))
+
+
+def _threshold(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    above = graph.op("Greater", x.name, graph.constant(layer.threshold, "f"))
+    return graph.op("Where", above, x.name, graph.constant(layer.value, "f"))
+
+
+def _rrelu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return graph.op("LeakyRelu", x.name, alpha=(layer.lower + layer.upper) / 2)
+
+
+def _prelu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    across = [-1] + [1] * (len(x.shape) - 2) if len(x.shape) > 1 and layer.num_parameters > 1 else [1]
+    return graph.op("PRelu", x.name, graph.op("Reshape", graph.weight(layer, layer.weight), graph.constant(across)))
+
+
+def _glu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    axis = normal_axis(layer.dim, len(x.shape), "dim")
+    a, b = graph.op("Split", x.name, outputs=2, axis=axis, num_outputs=2)
+    return graph.op("Mul", a, graph.op("Sigmoid", b))
+
+
+ACTIVATIONS: dict[Any, Callable] = {
+    activation.ReLU: _one("Relu"), activation.LeakyReLU: _one("LeakyRelu", alpha="negative_slope"),
+    activation.ReLU6: _clip(0, 6), activation.Hardtanh: _clip("min_val", "max_val"), activation.Hardsigmoid: _hardsigmoid,
+    activation.Hardswish: _one("HardSwish"), activation.Hardshrink: _one("Shrink", lambd="lambd"),
+    activation.Softshrink: _softshrink, activation.Threshold: _threshold, activation.GELU: _gelu, activation.SiLU: _silu,
+    activation.Sigmoid: _one("Sigmoid"), activation.LogSigmoid: _logsigmoid, activation.Tanh: _one("Tanh"),
+    activation.Tanhshrink: _tanhshrink, activation.Softsign: _one("Softsign"), activation.ELU: _one("Elu", alpha="alpha"),
+    activation.CELU: _one("Celu", alpha="alpha"), activation.SELU: _one("Selu"), activation.Mish: _one("Mish"),
+    activation.RReLU: _rrelu, activation.PReLU: _prelu, activation.GLU: _glu,
+}  # fmt: skip
+
+_BY_NAME = {cls.op.name: cls for cls in ACTIVATIONS if cls not in (activation.PReLU, activation.RReLU, activation.GLU)}
+
+
+def _fully_connected(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    f = None if layer.activation is None else _BY_NAME.get(layer.activation)
+    if layer.activation is not None and f is None:
+        return None
+    weight, bias = graph.weight(layer, layer.weight), layer.bias
+    if len(x.shape) == 2:
+        rest = [] if bias is None else [graph.weight(layer, bias)]
+        y = graph.op("Gemm", x.name, weight, *rest, transB=1)
+    else:
+        y = graph.op("MatMul", x.name, graph.op("Transpose", weight, perm=[1, 0]))
+        y = y if bias is None else graph.op("Add", y, graph.weight(layer, bias))
+    return y if f is None else ACTIVATIONS[f](graph, f(), Tensor(y, x.shape))
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _padded(graph: ModelGraph, x: Tensor, padding: Any, mode: str, value: float = 0.0) -> str | None:
+    (top, bottom), (left, right) = sides("padding", padding, None)
+    if min(top, bottom, left, right) < 0:
+        return None
+    edges = graph.constant([0, 0, top, left, 0, 0, bottom, right])
+    more = [graph.constant(value, "f")] if mode == "constant" else []
+    return graph.op("Pad", x.name, edges, *more, mode=_MODES[mode])
+
+
+def _pad(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    options = layer.options()
+    return _padded(graph, x, options["padding"], options["mode"], options.get("value", 0.0))
+
+
+def _conv(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    name, options = x.name, layer.options()
+    stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
+    if around := layer._around():
+        name = _padded(graph, x, **around) or ""
+    (top, bottom), (left, right) = padding_sides(options["padding"], layer.kernel_size, stride, dilation)
+    weights = [graph.weight(layer, w) for w in (layer.weight, layer.bias) if w is not None]
+    pads = [top, left, bottom, right]
+    return graph.op("Conv", name, *weights, strides=stride, pads=pads, dilations=dilation, group=layer.groups)
+
+
+def _windows(layer: Any) -> dict[str, Any]:
+    kernel = pair("kernel_size", layer.kernel_size, 1)
+    stride = kernel if layer.stride is None else pair("stride", layer.stride, 1)
+    return {"kernel_shape": kernel, "strides": stride, "pads": pair("padding", layer.padding, 0) * 2}
+
+
+def _max_pool(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    if layer.ceil_mode or layer.return_indices:
+        return None
+    return graph.op("MaxPool", x.name, **_windows(layer), dilations=pair("dilation", layer.dilation, 1))
+
+
+def _avg_pool(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    if layer.ceil_mode or layer.divisor_override is not None:
+        return None
+    return graph.op("AveragePool", x.name, **_windows(layer), count_include_pad=int(layer.count_include_pad))
+
+
+def _adaptive_pool(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    size = each_shape(layer.output_shape(x.shape))[0][2:]
+    if any(n % o for n, o in zip(x.shape[2:], size)):
+        return None
+    kernel = [n // o for n, o in zip(x.shape[2:], size)]
+    return graph.op("AveragePool", x.name, kernel_shape=kernel, strides=kernel)
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+def _layer_norm(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    shape = layer.normalized_shape
+    scale = graph.constant(np.ones(shape), "f") if layer.weight is None else graph.weight(layer, layer.weight)
+    bias = [] if layer.bias is None else [graph.weight(layer, layer.bias)]
+    return graph.op("LayerNormalization", x.name, scale, *bias, axis=-len(shape), epsilon=float(layer.eps))
+
+
+def _batch_norm(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    if layer.running_mean is None:
+        return None
+    n = layer.num_features
+    scale = graph.constant(np.ones(n), "f") if layer.weight is None else graph.weight(layer, layer.weight)
+    bias = graph.constant(np.zeros(n), "f") if layer.bias is None else graph.weight(layer, layer.bias)
+    running = [graph.weight(layer, w) for w in (layer.running_mean, layer.running_var)]
+    return graph.op("BatchNormalization", x.name, scale, bias, *running, epsilon=float(layer.eps))
+
+
+def _softmax(kind: str) -> Callable:
+    def write(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+        axis = normal_axis(layer.options()["axis"], len(x.shape), "axis")
+        return graph.op(kind, x.name, axis=axis)
+
+    return write
+
+
+def _softmin(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return _softmax("Softmax")(graph, layer, Tensor(graph.op("Neg", x.name), x.shape))
+
+
+def _dropout(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    return x.name
+
+
+def _reshape(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    shape = each_shape(layer.output_shape(x.shape))[0]
+    if shape[0] is not None or None in shape[1:] or 0 in shape[1:]:
+        return None
+    return graph.op("Reshape", x.name, graph.constant([-1, *shape[1:]]))
+
+
+BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
+    **ACTIVATIONS, linear.FullyConnected: _fully_connected, conv.Convolutional: _conv, pooling.MaxPool2d: _max_pool,
+    pooling.AvgPool2d: _avg_pool, pooling.AdaptiveAvgPool2d: _adaptive_pool, pooling.GlobalAvgPool2d: _adaptive_pool,
+    norm.LayerNorm: _layer_norm, norm.BatchNorm1d: _batch_norm, norm.BatchNorm2d: _batch_norm, dropout.Dropout: _dropout,
+    softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
+    softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
+    padding.ZeroPad2d: _pad, padding.ConstantPad2d: _pad, padding.ReflectionPad2d: _pad, padding.ReplicationPad2d: _pad,
+    padding.CircularPad2d: _pad,
+}  # fmt: skip
