@@ -1,82 +1,63 @@
-"""An op of your own with a Triton kernel of your own, in one file: y = x · |x|.
+"""A Triton kernel of your own, in one file: an op with a definition and a kernel, and a layer over it.
 
-Run it: it checks the kernel against the definition (interpreted where there is no GPU), then the layer.
+Run it: who would compute the op; the kernel held against the definition, its accesses and its machine code checked, with
+no GPU; how fast it is. In CUDA C++: custom_layers/symlog.py.
 """
 
+import numpy as np
 import triton
 import triton.language as tl
+from gpulayers.bench.own import bench_op
 
 import gpulayers as gl
-from gpulayers.arrays import namespace, up
-from gpulayers.definition import Rule
-from gpulayers.ops._op import Op, require_float
-from gpulayers.testing import check_layer, check_op
-
-# --- the definition ---
+from gpulayers.arrays import Spec, bfloat16
+from gpulayers.testing import audit_op, check_layer, check_op
 
 
-def signed_square_rule(x, *, needs=()):
-    require_float("x", x)
-    return Rule({"y": x.like()}, {"x": x} if needs else {})
-
-
-def signed_square_forward(x, *, needs=()):
+def forward(x):
     """y = x |x|; any shape."""
-    v = up(x)
-    return ((v * namespace(v).abs(v)).astype(x.dtype),), {"x": x} if needs else {}
+    return x * np.abs(x)
 
 
-def signed_square_backward(dys, saved, *, inputs, needs):
-    """dx = 2 |x| dy."""
-    (dy,), x = dys, saved["x"]
-    return ((2 * namespace(x).abs(up(x)) * up(dy)).astype(x.dtype),)
-
-
-# --- the kernels; a module of its own in a larger project ---
+def backward(dy, x):
+    return 2 * np.abs(x) * dy
 
 
 @triton.jit
 def _signed_square_kernel(x, dy, out, N, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     v = tl.load(x + at, at < N, other=0.0).to(tl.float32)
-    if dy is None:
-        r = v * tl.abs(v)
-    else:
-        r = 2 * tl.abs(v) * tl.load(dy + at, at < N, other=0.0).to(tl.float32)
-    tl.store(out + at, r.to(out.dtype.element_ty), at < N)
+    factor = v if dy is None else 2 * tl.load(dy + at, at < N, other=0.0).to(tl.float32)
+    tl.store(out + at, (factor * tl.abs(v)).to(out.dtype.element_ty), at < N)
 
 
-def _launch(x, dy, empty):
-    x, dy = x.contiguous(), None if dy is None else dy.contiguous()
+def triton_forward(x, *, empty, dy=None):
     out = empty(x.shape, x.dtype)
-    if x.numel():
-        _signed_square_kernel[(triton.cdiv(x.numel(), 1024),)](x, dy, out, x.numel(), BLOCK=1024)
+    _signed_square_kernel[(triton.cdiv(x.numel(), 1024),)](x, dy, out, x.numel(), BLOCK=1024)
     return out
 
 
-class Kernels:
-    """Stands for a module; ``kernels={"triton": "its.name"}`` would import that at first use."""
-
-    @staticmethod
-    def signed_square_forward(x, *, needs=(), empty):
-        return (_launch(x, None, empty),), {"x": x} if needs else {}
-
-    @staticmethod
-    def signed_square_backward(dys, saved, *, inputs, needs, empty):
-        return (_launch(saved["x"], dys[0], empty),)
+def triton_backward(dy, x, *, empty):
+    return triton_forward(x, empty=empty, dy=dy)
 
 
-signed_square = Op(signed_square_rule, signed_square_forward, signed_square_backward, kernels={"triton": Kernels})
+signed_square = gl.op("signed_square", forward, backward, triton=(triton_forward, triton_backward))
 
 
 @gl.register
 class SignedSquare(gl.OpLayer):
+    """y = x |x|; any shape."""
+
     op = signed_square
 
 
 if __name__ == "__main__":
-    import numpy as np
-
     x = np.random.default_rng(0).standard_normal((5, 300))
-    print("op:", check_op(signed_square, x, numeric=False))
-    print("layer:", check_layer(SignedSquare(), (None, 7)))
+    print(gl.explain(signed_square, x))
+    print(
+        "right, in bounds, without races:", check_op(signed_square, x), check_op(signed_square, x[:, :7], numeric=True)
+    )
+    for report in audit_op(signed_square, Spec((4096, 4096), bfloat16), archs=[90]):
+        print(f"{report.kernel} for sm_{report.arch}: {report.registers} registers, {report.loads}-bit loads")
+    print(check_layer(SignedSquare(), (None, 7)).title)
+    bench_op(signed_square, (256, 256), dtypes=["float32"], rounds=3)  # torch=… is measured beside it

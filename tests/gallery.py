@@ -40,9 +40,11 @@ ENTRIES = [
     Entry("blur_pool", "BlurPool", (), (None, 2, 5, 4)),
     Entry("dynamic_filter", "DynamicFilter", (), (None, 2, 4, 3)),
     Entry("kan", "KAN", (4, 3), (None, 4)),
+    Entry("linear_attention", "LinearAttention", (), (None, 3, 4)),
     Entry("maxout", "Maxout", (5, 3), (None, 5)),
     Entry("squeeze_excitation", "SqueezeExcitation", (2,), (None, 4, 3, 3)),
     Entry("swish", "Swish", (), (None, 5)),
+    Entry("symlog", "Symlog", (), (None, 5)),
 ]
 
 

@@ -1,5 +1,6 @@
 """Every layer of the gallery is right, short, learns from real data, and runs as a script."""
 
+import importlib
 import runpy
 
 import gallery
@@ -8,8 +9,9 @@ import pytest
 
 import gpulayers as gl
 from gpulayers import demo
+from gpulayers.arrays import Spec, bfloat16
 from gpulayers.authoring import subject
-from gpulayers.testing import check_layer
+from gpulayers.testing import audit_op, check_layer, check_op
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,7 @@ def test_every_file_is_listed():
 
 @entries
 def test_it_is_right(entry):
-    assert check_layer(entry.layer(), entry.input_shape, backends=(), dtypes=("float32", "float16"))
+    assert check_layer(entry.layer(), entry.input_shape, backends=(), dtypes=("float16",))
 
 
 @entries
@@ -36,6 +38,27 @@ def test_it_is_short_and_says_what_it_is(entry):
     assert len(lines) < 60 and lines[0].startswith('"""')
     cls = type(entry.layer())
     assert "→" in cls.__doc__ or "any shape" in cls.__doc__
+
+
+def test_the_triton_kernel():
+    """Interpreted, and compiled with tensor cores; two tiles, the second one in part."""
+    pytest.importorskip("triton")
+    op = importlib.import_module("_product").linear_attention
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 35, 5))
+    assert "triton" in check_op(op, q, k, v, dtypes=["bfloat16"])
+    assert "triton" in check_op(op, *(x[:1, :3, :2] for x in (q, k, v)), dtypes=["float32"], numeric=True)
+    specs = [Spec((64, 1024, 64), bfloat16)] * 3
+    assert all(report.tensor_core and report.loads == 128 for report in audit_op(op, *specs, archs=[90]))
+
+
+def test_the_cuda_kernel():
+    """Emulated, and compiled by NVRTC."""
+    pytest.importorskip("cupy_backends")
+    op = importlib.import_module("symlog").symlog
+    x = np.random.default_rng(0).standard_normal((3, 7))
+    assert "cuda" in check_op(op, x, dtypes=["float32", "bfloat16"], numeric=True)
+    reports = audit_op(op, Spec((64, 1024), bfloat16), archs=[90], backend="cuda")
+    assert [report.kernel for report in reports] == ["forward_bfloat16", "backward_bfloat16"]
 
 
 @entries

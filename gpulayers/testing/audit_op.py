@@ -3,13 +3,14 @@ their machine code."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec
 from gpulayers.ops._op import Op
-from gpulayers.testing.audit import Report, audit_launches, budget_of
+from gpulayers.testing.audit import Report, audit_cubin, audit_launches, budget_of
 from gpulayers.testing.check_op import CheckError
 from gpulayers.testing.compiling import Planned, planning
 
@@ -23,19 +24,24 @@ def audit_op(
     *inputs: Spec | list[Spec] | None,
     needs: Sequence[str] | None = None,
     archs: Sequence[int] = ARCHS,
+    backend: str = "triton",
     **options: Any,
 ) -> list[Report]:
     """Compile forward and backward of one call for each architecture; returns each kernel's report.
 
-    inputs: the metadata of the call (nothing is allocated, so sizes may be as large as you like).
+    inputs: the metadata of the call (nothing is filled, so sizes may be as large as you like). backend: "triton" or
+    "cuda", whose kernels are compiled by NVRTC.
 
-    Raises CheckError for spills, too much shared memory, 16-bit products without tensor cores, narrow accesses to
-    aligned arrays, floating-point atomics, and for what is above the kernel's budget (``BUDGETS`` in its file).
+    Raises CheckError for spills, too much shared memory, 16-bit products without tensor cores, floating-point atomics,
+    and of Triton's kernels for narrow accesses to aligned arrays, and for what is above the budget (``BUDGETS`` in
+    their file).
     """
     if needs is None:
         given = zip(op.inputs, inputs)
         needs = [n for n, x in given if n in op.differentiable and all(s.dtype in FLOATS for s in arrays.lists([x]))]
         needs = [n for n in needs if inputs[op.inputs.index(n)] is not None]
+    if backend == "cuda":
+        return _audited_cuda(op, inputs, tuple(needs), archs, options)
     launches = [p for arch in archs for p in launched(op, inputs, tuple(needs), options, arch)]
     reports, faults = audit_launches(launches), []
     for launch, report in zip(launches, reports):
@@ -44,6 +50,44 @@ def audit_op(
     if faults:
         raise CheckError("\n".join([f"{op.name} ({', '.join(map(str, inputs))}; {options}):", *faults]))
     return reports
+
+
+def _audited_cuda(op: Op, inputs: Sequence, needs: tuple, archs: Sequence[int], options: dict) -> list[Report]:
+    from gpulayers.testing.nvrtc import compile_source
+
+    launches = _cuda_launches(op, inputs, needs, options)
+    reports, faults = [], []
+    for arch in archs:
+        for (source, name), (threads, shared) in launches.items():
+            found = audit_cubin(compile_source(source, arch), arch)[name].launched(threads, shared)
+            faults += [f"{name} for sm_{arch}: {fault}" for fault in found.faults()]
+            reports.append(found)
+    if faults:
+        raise CheckError("\n".join([f"{op.name} ({', '.join(map(str, inputs))}; {options}):", *faults]))
+    return reports
+
+
+def _cuda_launches(op: Op, inputs: Sequence, needs: tuple, options: dict) -> dict[tuple[str, str], tuple[int, int]]:
+    """{(source, kernel): (threads, dynamic shared bytes of a block)} of one call's CUDA launchers, none of which runs."""
+    from gpulayers.kernels.cuda import _launch
+
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def note(source: str, name: str, grid: tuple, block: tuple, args: Any, shared: int) -> None:
+        found[source, name] = math.prod(block), shared
+
+    before, _launch.emulate = _launch.emulate, note
+    try:
+        with dispatch.policy(simulate=("cuda",)), dispatch.only("cuda"):
+            xs = [x if x is None else arrays.empty_numpy(x) for x in inputs]
+            outputs, call = dispatch.forward(op, xs, needs, options)
+            if call is not None:
+                call.backward(*(y if y.dtype in FLOATS else None for y in outputs))
+    finally:
+        _launch.emulate = before
+    if not found:
+        raise CheckError(f"{op.name}: its launchers launched no CUDA kernel")
+    return found
 
 
 def launched(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any], arch: int) -> list[Planned]:

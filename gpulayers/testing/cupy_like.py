@@ -83,6 +83,12 @@ class Array:
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError("implicit conversion of a CuPy array to NumPy")
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        return getattr(_namespace, ufunc.__name__)(*inputs, **options) if method == "__call__" else NotImplemented
+
+    def __array_function__(self, function: Any, _: Any, args: tuple, options: dict) -> Any:
+        return getattr(_namespace, function.__name__)(*args, **options)
+
     def __len__(self) -> int:
         return len(self._a)
 

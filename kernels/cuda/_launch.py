@@ -23,11 +23,29 @@ emulate: Callable[..., None] | None = None
 """Runs launches on NumPy arrays, while gpulayers.testing.emulator is at work."""
 
 
+class Source:
+    """CUDA C++ of your own. It may begin with ``#include "_common.cuh"``, whose head says how a kernel serves all dtypes."""
+
+    def __init__(self, text: str):
+        self.text = _whole(text)
+
+    def launch(
+        self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0
+    ) -> None:
+        """Launch the kernel called ``name``; see ``launch``."""
+        launch(self, name, grid, block, args, shared)
+
+
 @cache
-def source(family: str) -> str:
-    """The CUDA C++ of `<family>.cu`, what it includes from this folder put in its place."""
-    lines = files(__package__).joinpath(f"{family}.cu").read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(_included(line) for line in lines)
+def source(family: str | Source) -> str:
+    """The CUDA C++ of `<family>.cu`, or of one's own, what it includes from this folder put in its place."""
+    if isinstance(family, Source):
+        return family.text
+    return _whole(files(__package__).joinpath(f"{family}.cu").read_text(encoding="utf-8"))
+
+
+def _whole(text: str) -> str:
+    return "".join(map(_included, text.splitlines(keepends=True)))
 
 
 def _included(line: str) -> str:
@@ -37,7 +55,7 @@ def _included(line: str) -> str:
 
 
 @cache
-def _module(family: str, only: str, device: int) -> Any:
+def _module(family: str | Source, only: str, device: int) -> Any:
     """The compiled family, or one part of it, on one device."""
     import cupy
 
@@ -50,7 +68,7 @@ def options(only: str = "") -> tuple[str, ...]:
 
 
 @cache
-def _kernel(family: str, only: str, name: str, device: int, shared: int) -> Any:
+def _kernel(family: str | Source, only: str, name: str, device: int, shared: int) -> Any:
     kernel = _module(family, only, device).get_function(name)
     if shared > DEFAULT_SHARED:
         kernel.max_dynamic_shared_size_bytes = shared
@@ -58,7 +76,7 @@ def _kernel(family: str, only: str, name: str, device: int, shared: int) -> Any:
 
 
 def launch(
-    family: str,
+    family: str | Source,
     name: str,
     grid: Sequence[int],
     block: Sequence[int],

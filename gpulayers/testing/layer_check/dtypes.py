@@ -25,6 +25,7 @@ def exact_inputs(subject: Subject) -> list[np.ndarray]:
 
 
 def near_float64(subject: Subject, dtype: np.dtype) -> None:
+    """Outputs and gradients in this dtype are as near to float64's as it allows."""
     xs = exact_inputs(subject)
     for training, mode in _MODES:
         truth = subject.both(xs, training=training)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpulayers import dispatch, transfer
 from gpulayers.arrays import float32, float64
-from gpulayers.layers._layer import OpLayer
+from gpulayers.ops._op import Op
 from gpulayers.testing.arena import arena
 from gpulayers.testing.layer_check._subject import Result, Subject, gradients, is_float, which
 from gpulayers.testing.layer_check.dtypes import exact_inputs, near
@@ -18,7 +18,7 @@ def agree(subject: Subject, backends: Sequence[str]) -> None:
     """Interpreted or emulated where there is no GPU."""
     if not backends:
         return
-    ops = {inner.op for inner in subject.layer.layers() if isinstance(inner, OpLayer) and hasattr(inner, "op")}
+    ops = _ran(subject)
     xs = [x.astype(float32) if is_float(x) else x for x in exact_inputs(subject)]
     with dispatch.only("definition"):
         truth = subject.both(xs, dtype=float32)
@@ -36,6 +36,18 @@ def agree(subject: Subject, backends: Sequence[str]) -> None:
         for what, g, t in named:
             wide = t.astype(float64) if is_float(t) else t
             near(g, wide, (), xs, float32, f"({backend}) {what}")
+
+
+def _ran(subject: Subject) -> set[Op]:
+    """The ops that a call of the layer runs."""
+    layer = subject.fresh()
+    subject.forward(layer, subject.xs)
+    frames, found = list(layer._waiting.frames), set()
+    while frames:
+        frame = frames.pop()
+        found |= {call.plan.op for calls in frame.calls.values() for call, _ in calls}
+        frames += [inner for _, inners in frame.children.values() for inner in inners]
+    return found
 
 
 def _on_gpu(subject: Subject, xs: list, dys: tuple) -> Result:
