@@ -2,6 +2,7 @@
 
 import copy
 
+import gallery
 import numpy as np
 import pytest
 from recorded.array_layers import CASES, DTYPES, GatedMerge, Lookup, Maxout, Polar, Swish
@@ -97,6 +98,15 @@ RECORDED_INSTEAD = {
 def test_what_no_node_computes_is_recorded(name):
     layer, shape = RECORDED_INSTEAD[name]
     assert [f.name for f in held(layer, [shape]).functions] == [type(layer).__name__]
+
+
+@pytest.mark.parametrize("entry", gallery.ENTRIES, ids=lambda e: e.module)
+def test_gallery(entry):
+    """Whole models for images of digits."""
+    with gallery.importable():
+        model = entry.model()
+        proto = held(model, [(None, 1, 8, 8)])
+    assert {f.name for f in proto.functions} == {entry.name}
 
 
 def test_models():

@@ -99,7 +99,6 @@ def test_the_authors_lines_stand_above_what_they_became():
     assert "static className = 'Swish';" in text and text.endswith("tf.serialization.registerClass(Swish);\n")
     assert "if (kwargs.training)" not in text  # both modes are the same
     assert "if (kwargs.training)" in class_text(CASES["BatchCenter"][0], "B", [(None, 4)])
-    assert "if (kwargs.training)" not in class_text(CASES["BatchCenter"][0], "B", [(None, 4)], always_evaluates=True)
 
 
 def test_weights_have_names_that_javascript_takes():

@@ -73,6 +73,16 @@ def _where_written(x):
     return y
 
 
+def _scalars_stay(x):
+    total = x.sum()
+    before, first = total, x[0, 0, 0]
+    total += 1
+    first *= 2
+    y = x.reshape(-1)[:3] + 0
+    y[0] += first
+    return x * (total - before) + y[0] + y[1:].sum()
+
+
 def _summed(x):
     count = np.zeros_like(x, shape=(4,))
     np.add.at(count, (x[:, 0, 0] > 0).astype(np.int64) + 1, 1.0)
@@ -109,20 +119,23 @@ ARRAYS = [
     lambda x: np.split(x, 2, axis=2)[1] + x[:, :, [0, -1]] + np.take(x, [1, 0], axis=2) + x[..., None, :2][:, :, 0],
     lambda x: np.lib.stride_tricks.sliding_window_view(x, 2, axis=2).max(-1),
     lambda x: x[:, [0, 1], [2, 3]] + np.outer(x[:, 0, 0], np.ones(2)) + np.vstack([x[:, 0], x[:, 1]])[: len(x), :2],
+    lambda x: np.tril(x, 1) + np.triu(x) * np.round(x, 1) + x.round() + np.average(x, 2)[..., None],
+    lambda x: np.count_nonzero(x > 0, axis=1) + np.broadcast_arrays(x[:, 0], x[:1, 1])[1] + np.ones(3)[0],
     lambda x: x / np.sqrt(len(x)) + x * (1 / (len(x) + 1)) + x.size + x.sum(0) / max(len(x) - 1, 1),
 ]
 PRODUCTS = [
     lambda x: x @ x.swapaxes(1, 2) + np.matmul(x, x.mT) + np.einsum("nik,njk->nij", x, x),
     lambda x: np.einsum("nij,nj->ni", x, x[:, 0]) + np.einsum("...j->...", x) + x @ np.ones(4, np.float32),
+    lambda x: np.ones((1, 2, 3), np.float32) @ x + np.ones((2, 3), np.float32) @ x,
     lambda x: np.tensordot(x, np.eye(4, dtype=np.float32), 1) + np.dot(x, np.eye(4)[::-1].astype(np.float32)),
     lambda x: np.einsum("nij,kj,k->ni", x, np.ones((2, 4), np.float32), np.array([1, 2], np.float32)),
     lambda x: np.einsum("ni,mi->nm", x[:, 0], x[:, 1]) @ x[:, 0] + (x[:, 0] > 0) @ np.ones((4, 4), np.float32),
 ]
-WRITES = [_in_place, _through_views, _masked, _every_other, _where_written, _summed]
+WRITES = [_in_place, _through_views, _masked, _every_other, _where_written, _scalars_stay, _summed]
 RECORDED = {"elementwise": ELEMENTWISE, "arrays": ARRAYS, "products": PRODUCTS, "writes": WRITES}
 SHAPE = (None, 3, 4)
 
-STATE = []
+COUNT, STATE = [], []
 REFUSED = [
     (lambda x: x if x.max() > 0 else -x, "a branch", "np.where"),
     (lambda x: max(x[0, 0, 0], 0) + x, "a branch", "np.maximum"),
@@ -138,13 +151,17 @@ REFUSED = [
     (lambda x: x + x[np.arange(len(x)), 0][:, None], "constant array follows", "from x"),
     (lambda x: x * (len(x) ** 2), "in another way", "(a + b N) / (d + c N)"),
     (lambda x: x + np.random.default_rng().standard_normal(4).astype(np.float32), "random", "gl.random.generator()"),
-    (lambda x: (STATE.append(1), x * len(STATE))[1], "hidden state", "trainable=False"),
+    (lambda x: (COUNT.append(1), x * len(COUNT))[1], "hidden state", "trainable=False"),
     (lambda x: np.sort(x, axis=1), "np.sort", "np.max"),
     (lambda x: np.median(x, axis=1, keepdims=True) + x, "np.median", "x.mean"),
     (lambda x: np.fft.fft(x).real, "np.fft", ""),
     (lambda x: np.fmax(x, 0), "np.fmax", "np.maximum"),
     (lambda x: np.arctan2(x, 1), "np.arctan2", "np.arctan"),
     (lambda x: x[x > 0].mean() + x, "a mask selected", "mask.sum()"),
+    (lambda x: x + len(x[x > 0]), "how many a mask selected", "mask.sum()"),
+    (lambda x: x * (np.random.default_rng().random() + 1), "random numbers", "gl.random.generator()"),
+    (lambda x: (STATE.append(x), x + STATE[0].mean())[1], "kept from another call", "self.save"),
+    (lambda x: np.average(x, weights=x), "np.average with weights", "weights.sum()"),
     (lambda x: np.sqrt(x[x > 0]).reshape(-1), "a mask selected", "np.where"),
     (lambda x: x.view(np.int32), "the array's view", ""),
     (lambda x: x + (x * 8).astype(np.int64) * 1j, "dtype", "real numbers"),

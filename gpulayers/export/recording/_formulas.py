@@ -37,9 +37,8 @@ def _common_array(values: list[np.ndarray], at: Place | None) -> Any:
     first = values[0]
     if all(v.shape == first.shape and np.array_equal(v, first, equal_nan=v.dtype.kind == "f") for v in values):
         return first
-    if values[4].shape == first.shape and not np.array_equal(values[4], first, equal_nan=first.dtype.kind == "f"):
-        reason = "a constant differs between two equal runs: random numbers that are not gpulayers', or hidden state"
-        refuse(reason, "gl.random.generator() for random numbers; add_weight(…, trainable=False) for state", at)
+    if not np.array_equal(values[4], first, equal_nan=first.dtype.kind == "f"):
+        _refuse_chance(at)
     if first.ndim or any(v.ndim for v in values):
         refuse("a constant array follows the batch size", "an array computed from x: np.ones_like(x[:, :1])", at)
     exact = first.dtype.kind != "f" or first.dtype.itemsize == 8
@@ -47,10 +46,12 @@ def _common_array(values: list[np.ndarray], at: Place | None) -> Any:
 
 
 def _formula(values: list[Any], tolerance: float, at: Place | None, strict: bool = True) -> Formula | None:
+    if values[4] != values[0]:
+        _refuse_chance(at)
     found = np.array(values[:4], float)
     whole = all(isinstance(v, int) for v in values)
     formula = _line(found) if whole else _ratio(found, tolerance, False) or _ratio(found**2, tolerance, True)
-    if formula is None or values[4] != values[0]:
+    if formula is None:
         if not strict:
             return None
         rule = "it follows as (a + b N) / (d + c N), or as the root of that"
@@ -59,6 +60,11 @@ def _formula(values: list[Any], tolerance: float, at: Place | None, strict: bool
     if len(values) > 5 and not abs(formula(1) - values[5]) <= tolerance * abs(values[5]):
         return dataclasses.replace(formula, one=values[5])
     return formula
+
+
+def _refuse_chance(at: Place | None) -> None:
+    reason = "a constant differs between two equal runs: random numbers that are not gpulayers', or hidden state"
+    refuse(reason, "gl.random.generator() for random numbers; add_weight(…, trainable=False) for state", at)
 
 
 def _line(found: np.ndarray) -> Formula | None:

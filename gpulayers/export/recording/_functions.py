@@ -192,6 +192,41 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
     return np.sqrt((x * x).sum(axis, keepdims=keepdims))
 
 
+@stands_for(np.round, np.around)
+def _round(x: Any, decimals: int = 0, out: Any = None) -> Any:
+    scale = 10.0**decimals
+    return np.rint(x) if not decimals else np.rint(x * scale) / scale
+
+
+@stands_for(np.tril)
+def _tril(x: Any, k: int = 0) -> Any:
+    return select(np.tri(x.shape[-2], x.shape[-1], k, bool), x, 0).astype(x.dtype)
+
+
+@stands_for(np.triu)
+def _triu(x: Any, k: int = 0) -> Any:
+    return select(np.tri(x.shape[-2], x.shape[-1], k - 1, bool), 0, x).astype(x.dtype)
+
+
+@stands_for(np.count_nonzero)
+def _count_nonzero(x: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
+    return (x != 0).sum(axis, keepdims=keepdims)
+
+
+@stands_for(np.average)
+def _average(x: Any, axis: Any = None, weights: Any = None, returned: bool = False, *, keepdims: bool = False) -> Any:
+    if weights is None and not returned:
+        return lift(x).mean(axis, keepdims=keepdims)
+    refuse("np.average with weights", "(x * weights).sum(axis) / weights.sum()")
+
+
+@stands_for(np.broadcast_arrays)
+def _broadcast_arrays(*xs: Any, **_: Any) -> tuple[Any, ...]:
+    handles = [lift(x) for x in xs]
+    shape = np.broadcast_shapes(*(h.shape for h in handles))
+    return tuple(h.broadcast_to(shape) for h in handles)
+
+
 @stands_for(np.nan_to_num)
 def _nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
     most = np.finfo(x.dtype).max.item()

@@ -31,6 +31,8 @@ class Trace:
     def add(self, op: str, inputs: tuple, value: np.ndarray, name: str = "", /, **attributes: Any) -> Any:
         at = None if op == "input" else place()
         dtype, nodes = KINDS[kind_of(value)], tuple(x.node for x in inputs)
+        if any(n.index >= len(self.nodes) or self.nodes[n.index] is not n for n in nodes):
+            refuse("an array that was kept from another call", "self.save(…) for backward, add_weight(…) for state")
         self.nodes.append(Node(op, nodes, attributes, value.shape, dtype, at, name, len(self.nodes)))
         return Handle.concrete(self.nodes[-1], value)
 

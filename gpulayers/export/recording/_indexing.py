@@ -84,8 +84,8 @@ class Indexing(Handle):
         y = y if all(isinstance(i, slice) for i in items) else y.reshape(value.shape)
         if not np.array_equal(y.value, value, equal_nan=y.kind == "f"):
             refuse("this mixture of indices", "one kind of index after the other: x[:, rows][..., 0]")
-        if lists:
-            return y
+        if lists or isinstance(value, np.generic):
+            return Handle.concrete(y.node, np.asarray(value))
         return Handle.concrete(y.node, value, self, lambda base: base[index], lambda base, v: base.put(index, v), index)
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -21,8 +21,8 @@ def matmul(a: Any, b: Any) -> Any:
     a, b = (cast(x, kind_of(value)) for x in (a, b))
     if b.ndim == 2 < a.ndim:
         return matmul(a.reshape(-1, a.shape[-1]), b).reshape(value.shape)
-    lead = value.shape[:-2]
-    a, b = (x if x.shape[:-2] == lead else x.broadcast_to(lead + x.shape[-2:]) for x in (a, b))
+    if lead := value.shape[:-2]:
+        a, b = (x.broadcast_to(lead + x.shape[-2:]) for x in (a, b))
     return emit("matmul", [a, b], value)
 
 

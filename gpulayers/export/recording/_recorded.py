@@ -29,7 +29,7 @@ def _leaves(what: str, advice: str) -> Callable:
 def _in_place(function: Callable) -> Callable:
     def assign(self: Any, other: Any) -> Any:
         y = function(self, other)
-        return self.write(y) if self.mask is None else y
+        return self.write(y) if self.mask is None and self.ndim else y  # NumPy's scalars stay as they are
 
     return assign
 
@@ -76,6 +76,9 @@ class Recorded(Indexing, Shapes, Reductions):
 
     def dot(self, other: Any) -> Any:
         return dot(self, other)
+
+    def round(self, decimals: int = 0, out: Any = None) -> Any:
+        return np.round(self, decimals)
 
     __array__ = _leaves(
         "a plain NumPy array of it (np.asarray, np.vectorize, an item of np.zeros, …)",

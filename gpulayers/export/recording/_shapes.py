@@ -18,10 +18,10 @@ class _Flags:
 
 
 class Shapes(Handle):
-    shape = property(lambda self: self._value.shape)
     dtype = property(lambda self: self._value.dtype)
     ndim = property(lambda self: self._value.ndim)
-    size = property(lambda self: self._value.size)
+    shape = property(lambda self: self._sized().shape)
+    size = property(lambda self: self._sized().size)
     strides = property(lambda self: self._value.strides)
     nbytes = property(lambda self: self._value.nbytes)
     itemsize = property(lambda self: self._value.itemsize)
@@ -29,6 +29,11 @@ class Shapes(Handle):
     T = property(lambda self: self.transpose())
     mT = property(lambda self: self.swapaxes(-1, -2))
     real = property(lambda self: self)
+
+    def _sized(self) -> np.ndarray:
+        if self.mask is not None:
+            refuse("how many a mask selected depends on values", "mask.sum()")
+        return self._value
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -53,7 +53,10 @@ def record(
 
 def _subject(layer: Layer) -> Layer:
     """A copy of what the layer says an export reads in its place, on the CPU, its weights float32 where they are floats."""
-    subject = copy.deepcopy(layer.exported())
+    try:
+        subject = copy.deepcopy(layer.exported())
+    except TypeError as error:
+        raise Unrecordable(f"{layer.name} cannot be copied: {error}", "attributes that copy.deepcopy takes") from error
     shapes, theirs = ({n: w.shape for n, w in one.named_weights().items()} for one in (layer, subject))
     if list(shapes.items()) != list(theirs.items()):
         raise ValueError(f"{layer.name}: exported(): the rule is the same weights, {shapes}; got {theirs}")

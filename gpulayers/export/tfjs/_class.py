@@ -48,23 +48,21 @@ def class_text(
     input_shapes: Sequence[tuple],
     *,
     dtypes: Sequence[Any] = (),
-    always_evaluates: bool = False,
 ) -> str:
     """The source of a class that extends tf.layers.Layer and registers itself; ``tf`` is free in it.
 
     input_shapes: of the layer's inputs, None for the batch, which is first; other sizes are known, and baked in as its
     settings are. dtypes: the inputs', float32 where not said. Its weights are made by ``addWeight`` in the order, layouts
-    and shapes of ``named_weights``, under ``weight_names``; ``call`` follows ``kwargs.training``, unless it always evaluates.
+    and shapes of ``named_weights``, under ``weight_names``; ``call`` follows ``kwargs.training``.
 
     Raises Unrecordable for code that cannot be read, or whose recording does not give what the layer gives.
     """
     shapes = [tuple(shape) for shape in input_shapes]
-    evaluating = record(layer, shapes, training=False, dtypes=dtypes)
-    modes = [evaluating] if always_evaluates else [record(layer, shapes, training=True, dtypes=dtypes), evaluating]
+    modes = [record(layer, shapes, training=training, dtypes=dtypes) for training in (True, False)]
     for recording in modes:
         check_replay(layer, recording, shapes, dtypes)
     names = weight_names(layer)
-    training, evaluation = (_Function(recording, names).lines() for recording in (modes[0], modes[-1]))
+    training, evaluation = (_Function(recording, names).lines() for recording in modes)
     if training != evaluation:
         training = ["if (kwargs.training) {", *_indented(training), "}", *evaluation]
     lines = [
@@ -80,9 +78,9 @@ def class_text(
         "    return super.getConfig();  // its settings are constants below",
         "  }",
         "",
-        *_indented(_build(evaluating, names)),
+        *_indented(_build(modes[0], names)),
         "",
-        *_indented(_output_shape(evaluating)),
+        *_indented(_output_shape(modes[0])),
         "",
         "  call(inputs, kwargs) {",
         *_indented(training, 2),
@@ -249,7 +247,7 @@ def _statements(nodes: list[Node], roots: set[Node], names: dict[Node, str], tak
 def _name(node: Node, use: list[Node], taken: set[str]) -> str:
     """The author's own, for what a line assigns at last; else one that counts."""
     if node.place is not None and all(user.place != node.place for user in use):
-        assigned = re.match(r"(?:self\.)?([A-Za-z]\w*) [-+*/]?= ", node.place.text, re.ASCII)
+        assigned = re.match(r"(?:self\.)?([A-Za-z]\w*)(?:\[.*?\])? [-+*/@&|]?= ", node.place.text, re.ASCII)
         if assigned and assigned[1] not in taken:
             return assigned[1]
         if assigned:
