@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 from npm import linked, node, node_modules
+from stacks import Stack
 
 import gpulayers as gl
 from gpulayers import demo
@@ -14,7 +15,10 @@ TFJS = "@tensorflow/tfjs"
 
 
 class Case:
-    """A model, exported, with inputs and gradients of its outputs; all of them multiples of 1/8."""
+    """A model, exported, with inputs and gradients of its outputs; all of them multiples of 1/8.
+
+    training: None leaves each layer in the mode that it is in.
+    """
 
     def __init__(self, folder: pathlib.Path, model: gl.Layer, *shapes: tuple, training=False, fit=None, seed=0):
         self.random = np.random.default_rng(seed)
@@ -22,18 +26,21 @@ class Case:
         self.folder, self.xs = folder, [self.draw(s) for s in shapes]
         self.ys = self.outputs()
         self.dys = [self.draw(y.shape) for y in self.ys]
+        self.before = model.state_dict()
         model.export(folder)
 
     def draw(self, shape: tuple) -> np.ndarray:
         return (self.random.integers(-16, 17, shape) / 8).astype(np.float32)
 
     def outputs(self) -> tuple:
-        self.model.train(self.training)
+        if self.training is not None:
+            self.model.train(self.training)
         y = self.model(*self.xs)
         return y if isinstance(y, tuple) else (y,)
 
     def gradients(self) -> dict:
         """As predict.mjs says them."""
+        self.model.load_state_dict(self.before)
         self.model.zero_grad()
         self.ys = self.outputs()
         dx = self.model.backward(*self.dys)
@@ -42,19 +49,18 @@ class Case:
         return {"y": several(self.ys), "dx": dx, "weights": weights}
 
     def trained(self) -> dict:
-        """The weights when TF.js's ``fit`` is through, for the loss sum(dy y)."""
-        self.model.train()
+        """The weights when TF.js's ``fit`` is through, after ``gradients``, for the loss sum(dy y); running state, too."""
         for _ in range(self.fit["epochs"]):
             self.model.zero_grad()
             self.model(*self.xs)
             self.model.backward(*self.dys)
             for w in self.model.trainable_weights:
                 w -= self.fit["rate"] * w.grad
-        return {name: w.data for name, w in self.model.named_weights().items() if w.trainable}
+        return self.model.state_dict()
 
     def asked(self) -> dict:
         arrays = {"xs": [x.tolist() for x in self.xs], "dys": [dy.tolist() for dy in self.dys]}
-        return {"folder": str(self.folder), **arrays, "training": self.training, "fit": self.fit}
+        return {"folder": str(self.folder), **arrays, "training": self.training is not False, "fit": self.fit}
 
 
 def run(cases: list[Case], modules: pathlib.Path, folder: pathlib.Path, backend: str = "cpu") -> list[dict]:
@@ -147,9 +153,75 @@ RECORDED = [  # … and what it has not, or has wrong: classes of their own in c
 ]
 
 
+class SumAndProduct(gl.Layer):
+    """Two inputs, two outputs."""
+
+    def output_shape(self, a, b):
+        return a, b
+
+    def forward(self, a, b):
+        self.save(a, b)
+        return a + b, a * b
+
+    def backward(self, ds, dp):
+        a, b = self.saved
+        return ds + dp * b, ds + dp * a
+
+
+class Block(gl.Layer):
+    """Layers in a layer that has code of its own."""
+
+    def __init__(self, size):
+        self.inner, self.norms = gl.Linear(size, size), [gl.BatchNorm1d(size)]
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        return x + self.norms[0](self.inner(x))
+
+    def backward(self, dy):
+        return dy + self.inner.backward(self.norms[0].backward(dy))
+
+
+class Lookup(gl.Layer):
+    """Integers in."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight("table", (5, 3), init="normal")
+
+    def output_shape(self, input_shape):
+        return (*input_shape, 3)
+
+    def forward(self, ids):
+        self.save(ids)
+        return self.table.data[ids]
+
+    def backward(self, dy):
+        (ids,) = self.saved
+        np.add.at(self.table.grad, ids, dy)
+
+
+OWN = [
+    (gl.Sequential(SumAndProduct()), (3, 4), (3, 4)),
+    (gl.Sequential(gl.ReLU(), Block(4), gl.Linear(4, 2)), (5, 4)),
+]
+
+
+def partly_frozen() -> gl.Sequential:
+    """Each in another way: a layer, one weight, statistics that stay, and dropout that is off while the rest trains."""
+    model = gl.Sequential(
+        gl.Linear(4, 4), gl.Linear(4, 4), gl.BatchNorm1d(4), gl.BatchNorm1d(4), gl.Dropout(), gl.Linear(4, 2)
+    )
+    model[0].trainable = model[2].trainable = False
+    model[1].bias.trainable = False
+    return model
+
+
 def exported(folder: pathlib.Path, models: list, **options) -> list[Case]:
     found = []
     for i, (model, *shapes) in enumerate(models):
+        model.train()
         fit = {"epochs": 3, "rate": 0.01} if model.trainable_weights else None
         found.append(Case(folder / str(i), model, *shapes, training=True, fit=fit, **options))
     return found
@@ -165,8 +237,46 @@ def test_layers_and_containers(tmp_path):
 
 def test_recorded_layers(tmp_path):
     modules = node_modules(TFJS)
-    cases = exported(tmp_path, RECORDED)
+    cases = exported(tmp_path, [*RECORDED, *OWN])
     assert not faults(cases, run(cases, modules, tmp_path))
+
+
+def test_random_stacks(tmp_path):
+    """All of the library's layers, one behind the other."""
+    modules = node_modules(TFJS)
+    models = []
+    for seed in range(6):
+        model, shape = Stack(seed).model(6)
+        models.append((model, (3, *shape)))
+    cases = exported(tmp_path, models)
+    assert not faults(cases, run(cases, modules, tmp_path))
+
+
+def test_parts_that_do_not_train(tmp_path):
+    """They do not in TF.js's ``fit``, either; what is in evaluation by itself stays so."""
+    modules = node_modules(TFJS)
+    model = partly_frozen()
+    model.train()
+    model[3].eval(), model[4].eval()
+    case = Case(tmp_path / "out", model, (5, 4), training=None, fit={"epochs": 3, "rate": 0.01})
+    assert not faults([case], run([case], modules, tmp_path))
+    assert set(case.gradients()["weights"]) == {"1.weight", "3.weight", "3.bias", "5.weight", "5.bias"}
+
+
+def test_integers_in(tmp_path):
+    """A layer that indexes by its input makes the model's input one of integers."""
+    modules = node_modules(TFJS)
+    model, ids = gl.Sequential(Lookup(), gl.Flatten(), gl.Linear(12, 2)), np.array([[0, 4, 2, 2], [1, 1, 3, 0]])
+    y = model(ids)
+    model.export(tmp_path)
+    linked(tmp_path, modules)
+    for name, array in (("ids.json", ids), ("dy.json", np.ones_like(y))):
+        (tmp_path / name).write_text(json.dumps(array.tolist()))
+    found = json.loads(node("predict.mjs", "ids.json", "--dy", "dy.json", cwd=tmp_path))
+    model.zero_grad()
+    model.backward(np.ones_like(y))
+    assert worst(found["y"], y) < 1e-5
+    assert worst(found["weights"], {name: w.grad for name, w in model.named_weights().items()}) < 1e-5
 
 
 def test_wasm(tmp_path):

@@ -32,7 +32,7 @@ async function fitted(model, xs, dys, {epochs, rate}) {
 async function run({folder, xs, dys, training, fit}) {
   const exported = await import(path.join(folder, 'predict.mjs'));
   const model = await exported.load();
-  const [x, dy] = [tensors(xs), tensors(dys)];
+  const [x, dy] = [xs.map((v, i) => tf.tensor(v, undefined, model.about.inputs[i].dtype)), tensors(dys)];
   const before = tf.memory().numTensors;
   const found = exported.gradients(model, x, dy, training);
   found.leaked = tf.memory().numTensors - before;

@@ -90,14 +90,13 @@ def _refuse_weights(top: Topology, model: Layer) -> None:
 def _about(top: Topology, model: Layer, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Any]:
     """What predict.mjs and index.html want to know of the model, in gpulayers' words."""
     weights = [
-        {"name": top.weight_name(v), "variable": name, **v.way_back()}
+        {"name": top.weight_name(v), "variable": name, "trainable": v.weight.trainable, **v.way_back()}
         for name, v in top.variables.items()
-        if v.weight.trainable
     ]
     return {
         "name": model.name,
-        "inputs": [list(x.shape) for x in inputs],
-        "outputs": [list(y.shape) for y in outputs],
+        "inputs": [{"shape": list(x.shape), "dtype": top.layers[x.layer]["config"]["dtype"]} for x in inputs],
+        "outputs": [{"shape": list(y.shape), "dtype": "float32"} for y in outputs],
         "weights": weights,
     }
 

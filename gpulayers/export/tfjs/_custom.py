@@ -45,24 +45,37 @@ class Classes:
 
     def call(self, layer: Layer, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the layer gives, channels first in and out."""
-        shapes = [x.shape for x in xs]
-        subject = Sequential(copy.copy(layer)) if self.top.always_evaluates(layer) else layer
-        gives = each_shape(layer.output_shape(*shapes))
-        variables = [Variable(name, subject.named_weights()[own]) for own, name in weight_names(subject).items()]
-        kind = self._class(layer, subject, shapes)
-        return self.top.add(layer, kind, {}, *xs, shapes=gives, variables=variables)
+        gives = each_shape(layer.output_shape(*(x.shape for x in xs)))
+        subject = self._subject(layer)
+        weights = subject.named_weights()
+        variables = [Variable(name, weights[own]) for own, name in weight_names(subject).items()]
+        return self.top.add(layer, self._class(layer, xs), {}, *xs, shapes=gives, variables=variables)
 
-    def _class(self, layer: Layer, subject: Layer, shapes: Sequence[tuple]) -> str:
+    def _subject(self, layer: Layer) -> Layer:
+        """What is recorded: a layer that is in evaluation by itself stays so as a part of another."""
+        return Sequential(copy.copy(layer)) if self.top.always_evaluates(layer) else layer
+
+    def _class(self, layer: Layer, xs: Sequence[Tensor]) -> str:
         """The name of the class of this layer; layers of equal texts share one."""
-        mark = (id(layer), *shapes)
+        mark = (id(layer), *(x.shape for x in xs))
         if mark not in self._texts:
-            try:
-                self._texts[mark] = class_text(subject, STANDS_FOR, shapes)
-            except Unrecordable as error:
-                self.top.refuse(layer, str(error))
-                self._texts[mark] = ""
+            self._texts[mark] = self._recorded(layer, xs)
         text = self._texts[mark]
         return self.names.setdefault(text, self._fresh(type(layer).__name__)) if text else type(layer).__name__
+
+    def _recorded(self, layer: Layer, xs: Sequence[Tensor]) -> str:
+        """The text of the layer's class; "" where it is refused. A model's inputs may turn out to be integers."""
+        refused = []
+        for dtypes in self.top.possible_dtypes(xs):
+            try:
+                text = class_text(self._subject(layer), STANDS_FOR, [x.shape for x in xs], dtypes=dtypes)
+            except Unrecordable as error:
+                refused.append(str(error))
+            else:
+                self.top.settle(xs, dtypes)
+                return text
+        self.top.refuse(layer, refused[0])
+        return ""
 
     def _fresh(self, name: str) -> str:
         """A name of a class, in the letters that model.json keeps: no _ among them."""

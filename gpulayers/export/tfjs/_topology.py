@@ -78,6 +78,8 @@ class Topology:
         self.variables: dict[str, Variable] = {}
         """By "layer/name"."""
         self.refusals: list[Refusal] = []
+        self.dtypes: dict[str, str] = {}
+        """Of the inputs whose first layer said it, by their names: "float32" or "int64"."""
         self._places = {id(layer): place for place, layer in model.named_layers()}
         self._names = {id(w): name for name, w in model.named_weights().items()}
         self._used: dict[tuple, str] = {}
@@ -126,6 +128,21 @@ class Topology:
     ) -> Tensor:
         """``add`` for one input and one output of ``shape``; the channels are where they were unless ``last`` says so."""
         return self.add(layer, kind, config, x, shapes=[shape], **{"last": x.last, **more})[0]
+
+    def possible_dtypes(self, xs: Sequence[Tensor]) -> list[list[str]]:
+        """What these may be: numbers, or integers where they are inputs of the model that no layer has seen yet."""
+        known = [self.dtypes.get(x.layer, "" if self._is_input(x) else "float32") for x in xs]
+        return [[dtype or other for dtype in known] for other in (("float32", "int64") if "" in known else ("",))]
+
+    def settle(self, xs: Sequence[Tensor], dtypes: Sequence[str]) -> None:
+        """They are this."""
+        for x, dtype in zip(xs, dtypes):
+            if self._is_input(x):
+                self.dtypes.setdefault(x.layer, dtype)
+                self.layers[x.layer]["config"]["dtype"] = "int32" if self.dtypes[x.layer] == "int64" else "float32"
+
+    def _is_input(self, x: Tensor) -> bool:
+        return self.layers[x.layer]["class_name"] == "InputLayer"
 
     def first(self, x: Tensor) -> Tensor:
         """``x`` in gpulayers' own order."""

@@ -19,9 +19,9 @@ async function load() {
   return [model, (await (await fetch('model.json')).json()).userDefinedMetadata.gpulayers];
 }
 
-const isDrawing = ({inputs, outputs}) => inputs.length === 1 && outputs.length === 1 && inputs[0].length === 4 &&
-  inputs[0][1] === 1 && inputs[0].slice(2).every((n) => n >= 4 && n <= 64) &&
-  outputs[0].length === 2 && outputs[0][1] >= 2 && outputs[0][1] <= 36;
+const isDrawing = ({inputs, outputs}) => inputs.length === 1 && outputs.length === 1 && inputs[0].shape.length === 4 &&
+  inputs[0].shape[1] === 1 && inputs[0].shape.slice(2).every((n) => n >= 4 && n <= 64) &&
+  outputs[0].shape.length === 2 && outputs[0].shape[1] >= 2 && outputs[0].shape[1] <= 36;
 
 // --- drawing ---------------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ function givesProbabilities(model, shape) {
 }
 
 function drawing(model, about) {
-  const [, channels, height, width] = about.inputs[0], classes = about.outputs[0][1];
+  const [, channels, height, width] = about.inputs[0].shape, classes = about.outputs[0].shape[1];
   const shape = [channels, height, width];
   const ready = givesProbabilities(model, shape);
   const logits = (y) => (ready ? tf.log(tf.maximum(y, 1e-9)) : y);
@@ -214,20 +214,22 @@ function teaching(model, {shape, classes, logits, drawn, predict}) {
 const MANY = 144;
 
 function form(model, about) {
-  const fields = about.inputs.map(([, ...shape], i) => {
+  const fields = about.inputs.map(({shape: [, ...shape], dtype}, i) => {
     const size = shape.reduce((a, b) => a * b, 1);
     const legend = make('legend', {textContent: `${about.inputs.length > 1 ? `input ${i + 1}: ` : ''}${shape.join(' × ') || 'a number'}`});
     const field = size <= MANY ? numbers(size, shape) : text(shape);
     $('inputs').append(make('fieldset', {}, legend, field.element));
-    return {...field, shape, size};
+    return {...field, shape, size, dtype};
   });
-  const write = (value) => fields.forEach((f) => f.write(Array.from({length: f.size}, value)));
+  const write = (value) => fields.forEach((f) => {
+    f.write(Array.from({length: f.size}, () => (f.dtype === 'int32' ? Math.abs(Math.trunc(value())) : value())));
+  });
   const predict = () => {
     $('status').textContent = '';
     $('status').className = '';
     try {
       const ys = tf.tidy(() => {
-        const xs = fields.map((f) => tf.tensor(f.read(), [1, ...f.shape], 'float32'));
+        const xs = fields.map((f) => tf.tensor(f.read(), [1, ...f.shape], f.dtype));
         return [].concat(model.predict(xs.length > 1 ? xs : xs[0])).map((y) => y.squeeze([0]).arraySync());
       });
       const rounded = (v) => (Array.isArray(v) ? v.map(rounded) : Number(v.toPrecision(6)));

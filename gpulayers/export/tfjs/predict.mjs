@@ -37,48 +37,49 @@ export function predict(model, xs, training = false) {
 // {y, dx, weights} as nested lists, for gradients dys of a loss by the outputs.
 export function gradients(model, xs, dys, training = false) {
   return tf.tidy(() => {
-    const variables = xs.map((x) => tf.variable(x));
+    const variables = xs.map((x) => (x.dtype === 'float32' ? tf.variable(x) : x));  // integers have no gradient
     const byName = new Map(model.layers.flatMap((layer) => layer.weights).map((w) => [w.originalName, w.read()]));
-    const weights = model.about.weights.map((w) => byName.get(w.variable));
+    const trained = model.about.weights.filter((w) => w.trainable);
+    const weights = trained.map((w) => byName.get(w.variable));
     let ys;
     const {grads} = tf.variableGrads(() => {
       ys = predict(model, variables, training).map((y) => tf.keep(y));
       return tf.addN(ys.map((y, i) => tf.sum(tf.mul(y, dys[i]))));
-    }, [...variables, ...weights]);
-    const of = (v) => grads[v.name] ?? tf.zerosLike(v);
+    }, [...variables, ...weights].filter((v) => v.dtype === 'float32'));
+    const of = (v) => grads[v.name] ?? tf.zeros(v.shape);
     const own = ({transpose, shape}, g) => tf.reshape(transpose ? tf.transpose(g, transpose) : g, shape).arraySync();
     const found = {
       y: nested(ys),
       dx: nested(variables.map(of)),
-      weights: Object.fromEntries(model.about.weights.map((w, i) => [w.name, own(w, of(weights[i]))])),
+      weights: Object.fromEntries(trained.map((w, i) => [w.name, own(w, of(weights[i]))])),
     };
-    tf.dispose([ys, variables]);
+    tf.dispose([ys, variables.filter((v, i) => v !== xs[i])]);
     return found;
   });
 }
 
 const nested = (tensors) => (tensors.length > 1 ? tensors.map((t) => t.arraySync()) : tensors[0].arraySync());
 
-// Tensors of these shapes (the batch is null) from a file with nested lists.
-function read(file, shapes, what) {
+// Tensors of these shapes (the batch is null) and dtypes from a file with nested lists.
+function read(file, kinds, what) {
   let value;
   try {
     value = JSON.parse(fs.readFileSync(file, 'utf8'));
   } catch (error) {
     throw new Error(`${file}: ${error.message}`);
   }
-  const parts = shapes.length > 1 ? value : [value];
-  if (!Array.isArray(parts) || parts.length !== shapes.length) {
-    throw new Error(`${file}: the rule is a list of ${shapes.length} ${what}`);
+  const parts = kinds.length > 1 ? value : [value];
+  if (!Array.isArray(parts) || parts.length !== kinds.length) {
+    throw new Error(`${file}: the rule is a list of ${kinds.length} ${what}`);
   }
-  const tensors = parts.map((part, i) => tensor(file, part, shapes[i]));
+  const tensors = parts.map((part, i) => tensor(file, part, kinds[i]));
   if (new Set(tensors.map((t) => t.shape[0])).size > 1) {
     throw new Error(`${file}: the rule is the same number of rows in all ${what}; got ${tensors.map((t) => t.shape[0])}`);
   }
   return tensors;
 }
 
-function tensor(file, value, shape) {
+function tensor(file, value, {shape, dtype}) {
   const sizes = [];
   for (let v = value; Array.isArray(v); v = v[0]) sizes.push(v.length);
   const got = [];
@@ -93,7 +94,7 @@ function tensor(file, value, shape) {
   if (sizes.length !== shape.length || shape.some((n, i) => n !== null && n !== sizes[i])) {
     throw new Error(`${file}: the rule is the shape [${shape.map((n) => n ?? 'rows')}]; got [${sizes}]`);
   }
-  return tf.tensor(got, sizes, 'float32');
+  return tf.tensor(got, sizes, dtype);
 }
 
 async function main() {
