@@ -196,3 +196,8 @@ def test_shapes_and_dtypes():
     recording = record(half, [(None, 4)])
     assert {n.dtype for n in recording.forward.weights.values()} == {np.dtype(np.float32)}
     assert check_replay(half, recording, [(None, 4)]) < 1e-6
+
+
+def test_sums_into_blocks_need_no_masks():
+    recording = record(Computes([expressions._blocks]), [SHAPE])
+    assert {n.op for n in recording.forward.nodes} <= {"add", "pad", "slice", "reshape", "const", "broadcast"}

@@ -23,6 +23,7 @@ TOLERANCE = 1e-5
 
 BY_DEFINITION = {
     "Maxima": (gl.MaxPool2d(3, 2, 1), [(None, 2, 5, 6)]),
+    "Places": (gl.MaxPool2d(2, return_indices=True), [(None, 2, 4, 5)]),
     "Batches": (gl.BatchNorm2d(2), [(None, 2, 3, 3)]),
     "GroupedConv": (gl.Conv2d(2, 4, 2, stride=2, padding=1, groups=2, padding_mode="reflect"), [(None, 2, 4, 3)]),
     "Stack": (gl.Sequential(gl.RMSNorm(6), gl.Residual(gl.Linear(6, 6), gl.Mish()), gl.GLU()), [(None, 6)]),

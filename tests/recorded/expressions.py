@@ -60,6 +60,17 @@ def _masked(x):
     return y
 
 
+def _blocks(x):
+    """Sums into blocks: each is the whole and a padded summand."""
+    y = x + 0
+    y[:, 1:, :2] += x[:, :2, 2:]
+    y[:, 1] += x[:, 0]
+    y[:, :, 1:3][...] += x[:, :1, :2]
+    part = y[:, 1:]
+    part += 1
+    return y
+
+
 def _every_other(x):
     y = np.ones_like(x)
     y[:, ::2, 1:3] = x[:, ::2, 1:3]
@@ -131,7 +142,7 @@ PRODUCTS = [
     lambda x: np.einsum("nij,kj,k->ni", x, np.ones((2, 4), np.float32), np.array([1, 2], np.float32)),
     lambda x: np.einsum("ni,mi->nm", x[:, 0], x[:, 1]) @ x[:, 0] + (x[:, 0] > 0) @ np.ones((4, 4), np.float32),
 ]
-WRITES = [_in_place, _through_views, _masked, _every_other, _where_written, _scalars_stay, _summed]
+WRITES = [_in_place, _blocks, _through_views, _masked, _every_other, _where_written, _scalars_stay, _summed]
 RECORDED = {"elementwise": ELEMENTWISE, "arrays": ARRAYS, "products": PRODUCTS, "writes": WRITES}
 SHAPE = (None, 3, 4)
 

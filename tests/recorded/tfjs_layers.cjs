@@ -42,7 +42,7 @@ const held = async (Layer, c) => {
   ys.forEach((t, i) => (errors[`y${i}`] = error(t, c.y[i])));
   own.forEach((v, i) => (errors[`after ${c.names[i]}`] = error(v, c.after[i])));
   reset();
-  const loss = (...ts) => tf.addN(apply(ts).map((t, i) => tf.sum(tf.mul(dys[i], t))));
+  const loss = (...ts) => tf.addN(apply(ts).map((t, i) => tf.sum(tf.mul(dys[i], tf.cast(t, 'float32')))));
   if (c.dx[0]) tf.grads(loss)(xs).forEach((g, i) => (errors[`dx${i}`] = error(g, c.dx[i])));
   reset();
   const trained = own.filter((v, i) => c.dw[i]);
@@ -59,7 +59,7 @@ const held = async (Layer, c) => {
 const step = async (model, xs, dys, own, c, errors) => {
   const many = (ts) => (ts.length > 1 ? ts : ts[0]);
   const options = {batchSize: dys[0].shape[0], epochs: 1, shuffle: false, verbose: 0};
-  model.compile({optimizer: tf.train.sgd(0.5), loss: (want, got) => tf.sum(tf.mul(want, got))});
+  model.compile({optimizer: tf.train.sgd(0.5), loss: (want, got) => tf.sum(tf.mul(want, tf.cast(got, 'float32')))});
   await model.fit(many(xs), many(dys), options);
   own.forEach((v, i) => {
     const moved = c.after[i].data.map((w, k) => w - (c.dw[i] ? 0.5 * Number(c.dw[i].data[k]) : 0));

@@ -25,6 +25,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.values: list[np.ndarray] = []
         self.bits: dict[tuple, Any] = {}
         """Random bits drawn so far: a backward draws its forward's again."""
 
@@ -34,6 +35,7 @@ class Trace:
         if any(n.index >= len(self.nodes) or self.nodes[n.index] is not n for n in nodes):
             refuse("an array that was kept from another call", "self.save(…) for backward, add_weight(…) for state")
         self.nodes.append(Node(op, nodes, attributes, value.shape, dtype, at, name, len(self.nodes)))
+        self.values.append(value)
         return Handle.concrete(self.nodes[-1], value)
 
     @contextlib.contextmanager
@@ -55,6 +57,11 @@ def kind_of(value: Any) -> str:
     if letter not in "fiub":
         refuse(f"an array of dtype {value.dtype}", "real numbers, integers or booleans")
     return "i" if letter == "u" else letter
+
+
+def of_node(node: Node) -> Any:
+    """A handle of what a node gave."""
+    return Handle.concrete(node, trace().values[node.index])
 
 
 def plain(x: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from gpulayers.export.recording._handle import Handle, emit, lift, plain, select, spread
+from gpulayers.export.recording._handle import Handle, emit, lift, of_node, plain, select, spread
 from gpulayers.export.recording._place import refuse
 from gpulayers.export.recording._shapes import along
+from gpulayers.export.recording.graph import Node
 from gpulayers.layers._weight import Weight
 
 
@@ -62,6 +64,19 @@ def _picked(y: Any, picks: list[Any], axes: list[int], shape: tuple[int, ...]) -
     return y.reshape(*y.shape[: axes[0]], -1, *y.shape[axes[-1] + 1 :]).take(flat, axes[0])
 
 
+def _within(v: Any, edges: tuple, fill: Any) -> Any:
+    return emit("pad", [v], np.pad(v.value, edges, constant_values=fill), edges=edges, value=fill)
+
+
+def _in_order(node: Node) -> Node:
+    """The node that this one only takes in another shape."""
+    while node.op in ("reshape", "broadcast", "slice") and math.prod(node.shape) == math.prod(node.inputs[0].shape):
+        if node.op == "slice" and node.attributes["spans"] != tuple((0, n, 1) for n in node.shape):
+            break
+        node = node.inputs[0]
+    return node
+
+
 class Indexing(Handle):
     shape: Any
     ndim: Any
@@ -112,11 +127,23 @@ class Indexing(Handle):
             refuse("a write at computed indices", "np.add.at, or np.where with a mask")
         at = [np.atleast_1d(np.arange(n)[i]) for n, i in zip(self.shape, items)]
         v = v.reshape([len(a) for a in at])
-        if self.node.op == "full" and all(len(a) and len(a) == a[-1] - a[0] + 1 for a in at):
+        if all(len(a) and (np.diff(a) == 1).all() for a in at):  # a block
             edges = tuple((int(a[0]), int(n - 1 - a[-1])) for a, n in zip(at, self.shape))
-            fill = self.node.attributes["value"]
-            return emit("pad", [v], np.pad(v.value, edges, constant_values=fill), edges=edges, value=fill)
+            if self.node.op == "full":
+                return _within(v, edges, self.node.attributes["value"])
+            if self.kind != "b" and (more := self._added(v, edges)) is not None:
+                return self.bare() + _within(more, edges, 0)
         return self._scattered(v, at)
+
+    def _added(self, v: Any, edges: tuple) -> Any:
+        """What ``v`` adds to the block of this one that lies within ``edges``; None where it is no such sum."""
+        total = _in_order(v.node)
+        spans = tuple((first, n - last, 1) for (first, last), n in zip(edges, self.shape))
+        for here, more in (total.inputs, total.inputs[::-1]) if total.op == "add" else ():
+            block = _in_order(here)
+            if block.op == "slice" and block.inputs[0] is self.node and block.attributes["spans"] == spans:
+                return of_node(more).broadcast_to(total.shape).reshape(v.shape)
+        return None
 
     def _scattered(self, v: Any, at: list[np.ndarray]) -> Any:
         """This one with ``v`` at the places ``at`` of each axis: v spread out by gathers, chosen by a mask."""

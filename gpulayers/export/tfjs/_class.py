@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gpulayers.export.recording import Node, Recording, check_replay, needed, record
+from gpulayers.export.recording import Formula, Node, Recording, Unrecordable, check_replay, needed, record
 from gpulayers.export.tfjs._operations import TYPES, call, number, takes_twice
 from gpulayers.layers._layer import Layer
 
@@ -187,25 +187,32 @@ class _Function:
         return number([math.prod(n.shape[1:]) for n in self.ys])
 
     def _packed(self, names: dict[Node, str]) -> tuple[str, str]:
-        columns = [f"tf.reshape({names[n]}, [{number(n.shape[0])}, {number(math.prod(n.shape[1:]))}])" for n in self.ys]
+        if any(n.shape[:1] != (Formula(0, 1),) for n in self.ys):
+            raise Unrecordable("several outputs, one of which is not rows of the batch", "outputs (N, …)")
+        floats = [names[n] if n.kind == "f" else f"tf.cast({names[n]}, 'float32')" for n in self.ys]
+        columns = [f"tf.reshape({y}, [N, {math.prod(n.shape[1:])}])" for y, n in zip(floats, self.ys)]
         return f"tf.concat([{', '.join(columns)}], 1)", "packed"
 
     def _unpacked(self) -> list[str]:
         if len(self.ys) == 1:
             return []
-        parts = [
-            f"const {self.given[dy]} = tf.reshape(parts[{i}], {number(dy.shape)});"
-            for i, dy in enumerate(self.backward.inputs)
-        ]
+        given = self.backward.inputs
+        parts = [f"const {self.given[dy]} = {_part(f'parts[{i}]', dy)};" for i, dy in enumerate(given)]
         return [f"const parts = tf.split(packed, {self._widths()}, 1);", *parts]
 
     def _parted(self, given: str) -> list[str]:
-        shaped = [f"tf.reshape(ys[{i}], {number(n.shape)})" for i, n in enumerate(self.ys)]
+        shaped = [_part(f"ys[{i}]", n) for i, n in enumerate(self.ys)]
         return [
             "const N = [].concat(inputs)[0].shape[0];",
             f"const ys = tf.split(f({given}), {self._widths()}, 1);",
             f"return [{', '.join(shaped)}];",
         ]
+
+
+def _part(columns: str, node: Node) -> str:
+    """A tensor of the node's shape and type from columns of floats."""
+    shaped = f"tf.reshape({columns}, {number(node.shape)})"
+    return shaped if node.kind == "f" else f"tf.cast({shaped}, {TYPES[node.kind]})"
 
 
 def _mentions_batch(lines: list[str]) -> bool:
