@@ -335,6 +335,14 @@ def unrolling(out, n):
         tl.store(out + k, k)
 
 
+@triton.jit
+def widening(out, n):
+    total = tl.zeros((1,), tl.float16)
+    for k in range(n):
+        total += k.to(tl.float32)
+    tl.store(out + tl.arange(0, 1), total.to(tl.int32))
+
+
 @pytest.mark.parametrize(
     "kernel, arguments, error, message",
     [
@@ -345,6 +353,7 @@ def unrolling(out, n):
         (summing, (3,), NameError, "Python's sum"),
         (deciding, (3,), ValueError, "neither true nor false"),
         (unrolling, (3,), TypeError, "constexprs"),
+        (widening, (3,), TypeError, r"total is <\['1'\], fp16> before a loop and <\['1'\], fp32> after a round"),
     ],
 )
 def test_what_does_not_compile_is_refused(kernel, arguments, error, message):

@@ -26,6 +26,8 @@ class Descriptor:
             raise ValueError("tensor descriptor: the base address must be a multiple of 16 bytes")
         if any(s * size % 16 for s in self.strides[:-1]) or self.strides[-1] != 1:
             raise ValueError(f"tensor descriptor: strides {self.strides} are not multiples of 16 bytes, the last one 1")
+        if min(self.shape) < 1:
+            raise ValueError(f"tensor descriptor: every size of the tensor {self.shape} must be at least 1")
         if any(b > 256 for b in self.block_shape):
             raise ValueError(f"tensor descriptor: no side of the box {self.block_shape} may exceed 256 elements")
 

@@ -41,6 +41,10 @@ def _later(value: ast.expr) -> ast.Lambda:
     return ast.Lambda(nothing, value)
 
 
+def _is_read(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Load)
+
+
 class _AsCompiled(ast.NodeTransformer):
     """Each construct's value is what the compiler's `visit_…` of the same name gives it."""
 
@@ -89,7 +93,7 @@ class _AsCompiled(ast.NodeTransformer):
     visit_Continue = visit_Break
 
     def visit_For(self, node: ast.For) -> list[ast.stmt]:
-        """The loop, and behind it `__speculate(loop, its body as a function, the variable, …)`."""
+        """The loop, and behind it `__carried(loop, …)` and `__speculate(loop, its body as a function, the variable, …)`."""
         self.generic_visit(node)
         body, target = f"__body_{len(self.bodies)}", cast(ast.Name, node.target).id
         loop = body.replace("body", "loop")
@@ -99,9 +103,15 @@ class _AsCompiled(ast.NodeTransformer):
         self.bodies.append(ast.FunctionDef(body, given, copy.deepcopy(node.body), decorator_list=[]))
         first = ast.Assign([ast.Name(loop, ast.Store())], node.iter)
         node.iter = ast.Name(loop, ast.Load())
-        scope = _call("locals")
-        last = _call("__speculate", ast.Name(loop, ast.Load()), ast.Name(body, ast.Load()), ast.Constant(target), scope)
-        return [ast.copy_location(first, node), node, ast.copy_location(ast.Expr(last), node)]
+        stored = {n.id for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name) and not _is_read(n)}
+        types, assigned = body.replace("body", "types"), ast.Constant(" ".join(sorted(stored & self.variables)))
+        before = ast.Assign([ast.Name(types, ast.Store())], _call("__types", assigned, _call("locals")))
+        after = [
+            _call("__carried", ast.Name(loop, ast.Load()), ast.Name(types, ast.Load()), _call("locals")),
+            _call("__speculate", ast.Name(loop, ast.Load()), ast.Name(body, ast.Load()), ast.Constant(target), _call("locals")),
+        ]  # fmt: skip
+        around = [first, before, node, *map(ast.Expr, after)]
+        return [ast.copy_location(part, node) for part in around]
 
 
 @cache
@@ -296,7 +306,23 @@ def _speculate(loop: Loop, body: Callable[..., Any], variable: str, scope: dict[
         _speculating, BUILDER.memory = before, memory
 
 
+def _types(names: str, scope: dict[str, Any]) -> dict[str, Any]:
+    """The types of the tensors among these variables."""
+    return {name: scope[name].type for name in names.split() if isinstance(scope.get(name), tl.tensor)}
+
+
+def _carried(loop: Loop, before: dict[str, Any], scope: dict[str, Any]) -> None:
+    """What a loop carries from round to round has one type; an unrolled loop carries nothing."""
+    if isinstance(loop, StaticLoop):
+        return
+    for name, type in _types(" ".join(before), scope).items():
+        if type != before[name]:
+            raise TypeError(f"{name} is {before[name]} before a loop and {type} after a round: the compiler refuses it")
+
+
 MEANINGS = {
+    "__types": _types,
+    "__carried": _carried,
     "__assigned": _assigned,
     "__logical": _logical,
     "__not": _not,

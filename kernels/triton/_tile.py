@@ -43,7 +43,8 @@ def real_device(index: int) -> Device:
 
 def device(x: Any) -> Device:
     """The figures of the device that ``x`` is on."""
-    return pretend or real_device(x.device.index or 0)
+    index = x.device.index  # asked of what is no tensor, it raises, without a GPU too
+    return pretend or real_device(index or 0)
 
 
 def cdiv(a: int, b: int) -> int:
