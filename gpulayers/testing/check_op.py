@@ -172,6 +172,8 @@ class _Case:
             self.fail(backend, f"backward changed its dys or what was saved ({kind} dy)")
         mine = room.get(call.saved)
         self._compare_gradients(backend, room, grads, kind, mine, f"{kind} dy")
+        if kind != self.kinds[0] and not room.real:
+            return  # nothing runs at the same time there: what differs the second time differs with any dy
         again = call.backward(*dys)
         if _bytes(room.get(list(again))) != _bytes(room.get(list(grads))):
             self.fail(backend, f"two backwards of the same call differ ({kind} dy): it is not deterministic")
