@@ -35,9 +35,9 @@ SIZES = {
 """Names that launchers give to a tile's sizes, which come from tables: any of them is right."""
 TILES = {
     "pixel_tile", "pixel_plan", "flat_tile", "_looped_tile", "class_tile", "_hold", "held_rows", "block_rows", "each",
-    "threads", "_asked", "_choose", "_choose_for_weight", "choices", "resident_blocks",
+    "threads", "_asked", "_choose", "_choose_for_weight", "_tile_for", "_weight_tile", "_narrow", "choices", "resident_blocks",
 }  # fmt: skip
-"""Functions that choose sizes of tiles."""
+"""Functions that choose sizes of tiles, and one that says what machine code may look like."""
 
 
 def faults(source: bytes) -> Iterator[Change]:
@@ -131,6 +131,17 @@ class _Finder:
     def of_If(self, node: ast.If) -> Iterator[Change]:
         if isinstance(node.test, ast.Name | ast.Attribute | ast.Call):
             yield self.replace("condition", node.test, b"not (%b)" % self.text(node.test))
+
+    def of_FunctionDef(self, node: ast.FunctionDef) -> Iterator[Change]:
+        """A kernel that refuses every call, which the definition then computes."""
+        if not node.name.endswith("_refuses"):
+            return
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Return) and isinstance(inner.value, ast.IfExp):
+                parts = inner.value.body, inner.value.orelse
+                yield self.replace("refusal", inner.value, self.text(parts[getattr(parts[0], "value", "") is None]))
+            elif isinstance(inner, ast.Return) and getattr(inner.value, "value", "") is None:
+                yield self.replace("refusal", inner.value, b'"never"')  # type: ignore[arg-type]
 
     def of_AugAssign(self, node: ast.AugAssign) -> Iterator[Change]:
         if isinstance(node.op, ast.Add | ast.Sub):
@@ -244,5 +255,7 @@ def _children(node: ast.AST) -> Iterator[ast.AST]:
     elif isinstance(node, ast.Subscript) and re.fullmatch(r"[a-z]*(shape|strides|grid)", _name(node.value)):
         yield node.value
         yield from ([] if isinstance(node.slice, ast.Constant) else [node.slice])
+    elif isinstance(node, ast.Call) and _name(node.func) == "reshape":
+        yield from (n for n in [node.func, *node.args] if ast.unparse(n) != "-1")  # any negative size means the rest
     else:
         yield from ast.iter_child_nodes(node)

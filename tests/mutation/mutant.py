@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import random
+import re
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +32,12 @@ class Mutant:
     """The line, stripped, as it is and as it becomes: what tells equal mutants from each other in any version."""
     after: str
 
-    def name(self, seed: int) -> str:
+    @property
+    def equal(self) -> str | None:
+        """Why no test can notice it, where that is known."""
+        return equal().get((self.file, self.before, self.after))
+
+    def name(self, seed: int | str) -> str:
         return f"{seed}:{self.file}:{self.line}:{self.kind}"
 
     def applied(self) -> bytes:
@@ -52,7 +60,7 @@ def made(file: str, text: bytes, kind: str, start: int, end: int, new: bytes) ->
     return Mutant(file, kind, start, end, new, line, *(" ".join(part.decode().split()) for part in (before, after)))
 
 
-def files(families: list[str]) -> list[str]:
+def files(families: Sequence[str]) -> list[str]:
     """The kernels' files, of some families (their private helpers too) or of all."""
     found = [
         p for folder in FOLDERS for p in sorted((KERNELS / folder).glob("*")) if p.suffix in (".py", ".cu", ".cuh")
@@ -64,36 +72,49 @@ def files(families: list[str]) -> list[str]:
 
 
 def every(file: str) -> list[Mutant]:
-    """All faults that can be seeded in a file, except those known to be equal."""
+    """All faults that can be seeded in a file; some of them may be known to be equal."""
     from mutation import in_cuda, in_python
 
     text = (KERNELS / file).read_bytes()
     find = in_python.faults if file.endswith(".py") else in_cuda.faults
     changes = sorted(set(find(text)), key=lambda c: (c[1], c[2], c[0], c[3]))
     mutants = [made(file, text, *change) for change in changes]
-    known = equal()
-    return [m for m in mutants if m.after != m.before and (m.file, m.before, m.after) not in known]
+    return [m for m in mutants if m.after != m.before]
 
 
+@functools.cache
 def equal() -> dict[tuple[str, str, str], str]:
     """(file, line before, line after) of the mutants that no test can notice, and why."""
     entries = tomllib.loads(Path(__file__).with_name("equal.toml").read_text()).get("equal", [])
     return {(e["file"], e["before"], e["after"]): e["why"] for e in entries}
 
 
-def sample() -> list[tuple[Mutant, str]]:
-    """(fault, the test that notices it) of those that every run of the tests seeds; KeyError for one that is no more."""
-    entries = tomllib.loads(Path(__file__).with_name("sample.toml").read_text())["fault"]
-    found = {(m.file, m.before, m.after): m for file in {e["file"] for e in entries} for m in every(file)}
-    return [(found[e["file"], e["before"], e["after"]], e["test"]) for e in entries]
+def kept(name: str) -> list[tuple[Mutant, str]]:
+    """(fault, the test that notices it) of ``<name>.toml``; KeyError for one whose line is no more."""
+    entries = tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text())["fault"]
+    return [(_of_line(e["file"], e["before"], e["after"], e.get("about", "kept")), e["test"]) for e in entries]
 
 
-def draw(count: int, seed: int, families: list[str]) -> list[Mutant]:
+def _of_line(file: str, before: str, after: str, about: str) -> Mutant:
+    """The mutant in which the first line, or statement over lines, that reads ``before`` reads ``after``."""
+    text = (KERNELS / file).read_bytes()
+    words = rb"[ ]*\n?[ ]*".join(re.escape(word.encode()) for word in before.split())
+    found = re.search(rb"^[ ]*(%b)[ ]*$" % words, text, re.M)
+    if found is None:
+        raise KeyError(f"{file} has no line {before!r}")
+    return made(file, text, about, *found.span(1), after.encode())
+
+
+def draw(count: int, seed: int, families: Sequence[str] = (), only: Sequence[str] = ()) -> list[Mutant]:
     """Random faults, at most one for a line and a kind; rare kinds come more often than they stand in the files."""
-    pool = [m for file in files(families) for m in every(file)]
+    pool = [m for file in files(families) for m in every(file) if not only or m.kind in only]
     kinds = Counter(m.kind for m in pool)
-    choice = random.Random(seed)
+
+    def chance(m: Mutant) -> float:
+        """Of each fault by itself: what changes elsewhere in the kernels does not change which are drawn."""
+        return random.Random(f"{seed}:{m.file}:{m.before}:{m.after}").random() ** kinds[m.kind] ** 0.5
+
     once: dict[str, Mutant] = {}
-    for mutant in sorted(pool, key=lambda m: choice.random() ** kinds[m.kind] ** 0.5, reverse=True):
+    for mutant in sorted(pool, key=chance, reverse=True):
         once.setdefault(mutant.name(seed), mutant)
     return list(once.values())[:count]
