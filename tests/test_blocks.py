@@ -1,7 +1,15 @@
-"""How many threads the NumPy kernels take."""
+"""How many threads the NumPy kernels take, and what each of them does."""
 
 import pytest
 from gpulayers.kernels.numpy import _blocks
+
+
+@pytest.mark.parametrize("total", [0, 1, 4, 5, 9, 10, 31])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_each_block_is_worked_on_once_and_in_order(monkeypatch, total, threads):
+    monkeypatch.setattr(_blocks, "threads", lambda: threads)
+    blocks = [(lo, min(lo + 4, total)) for lo in range(0, total, 4)]
+    assert _blocks.over(total, 4, lambda lo, hi: (lo, hi)) == blocks
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,14 @@ def test_tma_takes_aligned_rows_only(wide, first):
     torch.testing.assert_close(y, F.linear(x.float(), weight.float()).half(), rtol=1e-2, atol=1e-2)
 
 
+def test_tma_takes_no_empty_rows():
+    """A sum of nothing: rows of no elements, a multiple of 16 bytes apart, are no tensor that a descriptor describes."""
+    x, weight = torch.ones(144, 8).half()[:, :0], torch.ones(80, 8).half()[:, :0]
+    with interpreting(_tile.Device(90, 3, 232448)) as session, arena("triton"):
+        y = linear(x, weight, None)
+    assert {run.kernel for run in session.launches} == {"_matmul_kernel"} and (y == 0).all() and y.shape == (144, 80)
+
+
 def test_float32_tiles():
     check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
 

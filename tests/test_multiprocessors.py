@@ -1,5 +1,7 @@
 """What launchers choose by the number of multiprocessors, chosen as for large GPUs (an H100 has 132, a B200 148)."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,9 @@ def test_what_asks_for_multiprocessors_is_noted(monkeypatch):
         results(mse, [draw(5), draw(5)], {}, [])
         results(mse, [draw(5), draw(5)], {"reduction": "none"}, [])
     assert noted == {("_mse_sum_kernel", 7), ("_reduce_kernel", 7)}
+
+
+def test_the_figures_of_a_device(monkeypatch):
+    asked = {"major": 8, "minor": 6, "multi_processor_count": 84, "shared_memory_per_block_optin": 101376}
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(index=index, **asked))
+    assert _tile.real_device.__wrapped__(0) == _tile.Device(86, 84, 101376)

@@ -53,6 +53,12 @@ def test_channels_by_definition(shape, training):
     check_op(batch_norm, last(x), weights[0], None, *running(channels), training=training, momentum=0.3)
 
 
+def test_the_numpy_kernel_takes_both_memory_orders():
+    x = draw(2, 3, 4, 5)
+    for given in (x, last(x)):
+        assert "numpy" in check_op(batch_norm, given, *running(3), dtypes=["float32"], dys=["dense"])
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_strided_statistics(training):
     """Weights and running statistics with gaps between their elements."""

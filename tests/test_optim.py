@@ -104,10 +104,12 @@ def test_mixed_dtypes(half):
 
 
 def test_layouts():
-    """Parameters and gradients that lie in memory in different ways, and a strided parameter."""
+    """Parameters and gradients that lie in memory in different ways, all of them or one, and a strided parameter."""
     params = [np.asfortranarray(a) for a in draw(0, [(4, 5), (3, 4)])] + [draw(5, [(6, 8)])[0][::2, ::2]]
-    rest = [draw(s, [(4, 5), (3, 4), (3, 4)], low) for s, low in ((1, None), (2, None), (3, 0.1))]
-    rest[0][1] = np.asfortranarray(rest[0][1])
+    rest = [draw(s, [(4, 5), (3, 4), (3, 4), *[(2, 3)] * 3], low) for s, low in ((1, None), (2, None), (3, 0.1))]
+    params += draw(6, [(2, 3)] * 3)
+    for state, place in ((0, 1), (0, 3), (1, 4), (2, 5)):
+        rest[state][place] = np.asfortranarray(rest[state][place])
     check_op(adamw_update, params, *rest, step=2)
     check_op(sgd_update, params, *rest[:2], momentum=0.9)
 

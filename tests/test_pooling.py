@@ -26,7 +26,10 @@ WINDOWS = [
     ((2, 3, 6, 6), {"kernel_size": 2}),
     ((2, 3, 7, 6), {"kernel_size": 3, "stride": 2, "padding": 1}),
     ((1, 2, 7, 9), {"kernel_size": (3, 2), "stride": (1, 2), "padding": (0, 1), "ceil_mode": True}),
-    ((1, 2, 5, 5), {"kernel_size": 2, "stride": 3, "ceil_mode": True}),
+    (
+        (1, 2, 6, 6),
+        {"kernel_size": 3, "stride": (2, 4), "padding": (1, 0), "ceil_mode": True},
+    ),  # beyond the padding, too
     ((1, 2, 5, 7), {"kernel_size": 3, "stride": 3, "padding": 1, "ceil_mode": True}),
     # A last window would start where the padding behind the image does, and hangs over it before that.
     ((1, 1, 4, 5), {"kernel_size": 2, "stride": (2, 3), "padding": (0, 1), "ceil_mode": True}),
@@ -104,6 +107,22 @@ def test_adaptive_avg_pool2d(shape, size, last):
     """Several tiles of channels, and an image whose pixels are split over programs."""
     x, options = draw(*shape, last=last), {"dtypes": NARROW, "dys": ["dense", "expanded"], "output_size": size}
     assert len(check_op(adaptive_avg_pool2d, x, **options)) == 4
+
+
+def test_a_pixel_of_many_windows():
+    """Sums of a hundred gradients of 16 bits, in float32."""
+    check_op(adaptive_avg_pool2d, draw(1, 2, 2, 3), output_size=(201, 4), dtypes=["float16", "bfloat16"], dys=["dense"])
+
+
+def test_cuda_leaves_huge_images():
+    from gpulayers.kernels.cuda import pooling
+
+    for side, refused in ((1 << 15, True), ((1 << 15) - 1, False)):
+        for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
+            reason = getattr(pooling, f"{name}_refuses")(
+                Spec((1, 1, side, 1 << 15), float32), needs=(), output_size=(1, 1)
+            )
+            assert (reason == pooling.REFUSALS["image"]) == refused
 
 
 def test_wide_parts():
