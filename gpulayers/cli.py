@@ -343,7 +343,11 @@ def export(options: Any) -> int:
     except KeyError as error:
         raise ValueError(f"{error.args[0]} (--layers FILE.py)") from None
     shapes = [_shape(text) for text in options.input_shape] or None
-    model.export(options.out, format=options.format, input_shapes=shapes)
+    try:
+        model.export(options.out, format=options.format, input_shapes=shapes)
+    except gl.ExportError as error:  # a line for each layer
+        print(f"gpulayers: {error}", file=sys.stderr)
+        return 2
     print(f"{model.name} is in {options.out} now\n\n{NEXT_STEPS[options.format].format(options.out)}")
     return 0
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+from gallery import ENTRIES, importable
 from npm import linked, node, node_modules
 from stacks import Stack
 
@@ -218,12 +219,12 @@ def partly_frozen() -> gl.Sequential:
     return model
 
 
-def exported(folder: pathlib.Path, models: list, **options) -> list[Case]:
+def exported(folder: pathlib.Path, models: list, epochs: int = 3, rate: float = 0.01) -> list[Case]:
     found = []
     for i, (model, *shapes) in enumerate(models):
         model.train()
-        fit = {"epochs": 3, "rate": 0.01} if model.trainable_weights else None
-        found.append(Case(folder / str(i), model, *shapes, training=True, fit=fit, **options))
+        fit = {"epochs": epochs, "rate": rate} if model.trainable_weights else None
+        found.append(Case(folder / str(i), model, *shapes, training=True, fit=fit))
     return found
 
 
@@ -239,6 +240,14 @@ def test_recorded_layers(tmp_path):
     modules = node_modules(TFJS)
     cases = exported(tmp_path, [*RECORDED, *OWN])
     assert not faults(cases, run(cases, modules, tmp_path))
+
+
+def test_gallery(tmp_path):
+    """Each of examples/custom_layers in its model: ten steps of SGD end at NumPy's weights."""
+    modules = node_modules(TFJS)
+    with importable():
+        cases = exported(tmp_path, [(entry.model(), (4, 1, 8, 8)) for entry in ENTRIES], epochs=10, rate=1e-3)
+        assert not faults(cases, run(cases, modules, tmp_path))
 
 
 def test_random_stacks(tmp_path):

@@ -23,6 +23,15 @@ const isDrawing = ({inputs, outputs}) => inputs.length === 1 && outputs.length =
   inputs[0].shape[1] === 1 && inputs[0].shape.slice(2).every((n) => n >= 4 && n <= 64) &&
   outputs[0].shape.length === 2 && outputs[0].shape[1] >= 2 && outputs[0].shape[1] <= 36;
 
+// Rows of a list: a number, a bar, its value.
+function barsIn(list, count) {
+  return Array.from({length: count}, (_, k) => {
+    const bar = make('div', {className: 'bar'}), share = make('span', {className: 'share'});
+    list.append(make('li', {}, make('span', {textContent: k}), make('div', {className: 'track'}, bar), share));
+    return {bar, share};
+  });
+}
+
 // --- drawing ---------------------------------------------------------------------------------------------------------
 
 // The ink of the pad as an image of height × width numbers in [0, 1]: what is drawn fills it, as in the data sets of
@@ -107,11 +116,7 @@ function drawing(model, about) {
   const ready = givesProbabilities(model, shape);
   const logits = (y) => (ready ? tf.log(tf.maximum(y, 1e-9)) : y);
   $('what').textContent = classes === 10 ? 'a digit' : `one of ${classes}`;
-  const bars = Array.from({length: classes}, (_, k) => {
-    const bar = make('div', {className: 'bar'}), share = make('span', {className: 'share'});
-    $('bars').append(make('li', {}, make('span', {textContent: k}), make('div', {className: 'track'}, bar), share));
-    return {bar, share};
-  });
+  const bars = barsIn($('bars'), classes);
 
   let image, waits = false;
   function predict() {
@@ -211,12 +216,12 @@ function teaching(model, {shape, classes, logits, drawn, predict}) {
 
 // --- a form ----------------------------------------------------------------------------------------------------------
 
-const MANY = 144;
+const MANY = 64;
 
 function form(model, about) {
   const fields = about.inputs.map(({shape: [, ...shape], dtype}, i) => {
     const size = shape.reduce((a, b) => a * b, 1);
-    const legend = make('legend', {textContent: `${about.inputs.length > 1 ? `input ${i + 1}: ` : ''}${shape.join(' × ') || 'a number'}`});
+    const legend = make('legend', {textContent: `${about.inputs.length > 1 ? `input ${i + 1}: ` : ''}${shape.length > 1 ? shape.join(' × ') : size === 1 ? 'a number' : `${size} numbers`}`});
     const field = size <= MANY ? numbers(size, shape) : text(shape);
     $('inputs').append(make('fieldset', {}, legend, field.element));
     return {...field, shape, size, dtype};
@@ -224,16 +229,15 @@ function form(model, about) {
   const write = (value) => fields.forEach((f) => {
     f.write(Array.from({length: f.size}, () => (f.dtype === 'int32' ? Math.abs(Math.trunc(value())) : value())));
   });
+  const said = $('status').textContent;
   const predict = () => {
-    $('status').textContent = '';
-    $('status').className = '';
+    Object.assign($('status'), {textContent: said, className: ''});
     try {
       const ys = tf.tidy(() => {
         const xs = fields.map((f) => tf.tensor(f.read(), [1, ...f.shape], f.dtype));
         return [].concat(model.predict(xs.length > 1 ? xs : xs[0])).map((y) => y.squeeze([0]).arraySync());
       });
-      const rounded = (v) => (Array.isArray(v) ? v.map(rounded) : Number(v.toPrecision(6)));
-      $('outputs').replaceChildren(...ys.map((y) => make('pre', {textContent: JSON.stringify(rounded(y))})));
+      $('outputs').replaceChildren(...ys.map((y) => (Array.isArray(y) && y.length <= MANY && !y.some(Array.isArray) ? row(y) : written(y))));
     } catch (error) {
       wrong(error);
     }
@@ -251,10 +255,28 @@ function form(model, about) {
   $('form').hidden = false;
 }
 
+// One output's numbers: a row as bars, the largest one full.
+function row(values) {
+  const list = make('ol', {className: 'bars'});
+  const largest = Math.max(...values.map(Math.abs), 1e-12);
+  barsIn(list, values.length).forEach(({bar, share}, k) => {
+    bar.style.width = `${100 * Math.abs(values[k]) / largest}%`;
+    share.textContent = Number(values[k].toPrecision(5));
+  });
+  return list;
+}
+
+function written(value) {
+  const rounded = (v) => (Array.isArray(v) ? v.map(rounded) : Number(v.toPrecision(6)));
+  return make('pre', {textContent: spaced(rounded(value))});
+}
+
+const spaced = (value) => JSON.stringify(value).replaceAll(',', ', ').replaceAll('], [', '],\n[');
+
 function numbers(size, shape) {
   const inputs = Array.from({length: size}, () => make('input', {type: 'number', step: 'any', required: true}));
   const element = make('div', {className: 'numbers'}, ...inputs);
-  const columns = shape.length > 1 ? Math.min(shape.at(-1), 12) : Math.min(size, 4);
+  const columns = shape.length > 1 && shape.at(-1) <= 8 ? shape.at(-1) : Math.min(size, 4);
   element.style.gridTemplateColumns = `repeat(${columns || 1}, 1fr)`;
   return {
     element,
@@ -272,7 +294,7 @@ function text(shape) {
   return {
     element,
     read: () => JSON.parse(element.value).flat(Infinity),
-    write: (values) => (element.value = JSON.stringify(nested(values, shape))),
+    write: (values) => (element.value = spaced(nested(values, shape))),
   };
 }
 
