@@ -8,7 +8,12 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-VERSIONS = {"@tensorflow/tfjs": "4.22.0", "@tensorflow/tfjs-backend-wasm": "4.22.0", "playwright-core": ""}
+VERSIONS = {
+    "@tensorflow/tfjs": "4.22.0",
+    "@tensorflow/tfjs-backend-wasm": "4.22.0",
+    "onnxruntime-web": "1.30.0",
+    "playwright-core": "",
+}
 
 
 def node_modules(*packages: str) -> pathlib.Path:

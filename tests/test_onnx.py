@@ -1,12 +1,15 @@
 """Models as ONNX: checked by onnx.checker, and run by onnxruntime against the model itself."""
 
 import copy
+import json
 
 import gallery
 import numpy as np
 import pytest
+from npm import linked, node, node_modules
 from recorded.array_layers import CASES, DTYPES, GatedMerge, Lookup, Maxout, Polar, Swish
 from recorded.expressions import RECORDED, SHAPE, Computes
+from stacks import Stack
 
 import gpulayers as gl
 from gpulayers.export import ExportError
@@ -19,20 +22,20 @@ TOLERANCE = 1e-5
 IMAGE = (None, 2, 6, 7)
 
 
-def moved(layer, shapes):
+def moved(layer, shapes, by=0.3):
     """A copy with weights away from their start."""
     layer = copy.deepcopy(layer)
     layer.ensure_built(*shapes)
     rng = np.random.default_rng(0)
     for w in layer.weights:
         if w.data.dtype.kind == "f":
-            w.data = (w.data + 0.3 * abs(rng.standard_normal(w.shape))).astype(w.dtype)
+            w.data = (w.data + by * abs(rng.standard_normal(w.shape))).astype(w.dtype)
     return layer
 
 
-def held(layer, shapes, integers=0):
+def held(layer, shapes, integers=0, by=0.3, zeros=False):
     """The proto, whose outputs at two batch sizes are the layer's in evaluation."""
-    layer = moved(layer, shapes)
+    layer = moved(layer, shapes, by)
     proto = model_proto(layer, shapes)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (5, 1):
@@ -45,6 +48,7 @@ def held(layer, shapes, integers=0):
         found = session.run(None, {i.name: x for i, x in zip(proto.graph.input, xs)})
         assert [y.shape for y in found] == [y.shape for y in ys]
         for got, y in zip(found, ys):
+            assert zeros or y.any()
             scale = max(1, abs(y[np.isfinite(y)]).max(initial=0))
             np.testing.assert_allclose(got / scale, y / scale, rtol=0, atol=TOLERANCE)
     return proto
@@ -105,8 +109,33 @@ def test_gallery(entry):
     """Whole models for images of digits."""
     with gallery.importable():
         model = entry.model()
-        proto = held(model, [(None, 1, 8, 8)])
+        proto = held(model, [(None, 1, 8, 8)], by=0.01)
     assert {f.name.partition("_")[0] for f in proto.functions} == {entry.name}
+
+
+@pytest.mark.parametrize("seed", range(0, 50, 10))
+def test_random_stacks(seed):
+    """Of the library's layers, ten at a time."""
+    for stack in map(Stack, range(seed, seed + 10)):
+        model, shape = stack.model(6)
+        held(model, [(None, *shape)], by=0.1, zeros=True)
+
+
+def test_in_onnxruntime_web(tmp_path):
+    """A custom layer in what runs in a browser, too."""
+    modules = node_modules("onnxruntime-web")
+    model = moved(gl.Sequential(gl.Linear(6, 4), Swish(), Maxout(3)), [ROW])
+    model.export(tmp_path / "model.onnx", format="onnx", input_shapes=[ROW])
+    x = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    (tmp_path / "run.cjs").write_text(
+        "const ort = require('onnxruntime-web');\n"
+        "ort.InferenceSession.create(require('fs').readFileSync(__dirname + '/model.onnx')).then(async (session) => {\n"
+        f"  const x = new ort.Tensor('float32', {x.reshape(-1).tolist()}, {list(x.shape)});\n"
+        "  console.log(JSON.stringify(Array.from((await session.run({input: x})).output.data)));\n"
+        "});\n"
+    )
+    y = np.array(json.loads(node(linked(tmp_path, modules) / "run.cjs"))).reshape(5, 3)
+    np.testing.assert_allclose(y, model.eval()(x), atol=TOLERANCE)
 
 
 def test_models():
