@@ -1,4 +1,4 @@
-"""Writes the README's figures from bench/results: ``python bench/report.py [--add FOLDER]``.
+"""Writes the figures of docs/performance.md from bench/results: ``python bench/report.py [--add FOLDER]``.
 
 --add: take the results that ``gpulayers bench --gpu --out FOLDER`` wrote into ``bench/results/<gpu>/``, and draw them. Why a
 kernel stays below its limit stands beside them, by hand, in ``reasons.json``: {"op" or "op: case": "the reason"}.
@@ -31,7 +31,7 @@ LOW = 0.7
 
 
 def blocks(results: pathlib.Path = RESULTS) -> dict[str, str]:
-    """What stands in the README, by mark."""
+    """What stands in docs/performance.md, by mark."""
     cpu = json.loads((results / "cpu/cpu.json").read_text())
     return {"cpu": cpu_markdown(cpu), "gpu": gpu_markdown(results)}
 
@@ -80,7 +80,7 @@ def gpu_markdown(results: pathlib.Path) -> str:
 def _gpu_section(folder: pathlib.Path) -> str:
     found, where = load(folder / "bench.json"), f"bench/results/{folder.name}"
     rows, dtype = found["rows"], found["rows"][0]["dtype"] if found["rows"] else "bfloat16"
-    drawn = [f"![{p.stem}]({where}/{p.name})" for p in sorted(folder.glob("*.png"))]
+    drawn = [f"![{p.stem}](../{where}/{p.name})" for p in sorted(folder.glob("*.png"))]
     reasons = folder / "reasons.json"
     parts = [
         f"### {found['processes'][-1]['about'].get('device')}",
@@ -206,7 +206,7 @@ def _without(rows: Sequence[Row]) -> str:
     return f"No speed is given for what failed: {listed}."
 
 
-# --- the README ------------------------------------------------------------------------------------------------------
+# --- the page --------------------------------------------------------------------------------------------------------
 
 
 def between(text: str, mark: str) -> str:
@@ -246,10 +246,10 @@ def main() -> int:
         except (ValueError, OSError, RuntimeError) as error:  # not a run's folder, a broken file, no matplotlib
             print(f"report: {error}", file=sys.stderr)
             return 1
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    readme.write_text(replaced(before, blocks()), encoding="utf-8")
-    print("README.md is up to date" if readme.read_text(encoding="utf-8") == before else "README.md was written")
+    page = ROOT / "docs/performance.md"
+    before = page.read_text(encoding="utf-8")
+    page.write_text(replaced(before, blocks()), encoding="utf-8")
+    print(f"{page.name} is up to date" if page.read_text(encoding="utf-8") == before else f"{page.name} was written")
     return 0
 
 

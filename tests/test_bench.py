@@ -1,4 +1,4 @@
-"""Benchmarks: what a CPU can measure, what is drawn and printed, and that the README shows what was measured."""
+"""Benchmarks: what a CPU can measure, what is drawn and printed, and that the documentation shows what was measured."""
 
 import itertools
 import json
@@ -33,10 +33,10 @@ from gpulayers.ops import softmax
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_readme_shows_what_was_measured():
-    text = (ROOT / "README.md").read_text()
+def test_the_page_shows_what_was_measured():
+    text = (ROOT / "docs/performance.md").read_text()
     for mark, block in report.blocks(ROOT / "bench/results").items():
-        assert report.between(text, mark) == block, f"README.md: python bench/report.py writes {mark}"
+        assert report.between(text, mark) == block, f"docs/performance.md: python bench/report.py writes {mark}"
 
 
 # --- the CPU ---------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_report_of_a_gpu(tmp_path):
     assert "| softmax | row length: 65536 | backward | 50% | rows spill |" in text
     assert ": 1 passed, 1 crashed. Kernels, each dtype counted: 1 ran; never: triton " in text
     assert "triton _softmax_forward_kernel (float32, bfloat16), triton " in text
-    assert "![share](bench/results/x100-1gb/share.png)" in text and "No speed is given" not in text
+    assert "![share](../bench/results/x100-1gb/share.png)" in text and "No speed is given" not in text
 
 
 def test_report_names_the_commits_that_were_measured(tmp_path):

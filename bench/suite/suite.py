@@ -4,7 +4,7 @@ The most valuable first: the tests on the device (parity in every dtype, the sam
 memory checked by compute-sanitizer, the benchmarks, tuning of the kernels furthest from their limit. Every step is a process
 of its own, keeps its part of the time, and has on disk what it knows: the same command on the same folder goes on. The
 folder holds seven files at most: suite.json, log.txt, tests.jsonl, tests.json and bench.json (``bench/report.py --add`` takes
-these two into the README, with plots), tune.json and the tuned table (sm_90.json, for kernels/configs).
+these two into docs/performance.md, with plots), tune.json and the tuned table (sm_90.json, for kernels/configs).
 """
 
 from __future__ import annotations
