@@ -19,41 +19,45 @@ THREE = [
 ]
 
 
-def visit(folder: pathlib.Path, **plan) -> dict:
-    """What happens on the page of the model in ``folder``: no complaint, and no request to anybody but this machine."""
+def visited(folder: pathlib.Path, *visits: dict) -> list[dict]:
+    """What happens on each page: no complaint, and no request to anybody but this machine."""
     modules = node_modules("@tensorflow/tfjs", "playwright-core")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
-    linked(folder, modules)
-    plan |= {"folder": str(folder), "modules": str(modules.parent), "chromium": chromium, "query": "?backend=cpu"}
-    (folder / "plan.json").write_text(json.dumps(plan))
+    for visit in visits:
+        linked(pathlib.Path(visit["folder"]), modules)
+    (folder / "plan.json").write_text(
+        json.dumps({"modules": str(modules.parent), "chromium": chromium, "visits": visits})
+    )
     found = json.loads(node(HERE / "node" / "page.mjs", folder / "plan.json"))
-    assert not found["complaints"] and found["requests"]
-    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in found["requests"])
+    for page in found:
+        assert not page["complaints"] and page["requests"]
+        assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in page["requests"])
     return found
 
 
-def test_digits_are_drawn_and_taught(tmp_path):
-    """… with a layer of one's own in the model; the screenshot is kept in GPULAYERS_SCREENSHOTS."""
-    pytest.importorskip("sklearn")
+def of_digits(folder: pathlib.Path) -> dict:
+    """A model with a layer of one's own, trained; a three is drawn, and taught as a five."""
     x, y, *_ = demo.digits()
     model = gl.Sequential(
         gl.Conv2d(1, 8, 3, padding=1), demo.Swish(), gl.MaxPool2d(2), gl.Flatten(), gl.Dropout(0.2), gl.Linear(128, 10)
     )
     model.fit(x, y, epochs=6, optimizer=gl.AdamW(lr=1e-2), progress=False)
-    model.export(tmp_path / "digits")
-    kept = pathlib.Path(os.environ.get("GPULAYERS_SCREENSHOTS", tmp_path))
-    found = visit(tmp_path / "digits", strokes=THREE, label=5, screenshot=str(kept / "digits.png"))
-    assert found["answers"] == ["3", "5"]  # when it was taught that this is a five
-    assert abs(sum(found["shares"]) - 100) < 1 and len(found["shares"]) == 10
-    assert found["learned"] == "right: 1 of 1, before: 0"
-    assert (kept / "digits.png").read_bytes().startswith(b"\x89PNG")
+    model.export(folder / "digits")
+    kept = pathlib.Path(os.environ.get("GPULAYERS_SCREENSHOTS", folder)) / "digits.png"
+    return {"folder": str(folder / "digits"), "strokes": THREE, "label": 5, "screenshot": str(kept)}
 
 
-def test_numbers_are_filled_in(tmp_path):
-    model = gl.Sequential(gl.Linear(4, 3), gl.SiLU())
-    x = np.float32([[1, -2.5, 0.25, 3]])
+def test_pages(tmp_path):
+    """The screenshot is kept in the folder GPULAYERS_SCREENSHOTS."""
+    pytest.importorskip("sklearn")
+    model, x = gl.Sequential(gl.Linear(4, 3), gl.SiLU()), np.float32([[1, -2.5, 0.25, 3]])
     y = model(x)
     model.export(tmp_path / "form")
-    assert np.allclose(visit(tmp_path / "form", numbers=x[0].tolist())["output"], y[0], atol=1e-5)
+    drawing = of_digits(tmp_path)
+    drawn, filled = visited(tmp_path, drawing, {"folder": str(tmp_path / "form"), "numbers": x[0].tolist()})
+    assert drawn["answers"] == ["3", "5"] and drawn["learned"] == "right: 1 of 1, before: 0"
+    assert abs(sum(drawn["shares"]) - 100) < 1 and len(drawn["shares"]) == 10
+    assert pathlib.Path(drawing["screenshot"]).read_bytes().startswith(b"\x89PNG")
+    assert np.allclose(filled["output"], y[0], atol=1e-4)

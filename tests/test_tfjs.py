@@ -18,7 +18,7 @@ TFJS = "@tensorflow/tfjs"
 class Case:
     """A model, exported, with inputs and gradients of its outputs; all of them multiples of 1/8.
 
-    training: None leaves each layer in the mode that it is in.
+    shapes: of the inputs; a list is one of integers. training: None leaves each layer in the mode that it is in.
     """
 
     def __init__(self, folder: pathlib.Path, model: gl.Layer, *shapes: tuple, training=False, fit=None, seed=0):
@@ -30,7 +30,9 @@ class Case:
         self.before = model.state_dict()
         model.export(folder)
 
-    def draw(self, shape: tuple) -> np.ndarray:
+    def draw(self, shape: tuple | list) -> np.ndarray:
+        if isinstance(shape, list):
+            return self.random.integers(0, 5, shape)
         return (self.random.integers(-16, 17, shape) / 8).astype(np.float32)
 
     def outputs(self) -> tuple:
@@ -45,6 +47,7 @@ class Case:
         self.model.zero_grad()
         self.ys = self.outputs()
         dx = self.model.backward(*self.dys)
+        dx = np.zeros(self.xs[0].shape) if dx is None else dx  # of integers
         several = lambda v: v if len(v) > 1 else v[0]  # noqa: E731
         weights = {name: w.grad for name, w in self.model.named_weights().items() if w.trainable}
         return {"y": several(self.ys), "dx": dx, "weights": weights}
@@ -147,10 +150,6 @@ TOGETHER = [  # where images change between channels first and last, and where t
 RECORDED = [  # … and what it has not, or has wrong: classes of their own in custom_layers.js
     (gl.Sequential(gl.Conv2d(3, 4, 3), demo.Swish(), gl.MaxPool2d(2), demo.Swish()), IMAGES),
     (gl.Sequential(gl.BatchNorm1d(4), gl.Hardswish(), gl.Linear(4, 3, activation="hardswish")), (5, 4)),
-    (
-        gl.Parallel(gl.Conv2d(4, 4, 3, padding=1, groups=2), gl.AvgPool2d(3, 1, 1, count_include_pad=False)),
-        (2, 4, 5, 6),
-    ),
 ]
 
 
@@ -206,6 +205,7 @@ class Lookup(gl.Layer):
 OWN = [
     (gl.Sequential(SumAndProduct()), (3, 4), (3, 4)),
     (gl.Sequential(gl.ReLU(), Block(4), gl.Linear(4, 2)), (5, 4)),
+    (gl.Sequential(Lookup(), gl.Flatten(), gl.Linear(12, 2)), [2, 4]),
 ]
 
 
@@ -215,6 +215,7 @@ def partly_frozen() -> gl.Sequential:
         gl.Linear(4, 4), gl.Linear(4, 4), gl.BatchNorm1d(4), gl.BatchNorm1d(4), gl.Dropout(), gl.Linear(4, 2)
     )
     model[0].trainable = model[2].trainable = False
+    model[3].eval(), model[4].eval()
     model[1].bias.trainable = False
     return model
 
@@ -237,9 +238,12 @@ def test_layers_and_containers(tmp_path):
 
 
 def test_recorded_layers(tmp_path):
+    """… and those of one's own. Parts that do not train, or always evaluate, do so in TF.js's ``fit``, too."""
     modules = node_modules(TFJS)
-    cases = exported(tmp_path, [*RECORDED, *OWN])
+    parts = Case(tmp_path / "parts", partly_frozen(), (5, 4), training=None, fit={"epochs": 3, "rate": 0.01})
+    cases = [*exported(tmp_path, [*RECORDED, *OWN]), parts]
     assert not faults(cases, run(cases, modules, tmp_path))
+    assert set(parts.gradients()["weights"]) == {"1.weight", "3.weight", "3.bias", "5.weight", "5.bias"}
 
 
 def test_gallery(tmp_path):
@@ -259,33 +263,6 @@ def test_random_stacks(tmp_path):
         models.append((model, (3, *shape)))
     cases = exported(tmp_path, models)
     assert not faults(cases, run(cases, modules, tmp_path))
-
-
-def test_parts_that_do_not_train(tmp_path):
-    """They do not in TF.js's ``fit``, either; what is in evaluation by itself stays so."""
-    modules = node_modules(TFJS)
-    model = partly_frozen()
-    model.train()
-    model[3].eval(), model[4].eval()
-    case = Case(tmp_path / "out", model, (5, 4), training=None, fit={"epochs": 3, "rate": 0.01})
-    assert not faults([case], run([case], modules, tmp_path))
-    assert set(case.gradients()["weights"]) == {"1.weight", "3.weight", "3.bias", "5.weight", "5.bias"}
-
-
-def test_integers_in(tmp_path):
-    """A layer that indexes by its input makes the model's input one of integers."""
-    modules = node_modules(TFJS)
-    model, ids = gl.Sequential(Lookup(), gl.Flatten(), gl.Linear(12, 2)), np.array([[0, 4, 2, 2], [1, 1, 3, 0]])
-    y = model(ids)
-    model.export(tmp_path)
-    linked(tmp_path, modules)
-    for name, array in (("ids.json", ids), ("dy.json", np.ones_like(y))):
-        (tmp_path / name).write_text(json.dumps(array.tolist()))
-    found = json.loads(node("predict.mjs", "ids.json", "--dy", "dy.json", cwd=tmp_path))
-    model.zero_grad()
-    model.backward(np.ones_like(y))
-    assert worst(found["y"], y) < 1e-5
-    assert worst(found["weights"], {name: w.grad for name, w in model.named_weights().items()}) < 1e-5
 
 
 def test_wasm(tmp_path):

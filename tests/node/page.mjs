@@ -1,7 +1,7 @@
-// node page.mjs plan.json: opens index.html of an exported model in headless Chromium, and does what a visitor would.
+// node page.mjs plan.json: opens index.html of exported models in headless Chromium, and does what a visitor would.
 //
-// plan.json: {folder, modules, chromium, query, screenshot, strokes: [[[x, y], …], …], label, numbers}; x and y are in [0, 1] of
-// the pad. Prints {answers, shares, learned, output, requests, complaints}.
+// plan.json: {modules, chromium, visits: [{folder, screenshot, strokes: [[[x, y], …], …], label, numbers}, …]}; x and y are
+// in [0, 1] of the pad. Prints a list of {answers, shares, learned, output, requests, complaints}.
 import fs from 'node:fs';
 import http from 'node:http';
 import os from 'node:os';
@@ -13,7 +13,8 @@ const {chromium} = createRequire(path.join(plan.modules, 'here.js'))('playwright
 const TYPES = {'.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json'};
 
 const server = http.createServer((request, response) => {
-  const file = path.join(plan.folder, decodeURIComponent(new URL(request.url, 'http://localhost').pathname));
+  const [, visit, ...rest] = decodeURIComponent(new URL(request.url, 'http://localhost').pathname).split('/');
+  const file = path.join(plan.visits[visit]?.folder ?? '/nowhere', ...rest);
   fs.readFile(file, (error, data) => {
     response.writeHead(error ? 404 : 200, {'Content-Type': TYPES[path.extname(file)] ?? 'application/octet-stream'});
     response.end(error ? '' : data);
@@ -25,19 +26,9 @@ const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'page-'));
 const args = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync'];
 const browser = await chromium.launchPersistentContext(profile, {executablePath: plan.chromium, args, viewport: {width: 820, height: 860}});
-const found = {requests: [], complaints: []};
+const found = [];
 try {
-  const page = await browser.newPage();
-  page.setDefaultTimeout(60000);
-  page.on('request', (request) => found.requests.push(request.url()));
-  page.on('pageerror', (error) => found.complaints.push(error.message));
-  page.on('console', (message) => message.type() === 'error' && found.complaints.push(message.text()));
-  await page.goto(`http://127.0.0.1:${server.address().port}/index.html${plan.query ?? ''}`);
-  await page.waitForSelector('main:not([hidden]), #status.wrong');
-  found.status = await page.textContent('#status');
-  await (plan.strokes ? draw(page) : fill(page));
-  if (plan.label !== undefined) await teach(page);
-  if (plan.screenshot) await page.screenshot({path: plan.screenshot});
+  for (const i of plan.visits.keys()) found.push(await visit(i));
 } finally {
   await browser.close();
   server.close();
@@ -45,9 +36,27 @@ try {
 }
 fs.writeFileSync(1, JSON.stringify(found));
 
-async function draw(page) {
+async function visit(i) {
+  const wanted = plan.visits[i], seen = {requests: [], complaints: []};
+  const page = await browser.newPage();
+  page.setDefaultTimeout(180000);  // of a machine that is busy
+  page.on('request', (request) => seen.requests.push(request.url()));
+  page.on('pageerror', (error) => seen.complaints.push(error.message));
+  page.on('console', (message) => message.type() === 'error' && seen.complaints.push(message.text()));
+  await page.goto(`http://127.0.0.1:${server.address().port}/${i}/index.html?backend=cpu`);
+  await page.waitForSelector('main:not([hidden]), #status.wrong');
+  const wrong = await page.locator('#status.wrong').allTextContents();
+  if (wrong.length) throw new Error(wrong[0]);
+  await (wanted.strokes ? draw : fill)(page, wanted, seen);
+  if (wanted.label !== undefined) await teach(page, wanted, seen);
+  if (wanted.screenshot) await page.screenshot({path: wanted.screenshot});
+  await page.close();
+  return seen;
+}
+
+async function draw(page, {strokes}, seen) {
   const box = await page.locator('#pad').boundingBox();
-  for (const [first, ...rest] of plan.strokes) {
+  for (const [first, ...rest] of strokes) {
     const at = ([x, y]) => [box.x + x * box.width, box.y + y * box.height];
     await page.mouse.move(...at(first));
     await page.mouse.down();
@@ -55,21 +64,21 @@ async function draw(page) {
     await page.mouse.up();
   }
   await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
-  (found.answers ??= []).push(await page.textContent('#answer'));
-  found.shares = (await page.locator('#bars .share').allTextContents()).map(parseFloat);
+  (seen.answers ??= []).push(await page.textContent('#answer'));
+  seen.shares = (await page.locator('#bars .share').allTextContents()).map(parseFloat);
 }
 
-async function teach(page) {
-  await page.click(`#labels button:nth-child(${plan.label + 1})`);
+async function teach(page, wanted, seen) {
+  await page.click(`#labels button:nth-child(${wanted.label + 1})`);
   await page.click('#train');
   await page.waitForFunction(() => document.getElementById('learned').textContent);
-  found.learned = await page.textContent('#learned');
-  await draw(page);
+  seen.learned = await page.textContent('#learned');
+  await draw(page, wanted, seen);
 }
 
-async function fill(page) {
+async function fill(page, {numbers}, seen) {
   const inputs = page.locator('#inputs input');
-  for (const [i, value] of plan.numbers.entries()) await inputs.nth(i).fill(`${value}`);
+  for (const [i, value] of numbers.entries()) await inputs.nth(i).fill(`${value}`);
   await page.click('#predict');
-  found.output = (await page.locator('#outputs .share').allTextContents()).map(Number);
+  seen.output = (await page.locator('#outputs .share').allTextContents()).map(Number);
 }

@@ -15,8 +15,9 @@ async function load() {
   if (backend && !(await tf.setBackend(backend))) throw new Error(`There is no backend ${backend} here.`);
   await tf.ready();
   register(tf);
-  const model = await tf.loadLayersModel('model.json');
-  return [model, (await (await fetch('model.json')).json()).userDefinedMetadata.gpulayers];
+  const url = new URL('model.json', document.baseURI).href;  // whole: TensorFlow.js looks for weights at the root else
+  const model = await tf.loadLayersModel(url);
+  return [model, (await (await fetch(url)).json()).userDefinedMetadata.gpulayers];
 }
 
 const isDrawing = ({inputs, outputs}) => inputs.length === 1 && outputs.length === 1 && inputs[0].shape.length === 4 &&

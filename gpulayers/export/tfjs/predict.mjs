@@ -61,7 +61,7 @@ export function gradients(model, xs, dys, training = false) {
 const nested = (tensors) => (tensors.length > 1 ? tensors.map((t) => t.arraySync()) : tensors[0].arraySync());
 
 // Tensors of these shapes (the batch is null) and dtypes from a file with nested lists.
-function read(file, kinds, what) {
+export function read(file, kinds, what) {
   let value;
   try {
     value = JSON.parse(fs.readFileSync(file, 'utf8'));
