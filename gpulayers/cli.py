@@ -18,6 +18,7 @@ from gpulayers._table import table
 from gpulayers.arrays import Spec
 from gpulayers.export import FORMATS, NEXT_STEPS
 from gpulayers.inventory import PACKAGES, backends_of, families, ops, version
+from gpulayers.ops._op import Op
 
 WRONG_INPUT = (RuntimeError, ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, MemoryError)
 """What a command raises where it cannot do what was asked."""
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="devices, packages, and which backend has each op").set_defaults(run=info)
 
     p = commands.add_parser("explain", help="who would compute an op here, and why")
-    p.add_argument("op", help="the op's name, as in gpulayers.ops: softmax, conv2d, …")
+    p.add_argument("op", help="the op's name, as in gpulayers.ops: softmax, conv2d, …; or FILE.py:op, one of your own")
     shapes = "shapes of its inputs: 8,3,32,32 16,3,3,3; - for None, 8:int64 for another dtype, [8 3,4] for a list"
     p.add_argument("--shapes", default="", help=shapes, nargs="*")
     p.add_argument("--dtype", default="float32")
@@ -70,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."), help="folder to write to (default: this one)")
     p.set_defaults(run=new)
 
-    p = commands.add_parser("check", help="check a layer of your own")
-    p.add_argument("target", help="FILE.py:Class")
+    p = commands.add_parser("check", help="check a layer, or an op with its kernels, of your own")
+    p.add_argument("target", help="FILE.py:Class, or FILE.py:op, which needs --input-shape")
     p.add_argument(
         "--args", default="", help='arguments of the class: "16, bias=False" (default: small sizes, by name)'
     )
@@ -111,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
 def _lab(commands: Any) -> None:
     """The commands that measure kernels and read their machine code."""
     p = commands.add_parser("bench", help="measure: kernels on a GPU against others, or what a CPU can measure")
-    p.add_argument("family", nargs="*", help="only these families of ops")
+    p.add_argument("family", nargs="*", help="only these families of ops; or FILE.py:op, an op of your own")
+    p.add_argument("--input-shape", default=(), nargs="+", help="of an op of your own, one for each input: 4096,4096")
     p.add_argument(
         "--cpu", action="store_true", help="the NumPy side against torch, the cost of dispatch and of imports"
     )
@@ -198,10 +200,7 @@ def _devices() -> list[list[str]]:
 
 def explain(options: Any) -> int:
     """Who would compute the op, for CPU arrays and for CUDA arrays."""
-    found = {op.name: op for op in ops()}
-    if options.op not in found:
-        raise ValueError(f"no op {options.op!r}; there are {', '.join(found)}")
-    op = found[options.op]
+    op = _op(options.op)
     defaults = [n if n in op.needed else f"{n}={v!r}" for n, v in op.options.items()]
     about = f"{op.family}.{op.name}({', '.join(op.inputs)}{'; ' if defaults else ''}{', '.join(defaults)})"
     text = "\n".join([about, *(line.strip() for line in (op.__doc__ or "").strip().splitlines())])
@@ -222,6 +221,21 @@ def explain(options: Any) -> int:
     chosen = table(["backend", "for these arrays on the CPU"], [*reasons.items(), [backend, "computes it"]])
     print(f"{text}\n\n{chosen}")
     return 0
+
+
+def _op(name: str) -> Op:
+    """One of the library's, or of one's own in FILE.py:name."""
+    if ":" in name:
+        from gpulayers.authoring import subject
+
+        own = subject.found(name)
+        if not isinstance(own, Op):
+            raise ValueError(f"the rule is FILE.py:op, made by gl.op; got {name!r}")
+        return own
+    found = {op.name: op for op in ops()}
+    if name not in found:
+        raise ValueError(f"no op {name!r}; there are {', '.join(found)}")
+    return found[name]
 
 
 def _specs(words: Sequence[str], dtype: str) -> list[Any]:
@@ -273,14 +287,17 @@ def new(options: Any) -> int:
 
 
 def check(options: Any) -> int:
-    """check_layer on a class in a file."""
+    """check_layer on a class in a file; the kernels of an op in it against its definition."""
     from gpulayers.authoring import subject
     from gpulayers.testing import check_layer
 
     args, kwargs = _arguments(options.args, "--args")
     dtypes = list(map(arrays.dtype, options.dtypes))
     shapes = [_shape(text) for text in options.input_shape]
-    layer, call = subject.made(subject.layer_class(options.target), args, kwargs)
+    found = subject.found(options.target)
+    if isinstance(found, Op):
+        return _check_op(found, shapes, dtypes, options.seed, kwargs)
+    layer, call = subject.made(found, args, kwargs)
     inputs = shapes or subject.input_shapes(layer)
     print(f"{call} on {' and '.join(str(list(shape)) for shape in inputs)}", flush=True)
     report = check_layer(layer, *inputs, dtypes=dtypes, seed=options.seed, raises=False)
@@ -289,6 +306,19 @@ def check(options: Any) -> int:
     if report.fault is not None:
         raise report.fault
     print(f"{layer.name} passes {len(report)} checks")
+    return 0
+
+
+def _check_op(op: Op, shapes: list, dtypes: list, seed: int, options: dict[str, Any]) -> int:
+    from gpulayers.authoring import kernels
+
+    if not op.required <= len(shapes) <= len(op.inputs):
+        rule = f"--input-shape with a shape for each of {', '.join(op.inputs)}"
+        raise ValueError(f"{op.name}: the rule is {rule}; got {len(shapes)}")
+    served = kernels.held(op, shapes, dtypes, seed, options)
+    print(f"ok  right, in bounds and without races: {', '.join(served)}", flush=True)
+    rows = list(kernels.compiled(op, shapes, dtypes, options))
+    print(f"ok  machine code\n\n{table(kernels.HEAD, rows)}" if rows else f"{op.name} has no kernel to compile")
     return 0
 
 
@@ -356,10 +386,27 @@ def bench(options: Any) -> int:
     """Measure; without --cpu, --gpu or --device what there is: the GPU, else the CPU."""
     if importlib.util.find_spec("torch") is None:
         raise RuntimeError('bench: it compares with torch, which is not installed (pip install "gpulayers[torch]")')
+    if any(":" in name for name in options.family):
+        return _bench_own(options)
     _require_families("bench", options.family)
     from gpulayers.bench import run
 
     return run.bench(options)
+
+
+def _bench_own(options: Any) -> int:
+    from gpulayers.bench.own import bench_op
+
+    shapes, on = [_shape(text) for text in options.input_shape], "cpu" if options.cpu else options.device or ""
+    for name in options.family:
+        op = _op(name)
+        if not op.required <= len(shapes) <= len(op.inputs):
+            rule = f"--input-shape with a shape for each of {', '.join(op.inputs)}"
+            raise ValueError(f"{op.name}: the rule is {rule}; got {len(shapes)}")
+        rows = bench_op(op, *shapes, dtypes=options.dtypes, on=on)
+        if any(row["status"] != "ok" for row in rows):
+            return 1
+    return 0
 
 
 def tune(options: Any) -> int:

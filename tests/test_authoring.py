@@ -36,7 +36,7 @@ def clean(monkeypatch, tmp_path):
 def test_every_template_is_right(neuron, tmp_path):
     """As its own test says; its kernels are those of the library's ops, which have tests of their own."""
     file, test = new("MyLayer", neuron.names[-1], tmp_path)
-    cls, arguments = subject.layer_class(f"{file}:MyLayer"), eval(f"({neuron.arguments})") or ()
+    cls, arguments = subject.found(f"{file}:MyLayer"), eval(f"({neuron.arguments})") or ()
     assert check_layer(cls(*arguments), eval(neuron.input_shape), backends=(), dtypes=("float16",))
     assert f"check_layer(MyLayer({neuron.arguments}), {neuron.input_shape})" in test.read_text()
     lines = file.read_text().splitlines()
@@ -46,7 +46,7 @@ def test_every_template_is_right(neuron, tmp_path):
 @pytest.mark.parametrize("neuron", NEURONS, ids=lambda n: n.names[0])
 def test_every_template_can_be_checked_by_its_name_alone(neuron, tmp_path):
     file, _ = new("MyLayer", neuron.names[0], tmp_path)
-    layer, call = subject.made(subject.layer_class(f"{file}:MyLayer"), (), {})
+    layer, call = subject.made(subject.found(f"{file}:MyLayer"), (), {})
     y = layer(*(np.ones(shape, "f") for shape in subject.input_shapes(layer)))
     assert neuron.names[0] in ("elementwise", layer.neuron_type) and call.startswith("MyLayer(") and len(y) == 4
 

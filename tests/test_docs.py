@@ -60,6 +60,16 @@ def test_a_page_runs(page, elsewhere, capsys):
                 run(line)
 
 
+def test_the_mistake_that_the_tutorial_shows(elsewhere, capsys):
+    """Its message is the one that a reader gets."""
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    right = next(body for _, title, body in BLOCK.findall(text) if title == "ripple.py")
+    shown = next(body for _, _, body in BLOCK.findall(text) if body.startswith("gpulayers: Ripple:"))
+    (elsewhere / "ripple.py").write_text(right.replace("(dy * np.sin(x)).sum(0)", "dy * np.sin(x)"), encoding="utf-8")
+    assert cli.main(["check", "ripple.py:Ripple"]) == 1
+    assert " ".join(capsys.readouterr().err.split()) == " ".join(shown.split())
+
+
 def run(line: str) -> None:
     words = shlex.split(line, comments=True)
     if not words or words[0] != "gpulayers":

@@ -64,7 +64,7 @@ def test_the_cuda_kernel():
 @entries
 def test_it_is_checked_by_its_name_alone(entry):
     """``gpulayers check examples/custom_layers/swish.py:Swish`` needs no more."""
-    layer, _ = subject.made(subject.layer_class(f"{entry.path}:{entry.name}"), (), {})
+    layer, _ = subject.made(subject.found(f"{entry.path}:{entry.name}"), (), {})
     layer(*(np.ones(shape, "f") for shape in subject.input_shapes(layer)))
 
 

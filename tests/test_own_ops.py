@@ -1,11 +1,13 @@
 """``gl.op``: an op of one's own is dispatched, explained, checked and measured as the library's are."""
 
+import sys
 import types
 
 import numpy as np
 import pytest
 
 import gpulayers as gl
+from gpulayers import cli
 from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.testing import CheckError, audit_op, check_layer, check_op
 
@@ -222,3 +224,66 @@ def test_an_op_is_measured(monkeypatch):
     assert [(r["direction"], r["provider"], r["status"]) for r in rows] == [
         (direction, "definition", "ok") for direction in ("forward", "backward", "both")
     ]
+
+
+# --- from a shell ----------------------------------------------------------------------------------------------------
+
+FILE = """
+import triton
+from own_kernels import double_kernel, double_too_far_kernel
+
+import gpulayers as gl
+
+
+def launch(x, *, empty):
+    y = empty(x.shape, x.dtype)
+    KERNEL[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), BLOCK=1024)
+    return y
+
+
+doubled = gl.op("doubled", lambda x: 2 * x, lambda dy: 2 * dy, triton=(launch, lambda dy, *, empty: launch(dy, empty=empty)))
+"""
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch, capsys):
+    """Runs a command on an op in a file with one of the kernels; (status, stdout, stderr)."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(command: str, *words: str, kernel: str = "double_kernel", name: str = "doubled") -> tuple[int, str, str]:
+        (tmp_path / "doubled_op.py").write_text(FILE.replace("KERNEL", kernel))
+        sys.modules.pop("doubled_op", None)
+        status = cli.main([command, f"{tmp_path}/doubled_op.py:{name}", *words])
+        return status, *capsys.readouterr()
+
+    yield run
+    sys.modules.pop("doubled_op", None)
+
+
+def test_check_from_a_shell(shell):
+    shape = ("--input-shape", "3,5", "--dtypes", "float32")
+    status, out, _ = shell("check", *shape)
+    assert status == 0 and "without races: definition, triton" in out and out.count("double_kernel") == 3
+    status, out, err = shell("check", *shape, kernel="double_too_far_kernel")
+    assert status == 1 and not out and "load out of bounds" in err and err.count("\n") == 1
+    status, _, err = shell("check")
+    assert status == 2 and "doubled: the rule is --input-shape with a shape for each of x; got 0" in err
+
+
+def test_explain_from_a_shell(shell):
+    status, out, _ = shell("explain", "--shapes", "3,4")
+    assert status == 0 and "doubled_op.doubled(x)" in out and "computes it" in out
+    assert "kernels: triton, and the definition" in shell("explain")[1]
+    status, _, err = shell("explain", name="launch")
+    assert status == 2 and "doubled_op.py has no layer 'launch'" in err
+
+
+def test_bench_from_a_shell(shell, monkeypatch):
+    pytest.importorskip("torch")
+    from gpulayers.bench import own
+
+    asked = []
+    monkeypatch.setattr(own, "bench_op", lambda op, *shapes, **how: asked.append((op.name, shapes, how["on"])) or [])
+    assert shell("bench", "--input-shape", "8,8", "--cpu")[0] == 0 and asked == [("doubled", ((8, 8),), "cpu")]
+    assert "the rule is --input-shape with a shape for each of x; got 0" in shell("bench", "--cpu")[2]

@@ -12,6 +12,7 @@ import numpy as np
 
 import gpulayers as gl
 from gpulayers.authoring.file import module_in
+from gpulayers.ops._op import Op
 
 USUAL = {
     "in_features": 6,
@@ -35,18 +36,23 @@ FEATURES = ("in_features", "num_features", "features", "dim")
 CHANNELS = ("in_channels", "num_channels", "channels")
 
 
-def layer_class(target: str) -> type[gl.Layer]:
-    """The class that FILE.py:Class names, registered. Raises ValueError, or ImportError for a file that is broken."""
+def found(target: str) -> type[gl.Layer] | Op:
+    """The layer's class (registered), or the op, that FILE.py:name names. Raises ValueError, or ImportError for a broken file."""
     path, _, name = target.rpartition(":")  # a path may have colons
     if not name or not pathlib.Path(path).is_file():
         raise ValueError(f"the rule is FILE.py:Class; got {target!r}")
     module = module_in(pathlib.Path(path).resolve())
-    cls = getattr(module, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, gl.Layer)):
-        own = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, gl.Layer)]
-        own = [n for n in own if vars(module)[n].__module__ == module.__name__]
+    value = getattr(module, name, None)
+    if isinstance(value, Op):
+        return value
+    if not _is_layer(value):
+        own = [n for n, v in vars(module).items() if _is_layer(v) and v.__module__ == module.__name__]
         raise ValueError(f"{path} has no layer {name!r}" + (f"; it has {', '.join(own)}" if own else ""))
-    return gl.register(cls)
+    return gl.register(value)
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, gl.Layer)
 
 
 def made(cls: type[gl.Layer], args: tuple, kwargs: dict[str, Any]) -> tuple[gl.Layer, str]:
