@@ -103,11 +103,16 @@ ON_LONG_IMAGES = {
     "prelu": (prelu, [np.full(40, 0.25, float16)], {}),
     "max_pool2d": (max_pool2d, [], {"kernel_size": 1, "return_indices": True}),
     "avg_pool2d": (avg_pool2d, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
-    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [], {"output_size": None}),
+    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [], {"output_size": None}),  # by pairs of neighbours
     "pad2d": (pad2d, [], {"padding": 1, "mode": "replicate"}),
     "conv2d": (conv2d, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
     "depthwise conv2d": (conv2d, [np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
 }
+
+
+def pairs(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The output size at which each window has two neighbours along the long axis."""
+    return tuple(max(1, n - 1) for n in shape[2:])
 
 
 def long(shape: tuple[int, ...], axis: int, seed: int, last: bool) -> np.ndarray:
@@ -127,7 +132,7 @@ def test_triton_on_one_long_image(name, axis, last):
     """Its ends are those of the definition on the ends alone."""
     op, given, options = ON_LONG_IMAGES[name]
     shape = (1, 40, LONG, 1) if axis == 2 else (1, 40, 1, LONG)
-    options = options | ({"output_size": shape[2:]} if "output_size" in options else {})
+    options = options | ({"output_size": pairs(shape)} if "output_size" in options else {})
     x = long(shape, axis, 0, last)
     device = _tile.Device(90, 1 << 16, 232448)
     with (
@@ -145,7 +150,7 @@ def test_triton_on_one_long_image(name, axis, last):
 
         with dispatch.only("definition"):
             if "output_size" in options:
-                options["output_size"] = cut(x).shape[2:]
+                options["output_size"] = pairs(cut(x).shape)
             extra = outputs[0].shape[axis] - x.shape[axis]
             true, call = dispatch.forward(op, [cut(x), *given], ("x",), options)
             size = slice(8 + extra) if at == 0 else slice(-8 - extra, None)
@@ -154,6 +159,36 @@ def test_triton_on_one_long_image(name, axis, last):
             np.testing.assert_allclose(mine[(at,) * 4], theirs[(at,) * 4], rtol=2e-2, atol=2e-3)
         if len(outputs) > 1:
             assert outputs[1][(at,) * 4] == (LONG - 1 if at else 0)
+
+
+@pytest.mark.parametrize("axis", [2, 3], ids=["tall", "wide"])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+def test_triton_strided_on_one_long_image(axis, last):
+    """The ends of y and of dx are those of the ends alone, where each pixel has a window of its own."""
+    size = [1, 1]
+    size[axis - 2] = 2
+    x = long((1, 40, LONG, 1) if axis == 2 else (1, 40, 1, LONG), axis, 0, last)
+    weight, options = np.ones((40, 40, *size), float16) / 32, {"stride": tuple(size)}
+    device = _tile.Device(90, 1 << 16, 232448)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device, races=False, corners=True),
+    ):
+        (y,), call = dispatch.forward(conv2d, [x, weight], ("x",), options)
+        dy = long(y.shape, axis, 9, last)
+        dx = call.backward(dy)[0]
+    for at, end in ((0, slice(None, 4)), (-1, slice(-4, None))):
+
+        def cut(a, end=end):
+            return np.moveaxis(np.moveaxis(a, axis, 0)[end], 0, axis)
+
+        with dispatch.only("definition"):
+            (true,), call = dispatch.forward(conv2d, [cut(x), weight], ("x",), options)
+            ends = dy[(slice(None),) * axis + (slice(None, 2) if at == 0 else slice(-2, None),)]
+            true_dx = call.backward(ends)[0]
+        for mine, theirs in ((y, true), (dx, true_dx)):
+            np.testing.assert_allclose(mine[(at,) * 4], theirs[(at,) * 4], rtol=2e-2, atol=2e-3)
 
 
 def test_triton_sums_of_long_shares():
