@@ -12,7 +12,7 @@ from gpulayers.ops.activation import gelu, glu, prelu, relu, rrelu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import mse
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -189,6 +189,28 @@ def test_triton_strided_on_one_long_image(axis, last):
             true_dx = call.backward(ends)[0]
         for mine, theirs in ((y, true), (dx, true_dx)):
             np.testing.assert_allclose(mine[(at,) * 4], theirs[(at,) * 4], rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("op", [cross_entropy, nll_loss])
+def test_triton_labels_of_one_long_image(op):
+    """The last classes of 40 begin past the 2^31st element, and labels have 32 bits."""
+    x = long((1, 40, LONG, 1), 2, 0, last=False)[..., 0]
+    labels = np.full((1, LONG), 39, np.int32)
+    device = _tile.Device(90, 1 << 16, 232448)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device, races=False, corners=True),
+    ):
+        (y,), call = dispatch.forward(op, [x, labels], ("x",), {"reduction": "none"})
+        dx = call.backward(np.ones_like(y))[0]
+    for at, end in ((0, slice(None, 4)), (-1, slice(-4, None))):
+        with dispatch.only("definition"):
+            few = [x[..., end], labels[..., end]]
+            (true,), call = dispatch.forward(op, few, ("x",), {"reduction": "none"})
+            true_dx = call.backward(np.ones_like(true))[0]
+        np.testing.assert_allclose(y[0, at], true[0, at], rtol=2e-2, atol=2e-3)
+        np.testing.assert_allclose(dx[0, at, at], true_dx[0, at, at], rtol=2e-2, atol=2e-3)
 
 
 def test_triton_sums_of_long_shares():

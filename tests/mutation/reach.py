@@ -17,6 +17,8 @@ from mutation.mutant import KERNELS, Mutant
 TESTS = Path(__file__).parents[1]
 OFFSETS = "test_huge.py"
 """Of all kernels, with arrays of more than 2^31 elements."""
+SHARED = ("test_multiprocessors.py", "test_gaps.py", "test_sums.py", "test_special_values.py")
+"""Of what kernels have in common."""
 LIMIT = 3600.0
 
 
@@ -64,9 +66,9 @@ def test_files(file: str) -> list[str]:
     """The tests of a kernel's file: its family's, or those of all the families that use a private file."""
     own = f"test_{_stem(file)}.py"
     if (TESTS / own).exists() and not Path(file).name.startswith("_"):
-        return [own, OFFSETS]
+        return [own, *SHARED, OFFSETS]
     families = [f"test_{p.stem}.py" for p in sorted(_users(KERNELS / file)) if not p.name.startswith("_")]
-    return list(dict.fromkeys(name for name in (own, *families, OFFSETS) if (TESTS / name).exists()))
+    return list(dict.fromkeys(name for name in (own, *families, *SHARED, OFFSETS) if (TESTS / name).exists()))
 
 
 def _users(path: Path) -> set[Path]:
