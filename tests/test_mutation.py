@@ -40,6 +40,15 @@ def test_equal_faults_stand_in_the_kernels(mutant):
         assert before in lines and after != before and why, f"{file}: {before}"
 
 
+def test_kept_faults_can_be_seeded(mutant):
+    """Their lines are there, and so are the tests that notice them."""
+    for name in ("sample", "reported"):
+        for m, test in mutant.kept(name):
+            file, function = test.split("[")[0].split("::")
+            assert f"def {function}(" in (TESTS.parent / file).read_text(), test
+            assert m.applied() != (mutant.KERNELS / m.file).read_bytes()
+
+
 def test_a_sample_is_noticed():
     """Twenty faults of every kind and backend, each on one test; `mutate.py` seeds others."""
     done = subprocess.run(
