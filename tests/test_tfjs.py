@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 
 import numpy as np
 from gallery import ENTRIES, importable
@@ -282,6 +283,13 @@ def test_a_first_model(tmp_path):
     for name, (array,) in {"input.json": case.xs, "dy.json": case.dys}.items():
         (tmp_path / name).write_text(json.dumps(array.tolist()))
     assert worst(json.loads(node("out/predict.mjs", "input.json", cwd=tmp_path)), case.ys[0]) < 1e-6
+    (tmp_path / "few.json").write_text(json.dumps(case.dys[0][:1].tolist()))
+    few = subprocess.run(
+        ["node", "out/predict.mjs", "input.json", "--dy", "few.json"], cwd=tmp_path, capture_output=True
+    )
+    assert (
+        few.stderr == b"predict.mjs: few.json: the rule is a row for each of 5 inputs; got 1\n" and few.returncode == 1
+    )
     found = json.loads(node("predict.mjs", "../input.json", "--dy", "../dy.json", cwd=case.folder))
     want = case.gradients()
     assert all(worst(found[key], want[key]) < 1e-5 for key in want)

@@ -22,10 +22,11 @@ NEXT_STEPS = {
 def export(
     model: Layer, path: str | os.PathLike, *, format: str = "tfjs", input_shapes: Sequence[Sequence] | None = None
 ) -> None:
-    """Write the model to ``path``, to predict and to be trained on without Python.
+    """Write the model to ``path``, to predict (and, in TensorFlow.js, to be trained on) without Python, in float32.
 
     format: "tfjs": a folder with a layers model of TensorFlow.js (model.json, weights, custom_layers.js), predict.mjs for
-        Node.js and index.html for a browser. What such a folder holds from before is replaced when all is complete.
+        Node.js and index.html for a browser. What such a folder holds from before is replaced when all is complete. What is
+        frozen, or in evaluation by itself, stays so there; regularizers and constraints stay behind. "onnx": one file.
     input_shapes: of each input, batch first, as in [(None, 1, 8, 8)]; by default those that the model was called with.
 
     Raises ExportError, before anything is written, for what cannot be exported: it lists each layer with its reason.

@@ -106,6 +106,9 @@ async function main() {
   const model = await load();
   const xs = read(positionals[0], model.about.inputs, 'inputs');
   const dys = values.dy && read(values.dy, model.about.outputs, 'outputs');
+  if (dys && dys[0].shape[0] !== xs[0].shape[0]) {
+    throw new Error(`${values.dy}: the rule is a row for each of ${xs[0].shape[0]} inputs; got ${dys[0].shape[0]}`);
+  }
   const found = dys ? gradients(model, xs, dys, values.training) : nested(predict(model, xs, values.training));
   let strange = 0;
   const text = JSON.stringify(found, (_, v) => (typeof v === 'number' && !Number.isFinite(v) ? (strange++, null) : v));
