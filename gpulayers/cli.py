@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=_console.at_least(0), default=0)
     p.set_defaults(run=train)
 
-    p = commands.add_parser("export", help="write a saved model for elsewhere: Node.js and browsers")
+    p = commands.add_parser("export", help="write a saved model for elsewhere: Node.js, browsers, onnxruntime")
     p.add_argument("model", help="the folder that gl.save wrote")
     p.add_argument("--format", choices=sorted(FORMATS), default="tfjs")
     p.add_argument("--out", required=True, help="where to write it to")

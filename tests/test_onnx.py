@@ -12,6 +12,7 @@ from recorded.expressions import RECORDED, SHAPE, Computes
 from stacks import Stack
 
 import gpulayers as gl
+from gpulayers import cli
 from gpulayers.export import ExportError
 
 onnx = pytest.importorskip("onnx", reason='it needs pip install ".[export]"')
@@ -191,6 +192,17 @@ def test_export_writes_one_file(tmp_path):
     assert "s = 1 / (1 + np.exp(-self.beta * x))" in lines
     with pytest.raises(IsADirectoryError, match="path of a file"):
         model.export(tmp_path, format="onnx", input_shapes=[(None, 4)])
+
+
+def test_command(tmp_path, capsys):
+    model = gl.Sequential(gl.Linear(4, 3), gl.Tanh())
+    model.ensure_built((None, 4))
+    gl.save(model, tmp_path / "saved")
+    path = str(tmp_path / "model.onnx")
+    assert cli.main(["export", str(tmp_path / "saved"), "--format", "onnx", "--out", path, "--input-shape", "1,4"]) == 0
+    code = capsys.readouterr().out.splitlines()[-1].replace("{'input': x}", "{'input': np.ones((1, 4), np.float32)}")
+    (y,) = eval(code, {"onnxruntime": onnxruntime, "np": np})
+    np.testing.assert_allclose(y, model(np.ones((1, 4), np.float32)), atol=TOLERANCE)
 
 
 def test_what_stands_in_the_way_is_listed_and_nothing_is_written(tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def folder(tmp_path_factory):
                     cases.append(case(name, layer, shapes, batch, training, layer.n if dtypes else 0))
     for name, (layer, mean) in CHANCE.items():
         texts.append(class_text(layer, name, [(None, 40)]))
+        cases.append(case(name, layer, [(None, 40)], 5, False))
         cases.append({"name": name, "x": [packed(np.full((50, 40), np.sign(mean)))], "mean": mean})
     folder = linked(tmp_path_factory.mktemp("classes"), modules)
     shutil.copy(SCRIPT, folder)

@@ -14,7 +14,8 @@ FORMATS = {"tfjs": "gpulayers.export.tfjs", "onnx": "gpulayers.export.onnx"}
 
 NEXT_STEPS = {
     "tfjs": "cd {} && npm install\nnode predict.mjs input.json   # a batch as nested lists; prints the outputs\n"
-    "npm start                     # then open http://localhost:8000"
+    "npm start                     # then open http://localhost:8000",
+    "onnx": "pip install onnxruntime, then in Python:\nonnxruntime.InferenceSession({!r}).run(None, {{'input': x}})",
 }
 """What to do with what was written to {}, for people."""
 
@@ -26,7 +27,8 @@ def export(
 
     format: "tfjs": a folder with a layers model of TensorFlow.js (model.json, weights, custom_layers.js), predict.mjs for
         Node.js and index.html for a browser. What such a folder holds from before is replaced when all is complete. What is
-        frozen, or in evaluation by itself, stays so there; regularizers and constraints stay behind. "onnx": one file.
+        frozen, or in evaluation by itself, stays so there; regularizers and constraints stay behind.
+        "onnx": one file, for onnxruntime, with the model as it is in evaluation; it needs the package onnx.
     input_shapes: of each input, batch first, as in [(None, 1, 8, 8)]; by default those that the model was called with.
 
     Raises ExportError, before anything is written, for what cannot be exported: it lists each layer with its reason.

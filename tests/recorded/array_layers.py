@@ -208,6 +208,16 @@ class GatedMerge(Same):
         return dy * g, dz * self.w + dy
 
 
+class Plus(Same):
+    """Two inputs, one gradient for both."""
+
+    def forward(self, a, b):
+        return a + b
+
+    def backward(self, dy):
+        return dy, dy
+
+
 class Norm(Same):
     """Layer normalisation by mean and var."""
 
@@ -462,6 +472,7 @@ CASES: dict[str, tuple[gl.Layer, list[tuple]]] = {
     "WindowPool": (WindowPool(), [(None, 2, 5, 6)]),
     "LayerScale": (LayerScale(), [(None, 3, 4)]),
     "GatedMerge": (GatedMerge(), [(None, 4), (None, 4)]),
+    "Plus": (Plus(), [(None, 4), (None, 4)]),
     "Norm": (Norm(), [(None, 3, 8)]),
     "BatchCenter": (BatchCenter(), [(None, 4)]),
     "SoftMax": (SoftMax(), [(None, 3, 5)]),

@@ -115,6 +115,7 @@ ELEMENTWISE = [
     lambda x: np.clip(x, -0.5, 1) + x.clip(0) + np.fabs(x) + erf(x).astype(x.dtype) + np.float32(0.1) * x,
     lambda x: (x * 10).astype(np.int64) // 3 + (x * 10).astype(int) % 3 + (x > 0).astype(np.int32) * 2,
     lambda x: np.sign(np.log(x)) + np.maximum(np.log(x), 0),
+    lambda x: ((x > 0) + (x > 1)) * 2.0 + (x * 1e11) // 3 * 1e-11,
 ]
 ARRAYS = [
     lambda x: x.sum(1) + x.mean((1,)) + x.max(axis=1) - x.min(1) * x.prod(1) + np.linalg.norm(x, axis=1),
@@ -126,6 +127,7 @@ ARRAYS = [
     lambda x: np.concatenate([x, x[:, :1]], axis=1)[:, 1:] + np.stack([x[:, 0], x[:, 1], x[:, 2]], 1),
     lambda x: np.expand_dims(x, 2).squeeze(2) + np.broadcast_to(x[:, :1], x.shape) + np.tile(x[:, :, :2], 2),
     lambda x: np.pad(x, ((0, 0), (1, 0), (0, 1)))[:, :3, 1:] + np.pad(x, ((0, 0), (1, 1), (0, 0)), "edge")[:, 2:],
+    lambda x: np.zeros_like(x) + x[:, :1] + x.reshape(len(x), 1, 3, 1, 4)[:, :, ::2, :, ::-3][:, 0, :, 0].sum(),
     lambda x: np.flip(x, 1) + np.roll(x, 1, axis=2) + np.repeat(x[:, :, ::2], 2, axis=2) + np.diff(x, axis=2).sum(),
     lambda x: np.split(x, 2, axis=2)[1] + x[:, :, [0, -1]] + np.take(x, [1, 0], axis=2) + x[..., None, :2][:, :, 0],
     lambda x: np.lib.stride_tricks.sliding_window_view(x, 2, axis=2).max(-1),

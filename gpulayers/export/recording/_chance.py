@@ -36,23 +36,23 @@ class Generator:
     def __init__(self, draw: Draw):
         self._draw, self._real = draw, np.random.default_rng(draw.value)
 
-    def _add(self, op: str, size: Any, value: Any, dtype: Any, **attributes: Any) -> Any:
+    def _add(self, op: str, value: Any, dtype: Any, **attributes: Any) -> Any:
         value = np.asarray(value, np.float64 if dtype is None else dtype)
         return trace().add(op, (self._draw,), value, shape=value.shape, **attributes)
 
     def random(self, size: Any = None, dtype: Any = None, out: Any = None) -> Any:
-        return self._add("random_uniform", size, self._real.random(size), dtype, low=0.0, high=1.0)
+        return self._add("random_uniform", self._real.random(size), dtype, low=0.0, high=1.0)
 
     def uniform(self, low: float = 0.0, high: float = 1.0, size: Any = None) -> Any:
         low, high = _number(low), _number(high)
-        return self._add("random_uniform", size, self._real.uniform(low, high, size), None, low=low, high=high)
+        return self._add("random_uniform", self._real.uniform(low, high, size), None, low=low, high=high)
 
     def standard_normal(self, size: Any = None, dtype: Any = None, out: Any = None) -> Any:
-        return self._add("random_normal", size, self._real.standard_normal(size), dtype, mean=0.0, std=1.0)
+        return self._add("random_normal", self._real.standard_normal(size), dtype, mean=0.0, std=1.0)
 
     def normal(self, loc: float = 0.0, scale: float = 1.0, size: Any = None) -> Any:
         loc, scale = _number(loc), _number(scale)
-        return self._add("random_normal", size, self._real.normal(loc, scale, size), None, mean=loc, std=scale)
+        return self._add("random_normal", self._real.normal(loc, scale, size), None, mean=loc, std=scale)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -50,10 +50,23 @@ def _sliced(x: Any, spans: list[tuple[int, int, int]]) -> Any:
     back = [axis for axis, span in enumerate(spans) if span[2] < 0]
     counts = [len(range(*span)) for span in spans]
     forth = tuple((s[0] + (k - 1) * s[2], s[0] + 1, -s[2]) if s[2] < 0 else s for s, k in zip(spans, counts))
-    y = emit("slice", [x], x.value[tuple(slice(*s) for s in forth)], spans=forth)
+    steps = [step for _, _, step in forth]
+    apart = len(steps) > 4 and max(steps) > 1  # WebGL takes steps in four dimensions at most
+    first = tuple((start, stop, 1) for start, stop, _ in forth) if apart else forth
+    y = emit("slice", [x], x.value[tuple(slice(*s) for s in first)], spans=first)
+    for axis, step in enumerate(steps if apart else ()):
+        y = _every(y, axis, step) if step > 1 else y
     for axis in back:
         y = along(y, axis, lambda x, a: emit("reverse", [x], np.flip(x.value, a), axes=(a,)))
     return y
+
+
+def _every(x: Any, axis: int, step: int) -> Any:
+    """Every step-th along an axis, in three dimensions."""
+    before, n, after = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
+    flat = x.reshape(before, n, after)
+    y = emit("slice", [flat], flat.value[:, ::step], spans=((0, before, 1), (0, n, step), (0, after, 1)))
+    return y.reshape(*x.shape[:axis], y.shape[1], *x.shape[axis + 1 :])
 
 
 def _picked(y: Any, picks: list[Any], axes: list[int], shape: tuple[int, ...]) -> Any:
