@@ -257,3 +257,20 @@ def test_a_report_of_a_fault():
         check_layer(Doubled(), (None, 3), backends=())
     assert failed.value.report == report and "✗" in failed.value._repr_html_()
     assert CheckError("x < 1")._repr_html_() is None
+
+
+def test_the_line_that_is_named_is_the_callers_own():
+    """Not one of the kernels or of NumPy, which it went through."""
+
+    class Odd(gl.Layer):
+        def output_shape(self, shape):
+            return shape
+
+        def forward(self, x):
+            return self.run(gl.Conv2d.op, x, x[:, :, :2], stride=object())
+
+        def backward(self, dy):
+            return dy
+
+    report = check_layer(Odd(), (None, 3, 4, 4), raises=False)
+    assert "(at test_authoring.py:" in str(report.fault) and "stride=object())" in str(report.fault)
