@@ -128,6 +128,7 @@ ARRAYS = [
     lambda x: np.expand_dims(x, 2).squeeze(2) + np.broadcast_to(x[:, :1], x.shape) + np.tile(x[:, :, :2], 2),
     lambda x: np.pad(x, ((0, 0), (1, 0), (0, 1)))[:, :3, 1:] + np.pad(x, ((0, 0), (1, 1), (0, 0)), "edge")[:, 2:],
     lambda x: np.zeros_like(x) + x[:, :1] + x.reshape(len(x), 1, 3, 1, 4)[:, :, ::2, :, ::-3][:, 0, :, 0].sum(),
+    lambda x: np.pad(x[:, :, None, None], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 2)))[:, 1:, 0, 0, 2:] + x,
     lambda x: np.flip(x, 1) + np.roll(x, 1, axis=2) + np.repeat(x[:, :, ::2], 2, axis=2) + np.diff(x, axis=2).sum(),
     lambda x: np.split(x, 2, axis=2)[1] + x[:, :, [0, -1]] + np.take(x, [1, 0], axis=2) + x[..., None, :2][:, :, 0],
     lambda x: np.lib.stride_tricks.sliding_window_view(x, 2, axis=2).max(-1),

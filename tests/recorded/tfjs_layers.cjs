@@ -42,7 +42,10 @@ const held = async (Layer, c) => {
   ys.forEach((t, i) => (errors[`y${i}`] = error(t, c.y[i])));
   own.forEach((v, i) => (errors[`after ${c.names[i]}`] = error(v, c.after[i])));
   reset();
-  const loss = (...ts) => tf.addN(apply(ts).map((t, i) => tf.sum(tf.mul(dys[i], tf.cast(t, 'float32')))));
+  const loss = (...ts) => {
+    const before = ts.map((t) => tf.sum(tf.mul(tf.cast(t, 'float32'), 0)));  // a second use: gradients are summed, and let go
+    return tf.addN([...before, ...apply(ts).map((t, i) => tf.sum(tf.mul(dys[i], tf.cast(t, 'float32'))))]);
+  };
   if (c.dx[0]) tf.grads(loss)(xs).forEach((g, i) => (errors[`dx${i}`] = error(g, c.dx[i])));
   reset();
   const trained = own.filter((v, i) => c.dw[i]);

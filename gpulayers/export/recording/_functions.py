@@ -10,6 +10,7 @@ import numpy as np
 from gpulayers.export.recording._handle import Handle, emit, full, kind_of, lift, plain, select, trace
 from gpulayers.export.recording._place import refuse
 from gpulayers.export.recording._products import dot, einsum, outer, tensordot
+from gpulayers.export.recording._shapes import padded
 
 FUNCTIONS: dict[Any, Callable] = {np.einsum: einsum, np.tensordot: tensordot, np.dot: dot, np.outer: outer}
 """What stands for each function where an argument is recorded."""
@@ -111,8 +112,7 @@ def _pad(x: Any, width: Any, mode: str = "constant", constant_values: Any = 0) -
     if mode == "constant":
         if np.ndim(constant_values):
             refuse("np.pad with a value for each edge", "np.concatenate")
-        value = np.pad(x.value, edges, constant_values=constant_values)
-        return emit("pad", [x], value, edges=edges, value=constant_values)
+        return padded(x, edges, constant_values)
     for axis, edge in enumerate(edges):
         x = x.take(np.pad(np.arange(x.shape[axis]), edge, mode), axis) if any(edge) else x  # type: ignore[call-overload]
     return x

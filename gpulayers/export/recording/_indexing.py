@@ -9,7 +9,7 @@ import numpy as np
 
 from gpulayers.export.recording._handle import Handle, emit, lift, of_node, plain, select, spread
 from gpulayers.export.recording._place import refuse
-from gpulayers.export.recording._shapes import along
+from gpulayers.export.recording._shapes import along, padded
 from gpulayers.export.recording.graph import Node
 from gpulayers.layers._weight import Weight
 
@@ -77,10 +77,6 @@ def _picked(y: Any, picks: list[Any], axes: list[int], shape: tuple[int, ...]) -
     return y.reshape(*y.shape[: axes[0]], -1, *y.shape[axes[-1] + 1 :]).take(flat, axes[0])
 
 
-def _within(v: Any, edges: tuple, fill: Any) -> Any:
-    return emit("pad", [v], np.pad(v.value, edges, constant_values=fill), edges=edges, value=fill)
-
-
 def _in_order(node: Node) -> Node:
     """The node that this one only takes in another shape."""
     while node.op in ("reshape", "broadcast", "slice") and math.prod(node.shape) == math.prod(node.inputs[0].shape):
@@ -143,9 +139,9 @@ class Indexing(Handle):
         if all(len(a) and (np.diff(a) == 1).all() for a in at):  # a block
             edges = tuple((int(a[0]), int(n - 1 - a[-1])) for a, n in zip(at, self.shape))
             if self.node.op == "full":
-                return _within(v, edges, self.node.attributes["value"])
+                return padded(v, edges, self.node.attributes["value"])
             if self.kind != "b" and (more := self._added(v, edges)) is not None:
-                return self.bare() + _within(more, edges, 0)
+                return self.bare() + padded(more, edges, 0)
         return self._scattered(v, at)
 
     def _added(self, v: Any, edges: tuple) -> Any:

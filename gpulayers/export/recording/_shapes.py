@@ -115,3 +115,16 @@ def along(x: Any, axis: int, do: Callable) -> Any:
         return do(x, axis)
     before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
     return do(x.reshape(before, x.shape[axis], after), 1).reshape(x.shape)
+
+
+def padded(x: Any, edges: tuple, value: Any) -> Any:
+    """np.pad with one value; one axis at a time where x has more than four: WebGL knows no more."""
+    if x.ndim <= 4:
+        return emit("pad", [x], np.pad(x.value, edges, constant_values=value), edges=edges, value=value)
+    for axis, edge in enumerate(edges):
+        if any(edge):
+            before, after = x.shape[:axis], x.shape[axis + 1 :]
+            flat = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+            y = padded(flat, ((0, 0), edge, (0, 0)), value)
+            x = y.reshape(*before, y.shape[1], *after)
+    return x
