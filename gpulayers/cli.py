@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         'neuron type: "fully connected", convolutional, pooling or elementwise (default); fc, conv and pool do, too'
     )
     p.add_argument("--neuron", default="elementwise", help=neurons)
+    p.add_argument("--kernel", choices=["triton", "cuda"], help="with a kernel of its own (elementwise)")
     p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."), help="folder to write to (default: this one)")
     p.set_defaults(run=new)
 
@@ -281,7 +282,7 @@ def new(options: Any) -> int:
     """A layer and its test, to start from."""
     from gpulayers.authoring import new
 
-    layer, test = new(options.name, options.neuron, options.out)
+    layer, test = new(options.name, options.neuron, options.out, options.kernel)
     print(f"{layer}\n{test}\n\nedit it, then: gpulayers check {shlex.quote(f'{layer}:{options.name}')}")
     return 0
 

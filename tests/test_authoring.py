@@ -11,9 +11,9 @@ from test_cli import refused
 import gpulayers as gl
 from gpulayers import cli
 from gpulayers.authoring import new, subject
-from gpulayers.authoring.new import NEURONS
+from gpulayers.authoring.new import KERNELS, NEURONS
 from gpulayers.layers import _config
-from gpulayers.testing import CheckError, check_layer
+from gpulayers.testing import CheckError, check_layer, check_op
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,17 @@ def test_every_template_can_be_checked_by_its_name_alone(neuron, tmp_path):
     layer, call = subject.made(subject.found(f"{file}:MyLayer"), (), {})
     y = layer(*(np.ones(shape, "f") for shape in subject.input_shapes(layer)))
     assert neuron.names[0] in ("elementwise", layer.neuron_type) and call.startswith("MyLayer(") and len(y) == 4
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernels_template_is_right(kernel, tmp_path):
+    pytest.importorskip({"triton": "triton", "cuda": "cupy"}[kernel])
+    file, _ = new("MyLayer", "none", tmp_path, kernel)
+    layer, _ = subject.made(subject.found(f"{file}:MyLayer"), (), {})
+    assert check_layer(layer, (None, 3), backends=(), dtypes=())
+    op = subject.found(f"{file}:my_layer")
+    assert kernel in check_op(op, np.random.default_rng(0).standard_normal((3, 5)), dtypes=["float32", "bfloat16"])
+    assert max(map(len, file.read_text().splitlines())) <= 120
 
 
 def test_the_road(tmp_path, capsys):
@@ -89,6 +100,10 @@ WRONG = [
     (["new", ""], "the rule is the name of a class"),
     (["new", "Linear"], "new: the rule is a name that gpulayers does not have; got 'Linear'"),
     (["new", "Random"], "random.py would hide the module random"),
+    (
+        ["new", "Mine", "--neuron", "conv", "--kernel", "cuda"],
+        "--kernel: the rule is triton or cuda, with an elementwise",
+    ),
     (["new", "Mine", "--neuron", "quantum"], 'the rule is "fully connected", "convolutional", "pooling" or "elementw'),
 ]
 
@@ -257,3 +272,20 @@ def test_a_report_of_a_fault():
         check_layer(Doubled(), (None, 3), backends=())
     assert failed.value.report == report and "✗" in failed.value._repr_html_()
     assert CheckError("x < 1")._repr_html_() is None
+
+
+def test_the_line_that_is_named_is_the_callers_own():
+    """Not one of the kernels or of NumPy, which it went through."""
+
+    class Odd(gl.Layer):
+        def output_shape(self, shape):
+            return shape
+
+        def forward(self, x):
+            return self.run(gl.Conv2d.op, x, x[:, :, :2], stride=object())
+
+        def backward(self, dy):
+            return dy
+
+    report = check_layer(Odd(), (None, 3, 4, 4), raises=False)
+    assert "(at test_authoring.py:" in str(report.fault) and "stride=object())" in str(report.fault)

@@ -204,3 +204,15 @@ def test_the_command_exports_layers_of_ones_own(tmp_path, capsys):
     assert (
         "npm install" in capsys.readouterr().out and "class Doubled" in (tmp_path / "out/custom_layers.js").read_text()
     )
+
+
+class Elsewhere(gl.ReLU):
+    """It is read as another layer."""
+
+    def exported(self) -> gl.Layer:
+        return gl.Hardtanh(0, np.inf)
+
+
+def test_what_a_layer_says_is_exported_in_its_place(tmp_path):
+    small(Elsewhere()).export(tmp_path)
+    assert "class Elsewhere extends tf.layers.Layer" in (tmp_path / "custom_layers.js").read_text()

@@ -107,6 +107,11 @@ def test_values_that_do_not_fit():
         TypeError, match="f: the rule is backward gives a gradient, or None, for each of x; got 2 values"
     ):
         op.record(np.ones(3))[1].backward(np.ones(3))
+    op = gl.op("f", one, lambda dy: None)
+    with pytest.raises(
+        TypeError, match="f: backward: the rule is a gradient of x, unless differentiable=… leaves it out"
+    ):
+        op.record(np.ones(3))[1].backward(np.ones(3))
 
 
 # --- with kernels ----------------------------------------------------------------------------------------------------

@@ -42,17 +42,28 @@ def test_my_layer():
 '''
 
 
-def new(name: str, neuron: str = "elementwise", folder: str | pathlib.Path = ".") -> list[pathlib.Path]:
+KERNELS = ("triton", "cuda")
+
+
+def new(
+    name: str, neuron: str = "elementwise", folder: str | pathlib.Path = ".", kernel: str | None = None
+) -> list[pathlib.Path]:
     """Write a layer called ``name`` and its test into a folder; returns the two files.
 
-    neuron: "fully connected", "convolutional", "pooling", "elementwise", or a short name of one.
+    neuron: "fully connected", "convolutional", "pooling", "elementwise", or a short name of one. kernel: "triton" or
+    "cuda", for an elementwise layer with an op and a kernel of its own.
 
     Raises ValueError for a name that is none, FileExistsError where one of the files is there: nothing is written then.
     """
     kind, name = _neuron(neuron), _checked(unicodedata.normalize("NFKC", name))
     module = _module_name(name)
     _not_hidden(name, module)
-    template = (TEMPLATES / f"{kind.template}.py").read_text(encoding="utf-8")
+    if kernel is not None and (kind.template != "elementwise" or kernel not in KERNELS):
+        raise ValueError(
+            f"new: --kernel: the rule is triton or cuda, with an elementwise layer; got {kernel!r}, {neuron!r}"
+        )
+    which = kind.template if kernel is None else f"{kernel}_kernel"
+    template = (TEMPLATES / f"{which}.py").read_text(encoding="utf-8")
     test = TEST.format(arguments=kind.arguments, input_shape=kind.input_shape)
     texts = {pathlib.Path(folder) / f"{module}.py": template, pathlib.Path(folder) / f"test_{module}.py": test}
     for path in texts:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpulayers.layers._layer import Layer
 
-_CODE = ("forward", "backward", "output_shape", "arguments", "options", "op", "__call__")
+_CODE = ("forward", "backward", "output_shape", "arguments", "options", "op", "exported", "__call__")
 """What makes a layer compute what it computes."""
 
 

@@ -80,9 +80,8 @@ class _Own:
             like = next(dy for dy in dys if dy is not None)
             zeros = lambda s: namespace(like).zeros(s.shape, s.dtype)  # noqa: E731
             dys = self._each_dy(dys, inputs, options, zeros)
-            grads = self._grads(backward(*map(_up, dys), *(_up(saved.get(n)) for n in self.kept), **options))
-            of = zip(self.inputs, grads, inputs)
-            return tuple(_rounded(g, s.dtype, like) if n in needs else None for n, g, s in of)
+            grads = self._grads(backward(*map(_up, dys), *(_up(saved.get(n)) for n in self.kept), **options), needs)
+            return tuple(g if g is None else _rounded(g, s.dtype, like) for g, s in zip(grads, inputs))
 
         self.rule = _signed(run_rule, f"{name}_rule", forward, self.options)
         self.forward = _signed(run_forward, f"{name}_forward", forward, [*inputs, *self.options])
@@ -130,12 +129,17 @@ class _Own:
         saved = {n: have[n] for n in self.kept if have.get(n) is not None} if needs else {}
         return tuple(found[n] for n in self.outputs), saved
 
-    def _grads(self, found: Any) -> tuple:
+    def _grads(self, found: Any, needs: tuple) -> tuple:
+        """What a backward gave, for the inputs that need it."""
         grads = found if isinstance(found, tuple) else (found,)
         if len(grads) != len(self.inputs):
             rule = f"backward gives a gradient, or None, for each of {', '.join(self.inputs)}"
             raise TypeError(f"{self.name}: the rule is {rule}; got {len(grads)} values")
-        return grads
+        for name, g in zip(self.inputs, grads):
+            if name in needs and g is None:
+                rule = f"a gradient of {name}, unless differentiable=… leaves it out"
+                raise TypeError(f"{self.name}: backward: the rule is {rule}; got None")
+        return tuple(g if name in needs else None for name, g in zip(self.inputs, grads))
 
     def _each_dy(self, dys: tuple, inputs: tuple, options: dict[str, Any], zeros: Callable) -> tuple:
         """Zeros for outputs that were not used."""
@@ -165,8 +169,7 @@ class _Own:
                 return tuple(_zeros(s, empty) if n in needs else None for n, s in zip(self.inputs, inputs))
             dys = self._each_dy(dys, inputs, options, lambda s: _zeros(s, empty))
             given = (_dense(x, empty) for x in (*dys, *(saved.get(n) for n in self.kept)))
-            grads = self._grads(backward(*given, empty=empty, **options))
-            return tuple(g if n in needs else None for n, g in zip(self.inputs, grads))
+            return self._grads(backward(*given, empty=empty, **options), needs)
 
         run = {f"{self.name}_forward": run_forward, f"{self.name}_backward": run_backward}
         return types.SimpleNamespace(**run)
@@ -196,8 +199,6 @@ def _up(x: Any) -> Any:
 
 def _rounded(a: Any, dtype: Any, like: Any) -> Any:
     """What array code gave, as an array of its own: row-major, floating-point numbers in this dtype."""
-    if a is None:
-        return None
     a = namespace(like).asarray(a) if isinstance(a, np.generic | float | int) else a
     return a.astype(dtype if a.dtype in FLOATS else a.dtype, order="C")
 

@@ -26,6 +26,7 @@ from gpulayers.dispatch import Call
 from gpulayers.layers._frames import Frame, by_itself, recording
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
+from gpulayers.torch import _exported
 from gpulayers.torch._op import in_memory, is_transformed
 from gpulayers.transfer import Bridge
 
@@ -43,8 +44,10 @@ def wrap(layer: Layer, *input_shapes: tuple) -> Wrapped:
 
     Autograd, ``train``/``eval``, hooks, state dicts, copies, pickles, checkpointing, DDP and FSDP2 work; random numbers
     are drawn from torch's generator. A gradient of a gradient raises NotImplementedError. ``torch.compile`` leaves the
-    layer out of its graphs (it breaks them there, so ``fullgraph=True`` and ``torch.export`` refuse it). Regularizers and
-    constraints act in ``fit`` alone; a weight that has one is warned of.
+    layer out of its graphs (it breaks them there, so ``fullgraph=True`` refuses it). ``torch.export`` and
+    ``torch.onnx.export(…, dynamo=True)`` record the layer's array code and write it as torch's operations, or say which
+    line cannot be read; its gradients there are torch's. Regularizers and constraints act in ``fit`` alone; a weight that
+    has one is warned of.
 
     Raises TypeError for what is no Layer, RuntimeError for a layer that is not built.
     """
@@ -70,6 +73,11 @@ class Wrapped(nn.Module):
         super().train(layer.training)  # parts of the layer that are in evaluation mode stay so
 
     def forward(self, *xs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            if torch.compiler.is_dynamo_compiling():
+                raise NotImplementedError("a wrapped layer records its array code: export it with strict=False")
+            weights = {name: t for name, (t, _) in zip(self._names, _tensors(self))}
+            return _exported.run(self._layer, self.training, xs, weights)
         if torch.compiler.is_compiling():
             return _outside_the_graph(self, xs)
         return _call(self, xs)

@@ -9,9 +9,11 @@ import traceback
 
 import numpy as np
 
-import gpulayers.layers as room
+import gpulayers.kernels as kernels
+import gpulayers.layers as layers
 
-_OURS = (str(pathlib.Path(room.__path__[0]).parent), str(pathlib.Path(np.__file__).parent))
+_OURS = (str(pathlib.Path(layers.__path__[0]).parent), kernels.__path__[0], str(pathlib.Path(np.__file__).parent))
+"""Where code lies that is not the caller's."""
 
 CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
     (
