@@ -25,7 +25,7 @@ def clean(monkeypatch, tmp_path):
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if not name.startswith(("gpulayers", "torch", "triton")):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
 
 

@@ -18,14 +18,14 @@ class Double(gl.Layer):
 
 
 @pytest.fixture(autouse=True)
-def path(monkeypatch):
+def path(monkeypatch, tmp_path):
     """What a check adds to sys.path, sys.modules and the registered layers goes with the test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(_config, "_registry", dict(_config._registry))
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if not name.startswith(("gpulayers", "torch", "triton")):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
