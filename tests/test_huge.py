@@ -252,3 +252,24 @@ CUDA = [
 def test_cuda(name, monkeypatch):
     monkeypatch.setattr(_launch, "EMULATED_BLOCKS", 1 << 24)
     at_the_corners("cuda", *CALLS[name])
+
+
+ON_ROWS = {
+    "layer_norm": (layer_norm, [ROWS, *np.ones((2, 4096), float16)], {"normalized_shape": (4096,)}),
+    "rms_norm": (rms_norm, [ROWS, np.ones(4096, float16)], {"normalized_shape": (4096,)}),
+}
+
+
+@pytest.mark.parametrize("name", ON_ROWS)
+def test_triton_sums_over_rows(name):
+    """The gradients of weights: the interpreter holds each address to its array; the ends have no sum of their own."""
+    op, (shape, *given), options = ON_ROWS[name]
+    inputs = [np.zeros(shape, float16), *given]
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(_tile.Device(90, 1024, 232448), races=False, corners=True) as session,
+    ):
+        (y,), call = dispatch.forward(op, inputs, op.differentiable[: len(inputs)], options)
+        call.backward(np.zeros(y.shape, y.dtype))
+    assert "_norm_finalise_kernel" in {each.kernel for each in session.launches}
