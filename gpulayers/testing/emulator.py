@@ -278,7 +278,7 @@ def _tables(memory: Memory) -> tuple[Any, Any]:
             r.low,
             r.nbytes,
             r.unit,
-            0 if r.holes is None else r.holes.ctypes.data,
+            r.holes.ctypes.data if isinstance(r.holes, np.ndarray) else 0,
             numbers.get(id(r.hazards), 0),
         )
         for r in memory.regions

@@ -166,10 +166,27 @@ def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -
     return True
 
 
-def _holes(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, unit: int, nbytes: int) -> np.ndarray:
+class _FarApart:
+    """Holes between elements so far apart that a mark for each unit of memory would not fit."""
+
+    def __init__(self, shape: tuple[int, ...], steps: list[int]):
+        self.covered = np.unique(
+            sum(np.ogrid[tuple(slice(0, n * s, s) if s else slice(1) for n, s in zip(shape, steps))])
+        )
+
+    def take(self, units: np.ndarray, mode: str) -> np.ndarray:
+        return ~np.isin(units, self.covered)
+
+
+MOST_UNITS = 1 << 30
+
+
+def _holes(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, unit: int, nbytes: int) -> Any:
     """True for each unit of the spanned memory that no element of the view covers (strides in bytes)."""
-    holes = np.ones(nbytes // unit, bool)
     steps = [abs(s) // unit for s in strides]
+    if nbytes // unit > MOST_UNITS:
+        return _FarApart((*shape, itemsize // unit), [*steps, 1])
+    holes = np.ones(nbytes // unit, bool)
     np.lib.stride_tricks.as_strided(holes, (*shape, itemsize // unit), (*steps, 1))[...] = False
     return holes
 

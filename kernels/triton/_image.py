@@ -111,7 +111,7 @@ def _channel_sums_kernel(
         if EVEN:
             rows = n * x_n + pixel.to(tl.int64) * x_w
         else:
-            rows = n * x_n + (pixel // W).to(tl.int64) * x_h + pixel % W * x_w
+            rows = n * x_n + (pixel // W).to(tl.int64) * x_h + (pixel % W).to(tl.int64) * x_w
         mask = (start + tl.arange(0, BP) < last)[:, None] & (c < C)
         acc += tl.load(x + rows[:, None] + c.to(tl.int64) * x_c, mask, other=0.0).to(tl.float32)
     tl.store(partial + split * C + c, tl.sum(acc, 0, keep_dims=True), c < C)

@@ -247,7 +247,7 @@ def _global_avg_pool2d_backward_kernel(
     if EVEN:
         rows = n * x_n + pixel.to(tl.int64) * x_w
     else:
-        rows = n * x_n + (pixel // W).to(tl.int64) * x_h + pixel % W * x_w
+        rows = n * x_n + (pixel // W).to(tl.int64) * x_h + (pixel % W).to(tl.int64) * x_w
     tl.store(dx + rows[:, None] + c * x_c, g.to(dx.dtype.element_ty), mask)
 
 

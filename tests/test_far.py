@@ -1,0 +1,94 @@
+"""Small arrays whose elements lie more than 2^31 apart, in memory that is reserved and hardly touched: an offset counted in
+32 bits leaves them. All programs run, and all results are compared; test_huge.py has arrays of that many elements."""
+
+import numpy as np
+import pytest
+from gpulayers.kernels.triton import _tile
+
+from gpulayers import dispatch
+from gpulayers.arrays import float16
+from gpulayers.ops.activation import gelu, glu
+from gpulayers.ops.conv import conv2d
+from gpulayers.ops.linear import linear
+from gpulayers.ops.loss import cross_entropy
+from gpulayers.ops.norm import layer_norm, rms_norm
+from gpulayers.ops.padding import pad2d
+from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.softmax import log_softmax
+from gpulayers.testing.emulator import emulating
+from gpulayers.testing.interpreter import interpreting
+
+pytest.importorskip("triton")
+IMAGE = (2, 3, 4, 5)
+
+
+def far(x: np.ndarray, axis: int) -> np.ndarray:
+    """x with the last place along the axis more than 2^31 elements after the first, and the others as they were."""
+    if x.shape[axis] < 2:
+        return x
+    step = (2**31 // (x.shape[axis] - 1) // 16 + 4) * 16
+    strides = [s * x.itemsize for s in np.cumprod([1, *x.shape[:0:-1]])[::-1]]
+    strides[axis] = step * x.itemsize
+    memory = np.zeros(sum((n - 1) * s for n, s in zip(x.shape, strides)) // x.itemsize + 1, x.dtype)
+    view = np.lib.stride_tricks.as_strided(memory, x.shape, strides)
+    view[...] = x
+    return view
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).standard_normal(shape).astype(float16)
+
+
+CALLS = {
+    "gelu": (gelu, [draw(5, 40)], {}),
+    "glu": (glu, [draw(5, 40)], {}),
+    "log_softmax": (log_softmax, [draw(5, 40)], {}),
+    "log_softmax of columns": (log_softmax, [draw(5, 40)], {"axis": 0}),
+    "layer_norm": (layer_norm, [draw(5, 40), draw(40), draw(40)], {"normalized_shape": (40,)}),
+    "layer_norm of long rows": (
+        layer_norm, [draw(3, 17000), draw(17000), draw(17000)], {"normalized_shape": (17000,)},
+    ),
+    "rms_norm": (rms_norm, [draw(5, 40), draw(40)], {"normalized_shape": (40,)}),
+    "cross_entropy": (cross_entropy, [draw(5, 40), np.arange(5)], {}),
+    "linear": (linear, [draw(20, 24), draw(18, 24), draw(18)], {}),
+    "depthwise conv2d": (conv2d, [draw(*IMAGE), draw(3, 1, 3, 3), draw(3)], {"padding": 1, "groups": 3}),
+    "conv2d": (conv2d, [draw(*IMAGE), draw(4, 3, 3, 3), draw(4)], {"padding": 1, "stride": 2}),
+    "max_pool2d": (max_pool2d, [draw(*IMAGE)], {"kernel_size": 2}),
+    "avg_pool2d": (avg_pool2d, [draw(*IMAGE)], {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 3}),
+    "adaptive_avg_pool2d to 1": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 1}),
+    "pad2d": (pad2d, [draw(*IMAGE)], {"padding": 1, "mode": "reflect"}),
+}  # fmt: skip
+
+
+PLACES = [(name, a) for name, (_, xs, _) in CALLS.items() for a in range(xs[0].ndim) if "long" not in name or a == 0]
+
+
+def held(name, axis, backend, simulator):
+    """x, dy and a matrix to multiply by lie far apart; convolutions' weights are small and dense."""
+    op, inputs, options = CALLS[name]
+    needs = tuple(n for n, x in zip(op.inputs, inputs) if n in op.differentiable)
+    if backend == "cuda":
+        needs = ("x",)
+    apart = [far(x, axis) if n == "x" or (op is linear and x.ndim == 2) else x for n, x in zip(op.inputs, inputs)]
+    with dispatch.only("definition"):
+        true, call = dispatch.forward(op, inputs, needs, options)
+        dys = [draw(*y.shape) for y in true]
+        wanted = [*true, *call.backward(*dys)]
+    with dispatch.policy(simulate=(backend,), strict=True), dispatch.only(backend), simulator as session:
+        outputs, call = dispatch.forward(op, apart, needs, options)
+        got = [*outputs, *call.backward(*[far(dy, axis) if dy.ndim > axis else dy for dy in dys])]
+    assert session.launches
+    for mine, theirs in zip(got, wanted):
+        if theirs is not None:
+            np.testing.assert_allclose(mine, theirs, rtol=2e-2, atol=4e-3)
+
+
+@pytest.mark.parametrize("name, axis", PLACES)
+def test_triton(name, axis):
+    held(name, axis, "triton", interpreting(_tile.Device(90, 4, 232448), races=False))
+
+
+@pytest.mark.parametrize("name, axis", [(name, a) for name, a in PLACES if "pool2d" in name])
+def test_cuda(name, axis):
+    held(name, axis, "cuda", emulating(races=False))
