@@ -30,6 +30,14 @@ def _one_thread(request):
 
 
 @pytest.fixture
+def forgotten(monkeypatch):
+    """Layers that a test registers are not registered after it."""
+    from gpulayers.layers import _config
+
+    monkeypatch.setattr(_config, "_registry", dict(_config._registry))
+
+
+@pytest.fixture
 def checkout(monkeypatch):
     """The package may be installed here; the GPU suite runs from this checkout."""
     from gpulayers.bench.suite import device_tests, suite

@@ -181,7 +181,7 @@ LAYER = """
 import gpulayers as gl
 
 @gl.register
-class Doubled(gl.Layer):
+class Twofold(gl.Layer):
     def output_shape(self, input_shape):
         return input_shape
     def forward(self, x):
@@ -191,18 +191,18 @@ class Doubled(gl.Layer):
 """
 
 
-def test_the_command_exports_layers_of_ones_own(tmp_path, capsys):
-    (tmp_path / "doubled.py").write_text(LAYER)
-    make = "from doubled import gl, Doubled; m = gl.Sequential(gl.Linear(4, 2), Doubled()); gl.save(m, 'model')"
+def test_the_command_exports_layers_of_ones_own(tmp_path, capsys, forgotten):
+    (tmp_path / "twofold.py").write_text(LAYER)
+    make = "from twofold import gl, Twofold; m = gl.Sequential(gl.Linear(4, 2), Twofold()); gl.save(m, 'model')"
     subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True)
     command = ["export", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert cli.main(command) == 2
-    assert "Doubled is not registered here: import the module that has it under @gl.register" in capsys.readouterr().err
-    command += ["--layers", str(tmp_path / "doubled.py")]
+    assert "Twofold is not registered here: import the module that has it under @gl.register" in capsys.readouterr().err
+    command += ["--layers", str(tmp_path / "twofold.py")]
     assert cli.main(command) == 2 and "export needs the input's shape" in capsys.readouterr().err
     assert cli.main([*command, "--input-shape", "1,4"]) == 0
     assert (
-        "npm install" in capsys.readouterr().out and "class Doubled" in (tmp_path / "out/custom_layers.js").read_text()
+        "npm install" in capsys.readouterr().out and "class Twofold" in (tmp_path / "out/custom_layers.js").read_text()
     )
 
 

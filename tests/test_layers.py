@@ -252,7 +252,7 @@ def test_sixteen_bit_in_sixteen_bit_out():
     assert Scale().to("float64")(X).dtype == np.float32
 
 
-def test_neuron_types_bring_weights_and_op():
+def test_neuron_types_bring_weights_and_op(forgotten):
     """A layer of one of the three types writes only what differs."""
 
     @gl.register
