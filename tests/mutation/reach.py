@@ -17,7 +17,7 @@ from mutation.mutant import KERNELS, Mutant
 TESTS = Path(__file__).parents[1]
 OFFSETS = "test_huge.py"
 """Of all kernels, with arrays of more than 2^31 elements."""
-SHARED = ("test_multiprocessors.py", "test_gaps.py", "test_sums.py", "test_special_values.py")
+SHARED = ("test_far.py", "test_multiprocessors.py", "test_gaps.py", "test_sums.py", "test_special_values.py")
 """Of what kernels have in common."""
 LIMIT = 3600.0
 
