@@ -41,10 +41,6 @@ def _later(value: ast.expr) -> ast.Lambda:
     return ast.Lambda(nothing, value)
 
 
-def _is_read(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Load)
-
-
 class _AsCompiled(ast.NodeTransformer):
     """Each construct's value is what the compiler's `visit_…` of the same name gives it."""
 
@@ -103,7 +99,12 @@ class _AsCompiled(ast.NodeTransformer):
         self.bodies.append(ast.FunctionDef(body, given, copy.deepcopy(node.body), decorator_list=[]))
         first = ast.Assign([ast.Name(loop, ast.Store())], node.iter)
         node.iter = ast.Name(loop, ast.Load())
-        stored = {n.id for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name) and not _is_read(n)}
+        stored = {
+            n.id
+            for part in node.body
+            for n in ast.walk(part)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
         types, assigned = body.replace("body", "types"), ast.Constant(" ".join(sorted(stored & self.variables)))
         before = ast.Assign([ast.Name(types, ast.Store())], _call("__types", assigned, _call("locals")))
         after = [
@@ -315,9 +316,10 @@ def _carried(loop: Loop, before: dict[str, Any], scope: dict[str, Any]) -> None:
     """What a loop carries from round to round has one type; an unrolled loop carries nothing."""
     if isinstance(loop, StaticLoop):
         return
-    for name, type in _types(" ".join(before), scope).items():
-        if type != before[name]:
-            raise TypeError(f"{name} is {before[name]} before a loop and {type} after a round: the compiler refuses it")
+    for name, type in before.items():
+        now = scope[name]
+        if isinstance(now, tl.tensor) and now.type != type:
+            raise TypeError(f"{name} is {type} before a loop and {now.type} after a round: the compiler refuses it")
 
 
 MEANINGS = {
