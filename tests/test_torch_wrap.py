@@ -10,32 +10,12 @@ torch = pytest.importorskip("torch")
 
 import torch.autograd.forward_ad as forward_ad  # noqa: E402
 import torch.nn as nn  # noqa: E402
+from recorded.array_layers import Swish  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import gpulayers as gl  # noqa: E402
 from gpulayers.torch import wrap  # noqa: E402
 from gpulayers.transfer import torch_to_numpy  # noqa: E402
-
-
-class Swish(gl.Layer):
-    """y = x σ(βx), β learned."""
-
-    def build(self, input_shape):
-        self.beta = self.add_weight("beta", (), init=1.5)
-
-    def output_shape(self, input_shape):
-        return input_shape
-
-    def forward(self, x):
-        s = 1 / (1 + np.exp(-self.beta * x))
-        self.save(x, s)
-        return x * s
-
-    def backward(self, dy):
-        x, s = self.saved
-        slope = x * s * (1 - s)
-        self.beta.grad += (dy * x * slope).sum()
-        return dy * (s + self.beta * slope)
 
 
 def swish(x, beta):
