@@ -1,6 +1,7 @@
 """Layers read by running them on arrays that record: what the graph computes is what the layer computes, or it is refused."""
 
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from recorded.expressions import RECORDED, REFUSED, SHAPE, Computes
 
 import gpulayers as gl
 from gpulayers.export.recording import Formula, Unrecordable, check_replay, record
+from gpulayers.ops._random import random_bits
 
 
 def replayed(layer, shapes, dtypes=()):
@@ -73,6 +75,7 @@ BY_DEFINITION = {
     "GLU": (gl.GLU(), (None, 6)),
     "Dropout": (gl.Dropout(0.3), (None, 20)),
     "BatchNorm2d": (gl.BatchNorm2d(2), (None, 2, 3, 3)),
+    "AveragedNorm": (gl.BatchNorm1d(4, momentum=None), (None, 4)),
     "Conv2d": (gl.Conv2d(2, 2, 2, stride=2, padding=((1, 0), (0, 1)), groups=2), (None, 2, 4, 4)),
     "MaxPool2d": (gl.MaxPool2d(2, 2, 1, ceil_mode=True), (None, 1, 4, 5)),
     "Sequential": (
@@ -112,6 +115,32 @@ def test_random_numbers_of_a_layer_of_ones_own():
     drawn = [n.op for n in recording.forward.nodes if n.op.startswith("random")]
     assert drawn == ["random_uniform", "random_uniform", "random_normal", "random_uniform", "random_uniform"]
     assert not record(Noisy(), [SHAPE], training=False).forward.nodes
+
+
+def test_a_backward_that_asks_for_other_random_numbers_is_refused():
+    class Later(Same):
+        def forward(self, x):
+            self.save(gl.random.draw())
+            return x * 1
+
+        def backward(self, dy):
+            return dy * (random_bits(self.saved[0], 4) > 2**31)
+
+    with pytest.raises(
+        Unrecordable, match=r"test_recording.py:\d+: .*backward takes random_bits of a draw that forward"
+    ):
+        record(Later(), [SHAPE])
+
+
+def test_numpys_makers_of_arrays_are_its_own_again():
+    class Broken(Same):
+        def forward(self, x):
+            return np.asarray(x) + threading.Thread
+
+    before = np.asarray, np.array
+    with pytest.raises(Unrecordable):
+        record(Broken(), [SHAPE])
+    assert (np.asarray, np.array) == before and np.array(object=[1]).shape == (1,)
 
 
 def test_the_layer_is_left_as_it_is():

@@ -107,12 +107,12 @@ class _BatchNorm(OpLayer):
             error = ArgumentError("x", f"a {ranks} array", list(x.shape))
             error.where = self.name
             raise error
-        factor, options = 0.0, self.options()
+        factor: Any = 0.0
+        options = self.options()
         if options["training"] and self.num_batches_tracked is not None:
             tracked = self.num_batches_tracked
-            count = int(transfer.to_numpy(tracked.data)) + 1 if self.momentum is None else 1
             tracked.data = tracked.data + 1
-            factor = 1 / count if self.momentum is None else self.momentum
+            factor = 1 / transfer.to_numpy(tracked.data) if self.momentum is None else self.momentum
         return self.run(self.op, *self.arguments(x), **options, momentum=factor)
 
     def backward(self, dy: Any) -> Any:

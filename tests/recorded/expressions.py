@@ -100,6 +100,26 @@ def _summed(x):
     return x[:, 0] * count
 
 
+def _of_each_row(x):
+    """One column of each row, read and written by its computed number; the last of several that are equal stays."""
+    rows, best = np.arange(len(x)), x.sum(2).argmax(1)
+    y = np.zeros_like(x)
+    y[rows, best] = x[rows, best] + (x > 0)[rows, best]
+    y[rows, best] += 1
+    places = np.stack([x.argmax(2), x.argmin(2), x.argmax(2) // 2], 2)
+    np.put_along_axis(y, places, np.take_along_axis(x, places, 2) * 2, axis=2)
+    np.put_along_axis(y, best[:, None, None], 7, axis=1)
+    return y + np.take_along_axis(x, x.argmax(1, keepdims=True), axis=1)
+
+
+def _stays_recorded(x):
+    """NumPy's makers of arrays give the recorded one; a copy is one."""
+    y = np.array(x)
+    y += np.asarray(x, dtype=np.float32) + np.ascontiguousarray(x).astype(np.asanyarray(x).dtype)
+    np.asarray(x[:, :1])
+    return y - np.array([1, 2, 3, 4], np.float32)
+
+
 ELEMENTWISE = [
     lambda x: np.exp(x) + np.expm1(x) + np.exp2(x),
     lambda x: np.log(np.abs(x)) + np.log1p(x * x) + np.log2(x * x + 1) + np.log10(x * x + 2),
@@ -145,7 +165,18 @@ PRODUCTS = [
     lambda x: np.einsum("nij,kj,k->ni", x, np.ones((2, 4), np.float32), np.array([1, 2], np.float32)),
     lambda x: np.einsum("ni,mi->nm", x[:, 0], x[:, 1]) @ x[:, 0] + (x[:, 0] > 0) @ np.ones((4, 4), np.float32),
 ]
-WRITES = [_in_place, _blocks, _through_views, _masked, _every_other, _where_written, _scalars_stay, _summed]
+WRITES = [
+    _in_place,
+    _blocks,
+    _through_views,
+    _masked,
+    _every_other,
+    _where_written,
+    _scalars_stay,
+    _summed,
+    _of_each_row,
+]
+WRITES += [_stays_recorded]
 RECORDED = {"elementwise": ELEMENTWISE, "arrays": ARRAYS, "products": PRODUCTS, "writes": WRITES}
 SHAPE = (None, 3, 4)
 
@@ -156,7 +187,10 @@ REFUSED = [
     (lambda x: x * float(x.sum()), "a Python number", "NumPy's functions"),
     (lambda x: x * x.sum().item(), "a Python number", "NumPy's functions"),
     (lambda x: x * math.exp(x[0, 0, 0]), "a Python number", "NumPy's functions"),
-    (lambda x: np.asarray(x) + 1, "a plain NumPy array", "the array itself"),
+    (lambda x: np.array([x[:, 0], x[:, 1]]), "a plain NumPy array", "np.stack([x, y])"),
+    (lambda x: x + x[:, x[0, :, 0].argmax(), x[0, :3].argmax(0)], "that are computed", "np.take_along_axis"),
+    (lambda x: x.copy().put(x[0, :, 0].argmax(), 1), "the array's put", ""),
+    (lambda x: x.copy().__setitem__((slice(None), x[0, :, 0].argmax()), 1), "computed indices", "np.arange(n) == i"),
     (lambda x: np.vectorize(lambda v: v + 1)(x), "a plain NumPy array", "the array itself"),
     (lambda x: np.add(x, 1, out=np.empty(x.shape, np.float32)), "plain NumPy array", "np.zeros_like"),
     (lambda x: np.stack([row * 2 for row in x]), "follows the batch size", "the whole batch"),
@@ -183,6 +217,6 @@ REFUSED = [
     (lambda x: x + struct.pack("f", x), "it raised error", "NumPy's functions"),
     (lambda x: x[x], "it raised IndexError", "NumPy's functions"),
     (lambda x: x + memoryview(x), "it raised TypeError: memoryview", "NumPy's functions"),
-    (lambda x: np.lib.stride_tricks.as_strided(x, (2, 2)), "a plain NumPy array", ""),
+    (lambda x: np.lib.stride_tricks.as_strided(x, (2, 2)), "it raised AttributeError", "NumPy's functions"),
 ]
 """(layer, words of the reason, words of the advice)"""

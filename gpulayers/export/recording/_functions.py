@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.export.recording._handle import Handle, emit, full, kind_of, lift, plain, select, trace
+from gpulayers.export.recording._indexing import chosen
 from gpulayers.export.recording._place import refuse
 from gpulayers.export.recording._products import dot, einsum, outer, tensordot
 from gpulayers.export.recording._shapes import padded
@@ -168,6 +169,45 @@ def _diff(x: Any, n: int = 1, axis: int = -1, **_: Any) -> Any:
     return x
 
 
+def _rows(x: Any, axis: int) -> Any:
+    """(rows, n), with this axis last."""
+    x = x.moveaxis(axis, -1)
+    return x.reshape(-1, x.shape[-1])
+
+
+@stands_for(np.take_along_axis)
+def _take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Any:
+    x, i, axis = _for_along(x, indices, axis, "take")
+    places, n = _rows(i, axis), x.shape[axis]
+    found = chosen(np.arange(n) == places.reshape(*places.shape, 1), _rows(x, axis).reshape(-1, 1, n), 2)
+    ends = [*np.delete(i.shape, axis), i.shape[axis]]
+    return found.reshape(ends).moveaxis(-1, axis)
+
+
+@stands_for(np.put_along_axis)
+def _put_along_axis(y: Any, indices: Any, values: Any, axis: int | None) -> None:
+    if not isinstance(y, Handle):
+        refuse("the target of a write is a plain NumPy array", "np.zeros_like(x, shape=…) in its place")
+    target, i, axis = _for_along(y, indices, axis, "put")
+    places, n = _rows(i, axis), target.shape[axis]
+    if places.shape[1] > 16:
+        refuse("np.put_along_axis with more than 16 places", "np.where(np.arange(n) == i, v, y)")
+    v = _rows(lift(values).broadcast_to(i.shape), axis)
+    to, at = _rows(target, axis), np.arange(n)
+    for k in range(places.shape[1]):  # the last one stays
+        to = select(at == places[:, k : k + 1], v[:, k : k + 1], to)
+    target.write(to.reshape([*np.delete(target.shape, axis), n]).moveaxis(-1, axis))
+
+
+def _for_along(x: Any, indices: Any, axis: int | None, what: str) -> tuple[Any, Any, int]:
+    """(x, the indices with x's sizes along all other axes, the axis)."""
+    if axis is None:
+        refuse(f"np.{what}_along_axis of all axes at once", "an axis, of x.reshape(…)")
+    x, i = lift(x), lift(indices, "i")
+    axis = axis % x.ndim
+    return x, i.broadcast_to([*x.shape[:axis], i.shape[axis], *x.shape[axis + 1 :]]), axis
+
+
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +287,10 @@ def add_at(target: Any, index: Any, value: Any) -> None:
     if not isinstance(target, Handle):
         refuse("the target of np.add.at is a plain NumPy array", "np.zeros_like(x, shape=…) in its place")
     if not isinstance(plain(index), np.ndarray) or plain(index).dtype.kind not in "iu":
-        refuse("np.add.at with several indices, or a mask", "target += np.where(mask, …, 0)")
+        other = (
+            "target += np.where(np.arange(n) == i[:, None], v[:, None], 0), or with a mask in place of the comparison"
+        )
+        refuse("np.add.at with several indices, or a mask", other)
     to: Any = target
     i = lift(index, "i")
     v = lift(value, target.kind).broadcast_to(i.shape + to.shape[1:]).reshape(-1, *to.shape[1:])

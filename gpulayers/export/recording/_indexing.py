@@ -72,9 +72,32 @@ def _every(x: Any, axis: int, step: int) -> Any:
 def _picked(y: Any, picks: list[Any], axes: list[int], shape: tuple[int, ...]) -> Any:
     """What several index arrays that stand side by side take of y."""
     if axes != list(range(axes[0], axes[0] + len(axes))) or any(isinstance(p, Handle) for p in picks):
-        refuse("several index arrays that do not stand side by side, or that are computed", "np.where with a mask")
+        refuse(
+            "several index arrays that do not stand side by side, or that are computed",
+            "x[np.arange(len(x)), i], np.take_along_axis, or np.where(np.arange(n) == i, x, 0).sum(axis)",
+        )
     flat = np.ravel_multi_index(tuple(np.broadcast_arrays(*picks)), [shape[a] for a in axes], mode="wrap")
     return y.reshape(*y.shape[: axes[0]], -1, *y.shape[axes[-1] + 1 :]).take(flat, axes[0])
+
+
+def _of_each_row(x: Any, items: list[Any]) -> Any:
+    """Of x[np.arange(len(x)), i], where x has i's columns: a mask of x's rank. None for any other index."""
+    first, i, *rest = [*items, None][: max(len(items), 2)]
+    if not (isinstance(first, np.ndarray) and isinstance(i, Handle) and i.kind == "i") or x.ndim != len(items):
+        return None
+    if not (
+        np.array_equal(first, np.arange(x.shape[0]))
+        and i.value.shape == first.shape
+        and rest == [slice(None)] * len(rest)
+    ):
+        return None
+    columns: Any = i
+    return (np.arange(x.shape[1]) == columns.reshape(-1, 1)).reshape(*x.shape[:2], *[1] * len(rest))
+
+
+def chosen(mask: Any, x: Any, axis: int) -> Any:
+    """The only number of each row along ``axis`` that the mask leaves."""
+    return (mask & x).any(axis) if x.kind == "b" else select(mask, x, 0).sum(axis)
 
 
 def _in_order(node: Node) -> Node:
@@ -96,6 +119,8 @@ class Indexing(Handle):
             y.mask = index
             return y
         items = _items(index, self.ndim)
+        if (mask := _of_each_row(self, items)) is not None:
+            return chosen(mask, self, 1)
         of_axes = [i for i in items if i is not None]
         lists = [axis for axis, i in enumerate(of_axes) if not isinstance(i, slice | int)]
         y = _sliced(self, [_span(item, n) for item, n in zip(of_axes, self.shape)])
@@ -110,15 +135,17 @@ class Indexing(Handle):
             refuse("this mixture of indices", "one kind of index after the other: x[:, rows][..., 0]")
         if lists or isinstance(value, np.generic):
             return Handle.concrete(y.node, np.asarray(value))
-        return Handle.concrete(y.node, value, self, lambda base: base[index], lambda base, v: base.put(index, v), index)
+        return Handle.concrete(
+            y.node, value, self, lambda base: base[index], lambda base, v: base._replaced(index, v), index
+        )
 
     def __setitem__(self, index: Any, value: Any) -> None:
         written = isinstance(value, Handle) and value.base is self and value.index is index
         if written and value.seen == self.root.version:
             return  # y[i] += … has written through its view already
-        self.write(self.put(index, value))
+        self.write(self._replaced(index, value))
 
-    def put(self, index: Any, value: Any) -> Any:
+    def _replaced(self, index: Any, value: Any) -> Any:
         """A new array: this one with ``value`` at ``index``."""
         if isinstance(index, Handle) and index.kind == "b":
             value = lift(value)
@@ -132,8 +159,13 @@ class Indexing(Handle):
         if (target.__array_interface__["data"], target.strides, target.shape) == memory:
             return v
         items = [i for i in _items(index, self.ndim) if i is not None]
+        if (mask := _of_each_row(self, items)) is not None:
+            return select(mask, v.reshape(len(self.value), 1, *v.shape[1:]), self)
         if any(isinstance(i, Handle) for i in items):
-            refuse("a write at computed indices", "np.add.at, or np.where with a mask")
+            other = "y = np.where(np.arange(n) == i, v, y), which compares each place with the index"
+            refuse(
+                "a write at computed indices", f"y[np.arange(len(y)), i] = v, np.put_along_axis, np.add.at, or {other}"
+            )
         at = [np.atleast_1d(np.arange(n)[i]) for n, i in zip(self.shape, items)]
         v = v.reshape([len(a) for a in at])
         if all(len(a) and (np.diff(a) == 1).all() for a in at):  # a block

@@ -81,8 +81,8 @@ class Recorded(Indexing, Shapes, Reductions):
         return np.round(self, decimals)
 
     __array__ = _leaves(
-        "a plain NumPy array of it (np.asarray, np.vectorize, an item of np.zeros, …)",
-        "the array itself; np.zeros_like(x, shape=…) for one to fill",
+        "a plain NumPy array of it (np.vectorize, np.array([x, y]), an item of np.zeros, …)",
+        "the array itself; np.stack([x, y]); np.zeros_like(x, shape=…) for one to fill",
     )
     __bool__ = _leaves("a branch (if, while, and, or, max())", "np.where, np.maximum, &, |")
     __float__ = __int__ = __index__ = __complex__ = item = tolist = _leaves(

@@ -14,6 +14,7 @@ import numpy as np
 from gpulayers import dispatch, random, transfer
 from gpulayers.arrays import FLOATS
 from gpulayers.definition import RuleError
+from gpulayers.export.recording._asarray import arrays_stay_recorded
 from gpulayers.export.recording._chance import Chance
 from gpulayers.export.recording._formulas import BATCHES
 from gpulayers.export.recording._handle import Trace, full, lift
@@ -108,7 +109,7 @@ class _Run:
         self.weights: dict[str, Node] = {}
         weights = layer.named_weights()
         held = {name: (w._data, w._grad) for name, w in weights.items()}
-        with self.trace.running():
+        with self.trace.running(), arrays_stay_recorded():
             try:
                 xs = [sample(shape, dtype, batch, rng) for shape, dtype in zip(shapes, dtypes)]
                 handles = [self.trace.add("input", (), x, f"x{i}" if len(xs) > 1 else "x") for i, x in enumerate(xs)]
@@ -169,8 +170,17 @@ def _graphs(runs: list[_Run]) -> tuple[Graph, Graph]:
     known = {id(n) for n in (*inputs, *weights.values())}
     before = [n for n in whole if n.index < first.split and n.op not in ("const", "full")]
     taken = {id(i) for n in whole if n.index >= first.split for i in n.inputs} | {id(n) for n in backward.roots}
+    _refuse_bits(whole, first.split)
     backward.saved = [n for n in (*inputs, *weights.values(), *before) if id(n) in taken]
     backward.nodes = needed(backward.roots, [*dys, *weights.values(), *backward.saved])
     chance = [n for n in stands.values() if n.op in RANDOM and n.index < first.split]  # in their order, used or not
     forward.nodes = needed([*forward.roots, *(n for n in backward.saved if id(n) not in known), *chance], given)
     return forward, backward
+
+
+def _refuse_bits(nodes: list[Node], split: int) -> None:
+    """A backward that asks a draw of forward's for other random numbers: in an export those cannot be had again."""
+    for node in nodes:
+        if node.index >= split and any(i.op == "draw" and i.index < split for i in node.inputs):
+            reason = f"backward takes {node.op} of a draw that forward made, and forward did not take them"
+            refuse(reason, "them in forward, and self.save(…)", node.place)
