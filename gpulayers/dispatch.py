@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpulayers import arrays
+from gpulayers import arrays, launch
 from gpulayers.arrays import NUMPY, Library, Spec
 from gpulayers.definition import Definition, Rule
 from gpulayers.transfer import Bridge
@@ -114,13 +114,33 @@ class Plan(NamedTuple):
 
     def bound(self) -> Plan:
         """This plan for the functions it names: they get all that the plan fixes, and arrays that they can take."""
-        fixed = self.options | ({} if self.bridge is None else self.bridge.extra)
-        forward: Callable = functools.partial(self.forward, needs=self.needs, **fixed)
-        backward: Callable = functools.partial(self.backward or _no_backward, inputs=self.inputs, **fixed)
-        if self.bridge is not None and not self.bridge.open:
-            forward = self.bridge.around_forward(forward, self.op, tuple(self.rule.outputs))
-            backward = self.bridge.around_backward(backward)
-        return self._replace(run_forward=forward, run_backward=backward)
+        backward: Callable = self.backward or _no_backward
+        if self.backend not in ("triton", "cuda") or self.home is NUMPY:
+            return self._replace(run_forward=self._forward(self.forward), run_backward=self._backward(backward))
+        never = "own_cuda" if self.backend == "cuda" and "cuda" in self.op.kernels else ""
+        never = "lists" if any(isinstance(s, list) for s in self.inputs) else never
+        where = self.backend, self.home, self.device, launch.UNTAPED.get(never, "")
+        saved = tuple(self.rule.saved) if self.needs else ()
+        return self._replace(
+            run_forward=launch.Forward(
+                self.forward, self._forward, *where, outputs=len(self.rule.outputs), saved=saved
+            ),
+            run_backward=launch.Backward(backward, self._backward, *where),
+        )
+
+    def _fixed(self) -> dict[str, Any]:
+        return self.options | ({} if self.bridge is None else self.bridge.extra)
+
+    def _forward(self, function: Callable) -> Callable:
+        """A forward of the backend's arrays as one of the caller's."""
+        forward: Callable = functools.partial(function, needs=self.needs, **self._fixed())
+        if self.bridge is None or self.bridge.open:
+            return forward
+        return self.bridge.around_forward(forward, self.op, tuple(self.rule.outputs))
+
+    def _backward(self, function: Callable) -> Callable:
+        backward: Callable = functools.partial(function, inputs=self.inputs, **self._fixed())
+        return backward if self.bridge is None or self.bridge.open else self.bridge.around_backward(backward)
 
 
 def _no_backward(*args: Any, **options: Any) -> Any:

@@ -33,6 +33,7 @@ LEVELS = [  # what a module may import stands below it
     {"layers", "inventory"},
     {"ops"},
     {"dispatch"},
+    {"launch"},
     {"transfer"},
     {"definition"},
     {"arrays", "random", "_console", "_named", "_table"},

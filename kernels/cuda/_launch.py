@@ -19,6 +19,9 @@ launched: set[tuple[str, str]] = set()
 """(kernel, dtypes of its arrays separated by spaces) of every launch on a GPU, while ``recording``."""
 recording = False
 
+told: Callable[..., None] | None = None
+"""Hears of each launch: (kernel, grid, block, arguments, bytes of shared memory)."""
+
 emulate: Callable[..., None] | None = None
 """Runs launches on NumPy arrays, while gpulayers.testing.emulator is at work."""
 
@@ -97,9 +100,10 @@ def launch(
         return
     import cupy
 
-    _kernel(family, only, name, cupy.cuda.runtime.getDevice(), shared)(
-        tuple(grid), tuple(block), tuple(args), shared_mem=shared
-    )
+    kernel = _kernel(family, only, name, cupy.cuda.runtime.getDevice(), shared)
+    kernel(tuple(grid), tuple(block), tuple(args), shared_mem=shared)
+    if told is not None:
+        told(kernel, grid, block, args, shared)
     if recording:
         launched.add((name, " ".join(str(a.dtype) for a in args if isinstance(a, cupy.ndarray))))
 

@@ -26,6 +26,8 @@ _tables_read: dict[int, Table] = {}
 _replaced: dict[str, tuple] = {}
 """Entries that stand for the table's."""
 _asked: list[Asked] | None = None
+version: object = object()
+"""Another one where the same choices may give other entries: what was recorded under one holds no longer."""
 
 
 class Asked(NamedTuple):
@@ -118,6 +120,8 @@ def _table(arch: int) -> Table:
 
 def reload() -> None:
     """Forget the tables and what was chosen from them: the next launch reads them anew."""
+    global version
+    version = object()
     _tables_read.clear()
     for choice in CHOICES.values():
         choice._known.clear()
@@ -159,14 +163,16 @@ def find(name: str) -> Choice:
 
 @contextlib.contextmanager
 def _replacing(choice: Choice, entries: tuple) -> Iterator[None]:
-    before = dict(_replaced)
-    _replaced[choice.name] = entries
+    global version
+    before, version_before = dict(_replaced), version
+    _replaced[choice.name], version = entries, object()
     choice._known.clear()
     try:
         yield
     finally:
         _replaced.clear()
         _replaced.update(before)
+        version = version_before
         choice._known.clear()
 
 

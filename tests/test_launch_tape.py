@@ -1,0 +1,119 @@
+"""The launch tape: what it gives the driver, when it is not played, and what becomes of it."""
+
+import importlib
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from gpulayers.bench.cases import uses  # noqa: E402
+
+from gpulayers import arrays, dispatch, launch  # noqa: E402
+from gpulayers.inventory import families  # noqa: E402
+from gpulayers.ops.activation import relu  # noqa: E402
+from gpulayers.ops.linear import linear  # noqa: E402
+from gpulayers.ops.softmax import softmax  # noqa: E402
+from gpulayers.testing.check_tape import check_tape, compare, replayed  # noqa: E402
+from gpulayers.testing.null_driver import null_driver, same_memory, widths  # noqa: E402
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
+X = torch.empty(8, 64, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A GPU that does nothing, and no plans yet."""
+    monkeypatch.setattr(dispatch, "_plans", {})
+    with null_driver(compiled=False) as found:
+        yield found
+
+
+def plan_of(op, *xs, needs=(), **options):
+    return dispatch.plan_for(op, xs, needs, options)[0]
+
+
+LISTS = f"not taped: {launch.UNTAPED['lists']}"
+
+
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("arch, dtype", [(90, "bfloat16"), (80, "float32")])
+def test_a_tape_gives_the_driver_what_triton_gives_it(family, arch, dtype, monkeypatch):
+    """Every declared call, and every branch of every launcher: bytes, grids, allocations, results."""
+    monkeypatch.setattr(dispatch, "_plans", {})
+    bench = importlib.import_module(f"gpulayers.bench.{family}")
+    with null_driver(arch, compiled=False) as driver, same_memory() as memory:
+        for case in [*bench.cases(), *bench.audits()]:
+            for needs in {(), case.wanted()}:
+                inputs = uses._placed(case, arrays.dtype(dtype))
+                states = check_tape(driver, memory, case.op, inputs, needs, **case.options)
+                left = {LISTS} if family == "optim" else {"not taped: it calls aten.clone.default"}
+                assert set(states.values()) - left <= {"taped"}, (case.op.name, case.name)
+
+
+def test_compiled_kernels_have_the_parameters_that_their_signatures_say(monkeypatch):
+    """A binary's own list of its parameters against the widths that kernels which are not compiled stand for."""
+    monkeypatch.setattr(dispatch, "_plans", {})
+    x, w = torch.empty(128, 64, dtype=torch.bfloat16), torch.empty(128, 64, dtype=torch.bfloat16)
+    with null_driver() as driver, same_memory() as memory:
+        assert check_tape(driver, memory, relu, [X], ("x",)) == {"forward": "taped", "backward": "taped"}
+        assert check_tape(driver, memory, linear, [x, w]) == {"forward": "taped"}
+        plan = plan_of(linear, x, w)
+        (kind,) = plan.run_forward.kinds.values()
+        _, (noted, *_) = driver.noted(lambda: plan.run_forward(x, w))
+        signature = kind.tapes[0].kept[0].src.signature.values()
+        assert any("tensordesc" in str(k) for k in signature)
+        assert len(noted.parameters) == sum(widths(tuple(signature))) + 16
+
+
+def test_a_tape_that_differs_is_noticed(driver):
+    """The comparison itself: a launcher that suddenly does something else."""
+    with same_memory() as memory:
+        check_tape(driver, memory, softmax, [X])
+        plan = plan_of(softmax, X)
+        other = plan_of(softmax, X, axis=0)
+        plan.run_forward.run = other.run_forward.run
+        with pytest.raises(AssertionError, match=r"differ:\n_softmax_forward_looped_kernel: kernel is"):
+            compare(driver, memory, "softmax", plan.run_forward, X)
+
+
+def test_python_plays_tapes_where_there_is_no_compiler(driver, monkeypatch):
+    from gpulayers.launch import _tape
+
+    monkeypatch.setattr(_tape, "player", lambda: (_tape.PythonTape, "no compiler"))
+    x, w = torch.empty(128, 64, dtype=torch.bfloat16), torch.empty(128, 64, dtype=torch.bfloat16)
+    with same_memory() as memory:
+        assert set(check_tape(driver, memory, linear, [x, w], ("x", "weight")).values()) == {"taped"}
+        plan = plan_of(linear, x, w, needs=("x", "weight"))
+        assert all(type(t) is _tape.PythonTape for k in plan.run_forward.kinds.values() for t in k.tapes)
+
+
+def test_a_compiler_that_fails_leaves_python_tapes(monkeypatch, driver):
+    from triton.runtime import build
+
+    from gpulayers.launch import _tape
+
+    def refuse(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(build, "compile_module_from_src", refuse)
+    kind, why = _tape.player.__wrapped__()
+    assert kind is _tape.PythonTape and why == "RuntimeError: Failed to find C compiler"
+
+
+def test_the_first_call_is_launched_and_the_next_two_are_recorded(driver):
+    states = []
+    for _ in range(4):
+        softmax(X)
+        states.append(plan_of(softmax, X).run_forward.state())
+    yet = "not taped yet: a call is recorded the second and the third time"
+    assert states == [yet, yet, "taped", "taped"]
+    assert driver.launches > 0
+
+
+def test_tapes_can_be_off(driver):
+    with launch.off():
+        replayed(lambda: softmax(X))
+        assert plan_of(softmax, X).run_forward.state() == f"not taped: {launch.UNTAPED['off']}"
+    replayed(lambda: softmax(X))
+    assert plan_of(softmax, X).run_forward.state() == "taped"
