@@ -19,7 +19,7 @@ class Stack:
 
     def __init__(self, seed: int):
         self.random = np.random.default_rng(seed)
-        self.shape: tuple[int, ...] = tuple(self.ints(*sizes) for sizes in ((1, 4), (5, 9), (5, 9)))
+        self.shape: tuple[int, ...] = tuple(self.ints(*sizes) for sizes in ((1, 4), (4, 7), (4, 7)))
         if self.random.random() < 0.3:
             self.shape = (self.ints(2, 9),)
 
@@ -57,7 +57,7 @@ class Stack:
             lambda: gl.MaxPool2d(2, ceil_mode=self.any(True, False)),
             lambda: gl.MaxPool2d(3, self.ints(1, 3), self.any(0, 1)),
             lambda: gl.AvgPool2d(3, self.ints(1, 3), self.any(0, 1), count_include_pad=self.any(True, False)),
-            lambda: gl.AdaptiveAvgPool2d((self.ints(1, h + 1), self.ints(1, w + 1))),
+            lambda: gl.AdaptiveAvgPool2d((self.ints(1, min(h, 3) + 1), self.ints(1, min(w, 3) + 1))),
         ]
         flat = [lambda: gl.Flatten(), lambda: gl.GlobalAvgPool2d(), lambda: gl.Reshape(h * w, c)]
         return self.any(*(flat[:1] if small else choices + pools + flat))()

@@ -1,6 +1,8 @@
 """A layer of your own: what ``gpulayers new`` writes is right, and what ``gpulayers check`` finds is said in words."""
 
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +16,8 @@ from gpulayers.authoring import new, subject
 from gpulayers.authoring.new import KERNELS, NEURONS
 from gpulayers.layers import _config
 from gpulayers.testing import CheckError, check_layer, check_op
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +64,13 @@ def test_every_kernels_template_is_right(kernel, tmp_path):
     op = subject.found(f"{file}:my_layer")
     assert kernel in check_op(op, np.random.default_rng(0).standard_normal((3, 5)), dtypes=["float32", "bfloat16"])
     assert max(map(len, file.read_text().splitlines())) <= 120
+
+
+@pytest.mark.parametrize("place, name", [("docs/kernels.md", "Square"), ("examples/custom_kernel.py", "SignedSquare")])
+def test_the_kernel_that_is_shown_elsewhere_is_the_templates(place, name, tmp_path):
+    file, _ = new(name, "none", tmp_path, "triton")
+    written = re.sub("  # .*", "", file.read_text())
+    assert written[written.index("def forward") :].strip() in (ROOT / place).read_text()
 
 
 def test_the_road(tmp_path, capsys):

@@ -36,7 +36,7 @@ LEVELS = [  # what a module may import stands below it
     {"launch"},
     {"transfer"},
     {"definition"},
-    {"arrays", "random", "_console", "_named", "_table"},
+    {"arrays", "random", "_console", "_files", "_named", "_table"},
 ]
 
 

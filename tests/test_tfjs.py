@@ -1,8 +1,10 @@
 """Models in TensorFlow.js: what is exported predicts, differentiates and trains there as here."""
 
+import copy
 import json
 import pathlib
 import subprocess
+from collections.abc import Callable
 
 import numpy as np
 from gallery import ENTRIES, importable
@@ -10,10 +12,12 @@ from npm import linked, node, node_modules
 from stacks import Stack
 
 import gpulayers as gl
-from gpulayers import demo
+from gpulayers import arrays, demo
+from gpulayers.testing import tolerance
 
 HERE = pathlib.Path(__file__).parent
 TFJS = "@tensorflow/tfjs"
+EPS = 2.0**-23
 
 
 class Case:
@@ -53,6 +57,26 @@ class Case:
         weights = {name: w.grad for name, w in self.model.named_weights().items() if w.trainable}
         return {"y": several(self.ys), "dx": dx, "weights": weights}
 
+    def elsewhere(self, dtype: str, move: Callable[[np.ndarray], np.ndarray]) -> dict:
+        """The gradients of a copy in this dtype, all numbers that come in moved."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model).to(dtype)
+        for layer in other.model.layers():
+            if isinstance(layer, gl.RMSNorm) and layer.eps is None:
+                layer.eps = float(np.finfo(np.float32).eps)
+        placed = lambda a: move(a).astype(dtype) if a.dtype.kind == "f" else a  # noqa: E731
+        other.xs, other.dys = [placed(x) for x in self.xs], [placed(dy) for dy in self.dys]
+        other.before = {name: placed(w) for name, w in self.before.items()}
+        return other.gradients()
+
+    def truth(self) -> dict:
+        return self.elsewhere("float64", lambda a: a)
+
+    def moved(self) -> list[dict]:
+        """The gradients in float32 when every number that comes in is a rounding away, four times."""
+        rng = np.random.default_rng(0)
+        return [self.elsewhere("float32", lambda a: a * (1 + rng.choice([-EPS, EPS], a.shape))) for _ in range(4)]
+
     def trained(self) -> dict:
         """The weights when TF.js's ``fit`` is through, after ``gradients``, for the loss sum(dy y); running state, too."""
         for _ in range(self.fit["epochs"]):
@@ -90,18 +114,53 @@ def worst(got, want) -> float:
     return float((abs(got - want) / np.maximum(1, abs(want))).max(initial=0))
 
 
-def faults(cases: list[Case], found: list[dict], bound: float = 1e-5) -> dict[str, object]:
-    """What differs, by the model."""
+def flat(found) -> dict[str, np.ndarray]:
+    """{"weights.0.bias": array} of nested dicts and tuples."""
+    items = found.items() if isinstance(found, dict) else enumerate(found)
+    parts = {str(k): {"": np.asarray(v)} if isinstance(v, np.ndarray) else flat(v) for k, v in items}
+    return {f"{k}.{rest}".rstrip("."): a for k, inner in parts.items() for rest, a in inner.items()}
+
+
+def strays(case: Case, got: dict, want: dict, bound: float) -> dict[str, str]:
+    """What is further from NumPy's float32 than ``bound`` (of 1, or of the value) and from the truth than rounding explains.
+
+    A gradient is a sum. Where its terms are large and cancel, as behind a norm of three rows, another order of summation
+    alone is off by more than ``bound``, NumPy's too; so those are held to the bound of the kernels: E is what float32 is
+    off by when each number that comes in is a rounding away.
+    """
+    off = {key: worst(got[key], want[key]) for key in want}
+    if all(value < bound for value in off.values()):
+        return {}
+    true, plain, moved = flat(case.truth()), flat(want), [flat(found) for found in case.moved()]
+    wrong = {}
+    for key, a in flat(arrays_like(want, got)).items():
+        limit = tolerance.bound(true[key], plain[key], arrays.float32, [found[key] for found in moved])
+        excess = abs(a - true[key]) / np.maximum(limit, bound * np.maximum(1, abs(true[key])))
+        if not excess.max(initial=0) <= 1:
+            wrong[key] = f"{excess.max():.2g} times what is allowed"
+    return wrong
+
+
+def arrays_like(want, got):
+    """Nested lists as arrays where ``want`` has arrays."""
+    if isinstance(want, dict):
+        return {k: arrays_like(v, got[k]) for k, v in want.items()}
+    if isinstance(want, tuple):
+        return tuple(arrays_like(v, g) for v, g in zip(want, got))
+    return np.asarray(got, np.float64)
+
+
+def faults(cases: list[Case], found: list[dict], bound: float = 1e-5, after: float = 1e-5) -> dict[str, object]:
+    """What differs, by the model; ``after``: of the weights when ``fit`` is through."""
     wrong: dict[str, object] = {}
     for case, got in zip(cases, found):
         if "error" in got:
             wrong[repr(case.model)] = got["error"]
             continue
         want = case.gradients()
-        off = {key: worst(got[key], want[key]) for key in want}
-        if case.fit:
-            off["after"] = worst(got["after"], case.trained())
-        off = {key: value for key, value in off.items() if not value < bound}
+        off: dict[str, object] = dict(strays(case, got, want, bound))
+        if case.fit and not (moved := worst(got["after"], case.trained())) < after:
+            off["after"] = moved
         if off or got["leaked"]:
             wrong[repr(case.model)] = off | {"leaked": got["leaked"]}
     return wrong
@@ -251,19 +310,19 @@ def test_gallery(tmp_path):
     """Each of examples/custom_layers in its model: ten steps of SGD end at NumPy's weights."""
     modules = node_modules(TFJS)
     with importable():
-        cases = exported(tmp_path, [(entry.model(), (4, 1, 8, 8)) for entry in ENTRIES], epochs=10, rate=1e-3)
+        cases = exported(tmp_path, [(entry.model(), (2, 1, 8, 8)) for entry in ENTRIES], epochs=10, rate=1e-3)
         assert not faults(cases, run(cases, modules, tmp_path))
 
 
 def test_random_stacks(tmp_path):
-    """All of the library's layers, one behind the other."""
+    """Fifty of the library's layers, one behind the other."""
     modules = node_modules(TFJS)
     models = []
-    for seed in range(4):
+    for seed in range(50):
         model, shape = Stack(seed).model(6)
         models.append((model, (3, *shape)))
-    cases = exported(tmp_path, models)
-    assert not faults(cases, run(cases, modules, tmp_path))
+    cases = exported(tmp_path, models, epochs=10, rate=1e-3)
+    assert not faults(cases, run(cases, modules, tmp_path), after=1e-4)
 
 
 def test_wasm(tmp_path):

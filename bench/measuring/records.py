@@ -6,7 +6,6 @@ import datetime
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import platform
 import re
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import gpulayers
+from gpulayers._files import write_whole
 from gpulayers.inventory import PACKAGES, version
 
 SCHEMA = 1
@@ -171,10 +171,7 @@ def _lines(value: dict[str, Any]) -> str:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Whole or not at all, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)  # JSON, in ASCII
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class _Own:
                 rule = self._rule(tuple(x if x is None else arrays.spec(x) for x in xs), self.kept[:1], options)
                 specs = rule.outputs | {n: rule.saved[n] for n in self.extras}
                 return self._kept({n: _zeros(s, empty) for n, s in specs.items()}, xs, needs)
-            found = self._named(forward(*(_dense(x, empty) for x in xs), empty=empty, **options))
+            found = self._named(forward(*(arrays.dense(x, None, empty) for x in xs), empty=empty, **options))
             return self._kept(found, xs, needs)
 
         def run_backward(
@@ -168,7 +168,7 @@ class _Own:
             if any(s is not None and 0 in s.shape for s in inputs):
                 return tuple(_zeros(s, empty) if n in needs else None for n, s in zip(self.inputs, inputs))
             dys = self._each_dy(dys, inputs, options, lambda s: _zeros(s, empty))
-            given = (_dense(x, empty) for x in (*dys, *(saved.get(n) for n in self.kept)))
+            given = (arrays.dense(x, None, empty) for x in (*dys, *(saved.get(n) for n in self.kept)))
             return self._grads(backward(*given, empty=empty, **options), needs)
 
         run = {f"{self.name}_forward": run_forward, f"{self.name}_backward": run_backward}
@@ -201,18 +201,6 @@ def _rounded(a: Any, dtype: Any, like: Any) -> Any:
     """What array code gave, as an array of its own: row-major, floating-point numbers in this dtype."""
     a = namespace(like).asarray(a) if isinstance(a, np.generic | float | int) else a
     return a.astype(dtype if a.dtype in FLOATS else a.dtype, order="C")
-
-
-def _dense(x: Any, empty: Callable) -> Any:
-    """``x`` row-major: itself where it is, else a copy in the caller's library's memory."""
-    if x is None:
-        return None
-    of = arrays.spec(x)
-    if of.contiguous and of.order is None:
-        return x
-    copy = empty(of.shape, of.dtype)
-    copy[...] = x
-    return copy
 
 
 def _zeros(of: Spec, empty: Callable) -> Any:

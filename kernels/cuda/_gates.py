@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.arrays import spec
+from gpulayers.arrays import dense, spec
 
 from .._budget import Budget
 from .._gates import rrelu
@@ -50,7 +50,7 @@ def prelu_forward(x: Any, weight: Any, *, needs: tuple = (), empty: Any) -> tupl
     order = _order(x)
     y = empty(x.shape, x.dtype, order)
     _, c, b = _channels(x, weight, order)
-    arrays = _launch.dense(x, order, empty), _launch.dense(weight, None, empty), y
+    arrays = dense(x, order, empty), dense(weight, None, empty), y
     each, suffix = _width(b if b > 1 or c == 1 else c, arrays[0], y)
     grid = _grid(x.size // each)
     _launch.launch("_gates", f"prelu_forward_{suffix}", grid, (THREADS,), (*arrays, x.size, c, b))
@@ -62,7 +62,7 @@ def prelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empt
     order = _order(x)
     a, c, b = _channels(x, weight, order)
     dx = empty(x.shape if "x" in needs else (0,), x.dtype, order if "x" in needs else None)
-    dy, x = (_launch.dense(v, order, empty) for v in (dys[0], x))
+    dy, x = (dense(v, order, empty) for v in (dys[0], x))
     neighbours = b == 1 and c > 1
     pack, suffix = _width(c if neighbours else b, x, dy, dx)
     groups = -(-c // (pack * 32)) if neighbours else c
@@ -71,7 +71,7 @@ def prelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empt
     each = max(1, -(-items // most))
     count = -(-items // each)
     parts = empty((count, c), "float32")
-    arguments = (dy, x, _launch.dense(weight, None, empty), dx, parts)
+    arguments = (dy, x, dense(weight, None, empty), dx, parts)
     if neighbours:
         kernel, block, sizes = f"prelu_backward_channels_{suffix}", (32, 8), (a, c)
     else:
@@ -94,9 +94,9 @@ def _rrelu(dy: Any, x: Any, seed: Any, order: tuple | None, lower: float, upper:
     if len(axes) > 3:  # a rare permutation of four axes or more
         out[...] = _rrelu(dy, x, seed, None, lower, upper, empty)
         return out
-    dy, x = (_launch.dense(v, order, empty) for v in (dy, x))
+    dy, x = (dense(v, order, empty) for v in (dy, x))
     drawn = seed is not None
-    seed = _launch.dense(seed, None, empty) if drawn else empty((0,), "int64")
+    seed = dense(seed, None, empty) if drawn else empty((0,), "int64")
     arguments = (dy, x, seed, out, x.size, float(lower), float(upper), drawn)
     each, suffix = _width(x.size if order is None else 1, dy, x, out)
     if each == 1:
@@ -126,13 +126,13 @@ def _launch_over_halves(kernel: str, x: Any, order: tuple | None, axis: int, *ar
 def glu_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
     order, axis = _order(x), axis % x.ndim
     y = empty(halved(x.shape, axis), x.dtype, order)
-    _launch_over_halves("glu_forward", x, order, axis, _launch.dense(x, order, empty), y)
+    _launch_over_halves("glu_forward", x, order, axis, dense(x, order, empty), y)
     return (y,), {"x": x} if needs else {}
 
 
 def glu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: int = -1, empty: Any) -> tuple:
     x, order = saved["x"], _order(saved["x"])
     dx = empty(x.shape, x.dtype, order)
-    dy, x = (_launch.dense(v, order, empty) for v in (dys[0], x))
+    dy, x = (dense(v, order, empty) for v in (dys[0], x))
     _launch_over_halves("glu_backward", x, order, axis % x.ndim, dy, x, dx)
     return (dx,)

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import spec
-
 OPTIONS = ("--std=c++17",)
 DEFAULT_SHARED = 48 * 1024
 """Bytes of dynamic shared memory that a block may have without asking for more."""
@@ -126,17 +124,6 @@ EMULATED_BLOCKS = 3
 def resident_blocks(x: Any, threads: int) -> int:
     """Blocks of so many threads that fill the GPU that ``x`` is on."""
     return EMULATED_BLOCKS if isinstance(x, np.ndarray) else _sms(x.device.id) * min(8, 1024 // threads)
-
-
-def dense(x: Any, order: tuple[int, ...] | None, empty: Callable) -> Any:
-    """``x`` dense in this memory order; itself where it is so already. A copy lies in the caller's library's memory:
-    a CUDA graph that torch captures keeps no memory of CuPy's alive."""
-    of = spec(x)
-    if of.contiguous and of.order == order:
-        return x
-    copy = empty(x.shape, x.dtype, order)
-    copy[...] = x
-    return copy
 
 
 def _scalar(arg: Any) -> Any:

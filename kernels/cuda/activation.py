@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.arrays import spec
+from gpulayers.arrays import dense, spec
 
 from .._activation import launchers
 from .._budget import Budget
@@ -41,14 +41,14 @@ def _launch_over(name: str, direction: str, arrays: tuple, a: float, b: float) -
 def _forward(name: str, x: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> Any:
     order = spec(x).like().order
     y = empty(x.shape, x.dtype, order)
-    _launch_over(name, "forward", (_launch.dense(x, order, empty), y), a, b)
+    _launch_over(name, "forward", (dense(x, order, empty), y), a, b)
     return y
 
 
 def _backward(name: str, dy: Any, kept: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> Any:
     order = spec(kept).like().order
     dx = empty(kept.shape, kept.dtype, order)
-    _launch_over(name, "backward", (*(_launch.dense(v, order, empty) for v in (dy, kept)), dx), a, b)
+    _launch_over(name, "backward", (*(dense(v, order, empty) for v in (dy, kept)), dx), a, b)
     return dx
 
 

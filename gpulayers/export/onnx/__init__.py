@@ -17,6 +17,7 @@ if importlib.util.find_spec("onnx") is None:
 
 from onnx import ModelProto, checker, helper
 
+from gpulayers._files import write_whole
 from gpulayers.export._error import ExportError
 from gpulayers.export.onnx._graph import DOMAIN, IR_VERSION, OPSET, TYPES, ModelGraph, Tensor
 from gpulayers.export.onnx._model import walk
@@ -28,14 +29,7 @@ def write(model: Layer, path: str | os.PathLike, input_shapes: Sequence[tuple]) 
     target = pathlib.Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target}: the rule is the path of a file, as model.onnx; got a folder")
-    data = model_proto(model, input_shapes).SerializeToString()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(target, model_proto(model, input_shapes).SerializeToString())
 
 
 def model_proto(model: Layer, input_shapes: Sequence[tuple]) -> ModelProto:

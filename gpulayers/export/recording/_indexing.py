@@ -24,7 +24,7 @@ def _items(index: Any, ndim: int) -> list[Any]:
     items: list[Any] = []
     for i in index if isinstance(index, tuple) else (index,):
         i = i.data if isinstance(i, Weight) else i
-        if isinstance(i, slice | Handle) or i is None or i is Ellipsis:
+        if (isinstance(i, slice | int | Handle) and not isinstance(i, bool)) or i is None or i is Ellipsis:
             items.append(i)
             continue
         i = np.asarray(i)

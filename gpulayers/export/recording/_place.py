@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import pathlib
 import sys
@@ -49,11 +50,10 @@ def place() -> Place | None:
     """The innermost line of the user's that is being run; in a layer of the library's own, the line of that."""
     frame, own = sys._getframe(1), None
     while frame is not None and frame.f_code.co_filename != _RUNNER:
-        file = frame.f_code.co_filename
-        if not file.startswith(_MACHINERY):
-            if not file.startswith(_PACKAGE):
-                return _line(file, frame.f_lineno)
-            own = own or frame
+        whose = _whose(frame.f_code.co_filename)
+        if whose == "user":
+            return _line(frame.f_code.co_filename, frame.f_lineno)
+        own = own or (frame if whose == "layer" else None)
         frame = frame.f_back  # type: ignore[assignment]
     return None if own is None else _line(own.f_code.co_filename, own.f_lineno)
 
@@ -62,10 +62,18 @@ def place_of(error: BaseException) -> Place | None:
     """The last line of the user's, or of the library's own layers, that an error came through."""
     found, trace = None, error.__traceback__
     while trace is not None:
-        if not trace.tb_frame.f_code.co_filename.startswith(_MACHINERY):
+        if _whose(trace.tb_frame.f_code.co_filename) != "machinery":
             found = _line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return found
+
+
+@functools.cache
+def _whose(file: str) -> str:
+    """Whose code a file holds: "user", "layer" (of the library's own), or "machinery"."""
+    if file.startswith(_MACHINERY):
+        return "machinery"
+    return "layer" if file.startswith(_PACKAGE) else "user"
 
 
 def _line(file: str, line: int) -> Place:
