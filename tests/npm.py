@@ -34,6 +34,28 @@ def linked(folder: pathlib.Path, modules: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def installed(folder: pathlib.Path, modules: pathlib.Path) -> None:
+    """``npm install`` in ``folder``. What it would fetch lies there before (the same files as in ``modules``, not copies),
+    so that npm resolves package.json, finds all of it there, and asks nobody."""
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    shutil.copytree(modules, folder / "node_modules", symlinks=True, copy_function=_same)
+    done = subprocess.run(
+        ["npm", "install", "--offline", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _same(source: str, target: str) -> None:
+    if pathlib.Path(source).name.startswith("."):  # npm's own, which it writes into
+        shutil.copy2(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
+
+
 def node(*words: object, cwd: pathlib.Path | None = None) -> str:
     """What a script prints."""
     done = subprocess.run(["node", *map(str, words)], cwd=cwd, capture_output=True, text=True)

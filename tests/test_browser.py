@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from npm import linked, node, node_modules
+from test_tfjs import Case, faults
 
 import gpulayers as gl
 from gpulayers import demo
@@ -49,15 +50,47 @@ def of_digits(folder: pathlib.Path) -> dict:
     return {"folder": str(folder / "digits"), "strokes": THREE, "label": 5, "screenshot": str(kept)}
 
 
-def test_pages(tmp_path):
-    """The screenshot is kept in the folder GPULAYERS_SCREENSHOTS."""
+def on_webgl(folder: pathlib.Path) -> Case:
+    """Layers that TensorFlow.js has, and some of one's own, each with what WebGL computes another way."""
+    model = gl.Sequential(
+        *(gl.Conv2d(2, 3, 3, padding=1), demo.Swish(), gl.BatchNorm2d(3), gl.MaxPool2d(2), gl.AvgPool2d(3, 1, 1)),
+        *(
+            gl.Flatten(),
+            gl.LayerNorm(27),
+            gl.Residual(gl.Linear(27, 27), gl.Hardswish()),
+            gl.Linear(27, 4),
+            gl.LogSoftmax(),
+        ),
+    )
+    return Case(folder / "webgl", model, (3, 2, 6, 7), training=True)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """All visits, in one browser; the screenshot is kept in the folder GPULAYERS_SCREENSHOTS."""
     pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("pages")
     model, x = gl.Sequential(gl.Linear(4, 3), gl.SiLU()), np.float32([[1, -2.5, 0.25, 3]])
     y = model(x)
-    model.export(tmp_path / "form")
-    drawing = of_digits(tmp_path)
-    drawn, filled = visited(tmp_path, drawing, {"folder": str(tmp_path / "form"), "numbers": x[0].tolist()})
+    model.export(folder / "form")
+    drawing, case = of_digits(folder), on_webgl(folder)
+    found = visited(folder, drawing, {"folder": str(folder / "form"), "numbers": x[0].tolist()}, case.asked())
+    return {"drawing": drawing, "y": y, "case": case, "found": found}
+
+
+def test_drawing(pages):
+    drawn, screenshot = pages["found"][0], pathlib.Path(pages["drawing"]["screenshot"])
     assert drawn["answers"] == ["3", "5"] and drawn["learned"] == "right: 1 of 1, before: 0"
     assert abs(sum(drawn["shares"]) - 100) < 1 and len(drawn["shares"]) == 10
-    assert pathlib.Path(drawing["screenshot"]).read_bytes().startswith(b"\x89PNG")
-    assert np.allclose(filled["output"], y[0], atol=1e-4)
+    assert screenshot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_form(pages):
+    assert np.allclose(pages["found"][1]["output"], pages["y"][0], atol=1e-4)
+
+
+def test_gradients_on_webgl(pages):
+    found = pages["found"][2]["gradients"]
+    if found is None:
+        pytest.skip("needs a Chromium with WebGL (--use-angle=swiftshader)")
+    assert not faults([pages["case"]], [found | {"leaked": 0}])

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from npm import linked, node, node_modules
+from npm import installed, node, node_modules
 
 RIPPLE = '''
 import numpy as np
@@ -44,7 +44,7 @@ from ripple import Ripple
 
 x, y, test_x, test_y = digits()
 model = gl.Sequential(gl.Conv2d(1, 4, 3), gl.BatchNorm2d(4), gl.Flatten(), gl.Linear(144, 64), Ripple(), gl.Linear(64, 10))
-model.fit(x, y, epochs=4, progress=False)
+model.fit(x, y, epochs=2, progress=False)
 gl.save(model, "digits-model")
 json.dump(test_x.tolist(), open("input.json", "w"))
 json.dump(model.predict(test_x).tolist(), open("output.json", "w"))
@@ -70,10 +70,7 @@ def test_from_nothing_to_node(tmp_path):
     python("train.py")
     python("-m", "gpulayers", "export", "digits-model", "--layers", "ripple.py", "--out", "digits-app")
 
-    wanted = json.loads((tmp_path / "digits-app/package.json").read_text())["dependencies"]
-    there = json.loads((modules / "@tensorflow/tfjs/package.json").read_text())["version"]
-    assert wanted == {"@tensorflow/tfjs": there}  # what npm install puts there
-    linked(tmp_path / "digits-app", modules)
+    installed(tmp_path / "digits-app", modules)
     y = np.array(json.loads(node("predict.mjs", "../input.json", cwd=tmp_path / "digits-app")))
     want, labels = (np.array(json.loads((tmp_path / f"{name}.json").read_text())) for name in ("output", "labels"))
     assert y.shape == (359, 10) and (abs(y - want) / np.maximum(1, abs(want))).max() < 1e-5

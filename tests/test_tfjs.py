@@ -338,6 +338,8 @@ def test_a_first_model(tmp_path):
     """npm install && node predict.mjs input.json, as the folder's reader does it."""
     modules = node_modules(TFJS)
     case = Case(tmp_path / "out", gl.Sequential(gl.Linear(64, 32), gl.ReLU(), gl.Linear(32, 10), gl.Softmax()), (5, 64))
+    early = subprocess.run(["node", case.folder / "predict.mjs", "input.json"], capture_output=True, text=True)
+    assert early.returncode == 1 and early.stderr.endswith(f"is not installed for {case.folder}: npm install\n")
     linked(case.folder, modules)
     for name, (array,) in {"input.json": case.xs, "dy.json": case.dys}.items():
         (tmp_path / name).write_text(json.dumps(array.tolist()))

@@ -361,6 +361,9 @@ def test_compiling_breaks_the_graph():
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(x), model(x))
     torch.testing.assert_close(grads(compiled(x), x), grads(model(x), x))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="compile without fullgraph=True"):
+        torch.compile(model, backend="eager", fullgraph=True)(x)
 
 
 def test_derivatives_that_it_does_not_have():

@@ -188,7 +188,11 @@ def _layout(x: Tensor) -> str:
     return "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
 
 
-_outside_the_graph = torch._disable_dynamo(_call)
+_outside_the_graph: Any = torch._disable_dynamo(_call)  # torch.compiler.disable imports the compiler
+_outside_the_graph._torchdynamo_disable = True
+_outside_the_graph._torchdynamo_disable_msg = (
+    "gpulayers.torch.wrap: a wrapped layer runs outside of the graph: compile without fullgraph=True"
+)
 
 
 class _Function(torch.autograd.Function):

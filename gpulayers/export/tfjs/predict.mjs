@@ -8,14 +8,30 @@
 //   --training        as in training (dropout, statistics of the batch); the weights stay as they are
 //   --backend wasm    after npm install @tensorflow/tfjs-backend-wasm@4.22.0
 import fs from 'node:fs';
+import {createRequire} from 'node:module';
 import path from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {parseArgs} from 'node:util';
-import tf from '@tensorflow/tfjs';
 import register from './custom_layers.js';
 
+const file = fileURLToPath(import.meta.url);
+const here = path.dirname(file);
+const isCommand = process.argv[1] && fs.realpathSync(process.argv[1]) === file;
+const tf = required('@tensorflow/tfjs', 'npm install');
 tf.enableProdMode(); // no advertisement on stderr
-const here = path.dirname(fileURLToPath(import.meta.url));
+
+// A package of this folder's: import would take half a second longer.
+function required(name, advice) {
+  try {
+    return createRequire(import.meta.url)(name);
+  } catch (error) {
+    if (error.code !== 'MODULE_NOT_FOUND') throw error;
+    const missing = `${name} is not installed for ${here}: ${advice}`;
+    if (!isCommand) throw new Error(missing);
+    console.error(`predict.mjs: ${missing}`);
+    process.exit(1);
+  }
+}
 
 // The layers model of this folder; model.about says its shapes and its weights' names in gpulayers.
 export async function load() {
@@ -101,7 +117,7 @@ async function main() {
   const options = {dy: {type: 'string'}, training: {type: 'boolean'}, backend: {type: 'string', default: 'cpu'}};
   const {values, positionals} = parseArgs({options, allowPositionals: true});
   if (positionals.length !== 1) throw new Error('the rule is: node predict.mjs input.json [--dy dy.json]');
-  if (values.backend === 'wasm') await import('@tensorflow/tfjs-backend-wasm');
+  if (values.backend === 'wasm') required('@tensorflow/tfjs-backend-wasm', 'npm install @tensorflow/tfjs-backend-wasm@4.22.0');
   if (!(await tf.setBackend(values.backend))) throw new Error(`--backend: there is no ${values.backend} here`);
   const model = await load();
   const xs = read(positionals[0], model.about.inputs, 'inputs');
@@ -116,7 +132,7 @@ async function main() {
   fs.writeFileSync(1, text + '\n');
 }
 
-if (process.argv[1] && fs.realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+if (isCommand) {
   main().catch((error) => {
     console.error(`predict.mjs: ${error.message}`);
     process.exitCode = 1;
