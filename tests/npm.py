@@ -12,7 +12,7 @@ VERSIONS = {
     "@tensorflow/tfjs": "4.22.0",
     "@tensorflow/tfjs-backend-wasm": "4.22.0",
     "onnxruntime-web": "1.30.0",
-    "playwright-core": "",
+    "playwright-core": "1.65.1",
 }
 
 
@@ -24,7 +24,7 @@ def node_modules(*packages: str) -> pathlib.Path:
     for folder in [pathlib.Path(given)] if given else [ROOT, ROOT.parent]:
         if all((folder / "node_modules" / name).is_dir() for name in packages):
             return folder / "node_modules"
-    wanted = " ".join(f"{name}@{VERSIONS[name]}".rstrip("@") for name in packages)
+    wanted = " ".join(f"{name}@{VERSIONS[name]}" for name in packages)
     pytest.skip(f"needs npm install --prefix FOLDER {wanted}, and GPULAYERS_NPM=FOLDER")
 
 
