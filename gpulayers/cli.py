@@ -379,7 +379,8 @@ def export(options: Any) -> int:
     except gl.ExportError as error:  # a line for each layer
         print(f"gpulayers: {error}", file=sys.stderr)
         return 2
-    print(f"{model.name} is in {options.out} now\n\n{NEXT_STEPS[options.format].format(options.out)}")
+    path = shlex.quote(options.out) if options.format == "tfjs" else options.out
+    print(f"{model.name} is in {options.out} now\n\n{NEXT_STEPS[options.format].format(path)}")
     return 0
 
 

@@ -170,6 +170,10 @@ def test_names_that_are_not_plain(tmp_path, monkeypatch):
     done = subprocess.run(["node", "predict.mjs", "short.json"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr == "predict.mjs: short.json: the rule is the shape [rows,4]; got [1,3]\n"
+    shard = folder / "group1-shard1of4.bin"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    done = subprocess.run(["node", "predict.mjs", "input.json"], cwd=folder, capture_output=True, text=True)
+    assert done.stderr == "predict.mjs: group1-shard1of4.bin …: the rule is 120 bytes of weights; got 116\n"
     read = "try { read(file, [{shape: [null, 4], dtype: 'float32'}], 'inputs') } catch (error) { console.log(error.message) }"
     code = f"import {{read}} from './predict.mjs'; for (const file of ['ragged.json', 'no.json']) {read}"
     ragged, missing = node("--input-type=module", "-e", code, cwd=folder).splitlines()
@@ -195,15 +199,14 @@ def test_the_command_exports_layers_of_ones_own(tmp_path, capsys, forgotten):
     (tmp_path / "twofold.py").write_text(LAYER)
     make = "from twofold import gl, Twofold; m = gl.Sequential(gl.Linear(4, 2), Twofold()); gl.save(m, 'model')"
     subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True)
-    command = ["export", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    command = ["export", str(tmp_path / "model"), "--out", str(tmp_path / "the app")]
     assert cli.main(command) == 2
     assert "Twofold is not registered here: import the module that has it under @gl.register" in capsys.readouterr().err
     command += ["--layers", str(tmp_path / "twofold.py")]
     assert cli.main(command) == 2 and "export needs the input's shape" in capsys.readouterr().err
     assert cli.main([*command, "--input-shape", "1,4"]) == 0
-    assert (
-        "npm install" in capsys.readouterr().out and "class Twofold" in (tmp_path / "out/custom_layers.js").read_text()
-    )
+    assert f"\ncd '{tmp_path}/the app' && npm install\n" in capsys.readouterr().out
+    assert "class Twofold" in (tmp_path / "the app/custom_layers.js").read_text()
 
 
 class Elsewhere(gl.ReLU):

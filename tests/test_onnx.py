@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pathlib
 
 import gallery
 import numpy as np
@@ -223,10 +224,15 @@ def test_what_stands_in_the_way_is_listed_and_nothing_is_written(tmp_path, monke
     assert said.count("test_onnx.py") == 2 and "`return x if x.max() > 0 else -x`" in said
     assert not list(tmp_path.iterdir())
 
-    def full(*_):
+    write = pathlib.Path.write_bytes
+
+    def full(path, data):
+        write(path, data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        gl.Sequential(gl.Linear(4, 4)).export(tmp_path / "model.onnx", format="onnx", input_shapes=[(None, 4)])
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "earlier.onnx").write_text("it stays")
+    for name in ("model.onnx", "earlier.onnx"):
+        with pytest.raises(OSError, match="No space left"):
+            gl.Sequential(gl.Linear(4, 4)).export(tmp_path / name, format="onnx", input_shapes=[(None, 4)])
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("earlier.onnx", "it stays")]

@@ -154,6 +154,7 @@ ARRAYS = [
     lambda x: np.lib.stride_tricks.sliding_window_view(x, 2, axis=2).max(-1),
     lambda x: x[:, [0, 1], [2, 3]] + np.outer(x[:, 0, 0], np.ones(2)) + np.vstack([x[:, 0], x[:, 1]])[: len(x), :2],
     lambda x: np.tril(x, 1) + np.triu(x) * np.round(x, 1) + x.round() + np.average(x, 2)[..., None],
+    lambda x: np.select([x > 1, x > 0], [x * 2, -x], 0.5) + np.inner(x, np.eye(4, dtype=np.float32))[..., 0, None],
     lambda x: np.count_nonzero(x > 0, axis=1) + np.broadcast_arrays(x[:, 0], x[:1, 1])[1] + np.ones(3)[0],
     lambda x: x / np.sqrt(len(x)) + x * (1 / (len(x) + 1)) + x.size + x.sum(0) / max(len(x) - 1, 1),
 ]
@@ -181,6 +182,15 @@ RECORDED = {"elementwise": ELEMENTWISE, "arrays": ARRAYS, "products": PRODUCTS, 
 SHAPE = (None, 3, 4)
 
 COUNT, STATE = [], []
+
+
+def _or_one(function):
+    try:
+        return function()
+    except ValueError:
+        return 1
+
+
 REFUSED = [
     (lambda x: x if x.max() > 0 else -x, "a branch", "np.where"),
     (lambda x: max(x[0, 0, 0], 0) + x, "a branch", "np.maximum"),
@@ -203,6 +213,10 @@ REFUSED = [
     (lambda x: np.sort(x, axis=1), "np.sort", "np.max"),
     (lambda x: np.median(x, axis=1, keepdims=True) + x, "np.median", "x.mean"),
     (lambda x: np.fft.fft(x).real, "np.fft", ""),
+    (lambda x: np.linalg.inv(x), "np.linalg.inv", ""),
+    (lambda x: x * round(x[0, 0, 0]), "a Python number", "NumPy's functions"),
+    (lambda x: x * _or_one(lambda: float(x.max())), "a Python number", "NumPy's functions"),
+    (lambda x: np.multiply(x, 2, out=x), "forward writes into x", "x = x.copy()"),
     (lambda x: np.fmax(x, 0), "np.fmax", "np.maximum"),
     (lambda x: np.arctan2(x, 1), "np.arctan2", "np.arctan"),
     (lambda x: x[x > 0].mean() + x, "a mask selected", "mask.sum()"),

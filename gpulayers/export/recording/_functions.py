@@ -22,6 +22,9 @@ ADVICE = {
     "median": "x.mean(axis)",
     "eye": "np.eye(n) of a size that does not follow the batch",
     "nonzero": "np.where(condition, a, b)",
+    "isclose": "np.abs(a - b) <= tolerance",
+    "allclose": "np.abs(a - b) <= tolerance",
+    "flat": "x.reshape(-1)",
 }
 
 
@@ -216,6 +219,20 @@ def _where(condition: Any, *ab: Any) -> Any:
     if len(ab) != 2:
         refuse("np.where(condition) alone: how many it finds depends on values", "np.where(condition, a, b)")
     return select(condition, *ab)
+
+
+@stands_for(np.select)
+def _select(conditions: Any, choices: Any, default: Any = 0) -> Any:
+    y = default
+    for condition, choice in zip(reversed(conditions), reversed(choices)):  # the first that holds
+        y = select(condition, choice, y)
+    return y
+
+
+@stands_for(np.inner)
+def _inner(a: Any, b: Any) -> Any:
+    a, b = lift(a), lift(b)
+    return tensordot(a, b, ((a.ndim - 1,), (b.ndim - 1,))) if a.ndim and b.ndim else a * b
 
 
 @stands_for(np.copyto)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import linecache
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -80,5 +83,25 @@ def _line(file: str, line: int) -> Place:
     return Place(file, line, linecache.getline(file, line).strip())
 
 
+_said: contextvars.ContextVar[list[Unrecordable] | None] = contextvars.ContextVar("said", default=None)
+
+
+@contextlib.contextmanager
+def none_swallowed() -> Iterator[None]:
+    """A refusal inside is raised at the end, too, where the user's own ``except`` took it: what came instead of the
+    refused line is not what the layer does."""
+    said: list[Unrecordable] = []
+    token = _said.set(said)
+    try:
+        yield
+    finally:
+        _said.reset(token)
+    if said:
+        raise said[0]
+
+
 def refuse(reason: str, advice: str = "", at: Place | None = None) -> NoReturn:
-    raise Unrecordable(reason, advice, at or place())
+    error = Unrecordable(reason, advice, at or place())
+    if (said := _said.get()) is not None:
+        said.append(error)
+    raise error

@@ -66,7 +66,8 @@ class Recorded(Indexing, Shapes, Reductions):
         own = _functions.FUNCTIONS.get(function)
         if own is None:
             name = function.__name__
-            refuse(f"np.{name} has no counterpart in the exports", _functions.ADVICE.get(name, ""))
+            home = function.__module__.replace("numpy", "np", 1)  # np.linalg
+            refuse(f"{home}.{name} has no counterpart in the exports", _functions.ADVICE.get(name, ""))
         return own(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -85,7 +86,7 @@ class Recorded(Indexing, Shapes, Reductions):
         "the array itself; np.stack([x, y]); np.zeros_like(x, shape=…) for one to fill",
     )
     __bool__ = _leaves("a branch (if, while, and, or, max())", "np.where, np.maximum, &, |")
-    __float__ = __int__ = __index__ = __complex__ = item = tolist = _leaves(
+    __float__ = __int__ = __index__ = __round__ = __complex__ = item = tolist = _leaves(
         "a Python number from it (float, int, .item(), math.exp, …)", "NumPy's functions of the array"
     )
     __iadd__, __isub__, __imul__ = _in_place(np.add), _in_place(np.subtract), _in_place(np.multiply)  # type: ignore[assignment]

@@ -45,6 +45,9 @@ ADVICE = {
     "fmin": "np.minimum, and np.where(np.isnan(x), …) for NaN",
     "arctan2": "np.arctan(y / x), with the quadrant by np.where",
     "divmod": "x // y and x % y",
+    "copysign": "np.where(y < 0, -np.abs(x), np.abs(x))",
+    "heaviside": "np.where(x > 0, 1, np.where(x < 0, 0, y))",
+    "vecdot": "(x * y).sum(-1)",
     "cbrt": "np.sign(x) * np.abs(x) ** (1 / 3)",
 }
 

@@ -19,7 +19,7 @@ from gpulayers.export.recording._chance import Chance
 from gpulayers.export.recording._formulas import BATCHES
 from gpulayers.export.recording._handle import Trace, full, lift
 from gpulayers.export.recording._join import joined, simplified
-from gpulayers.export.recording._place import Unrecordable, place_of, refuse
+from gpulayers.export.recording._place import Unrecordable, none_swallowed, place_of, refuse
 from gpulayers.export.recording.graph import RANDOM, Graph, Node, Recording, needed
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._frames import by_itself, mode
@@ -109,7 +109,7 @@ class _Run:
         self.weights: dict[str, Node] = {}
         weights = layer.named_weights()
         held = {name: (w._data, w._grad) for name, w in weights.items()}
-        with self.trace.running(), arrays_stay_recorded():
+        with self.trace.running(), arrays_stay_recorded(), none_swallowed():
             try:
                 xs = [sample(shape, dtype, batch, rng) for shape, dtype in zip(shapes, dtypes)]
                 handles = [self.trace.add("input", (), x, f"x{i}" if len(xs) > 1 else "x") for i, x in enumerate(xs)]
@@ -127,6 +127,7 @@ class _Run:
 
     def _forward(self, layer: Layer, xs: list[Any], weights: dict[str, Any]) -> None:
         ys = layer.forward(*xs)
+        _refuse_writes("forward", self.inputs, xs)
         self.ys = [lift(y) for y in (ys if isinstance(ys, tuple) else (ys,))]
         self.outputs = [y.node for y in self.ys]
         self.states = {n: w._data.node for n, w in weights.items() if w._data.node is not self.weights[n]}
@@ -140,6 +141,7 @@ class _Run:
             dys.append(self.trace.add("input", (), dy, f"dy{i}" if len(self.ys) > 1 else "dy"))
         self.dys = [dy.node for dy in dys]
         dxs = layer.backward(*dys)
+        _refuse_writes("backward", self.dys, dys)
         dxs = dxs if isinstance(dxs, tuple) else (dxs,)
         self.dxs = [
             None if x.kind != "f" or dx is None else lift(dx, "f").node for x, dx in itertools.zip_longest(xs, dxs)
@@ -148,6 +150,16 @@ class _Run:
             if w._data.node is not after[name]:
                 refuse(f"backward writes into the weight {name}", "self.w.grad += … there, and w.data = … in forward")
         self.gradients = {n: lift(w._grad, "f").node for n, w in weights.items() if w.trainable}
+
+
+def _refuse_writes(what: str, given: list[Node], arrays: list[Any]) -> None:
+    for node, x in zip(given, arrays):
+        if x.node is not node:
+            refuse(
+                f"{what} writes into {node.name}, which is its caller's",
+                f"{node.name} = {node.name}.copy()",
+                x.node.place,
+            )
 
 
 def _graphs(runs: list[_Run]) -> tuple[Graph, Graph]:

@@ -38,8 +38,12 @@ export async function load() {
   register(tf);
   const described = JSON.parse(fs.readFileSync(path.join(here, 'model.json'), 'utf8'));
   const weightSpecs = described.weightsManifest.flatMap((group) => group.weights);
-  const parts = described.weightsManifest.flatMap((group) => group.paths).map((name) => fs.readFileSync(path.join(here, name)));
-  const weightData = new Uint8Array(Buffer.concat(parts)).buffer;
+  const names = described.weightsManifest.flatMap((group) => group.paths);
+  const weightData = new Uint8Array(Buffer.concat(names.map((name) => fs.readFileSync(path.join(here, name))))).buffer;
+  const bytes = weightSpecs.reduce((sum, {shape}) => sum + 4 * shape.reduce((a, n) => a * n, 1), 0);
+  if (weightData.byteLength !== bytes) {
+    throw new Error(`${names[0]} …: the rule is ${bytes} bytes of weights; got ${weightData.byteLength}`);
+  }
   const model = await tf.loadLayersModel(tf.io.fromMemory({modelTopology: described.modelTopology, weightSpecs, weightData}));
   model.about = described.userDefinedMetadata.gpulayers;
   return model;
