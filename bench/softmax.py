@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from gpulayers.arrays import FLOATS, Spec
 from gpulayers.ops._op import Op
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 
@@ -65,5 +66,7 @@ def audits() -> list[Case]:
         Case(softmax, "8 divides it", ((4096, 1000),), archs=ONE_ARCH),
         Case(softmax, "held by 8 warps", ((4096, 8192),), archs=ONE_ARCH),
         Case(softmax, "columns", ((32, 1024, 4096),), {"axis": 1}),
+        # What is not row-major is copied first.
+        *(Case(softmax, f"turned {d}", (Spec((4096, 1024), d, (1, 0)),)) for d in FLOATS[1:]),
         Case(log_softmax, "columns", ((32, 1024, 4096),), {"axis": 1}, archs=ONE_ARCH),
     ]

@@ -118,15 +118,14 @@ class Plan(NamedTuple):
         if self.backend not in ("triton", "cuda") or self.home is NUMPY:
             return self._replace(run_forward=self._forward(self.forward), run_backward=self._backward(backward))
         never = "own_cuda" if self.backend == "cuda" and "cuda" in self.op.kernels else ""
-        never = "lists" if any(isinstance(s, list) for s in self.inputs) else never
+        varying = getattr(kernels(self.backend, self.op), f"{self.op.name}_varying", None)
+        varying = varying and functools.partial(varying, **self.options)
         where = self.backend, self.home, self.device, launch.UNTAPED.get(never, "")
-        saved = tuple(self.rule.saved) if self.needs else ()
-        return self._replace(
-            run_forward=launch.Forward(
-                self.forward, self._forward, *where, outputs=len(self.rule.outputs), saved=saved
-            ),
-            run_backward=launch.Backward(backward, self._backward, *where),
+        saved, listed = tuple(self.rule.saved) if self.needs else (), any(isinstance(s, list) for s in self.inputs)
+        forward = launch.Forward(
+            self.forward, self._forward, *where, varying, outputs=len(self.rule.outputs), saved=saved, listed=listed
         )
+        return self._replace(run_forward=forward, run_backward=launch.Backward(backward, self._backward, *where))
 
     def _fixed(self) -> dict[str, Any]:
         return self.options | ({} if self.bridge is None else self.bridge.extra)
@@ -265,16 +264,26 @@ def _name(error: Exception, op: Definition) -> None:
         error.where = op.name  # type: ignore[attr-defined]
 
 
-def explain(op: Definition, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> tuple[str, dict[str, str]]:
+class Explanation(tuple):
+    """(backend that would compute a call, {backend: reason} for those passed over)."""
+
+    taped: dict[str, str]
+    """{"forward" or "backward": "taped", or why such calls are not (yet)}; empty where nothing is launched on a GPU."""
+
+
+def explain(op: Definition, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> Explanation:
     """(backend that would compute the call, {backend: reason} for those passed over). Launches nothing.
 
-    ``inputs`` may be arrays or Specs (taken as arrays on the CPU).
+    Its attribute ``taped`` says whether launches are replayed. ``inputs`` may be arrays or Specs (taken as arrays on the
+    CPU).
     """
     fixed = {k: _frozen(v) for k, v in options.items() if k not in op.dynamic}
     plan = _make_plan(op, inputs, tuple(needs), fixed, quiet=True)
     if op.guard is not None:
         _guard(op, inputs, options)
-    return plan.backend, plan.reasons
+    found = Explanation((plan.backend, plan.reasons))
+    found.taped = launch.explained(plan, [*_plans.values()])
+    return found
 
 
 def _signature(x: Any) -> Any:

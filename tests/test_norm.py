@@ -213,7 +213,8 @@ def test_short_rows(launched):
     check_op(
         layer_norm, draw(8, 60)[::2, :24], draw(24), normalized_shape=(24,), dtypes=["float32", "float16", "bfloat16"]
     )
-    assert launched == {"_norm_forward_kernel", "_norm_backward_kernel", "_norm_finalise_kernel"}
+    ours = {"_norm_forward_kernel", "_norm_backward_kernel", "_norm_finalise_kernel"}
+    assert launched == ours | {"_copy_kernel"}
 
 
 @pytest.fixture

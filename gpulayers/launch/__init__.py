@@ -14,3 +14,5 @@ from gpulayers.launch._settings import off as off
 from gpulayers.launch._settings import on_cpu as on_cpu
 from gpulayers.launch._taped import Backward as Backward
 from gpulayers.launch._taped import Forward as Forward
+from gpulayers.launch._taped import Kind as Kind
+from gpulayers.launch._taped import explained as explained

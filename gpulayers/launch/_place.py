@@ -16,8 +16,8 @@ from gpulayers.launch import _settings
 class Place(NamedTuple):
     """One device, and the library whose arrays live there."""
 
-    home: str
-    """ "torch" or "cupy"."""
+    address: Callable[[Any], int] | None
+    """(array) → its address; None: array.data.ptr."""
     ordinal: int
     """The device's number."""
     stream: Callable[[int], int]
@@ -30,13 +30,21 @@ def place(home: Library, device: str) -> Place | None:
     """None where nothing is launched on a GPU."""
     if device == "cpu":
         stream = _settings.cpu_stream
-        return None if home is not arrays.TORCH or stream is None else Place("torch", 0, stream, _tensor("cpu"))
+        if home is not arrays.TORCH or stream is None:
+            return None
+        return Place(_data_ptr(), 0, stream, _tensor("cpu"))
     index = int(device.partition(":")[2] or 0)
     if home is arrays.CUPY:
-        return Place("cupy", index, _cupy_stream(), _cupy)
+        return Place(None, index, _cupy_stream(), _cupy)
     import torch
 
-    return Place("torch", index, torch._C._cuda_getCurrentRawStream, _tensor(device))
+    return Place(_data_ptr(), index, torch._C._cuda_getCurrentRawStream, _tensor(device))
+
+
+def _data_ptr() -> Any:
+    import torch
+
+    return torch.Tensor.data_ptr
 
 
 @functools.cache

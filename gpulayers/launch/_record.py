@@ -29,7 +29,6 @@ UNTAPED = {
     "unaligned": "memory was allocated at an address that 16 does not divide",
     "own_cuda": "CUDA kernels of one's own: CuPy's operations between their launches would be lost",
     "differs": "it did something else when it was called again",
-    "lists": "lists of arrays",
     "off": "GPULAYERS_TAPE=0, or taping is off",
 }
 """Why a call is not taped; {} is what came. Besides, what never comes to a tape: gradients of gradients, torch.func,
@@ -44,6 +43,7 @@ class Untapeable(RuntimeError):
 
 
 _SCALARS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "B", "u8": "B", "u16": "H", "u32": "I"}
+_FLOATS = {"fp32": _tape.FLOAT, "f32": _tape.FLOAT, "fp64": _tape.DOUBLE}
 _SCALARS |= {"u64": "Q", "fp32": "f", "f32": "f", "fp64": "d"}
 _NOWHERE = 1 << 20
 """The address in a tensor map that waits for its own."""
@@ -52,8 +52,9 @@ _NOWHERE = 1 << 20
 class Recorder:
     """Notes what one launcher does in this thread."""
 
-    def __init__(self, place: Place):
-        self.place = place
+    def __init__(self, place: Place, varying: Sequence[str] = ()):
+        """varying: the kernels' parameters that come with each call."""
+        self.place, self.varying = place, tuple(varying)
         self.why: str | None = None
         """The first reason why no tape comes of it; the launcher runs on, as ever."""
         self.inputs: list[Any] = []
@@ -64,6 +65,7 @@ class Recorder:
         self.patches: list[bytes] = []
         self.kept: list[Any] = []
         self.asked: list[Any] = []
+        self.lasting: list[Any] = []
         self.quiet: list[list] = []
         self.allocating = False
 
@@ -120,6 +122,9 @@ class Recorder:
             raise Untapeable("foreign")
         return found[0] if found else None
 
+    def _is_lasting(self, x: Any) -> bool:
+        return any(x is kept for kept in self.lasting)
+
     def returned(self, ys: Sequence[Any]) -> tuple[int | None, ...]:
         known = [*self.inputs, *self.made]
 
@@ -143,6 +148,10 @@ class Recorder:
         return self.params[-1]
 
     def _pointer(self, x: Any) -> None:
+        if x is not None and self._is_lasting(x):
+            self._add(_address(x).to_bytes(8, "little"), 8)
+            self.kept.append(x)
+            return
         at, slot = self._add(bytes(8), 8), None if x is None else self.slot(x)
         if slot is not None:
             self.patches.append(_tape.PATCH.pack(slot[1], at, slot[0], _tape.POINTER, 0))
@@ -163,7 +172,11 @@ class Recorder:
         bound.apply_defaults()
         maps = iter(getattr(meta, "tensordesc_meta", None) or ())
         for name, kind in compiled.src.signature.items():
-            self._argument(bound.arguments[name], kind, maps)
+            if name in self.varying and kind in _FLOATS:
+                at = self._add(bytes(8), 8)
+                self.patches.append(_tape.PATCH.pack(0, at, self.varying.index(name), _FLOATS[kind], 0))
+            else:
+                self._argument(bound.arguments[name], kind, maps)
         self._add(bytes(8), 8), self._add(bytes(8), 8)  # Triton's two pointers to scratch memory
         sizes = grid(bound.arguments) if callable(grid) else grid
         self._launch(compiled.function, sizes, (32 * meta.num_warps,), meta.shared, first)
@@ -185,7 +198,15 @@ class Recorder:
             raise Untapeable("kind", kind)
 
     def _number(self, value: Any, kind: str) -> None:
-        self._add(struct.pack(_SCALARS[kind], value), 8)
+        if kind == "i64" and value in self._addresses:  # by value, for a table of addresses
+            self._pointer(self._addresses[value])
+        else:
+            self._add(struct.pack(_SCALARS[kind], value), 8)
+
+    @functools.cached_property
+    def _addresses(self) -> dict[int, Any]:
+        """The inputs by their addresses."""
+        return {_address(x): x for x in self.inputs if x is not None and _size(x)}
 
     def _map(self, value: Any, meta: Any) -> None:
         """A tensor map, and the sizes and steps that Triton passes after it."""
@@ -229,9 +250,9 @@ class Recorder:
         modulo = bytes(0 if x is None else _address(x) & 15 for x in known)
         if any(modulo[len(self.inputs) :]):
             raise Untapeable("unaligned")
-        numbers, self.quiet = 0, list({id(hooks): hooks for hooks in self.quiet}.values())
+        numbers, self.quiet = len(self.varying), list({id(hooks): hooks for hooks in self.quiet}.values())
         return _tape.Parts(
-            self.place.home, self.place.stream, self.place.ordinal, tuple(self.allocations), self.returned(ys),
+            self.place.address, self.place.stream, self.place.ordinal, tuple(self.allocations), self.returned(ys),
             tuple(self.kept), same, tuple(self.asked), (*self.quiet, *hooks()), numbers, bytes(self.block),
             b"".join(map(_tape.OFFSET.pack, self.params)), b"".join(self.launches), b"".join(self.patches), modulo,
         )  # fmt: skip

@@ -32,10 +32,10 @@ def off() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_cpu(stream: Callable[[], int]) -> Iterator[None]:
-    """Within, tensors on the CPU are taped as if they were on a GPU; ``stream()`` is their current stream."""
+def on_cpu(stream: Callable[[int], int]) -> Iterator[None]:
+    """Within, tensors on the CPU are taped as if they were on a GPU; ``stream(0)`` is their current stream."""
     global cpu_stream
-    before, cpu_stream = cpu_stream, lambda device: stream()
+    before, cpu_stream = cpu_stream, stream
     try:
         yield
     finally:

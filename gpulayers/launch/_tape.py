@@ -17,8 +17,8 @@ POINTER, MAP, FLOAT, DOUBLE = range(4)
 class Parts(NamedTuple):
     """Everything that a tape does, in the order in which the C type takes it."""
 
-    library: str
-    """ "torch" or "cupy": how to ask an array for its address."""
+    address: Callable[[Any], int] | None
+    """(array) → its address; None: array.data.ptr, as CuPy's have it."""
     stream: Callable[[int], int] | None
     """(device) → its current stream; None: the default one."""
     device: int
@@ -96,7 +96,8 @@ class PythonTape:
         )
 
     def _address(self, x: Any) -> int:
-        return 0 if x is None else x.data_ptr() if self.parts.library == "torch" else x.data.ptr
+        address = self.parts.address
+        return 0 if x is None else x.data.ptr if address is None else address(x)
 
     def __call__(self, *given: Any) -> Any:
         if len(given) != self._inputs + self.parts.numbers:

@@ -23,10 +23,12 @@ MOST_TRIES = 6
 class Kind:
     """Calls that are alike in all but their arrays' addresses."""
 
-    __slots__ = ("before", "runs", "tapes", "tries", "why")
+    __slots__ = ("before", "play", "runs", "tapes", "tries", "why")
 
     def __init__(self) -> None:
-        self.tapes: tuple[Any, ...] = ()
+        self.play: Callable = _nothing
+        """(*arrays) → what the one tape that serves them gives; NotImplemented where none does."""
+        self._put()
         self.runs = self.tries = 0
         self.before: _tape.Parts | None = None
         """The recording that waits for one like it."""
@@ -35,9 +37,8 @@ class Kind:
 
     def is_due(self) -> bool:
         """Whether the call at hand, which no tape serves, is to be recorded."""
-        self.tapes = tuple(t for t in self.tapes if t.is_current())
         self.runs += 1
-        return self.runs > 1 and self.tries < MOST_TRIES and len(self.tapes) < MOST_TAPES
+        return self.runs > 1 and self.tries < MOST_TRIES and sum(t.is_current() for t in self.tapes) < MOST_TAPES
 
     def add(self, parts: _tape.Parts) -> None:
         """A recording: the second of a pair of equals becomes a tape."""
@@ -46,8 +47,18 @@ class Kind:
         if before is None or before.sameness != parts.sameness:
             self.why = UNTAPED["differs"] if self.tries == MOST_TRIES else ""
             return
-        self.tapes = (_tape.player()[0](*parts), *self.tapes)
+        self._put(_tape.player()[0](*parts), *(t for t in self.tapes if t.is_current()))
         self.before, self.tries, self.why = None, 0, ""
+
+    def _put(self, *tapes: Any) -> None:
+        def any_of(*arrays: Any) -> Any:
+            for tape in tapes:
+                found = tape(*arrays)
+                if found is not NotImplemented:
+                    return found
+            return NotImplemented
+
+        self.tapes, self.play = tapes, tapes[0] if len(tapes) == 1 else any_of if tapes else _nothing
 
     def refuse(self, why: str) -> None:
         self.tries += 1
@@ -62,13 +73,24 @@ class Kind:
         return f"not taped: {self.why}" if self.why else f"not taped yet: {_YET}"
 
 
+def _nothing(*arrays: Any) -> Any:
+    return NotImplemented
+
+
 _YET = "a call is recorded the second and the third time"
+
+
+def told(states: Iterable[str]) -> str:
+    """Of several states, the one that says most."""
+    return min(states, key=lambda state: (state != "taped", "yet" in state))
 
 
 class _Taped:
     """One direction of a plan.
 
     launcher: the function that launches; bind: makes of such a function one of the caller's own arrays.
+    varying: (**dynamic options) → a named tuple of the kernels' parameters that come with each call, for an op whose
+    dynamic options have no other use.
     backend, home, device: whose function it is, and whose arrays they are. never: why no call of it is taped.
     """
 
@@ -80,7 +102,9 @@ class _Taped:
         home: Library,
         device: str,
         never: str,
+        varying: Callable[..., tuple] | None = None,
     ):
+        self.varying = varying
         self.run, self.launcher, self.bind = bind(launcher), launcher, bind
         self.backend, self.home, self.device, self.never = backend, home, device, never
         self.kinds: dict[Any, Any] = {}
@@ -99,7 +123,8 @@ class _Taped:
         where = place(self.home, self.device)
         if where is None or not kind.is_due():
             return self.run(*args, **options)
-        recorder, parts = Recorder(where), list[_tape.Parts]()
+        varying = () if self.varying is None else self.varying()._fields  # type: ignore[attr-defined]
+        recorder, parts = Recorder(where, varying), list[_tape.Parts]()
 
         def spied(*args: Any, empty: Callable, **options: Any) -> Any:
             found = recorder.run(given(*args), lambda noted: self.launcher(*args, empty=noted, **options), empty)
@@ -125,25 +150,32 @@ class _Taped:
         if self.never:
             return f"not taped: {self.never}"
         states = [kind.state() for kind in self._kinds()] or [Kind().state()]
-        return min(states, key=len)  # "taped" comes before all else
+        return told(states)
 
 
 class Forward(_Taped):
     """(*inputs, **dynamic options) → (outputs, what backward needs by name)."""
 
-    def __init__(self, *how: Any, outputs: int, saved: Sequence[str]):
+    def __init__(self, *how: Any, outputs: int, saved: Sequence[str], listed: bool):
+        """listed: lists of arrays are among the inputs."""
         super().__init__(*how)
-        self.outputs, self.saved = outputs, tuple(saved)
+        self.outputs, self.saved, self.listed = outputs, tuple(saved), listed
+
+    def kind(self, values: dict[str, Any]) -> Kind:
+        """Of the calls with these dynamic options."""
+        key = () if self.varying is not None else tuple(values.values())
+        found = self.kinds.get(key)
+        if found is None:
+            found = Kind()
+            if len(self.kinds) < MOST_KINDS:
+                self.kinds[key] = found
+        return found
 
     def __call__(self, *inputs: Any, **values: Any) -> tuple[tuple, dict]:
-        kind = self.kinds.get(key := tuple(values.values()))
-        if kind is not None:
-            for tape in kind.tapes:
-                found = tape(*inputs)
-                if found is not NotImplemented:
-                    return found[: self.outputs], dict(zip(self.saved, found[self.outputs :]))
-        elif len(self.kinds) < MOST_KINDS:
-            self.kinds[key] = kind = Kind()
+        kind, given = self.kind(values), _inputs(*inputs) if self.listed else inputs
+        found = kind.play(*given) if self.varying is None else kind.play(*given, *self.varying(**values))
+        if found is not NotImplemented:
+            return found[: self.outputs], dict(zip(self.saved, found[self.outputs :]))
         return self._launch(kind, _inputs, self._results, inputs, values)
 
     def _results(self, found: tuple[tuple, dict]) -> tuple:
@@ -162,14 +194,18 @@ class Backward(_Taped):
         kinds = self.kinds.get(key, ())
         for check, kind in kinds:
             if check(*present):
-                for tape in kind.tapes:
-                    found = tape(*given)
-                    if found is not NotImplemented:
-                        return found
+                found = kind.play(*given)
+                if found is not NotImplemented:
+                    return found
                 break
         else:
             kind = self._new(key, kinds, present)
         return self._launch(kind, _dys_and_saved, tuple, (dys, saved), {"needs": needs, **values})
+
+    def alike(self, needs: tuple[str, ...], names: Sequence[str], values: dict[str, Any]) -> tuple:
+        """(check of dy and what is saved by these names, kind) of each known layout of an op with one output."""
+        missing = (False,) * (1 + len(names))
+        return self.kinds.get((needs, *names, missing, *values.values()), ())
 
     def _kinds(self) -> Iterable[Kind]:
         return [kind for kinds in self.kinds.values() for _, kind in kinds]
@@ -182,8 +218,23 @@ class Backward(_Taped):
         return kind
 
 
+def explained(plan: Any, plans: Iterable[Any]) -> dict[str, str]:
+    """What became of calls like a plan's, of all that ``plans`` were made for: {direction: "taped", or why not}."""
+    if not isinstance(plan.run_forward, Forward):
+        return {}
+
+    def alike(p: Any) -> bool:
+        kind = ("op", "backend", "options", "inputs", "needs", "home", "device")
+        return all(getattr(p, name) == getattr(plan, name) for name in kind)
+
+    known = [plan, *filter(alike, plans)]
+    found = {"forward": told(p.run_forward.state() for p in known)}
+    return found | ({"backward": told(p.run_backward.state() for p in known)} if plan.needs else {})
+
+
 def _inputs(*inputs: Any) -> tuple:
-    return inputs
+    """All arrays, those in lists in their place."""
+    return tuple(a for x in inputs for a in (x if isinstance(x, list | tuple) else (x,)))
 
 
 def _dys_and_saved(dys: Sequence[Any], saved: dict[str, Any]) -> tuple:

@@ -49,11 +49,11 @@ def _triton(recorder: Any) -> Iterator[None]:
 
     from gpulayers.kernels.triton import _tile
 
-    JITFunction.run, _tile.asked = run, recorder.asked
+    JITFunction.run, _tile.recorder = run, recorder
     try:
         yield
     finally:
-        JITFunction.run, _tile.asked = launch, None
+        JITFunction.run, _tile.recorder = launch, None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ typedef int (*launch_t)(void *, unsigned, unsigned, unsigned, unsigned, unsigned
 static launch_t launch;
 static int (*replace_address)(void *, void *);
 static int (*current_device)(int *);
-static PyObject *data_ptr, *data, *ptr;
+static PyObject *data, *ptr;
 
 typedef struct { uint64_t function; uint32_t grid[3], block[3], shared, first; } Launch; /* first: of its parameters */
 typedef struct { int64_t delta; uint32_t at, slot, kind, unused; } Patch;                /* what goes where in the block */
@@ -26,14 +26,14 @@ typedef struct {
   PyObject *address, *stream, *device, *allocations, *returned, *kept, *same, *asked, *quiet;
   Py_buffer block, params, launches, patches, modulo;
   Py_ssize_t numbers;
-  int ordinal, torch;
+  int ordinal;
 } Tape;
 
-/* The address of an array's first element: tensor.data_ptr(), or array.data.ptr of CuPy's. */
+/* The address of an array's first element: what the function for it says; without one, array.data.ptr. */
 static int address_of(const Tape *self, PyObject *x, uint64_t *found) {
   PyObject *number;
-  if (self->torch) {
-    number = PyObject_VectorcallMethod(data_ptr, &x, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+  if (self->address != Py_None) {
+    number = PyObject_Vectorcall(self->address, &x, 1, NULL);
   } else {
     PyObject *memory = PyObject_GetAttr(x, data);
     number = memory ? PyObject_GetAttr(memory, ptr) : NULL;
@@ -151,7 +151,6 @@ static PyObject *new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
                         &self->patches, &self->modulo)) { Py_DECREF(self); return NULL; }
   PyObject *parts[] = {a, s, d, l, r, k, m, q, e};
   for (int i = 0; i < 9; i++) (&self->address)[i] = Py_NewRef(parts[i]);
-  self->torch = PyUnicode_CompareWithASCIIString(a, "torch") == 0;
   self->ordinal = (int)PyLong_AsLong(d);
   int maps = 0;
   for (const Patch *p = self->patches.buf, *end = p + self->patches.len / sizeof(Patch); p < end; p++) maps |= p->kind == MAP;
@@ -195,10 +194,9 @@ PyMODINIT_FUNC PyInit_gpulayers_tape(void) {
     return NULL;
   }
   replace_address = dlsym(cuda, "cuTensorMapReplaceAddress"); /* since CUDA 12.0 */
-  data_ptr = PyUnicode_InternFromString("data_ptr");
   data = PyUnicode_InternFromString("data");
   ptr = PyUnicode_InternFromString("ptr");
-  PyObject *m = data_ptr && data && ptr && PyType_Ready(&TapeType) >= 0 ? PyModule_Create(&module) : NULL;
+  PyObject *m = data && ptr && PyType_Ready(&TapeType) >= 0 ? PyModule_Create(&module) : NULL;
   if (!m || PyModule_AddObject(m, "Tape", Py_NewRef(&TapeType)) < 0) return NULL;
   return m;
 }

@@ -20,11 +20,18 @@ def tensor(of: Any) -> Any:
 
 
 def check_tape(
-    driver: NullDriver, memory: Memory, op: Definition, inputs: Sequence[Any], needs: Sequence[str] = (), **options: Any
+    driver: NullDriver,
+    memory: Memory,
+    op: Definition,
+    inputs: Sequence[Any],
+    needs: Sequence[str] = (),
+    lay: Callable[[Any], Any] = lambda dy: dy,
+    **options: Any,
 ) -> dict[str, str]:
     """Call an op three times in each direction, and then by its launcher and by its tape, over the same memory.
 
     driver, memory: of ``null_driver()`` and ``same_memory()``. inputs: CPU tensors (lists of them, None), or Specs.
+    lay: a dy (as its output lies in memory) as it shall come.
     Gives {direction: what ``explain`` says of it}; raises CheckError where tape and launcher differ in what they allocate,
     launch or return.
     """
@@ -43,7 +50,8 @@ def check_tape(
         compare(driver, memory, op.name, taped, *xs, **values)
     if call is None:
         return found
-    dys = tuple(arrays.TORCH.empty(s, "cpu") if s.dtype in arrays.FLOATS else None for s in plan.rule.outputs.values())
+    outputs = plan.rule.outputs.values()
+    dys = tuple(lay(tensor(s)) if s.dtype in arrays.FLOATS else None for s in outputs)
     for _ in range(3):
         memory.keep()
         call.backward(*dys)

@@ -49,8 +49,8 @@ class NullDriver:
         self.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         self._launches = ctypes.c_uint64.in_dll(self.library, "null_launches")
         self._device = ctypes.c_int.in_dll(self.library, "null_device")
-        self.stream = 0
-        """The current stream, whatever the device."""
+        self.streams = {0: 0}
+        """The current stream of each device."""
 
     @property
     def launches(self) -> int:
@@ -155,7 +155,7 @@ def null_driver(arch: int = 90, compiled: bool = True) -> Iterator[NullDriver]:
         JITFunction._do_compile = _hollow
     launch.forget()
     try:
-        with launch.on_cpu(lambda: stub.stream), dispatch.policy(simulate=("triton",), backends=("triton",)):
+        with launch.on_cpu(stub.streams.__getitem__), dispatch.policy(simulate=("triton",), backends=("triton",)):
             yield stub
     finally:
         driver._active, _tile.pretend, JITFunction._do_compile = before
@@ -173,7 +173,7 @@ def _active(stub: NullDriver, arch: int, compiled: bool) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.get_current_device = lambda: arch + 1000 * (not compiled)  # Triton keeps its kernels by device
-            self.get_current_stream = lambda index: stub.stream
+            self.get_current_stream = lambda index: stub.streams[0]
             self.get_device_capability = lambda index=0: divmod(arch, 10)
 
         def get_current_target(self) -> Any:

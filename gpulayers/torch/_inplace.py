@@ -54,8 +54,8 @@ class InPlace(TorchOp):
         if x.is_leaf or (x._is_view() and not _may_be_written(x)):
             return self._by_torch(args, "autograd lets nobody write to this tensor")
         if apply is self._apply:
-            return apply((known, values, args[self.n :]), *args[: self.n])
-        return apply((known, values, args[self.n :]), x.clone(), *args[1 : self.n], x)
+            return apply((known, values, args[self.n :], ()), *args[: self.n])
+        return apply((known, values, args[self.n :], ()), x.clone(), *args[1 : self.n], x)
 
     def _on_inference(self, known: Any, values: dict[str, Any], args: tuple) -> Any:
         """Tensors made in inference mode count no versions, and are written to there alone."""

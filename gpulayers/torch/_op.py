@@ -21,7 +21,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from gpulayers import dispatch
+from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast, _flops
@@ -69,6 +69,14 @@ class _Known(NamedTuple):
     """Where autograd records the call: the function that it goes through."""
     updated: tuple[int, ...]
     """The inputs that the call writes to: autograd must be told."""
+    kind: Callable[[dict[str, Any]], launch.Kind]
+    """(dynamic options) → who plays tapes of such calls."""
+    plain: launch.Kind
+    """That of no dynamic options."""
+    outputs: int
+    saved: tuple[str, ...]
+    backwards: dict[Any, tuple]
+    """Tapes of the backward by the gradients that are wanted; see ``launch.Backward``."""
 
 
 def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
@@ -86,6 +94,13 @@ def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
 
 def _never(*_: Any) -> bool:
     return False
+
+
+_UNTAPED = launch.Kind()
+
+
+def _no_tape(_: Any) -> launch.Kind:
+    return _UNTAPED
 
 
 def is_plain(t: Any) -> bool:
@@ -179,7 +194,7 @@ class TorchOp:
         hint = self._weight and id(args[self._weight])
         known = self._latest.get(hint)
         if known is not None and forward_ad._current_level < 0 and not _modes():
-            check, count, options, policy, grad, _, _, _ = known
+            check, count, options, policy, grad, *_ = known
             if (
                 getattr(args[0], "is_nested", True) is False
                 and check(*args[:count])
@@ -192,12 +207,15 @@ class TorchOp:
         return self._slowly(args, hint)
 
     def _run(self, known: _Known, values: dict[str, Any], args: tuple) -> Any:
+        ins = args[: self.n]
         if known.apply is not None:
-            return known.apply((known, values, args[self.n :]), *args[: self.n])
-        outputs, _ = known.plan.run_forward(*args[: self.n], **values)
+            return known.apply((known, values, args[self.n :], known.saved), *ins)
+        outputs = (known.kind(values) if values else known.plain).play(*ins)
+        if outputs is NotImplemented:
+            outputs, _ = known.plan.run_forward(*ins, **values)
         for i in known.updated:
             _written(args[i])
-        return outputs[0] if len(outputs) == 1 else outputs
+        return outputs[0] if known.outputs == 1 else outputs
 
     def _compiled(self, args: Sequence[Any]) -> Any:
         return self._traced(args) if self._serves(args[: self.n]) else self._caller(*args)
@@ -282,7 +300,11 @@ class TorchOp:
         check = _never if never else _checker(ins[:count], self._paired)
         options, updated = self._split(args)[0], tuple(self.library.updates(args))
         apply = self._apply if recorded else None
-        return _Known(check, count, options, dispatch._policy.get(), grad, in_layout(plan), apply, updated)
+        plan = in_layout(plan)
+        kind = plan.run_forward.kind if isinstance(plan.run_forward, launch.Forward) else _no_tape
+        saved = tuple(plan.rule.saved) if plan.needs else ()
+        how = (check, count, options, dispatch._policy.get(), grad, plan, apply, updated)
+        return _Known(*how, kind, kind(_NO_VALUES), len(plan.rule.outputs), saved, {})
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""
@@ -391,34 +413,61 @@ def applying(of: Any) -> Callable:
 
 
 def function(of: TorchOp, compute: Callable, extra: int = 0) -> type[torch.autograd.Function]:
-    """The op's ``autograd.Function`` of ((known, dynamic options, all options), *inputs): each argument costs. In the old
-    form: ``setup_context`` costs 14 µs a call.
+    """The op's ``autograd.Function`` of ((known, dynamic options, all options, names of what is saved), *inputs): each
+    argument costs. In the old form: ``setup_context`` costs 14 µs a call.
 
-    compute: (ctx, known, dynamic options, inputs) → outputs, saved. extra: inputs after the op's own, without gradients.
+    compute: (ctx, known, dynamic options, inputs) → outputs, saved, for what no tape serves. extra: inputs after the op's
+    own, without gradients.
     """
     none, tail = (None,) * (of.n + 1 + extra), (None,) * extra
 
     def forward(ctx: Any, call: tuple, *ins: Any) -> Any:
-        known, values, _ = call
-        outputs, saved = compute(ctx, known, values, ins)
-        ctx.call = *call, tuple(saved)
-        ctx.save_for_backward(*saved.values())
-        ctx.set_materialize_grads(False)
-        if len(outputs) == 1:
+        known, values, options, _ = call
+        outputs = (known.kind(values) if values else known.plain).play(*ins)
+        # What save_for_backward and set_materialize_grads do, without their calls.
+        if outputs is NotImplemented:
+            outputs, saved = compute(ctx, known, values, ins)
+            ctx.call, ctx.to_save = (known, values, options, tuple(saved)), tuple(saved.values())
+        else:
+            for i in known.updated:
+                _written(ins[i])
+            ctx.call, ctx.to_save = call, outputs[known.outputs :]
+        ctx.materialize_grads = False
+        if known.outputs == 1:
             return outputs[0]
+        outputs = outputs[: known.outputs]
         ctx.mark_non_differentiable(*[y for y in outputs if not y.is_floating_point()])
         return outputs
 
     def backward(ctx: Any, *dys: Any) -> tuple:
-        (known, values, options, names), wanted = ctx.call, ctx.needs_input_grad
+        known, values, options, names = ctx.call
+        wanted, kept = ctx.needs_input_grad, ctx.saved_tensors
+        key = (wanted, *values.values()) if values else wanted
+        taped = known.backwards.get(key, ())
+        if (
+            taped
+            and dys[0] is not None
+            and not _grad_enabled()
+            and not _transforming()
+            and forward_ad._current_level < 0
+        ):
+            given = *dys, *kept
+            for check, kind in taped:
+                if check(*given):  # so they are plain tensors
+                    grads = kind.play(*given)
+                    if grads is not NotImplemented:
+                        return (None, *grads, *tail)
         if dys[0] is None and all(dy is None for dy in dys):
             return none
         needs = tuple([name for i, name in of._differentiable if wanted[i + 1]])
         dys = tuple(map(in_memory, dys))
-        saved = dict(zip(names, ctx.saved_tensors))
+        saved = dict(zip(names, kept))
         if _grad_enabled() or is_transformed(dys):  # create_graph=True, or dys that are no plain tensors
             return (None, *of.gradients(dys, saved, known.plan, options, needs), *tail)
-        return (None, *known.plan.run_backward(dys, saved, needs=needs, **values), *tail)
+        grads = known.plan.run_backward(dys, saved, needs=needs, **values)
+        if len(dys) == 1 and isinstance(known.plan.run_backward, launch.Backward):
+            known.backwards[key] = known.plan.run_backward.alike(needs, names, values)
+        return (None, *grads, *tail)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(of.name, (torch.autograd.Function,), members)

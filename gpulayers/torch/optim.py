@@ -22,10 +22,11 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import _use_grad_for_differentiable
 from torch.optim.sgd import sgd
 
-from gpulayers import dispatch
+from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops import optim as ops
 from gpulayers.ops._op import Op
+from gpulayers.torch._again import Again
 from gpulayers.torch._op import _FLOATS, _PLAIN, fallbacks, is_plain
 
 _sgd: Any = sgd
@@ -79,7 +80,9 @@ class AdamW(torch.optim.AdamW):
         """One update of every parameter that has a gradient. closure: computes the loss anew; its value is returned."""
         _check_capture(self)
         loss = _loss(closure)
-        for group in self.param_groups:
+        for i, group in enumerate(self.param_groups):
+            if self._again(i, group):
+                continue
             lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
             has_complex = self._init_group(group, *lists)
             if not _updated(self, lambda: self._launches(group, *lists)):  # noqa: B023
@@ -92,24 +95,59 @@ class AdamW(torch.optim.AdamW):
     def _launches(
         self, group: dict, params: list, grads: list, exp_avgs: list, exp_avg_sqs: list, _: list, steps: list
     ) -> list:
-        for flag in ("amsgrad", "differentiable", "capturable"):
-            if group[flag]:
-                raise _Left(f"{flag}=True")
-        if not group["decoupled_weight_decay"]:
-            raise _Left("decoupled_weight_decay=False")
+        _check_flags(group)
         if not all(s.is_cpu for s in steps):
             raise _Left("the step is on a GPU, and reading it would wait")
-        options: dict[str, Any] = _numbers(group, "lr", "eps", "weight_decay")
-        betas = _numbers(dict(enumerate(group["betas"])), 0, 1)
-        options |= dict(betas=(betas[0], betas[1]), maximize=group["maximize"])
+        options: dict[str, Any] = _adamw_numbers(group) | {"maximize": group["maximize"]}
         counts = [int(s) + 1 for s in steps]
-        launches: list[Callable[[], Any]] = []
+        launches: list[Any] = []
         for at in _alike(params, counts):
             lists = [[a[i] for i in at] for a in (params, grads, exp_avgs, exp_avg_sqs)]
             launches.append(_Launch(ops.adamw_update, lists, options | {"step": counts[at[0]]}))
-        if launches:
-            launches.append(lambda: torch._foreach_add_(steps, 1))
-        return launches
+        if not launches:
+            return []
+        counting = [lambda: torch._foreach_add_(steps, 1)]
+        if len(launches) == 1:
+            lists = [params, grads, exp_avgs, exp_avg_sqs]
+            counting.append(lambda: self._remember(group, lists, launches[0].plan))
+        return launches + counting
+
+    def _remember(self, group: dict, lists: list, plan: dispatch.Plan) -> None:
+        """Once a group's only launch is taped, its next steps can be made by the tape."""
+        taped = isinstance(plan.run_forward, launch.Forward) and plan.run_forward.state() == "taped"
+        known = self.__dict__.setdefault("_known", {})
+        known.pop(at := next(i for i, g in enumerate(self.param_groups) if g is group), None)
+        if taped and Again.serves(lists):
+            known[at] = Again(self, group, lists[0], ("exp_avg", "exp_avg_sq"), plan)
+
+    def _again(self, at: int, group: dict) -> bool:
+        """Make the step of a group as the one before; False where it has to be made anew."""
+        known = self.__dict__.get("_known", {}).get(at)
+        if known is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            return False
+        if any(t is not None for t in _scaling(self).values()) or group["maximize"] != known.options["maximize"]:
+            return False
+        try:
+            _check_flags(group)
+            values = _adamw_numbers(group)
+            assert ops.adamw_update.guard is not None
+            ops.adamw_update.guard(**values)
+        except (_Left, RuleError):
+            return False
+        return known.step(self, group, values)
+
+
+def _check_flags(group: dict) -> None:
+    for flag in ("amsgrad", "differentiable", "capturable"):
+        if group[flag]:
+            raise _Left(f"{flag}=True")
+    if not group["decoupled_weight_decay"]:
+        raise _Left("decoupled_weight_decay=False")
+
+
+def _adamw_numbers(group: dict) -> dict[str, Any]:
+    betas = _numbers(dict(enumerate(group["betas"])), 0, 1)
+    return _numbers(group, "lr", "eps", "weight_decay") | {"betas": (betas[0], betas[1])}
 
 
 class _Launch:
@@ -169,10 +207,10 @@ def _updated(optimizer: Any, launches: Callable[[], list]) -> bool:
     if found_inf is not None and found_inf.item():
         return True  # nothing moves, the step count neither
     if scale is not None:  # as torch's fused step, it leaves the gradients unscaled
-        grads = [g for launch in planned if isinstance(launch, _Launch) for g in launch.local[1]]
+        grads = [g for each in planned if isinstance(each, _Launch) for g in each.local[1]]
         torch._foreach_div_(grads, scale)
-    for launch in planned:
-        launch()
+    for each in planned:
+        each()
     return True
 
 

@@ -232,8 +232,8 @@ def _last(x: Any) -> tuple[int, ...] | None:
 def _dense(x: Any, order: tuple[int, ...] | None, empty: Any) -> Any:
     """x dense in this memory order."""
     if order is None:
-        return _tile.dense(x)
-    return x if x.permute(order).is_contiguous() else empty(x.shape, x.dtype, order).copy_(x)
+        return _tile.dense(x, empty)
+    return x if x.permute(order).is_contiguous() else _tile.copied(x, order, empty)
 
 
 FORWARD = _configs.rows("batch_norm_forward"), _configs.rows("batch_norm_forward.channels_last")
@@ -289,8 +289,8 @@ def batch_norm_forward(
     x, walk = _dense(x, order, empty), _Walk(FORWARD, x, order)
     y = empty(x.shape, x.dtype, order)
     mean, rstd = (empty((x.shape[1],), "float32") if needs else None for _ in range(2))
-    dense_weight, bias = (None if p is None else _tile.dense(p) for p in (weight, bias))
-    running = [None if r is None else _tile.dense(r) for r in (running_mean, running_var)]
+    dense_weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
+    running = [None if r is None else _tile.dense(r, empty) for r in (running_mean, running_var)]
     batch = training or running_mean is None
     partials: list[Any] = [None, None, None]
     if batch:
@@ -308,7 +308,7 @@ def batch_norm_forward(
     )
     for target, copy in zip((running_mean, running_var), running):
         if batch and copy is not target:
-            target.copy_(copy)
+            _tile.copy(copy, target)
     saved = {"x": given, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 
@@ -327,7 +327,7 @@ def batch_norm_backward(
     x, weight = saved["x"], saved.get("weight")
     order = _last(x)
     x, dy, walk = _dense(x, order, empty), _dense(dys[0], order, empty), _Walk(BACKWARD, x, order)
-    weight = None if weight is None else _tile.dense(weight)
+    weight = None if weight is None else _tile.dense(weight, empty)
     dx = empty(x.shape, x.dtype, order) if "x" in needs else None
     dweight, dbias = (
         empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))

@@ -69,7 +69,7 @@ class Walk(NamedTuple):
     C: int
 
 
-def walk_over(*xs: Any) -> Walk:
+def walk_over(*xs: Any, empty: Any) -> Walk:
     """Where samples of all arrays lie evenly (matrices, channels-last memory), they are one axis: outer is 1."""
     shape = tuple(xs[0].shape)
     n, classes, inner = (1, shape[0], ()) if len(shape) == 1 else (shape[0], shape[1], shape[2:])
@@ -80,7 +80,7 @@ def walk_over(*xs: Any) -> Walk:
     for x in xs:
         step = _inner_step(x)
         if step is None:
-            x = x.contiguous()
+            x = _tile.dense(x, empty)
             step = 1
         arrays.append(x)
         steps.append((0, 0, x.stride(0)) if x.ndim == 1 else (x.stride(0), step, x.stride(1)))

@@ -124,7 +124,7 @@ def prelu_forward(x: Any, weight: Any, *, needs: tuple = (), empty: Any) -> tupl
     order = _tile.order(x)
     y = empty(x.shape, x.dtype, order)
     walk = _channels(PRELU_FORWARD, x, order, weight.numel())
-    arrays = _tile.arranged(x, order), _tile.dense(weight), y
+    arrays = _tile.arranged(x, order, empty), _tile.dense(weight, empty), y
     _tile.launch(_prelu_forward_kernel, (walk.groups * walk.tiles,), *arrays, *walk.sizes, **walk.tile)
     return (y,), {"x": x, "weight": weight} if needs else {}
 
@@ -138,7 +138,8 @@ def prelu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empt
     most = walk.tiles if dweight is None else _tile.cdiv(8 * _tile.device(x).sms, max(walk.groups, 1))
     programs, each = _tile.split(walk.tiles, most)
     parts = None if dweight is None else empty((programs, weight.numel()), "float32")
-    arrays = _tile.arranged(dys[0], order), _tile.arranged(x, order), _tile.dense(weight), dx, parts
+    dy, x = (_tile.arranged(a, order, empty) for a in (dys[0], x))
+    arrays = dy, x, _tile.dense(weight, empty), dx, parts
     grid, sizes = (walk.groups * programs,), (*walk.sizes, walk.tiles, each)
     _tile.launch(_prelu_backward_kernel, grid, *arrays, *sizes, **walk.tile)
     if dweight is not None:
@@ -175,10 +176,10 @@ def _rrelu(dy: Any, x: Any, seed: Any, order: tuple | None, lower: float, upper:
     out = empty(x.shape, x.dtype, order)
     size, walk = x.numel(), _random.walk(RRELU, x, order)
     if walk is None:
-        out.copy_(_rrelu(dy, x, seed, None, lower, upper, empty))
+        _tile.copy(_rrelu(dy, x, seed, None, lower, upper, empty), out)
         return out
-    dy, x = (None if a is None else _tile.arranged(a, order) for a in (dy, x))
-    arrays = dy, x, None if seed is None else _tile.dense(seed), out
+    dy, x = (None if a is None else _tile.arranged(a, order, empty) for a in (dy, x))
+    arrays = dy, x, None if seed is None else _tile.dense(seed, empty), out
     _tile.launch(_rrelu_kernel, walk.grid(size), *arrays, size, *walk.sizes, lower, upper, **walk.tile)
     return out
 
@@ -232,7 +233,7 @@ def _launch_over_halves(
 def glu_forward(x: Any, *, needs: tuple = (), axis: int = -1, empty: Any) -> tuple[tuple, dict]:
     order, axis = _tile.order(x), axis % x.ndim
     y = empty(halved(x.shape, axis), x.dtype, order)
-    _launch_over_halves(GLU_FORWARD, _glu_forward_kernel, x, order, axis, _tile.arranged(x, order), y)
+    _launch_over_halves(GLU_FORWARD, _glu_forward_kernel, x, order, axis, _tile.arranged(x, order, empty), y)
     return (y,), {"x": x} if needs else {}
 
 
@@ -240,6 +241,6 @@ def glu_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, axis: 
     (dy,), x = dys, saved["x"]
     order = _tile.order(x)
     dx = empty(x.shape, x.dtype, order)
-    arrays = _tile.arranged(dy, order), _tile.arranged(x, order), dx
+    arrays = _tile.arranged(dy, order, empty), _tile.arranged(x, order, empty), dx
     _launch_over_halves(GLU_BACKWARD, _glu_backward_kernel, x, order, axis % x.ndim, *arrays)
     return (dx,)

@@ -176,9 +176,9 @@ def finish(
     _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, ACTIVATION=f, **tile)
 
 
-def _unit(x: Any) -> Any:
+def _unit(x: Any, empty: Callable) -> Any:
     """``x`` (2-D) with one of its axes contiguous; a copy where neither is."""
-    return x if 1 in x.stride() or x.numel() == 0 else x.contiguous()
+    return x if 1 in x.stride() or x.numel() == 0 else _tile.copied(x, None, empty)
 
 
 def _fits_tma(x: Any) -> bool:
@@ -247,11 +247,11 @@ def matmul(
     a: (M, K), b: (N, K), of one dtype and any strides (``b`` is stored as a weight is). bias: (N,) contiguous.
     out, z: (M, N) row-major. f: an activation's name, with its numbers.
     """
-    a, b = _unit(a), _unit(b)
+    a, b = _unit(a, empty), _unit(b, empty)
     (m, k), n, device = a.shape, b.shape[0], _tile.device(a)
     precision = _precision(a.element_size())
     if precision == "tf32" and device.arch >= 90:  # these tensor cores take float32 operands along K only
-        a, b = a.contiguous(), b.contiguous()
+        a, b = _tile.dense(a, empty), _tile.dense(b, empty)
     tma = device.arch >= 90 and m >= 64 and n >= 64 and _fits_tma(a) and _fits_tma(b)
     choice = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
     aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))

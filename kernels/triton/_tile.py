@@ -6,7 +6,8 @@ on torch's meta device (where it compiles them). They take memory only from the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import triton.language as tl
 
 from gpulayers.arrays import layout
 
+from .._budget import Budget
 from ._configs import Choice, Row, for_length
 
 
@@ -63,13 +65,21 @@ def tf32(*where: str) -> bool:
         return getattr(getattr(torch.backends, backend), operator).fp32_precision
 
     found = all(precision(name) == "tf32" for name in where)
-    if asked is not None:
-        asked.extend((partial(tf32, *where), found))
+    if recorder is not None:
+        recorder.asked.extend((partial(tf32, *where), found))
     return found
 
 
-asked: list | None = None
-"""What the launcher at hand asks of torch's settings, while it is recorded: question, answer, question, …"""
+recorder: Any = None
+"""Hears of what a launcher depends on besides metadata, while it is recorded: ``asked`` (question, answer, …) of torch's
+settings, and ``lasting`` memory."""
+
+
+def lasting(x: Any) -> Any:
+    """``x``, which no launcher allocated or was given: it stays for ever, and nobody writes to it any more."""
+    if recorder is not None:
+        recorder.lasting.append(x)
+    return x
 
 
 def next_power_of_2(n: int) -> int:
@@ -96,16 +106,16 @@ def launch_on_table(arrays: Sequence[Any], kernel: Any, grid: Sequence[int], *ar
         reached = ()
 
 
-def dense(x: Any) -> Any:
+def dense(x: Any, empty: Callable) -> Any:
     """``x`` row-major: itself, or a copy where it is strided, transposed or expanded."""
-    return x if x.is_contiguous() else x.contiguous()
+    return x if x.is_contiguous() else copied(x, None, empty)
 
 
-def rows(x: Any, n: int) -> tuple[Any, int]:
+def rows(x: Any, n: int, empty: Callable) -> tuple[Any, int]:
     """(x as a tensor whose rows of ``n`` elements are contiguous, the step from row to row). Copies only if it must."""
     if x.ndim == 2 and x.stride(1) == 1 and x.stride(0) >= n:
         return x, x.stride(0)
-    return dense(x), n
+    return dense(x, empty), n
 
 
 def split(total: int, programs: int) -> tuple[int, int]:
@@ -143,6 +153,70 @@ def held_rows(name: str) -> Choice:
     return Choice(name, Row, _hold, held=True)
 
 
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+BUDGETS = {
+    # It exists for arrays whose elements do not lie side by side.
+    "_copy_kernel": Budget(registers=96, blocks=4, narrow="loads, stores"),
+}
+COPIED = 1024
+"""Elements that a program copies."""
+
+
+@triton.jit(do_not_specialize=["sizes", "x_steps", "y_steps"])
+def _copy_kernel(
+    x, y, sizes, x_steps, y_steps, F, L, x_f, x_l, y_f, y_l, AXES: tl.constexpr, BF: tl.constexpr, BL: tl.constexpr
+):
+    """y[…, f, l] = x[…, f, l], with the AXES axes before f and l counted from the last."""
+    tiles_f, tiles_l = (F - 1) // BF + 1, (L - 1) // BL + 1
+    pid = tl.program_id(0).to(tl.int64)
+    l = pid % tiles_l * BL + tl.arange(0, BL)[None, :]
+    f = pid // tiles_l % tiles_f * BF + tl.arange(0, BF)[:, None]
+    left = pid // tiles_l // tiles_f
+    for k in tl.static_range(AXES):
+        x += left % sizes[k] * x_steps[k]
+        y += left % sizes[k] * y_steps[k]
+        left = left // sizes[k]
+    mask = (f < F) & (l < L)
+    tl.store(y + f * y_f + l * y_l, tl.load(x + f * x_f + l * x_l, mask), mask)
+
+
+def _axes(x: Any, y: Any) -> list[tuple[int, int, int]]:
+    """(size, step in x, step in y), slowest in y first; axes that are one in both arrays count once."""
+    found = sorted(zip(x.shape, x.stride(), y.stride()), key=lambda axis: -axis[2])
+    axes: list[tuple[int, int, int]] = []
+    for n, x_step, y_step in found:
+        if axes and axes[-1][1] == n * x_step and axes[-1][2] == n * y_step:
+            axes[-1] = axes[-1][0] * n, x_step, y_step
+        elif n != 1:
+            axes.append((n, x_step, y_step))
+    return axes or [(1, 1, 1)]
+
+
+def copy(x: Any, y: Any) -> None:
+    """y[…] = x: of one shape and dtype, any strides. It reads along x's neighbours and writes along y's."""
+    if not x.numel():
+        return
+    *axes, last = _axes(x, y)
+    along = min(range(len(axes)), key=lambda i: (axes[i][1] or 2**62, -i), default=None)
+    first = (1, 0, 0) if along is None else axes.pop(along)
+    wide = min(COPIED if first[0] == 1 or last[1] == 1 else 32, next_power_of_2(last[0]))
+    high = min(COPIED // wide, next_power_of_2(first[0]))
+    sizes, x_steps, y_steps = ([axis[i] for axis in reversed(axes)] or [1] for i in range(3))
+    grid = (math.prod(sizes) * cdiv(first[0], high) * cdiv(last[0], wide),)
+    launch(
+        _copy_kernel, grid, x, y, tuple(sizes), tuple(x_steps), tuple(y_steps),
+        first[0], last[0], first[1], last[1], first[2], last[2], AXES=len(axes), BF=high, BL=wide, num_warps=4,
+    )  # fmt: skip
+
+
+def copied(x: Any, axes: tuple[int, ...] | None, empty: Callable) -> Any:
+    """A copy of ``x``, dense in this memory order."""
+    y = empty(x.shape, x.dtype, axes)
+    copy(x, y)
+    return y
+
+
 # --- element by element ----------------------------------------------------------------------------------------------
 
 
@@ -151,11 +225,9 @@ def order(x: Any) -> tuple[int, ...] | None:
     return layout(tuple(x.shape), tuple(x.stride()))[0]
 
 
-def arranged(x: Any, axes: tuple[int, ...] | None) -> Any:
-    """``x``'s elements dense in this memory order, for kernels that count on no more than that: itself, or a copy."""
-    if layout(tuple(x.shape), tuple(x.stride())) == (axes, True):
-        return x
-    return (x if axes is None else x.permute(axes)).contiguous()
+def arranged(x: Any, axes: tuple[int, ...] | None, empty: Callable) -> Any:
+    """``x`` dense in this memory order: itself, or a copy."""
+    return x if layout(tuple(x.shape), tuple(x.stride())) == (axes, True) else copied(x, axes, empty)
 
 
 def _row_step(x: Any) -> int | None:
@@ -182,7 +254,7 @@ class Pointwise(NamedTuple):
         return (cdiv(self.M, self.tile["ROWS"]) * cdiv(self.N, self.tile["BLOCK"]),)
 
 
-def pointwise(choice: Choice, axes: tuple[int, ...] | None, *xs: Any) -> Pointwise:
+def pointwise(choice: Choice, axes: tuple[int, ...] | None, *xs: Any, empty: Callable) -> Pointwise:
     """``xs`` (of one shape) for a kernel that works element by element in memory order ``axes``.
 
     Dense arrays are one long row. Row-major walks take slices like ``x[..., :n]`` as they are; what fits neither is
@@ -191,7 +263,7 @@ def pointwise(choice: Choice, axes: tuple[int, ...] | None, *xs: Any) -> Pointwi
     shape, size = tuple(xs[0].shape), xs[0].numel()
     dense_too = [layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
     steps = [None if axes is not None or fits else _row_step(x) for x, fits in zip(xs, dense_too)]
-    ready = [x if fits or step is not None else arranged(x, axes) for x, fits, step in zip(xs, dense_too, steps)]
+    ready = [x if fits or s is not None else copied(x, axes, empty) for x, fits, s in zip(xs, dense_too, steps)]
     entry = choice(device(xs[0]), size)
     if all(step is None for step in steps):
         tile = {"ROWS": 1, "BLOCK": entry.elements, "num_warps": entry.warps}

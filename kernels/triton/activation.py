@@ -214,7 +214,7 @@ BACKWARD = _configs.rows("activation_backward")
 def _forward(name: str, x: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> Any:
     axes = _tile.order(x)
     y = empty(x.shape, x.dtype, axes)
-    walk = _tile.pointwise(FORWARD, axes, x, y)
+    walk = _tile.pointwise(FORWARD, axes, x, y, empty=empty)
     sizes = (walk.M, walk.N, *walk.steps, a, b)
     _tile.launch(_activation_forward_kernel, walk.grid, *walk.arrays, *sizes, NAME=name, **walk.tile)
     return y
@@ -223,7 +223,7 @@ def _forward(name: str, x: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> A
 def _backward(name: str, dy: Any, kept: Any, empty: Any, a: float = 0.0, b: float = 0.0) -> Any:
     axes = _tile.order(kept)
     dx = empty(kept.shape, kept.dtype, axes)
-    walk = _tile.pointwise(BACKWARD, axes, dy, kept, dx)
+    walk = _tile.pointwise(BACKWARD, axes, dy, kept, dx, empty=empty)
     sizes = (walk.M, walk.N, *walk.steps, a, b)
     _tile.launch(_activation_backward_kernel, walk.grid, *walk.arrays, *sizes, NAME=name, **walk.tile)
     return dx

@@ -309,9 +309,9 @@ def _precision(x: Any) -> str:
 # --- launches --------------------------------------------------------------------------------------------------------
 
 
-def _turned_weight(weight: Any) -> Any:
+def _turned_weight(weight: Any, empty: Any) -> Any:
     """(O, kh, kw, C) dense: itself for a channels-last weight."""
-    return weight.permute(0, 2, 3, 1).contiguous()
+    return _tile.dense(weight.permute(0, 2, 3, 1), empty)
 
 
 def _source(x: Any, one_by_one: bool, empty: Any) -> Any:
@@ -384,14 +384,14 @@ def conv2d_forward(
     before, after = zip(*padding)
     size = Window((kh, kw), stride, before, dilation).output_size((h, w), after)
     y = empty((n, o, *size), x.dtype, output_order(x))
-    bias = None if bias is None else _tile.dense(bias)
+    bias = None if bias is None else _tile.dense(bias, empty)
     saved = {"x": x} if "weight" in needs else {}
     saved |= {"weight": weight} if "x" in needs else {}
     if groups == c > 1:
         _depthwise.forward(x, weight, bias, y, stride, padding, dilation)
         return (y,), saved
     plain = _is_plain(x, weight, stride, padding)
-    source, taps = _source(x, plain, empty), _turned_weight(weight)
+    source, taps = _source(x, plain, empty), _turned_weight(weight, empty)
     jumps = (kh * kw * c_group, c_group, 1, o // groups * kh * kw * c_group)
     start = (-padding[0][0], -padding[1][0])
     walk = (stride, start, dilation)
@@ -419,8 +419,8 @@ def conv2d_backward(
         dy = _source(dy, plain, empty)
     if "x" in needs:
         dx = empty(x.shape, x.dtype, x.like().order)
-        gradient = _depthwise.input_gradient if depthwise else _input_gradient
-        gradient(dy, saved["weight"], dx, stride, padding, dilation, groups)
+        how = (dy, saved["weight"], dx, stride, padding, dilation, groups)
+        _depthwise.input_gradient(*how) if depthwise else _input_gradient(*how, empty)
     if "weight" in needs:
         dweight = empty(weight.shape, weight.dtype, weight.like().order)
         if depthwise:
@@ -434,10 +434,12 @@ def conv2d_backward(
     return dx, dweight, dbias
 
 
-def _input_gradient(dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> None:
+def _input_gradient(
+    dy: Any, weight: Any, dx: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int, empty: Any
+) -> None:
     """dx[pixel, c] = Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c]."""
     (n, _, h, w), (o, c_group, kh, kw) = dx.shape, weight.shape
-    taps, o_group = _turned_weight(weight), o // groups
+    taps, o_group = _turned_weight(weight, empty), o // groups
     jumps = (1, c_group, kh * kw * c_group, o_group * kh * kw * c_group)
     pads = (padding[0][0], padding[1][0])
     if stride == (1, 1):

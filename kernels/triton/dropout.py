@@ -35,9 +35,9 @@ def _masked(x: Any, order: tuple | None, seed: Any, p: float, empty: Any) -> Any
     y = empty(x.shape, x.dtype, order)
     size, walk = x.numel(), _random.walk(CHOICES, x, order)
     if walk is None:
-        y.copy_(_masked(x, None, seed, p, empty))
+        _tile.copy(_masked(x, None, seed, p, empty), y)
         return y
-    arrays = _tile.arranged(x, order), _tile.dense(seed), y
+    arrays = _tile.arranged(x, order, empty), _tile.dense(seed, empty), y
     _tile.launch(_dropout_kernel, walk.grid(size), *arrays, size, *walk.sizes, threshold, scale, **walk.tile)
     return y
 

@@ -49,8 +49,13 @@ def _linear_backward_columns_kernel(
 BACKWARD_COLUMNS = _configs.rows("linear_backward_columns")
 
 
-def _matrix(x: Any, columns: int) -> Any:
-    return x.reshape(math.prod(x.shape[:-1]), columns)
+def _matrix(x: Any, columns: int, empty: Any = None) -> Any:
+    """All rows of the last axis; a copy where they do not lie evenly."""
+    m = math.prod(x.shape[:-1])
+    try:
+        return x.view(m, columns)
+    except RuntimeError:
+        return _tile.copied(x, None, empty).view(m, columns)
 
 
 def linear_forward(
@@ -68,8 +73,8 @@ def linear_forward(
         z = saved["z"] = empty(y.shape, x.dtype)
     if y.numel():
         _matmul.matmul(
-            _matrix(x, features), weight, _matrix(y, out), empty,
-            bias=None if bias is None else _tile.dense(bias), z=z, f=activation, numbers=numbers_of(activation, 2),
+            _matrix(x, features, empty), weight, _matrix(y, out), empty,
+            bias=None if bias is None else _tile.dense(bias, empty), z=z, f=activation, numbers=numbers_of(activation, 2),
         )  # fmt: skip
     return (y,), saved
 
@@ -96,7 +101,7 @@ def linear_backward(
 ) -> tuple:
     x, weight = inputs[:2]
     out, features = weight.shape
-    dz = _matrix(dys[0], out)
+    dz = _matrix(dys[0], out, empty)
     kept = None if activation is None else saved["y" if activation in FROM_Y else "z"]
     dx = empty(x.shape, dz.dtype) if "x" in needs else None
     dw = empty(weight.shape, dz.dtype) if "weight" in needs else None
@@ -108,5 +113,5 @@ def linear_backward(
     if dx is not None and dx.numel():
         _matmul.matmul(dz, saved["weight"].T, _matrix(dx, features), empty)
     if dw is not None and dw.numel():
-        _matmul.matmul(dz.T, _matrix(saved["x"], features).T, dw, empty)
+        _matmul.matmul(dz.T, _matrix(saved["x"], features, empty).T, dw, empty)
     return dx, dw, db

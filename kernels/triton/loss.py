@@ -211,7 +211,7 @@ def cross_entropy_forward(
 ) -> tuple[tuple, dict]:
     soft = target.is_floating_point()
     samples = () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
-    walk = walk_over(x, target) if soft else walk_over(x)
+    walk = walk_over(x, target, empty=empty) if soft else walk_over(x, empty=empty)
     rows, block, warps = class_tile(CROSS_ENTROPY_FORWARD, walk)
     programs = walk.outer * _tile.cdiv(walk.S, rows)
     y = empty(samples if reduction == "none" else (), x.dtype)
@@ -226,8 +226,8 @@ def cross_entropy_forward(
         (programs,),
         *(
             walk.arrays[0],
-            walk.arrays[1] if soft else _tile.dense(target),
-            None if weight is None else _tile.dense(weight),
+            walk.arrays[1] if soft else _tile.dense(target, empty),
+            None if weight is None else _tile.dense(weight, empty),
         ),
         *(y if reduction == "none" else None, lse, mass, losses, shares, walk.S, classes),
         *(*x_steps, *t_steps),
@@ -265,17 +265,17 @@ def cross_entropy_backward(
     if dx is None and dp is None:
         return None, None, None
     given = [a for a in (x, target if soft else None, dx, dp) if a is not None]
-    walk = walk_over(*given)
+    walk = walk_over(*given, empty=empty)
     seen = {id(a): (b, s) for a, b, s in zip(given, walk.arrays, walk.steps)}
     (x, x_steps), (dx, dx_steps), (dp, dp_steps) = (seen.get(id(a), (None, (0, 0, 0))) for a in (x, dx, dp))
-    labels, t_steps = seen[id(target)] if soft else (_tile.dense(target), (0, 0, 0))
+    labels, t_steps = seen[id(target)] if soft else (_tile.dense(target, empty), (0, 0, 0))
     rows, block, warps = class_tile(CROSS_ENTROPY_BACKWARD, walk)
     blocks = _tile.cdiv(walk.C, block)
     unit, classes, steps = in_units(walk, x_steps, t_steps, dx_steps, dp_steps)
     _tile.launch(
         _cross_entropy_backward_kernel,
         (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
-        *(_tile.dense(dys[0]), x, labels, None if weight is None else _tile.dense(weight)),
+        *(_tile.dense(dys[0], empty), x, labels, None if weight is None else _tile.dense(weight, empty)),
         *(saved["lse"], saved["mass"], saved.get("total"), dx, dp, walk.S, classes),
         *(step for each in steps for step in each),
         *(1 if reduction == "none" else 0, blocks),
@@ -342,7 +342,7 @@ def nll_loss_forward(
     reduction: str = "mean",
     empty: Any,
 ) -> tuple[tuple, dict]:
-    walk = walk_over(x)
+    walk = walk_over(x, empty=empty)
     size = walk.outer * walk.S
     entry = NLL_LOSS_FORWARD(_tile.device(x), size)
     programs = _tile.cdiv(size, entry.elements)
@@ -353,7 +353,7 @@ def nll_loss_forward(
     _tile.launch(
         _nll_loss_forward_kernel,
         (programs,),
-        *(walk.arrays[0], _tile.dense(target), None if weight is None else _tile.dense(weight)),
+        *(walk.arrays[0], _tile.dense(target, empty), None if weight is None else _tile.dense(weight, empty)),
         *(None if losses is not None else y, losses, shares, size, walk.S, walk.C, *walk.steps[0], ignore_index),
         BLOCK=entry.elements,
         num_warps=entry.warps,
@@ -377,14 +377,18 @@ def nll_loss_backward(
     (x, *_), weight = inputs, saved.get("weight")
     order = x.order if x.contiguous and x.order == (0, *range(2, x.ndim), 1) and x.ndim > 2 else None
     dx = empty(x.shape, x.dtype, order)
-    walk = walk_over(dx)
+    walk = walk_over(dx, empty=empty)
     rows, block, warps = class_tile(NLL_LOSS_BACKWARD, walk)
     blocks = _tile.cdiv(walk.C, block)
     unit, classes, steps = in_units(walk, walk.steps[0])
     _tile.launch(
         _nll_loss_backward_kernel,
         (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
-        *(_tile.dense(dys[0]), _tile.dense(saved["target"]), None if weight is None else _tile.dense(weight)),
+        *(
+            _tile.dense(dys[0], empty),
+            _tile.dense(saved["target"], empty),
+            None if weight is None else _tile.dense(weight, empty),
+        ),
         *(saved.get("total"), dx, walk.S, classes, *steps[0], 1 if reduction == "none" else 0, blocks, ignore_index),
         UNIT=unit,
         ROWS=rows,
@@ -461,11 +465,11 @@ def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mea
     saved = {"x": x, "target": target} if needs else {}
     if reduction == "none":
         y = empty(x.shape, x.dtype, axes)
-        walk = _tile.pointwise(MSE_FORWARD, axes, x, target, y)
+        walk = _tile.pointwise(MSE_FORWARD, axes, x, target, y, empty=empty)
         _tile.launch(_mse_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, **walk.tile)
         return (y,), saved
     y = empty((), x.dtype)
-    walk = _tile.pointwise(MSE_SUM, axes, x, target)
+    walk = _tile.pointwise(MSE_SUM, axes, x, target, empty=empty)
     programs, each = _tile.split(walk.grid[0], 8 * _tile.device(x).sms)
     losses = empty((programs,), "float32")
     _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **walk.tile)
@@ -479,7 +483,7 @@ def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduct
     each = reduction == "none"
     grads = [empty(x.shape, x.dtype, axes) if name in needs else None for name in ("x", "target")]
     first = next(g for g in grads if g is not None)
-    walk = _tile.pointwise(MSE_BACKWARD, axes, *((dy,) if each else ()), x, target, first)
+    walk = _tile.pointwise(MSE_BACKWARD, axes, *((dy,) if each else ()), x, target, first, empty=empty)
     arrays, steps = (walk.arrays, walk.steps) if each else ([dy, *walk.arrays], [0, *walk.steps])
     scale = 2 / max(x.numel(), 1) if reduction == "mean" else 2.0
     _tile.launch(

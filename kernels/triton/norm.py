@@ -340,8 +340,8 @@ def _forward(
     y = empty(x.shape, x.dtype)
     rstd = empty(lead, "float32") if needs else None
     mean = empty(lead, "float32") if needs and not rms else None
-    weight, bias = (None if p is None else _tile.dense(p) for p in (weight, bias))
-    x, row = _tile.rows(x, n)
+    weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
+    x, row = _tile.rows(x, n, empty)
     arrays = (x, weight, bias, y, mean, rstd)
     if held := FORWARD(_tile.device(x), n):
         count, block, warps = held
@@ -375,9 +375,9 @@ def _backward(dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shap
     dx = empty(x.shape, x.dtype) if "x" in needs else None
     dweight = empty(normalized_shape, inputs[1].dtype) if "weight" in needs else None
     dbias = empty(normalized_shape, inputs[2].dtype) if "bias" in needs else None
-    x, x_row = _tile.rows(x, n)
-    dy, dy_row = _tile.rows(dy, n)
-    weight = None if weight is None else _tile.dense(weight)
+    x, x_row = _tile.rows(x, n, empty)
+    dy, dy_row = _tile.rows(dy, n, empty)
+    weight = None if weight is None else _tile.dense(weight, empty)
 
     if held := BACKWARD(_tile.device(x), n):
         count, block, warps = held

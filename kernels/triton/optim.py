@@ -1,15 +1,14 @@
 """Optimizers' updates: one launch over all parameters of one kind (dtypes, alignment), bound by memory.
 
 A table holds the arrays' sizes and which chunk of which array each program updates; it is copied to the GPU once for
-each set of sizes. The addresses change more often: launches write them, passed by value, so that nothing waits and a
-CUDA graph that captures them holds them itself.
+each set of sizes. The addresses may change with every step: launches write them, passed by value.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -22,15 +21,13 @@ ADAMW_UPDATE = _configs.rows("adamw_update")
 """Elements that a program updates at a time."""
 CHUNK = 8192
 """Elements that a program updates."""
-WRITTEN = 32
-"""Addresses that one launch writes."""
-_MOST_ADDRESSES = 64
-_addresses: dict[tuple, Any] = {}
+WRITTEN, STEP = 128, 32
+"""Addresses that one launch writes, and what their number is a multiple of."""
 _plans: dict[tuple, Any] = {}
 """Never emptied: captured graphs read them."""
 
 BUDGETS = {
-    # 32 constants.
+    # Constants.
     "_write_kernel": Budget(registers=64, blocks=16, narrow="stores"),
     "_sgd_kernel": Budget(registers=96, blocks=5),
     "_adamw_kernel": Budget(registers=96, blocks=5),
@@ -155,33 +152,22 @@ def _plan(sizes: tuple[int, ...], like: Any) -> tuple[Any, int]:
             raise RuntimeError(
                 "a CUDA graph cannot capture an optimizer's first update of a set of arrays: run one before"
             )
-        chunks = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
+        pairs = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
         # This copy waits for the GPU, once: every stream may read the plan from then on.
-        _plans[key] = torch.tensor([*sizes, *chunks], dtype=torch.int64).to(like.device), len(chunks) // 2
-    return _plans[key]
+        _plans[key] = torch.tensor([*sizes, *pairs], dtype=torch.int64).to(like.device), len(pairs) // 2
+    plan, chunks = _plans[key]
+    return _tile.lasting(plan), chunks
 
 
-def _table(addresses: list[int], like: Any) -> Any:
-    """The addresses as an int64 array on the device of ``like``."""
-    import torch
-
-    stream, capturing = None, False
-    if like.is_cuda:
-        stream, capturing = torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
-    key = (like.device, stream, *addresses)
-    if not capturing and key in _addresses:
-        return _addresses[key]
-    whole = _tile.cdiv(len(addresses), WRITTEN) * WRITTEN
-    table = torch.empty(whole, dtype=torch.int64, device=like.device)
+def _table(addresses: list[int], like: Any, empty: Callable) -> Any:
+    """The addresses as an int64 array on the device of ``like``. Launches carry them by value, so that nothing waits, and
+    a CUDA graph or a tape holds them itself."""
+    whole = _tile.cdiv(len(addresses), STEP) * STEP
+    table = empty((whole,), "int64")
     padded = addresses + [addresses[-1]] * (whole - len(addresses))
     for first in range(0, whole, WRITTEN):
-        _tile.launch(
-            _write_kernel, (1,), table, first, tuple(padded[first : first + WRITTEN]), COUNT=WRITTEN, num_warps=1
-        )
-    if not capturing:  # what is captured is written when the graph runs
-        if len(_addresses) >= _MOST_ADDRESSES:
-            _addresses.clear()
-        _addresses[key] = table
+        values = tuple(padded[first : first + WRITTEN])
+        _tile.launch(_write_kernel, (1,), table, first, values, COUNT=len(values), num_warps=1)
     return table
 
 
@@ -195,7 +181,8 @@ def _update(
     kernel: Any,
     lists: Sequence[Sequence[Any]],
     written: Sequence[int],
-    *numbers: float,
+    empty: Callable,
+    numbers: Sequence[float],
     **constants: Any,
 ) -> None:
     """Launch ``kernel`` over the arrays of each kind; ``written``: the lists it writes to."""
@@ -206,7 +193,7 @@ def _update(
             continue
         dense = _tile.order(arrays[0]) is not None or arrays[0].is_contiguous()
         if not dense or not all(_alike(arrays[0], x) for x in arrays[1:]):
-            copies = tuple(_tile.dense(x) for x in arrays)
+            copies = tuple(_tile.dense(x, empty) for x in arrays)
             back += [(arrays[i], copies[i]) for i in written if copies[i] is not arrays[i]]
             arrays = copies
         aligned = all(x.data_ptr() % 16 == 0 for x in arrays)
@@ -215,72 +202,80 @@ def _update(
         columns = list(zip(*group))
         flat = [x for column in columns for x in column]
         plan, chunks = _plan(tuple(x.numel() for x in columns[0]), flat[0])
-        table = _table([x.data_ptr() or 1 << 40 for x in flat], flat[0])  # a meta tensor has no address
+        table = _table([x.data_ptr() or 1 << 40 for x in flat], flat[0], empty)  # a meta tensor has no address
         names = ("KIND", "GRAD", "STATE", "STATE2")
         types = {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, dtypes)}
         entry = choice(_tile.device(flat[0]), chunks * CHUNK)
         _tile.launch_on_table(
-            flat, kernel, (chunks,), table, plan, len(group), *numbers, **constants, **types,
+            flat, kernel, (chunks,), table, plan, len(group), *map(float, numbers), **constants, **types,
             ALIGNED=aligned, CHUNK=CHUNK, BLOCK=min(entry.elements, CHUNK), num_warps=entry.warps,
         )  # fmt: skip
     for target, copy in back:
-        target.detach().copy_(copy)
+        _tile.copy(copy, target)
+
+
+class _SgdNumbers(NamedTuple):
+    """The parameters of the kernel that change from step to step."""
+
+    lr: float
+    momentum: float
+    keep: float
+    take: float
+    weight_decay: float
+    grad_scale: float
+
+
+def sgd_update_varying(
+    lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0, first: bool = False,
+    grad_scale: float = 1.0, maximize: bool = False, **_: Any,
+) -> _SgdNumbers:  # fmt: skip
+    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
+    return _SgdNumbers(lr, momentum, keep, take, weight_decay, -grad_scale if maximize else grad_scale)
 
 
 def sgd_update_forward(
-    params: list,
-    grads: list,
-    momentums: list | None = None,
-    *,
-    needs: tuple = (),
-    lr: float = 1e-3,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
-    first: bool = False,
-    grad_scale: float = 1.0,
-    empty: Callable,
-) -> tuple[tuple, dict]:
-    keep, take = (0.0, 1.0) if first else (momentum, 1 - dampening)
-    numbers = (lr, momentum, keep, take, weight_decay, -grad_scale if maximize else grad_scale)
+    params: list, grads: list, momentums: list | None = None, *, needs: tuple = (), lr: float = 1e-3, momentum: float = 0.0,
+    dampening: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, maximize: bool = False,
+    first: bool = False, grad_scale: float = 1.0, empty: Callable,
+) -> tuple[tuple, dict]:  # fmt: skip
+    numbers = sgd_update_varying(lr, momentum, dampening, weight_decay, first, grad_scale, maximize)
     lists = (params, grads) if momentums is None else (params, grads, momentums)
     constants = dict(MOMENTUM=momentums is not None, NESTEROV=nesterov)
     if momentums is None:
         constants["STATE"] = None
-    _update(SGD_UPDATE, _sgd_kernel, lists, (0, 2)[: len(lists) - 1], *map(float, numbers), **constants)
+    _update(SGD_UPDATE, _sgd_kernel, lists, (0, 2)[: len(lists) - 1], empty, numbers, **constants)
     return (), {}
 
 
-def adamw_update_forward(
-    params: list,
-    grads: list,
-    exp_avgs: list,
-    exp_avg_sqs: list,
-    *,
-    needs: tuple = (),
-    lr: float = 1e-3,
-    betas: tuple = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 1e-2,
-    maximize: bool = False,
-    step: int = 1,
-    grad_scale: float = 1.0,
-    empty: Callable,
-) -> tuple[tuple, dict]:
+class _AdamwNumbers(NamedTuple):
+    """The parameters of the kernel that change from step to step."""
+
+    decay: float
+    step_size: float
+    root: float
+    eps: float
+    beta1: float
+    rest1: float
+    beta2: float
+    rest2: float
+    grad_scale: float
+
+
+def adamw_update_varying(
+    lr: float = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2, step: int = 1,
+    grad_scale: float = 1.0, maximize: bool = False, **_: Any,
+) -> _AdamwNumbers:  # fmt: skip
     b1, b2 = betas
     step_size, root = lr / (1 - b1**step), math.sqrt(1 - b2**step)
-    numbers = (
-        1 - lr * weight_decay,
-        step_size,
-        root,
-        eps,
-        b1,
-        1 - b1,
-        b2,
-        1 - b2,
-        -grad_scale if maximize else grad_scale,
-    )
-    _update(ADAMW_UPDATE, _adamw_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), *map(float, numbers))
+    sign = -grad_scale if maximize else grad_scale
+    return _AdamwNumbers(1 - lr * weight_decay, step_size, root, eps, b1, 1 - b1, b2, 1 - b2, sign)
+
+
+def adamw_update_forward(
+    params: list, grads: list, exp_avgs: list, exp_avg_sqs: list, *, needs: tuple = (), lr: float = 1e-3,
+    betas: tuple = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2, maximize: bool = False, step: int = 1,
+    grad_scale: float = 1.0, empty: Callable,
+) -> tuple[tuple, dict]:  # fmt: skip
+    numbers = adamw_update_varying(lr, betas, eps, weight_decay, step, grad_scale, maximize)
+    _update(ADAMW_UPDATE, _adamw_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), empty, numbers)
     return (), {}

@@ -157,13 +157,13 @@ def _forward(x: Any, needs: tuple, axis: int, empty: Any, kind: str) -> tuple[tu
     outer, n, inner = _extents(x.shape, axis)
     y = empty(x.shape, x.dtype)
     if inner == 1 and (held := FORWARD(_tile.device(x), n)):
-        x, row = _tile.rows(x, n)
+        x, row = _tile.rows(x, n, empty)
         count, block, warps = held
         grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
         tile = dict(UNIT=unit, KIND=kind, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_softmax_forward_kernel, grid, x, y, outer, *sizes, **tile)
     else:
-        x, tile = _tile.dense(x), _looped_tile(FORWARD_WALKED, FORWARD_ACROSS, x, n, inner)
+        x, tile = _tile.dense(x, empty), _looped_tile(FORWARD_WALKED, FORWARD_ACROSS, x, n, inner)
         grid = (outer * _tile.cdiv(inner, tile["COLS"]) if n else 0,)
         steps = (n * inner, 1, inner, 1, inner)
         _tile.launch(_softmax_forward_looped_kernel, grid, x, y, inner, n, *steps, KIND=kind, **tile)
@@ -175,13 +175,13 @@ def _backward(dys: tuple, saved: dict, axis: int, empty: Any, kind: str) -> tupl
     outer, n, inner = _extents(y.shape, axis)
     dx = empty(y.shape, y.dtype)
     if inner == 1 and (held := BACKWARD(_tile.device(y), n)):
-        dy, row = _tile.rows(dy, n)
+        dy, row = _tile.rows(dy, n, empty)
         count, block, warps = held
         grid, (unit, *sizes) = (_tile.cdiv(outer, count) if n else 0,), _tile.in_units(n, row)
         tile = dict(UNIT=unit, KIND=kind, ROWS=count, BLOCK=block, num_warps=warps)
         _tile.launch(_softmax_backward_kernel, grid, dy, y, dx, outer, *sizes, **tile)
     else:
-        dy, tile = _tile.dense(dy), _looped_tile(BACKWARD_WALKED, BACKWARD_ACROSS, y, n, inner)
+        dy, tile = _tile.dense(dy, empty), _looped_tile(BACKWARD_WALKED, BACKWARD_ACROSS, y, n, inner)
         grid = (outer * _tile.cdiv(inner, tile["COLS"]) if n else 0,)
         _tile.launch(_softmax_backward_looped_kernel, grid, dy, y, dx, inner, n, 1, inner, KIND=kind, **tile)
     return (dx,)
