@@ -96,6 +96,16 @@ def test_a_shape_that_is_not_known(tmp_path):
         model.export(tmp_path / "out")
     with pytest.raises(ValueError, match="the rule is sizes that are known, but for the batch's"):
         model.export(tmp_path / "out", input_shapes=[(None, None)])
+    for shapes in ((None, 4), [4], [()]):
+        with pytest.raises(
+            ValueError, match=r"Sequential: export: the rule is a shape for each input, as \[\(None, 8\)\]"
+        ):
+            model.export(tmp_path / "out", input_shapes=shapes)
+    for format in ("tfjs", "onnx"):
+        with pytest.raises(
+            ValueError, match=r"Linear: export: it takes no inputs of the shapes \[\(None, 4\), \(None, 4\)\]"
+        ):
+            gl.Linear(4, 2).export(tmp_path / "out", format=format, input_shapes=[(None, 4)] * 2)
     with pytest.raises(ValueError, match=r"format: the rule is one of .*; got 'h5'"):
         model.export(tmp_path / "out", format="h5")
     assert not list(tmp_path.iterdir())
@@ -164,6 +174,7 @@ def test_names_that_are_not_plain(tmp_path, monkeypatch):
     linked(folder, node_modules("@tensorflow/tfjs"))
     (folder / "input.json").write_text("[[1, 2, 3, 4]]")
     (folder / "short.json").write_text("[[1, 2, 3]]")
+    (folder / "half.json").write_text("[[1, 2, 0.5, 4]]")
     (folder / "ragged.json").write_text("[[1, 2, 3, 4], [1]]")
     y = np.array(json.loads(node("predict.mjs", "input.json", cwd=folder)))
     assert np.allclose(y, model(np.float32([[1, 2, 3, 4]])), atol=1e-5)
@@ -176,7 +187,9 @@ def test_names_that_are_not_plain(tmp_path, monkeypatch):
     assert done.stderr == "predict.mjs: group1-shard1of4.bin …: the rule is 120 bytes of weights; got 116\n"
     read = "try { read(file, [{shape: [null, 4], dtype: 'float32'}], 'inputs') } catch (error) { console.log(error.message) }"
     code = f"import {{read}} from './predict.mjs'; for (const file of ['ragged.json', 'no.json']) {read}"
-    ragged, missing = node("--input-type=module", "-e", code, cwd=folder).splitlines()
+    code += f"; for (const file of ['half.json']) {read.replace('float32', 'int32')}"
+    ragged, missing, half = node("--input-type=module", "-e", code, cwd=folder).splitlines()
+    assert half == "half.json: the rule is integers; got 0.5"
     assert ragged == "ragged.json: the rule is nested lists of numbers, equally long; got [1]"
     assert missing.startswith("no.json: ENOENT: no such file")
 

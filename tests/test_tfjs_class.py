@@ -114,6 +114,22 @@ def test_weights_have_names_that_javascript_takes():
     assert not {"delete", "x", "N"} & set(names.values())
 
 
+def test_a_comment_ends_where_its_line_does(tmp_path):
+    class Odd(Same):
+        def __repr__(self):
+            return "Odd(\n*/ `${x}`)"
+
+        def forward(self, x):
+            return x * len("  */ ${x} `")
+
+        def backward(self, dy):
+            return dy * 10
+
+    text = class_text(Odd(), "Odd", [SHAPE])
+    assert "\u2028" not in text and 'len("  */ ${x} `")' in text
+    assert text.startswith("// Odd( */ `${x}`), recorded")
+
+
 def test_what_tensorflow_js_lacks_is_refused():
     class Big(Same):
         def forward(self, x):

@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Sequence
 
+from gpulayers.definition import RuleError
 from gpulayers.export._error import ExportError, Refusal
 from gpulayers.layers._layer import Layer
 
@@ -46,10 +47,18 @@ def _shapes(model: Layer, given: Sequence[Sequence] | None) -> tuple[tuple, ...]
         raise RuntimeError(
             f"{model.name}: export needs the input's shape: call the model once, or give input_shapes=[(None, …)]"
         )
-    known = tuple((None, *shape[1:]) for shape in map(tuple, shapes))
+    if not all(isinstance(shape, tuple | list) and shape for shape in shapes):
+        raise ValueError(f"{model.name}: export: the rule is a shape for each input, as [(None, 8)]; got {shapes}")
+    known = tuple((None, *shape[1:]) for shape in shapes)
     if not all(isinstance(n, int) and n >= 0 for shape in known for n in shape[1:]):
         raise ValueError(f"{model.name}: export: the rule is sizes that are known, but for the batch's; got {shapes}")
     model.ensure_built(*known)
+    try:
+        model.output_shape(*known)
+    except RuleError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{model.name}: export: it takes no inputs of the shapes {[*known]}: {error}") from error
     return known
 
 

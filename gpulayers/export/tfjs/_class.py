@@ -66,7 +66,7 @@ def class_text(
     if training != evaluation:
         training = ["if (kwargs.training) {", *_indented(training), "}", *evaluation]
     lines = [
-        f"// {layer!r}, recorded: under each line of its author's stands what that line became.",
+        f"// {_comment(repr(layer))}, recorded: under each line of its author's stands what that line became.",
         f"class {class_name} extends tf.layers.Layer {{",
         f"  static className = '{class_name}';",
         "",
@@ -89,6 +89,11 @@ def class_text(
         f"tf.serialization.registerClass({class_name});",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> str:
+    """One line of JavaScript, which ends lines where Python does not."""
+    return re.sub(r"[\n\r\u2028\u2029]+", " ", text)
 
 
 def _indented(lines: list[str], by: int = 1) -> list[str]:
@@ -245,7 +250,7 @@ def _statements(nodes: list[Node], roots: set[Node], names: dict[Node, str], tak
         names[node] = _name(node, use, taken)
         taken.add(names[node])
         if node.place != at and node.place is not None and node.place.text:
-            lines.append(f"// {node.place.text}")
+            lines.append(f"// {_comment(node.place.text)}")
         at = node.place
         lines.append(f"const {names[node]} = {text};")
     return lines

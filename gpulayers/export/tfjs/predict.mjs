@@ -104,7 +104,10 @@ function tensor(file, value, {shape, dtype}) {
   for (let v = value; Array.isArray(v); v = v[0]) sizes.push(v.length);
   const got = [];
   const walk = (v, depth) => {
-    if (depth === sizes.length && typeof v === 'number') return void got.push(v);
+    if (depth === sizes.length && typeof v === 'number') {
+      if (dtype === 'int32' && !Number.isInteger(v)) throw new Error(`${file}: the rule is integers; got ${v}`);
+      return void got.push(v);
+    }
     if (!Array.isArray(v) || v.length !== sizes[depth]) {
       throw new Error(`${file}: the rule is nested lists of numbers, equally long; got ${JSON.stringify(v)?.slice(0, 60)}`);
     }
