@@ -132,6 +132,19 @@ def test_a_backward_that_asks_for_other_random_numbers_is_refused():
         record(Later(), [SHAPE])
 
 
+def test_a_layer_that_is_wrong_by_itself_is_told_from_one_that_cannot_be_read():
+    class Forgets(Same):
+        def forward(self, x):
+            return x * 2
+
+        def backward(self, dy):
+            (_x,) = self.saved
+            return dy
+
+    with pytest.raises(Unrecordable, match=r"on NumPy's own arrays, too, it raises ValueError: .*`gpulayers check`"):
+        record(Forgets(), [SHAPE])
+
+
 def test_numpys_makers_of_arrays_are_its_own_again():
     class Broken(Same):
         def forward(self, x):

@@ -39,8 +39,10 @@ CHANNELS = ("in_channels", "num_channels", "channels")
 def found(target: str) -> type[gl.Layer] | Op:
     """The layer's class (registered), or the op, that FILE.py:name names. Raises ValueError, or ImportError for a broken file."""
     path, _, name = target.rpartition(":")  # a path may have colons
-    if not name or not pathlib.Path(path).is_file():
+    if not name or not path:
         raise ValueError(f"the rule is FILE.py:Class; got {target!r}")
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"{path}: no such file; the rule is FILE.py:Class; got {target!r}")
     module = module_in(pathlib.Path(path).resolve())
     value = getattr(module, name, None)
     if isinstance(value, Op):

@@ -97,8 +97,22 @@ def _run(layer: Layer, shapes: list[tuple], dtypes: list[np.dtype], batch: int) 
     except (Unrecordable, RuleError, ArithmeticError):
         raise
     except Exception as error:  # of whatever took the array for another
+        if own := _raised_by_itself(layer, shapes, dtypes, batch):
+            reason = f"on NumPy's own arrays, too, it raises {type(own).__name__}: {own}"
+            raise Unrecordable(reason, "what `gpulayers check` passes", place_of(own)) from error
         reason = f"on an array that records, it raised {type(error).__name__}: {error}"
         raise Unrecordable(reason, "NumPy's functions, and methods, of the array", place_of(error)) from error
+
+
+def _raised_by_itself(layer: Layer, shapes: list[tuple], dtypes: list[np.dtype], batch: int) -> Exception | None:
+    own, rng = copy.deepcopy(layer), np.random.default_rng(batch)
+    with random.drawn_by(None), random.drawn_from(lambda: 0):
+        try:
+            y = own.forward(*(sample(shape, dtype, batch, rng) for shape, dtype in zip(shapes, dtypes)))
+            own.backward(*(np.ones_like(part) for part in (y if isinstance(y, tuple) else (y,))))
+        except Exception as error:
+            return error
+    return None
 
 
 class _Run:
