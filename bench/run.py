@@ -34,6 +34,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def bench(options: Any) -> int:
     """``gpulayers bench`` with its parsed options; the exit status."""
+    if options.host:
+        return _with_null_driver(options)
     if options.cpu or not (options.device or has_gpu()):
         return _with_cpu(options)
     return _with_device(options)
@@ -103,6 +105,45 @@ def _with_cpu(options: Any) -> int:
     write_json(options.out / "cpu.json", {"machine": machine(), **results})
     print(f"written: {options.out / 'cpu.json'}")
     return 0
+
+
+def _with_null_driver(options: Any) -> int:
+    """What launching costs on the host, over a driver that does nothing; 1 where a limit is missed."""
+    from gpulayers.bench.measuring import launching
+
+    found = launching.measured()
+    numbers = ("call", "torch_call", "step", "torch_step")
+    head = [
+        "op",
+        "launches",
+        "allocations",
+        "calls (Python, C)",
+        "torch's",
+        "µs",
+        "torch's µs",
+        "both µs",
+        "torch's both",
+    ]
+    rows = [
+        [
+            *(r["op"], r["launches"], r["allocations"], f"{r['python_calls']}, {r['c_calls']}"),
+            *(f"{r['torch_python_calls']}, {r['torch_c_calls']}", *(f"{r[f'{n}_us']:.1f}" for n in numbers)),
+        ]
+        for r in found["ops"]
+    ]
+    tables.show(head, rows, "a repeat, without gradients and both ways, over a driver that does nothing")
+    limits = [[r["what"], f"{r['ratio']:.2f}", f"{r['most']:.1f}"] for r in found["limits"]]
+    tables.show(["what", "× torch", "at most"], limits)
+    y = found["yardsticks"]
+    print(
+        f"torch's relu of 64 numbers {y['relu_us']:.2f} µs, a tape of one launch {y['tape_us']:.2f} µs; AdamW "
+        f"{y['adamw_us']:.0f} µs, torch's {y['torch_adamw_us']:.0f} µs"
+    )
+    write_json(options.out / "host.json", {"machine": machine(), **found})
+    print(f"written: {options.out / 'host.json'}")
+    missed = [r["what"] for r in found["limits"] if r["ratio"] > r["most"]]
+    print(f"over their limit: {'; '.join(missed)}" if missed else f"all {len(found['limits'])} limits are kept")
+    return int(bool(missed))
 
 
 def _show_costs(results: dict[str, Any]) -> None:

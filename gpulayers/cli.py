@@ -118,6 +118,7 @@ def _lab(commands: Any) -> None:
     p.add_argument(
         "--cpu", action="store_true", help="the NumPy side against torch, the cost of dispatch and of imports"
     )
+    p.add_argument("--host", action="store_true", help="what launching costs, without a GPU, beside torch's own layers")
     p.add_argument(
         "--gpu", dest="device", action="store_const", const="cuda", help="the kernels against others on the GPU"
     )

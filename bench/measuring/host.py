@@ -45,7 +45,7 @@ class _Open(transfer.Bridge):
         self.open = True
 
 
-def _forget() -> None:
+def forget() -> None:
     """Let every drop-in plan its calls anew."""
     for family in set(families()) - {"optim"}:
         for op in vars(importlib.import_module(f"gpulayers.torch.{family}")).values():
@@ -58,18 +58,18 @@ def _stub(module: nn.Module, x: Tensor) -> Callable[[], None]:
     """Make the plans of ``module(x)`` hand out what they gave, without computing it; returns how to undo that."""
     before = dict(dispatch._plans)
     dispatch._plans.clear()
-    _forget()
+    forget()
     with torch.no_grad():
         module(x)
     module(x).sum().backward()
     for key, plan in dispatch._plans.items():
         dispatch._plans[key] = _ready(plan)
-    _forget()
+    forget()
 
     def undo() -> None:
         dispatch._plans.clear()
         dispatch._plans.update(before)
-        _forget()
+        forget()
 
     return undo
 

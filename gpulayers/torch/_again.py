@@ -70,10 +70,8 @@ class Again:
         if not self._is_whole(optimizer, group):
             return False
         grads = [*map(_gradient, self.params)]
-        if any([g is not None for g in map(_gradient, self.rest)]) or any([g is None for g in grads]):
-            return False
-        if not self.check(*self.params, *grads):
-            return False
+        if any([g is not None for g in map(_gradient, self.rest)]) or not self.check(*self.params, *grads):
+            return False  # None is no tensor, so that the check refuses it
         now = values | {"step": self.count + 1}
         given = (*self.params, *grads, *self.moments, *self.forward.varying(**now))
         if self.forward.kind(now).play(*given) is NotImplemented:

@@ -1,0 +1,278 @@
+"""What launching costs on the host, without a GPU: drop-ins over a driver that does nothing, beside torch's own layers on
+CPU tensors of a few numbers, both in the same run.
+
+Absolute times are this machine's; what is held to a limit is a ratio to torch, or to torch's relu of 64 numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+from gpulayers.bench.measuring.host import forget
+from torch import Tensor
+
+import gpulayers.torch as gt
+from gpulayers import dispatch, launch
+from gpulayers.testing.null_driver import null_driver, same_memory
+
+LIMITS = {"one launch": 1.5, "linear": 1.3, "conv2d": 1.3, "norm": 2.0, "element-wise": 2.6, "AdamW": 0.45}
+"""A tape of one launch, as a multiple of torch's relu of 64 numbers; chains of layers, forward and backward, and AdamW's
+step of GPT-2's tensors (200 µs where torch's fused one takes 448), as multiples of torch's own."""
+CHAIN = 20
+ADAMW_TENSORS = 148
+"""As many as GPT-2 has."""
+TURNS = 60
+
+
+class Subject(NamedTuple):
+    """A drop-in and torch's layer for an op."""
+
+    op: str
+    make: Callable[[Any], Callable[..., Tensor]]
+    """From ``gpulayers.torch`` or ``torch.nn``; for the first with the sizes below."""
+    ours: tuple
+    """Shape of x, as kernels of every kind serve it."""
+    theirs: tuple
+    """Of as few numbers as the layer takes."""
+    limit: str = ""
+    """Of a chain, which limit holds."""
+
+
+def _activation(name: str, *args: Any) -> Callable[[Any], Any]:
+    return lambda m: getattr(m, name)(*args)
+
+
+ROWS, FEW, IMAGE, PIXELS = (128, 256), (2, 8), (2, 64, 8, 8), (1, 4, 4, 4)
+_PLAIN = {
+    "glu": ("GLU",), "prelu": ("PReLU",), "rrelu": ("RReLU",), "relu": ("ReLU",), "leaky_relu": ("LeakyReLU",),
+    "relu6": ("ReLU6",), "hardtanh": ("Hardtanh",), "hardsigmoid": ("Hardsigmoid",), "hardswish": ("Hardswish",),
+    "hardshrink": ("Hardshrink",), "softshrink": ("Softshrink",), "threshold": ("Threshold", 0.1, 0.0),
+    "gelu": ("GELU",), "sigmoid": ("Sigmoid",), "logsigmoid": ("LogSigmoid",), "silu": ("SiLU",), "tanh": ("Tanh",),
+    "tanhshrink": ("Tanhshrink",), "softsign": ("Softsign",), "softplus": ("Softplus",), "elu": ("ELU",),
+    "celu": ("CELU",), "selu": ("SELU",), "mish": ("Mish",), "dropout": ("Dropout",), "softmax": ("Softmax", -1),
+    "softmin": ("Softmin", -1), "log_softmax": ("LogSoftmax", -1),
+}  # fmt: skip
+_CHAINED = {"relu", "silu", "softmax"}
+
+
+def _width(m: Any, ours: int, theirs: int) -> int:
+    return ours if m is gt else theirs
+
+
+def _loss(name: str, target: Callable[[int], Tensor]) -> Callable[[Any], Any]:
+    def make(m: Any) -> Any:
+        loss, n = getattr(m, name)(), _width(m, *(s[0] for s in (ROWS, FEW)))
+        goal = target(n)
+        return lambda x: loss(x, goal.to(x.dtype).expand(x.shape) if goal.is_floating_point() else goal)
+
+    return make
+
+
+def subjects() -> list[Subject]:
+    """One for each op that has a layer."""
+    labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
+    found = [
+        Subject(op, _activation(*how), ROWS, FEW, "element-wise" if op in _CHAINED else "")
+        for op, how in _PLAIN.items()
+    ]
+    return [
+        *found,
+        Subject("linear", lambda m: m.Linear(*[_width(m, 256, 8)] * 2), ROWS, FEW, "linear"),
+        Subject(
+            "conv2d",
+            lambda m: m.Conv2d(*[_width(m, 64, 4)] * 2, 3, padding=1, bias=False).to(memory_format=torch.channels_last),
+            IMAGE, PIXELS, "conv2d",
+        ),
+        Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 256, 8)), ROWS, FEW, "norm"),
+        Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 256, 8)), ROWS, FEW),
+        Subject("batch_norm", lambda m: m.BatchNorm2d(_width(m, 64, 4)), IMAGE, PIXELS, "norm"),
+        Subject("cross_entropy", _loss("CrossEntropyLoss", labels), ROWS, FEW),
+        Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
+        Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),
+        Subject("pad2d", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),
+        Subject("max_pool2d", lambda m: m.MaxPool2d(2), IMAGE, PIXELS),
+        Subject("avg_pool2d", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
+        Subject("adaptive_avg_pool2d", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),
+    ]  # fmt: skip
+
+
+# --- what is timed ---------------------------------------------------------------------------------------------------
+
+
+def _x(shape: tuple, dtype: torch.dtype) -> Tensor:
+    x = torch.randn(shape, dtype=dtype)
+    return (x.to(memory_format=torch.channels_last) if x.ndim == 4 else x).requires_grad_()
+
+
+def _parameters(layers: Iterable[Any]) -> list[Tensor]:
+    return [p for layer in layers if isinstance(layer, nn.Module) for p in layer.parameters()]
+
+
+def _step(layers: Sequence[Any], x: Tensor) -> Callable[[], None]:
+    """Forward and backward of layers in a row."""
+    wanted = [x, *_parameters(layers)]
+
+    def run() -> Tensor:
+        y = x
+        for layer in layers:
+            y = layer(y)
+        return y
+
+    dy = torch.ones_like(run())
+
+    def step() -> None:
+        run().backward(dy)
+        for p in wanted:
+            p.grad = None
+
+    return step
+
+
+def _without(layer: Any, x: Tensor) -> Callable[[], None]:
+    def call() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    return call
+
+
+def least(calls: dict[str, Callable[[], Any]], n: int, turns: int = TURNS) -> dict[str, float]:
+    """µs a call: the least of many short samples in turns, so that what else the machine does drops out."""
+    best = dict.fromkeys(calls, float("inf"))
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(turns + 1):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                for _ in range(n):
+                    call()
+                if turn:
+                    best[name] = min(best[name], (time.perf_counter() - begin) / n * 1e6)
+            gc.collect(0)
+    finally:
+        gc.enable()
+    return best
+
+
+def _counted(call: Callable[[], Any]) -> tuple[int, int]:
+    """(calls of Python's functions, of C's) that one call makes, its backward's included."""
+    found = {"call": 0, "c_call": 0}
+
+    def note(_: Any, event: str, __: Any) -> None:
+        if event in found:
+            found[event] += 1
+
+    with torch.autograd.set_multithreading_enabled(False):
+        sys.setprofile(note)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+    return found["call"], found["c_call"] - 1  # setprofile's own
+
+
+def _ready(*calls: Callable[[], Any]) -> None:
+    for call in calls:
+        for _ in range(4):
+            call()
+
+
+def _tapes() -> Iterator[tuple[str, Any]]:
+    """(direction, tape) of the latest plan that has a backward."""
+    plan = [p for p in dispatch._plans.values() if p.needs][-1]
+    runs: list[tuple[str, Any]] = [("forward", plan.run_forward), ("backward", plan.run_backward)]
+    yield from ((name, tape) for name, run in runs for kind in run._kinds() for tape in kind.tapes)
+
+
+def measure(subject: Subject, driver: Any, turns: int = TURNS) -> dict[str, Any]:
+    """A row: what a repeat of the op's calls costs. Raises RuntimeError where a call is not taped."""
+    gc.collect()
+    dispatch._plans.clear()
+    forget()
+    launch.forget()
+    ours, theirs = subject.make(gt), subject.make(nn)
+    ours = ours.bfloat16() if subject.op in ("linear", "conv2d", "layer_norm", "rms_norm", "prelu") else ours  # type: ignore[attr-defined]
+    x, tx = _x(subject.ours, torch.bfloat16), _x(subject.theirs, torch.float32)
+    step, torchs = _step([ours], x), _step([theirs], tx)
+    with same_memory() as memory:
+        _ready(step)
+        memory.keep()
+        before = driver.launches
+        step()
+        row: dict[str, Any] = {"launches": driver.launches - before, "allocations": len(memory.kept)}
+    launch.forget()
+    calls = {"step": step, "torch_step": torchs, "call": _without(ours, x), "torch_call": _without(theirs, tx)}
+    _ready(*calls.values())
+    if {name for name, _ in _tapes()} != {"forward", "backward"}:
+        raise RuntimeError(f"{subject.op}: its calls are not taped")
+    row["python_calls"], row["c_calls"] = _counted(step)
+    row["torch_python_calls"], row["torch_c_calls"] = _counted(torchs)
+    return row | {f"{name}_us": us for name, us in least(calls, 20, turns).items()}
+
+
+def chain(subject: Subject, turns: int = TURNS) -> float:
+    """A row of equal layers, forward and backward, as a multiple of torch's own."""
+
+    def steps(m: Any, shape: tuple, dtype: torch.dtype) -> Callable[[], None]:
+        one: Any = subject.make(m)
+        one = one.to(dtype) if dtype is torch.bfloat16 and subject.op != "batch_norm" else one
+        return _step([copy.deepcopy(one) for _ in range(CHAIN)], _x(shape, dtype))
+
+    calls = {"ours": steps(gt, subject.ours, torch.bfloat16), "torch": steps(nn, subject.theirs, torch.float32)}
+    _ready(*calls.values())
+    found = least(calls, 2, turns)
+    return found["ours"] / found["torch"]
+
+
+def _adamw(kind: Any, **options: Any) -> Callable[[], None]:
+    params = [nn.Parameter(torch.randn(8, 8)) for _ in range(ADAMW_TENSORS)]
+    optimizer = kind(params, **options)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return optimizer.step
+
+
+def measured(turns: int = TURNS, only: Sequence[str] = ()) -> dict[str, Any]:
+    """{"ops": rows, "limits": rows}; only: ops.
+
+    Raises RuntimeError where a call is not taped, or the null driver cannot be had.
+    """
+    torch.set_num_threads(1)
+    rows, limits = [], []
+    ones, chosen = torch.ones(64), [s for s in subjects() if not only or s.op in only]
+    with null_driver(compiled=False) as driver:
+        for subject in chosen:
+            rows.append({"op": subject.op, **measure(subject, driver, turns)})
+            if subject.limit:
+                limits.append(
+                    _limit(f"{CHAIN} × {subject.op}, forward and backward", chain(subject, turns), subject.limit)
+                )
+        x = torch.randn(8, 64, dtype=torch.bfloat16)
+        _ready(_without(gt.ReLU(), x))
+        plan = [p for p in dispatch._plans.values() if p.op.name == "relu" and not p.needs][-1]
+        (tape,) = (t for kind in plan.run_forward._kinds() for t in kind.tapes)  # type: ignore[attr-defined]
+        ours, theirs = _adamw(gt.optim.AdamW), _adamw(torch.optim.AdamW, fused=True)
+        _ready(ours)
+        found = least({"tape": lambda: tape(x), "relu": lambda: torch.relu(ones)}, 200, turns)
+        steps = least({"ours": ours}, 10, turns) | least({"torch": theirs}, 10, turns // 4)  # each in its own cache
+    limits.append(_limit("one launch, of a relu of 64", found["tape"] / found["relu"], "one launch"))
+    limits.append(_limit(f"AdamW of {ADAMW_TENSORS} tensors", steps["ours"] / steps["torch"], "AdamW"))
+    yardsticks = {
+        "relu_us": found["relu"],
+        "tape_us": found["tape"],
+        "adamw_us": steps["ours"],
+        "torch_adamw_us": steps["torch"],
+    }
+    return {"yardsticks": yardsticks, "ops": rows, "limits": limits}
+
+
+def _limit(what: str, ratio: float, limit: str) -> dict[str, Any]:
+    return {"what": what, "ratio": ratio, "most": LIMITS[limit]}
