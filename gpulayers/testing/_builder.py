@@ -409,8 +409,29 @@ def block_type(scalar: Any, shape: tuple[int, ...]) -> Any:
     return found
 
 
+FLOATS = {id(ty): STORAGE[ty.name] for ty in (tl.float16, tl.bfloat16, tl.float32, tl.float64)}
+INTEGERS = {id(ty): STORAGE[ty.name] for ty in (tl.int32, tl.int64)}
+"""By identity: Triton's types are single objects, whose hash is Python code."""
+
+
+def converted(data: np.ndarray, source: Any, target: Any) -> np.ndarray | None:
+    """Between widths of one kind and from integers to floats, where it is NumPy's; None where Triton's rules have to say."""
+    if id(target) in FLOATS:
+        return data.astype(FLOATS[id(target)]) if id(source) in FLOATS or id(source) in INTEGERS else None
+    return data.astype(INTEGERS[id(target)]) if id(target) in INTEGERS and id(source) in INTEGERS else None
+
+
 class Semantic(TritonSemantic):
     """Triton's type rules over `Builder`."""
+
+    def cast(self, input: Any, dst_ty: Any, fp_downcast_rounding: str | None = None) -> Any:
+        """As Triton's, with a short way where a plain conversion is all there is to it."""
+        source, target = input.dtype, dst_ty.scalar
+        if source is target:
+            return input
+        if fp_downcast_rounding is None and (data := converted(input.handle.data, source, target)) is not None:
+            return tl.tensor(Handle(data, target), block_type(target, data.shape) if input.type.is_block() else target)
+        return super().cast(input, dst_ty, fp_downcast_rounding)
 
     def load(self, ptr: Any, mask: Any, other: Any, *rest: Any) -> Any:
         if other is not None and not ptr.type.is_block():

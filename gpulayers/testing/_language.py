@@ -16,7 +16,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gpulayers.testing import _rewriting
+from gpulayers.testing import _operators, _rewriting
 from gpulayers.testing._builder import SEMANTIC, Handle, block_type, factors
 from gpulayers.testing._rewriting import Loop, StaticLoop, interpreted, rewritten
 from gpulayers.testing.memory import ADDRESS_BITS
@@ -212,6 +212,7 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
     changes: list[tuple[Any, str, Any]] = [
         (owner, name, new) for owner in (tl, tl.core) for name, new in functions.items()
     ]
+    methods |= _operators.operators(lambda name: interpreted(getattr(tl.tensor, name)))
     changes += [(tl.tensor, name, new) for name, new in methods.items()]
     changes += [(ty, "to_ir", _identity_type) for ty in (tl.dtype, tl.pointer_type, tl.block_type)]
     changes += [(tl.block_type, "with_element_ty", lambda self, scalar: block_type(scalar, tuple(self.shape)))]

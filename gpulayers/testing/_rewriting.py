@@ -210,6 +210,8 @@ def interpreted(builtin: Callable[..., Any]) -> Callable[..., Any]:
 
 def _assigned(value: Any) -> Any:
     """A number that gets a name is a tensor, in a tuple, too."""
+    if type(value) is tl.tensor:
+        return value
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(map(_assigned, value))
     return SEMANTIC.to_tensor(value, False)

@@ -240,11 +240,18 @@ def _function(name: str, *args: Any, **kwargs: Any) -> Any:
     return Array(found) if name in _KEEP_ORDER else _wrapped(found, *arrays.lists(given))
 
 
+@functools.cache
+def _bound(name: str, method: bool, count: int, keywords: tuple[str, ...]) -> dict[str, Any]:
+    """The number or keyword of the argument that each parameter gets."""
+    signature = _parameters(name, method)
+    return dict(signature.bind(*range(count), **{k: k for k in keywords}).arguments) if signature else {}
+
+
 def _check_call(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    signature = _parameters(name, False)
-    if signature is None:
-        return
-    for parameter, value in signature.bind(*args, **kwargs).arguments.items():
+    for parameter, where in _bound(name, False, len(args), tuple(kwargs)).items():
+        if not isinstance(where, int | str):
+            continue  # all that are left over
+        value = args[where] if isinstance(where, int) else kwargs[where]
         if parameter == "tup" and not all(isinstance(a, Array) for a in value):
             raise TypeError(f"cupy.{name}: {parameter} must be CuPy's arrays")
         if parameter in _ARRAYS_FIRST and name not in _CONVERT and not isinstance(value, Array):
@@ -255,9 +262,7 @@ def _check_call(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
 
 def _method(name: str, self: Array, *args: Any, **kwargs: Any) -> Any:
     """A method of an array, called."""
-    signature = _parameters(name, True)
-    if signature is not None:
-        signature.bind(self, *args, **kwargs)
+    _bound(name, True, 1 + len(args), tuple(kwargs))
     given = [_unwrapped(a) for a in args]
     options = {k: _unwrapped(v) for k, v in kwargs.items()}
     found = getattr(self._a, name)(*given, **options)

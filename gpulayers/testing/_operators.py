@@ -1,0 +1,126 @@
+"""A tensor's operators, the short way: operands of one type need none of the rules by which Triton mixes types.
+
+Nearly all of an interpreted kernel is such operators; whatever else comes goes through Triton's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+
+from gpulayers.testing._builder import BUILDER, FLOATS, INT1, INTEGERS, Handle, block_type
+
+WIDE = {id(tl.float32), id(tl.float64)}
+
+_METHODS = {  # name: (on integers, on floats)
+    "add": ("add", "fadd"),
+    "sub": ("sub", "fsub"),
+    "mul": ("mul", "fmul"),
+    "truediv": (None, "fdiv"),
+    "floordiv": ("sdiv", None),
+    "mod": ("srem", None),
+    "and": ("and", None),
+    "or": ("or", None),
+    "xor": ("xor", None),
+    "lt": ("icmpSLT", "fcmpOLT"),
+    "le": ("icmpSLE", "fcmpOLE"),
+    "gt": ("icmpSGT", "fcmpOGT"),
+    "ge": ("icmpSGE", "fcmpOGE"),
+    "eq": ("icmpEQ", "fcmpOEQ"),
+    "ne": ("icmpNE", "fcmpUNE"),
+}
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
+def constant(value: Any, ty: Any) -> Handle | None:
+    """A number beside a tensor of type ``ty``, as Triton takes it; None where its rules have to say."""
+    kind = type(value)
+    if (kind is float or kind is int) and (storage := FLOATS.get(id(ty))) is not None:
+        return Handle(np.array(value).astype(storage), ty)
+    if kind is int and (storage := INTEGERS.get(id(ty))) is not None and -(2**31) <= value < 2**31:
+        return Handle(np.array(value, storage), ty)
+    return None
+
+
+def _together(left: Any, right: Any, scalar: Any) -> Any:
+    """The type of an element-wise result of two tensors' types; None where one has to be broadcast first."""
+    if left is right or right is scalar:
+        return left
+    if left is scalar:
+        return right
+    return left if left.shape == right.shape else None
+
+
+def _widened(integers: Any) -> Any:
+    if integers.dtype is tl.int64:
+        return integers
+    ty, data = integers.type, integers.handle.data
+    return tl.tensor(
+        Handle(data.astype(np.int64), tl.int64), block_type(tl.int64, data.shape) if ty.is_block() else tl.int64
+    )
+
+
+def operator(name: str, slow: Callable[..., Any]) -> Callable[..., Any]:
+    """The method ``__name__`` of a tensor, or its reflection ``__rname__``."""
+    plain = name.removeprefix("r") if name not in _METHODS else name
+    reflected, compares, divides = plain != name, plain in _COMPARISONS, plain == "truediv"
+    on_integers, on_floats = (getattr(BUILDER, f"create_{part}", None) for part in _METHODS[plain])
+
+    def call(self: Any, other: Any) -> Any:
+        ty = self.dtype
+        compute = on_floats if id(ty) in FLOATS else on_integers if id(ty) in INTEGERS or ty is INT1 else None
+        if compute is None or (divides and id(ty) not in WIDE) or (ty is INT1 and plain not in ("and", "or", "xor")):
+            return slow(self, other)
+        if type(other) is tl.tensor:
+            if other.dtype is not ty:
+                if id(ty) not in INTEGERS or id(other.dtype) not in INTEGERS:
+                    return slow(self, other)
+                self, other, ty = _widened(self), _widened(other), tl.int64
+            out, operand = _together(self.type, other.type, ty), other.handle
+            if divides and self.type is ty:  # x / 1 is x itself: of the result's shape
+                out = None if out is not ty else ty
+        else:
+            operand = constant(other.value if type(other) is tl.constexpr else other, ty)
+            out = None if operand is None or (divides and reflected) else self.type
+        if out is None:
+            return slow(self, other)
+        found = compute(operand, self.handle) if reflected else compute(self.handle, operand)
+        if compares:
+            out = block_type(INT1, found.data.shape) if out is not ty else INT1
+        return tl.tensor(found, out)
+
+    return call
+
+
+def moved(slow: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
+    """``__add__``: a pointer and an offset; everything else is for ``then``."""
+
+    def call(self: Any, other: Any) -> Any:
+        if type(self.dtype) is not tl.pointer_type:
+            return then(self, other)
+        if type(other) is not tl.tensor or id(other.dtype) not in INTEGERS:
+            return slow(self, other)
+        left, right = self.type, other.type
+        if not right.is_block() or (left.is_block() and left.shape == right.shape):
+            out = left
+        elif left.is_block():
+            return slow(self, other)
+        else:
+            out = block_type(left, other.handle.data.shape)
+        return tl.tensor(BUILDER.create_addptr(self.handle, other.handle), out)
+
+    return call
+
+
+def operators(slow: Callable[[str], Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The methods of tl.tensor by name; ``slow(name)`` is Triton's own, interpreted."""
+    found = {}
+    for name in _METHODS:
+        found[f"__{name}__"] = operator(name, slow(f"__{name}__"))
+        if name not in _COMPARISONS:
+            found[f"__r{name}__"] = operator(f"r{name}", slow(f"__r{name}__"))
+    found["__add__"] = moved(slow("__add__"), found["__add__"])
+    return found
