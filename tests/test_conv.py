@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from halves import check_op
 from numpy.lib.array_utils import byte_bounds
 from numpy.lib.stride_tricks import as_strided
 
@@ -12,7 +13,6 @@ from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.layers._frames import as_data
 from gpulayers.ops.conv import conv2d
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
 
 

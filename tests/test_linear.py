@@ -3,13 +3,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gpulayers.kernels.triton import _tile
+from halves import check_op
 
 import gpulayers as gl
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.ops.linear import linear
 from gpulayers.testing.arena import arena
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
 
 THEIRS = {

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
+from halves import check_op
 
 import gpulayers as gl
 from gpulayers import only
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.testing.arena import arena
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.testing.check_op import check_op
 
 torch = pytest.importorskip("torch")
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from gpulayers.kernels.cuda import _launch
 from gpulayers.kernels.triton import _batch_norm, _configs, _tile
+from halves import check_op
 
 from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.testing.arena import arena
-from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
 

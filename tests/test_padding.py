@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from halves import check_op
 
 import gpulayers as gl
 from gpulayers.arrays import Spec, float32
 from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.padding import MODES, pad2d
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.testing.check_op import check_op
 
 
 def draw(*shape: int, last: bool = False) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from halves import check_op
 
 import gpulayers as gl
 from gpulayers.arrays import FLOATS, Spec, float32
@@ -11,7 +12,6 @@ from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.testing.arena import BACKENDS, arena
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
 

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from gpulayers.kernels.triton import _configs
 from gpulayers.kernels.triton import softmax as _launchers  # noqa: F401  (declares the choices)
+from halves import check_op
 
 import gpulayers as gl
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.arena import arena
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.testing.check_op import check_op
 from gpulayers.testing.interpreter import interpreting
 
 OPS = pytest.mark.parametrize("op", [softmax, softmin, log_softmax], ids=lambda op: op.name)

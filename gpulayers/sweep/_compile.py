@@ -27,10 +27,11 @@ def reports(launches: Sequence[Planned], processes: int | None = None) -> tuple[
     _launches[:] = [p for p in launches if p.key not in found]
     if not _launches:
         return found, 0
-    batches = list(_batches([p.arch for p in _launches]))
+    archs = [p.arch for p in _launches]
+    if processes == 1:
+        return _alone(found, list(_batches(archs, len(archs))))
+    batches = list(_batches(archs, A_BATCH))
     workers = min(processes or os.cpu_count() or 1, len(batches))
-    if workers == 1:
-        return _alone(found, batches)
     compiled = 0
     context: Any = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context) as pool:
@@ -55,11 +56,11 @@ def _alone(found: dict[str, Report | str], batches: Sequence[list[int]]) -> tupl
     return found, compiled
 
 
-def _batches(archs: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of launches for one architecture, a few at a time."""
+def _batches(archs: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Numbers of launches for one architecture, ``size`` at a time."""
     for arch in dict.fromkeys(archs):
         numbers = [i for i, a in enumerate(archs) if a == arch]
-        yield from (numbers[i : i + A_BATCH] for i in range(0, len(numbers), A_BATCH))
+        yield from (numbers[i : i + size] for i in range(0, len(numbers), size))
 
 
 def _batch(numbers: list[int]) -> tuple[list[Report | str], int]:

@@ -163,6 +163,8 @@ def _init_tensor(original: Callable[..., None]) -> Callable[..., None]:
     """tl.tensor.__init__, which derives everything but the handle from the type: once a type."""
 
     def init(self: Any, handle: Any, type: Any) -> None:
+        if "_derived" not in vars(type) and type.is_block():  # made just now by Triton's code
+            type = block_type(type.scalar, type.shape)
         derived = vars(type).get("_derived")
         if derived is None:
             original(self, handle, type)

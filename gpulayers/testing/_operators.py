@@ -6,6 +6,7 @@ Nearly all of an interpreted kernel is such operators; whatever else comes goes 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,22 @@ def constant(value: Any, ty: Any) -> Handle | None:
     return None
 
 
+@cache
+def _joined(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that two blocks of as many axes are broadcast to; None where Triton has a word to say."""
+    if len(a) != len(b) or any(m != n and 1 not in (m, n) for m, n in zip(a, b)):
+        return None
+    return tuple(map(max, a, b))
+
+
 def _together(left: Any, right: Any, scalar: Any) -> Any:
-    """The type of an element-wise result of two tensors' types; None where one has to be broadcast first."""
+    """The type of an element-wise result of two tensors' types, which NumPy broadcasts; None for Triton's own way."""
     if left is right or right is scalar:
         return left
     if left is scalar:
         return right
-    return left if left.shape == right.shape else None
+    shape = _joined(left.shape, right.shape)
+    return left if shape == left.shape else shape and block_type(scalar, shape)
 
 
 def _widened(integers: Any) -> Any:
@@ -80,8 +90,8 @@ def operator(name: str, slow: Callable[..., Any]) -> Callable[..., Any]:
                     return slow(self, other)
                 self, other, ty = _widened(self), _widened(other), tl.int64
             out, operand = _together(self.type, other.type, ty), other.handle
-            if divides and self.type is ty:  # x / 1 is x itself: of the result's shape
-                out = None if out is not ty else ty
+            if divides and out is not self.type:  # x / 1 is x itself, which has to have the result's shape
+                out = None
         else:
             operand = constant(other.value if type(other) is tl.constexpr else other, ty)
             out = None if operand is None or (divides and reflected) else self.type
@@ -103,14 +113,32 @@ def moved(slow: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., A
             return then(self, other)
         if type(other) is not tl.tensor or id(other.dtype) not in INTEGERS:
             return slow(self, other)
-        left, right = self.type, other.type
-        if not right.is_block() or (left.is_block() and left.shape == right.shape):
-            out = left
-        elif left.is_block():
-            return slow(self, other)
-        else:
-            out = block_type(left, other.handle.data.shape)
+        out, right = self.type, other.type
+        if right.is_block():
+            shape = _joined(out.shape, right.shape) if out.is_block() else right.shape
+            if shape is None:
+                return slow(self, other)
+            if not out.is_block() or shape != out.shape:
+                out = block_type(self.dtype, shape)
         return tl.tensor(BUILDER.create_addptr(self.handle, other.handle), out)
+
+    return call
+
+
+EVERYTHING = slice(None)
+
+
+def indexed(slow: Callable[..., Any]) -> Callable[..., Any]:
+    """``__getitem__`` of a block by full slices and None."""
+
+    def call(self: Any, slices: Any) -> Any:
+        if not (type(slices) is tuple and self.type.is_block() and all(s is None or s == EVERYTHING for s in slices)):
+            return slow(self, slices)
+        data = self.handle.data
+        if len(slices) - slices.count(None) != data.ndim:
+            return slow(self, slices)
+        data = data[slices]
+        return tl.tensor(Handle(data, self.dtype), block_type(self.dtype, data.shape))
 
     return call
 
@@ -122,5 +150,6 @@ def operators(slow: Callable[[str], Callable[..., Any]]) -> dict[str, Callable[.
         found[f"__{name}__"] = operator(name, slow(f"__{name}__"))
         if name not in _COMPARISONS:
             found[f"__r{name}__"] = operator(f"r{name}", slow(f"__r{name}__"))
+    found["__getitem__"] = indexed(slow("__getitem__"))
     found["__add__"] = moved(slow("__add__"), found["__add__"])
     return found

@@ -53,6 +53,7 @@ def check_op(
     served = []
     dtypes = list(map(arrays.dtype, dtypes))
     thorough = float32 if float32 in dtypes else dtypes[0]
+    on_cupys = {thorough, dtypes[zlib.crc32(repr([inputs, options]).encode()) % len(dtypes)]}
     for i, dtype in enumerate(dtypes):
         typed = [_cast(x, dtype) for x in inputs]
         case = _Case(op, typed, tuple(needs), options, random, kinds)
@@ -65,7 +66,7 @@ def check_op(
             if backends is BACKENDS and case.refusal(backend) is not None:
                 continue
             case.check(backend, arena(backend))
-            if backend == "definition" and dispatch.installed("cuda"):
+            if backend == "definition" and dtype in on_cupys and dispatch.installed("cuda"):
                 case.check(backend, cupy_like.room())
                 cupy_like.ran.add((op.name, str(dtype)))
             served.append(backend)
