@@ -21,6 +21,8 @@ except ImportError:  # torch's own samples need expecttest, which a rented machi
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+"""They share the calls of a class, where it has many."""
 CLASSES = [n for n, c in vars(gt).items() if isinstance(c, type) and issubclass(c, nn.Module)]
 RANDOM = ("Dropout",)
 IMAGES = [(2, 4, 7, 6), (4, 7, 6), (1, 4, 5, 5), (0, 4, 5, 6), (3, 4, 1, 9)]
@@ -201,6 +203,8 @@ JUDGED = [(n, d) for n in CASES for d in DTYPES if (n, d) != ("RReLU", torch.flo
 def test_module(name, dtype):
     complaints, compared = [], check_torch_module.compared
     for number, (kwargs, shape) in enumerate(CASES[name]):
+        if dtype in HALVES and len(CASES[name]) > 9 and number % 2 != HALVES.index(dtype):
+            continue
         x = draw(shape, dtype, seed=number)
         modes = (True, False) if name.startswith(("BatchNorm", "RReLU")) else (True,)
         for training, given in itertools.product(modes, some_layouts(x, number)):

@@ -126,7 +126,8 @@ def test_compiled_in_training(backend):
     """One graph of every class with dynamic sizes: a second size compiles nothing anew. (Inductor begins as aot_eager does.)"""
     plain, model = everything(), everything()
     torch.compiler.reset()
-    options = {"options": {"fallback_random": True}} if backend == "inductor" else {}
+    # What is left of Inductor without torch's own operations as C++ is its handling of ours.
+    options = {"options": {"fallback_random": True, "fallback_by_default": True}} if backend == "inductor" else {}
     compiled = torch.compile(loss, backend=backend, fullgraph=True, dynamic=True, **options)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for n, size in ((5, 12), (7, 9) if backend != "inductor" else (7, 12)):
@@ -134,6 +135,17 @@ def test_compiled_in_training(backend):
             if backend == "inductor":  # symbolic heights and widths cost it seconds
                 torch._dynamo.mark_static(x, (2, 3))
             same(trained(model, compiled, x, labels), trained(plain, loss, x, labels))
+
+
+def test_compiled_to_machine_code():
+    """Between ops of ours torch's own are fused into C++."""
+    model = nn.Sequential(gt.Conv2d(3, 4, 3), gt.ReLU(), nn.Flatten(), nn.Tanh(), gt.LayerNorm(4)).eval()
+    torch.compiler.reset()
+    options = {"cpp_cache_precompile_headers": False}  # they take longer than these few lines
+    compiled = torch.compile(model, fullgraph=True, options=options)
+    x = torch.randn(2, 3, 3, 3)
+    with torch.no_grad():
+        same(compiled(x), model(x))
 
 
 def test_compiled_in_evaluation():

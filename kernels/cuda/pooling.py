@@ -86,7 +86,8 @@ def _launch_over(
     grid = (-(-inner // wide), min(65535, -(-outer // high)))
     walk = (n, *map(np.int32, (c, h, w, *read.shape[2:])), *_steps(read), *_steps(result))
     kernel = "_".join(filter(None, (name, str(result.dtype), index, layout)))
-    _launch.launch("pooling", kernel, grid, (wide, high), (*args, *walk, *map(np.int32, after)))
+    given = (*args, *walk, *map(np.int32, after))
+    _launch.launch("pooling", kernel, grid, (wide, high), given, only=str(result.dtype))
 
 
 def _options(window: Window) -> tuple[int, ...]:
@@ -136,7 +137,8 @@ def _global_mean(x: Any, y: Any) -> None:
     high = min(THREADS // wide, 1 << max(h * w - 1, 0).bit_length())
     args = (x, y, *map(np.int32, (c, h * w, w)), *_steps(x))
     name = f"global_avg_pool2d_forward_{x.dtype}"
-    _launch.launch("pooling", name, (n * -(-c // wide),), (wide, high), args, 4 * wide * high)
+    shared, only = 4 * wide * high, str(x.dtype)
+    _launch.launch("pooling", name, (n * -(-c // wide),), (wide, high), args, shared, only)
 
 
 max_pool2d_forward, max_pool2d_backward = max_pool2d(_max_forward, _max_backward)
