@@ -141,7 +141,8 @@ def test_compiled_to_machine_code():
     """Between ops of ours torch's own are fused into C++."""
     model = nn.Sequential(gt.Conv2d(3, 4, 3), gt.ReLU(), nn.Flatten(), nn.Tanh(), gt.LayerNorm(4)).eval()
     torch.compiler.reset()
-    options = {"cpp_cache_precompile_headers": False, "cpp.simdlen": 1}  # headers and vectors take longer than these few lines
+    # Precompiled headers and vectors take longer than these few lines.
+    options = {"cpp_cache_precompile_headers": False, "cpp.simdlen": 1}
     compiled = torch.compile(model, fullgraph=True, options=options)
     x = torch.randn(2, 3, 3, 3)
     with torch.no_grad():
