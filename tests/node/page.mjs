@@ -24,8 +24,9 @@ const server = http.createServer((request, response) => {
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
 
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'page-'));
-const args = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--disable-quic',
-  '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+const args = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
+  '--disable-gpu-compositing', '--disable-gpu-rasterization', '--disable-quic', '--no-first-run',
+  '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 const browser = await chromium.launchPersistentContext(profile, {executablePath: plan.chromium, args, viewport: {width: 820, height: 860}});
 const found = [];
 try {
