@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -285,22 +285,6 @@ def arranged(x: np.ndarray, order: tuple[int, ...] | None) -> np.ndarray:
         return xp.ascontiguousarray(x) if x.ndim else x
     back = sorted(range(len(order)), key=order.__getitem__)
     return xp.ascontiguousarray(x.transpose(order)).transpose(back)
-
-
-def dense(x: Any, order: tuple[int, ...] | None, empty: Callable) -> Any:
-    """``x`` dense in this memory order; itself where it is so already, None for None.
-
-    A copy comes from the ``empty`` that dispatch hands to launchers, and so lies in the memory of the caller's library: a
-    CUDA graph that torch captures keeps no memory of CuPy's alive.
-    """
-    if x is None:
-        return None
-    of = spec(x)
-    if of.contiguous and of.order == order:
-        return x
-    copy = empty(of.shape, of.dtype, order)
-    copy[...] = x
-    return copy
 
 
 # --- dtypes of torch -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpulayers as gl
-from gpulayers import arrays, dispatch, transfer
+from gpulayers import arrays, dispatch, launch, transfer
 from gpulayers.ops.activation import celu, gelu, glu, prelu, relu, rrelu, silu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.dropout import dropout
@@ -162,6 +162,35 @@ def test_cuda_graphs(backend, op, shapes, options):
             torch.cuda.synchronize()
             assert bits(results) == bits(both(op, given, options))
             del junk
+
+
+@every_call
+@pytest.mark.parametrize("library", ["torch", pytest.param("cupy", marks=needs_cupy)])
+def test_tapes(backend, op, shapes, options, library):
+    """Replayed calls give the bits that launched ones give, from other inputs, and in a CUDA graph."""
+    inputs, others = drawn(shapes), drawn(shapes, seed=1)
+    if library == "cupy":
+        inputs, others = ([*map(transfer.torch_to_cupy, xs)] for xs in (inputs, others))
+
+    def run(given):
+        y, call = op.record(*given, **options)
+        return [y, *(g for g in call.backward(y + 0) if g is not None)]
+
+    with dispatch.only(backend), gl.strict():
+        with launch.off():
+            expected = bits(run(others))
+        for _ in range(4):
+            run(inputs)
+        needs = [n for n, x in zip(op.inputs, inputs) if n in op.differentiable]
+        assert set(gl.explain(op, *inputs, needs=needs, **options).taped.values()) == {"taped"}
+        assert bits(run(others)) == expected
+        if library == "torch":
+            graph, results = captured(lambda: run(inputs))
+            for x, value in zip(inputs, others):
+                x.copy_(value)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert bits(results) == expected
 
 
 @pytest.mark.parametrize("op, lists", [(sgd_update, 3), (adamw_update, 4)])

@@ -1,6 +1,9 @@
 """The launch tape: what it gives the driver, when it is not played, and what becomes of it."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 from own_kernels import double_kernel
@@ -144,6 +147,14 @@ def test_tapes_can_be_off(driver):
         assert plan_of(softmax, X).run_forward.state() == f"not taped: {launch.UNTAPED['off']}"
     replayed(lambda: softmax(X))
     assert plan_of(softmax, X).run_forward.state() == "taped"
+
+
+def test_the_environment_turns_tapes_off():
+    code = "from gpulayers.launch import _settings; print(_settings.enabled)"
+    for value, said in (("0", "False"), ("1", "True")):
+        env = os.environ | {"GPULAYERS_TAPE": value}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said
 
 
 def test_explain_says_whether_a_call_is_taped(driver):

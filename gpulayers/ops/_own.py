@@ -159,7 +159,7 @@ class _Own:
                 rule = self._rule(tuple(x if x is None else arrays.spec(x) for x in xs), self.kept[:1], options)
                 specs = rule.outputs | {n: rule.saved[n] for n in self.extras}
                 return self._kept({n: _zeros(s, empty) for n, s in specs.items()}, xs, needs)
-            found = self._named(forward(*(arrays.dense(x, None, empty) for x in xs), empty=empty, **options))
+            found = self._named(forward(*(_dense(backend, x, empty) for x in xs), empty=empty, **options))
             return self._kept(found, xs, needs)
 
         def run_backward(
@@ -168,11 +168,24 @@ class _Own:
             if any(s is not None and 0 in s.shape for s in inputs):
                 return tuple(_zeros(s, empty) if n in needs else None for n, s in zip(self.inputs, inputs))
             dys = self._each_dy(dys, inputs, options, lambda s: _zeros(s, empty))
-            given = (arrays.dense(x, None, empty) for x in (*dys, *(saved.get(n) for n in self.kept)))
+            given = (_dense(backend, x, empty) for x in (*dys, *(saved.get(n) for n in self.kept)))
             return self._grads(backward(*given, empty=empty, **options), needs)
 
         run = {f"{self.name}_forward": run_forward, f"{self.name}_backward": run_backward}
         return types.SimpleNamespace(**run)
+
+
+def _dense(backend: str, x: Any, empty: Callable) -> Any:
+    """``x`` row-major for a backend's launchers, copied by a kernel of the backend's where it is not."""
+    if x is None:
+        return None
+    if backend == "triton":
+        from gpulayers.kernels.triton import _tile
+
+        return _tile.dense(x, empty)
+    from gpulayers.kernels.cuda import _copy
+
+    return _copy.dense(x, None, empty)
 
 
 def _parameters(function: Callable) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:

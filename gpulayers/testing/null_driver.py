@@ -46,7 +46,7 @@ class NullDriver:
 
     def __init__(self, path: Path):
         self.path = path
-        self.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        self.library = ctypes.CDLL(str(path))
         self._launches = ctypes.c_uint64.in_dll(self.library, "null_launches")
         self._device = ctypes.c_int.in_dll(self.library, "null_device")
         self.streams = {0: 0}
@@ -101,6 +101,11 @@ class NullDriver:
         found = ctypes.c_void_p()
         self.library.cuModuleGetFunction(ctypes.byref(found), kept, name.encode())
         return found.value or 0
+
+    def widths(self, function: int) -> list[int]:
+        """Bytes of each parameter of a kernel, as its binary says."""
+        count = ctypes.c_uint32.from_address(function).value
+        return list((ctypes.c_uint32 * count).from_address(function + 4))
 
 
 _NAME = 4 * (1 + 256)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.arrays import dense, spec
+from gpulayers.arrays import spec
 
 from .._budget import Budget
 from .._gates import rrelu
 from .._layout import around, halved, row_major_steps
 from . import _launch
+from ._copy import copy, dense
 
 THREADS = 256
 
@@ -92,7 +93,7 @@ def _rrelu(dy: Any, x: Any, seed: Any, order: tuple | None, lower: float, upper:
     axes = row_major_steps(x.shape, order or range(x.ndim))
     out = empty(x.shape, x.dtype, order)
     if len(axes) > 3:  # a rare permutation of four axes or more
-        out[...] = _rrelu(dy, x, seed, None, lower, upper, empty)
+        copy(_rrelu(dy, x, seed, None, lower, upper, empty), out)
         return out
     dy, x = (dense(v, order, empty) for v in (dy, x))
     drawn = seed is not None

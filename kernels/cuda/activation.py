@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpulayers.arrays import dense, spec
+from gpulayers.arrays import spec
 
 from .._activation import launchers
 from .._budget import Budget
 from . import _launch
+from ._copy import dense
 from ._gates import glu_backward as glu_backward
 from ._gates import glu_forward as glu_forward
 from ._gates import prelu_backward as prelu_backward

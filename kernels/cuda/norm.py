@@ -7,6 +7,7 @@ from typing import Any
 
 from .._budget import Budget
 from . import _launch
+from ._copy import dense
 
 CACHED = 16384
 """The longest row that a block keeps in shared memory."""
@@ -19,15 +20,6 @@ BUDGETS = {
     "layer_norm_backward_*": Budget(registers=72, blocks=1, threads=THREADS),
     "add_up_*": Budget(registers=40, blocks=6, threads=256),
 }
-
-
-def _dense(x: Any, empty: Any) -> Any:
-    """``x`` row-major: itself, or a copy."""
-    if x is None or x.flags.c_contiguous:
-        return x
-    copy, bits = empty(x.shape, x.dtype), f"u{x.itemsize}"
-    copy.view(bits)[...] = x.view(bits)
-    return copy
 
 
 def _block(x: Any, n: int, *arrays: Any) -> tuple[int, str]:
@@ -61,8 +53,8 @@ def layer_norm_forward(
     given = next((p for p in (weight, bias) if p is not None), None)
     dtype = x.dtype if given is None else given.dtype
     none = empty((0,), dtype)
-    dense, w, b = _dense(x, empty), _dense(weight, empty), _dense(bias, empty)
-    threads, moves = _block(dense, n, y, w, b)
+    full, w, b = dense(x, None, empty), dense(weight, None, empty), dense(bias, None, empty)
+    threads, moves = _block(full, n, y, w, b)
     cached = n <= CACHED
     _launch.launch(
         "norm",
@@ -70,7 +62,7 @@ def layer_norm_forward(
         (math.prod(lead),),
         (threads,),
         (
-            *(dense, none if w is None else w, none if b is None else b, y, mean, rstd, n, float(eps)),
+            *(full, none if w is None else w, none if b is None else b, y, mean, rstd, n, float(eps)),
             *(w is not None, b is not None, bool(needs), cached),
         ),
         4 * n if cached else 0,
@@ -90,7 +82,7 @@ def layer_norm_backward(
     empty: Any,
 ) -> tuple:
     n = math.prod(normalized_shape)
-    x, dy, weight = (_dense(a, empty) for a in (saved["x"], dys[0], saved.get("weight")))
+    x, dy, weight = (dense(a, None, empty) for a in (saved["x"], dys[0], saved.get("weight")))
     rows = x.size // n if n else 0
     dx = empty(x.shape if "x" in needs else (0,), x.dtype)
     dtype = x.dtype if weight is None else weight.dtype
