@@ -209,7 +209,13 @@ TOGETHER = [  # where images change between channels first and last, and where t
 
 RECORDED = [  # … and what it has not, or has wrong: classes of their own in custom_layers.js
     (gl.Sequential(gl.Conv2d(3, 4, 3), demo.Swish(), gl.MaxPool2d(2), demo.Swish()), IMAGES),
-    (gl.Sequential(gl.BatchNorm1d(4), gl.Hardswish(), gl.Linear(4, 3, activation="hardswish")), (5, 4)),
+    (
+        gl.Sequential(
+            *(gl.BatchNorm1d(4), gl.Hardswish(), gl.Linear(4, 3, activation="hardswish")),
+            gl.BatchNorm1d(3, momentum=None),
+        ),
+        (5, 4),
+    ),
 ]
 
 

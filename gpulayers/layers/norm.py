@@ -46,7 +46,8 @@ class LayerNorm(OpLayer):
 class RMSNorm(OpLayer):
     """y = x / √(mean x² + eps) · weight over the last axes, normalized_shape. As torch.nn.RMSNorm.
 
-    Input and output: (*lead, *normalized_shape). eps None: the machine epsilon of float32.
+    Input and output: (*lead, *normalized_shape). eps None: the machine epsilon of float32 (of float64
+    in float64).
     """
 
     op = ops.rms_norm

@@ -87,8 +87,12 @@ def quiet() -> Any:
 
 def sample(shape: tuple, dtype: np.dtype, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Numbers for an input; integers are 0 and 1, which are indices of anything."""
-    value = rng.standard_normal([batch if n is None else n for n in shape])
-    return value.astype(dtype) if dtype.kind == "f" else (value > 0).astype(dtype)
+    value = normal([batch if n is None else n for n in shape], rng)
+    return value.astype(dtype, copy=False) if dtype.kind == "f" else (value > 0).astype(dtype)
+
+
+def normal(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32)
 
 
 def _run(layer: Layer, shapes: list[tuple], dtypes: list[np.dtype], batch: int) -> _Run:
@@ -121,6 +125,7 @@ class _Run:
     def __init__(self, layer: Layer, shapes: list[tuple], dtypes: list[np.dtype], batch: int):
         self.trace, rng = Trace(), np.random.default_rng(batch)
         self.weights: dict[str, Node] = {}
+        self.ys: list[Any] = []
         weights = layer.named_weights()
         held = {name: (w._data, w._grad) for name, w in weights.items()}
         with self.trace.running(), arrays_stay_recorded(), none_swallowed():
@@ -138,6 +143,8 @@ class _Run:
                 for name, w in weights.items():
                     w._data, w._grad = held[name]
                 layer._waiting.frames.clear()
+                self.trace.values.clear()  # images are large; what is compared stands in the nodes
+                self.ys.clear()
 
     def _forward(self, layer: Layer, xs: list[Any], weights: dict[str, Any]) -> None:
         ys = layer.forward(*xs)
@@ -151,7 +158,7 @@ class _Run:
         after = {n: w._data.node for n, w in weights.items()}
         dys: list[Any] = []
         for i, y in enumerate(self.ys):
-            dy = rng.standard_normal(y.shape).astype(y.dtype)
+            dy = normal(y.shape, rng).astype(y.dtype, copy=False)
             dys.append(self.trace.add("input", (), dy, f"dy{i}" if len(self.ys) > 1 else "dy"))
         self.dys = [dy.node for dy in dys]
         dxs = layer.backward(*dys)

@@ -12,7 +12,7 @@ from gpulayers import dispatch, random
 from gpulayers.definition import RuleError
 from gpulayers.export.recording._place import Unrecordable
 from gpulayers.export.recording.graph import Graph, Node, Recording, at_batch
-from gpulayers.export.recording.record import as_float32, mode_of, quiet, sample
+from gpulayers.export.recording.record import as_float32, mode_of, normal, quiet, sample
 from gpulayers.layers._frames import by_itself
 from gpulayers.layers._layer import Layer
 from gpulayers.ops._random import random_bits
@@ -142,7 +142,7 @@ def _reference(layer: Layer, training: bool, xs: list[np.ndarray], rng: np.rando
         ys = subject.forward(*xs)
         outputs = [np.array(y) for y in (ys if isinstance(ys, tuple) else (ys,))]
         after = {name: w.data.copy() for name, w in named.items()}
-        dys = [rng.standard_normal(y.shape).astype(y.dtype) for y in outputs]
+        dys = [normal(y.shape, rng).astype(y.dtype, copy=False) for y in outputs]
         dxs = subject.backward(*dys)
     given = list(dxs if isinstance(dxs, tuple) else (dxs,))
     gradients = {name: np.asarray(w.grad) for name, w in named.items() if w.trainable}
