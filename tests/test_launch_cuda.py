@@ -63,7 +63,7 @@ class Array:
         self.data = Array.Memory(self.tensor.data_ptr())
 
 
-@pytest.mark.parametrize("player", [_tape.player()[0], _tape.PythonTape])
+@pytest.mark.parametrize("player", [_tape.player(), _tape.PythonTape])
 def test_cupys_arrays(player):
     """Recorded and played by their addresses; results are arrays of the same library, by its own allocation."""
     from gpulayers.launch._place import Place

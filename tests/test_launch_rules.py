@@ -217,7 +217,7 @@ def test_replays_leak_nothing(driver):
 
 def test_what_is_let_go_is_freed(driver):
     """A tape holds none of a model's arrays, and goes with its plan."""
-    kind = launch._taped._tape.player()[0]
+    kind = launch._taped._tape.player()
     tapes = lambda: sum(type(x) is kind for x in gc.get_objects())  # noqa: E731
     gc.collect()
     before = tapes()
@@ -339,3 +339,21 @@ def test_saved_tensors_may_come_back_with_other_strides(driver):
         layer(x).backward(X)
     (entries,) = backward.kinds.values()
     assert len(entries) == 2
+
+
+def test_autocast_is_part_of_what_a_repeated_call_is_checked_for(driver, monkeypatch):
+    layer, x, slow = gt.Linear(64, 64), torch.empty(8, 64), []
+    slowly = gt.linear.TorchOp._slowly
+    monkeypatch.setattr(gt.linear.TorchOp, "_slowly", lambda self, *args: slow.append(self) or slowly(self, *args))
+
+    def run(dtype, on=True):
+        slow.clear()
+        with torch.autocast("cpu", dtype, enabled=on):
+            return layer(x).dtype
+
+    for dtype in (torch.bfloat16, torch.float16):
+        replayed(lambda dtype=dtype: run(dtype))
+        assert run(dtype) is dtype and not slow
+    assert run(torch.bfloat16) is torch.bfloat16 and slow
+    assert run(torch.bfloat16) is torch.bfloat16 and not slow
+    assert run(torch.bfloat16, on=False) is torch.float32 and slow

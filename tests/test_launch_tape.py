@@ -110,7 +110,7 @@ def test_a_tape_that_differs_is_noticed(driver):
 def test_python_plays_tapes_where_there_is_no_compiler(driver, monkeypatch):
     from gpulayers.launch import _tape
 
-    monkeypatch.setattr(_tape, "player", lambda: (_tape.PythonTape, "no compiler"))
+    monkeypatch.setattr(_tape, "player", lambda: _tape.PythonTape)
     x, w = torch.empty(128, 64, dtype=torch.bfloat16), torch.empty(128, 64, dtype=torch.bfloat16)
     with same_memory() as memory:
         assert set(check_tape(driver, memory, linear, [x, w], ("x", "weight")).values()) == {"taped"}
@@ -118,7 +118,7 @@ def test_python_plays_tapes_where_there_is_no_compiler(driver, monkeypatch):
         assert all(type(t) is _tape.PythonTape for k in plan.run_forward.kinds.values() for t in k.tapes)
 
 
-def test_a_compiler_that_fails_leaves_python_tapes(monkeypatch, driver):
+def test_a_compiler_that_fails_leaves_python_tapes(monkeypatch, driver, caplog):
     from triton.runtime import build
 
     from gpulayers.launch import _tape
@@ -127,8 +127,19 @@ def test_a_compiler_that_fails_leaves_python_tapes(monkeypatch, driver):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(build, "compile_module_from_src", refuse)
-    kind, why = _tape.player.__wrapped__()
-    assert kind is _tape.PythonTape and why == "RuntimeError: Failed to find C compiler"
+    with caplog.at_level("INFO", "gpulayers"):
+        assert _tape.player.__wrapped__() is _tape.PythonTape
+    said = "launch tapes are played by Python (RuntimeError: Failed to find C compiler)"
+    assert [r.getMessage() for r in caplog.records] == [said]
+
+
+def test_the_c_type_is_built_without_triton_too(monkeypatch, driver, tmp_path):
+    from gpulayers.launch import _build, _tape
+
+    monkeypatch.setenv("GPULAYERS_CACHE", str(tmp_path))
+    monkeypatch.setattr(_build.importlib.util, "find_spec", lambda name: None)
+    kind = _tape.player.__wrapped__()
+    assert kind is not _tape.PythonTape and kind.__name__ == "Tape" and len([*tmp_path.rglob("*.so")]) == 1
 
 
 def test_the_first_call_is_launched_and_the_next_two_are_recorded(driver):

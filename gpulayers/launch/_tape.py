@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
+
+from gpulayers.launch._build import built
+
+log = logging.getLogger("gpulayers")
 
 LAUNCH, PATCH, OFFSET = struct.Struct("Q8I"), struct.Struct("qIIII"), struct.Struct("I")
 POINTER, MAP, FLOAT, DOUBLE = range(4)
@@ -55,15 +60,13 @@ class Parts(NamedTuple):
 
 
 @cache
-def player() -> tuple[Any, str]:
-    """(what makes a tape from its parts, why it is not the C type)."""
-    text = files(__package__).joinpath("tape.c").read_text(encoding="utf-8")
+def player() -> Any:
+    """What makes a tape from its parts: the C type; PythonTape, with a line in the log, where it cannot be built."""
     try:
-        from triton.runtime.build import compile_module_from_src
-
-        return compile_module_from_src(text, "gpulayers_tape").Tape, ""
-    except Exception as error:  # no compiler, no headers of Python, another Triton: whatever it is, Python can do it
-        return PythonTape, f"{type(error).__name__}: {error}"
+        return built("gpulayers_tape", files(__package__).joinpath("tape.c").read_text(encoding="utf-8")).Tape
+    except Exception as error:  # no compiler, no headers of Python, a driver of another kind: Python can do it, too
+        log.info("launch tapes are played by Python (%s: %s)", type(error).__name__, error)
+        return PythonTape
 
 
 @cache
@@ -71,7 +74,8 @@ def driver() -> Any:
     """The functions of the driver that the Python tape calls."""
     library = ctypes.CDLL("libcuda.so.1")
     library.cuLaunchKernel.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3]
-    library.cuTensorMapReplaceAddress.argtypes = [ctypes.c_void_p] * 2
+    if hasattr(library, "cuTensorMapReplaceAddress"):  # since CUDA 12.0
+        library.cuTensorMapReplaceAddress.argtypes = [ctypes.c_void_p] * 2
     return library
 
 

@@ -47,7 +47,7 @@ class Kind:
         if before is None or before.sameness != parts.sameness:
             self.why = UNTAPED["differs"] if self.tries == MOST_TRIES else ""
             return
-        self._put(_tape.player()[0](*parts), *(t for t in self.tapes if t.is_current()))
+        self._put(_tape.player()(*parts), *(t for t in self.tapes if t.is_current()))
         self.before, self.tries, self.why = None, 0, ""
 
     def _put(self, *tapes: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,21 @@ def cast(rule: str | dict[str, str] | None, args: Sequence[Any], n: int) -> tupl
         return args
     dtype = torch.float32 if rule == FLOAT32 else torch.get_autocast_dtype(device)
     return (*[_to(t, dtype, device) for t in args[:n]], *args[n:])
+
+
+def state(like: Tensor) -> Callable[[], bool]:
+    """() → whether autocast of the device of ``like`` is what it is now."""
+    device = like.device.type
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.is_autocast_enabled(device) is enabled and torch.get_autocast_dtype(device) is dtype
+
+
+def applied(casts: Sequence[tuple[int, torch.dtype]], args: tuple) -> tuple:
+    """``args`` with these inputs cast."""
+    found = list(args)
+    for i, dtype in casts:
+        found[i] = found[i].to(dtype)
+    return tuple(found)
 
 
 def _to(x: Any, dtype: torch.dtype, device: str) -> Any:

@@ -77,6 +77,8 @@ class _Known(NamedTuple):
     saved: tuple[str, ...]
     backwards: dict[Any, tuple]
     """Tapes of the backward by the gradients that are wanted; see ``launch.Backward``."""
+    cast: tuple[tuple[int, torch.dtype], ...] = ()
+    """The inputs that autocast casts before."""
 
 
 def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
@@ -194,7 +196,7 @@ class TorchOp:
         hint = self._weight and id(args[self._weight])
         known = self._latest.get(hint)
         if known is not None and forward_ad._current_level < 0 and not _modes():
-            check, count, options, policy, grad, *_ = known
+            check, count, options, policy, grad = known[:5]
             if (
                 getattr(args[0], "is_nested", True) is False
                 and check(*args[:count])
@@ -203,7 +205,7 @@ class TorchOp:
             ):
                 now, values = self._split(args) if self._dynamic else (args[self.n :], _NO_VALUES)
                 if now == options and (count == self.n or args[count : self.n].count(None) == self.n - count):
-                    return self._run(known, values, args)
+                    return self._run(known, values, _autocast.applied(known.cast, args) if known.cast else args)
         return self._slowly(args, hint)
 
     def _run(self, known: _Known, values: dict[str, Any], args: tuple) -> Any:
@@ -237,7 +239,7 @@ class TorchOp:
             return self._compiled(args)
         if _transforming() or _modes() or _scripting() or forward_ad._current_level >= 0 or _overridden(args[: self.n]):
             return self._elsewhere(args)
-        cast = self.cast is not None and _any_autocast()
+        cast, given = self.cast is not None and _any_autocast(), args
         if cast:
             args = _autocast.cast(self.cast, args, self.n)
         grad = _grad_enabled()
@@ -271,7 +273,16 @@ class TorchOp:
         _remember(self._known, key, known, _MOST_KNOWN)
         if not cast:
             _remember(self._latest, hint, known, _MOST_LATEST)
+        elif hint:  # a layer's own: its calls are mostly alike
+            _remember(self._latest, hint, self._cast_before(known, given, args), _MOST_LATEST)
         return self._run(known, values, args)
+
+    def _cast_before(self, known: _Known, given: tuple, args: tuple) -> _Known:
+        """``known`` for calls with ``given``, which autocast makes ``args`` of."""
+        leading = given[: known.leading]
+        check, as_before = _checker(leading, self._paired), _autocast.state(leading[0])
+        casts = tuple([(i, t.dtype) for i, t in enumerate(args[: known.leading]) if t is not given[i]])
+        return known._replace(check=lambda *now: as_before() and check(*now), cast=casts)
 
     def _first(self, args: tuple, grad: bool, key: tuple | None, values: dict[str, Any]) -> Any:
         """The outputs of a call that is not known yet; makes it known if it is an ordinary one."""
