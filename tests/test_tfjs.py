@@ -58,22 +58,23 @@ class Case:
         return {"y": several(self.ys), "dx": dx, "weights": weights}
 
     def elsewhere(self, dtype: str, move: Callable[[np.ndarray], np.ndarray]) -> dict:
-        """The gradients of a copy in this dtype, all numbers that come in moved."""
+        """The gradients of a copy in this dtype, weights and dys moved; inputs stay, for the sake of those that are equal."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model).to(dtype)
         for layer in other.model.layers():
             if isinstance(layer, gl.RMSNorm) and layer.eps is None:
                 layer.eps = float(np.finfo(np.float32).eps)
-        placed = lambda a: move(a).astype(dtype) if a.dtype.kind == "f" else a  # noqa: E731
-        other.xs, other.dys = [placed(x) for x in self.xs], [placed(dy) for dy in self.dys]
-        other.before = {name: placed(w) for name, w in self.before.items()}
+        same = lambda a: a  # noqa: E731
+        placed = lambda a, move=same: move(a).astype(dtype) if a.dtype.kind == "f" else a  # noqa: E731
+        other.xs, other.dys = [placed(x) for x in self.xs], [placed(dy, move) for dy in self.dys]
+        other.before = {name: placed(w, move) for name, w in self.before.items()}
         return other.gradients()
 
     def truth(self) -> dict:
         return self.elsewhere("float64", lambda a: a)
 
     def moved(self) -> list[dict]:
-        """The gradients in float32 when every number that comes in is a rounding away, four times."""
+        """The gradients in float32 when weights and dys are a rounding away, four times."""
         rng = np.random.default_rng(0)
         return [self.elsewhere("float32", lambda a: a * (1 + rng.choice([-EPS, EPS], a.shape))) for _ in range(4)]
 
@@ -126,7 +127,7 @@ def strays(case: Case, got: dict, want: dict, bound: float) -> dict[str, str]:
 
     A gradient is a sum. Where its terms are large and cancel, as behind a norm of three rows, another order of summation
     alone is off by more than ``bound``, NumPy's too; so those are held to the bound of the kernels: E is what float32 is
-    off by when each number that comes in is a rounding away.
+    off by when weights and dys are a rounding away.
     """
     off = {key: worst(got[key], want[key]) for key in want}
     if all(value < bound for value in off.values()):
