@@ -40,6 +40,8 @@ class Session:
     launches: list[Launch] = field(default_factory=list)
 
 
+LARGE = 1 << 26
+"""Bytes of an array from its first to its last element."""
 proven: set[tuple[str, str]] = set()
 """(kernel, dtypes of its tensors separated by spaces) of every launch that ran to its end in this process."""
 _sessions: list[Session] = []
@@ -59,8 +61,8 @@ def interpreting(
     device: the GPU that launchers are told they run on; by default the enclosing block's, else an sm_90 with 4 multiprocessors.
     races: two programs of a launch that touch one element, one of them writing, are an error.
     poison: lanes masked off in a load without `other` come back as NaN; otherwise as 0.
-    corners: of a grid only the first and the last program along each axis run: for arrays too large to walk, in memory
-    that is reserved and not touched.
+    corners: of a launch on arrays too large to walk, in memory that is reserved and not touched, only the first and the
+    last program along each axis run.
     fused: float32 products go unrounded into sums, and quotients are products with the reciprocal, as compiled kernels
         may compute both; by default as in the enclosing block, else each operation rounds once.
 
@@ -120,7 +122,8 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
             values = {
                 p.name: bound[p.name] if p.is_constexpr else _argument(bound[p.name], p, memory) for p in kernel.params
             }
-            for index in _launches.corners(sizes) if session.corners else np.ndindex(sizes):
+            large = session.corners and any(region.nbytes > LARGE for region in memory.regions)
+            for index in _launches.corners(sizes) if large else np.ndindex(sizes):
                 BUILDER.grid_idx = index
                 memory.program = int(np.ravel_multi_index(index, sizes)) + 1
                 function(**values)
