@@ -14,3 +14,12 @@ def double_kernel(x, y, N, BLOCK: tl.constexpr):
 def double_too_far_kernel(x, y, N, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y + at, 2 * tl.load(x + at, at <= N, other=0.0), at < N)
+
+
+FACTOR = tl.constexpr(2)
+
+
+@triton.jit
+def scale_kernel(x, y, N, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, FACTOR * tl.load(x + at, at < N, other=0.0), at < N)

@@ -161,6 +161,31 @@ def test_a_pretended_device_poisoned_memory_and_hooks_of_a_profiler(driver):
     call.is_played()
 
 
+def test_globals_of_own_kernels(monkeypatch):
+    """Triton raises where a global has changed since a kernel was compiled; a tape leaves that to Triton."""
+    import own_kernels
+
+    def double(x, *, empty):
+        y = empty(x.shape, x.dtype)
+        own_kernels.scale_kernel[(1,)](x, y, 512, BLOCK=512)
+        return y
+
+    op = gl.op("scaled", lambda x: 2 * x, lambda dy: 2 * dy, triton=(double, lambda dy, *, empty: dy))
+    monkeypatch.setattr(dispatch, "_plans", {})
+    with null_driver():  # the compiler finds the globals
+        replayed(lambda: op(X))
+        assert gl.explain(op, X).taped == {"forward": "taped"}
+        monkeypatch.setattr(own_kernels, "FACTOR", own_kernels.tl.constexpr(3))
+        with pytest.raises(RuntimeError, match="FACTOR has changed"):
+            op(X)
+
+
+def test_what_a_stack_does_not_hold_is_not_taped(driver, monkeypatch):
+    monkeypatch.setattr(launch._record, "_MOST_ARRAYS", 1)
+    replayed(lambda: softmax(X))
+    assert gl.explain(softmax, X).taped["forward"] == f"not taped: {launch.UNTAPED['large']}"
+
+
 def test_each_layout_of_dy_has_its_tape(driver):
     _, call = relu.record(X)
     backward = call.plan.run_backward

@@ -28,6 +28,7 @@ UNTAPED = {
     "driver": "the driver cannot move a tensor map (cuTensorMapReplaceAddress, since CUDA 12.0)",
     "unaligned": "memory was allocated at an address that 16 does not divide",
     "own_cuda": "CUDA kernels of one's own: CuPy's operations between their launches would be lost",
+    "large": "its arguments are more than a thread's stack should hold",
     "differs": "it did something else when it was called again",
     "off": "GPULAYERS_TAPE=0, or taping is off",
 }
@@ -45,6 +46,8 @@ class Untapeable(RuntimeError):
 _SCALARS = {"i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "B", "u8": "B", "u16": "H", "u32": "I"}
 _FLOATS = {"fp32": _tape.FLOAT, "f32": _tape.FLOAT, "fp64": _tape.DOUBLE}
 _SCALARS |= {"u64": "Q", "fp32": "f", "f32": "f", "fp64": "d"}
+_MOST_BYTES, _MOST_ARRAYS = 1 << 18, 1 << 14
+"""Of arguments, and arrays, that a replay keeps on its stack."""
 _NOWHERE = 1 << 20
 """The address in a tensor map that waits for its own."""
 
@@ -64,9 +67,10 @@ class Recorder:
         self.launches: list[bytes] = []
         self.patches: list[bytes] = []
         self.kept: list[Any] = []
-        self.asked: list[Any] = []
+        self.asked: dict[Any, tuple] = {}
         self.lasting: list[Any] = []
         self.quiet: list[list] = []
+        self.same: list[Any] = []
         self.allocating = False
 
     # --- the launcher's world ----------------------------------------------------------------------------------------
@@ -76,6 +80,10 @@ class Recorder:
         self.inputs = list(given)
         with watching(self):
             return call(functools.partial(self._empty, empty))
+
+    def ask(self, about: Any, question: Callable[[], Any], answer: Any) -> None:
+        """The launcher asked something that is no metadata, and was answered so."""
+        self.asked[about] = question, answer
 
     def told(self, what: str, *args: Any) -> None:
         """The launcher did something: "called", "triton" or "cuda"."""
@@ -168,6 +176,9 @@ class Recorder:
             raise Untapeable("attributes")
         self.kept.append(compiled)
         self.quiet.append(kernel.pre_run_hooks)
+        for (name, _), (_, names_there) in getattr(kernel, "used_global_vals", {}).items():
+            if not kernel.fn.__module__.startswith("gpulayers.kernels."):  # there they are constants
+                self.same += names_there, name, names_there.get(name)  # Triton raises where one has changed
         bound = kernel.signature.bind(*args, **{k: v for k, v in options.items() if k in names})
         bound.apply_defaults()
         maps = iter(getattr(meta, "tensordesc_meta", None) or ())
@@ -250,15 +261,18 @@ class Recorder:
         modulo = bytes(0 if x is None else _address(x) & 15 for x in known)
         if any(modulo[len(self.inputs) :]):
             raise Untapeable("unaligned")
-        numbers, self.quiet = len(self.varying), list({id(hooks): hooks for hooks in self.quiet}.values())
+        if len(self.block) > _MOST_BYTES or len(known) > _MOST_ARRAYS:
+            raise Untapeable("large")
+        numbers, asked = len(self.varying), tuple(part for pair in self.asked.values() for part in pair)
+        quiet = {id(calls): calls for calls in (*self.quiet, *hooks_of_triton())}.values()
         return _tape.Parts(
             self.place.address, self.place.stream, self.place.ordinal, tuple(self.allocations), self.returned(ys),
-            tuple(self.kept), same, tuple(self.asked), (*self.quiet, *hooks()), numbers, bytes(self.block),
+            tuple(self.kept), (*same, *self.same), asked, tuple(quiet), numbers, bytes(self.block),
             b"".join(map(_tape.OFFSET.pack, self.params)), b"".join(self.launches), b"".join(self.patches), modulo,
         )  # fmt: skip
 
 
-def hooks() -> Iterator[list]:
+def hooks_of_triton() -> Iterator[list]:
     """The lists of hooks that Triton calls at each launch."""
     try:
         from triton import knobs

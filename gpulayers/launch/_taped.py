@@ -9,7 +9,7 @@ from gpulayers import transfer
 from gpulayers.arrays import Library
 from gpulayers.launch import _settings, _tape
 from gpulayers.launch._place import place
-from gpulayers.launch._record import UNTAPED, Recorder, Untapeable, hooks
+from gpulayers.launch._record import UNTAPED, Recorder, Untapeable, hooks_of_triton
 from gpulayers.launch._watch import Busy
 
 MOST_TAPES = 4
@@ -274,7 +274,7 @@ def watched(backend: str) -> tuple | None:
 
         from gpulayers.kernels.triton import _configs, _tile
 
-        if _configs._asked is not None or any(hooks()):
+        if _configs._asked is not None or any(hooks_of_triton()):
             return None
         found += [(vars(_tile), "pretend"), (vars(_configs), "version"), (vars(_configs), "_asked")]
         found += [(vars(knobs.runtime), "launch_enter_hook"), (vars(knobs.runtime), "launch_exit_hook")]

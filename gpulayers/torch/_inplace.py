@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpulayers import launch
 from gpulayers.arrays import Spec, float32, int64
 from gpulayers.dispatch import Plan
 from gpulayers.torch._op import TorchOp, applying, function, in_dynamo
@@ -42,7 +43,7 @@ class InPlace(TorchOp):
         rule = self.op.rule(Spec((1,), float32), *seeds, needs=self.op.inputs[:1], **options)
         self._saves_input = self.op.inputs[0] in rule.saved
         self._caller = functools.partial(of.twin, inplace=True)
-        self._apply = applying(function(self, _overwrite))
+        self._apply = applying(function(self, _overwrite, over_first=True))
         self._apply_keeping = applying(function(self, _overwrite_after_copy, extra=1))
 
     def _run(self, known: Any, values: dict[str, Any], args: tuple) -> Any:
@@ -54,7 +55,7 @@ class InPlace(TorchOp):
         if x.is_leaf or (x._is_view() and not _may_be_written(x)):
             return self._by_torch(args, "autograd lets nobody write to this tensor")
         if apply is self._apply:
-            return apply((known, values, args[self.n :], ()), *args[: self.n])
+            return apply((known, values, args[self.n :], known.saved), *args[: self.n])
         return apply((known, values, args[self.n :], ()), x.clone(), *args[1 : self.n], x)
 
     def _on_inference(self, known: Any, values: dict[str, Any], args: tuple) -> Any:
@@ -149,6 +150,8 @@ def over_input(plan: Plan) -> Plan:
         _, saved = run(x, *rest, **values)
         return (x,), {k: x if k in places else a for k, a in saved.items()}
 
+    if isinstance(bound.run_forward, launch.Forward):  # a tape returns x in all places
+        run_forward.kind = bound.run_forward.kind  # type: ignore[attr-defined]
     return bound._replace(op=plan.op, run_forward=run_forward)
 
 

@@ -312,7 +312,7 @@ class TorchOp:
         options, updated = self._split(args)[0], tuple(self.library.updates(args))
         apply = self._apply if recorded else None
         plan = in_layout(plan)
-        kind = plan.run_forward.kind if isinstance(plan.run_forward, launch.Forward) else _no_tape
+        kind = getattr(plan.run_forward, "kind", _no_tape)
         saved = tuple(plan.rule.saved) if plan.needs else ()
         how = (check, count, options, dispatch._policy.get(), grad, plan, apply, updated)
         return _Known(*how, kind, kind(_NO_VALUES), len(plan.rule.outputs), saved, {})
@@ -423,25 +423,28 @@ def applying(of: Any) -> Callable:
     return super(torch.autograd.Function, of).apply  # type: ignore[misc]
 
 
-def function(of: TorchOp, compute: Callable, extra: int = 0) -> type[torch.autograd.Function]:
+def function(of: TorchOp, compute: Callable, extra: int = 0, over_first: bool = False) -> type[torch.autograd.Function]:
     """The op's ``autograd.Function`` of ((known, dynamic options, all options, names of what is saved), *inputs): each
     argument costs. In the old form: ``setup_context`` costs 14 µs a call.
 
     compute: (ctx, known, dynamic options, inputs) → outputs, saved, for what no tape serves. extra: inputs after the op's
-    own, without gradients.
+    own, without gradients; such calls have no tape. over_first: the first input is written over.
     """
     none, tail = (None,) * (of.n + 1 + extra), (None,) * extra
 
     def forward(ctx: Any, call: tuple, *ins: Any) -> Any:
         known, values, options, _ = call
-        outputs = (known.kind(values) if values else known.plain).play(*ins)
-        # What save_for_backward and set_materialize_grads do, without their calls.
+        outputs = NotImplemented if extra else (known.kind(values) if values else known.plain).play(*ins)
+        # What save_for_backward, set_materialize_grads and mark_dirty do, without their calls.
         if outputs is NotImplemented:
             outputs, saved = compute(ctx, known, values, ins)
             ctx.call, ctx.to_save = (known, values, options, tuple(saved)), tuple(saved.values())
         else:
-            for i in known.updated:
-                _written(ins[i])
+            if over_first:
+                ctx.dirty_tensors = ins[:1]
+            else:
+                for i in known.updated:
+                    _written(ins[i])
             ctx.call, ctx.to_save = call, outputs[known.outputs :]
         ctx.materialize_grads = False
         if known.outputs == 1:

@@ -60,18 +60,17 @@ def tf32(*where: str) -> bool:
     """
     import torch
 
-    def precision(name: str) -> str:
-        backend, operator = name.split(".")
-        return getattr(getattr(torch.backends, backend), operator).fp32_precision
-
-    found = all(precision(name) == "tf32" for name in where)
-    if recorder is not None:
-        recorder.asked.extend((partial(tf32, *where), found))
-    return found
+    found = []
+    for backend, operator in (name.split(".") for name in where):
+        settings = getattr(getattr(torch.backends, backend), operator)
+        found.append(settings.fp32_precision)
+        if recorder is not None:
+            recorder.ask((backend, operator), partial(getattr, settings, "fp32_precision"), found[-1])
+    return all(precision == "tf32" for precision in found)
 
 
 recorder: Any = None
-"""Hears of what a launcher depends on besides metadata, while it is recorded: ``asked`` (question, answer, …) of torch's
+"""Hears of what a launcher depends on besides metadata, while it is recorded: ``ask(about, question, answer)`` of torch's
 settings, and ``lasting`` memory."""
 
 
