@@ -77,7 +77,7 @@ def _with_device(options: Any) -> int:
 
 
 def _with_cpu(options: Any) -> int:
-    """The NumPy side against torch on the CPU, dispatch and import cost."""
+    """The NumPy side against torch on the CPU, dispatch and import cost, whole steps of training."""
     rows = cpu.against_torch(options.family, options.seconds)
     cells = [
         [
@@ -99,9 +99,14 @@ def _with_cpu(options: Any) -> int:
         print(f"geometric mean {mean:.2f} over {len(rows)} cases; over their limit: {', '.join(over) or 'none'}")
         results["geometric_mean"] = mean
     if not options.family:
+        from gpulayers.bench.measuring import steps
+
         results |= {"python": host.yardstick(), "dispatch": cpu.dispatch_cost(), "import": cpu.import_cost()}
         results["host"] = host.host_cost()
+        results["steps"] = steps.against_torch(options.seconds)
         _show_costs(results)
+        slow = [f"{r['model']} ({r['mode']})" for r in results["steps"] if r["ratio"] > r["most"]]
+        print(f"training steps over their limit: {'; '.join(slow) or 'none'}")
     write_json(options.out / "cpu.json", {"machine": machine(), **results})
     print(f"written: {options.out / 'cpu.json'}")
     return 0
@@ -149,6 +154,7 @@ def _with_null_driver(options: Any) -> int:
 def _show_costs(results: dict[str, Any]) -> None:
     for name, head in (
         ("dispatch", ["op", "function µs", "dispatched µs", "above µs"]),
+        ("steps", ["model", "mode", "patched ms", "torch.nn's ms", "ratio", "at most"]),
         ("host", ["drop-in", "forward µs", "with grad µs", "torch.nn's µs", "backward µs", "torch.nn's µs", "ratio"]),
     ):
         tables.show(head, [[f"{v:.2f}" if isinstance(v, float) else v for v in r.values()] for r in results[name]])

@@ -9,7 +9,8 @@ import contextlib
 import functools
 import importlib
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -20,6 +21,19 @@ float16 = np.dtype(np.float16)
 float32 = np.dtype(np.float32)
 float64 = np.dtype(np.float64)
 int64 = np.dtype(np.int64)
+
+
+class Guests(threading.local):
+    """Whose memory a thread computes on, as far as kernels on NumPy need to know."""
+
+    matmul: Callable[..., np.ndarray] = staticmethod(np.matmul)
+    """``(a, b, out=None)``. Of arrays that came from torch, torch's BLAS multiplies: two pools of threads would each spin on
+    cores that the other one needs."""
+    cores = 0
+    """That threads of theirs spin on for a while after each operation."""
+
+
+guests = Guests()
 
 FLOATS = (float64, float32, float16, bfloat16)
 HALVES = (float16, bfloat16)

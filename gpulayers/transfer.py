@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpulayers import arrays
-from gpulayers.arrays import CUPY, NUMPY, TORCH, Library, Spec, bfloat16, from_torch_dtype, library, namespace
+from gpulayers.arrays import (
+    CUPY,
+    NUMPY,
+    TORCH,
+    Library,
+    Spec,
+    bfloat16,
+    from_torch_dtype,
+    guests,
+    library,
+    namespace,
+)  # fmt: skip
 from gpulayers.definition import Definition
 
 # --- zero-copy views -------------------------------------------------------------------------------------------------
@@ -204,6 +215,7 @@ class Bridge:
             self.target = "numpy"  # emulated
         native = backend in ("definition", "numpy")
         self.extra = {} if native else {"empty": _allocator(home, self.target, device)}
+        self._torchs = (home.name, self.target) == ("torch", "numpy")
         self._lent = (home.name, self.target) == ("numpy", "torch")
         self.open = home.name == self.target and home.is_only(device)
         """Arrays are the backend's own already, and no device has to be made current."""
@@ -236,7 +248,8 @@ class Bridge:
     def entered(self) -> contextlib.AbstractContextManager:
         """The device and the caller's stream are the current ones inside."""
         if self.device == "cpu":
-            return np.errstate(all="ignore")  # torch does not warn of NaN and Inf
+            # Neither warns of NaN and Inf: torch does not.
+            return _Guest() if self._torchs else np.errstate(all="ignore")
         if self.home.name == self.target and self.home.is_current(self.device):
             return _NOTHING
         stack = contextlib.ExitStack()
@@ -256,6 +269,45 @@ class Bridge:
 
 
 _NOTHING = contextlib.nullcontext()
+_BY_NUMPY = 1 << 16
+"""Multiplications in a product that NumPy has done before torch has begun; its BLAS does so few in one thread."""
+
+
+class _Guest(np.errstate):
+    """NumPy computes on torch's tensors: without its warnings, which torch has not, and with torch's products."""
+
+    def __init__(self) -> None:
+        super().__init__(all="ignore")
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.before = guests.matmul, guests.cores
+        guests.matmul, guests.cores = _torchs_matmul, 1  # type: ignore[method-assign]
+
+    def __exit__(self, *error: Any) -> None:
+        guests.matmul, guests.cores = self.before  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+
+def _torchs_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """np.matmul by torch, on the same memory."""
+    import torch
+
+    if min(a.ndim, b.ndim) < 2 or a.size * b.shape[-1] < _BY_NUMPY:
+        return np.matmul(a, b, out=out)
+    given = lend_to_torch(a), lend_to_torch(b)
+    into = None if out is None else _tensor_over(out)
+    with torch._C._ExcludeDispatchKeyGuard(_autocast()):
+        found = torch.matmul(*given, out=into)
+    return found.numpy() if out is None else out
+
+
+@functools.cache
+def _autocast() -> Any:
+    """What would round products to 16 bits."""
+    import torch
+
+    return torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
 _poison = False

@@ -379,3 +379,20 @@ def test_torchs_updates_are_compiled_on_a_gpu_too(monkeypatch):
     assert optim._way(params) == {"foreach": False, "fused": True}
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert optim._way(params) == {"foreach": True, "fused": False}
+
+
+def test_training_steps_of_a_model_patched_and_not(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from gpulayers.bench.measuring import models, steps
+
+    tokens = models.Kind(lambda: models.GPT(7, 8, 2, 1, 4), lambda: (torch.randint(7, (2, 4)),), "AdamW")
+    images = models.Kind(
+        lambda: models.ResNet((1, 1), 4, 3), lambda: (torch.randn(2, 3, 16, 16), torch.randint(3, (2,))), "SGD"
+    )
+    monkeypatch.setattr(steps, "KINDS", {"tokens": tokens, "images": images})
+    monkeypatch.setattr(steps, "MOST", {k: v for k, v in steps.MOST.items() if k != "compiled"})
+    before = torch.get_num_threads()
+    rows = steps.against_torch(0.0, progress=False)
+    torch.set_num_threads(before)
+    assert {(r["model"], r["mode"]) for r in rows} == {(m, d) for m in ("tokens", "images") for d in steps.MOST}
+    assert all(r["ms"] > 0 and r["ratio"] == pytest.approx(r["ms"] / r["torch_ms"]) for r in rows)

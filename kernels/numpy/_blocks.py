@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.arrays import guests
+
 from . import _blas
 
 BYTES = 1 << 20
@@ -24,9 +26,14 @@ ALONE = 1 << 15
 """Elements below which a second thread costs more than it brings (it takes 10–20 µs to hand over)."""
 
 
-@functools.cache
 def threads() -> int:
-    """Threads to use: the cores this process may run on, or OMP_NUM_THREADS if that is fewer."""
+    """Threads to use: one for each core, but those that others' threads spin on."""
+    return max(1, _cores() - guests.cores)
+
+
+@functools.cache
+def _cores() -> int:
+    """The cores this process may run on, or OMP_NUM_THREADS if that is fewer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _asked(os.environ.get("OMP_NUM_THREADS", "")) or cores)
 
@@ -53,7 +60,7 @@ def _single() -> bool:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads(), thread_name_prefix="gpulayers", initializer=_enter)
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="gpulayers", initializer=_enter)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)

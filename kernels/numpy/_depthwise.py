@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, arranged
+from gpulayers.arrays import Spec, arranged, guests
 
 from . import _blocks, _conv
 from ._conv import Back, Shape, planes_of, runs_of, taps_by_phase
@@ -54,7 +54,7 @@ def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Sha
     taps = weight.astype(of.kind, copy=False).reshape(of.c, 1, many, -1)
 
     def work(images: slice, channels: slice) -> None:
-        total = np.matmul(taps[channels], _gathered(x[images, channels], of))  # (n, c, pieces, many, run)
+        total = guests.matmul(taps[channels], _gathered(x[images, channels], of))  # (n, c, pieces, many, run)
         total = total.swapaxes(2, 3).reshape(len(total), -1, oh, total.shape[2] * total.shape[4] // oh)[..., :ow]
         outs = slice(channels.start * many, channels.stop * many)
         if bias is None:
@@ -79,7 +79,9 @@ def input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: Shape
             columns = np.ascontiguousarray(back.runs(wide, t, 0, back.size[0]))
             columns = columns.reshape(len(wide), -1, many * t.taps[0] * t.taps[1], columns.shape[-1])
             taps = np.ascontiguousarray(weight[channels, :, *t.at][..., ::-1, ::-1]).reshape(out.shape[1], 1, 1, -1)
-            total = np.matmul(taps, _pieces(columns, back.size[0])).reshape(*out.shape[:2], back.size[0], back.full[1])
+            total = guests.matmul(taps, _pieces(columns, back.size[0])).reshape(
+                *out.shape[:2], back.size[0], back.full[1]
+            )
             back.put(total, out, t, 0)
 
     _over_planes(of, work)
@@ -95,10 +97,10 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: Shape) -> n
         g = np.zeros((n, c, many, oh, pitch), of.kind)
         g[..., :ow] = dy[images, channels.start * many : channels.stop * many].reshape(*g.shape[:4], ow)
         g = g.reshape(n, c, many, pieces, run).swapaxes(2, 3)
-        found = np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
+        found = guests.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
         if not np.isfinite(found).all():  # what lies between two rows met zeros of dy, and was infinite
             under.reshape(*under.shape[:4], -1, pitch)[..., ow:] = 0
-            found = np.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
+            found = guests.matmul(g, under.swapaxes(3, 4)).sum((0, 2))
         return channels, found
 
     total = np.zeros((of.c, many, of.kernel[0] * of.kernel[1]), of.kind)

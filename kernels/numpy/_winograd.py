@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpulayers.arrays import guests
+
 from . import _blocks
 
 BYTES = 1 << 23
@@ -177,14 +179,14 @@ def convolve(
     flat, kernels = np.empty((16, o * c), np.float32), weight.reshape(-1, 9).astype(np.float32, copy=False)
 
     def transform(lo: int, hi: int) -> None:
-        np.matmul(taps, kernels[lo:hi].T, out=flat[:, lo:hi])
+        guests.matmul(taps, kernels[lo:hi].T, out=flat[:, lo:hi])
 
     _blocks.over(o * c, KERNELS, transform)
     spread = flat.reshape(16, o, c).swapaxes(1, 2) if turned else flat.reshape(16, o, c)
     bias, watch = None if bias is None else bias.astype(np.float32, copy=False), _Watch()
 
     def work(block: _Block) -> None:
-        _outputs(np.matmul(spread, _inputs(x, block, padding, watch)), bias, block, y)
+        _outputs(guests.matmul(spread, _inputs(x, block, padding, watch)), bias, block, y)
 
     _blocks.apart(_blocks_of(len(x), y.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
     return watch.finite
@@ -195,13 +197,13 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, padding: tuple) -> np.ndarray
     o, c, watch = dy.shape[1], x.shape[1], _Watch()
 
     def work(block: _Block) -> np.ndarray:
-        return np.matmul(_gradients(dy, block, watch), _inputs(x, block, padding, watch).swapaxes(1, 2))
+        return guests.matmul(_gradients(dy, block, watch), _inputs(x, block, padding, watch).swapaxes(1, 2))
 
     total = _blocks.total(_blocks_of(len(x), dy.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
     flat, dweight = total.reshape(16, -1), np.empty((o * c, 9), np.float32)
 
     def back(lo: int, hi: int) -> None:
-        np.matmul(flat[:, lo:hi].T, TAPS, out=dweight[lo:hi])
+        guests.matmul(flat[:, lo:hi].T, TAPS, out=dweight[lo:hi])
 
     _blocks.over(o * c, KERNELS, back)
     return dweight.reshape(o, c, 3, 3) if watch.finite else None

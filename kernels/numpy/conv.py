@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from gpulayers.arrays import Spec, arranged, empty_numpy, float64, spec
+from gpulayers.arrays import Spec, arranged, empty_numpy, float64, guests, spec
 
 from .._window import output_order
 from . import _blocks, _conv, _depthwise, _winograd
@@ -80,10 +80,10 @@ class _Pixels:
     def products(self, dy: np.ndarray, first: int, last: int) -> np.ndarray:
         """Σ dy · pixel for these rows of output and each tap: (groups, O / groups, depth)."""
         rows, columns = self.rows(dy, first, last), self.columns(first, last)
-        found = np.matmul(rows, columns.swapaxes(1, 2))
+        found = guests.matmul(rows, columns.swapaxes(1, 2))
         if self.split and not np.isfinite(found).all():  # what lies between two rows met zeros of dy, and was infinite
             columns.reshape(-1, self.pitch)[:, self.of.size[1] :] = 0
-            np.matmul(rows, columns.swapaxes(1, 2), out=found)
+            guests.matmul(rows, columns.swapaxes(1, 2), out=found)
         return found
 
     def rows(self, dy: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -129,7 +129,7 @@ def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Sh
         pixels = _Pixels(x[images], of)
         for first, last in rows:
             out = _rows(y[images], of, first, last) if direct and pixels.n == 1 and not pixels.split else None
-            part = np.matmul(taps, pixels.columns(first, last), out=out)
+            part = guests.matmul(taps, pixels.columns(first, last), out=out)
             if add is not None:
                 part += add
             if out is None:
@@ -165,7 +165,7 @@ def _scattered_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: 
         wide = np.zeros((images.stop - images.start, of.c, *of.padded), of.kind)
         for first, last in rows:
             under = _under(wide, of, first, last)
-            columns = np.matmul(taps, _rows(dy[images], of, first, last)).reshape(under.shape)
+            columns = guests.matmul(taps, _rows(dy[images], of, first, last)).reshape(under.shape)
 
             def add(lo: int, hi: int) -> None:
                 for r in range(of.kernel[0]):
@@ -204,7 +204,7 @@ def _gathered_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: S
                     columns[lo:hi] = back.runs(wide[:, lo:hi], t, first, rows).transpose(1, 2, 3, 0, 4)  # noqa: B023
 
                 by_channels(of.o, copy, columns.size)
-                total = np.matmul(taps, columns.reshape(of.groups, taps.shape[2], -1))
+                total = guests.matmul(taps, columns.reshape(of.groups, taps.shape[2], -1))
                 back.put(total.reshape(of.c, n, rows, back.full[1]).swapaxes(0, 1), out, t, first)
 
     _blocks.apart(of.blocks(), work)

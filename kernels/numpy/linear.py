@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.arrays import guests
+
 from .._activation import FROM_Y, numbers_of
 from . import _blocks
 from . import activation as activations
@@ -41,7 +43,7 @@ def linear_forward(
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
     out, features = weight.shape
-    z = np.matmul(_matrix(x, features), _in_float32(weight).T)
+    z = guests.matmul(_matrix(x, features), _in_float32(weight).T)
     if bias is not None:
         b = _in_float32(bias)
 
@@ -75,9 +77,9 @@ def linear_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, act
         activations.gradient(activation, flat, kept.reshape(-1), dz.reshape(-1), numbers)
     dx = dw = db = None
     if "x" in needs:
-        dx = _rounded(np.matmul(dz, _in_float32(saved["weight"])), x.dtype, x.shape)
+        dx = _rounded(guests.matmul(dz, _in_float32(saved["weight"])), x.dtype, x.shape)
     if "weight" in needs:
-        dw = _rounded(np.matmul(dz.T, _matrix(saved["x"], features)), x.dtype, weight.shape)
+        dw = _rounded(guests.matmul(dz.T, _matrix(saved["x"], features)), x.dtype, weight.shape)
     if "bias" in needs:
         db = _rounded(dz.sum(0), x.dtype, (out,))
     return dx, dw, db

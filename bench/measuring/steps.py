@@ -1,0 +1,66 @@
+"""Whole training steps of models on the CPU: plain torch.nn beside the same model patched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gpulayers.bench.measuring.models import KINDS, Kind
+from gpulayers.bench.measuring.timing import quantiles, take_turns
+from tqdm.auto import tqdm
+
+import gpulayers.torch as gt
+
+MOST = {"float32": 1.3, "bfloat16": 1.5, "autocast": 1.5, "compiled": 1.3}
+"""How many times torch's time a patched model's step may take."""
+OPTIMIZERS: dict[str, Callable[..., Any]] = {"AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+
+
+def prepared(kind: Kind, mode: str, patched: bool) -> Callable[[], None]:
+    """A step of training: gradients to zero, forward, backward, update."""
+    torch.manual_seed(0)
+    model, batch = kind.make(), kind.batch()
+    if mode == "bfloat16":
+        model, batch = model.bfloat16(), tuple(t.bfloat16() if t.is_floating_point() else t for t in batch)
+    if patched:
+        gt.patch(model)
+    optimizer = OPTIMIZERS[kind.optimizer](model.parameters(), lr=1e-3)
+    call: Callable = torch.compile(model) if mode == "compiled" else model
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cast = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
+        with cast:
+            loss = call(*batch)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def against_torch(seconds: float, progress: bool = True) -> list[dict[str, Any]]:
+    """ms of a step of each model in float32, bfloat16, under autocast and compiled; torch's and ours take turns, on as
+    many threads as there are cores."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows = []
+    todo = [(name, kind, mode) for name, kind in KINDS.items() for mode in MOST]
+    for name, kind, mode in tqdm(todo, disable=not progress, unit="step", desc="training steps"):
+        steps = {who: prepared(kind, mode, patched=who == "gpulayers") for who in ("gpulayers", "torch")}
+        for step in steps.values():
+            step()  # plans, and what compiles
+        turns = {who: lambda s=step: [_timed(s)] for who, step in steps.items()}  # type: ignore[misc]
+        found = {who: quantiles(samples) for who, samples in take_turns(turns, 9, seconds).items()}
+        mine, theirs = found["gpulayers"]["p20"], found["torch"]["p20"]
+        row = {"model": name, "mode": mode, "ms": mine * 1e3, "torch_ms": theirs * 1e3, "ratio": mine / theirs}
+        rows.append(row | {"most": MOST[mode]})
+    return rows
+
+
+def _timed(step: Callable[[], None]) -> float:
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
