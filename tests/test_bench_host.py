@@ -65,3 +65,15 @@ def test_what_is_held_to_a_limit(monkeypatch):
     found = launching.measured(turns=4, only=["linear"])
     assert [r["most"] for r in found["limits"]] == [1.3, 1.5, 0.45] and all(r["ratio"] > 0 for r in found["limits"])
     assert {s.limit for s in launching.subjects()} == {"", "linear", "conv2d", "norm", "element-wise"}
+
+
+@pytest.mark.parametrize("name", launching.MODELS)
+def test_whole_models_are_taped(name, monkeypatch):
+    """Their steps are measured, and every one of their calls is replayed."""
+    from gpulayers import dispatch
+
+    monkeypatch.setattr(dispatch, "_plans", {})
+    with null_driver(compiled=False):
+        assert launching.training_step(launching.MODELS[name], turns=1) > 0
+        taped = [run.state() for p in dispatch._plans.values() for run in (p.run_forward, p.run_backward)]
+    assert taped.count("taped") > 12 and not [state for state in taped if state.startswith("not taped: ")]

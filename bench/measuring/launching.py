@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 from gpulayers.bench.measuring.host import forget
+from gpulayers.bench.measuring.models import GPT, Kind, ResNet
 from torch import Tensor
 
 import gpulayers.torch as gt
 from gpulayers import dispatch, launch
 from gpulayers.testing.null_driver import null_driver, same_memory
 
-LIMITS = {"one launch": 1.5, "linear": 1.3, "conv2d": 1.3, "norm": 2.0, "element-wise": 2.6, "AdamW": 0.45}
+LIMITS = {"one launch": 1.5, "linear": 1.3, "conv2d": 1.3, "norm": 2.0, "element-wise": 2.6, "AdamW": 0.45, "step": 1.2}
 """A tape of one launch, as a multiple of torch's relu of 64 numbers; chains of layers, forward and backward, and AdamW's
-step of GPT-2's tensors (200 µs where torch's fused one takes 448), as multiples of torch's own."""
+step of GPT-2's tensors (200 µs where torch's fused one takes 448), as multiples of torch's own; and so a training step of
+GPT-2 and ResNet-50 patched."""
 CHAIN = 20
 ADAMW_TENSORS = 148
 """As many as GPT-2 has."""
@@ -232,6 +234,43 @@ def chain(subject: Subject, turns: int = TURNS) -> float:
     return found["ours"] / found["torch"]
 
 
+def _images() -> tuple[Tensor, ...]:
+    x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
+    return x, torch.zeros(1, dtype=torch.int64)
+
+
+MODELS = {
+    "GPT-2": Kind(lambda: GPT(64, 64, 4, 12, 16), lambda: (torch.zeros(1, 8, dtype=torch.int64),), "AdamW"),
+    "ResNet-50": Kind(
+        lambda: ResNet((3, 4, 6, 3), 4, 10).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        _images,
+        "AdamW",
+    ),
+}
+"""Whole, but narrow."""
+
+
+def training_step(kind: Kind, turns: int = TURNS) -> float:
+    """Forward, backward and AdamW of a patched model, as a multiple of torch's own (with its fused AdamW)."""
+    model, batch = kind.make(), kind.batch()
+    patched = copy.deepcopy(model)
+    gt.patch(patched)
+
+    def steps(of: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+        def step() -> None:
+            optimizer.zero_grad()
+            of(*batch).backward()
+            optimizer.step()
+
+        return step
+
+    theirs = steps(model, torch.optim.AdamW(model.parameters(), fused=True))
+    calls = {"ours": steps(patched, gt.optim.AdamW(patched.parameters())), "torch": theirs}
+    _ready(*calls.values())
+    found = least(calls, 1, turns)
+    return found["ours"] / found["torch"]
+
+
 def _adamw(kind: Any, **options: Any) -> Callable[[], None]:
     params = [nn.Parameter(torch.randn(8, 8)) for _ in range(ADAMW_TENSORS)]
     optimizer = kind(params, **options)
@@ -255,6 +294,8 @@ def measured(turns: int = TURNS, only: Sequence[str] = ()) -> dict[str, Any]:
                 limits.append(
                     _limit(f"{CHAIN} × {subject.op}, forward and backward", chain(subject, turns), subject.limit)
                 )
+        for name, kind in () if only else MODELS.items():
+            limits.append(_limit(f"a training step of {name}, narrow", training_step(kind, turns), "step"))
         x = torch.randn(8, 64, dtype=torch.bfloat16)
         _ready(_without(gt.ReLU(), x))
         plan = [p for p in dispatch._plans.values() if p.op.name == "relu" and not p.needs][-1]

@@ -42,7 +42,6 @@ class Again:
         self.own = [optimizer.state[p] for p in params]
         self.moments = [s[name] for name in names for s in self.own]
         self._count(torch.stack([s["step"] for s in self.own]))
-        self._items = [operator.itemgetter(name) for name in (*names, "step")]
         self.kept = self._kept()
         self.grads = [*map(_gradient, params)]
         self.check = _checker([*params, *self.grads], False)
@@ -54,8 +53,8 @@ class Again:
             state["step"] = counter[i]
 
     def _kept(self) -> list[Tensor]:
-        """The state of all parameters: one name after another."""
-        return [*chain.from_iterable([map(item, self.own) for item in self._items])]
+        """All that the parameters' states hold."""
+        return [*chain.from_iterable(map(dict.values, self.own))]
 
     @staticmethod
     def serves(lists: Sequence[list[Tensor]]) -> bool:
@@ -70,7 +69,7 @@ class Again:
         if not self._is_whole(optimizer, group):
             return False
         grads = [*map(_gradient, self.params)]
-        if any([g is not None for g in map(_gradient, self.rest)]) or not self.check(*self.params, *grads):
+        if (self.rest and any([p.grad is not None for p in self.rest])) or not self.check(*self.params, *grads):
             return False  # None is no tensor, so that the check refuses it
         now = values | {"step": self.count + 1}
         given = (*self.params, *grads, *self.moments, *self.forward.varying(**now))
@@ -85,9 +84,5 @@ class Again:
         """Whether parameters and state are the tensors that they were, and the counts what was counted here."""
         if not _same(group["params"], self.all) or not _same([*optimizer.state.values()], self.states):
             return False
-        try:
-            kept = self._kept()
-        except KeyError:
-            return False
         counted = self.counter._version == self.version and self.policy is dispatch._policy.get()
-        return counted and _same(kept, self.kept)
+        return counted and _same(self._kept(), self.kept)
