@@ -23,6 +23,7 @@ import numpy as np
 from gpulayers import arrays, launch
 from gpulayers.arrays import NUMPY, Library, Spec
 from gpulayers.definition import Definition, Rule
+from gpulayers.kernels import _multiprocessors
 from gpulayers.transfer import Bridge
 
 log = logging.getLogger("gpulayers")
@@ -43,12 +44,15 @@ class Policy(NamedTuple):
     """A GPU array that no kernel serves is an error, not a fallback."""
     simulate: tuple[str, ...] = ()
     """GPU backends that CPU arrays may use: their kernels run interpreted or emulated (gpulayers.testing)."""
+    reserve: int = 0
+    """Multiprocessors that launches leave free."""
 
 
 def _initial_policy() -> Policy:
     order = os.environ.get("GPULAYERS_BACKEND", "")
     strict = os.environ.get("GPULAYERS_STRICT", "0") not in ("", "0")
-    return Policy(tuple(b.strip() for b in order.split(",")) if order.strip() else Policy().backends, strict)
+    backends = tuple(b.strip() for b in order.split(",")) if order.strip() else Policy().backends
+    return Policy(backends, strict, reserve=_multiprocessors.from_environment())
 
 
 def _known(backends: Sequence[str]) -> tuple[str, ...]:
@@ -59,7 +63,8 @@ def _known(backends: Sequence[str]) -> tuple[str, ...]:
 
 
 def permitted() -> tuple[str, ...]:
-    """The backends that may compute, in order. Raises ValueError if GPULAYERS_BACKEND names one that does not exist."""
+    """The backends that may compute, in order. Raises ValueError if the environment sets a policy that cannot be."""
+    _multiprocessors.check_environment(_policy.get().reserve)
     try:
         return _known(_policy.get().backends)
     except ValueError as error:
@@ -88,6 +93,12 @@ def only(*backends: str) -> contextlib.AbstractContextManager:
 def strict(on: bool = True) -> contextlib.AbstractContextManager:
     """Make every fallback from a GPU kernel to the definition an error, as GPULAYERS_STRICT=1 does."""
     return policy(strict=on)
+
+
+def sms(*, reserve: int) -> contextlib.AbstractContextManager:
+    """Leave ``reserve`` multiprocessors free, as GPULAYERS_RESERVE_SMS=n does, for NCCL's kernels: grids that the GPU's size
+    decides are made for so many fewer, but at least one. TypeError, ValueError: no whole number ≥ 0."""
+    return policy(reserve=_multiprocessors.checked(reserve))
 
 
 class Plan(NamedTuple):
@@ -330,6 +341,9 @@ def _make_plan(
     if not quiet:
         _report(op, chosen, reasons, device)
     forward, backward = _functions(op, chosen)
+    if chosen in ("triton", "cuda") and (free := _policy.get().reserve):
+        leaving = functools.partial(_multiprocessors.Leaving, free)
+        forward, backward = leaving(forward), backward and leaving(backward)
     if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
         forward = _checked(op, op.check, forward)
     bridge = None if home is NUMPY and chosen in ("numpy", "definition") else Bridge(home, chosen, device)

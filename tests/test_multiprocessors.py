@@ -1,5 +1,9 @@
 """What launchers choose by the number of multiprocessors, chosen as for large GPUs (an H100 has 132, a B200 148)."""
 
+import os
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +12,13 @@ import pytest
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
+import torch
+from gpulayers.kernels._multiprocessors import Leaving
 from gpulayers.kernels.cuda import _launch
 from gpulayers.kernels.triton import _tile
 
+import gpulayers as gl
+from gpulayers import dispatch
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.linear import linear
@@ -21,6 +29,7 @@ from gpulayers.testing import _multiprocessors
 from gpulayers.testing.arena import arena
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
+from gpulayers.testing.null_driver import null_driver
 from gpulayers.testing.tolerance import excess
 
 
@@ -134,3 +143,156 @@ def test_the_figures_of_a_device(monkeypatch):
     asked = {"major": 8, "minor": 6, "multi_processor_count": 84, "shared_memory_per_block_optin": 101376}
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(index=index, **asked))
     assert _tile.real_device.__wrapped__(0) == _tile.Device(86, 84, 101376)
+
+
+# --- some are left free ----------------------------------------------------------------------------------------------
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
+
+
+def tensor(x: np.ndarray) -> torch.Tensor:
+    """One that lies in memory as ``x`` does; of its metadata alone depends what is launched."""
+    return torch.empty_strided(x.shape, [s // x.itemsize for s in x.strides], dtype=getattr(torch, x.dtype.name))
+
+
+def grids(op, inputs, options, needs) -> list:
+    """(kernel, grid) of every launch of a call and its backward."""
+    given = [None if x is None else tensor(x) for x in inputs]
+
+    def call() -> None:
+        if needs == []:
+            op(*given, **options)
+        else:
+            y, made = op.record(*given, needs=needs, **options)
+            made.backward(torch.empty_like(y))
+
+    with null_driver(compiled=False) as driver:
+        return [(each.kernel, each.grid) for each in driver.noted(call)[1]]
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("name", CASES)
+def test_launches_leave_room(name, monkeypatch):
+    """What is launched is what a smaller GPU is given: of one kernel at least, fewer programs."""
+    *call, kernel, _ = CASES[name]
+    whole = grids(*call)
+    with gl.sms(reserve=130):
+        two = grids(*call)
+    with gl.sms(reserve=9999):
+        one = grids(*call)
+    assert grids(*call) == whole
+    programs = [next(np.prod(grid) for n, grid in found if n == kernel) for found in (whole, two, one)]
+    assert programs[0] >= programs[1] >= programs[2] >= 1
+    assert programs[0] > programs[1] or name == "one program a row"  # there are as many rows
+    for sms, found in ((2, two), (1, one)):
+        monkeypatch.setattr("gpulayers.testing.compiling.one", lambda arch, sms=sms: _tile.Device(arch, sms, 232448))
+        assert grids(*call) == found
+
+
+SMALL = {
+    "more shares than are merged at once": (batch_norm, [draw(700, 8), draw(8), draw(8)], {"training": True}, None),
+    "more than 128 partial sums": (prelu, [draw(9000), draw(1)], {}, None),
+    "columns of long rows": (layer_norm, [half(3, 17000), half(17000), half(17000)], CASES["columns of long rows"][2], None),
+    "losses": (mse, [draw(9000), draw(9000)], {}, None),
+    "pixels of a global mean": (adaptive_avg_pool2d, [draw(1, 2, 64, 64)], {"output_size": 1}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_multiprocessor_computes_it_all(name):
+    call = SMALL.get(name, CASES[name][:4])
+    with interpreting(_tile.Device(90, 132, 232448), races=False), arena("triton"), gl.sms(reserve=131):
+        got = results(*call)
+    for mine, true, rough in zip(got, results(*call, np.float64), results(*call, np.float32)):
+        assert mine is None or excess(mine, true, rough.astype(mine.dtype)) is None
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_launches_leave_room_in_cuda(name, monkeypatch):
+    op, inputs, options = CUDA[name]
+    inputs = [inputs[0][:9000], *inputs[1:]]
+    monkeypatch.setattr(_launch, "EMULATED_BLOCKS", 132)
+    for reserve, most in ((128, 4), (9999, 1)):
+        with emulating(races=False) as session, arena("cuda"), gl.sms(reserve=reserve):
+            got = results(op, inputs, options, None)
+        call = op, inputs, options, None
+        for mine, true, rough in zip(got, results(*call, np.float64), results(*call, np.float32)):
+            assert excess(mine, true, rough.astype(mine.dtype)) is None
+        assert max(each.grid[0] for each in session.launches if "backward" in each.kernel) == most
+
+
+def test_blocks_of_a_gpu_leave_room(monkeypatch):
+    monkeypatch.setattr(_launch, "_sms", lambda device: 132)
+    x = SimpleNamespace(device=SimpleNamespace(id=0))
+    blocks = Leaving(32, _launch.resident_blocks)
+    assert (blocks(x, 512), _launch.resident_blocks(x, 512)) == (200, 264)
+
+
+@needs_no_gpu
+def test_a_tape_of_another_room_is_not_played():
+    """Each number of multiprocessors has tapes of its own."""
+    op, inputs, options = CASES["losses"][:3]
+    x, target = map(tensor, inputs)
+    with null_driver(compiled=False) as driver:
+
+        def programs() -> int:
+            return driver.noted(lambda: op(x, target, **options))[1][0].grid[0]
+
+        def taped() -> bool:
+            return gl.explain(op, x, target, **options).taped["forward"] == "taped"
+
+        whole = [programs() for _ in range(4)][-1]
+        assert taped()
+        with gl.sms(reserve=130):
+            assert not taped()
+            fewer = {programs() for _ in range(4)}
+            assert taped() and len(fewer) == 1 and max(fewer) < whole
+            with gl.sms(reserve=0):
+                assert programs() == whole
+        assert programs() == whole
+
+
+@needs_no_gpu
+def test_a_backward_leaves_its_forwards_room():
+    """Autograd calls it in a thread of its own, where another policy is in force."""
+    x, w, b = map(tensor, CASES["sums of columns"][1])
+    found = []
+    with null_driver(compiled=False) as driver:
+
+        def backward(call) -> None:
+            dy = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype)
+            found.append({each.kernel: each.grid for each in driver.noted(lambda: call.backward(dy))[1]})
+
+        for reserve in (130, 0):
+            with gl.sms(reserve=reserve):
+                call = linear.record(x, w, b)[1]
+            thread = threading.Thread(target=backward, args=(call,))
+            thread.start(), thread.join()
+    fewer, whole = (noted["_linear_backward_columns_kernel"] for noted in found)
+    assert np.prod(fewer) < np.prod(whole)
+
+
+def test_room_is_a_whole_number():
+    for wrong, error in ((-1, ValueError), (1.5, TypeError), ("8", TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=r"sms: reserve: the rule is a whole number ≥ 0 of multiprocessors; got"):
+            gl.sms(reserve=wrong)
+    with gl.sms(reserve=np.int64(3)):
+        pass
+
+
+def test_the_environment_leaves_room():
+    code = "import numpy as np, gpulayers as gl; from gpulayers import dispatch; print(dispatch._policy.get().reserve)"
+    for text, reserve in (("16", "16"), ("", "0"), (" 4 ", "4")):
+        env = os.environ | {"GPULAYERS_RESERVE_SMS": text}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == reserve
+
+
+@pytest.mark.parametrize("text", ["-3", "many", "1.5"])
+def test_the_environment_asks_for_no_number(text, monkeypatch):
+    monkeypatch.setenv("GPULAYERS_RESERVE_SMS", text)
+    with (
+        dispatch.policy(reserve=dispatch._initial_policy().reserve),
+        pytest.raises(ValueError, match=rf"GPULAYERS_RESERVE_SMS: the rule is a whole number ≥ 0 .*; got '{text}'"),
+    ):
+        gl.explain(mse, draw(5), draw(5))

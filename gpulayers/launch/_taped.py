@@ -224,7 +224,7 @@ def explained(plan: Any, plans: Iterable[Any]) -> dict[str, str]:
         return {}
 
     def alike(p: Any) -> bool:
-        kind = ("op", "backend", "options", "inputs", "needs", "home", "device")
+        kind = ("op", "backend", "forward", "options", "inputs", "needs", "home", "device")
         return all(getattr(p, name) == getattr(plan, name) for name in kind)
 
     known = [plan, *filter(alike, plans)]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import _multiprocessors
+
 OPTIONS = ("--std=c++17",)
 DEFAULT_SHARED = 48 * 1024
 """Bytes of dynamic shared memory that a block may have without asking for more."""
@@ -122,8 +124,10 @@ EMULATED_BLOCKS = 3
 
 
 def resident_blocks(x: Any, threads: int) -> int:
-    """Blocks of so many threads that fill the GPU that ``x`` is on."""
-    return EMULATED_BLOCKS if isinstance(x, np.ndarray) else _sms(x.device.id) * min(8, 1024 // threads)
+    """Blocks of so many threads that fill the GPU that ``x`` is on, but for the multiprocessors to be left free."""
+    if isinstance(x, np.ndarray):
+        return _multiprocessors.left(EMULATED_BLOCKS)
+    return _multiprocessors.left(_sms(x.device.id)) * min(8, 1024 // threads)
 
 
 def _scalar(arg: Any) -> Any:

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from gpulayers.arrays import layout
 
+from .. import _multiprocessors
 from .._budget import Budget
 from ._configs import Choice, Row, for_length
 
@@ -26,7 +27,7 @@ class Device(NamedTuple):
     arch: int
     """Compute capability: 80, 86, 89, 90, 100, 120."""
     sms: int
-    """Streaming multiprocessors."""
+    """Streaming multiprocessors; to a launcher, those that it may fill."""
     shared: int
     """Bytes of shared memory that one block may have."""
 
@@ -46,7 +47,9 @@ def real_device(index: int) -> Device:
 def device(x: Any) -> Device:
     """The figures of the device that ``x`` is on."""
     index = x.device.index  # asked of what is no tensor, it raises, without a GPU too
-    return pretend or real_device(index or 0)
+    found = pretend or real_device(index or 0)
+    sms = _multiprocessors.left(found[1])
+    return found if sms == found[1] else found._replace(sms=sms)
 
 
 def cdiv(a: int, b: int) -> int:
