@@ -51,7 +51,7 @@ def _activation(name: str, *args: Any) -> Callable[[Any], Any]:
     return lambda m: getattr(m, name)(*args)
 
 
-ROWS, FEW, IMAGE, PIXELS = (128, 256), (2, 8), (2, 64, 8, 8), (1, 4, 4, 4)
+ROWS, FEW, IMAGE, PIXELS = (128, 128), (2, 8), (2, 64, 8, 8), (1, 4, 4, 4)
 _PLAIN = {
     "glu": ("GLU",), "prelu": ("PReLU",), "rrelu": ("RReLU",), "relu": ("ReLU",), "leaky_relu": ("LeakyReLU",),
     "relu6": ("ReLU6",), "hardtanh": ("Hardtanh",), "hardsigmoid": ("Hardsigmoid",), "hardswish": ("Hardswish",),
@@ -86,14 +86,14 @@ def subjects() -> list[Subject]:
     ]
     return [
         *found,
-        Subject("linear", lambda m: m.Linear(*[_width(m, 256, 8)] * 2), ROWS, FEW, "linear"),
+        Subject("linear", lambda m: m.Linear(*[_width(m, 128, 8)] * 2), ROWS, FEW, "linear"),
         Subject(
             "conv2d",
             lambda m: m.Conv2d(*[_width(m, 64, 4)] * 2, 3, padding=1, bias=False).to(memory_format=torch.channels_last),
             IMAGE, PIXELS, "conv2d",
         ),
-        Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 256, 8)), ROWS, FEW, "norm"),
-        Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 256, 8)), ROWS, FEW),
+        Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 128, 8)), ROWS, FEW, "norm"),
+        Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 128, 8)), ROWS, FEW),
         Subject("batch_norm", lambda m: m.BatchNorm2d(_width(m, 64, 4)), IMAGE, PIXELS, "norm"),
         Subject("cross_entropy", _loss("CrossEntropyLoss", labels), ROWS, FEW),
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
