@@ -17,7 +17,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 """Those that kernels compute; a call in 16 bits may have float32 beside them."""
 NO_FLOATS = "integers"
 """In place of the dtype, where a kernel has no other arrays."""
-_INSTANCE = re.compile(r"_(?=(?:b?float16|float32|float64)(?:_|$))")
+_INSTANCE = re.compile(r"_(?=(?:b?float16|float32|float64|u?int\d+)(?:_|$))")
 
 
 def cells(backend: str, kernel: str, dtypes: str) -> list[str]:
