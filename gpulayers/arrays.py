@@ -163,6 +163,10 @@ class Library:
         """Whether there is no other device of its kind."""
         return True
 
+    def capability(self, device: str) -> tuple[int, int]:
+        """(major, minor) of a CUDA device."""
+        raise TypeError(f"{self.name} has no CUDA devices")
+
 
 class _CuPy(Library):
     name = "cupy"
@@ -194,6 +198,11 @@ class _CuPy(Library):
         import cupy
 
         return cupy.cuda.runtime.getDeviceCount() == 1
+
+    def capability(self, device: str) -> tuple[int, int]:
+        import cupy
+
+        return divmod(int(cupy.cuda.Device(int(device.split(":")[1])).compute_capability), 10)
 
 
 class _Torch(Library):
@@ -234,6 +243,11 @@ class _Torch(Library):
         import torch
 
         return device == "cpu" or torch.cuda.device_count() == 1
+
+    def capability(self, device: str) -> tuple[int, int]:
+        import torch
+
+        return torch.cuda.get_device_capability(device)
 
 
 NUMPY, CUPY, TORCH = Library(), _CuPy(), _Torch()

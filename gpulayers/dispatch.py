@@ -417,7 +417,7 @@ def _reason_against(
     if not hasattr(module, f"{op.name}_forward"):
         return "no kernel"
     if backend != "numpy":
-        if device != "cpu" and (old := _too_old(device)) is not None:
+        if device != "cpu" and (old := _too_old(home, device)) is not None:
             return old
         if any(s.dtype == arrays.float64 for s in arrays.lists(specs)):
             return "float64 is left to the definition"
@@ -436,10 +436,8 @@ def installed(backend: str) -> bool:
 
 
 @functools.cache
-def _too_old(device: str) -> str | None:
-    import torch
-
-    major, minor = torch.cuda.get_device_capability(device)
+def _too_old(home: Library, device: str) -> str | None:
+    major, minor = home.capability(device)
     return None if major >= 8 else f"the GPU is sm_{major}{minor}; the kernels need sm_80 or newer"
 
 

@@ -83,7 +83,7 @@ def test_strict_forbids_the_definition_on_a_gpu(monkeypatch):
     """Seen from a call on CUDA arrays that no kernel serves."""
     monkeypatch.setattr(dispatch, "_home", lambda op, inputs: (arrays.NUMPY, "cuda:0"))
     monkeypatch.setattr(dispatch, "_missing", lambda package: "not here" if package == "triton" else None)
-    monkeypatch.setattr(dispatch, "_too_old", lambda device: None)
+    monkeypatch.setattr(dispatch, "_too_old", lambda home, device: None)
     with gl.strict(), pytest.raises(gl.Refused, match=r"strict mode forbids the definition.*triton: not here"):
         softmax(X)
 

@@ -1,3 +1,6 @@
+// Serves CUDA arrays where Triton, or torch, which Triton's launches need, is not installed: CuPy's arrays, then. Where both
+// are, Triton's kernels are faster and stand first.
+//
 // Copies between arrays of one shape that do not lie in memory alike: bound by memory, an element at a time.
 
 #include "_common.cuh"

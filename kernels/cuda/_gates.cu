@@ -1,3 +1,6 @@
+// Serves CUDA arrays where Triton, or torch, which Triton's launches need, is not installed: CuPy's arrays, then. Where both
+// are, Triton's kernels are faster and stand first.
+//
 // prelu (a weight), rrelu (chance) and glu (a gate), bound by memory: packs of 16 bytes where the arrays allow it.
 
 #include "_common.cuh"

@@ -1,3 +1,6 @@
+// Serves CUDA arrays where Triton, or torch, which Triton's launches need, is not installed: CuPy's arrays, then. Where both
+// are, Triton's kernels are faster and stand first.
+//
 // Activations, bound by memory: each thread moves packs of 16 bytes where the arrays allow it. One functor for each
 // activation has its value (from x) and its slope: the factor of dy, from x or from y as the forward kept it.
 

@@ -1,5 +1,6 @@
 """Activations in CUDA C++: what ``activation.cu`` is launched with. Arrays are CuPy's (NumPy's while emulated).
 
+They serve where Triton or torch is not installed; where both are, Triton's kernels are faster and stand first.
 prelu, rrelu and glu are in _gates.py.
 """
 

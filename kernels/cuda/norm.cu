@@ -1,3 +1,6 @@
+// Serves CUDA arrays where Triton, or torch, which Triton's launches need, is not installed: CuPy's arrays, then. Where both
+// are, Triton's kernels are faster and stand first.
+//
 // Layer norm. A block has a row; its threads move packs of V elements (16 bytes where rows are aligned, else one).
 //
 // Backward runs as many blocks as keep the GPU busy, each over many rows: a thread owns its columns, so the block's share

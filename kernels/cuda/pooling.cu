@@ -1,3 +1,6 @@
+// Serves CUDA arrays where Triton, or torch, which Triton's launches need, is not installed: CuPy's arrays, then. Where both
+// are, Triton's kernels are faster and stand first.
+//
 // Pooling. In NHWC a thread makes a pack of 16 bytes of neighbouring channels, in NCHW one pixel; so the accesses of a warp
 // join in either order, and windows that overlap meet in the L1 cache. Inputs of any strides are read as they are.
 //

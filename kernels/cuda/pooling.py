@@ -1,4 +1,7 @@
-"""Pooling in CUDA C++: what ``pooling.cu`` is launched with. Arrays are CuPy's (NumPy's while emulated)."""
+"""Pooling in CUDA C++: what ``pooling.cu`` is launched with. Arrays are CuPy's (NumPy's while emulated).
+
+They serve where Triton or torch is not installed; where both are, Triton's kernels are faster and stand first.
+"""
 
 from __future__ import annotations
 
