@@ -249,11 +249,11 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
     few = {"cases": cases, "dtypes": [float32], "only": ("numpy", "torch")}
     _, whole = run(tmp_path / "whole", **few)
     monkeypatch.setattr(records.Store, "rest", lambda self: None)
-    write, whole_text, writes = records.write_json, pathlib.Path.write_text, itertools.count()
+    write, whole_bytes, writes = records.write_json, pathlib.Path.write_bytes, itertools.count()
 
-    def half(path, text):
-        with open(path, "w") as file:
-            file.write(text[: len(text) // 2])
+    def half(path, data):
+        with open(path, "wb") as file:
+            file.write(data[: len(data) // 2])
         raise Killed
 
     def dying(at):
@@ -261,7 +261,7 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
             if point == "before" and next(writes) == at:
                 raise Killed
             if point == "within" and next(writes) == at:
-                monkeypatch.setattr(pathlib.Path, "write_text", half)
+                monkeypatch.setattr(pathlib.Path, "write_bytes", half)
             write(path, value)
             if point == "after" and next(writes) == at:
                 raise Killed
@@ -279,7 +279,7 @@ def test_a_death_at_any_write_costs_nothing_that_was_written(tmp_path, monkeypat
             pass
         there = records.load(folder / "bench.json")["rows"] if (folder / "bench.json").exists() else []
         monkeypatch.setattr(records, "write_json", write)
-        monkeypatch.setattr(pathlib.Path, "write_text", whole_text)
+        monkeypatch.setattr(pathlib.Path, "write_bytes", whole_bytes)
         _, resumed = run(folder, **few)
         assert keys(resumed) == keys(whole) and all(r in resumed.results["rows"] for r in there)
     assert at == 1 + 2 * (2 * 2 + 1)  # a process's beginning; each case's providers twice, and its rows
