@@ -20,6 +20,7 @@ from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.arena import arena, has_gpu
 
 torch = pytest.importorskip("torch")
+gt = pytest.importorskip("gpulayers.torch")
 pytestmark = pytest.mark.skipif(not has_gpu(), reason="no GPU here")
 
 DEVICE = "cuda"
@@ -209,6 +210,75 @@ def test_optimizers_in_cuda_graphs(op, lists):
             op(*eager, **options)
         torch.cuda.synchronize()
     assert [bits(each) for each in mine] == [bits(each) for each in eager]
+
+
+def patched(p):
+    """A patched model with dropout by p, a batch, and what measures its outputs."""
+    torch.manual_seed(0)
+    nn = torch.nn
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 64),
+        nn.LayerNorm(64), nn.GELU(), nn.Dropout(p), nn.RReLU() if p else nn.PReLU(), nn.Linear(64, 10),
+    ).to(DEVICE)  # fmt: skip
+    gt.patch(model)
+    batch = torch.randn(32, 3, 8, 8, device=DEVICE), torch.arange(32, device=DEVICE) % 10
+    return model, batch, gt.CrossEntropyLoss()
+
+
+def trained(graphed):
+    """The weights after four steps and, with a lower lr, three more."""
+    model, (x, y), loss_of = patched(0.0)
+    lr = torch.tensor(1e-2, device=DEVICE)
+    optimizer = gt.optim.AdamW(model.parameters(), lr=lr, capturable=True)
+
+    def step():
+        optimizer.zero_grad()
+        loss_of(model(x), y).backward()
+        optimizer.step()
+
+    repeat, done = step, 0
+    if graphed:
+        repeat, done = captured(step)[0].replay, 2  # the steps before it; the capture itself moves nothing
+    for i in range(done, 7):
+        lr.fill_(1e-2 if i < 4 else 1e-3)
+        repeat()
+    torch.cuda.synchronize()
+    return bits([p.detach() for p in model.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:.*capturable=True")  # torch's, of the steps before the capture
+def test_a_whole_step_in_a_cuda_graph():
+    """Forward, backward and a capturable AdamW whose lr is on the GPU, replayed: the weights of as many eager steps."""
+    assert trained(graphed=True) == trained(graphed=False)
+
+
+def test_each_replay_draws_anew():
+    """Seeds come from torch's generator, which a graph moves on."""
+    model, (x, _), _ = patched(0.5)
+    graph, y = captured(lambda: model(x).detach())
+    seen = set()
+    for _ in range(3):
+        graph.replay()
+        seen.add(bits([y])[0])
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("how", ["make_graphed_callables", "reduce-overhead"])
+def test_models_whose_passes_are_graphs(how):
+    gradients = []
+    for graphed in (False, True):
+        model, (x, y), loss_of = patched(0.0)
+        run = model
+        if graphed and how == "reduce-overhead":
+            run = torch.compile(model, mode=how)
+        elif graphed:
+            run = torch.cuda.make_graphed_callables(model, (x.clone(),))
+        for _ in range(4):
+            model.zero_grad()
+            loss_of(run(x), y).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for mine, eager in zip(*reversed(gradients)):
+        torch.testing.assert_close(mine, eager, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
