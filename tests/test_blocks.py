@@ -20,4 +20,4 @@ def test_omp_num_threads_is_a_list_by_nesting_level(monkeypatch, text, threads):
     """Whatever says nothing leaves the cores that there are, as OpenMP does."""
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     monkeypatch.setattr(_blocks.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert _blocks.threads.__wrapped__() == threads
+    assert _blocks._cores.__wrapped__() == threads

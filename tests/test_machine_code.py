@@ -23,9 +23,10 @@ PARTS = {
     ("activation", 80): "gelu",
     ("activation", 100): "gelu",
     ("pooling", 80): "float32",
-    ("pooling", 100): "bfloat16",
+    ("pooling", 90): "bfloat16",
+    ("pooling", 100): "float16",
 }
-"""Of files with many copies of a kernel, what is compiled beside the whole on sm_90."""
+"""Of files with many copies of a kernel, what is compiled here. (`gpulayers audit` compiles them whole.)"""
 
 
 def audits(family: str) -> list[Case]:
