@@ -342,7 +342,7 @@ def _make_plan(
         _report(op, chosen, reasons, device)
     forward, backward = _functions(op, chosen)
     if chosen in ("triton", "cuda") and (free := _policy.get().reserve):
-        leaving = functools.partial(_multiprocessors.Leaving, free)
+        leaving: Callable = functools.partial(_multiprocessors.Leaving, free)
         forward, backward = leaving(forward), backward and leaving(backward)
     if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
         forward = _checked(op, op.check, forward)

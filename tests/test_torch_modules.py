@@ -21,8 +21,8 @@ except ImportError:  # torch's own samples need expecttest, which a rented machi
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-HALVES = (torch.float16, torch.bfloat16)
-"""They share the calls of a class, where it has many."""
+TURNS = {torch.float16: 0, torch.bfloat16: 1, torch.float64: 1}
+"""Every second call of a class, where it has many; float32 has all."""
 CLASSES = [n for n, c in vars(gt).items() if isinstance(c, type) and issubclass(c, nn.Module)]
 RANDOM = ("Dropout",)
 IMAGES = [(2, 4, 7, 6), (4, 7, 6), (1, 4, 5, 5), (0, 4, 5, 6), (3, 4, 1, 9)]
@@ -203,7 +203,7 @@ JUDGED = [(n, d) for n in CASES for d in DTYPES if (n, d) != ("RReLU", torch.flo
 def test_module(name, dtype):
     complaints, compared = [], check_torch_module.compared
     for number, (kwargs, shape) in enumerate(CASES[name]):
-        if dtype in HALVES and len(CASES[name]) > 9 and number % 2 != HALVES.index(dtype):
+        if dtype in TURNS and len(CASES[name]) > 9 and number % 2 != TURNS[dtype]:
             continue
         x = draw(shape, dtype, seed=number)
         modes = (True, False) if name.startswith(("BatchNorm", "RReLU")) else (True,)
@@ -275,7 +275,7 @@ def test_mse(dtype):
 def test_non_finite(name):
     """NaN and Inf go through as in torch."""
     complaints = []
-    for kwargs, shape in CASES[name][:40]:
+    for kwargs, shape in CASES[name][:16]:
         for number, value in enumerate((float("nan"), float("inf"), float("-inf"))):
             x = draw(shape, torch.float32, seed=number)
             if not x.numel() or kwargs.get("inplace"):
