@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from halves import check_op
 
 import gpulayers as gl
 import gpulayers.torch as gt
@@ -15,6 +14,7 @@ from gpulayers.ops import activation as A
 from gpulayers.ops._op import Op
 from gpulayers.testing.arena import BACKENDS, arena
 from gpulayers.testing.check_layer import check_layer
+from gpulayers.testing.check_op import check_op
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.tolerance import excess
 

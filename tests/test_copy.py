@@ -1,5 +1,6 @@
 """The kernel that launchers copy by, where an array does not lie in memory as they take it."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -7,6 +8,9 @@ pytest.importorskip("triton")
 
 from gpulayers.kernels.triton import _tile  # noqa: E402
 
+from gpulayers.ops.activation import prelu  # noqa: E402
+from gpulayers.testing import _multiprocessors  # noqa: E402
+from gpulayers.testing.arena import arena  # noqa: E402
 from gpulayers.testing.interpreter import interpreting  # noqa: E402
 
 LAYOUTS = {
@@ -65,3 +69,13 @@ def test_long_rows_are_read_along_their_neighbours():
         _tile.copy(array((4, 3000), torch.float32)[:, 8:], torch.empty(4, 2992))
     tiles = [(run.constexprs["BF"], run.constexprs["BL"]) for run in session.launches]
     assert tiles == [(32, 32), (1, 1024)]
+
+
+def test_a_launcher_that_fills_a_large_gpu_copies_as_ever():
+    x, weight, dy = (np.random.default_rng(0).standard_normal(s).astype("f4") for s in ((6, 5), (5,), (5, 6)))
+    with interpreting(_tile.Device(90, 132, 232448)), arena("triton"):
+        _, call = prelu.record(x, weight)
+        dx, dweight, *_ = call.backward(dy.T)
+    np.testing.assert_allclose(dx, np.where(x > 0, dy.T, dy.T * weight), rtol=1e-6)
+    np.testing.assert_allclose(dweight, np.where(x > 0, 0, dy.T * x).sum(0), rtol=1e-5)
+    assert ("_copy_kernel", 132) in _multiprocessors.launched
