@@ -14,18 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpulayers import arrays
-from gpulayers.arrays import (
-    CUPY,
-    NUMPY,
-    TORCH,
-    Library,
-    Spec,
-    bfloat16,
-    from_torch_dtype,
-    guests,
-    library,
-    namespace,
-)  # fmt: skip
+from gpulayers.arrays import CUPY, NUMPY, TORCH, Library, Spec, bfloat16, from_torch_dtype, guests, library, namespace
 from gpulayers.definition import Definition
 
 # --- zero-copy views -------------------------------------------------------------------------------------------------

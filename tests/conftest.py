@@ -38,6 +38,17 @@ def forgotten(monkeypatch):
 
 
 @pytest.fixture
+def driver(monkeypatch):
+    """A GPU that does nothing, and no plans yet."""
+    from gpulayers import dispatch
+    from gpulayers.testing.null_driver import null_driver
+
+    monkeypatch.setattr(dispatch, "_plans", {})
+    with null_driver(compiled=False) as found:
+        yield found
+
+
+@pytest.fixture
 def checkout(monkeypatch):
     """The package may be installed here; the GPU suite runs from this checkout."""
     from gpulayers.bench.suite import device_tests, suite

@@ -68,12 +68,10 @@ def test_what_is_held_to_a_limit(monkeypatch):
 
 
 @pytest.mark.parametrize("name", launching.MODELS)
-def test_whole_models_are_taped(name, monkeypatch):
+def test_whole_models_are_taped(name, driver):
     """Their steps are measured, and every one of their calls is replayed."""
     from gpulayers import dispatch
 
-    monkeypatch.setattr(dispatch, "_plans", {})
-    with null_driver(compiled=False):
-        assert launching.training_step(launching.MODELS[name], turns=1) > 0
-        taped = [run.state() for p in dispatch._plans.values() for run in (p.run_forward, p.run_backward)]
+    assert launching.training_step(launching.MODELS[name], turns=1) > 0
+    taped = [run.state() for p in dispatch._plans.values() for run in (p.run_forward, p.run_backward)]
     assert taped.count("taped") > 12 and not [state for state in taped if state.startswith("not taped: ")]

@@ -11,10 +11,10 @@ from gpulayers.bench.measuring.launching import subjects  # noqa: E402
 from gpulayers.kernels.triton import optim  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
-from gpulayers import dispatch, launch  # noqa: E402
+from gpulayers import launch  # noqa: E402
 from gpulayers.ops.activation import elu  # noqa: E402
 from gpulayers.ops.optim import adamw_update, sgd_update  # noqa: E402
-from gpulayers.testing.null_driver import null_driver, same_memory  # noqa: E402
+from gpulayers.testing.null_driver import same_memory  # noqa: E402
 from gpulayers.torch.dropout import draw_seed  # noqa: E402
 from gpulayers.torch.optim import _Left, _numbers  # noqa: E402
 
@@ -22,11 +22,10 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the null dr
 
 
 @pytest.fixture
-def driver(monkeypatch):
-    """A GPU that does nothing, no plans yet, and no tapes: each call takes its launcher's road."""
-    monkeypatch.setattr(dispatch, "_plans", {})
-    with null_driver(compiled=False) as found, launch.off():
-        yield found
+def driver(driver):
+    """No tapes either: each call takes its launcher's road."""
+    with launch.off():
+        yield driver
 
 
 def noted(driver, first, second) -> list:

@@ -10,19 +10,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from gpulayers import dispatch  # noqa: E402
-from gpulayers.testing.null_driver import null_driver  # noqa: E402
 from gpulayers.torch import _again  # noqa: E402
 from gpulayers.torch.optim import AdamW  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
 SHAPES = [(8, 16), (16,), (4, 4, 3, 3), (0, 4), (130,)]
-
-
-@pytest.fixture
-def driver(monkeypatch):
-    monkeypatch.setattr(dispatch, "_plans", {})
-    with null_driver(compiled=False) as found:
-        yield found
 
 
 @pytest.fixture

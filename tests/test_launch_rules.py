@@ -26,14 +26,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driv
 X = torch.empty(8, 64, dtype=torch.bfloat16)
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    """A GPU that does nothing, and no plans yet."""
-    monkeypatch.setattr(dispatch, "_plans", {})
-    with null_driver(compiled=False) as found:
-        yield found
-
-
 class Taped:
     """An op whose call was taped; counts the calls that take the launcher's road."""
 

@@ -26,14 +26,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driv
 X = torch.empty(8, 64, dtype=torch.bfloat16)
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    """A GPU that does nothing, and no plans yet."""
-    monkeypatch.setattr(dispatch, "_plans", {})
-    with null_driver(compiled=False) as found:
-        yield found
-
-
 def plan_of(op, *xs, needs=(), **options):
     return dispatch.plan_for(op, xs, needs, options)[0]
 
