@@ -33,7 +33,10 @@ def linear_rule(
     if "x" in needs:
         saved["weight"] = weight
     if activation is not None and needs:
-        saved["z" if ACTIVATIONS[activation].keeps == "x" else "y"] = y
+        if ACTIVATIONS[activation].keeps == "y":
+            saved["y"] = y
+        else:
+            saved |= {"z": y, "weight": weight} | ({} if bias is None else {"bias": bias})
     grads = {name: Spec(given.shape, given.dtype) for name, given in (("x", x), ("weight", weight))}
     return Rule({"y": y}, saved, None, grads)
 
@@ -61,15 +64,18 @@ def linear_forward(
     f = ACTIVATIONS[activation]
     y = f.value(z, *f.numbers).astype(x.dtype, copy=False)
     if needs:
-        kept = ("z", z.astype(x.dtype, copy=False)) if f.keeps == "x" else ("y", y)
-        saved[kept[0]] = kept[1]
+        if f.keeps == "y":
+            saved["y"] = y
+        else:
+            saved |= {"z": z.astype(x.dtype, copy=False), "weight": weight} | ({} if bias is None else {"bias": bias})
     return (y,), saved
 
 
 def linear_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, activation: str | None = None) -> tuple:
     """With dz = dy f'(z): dx = dz W, dW = dzᵀ x, db = Σ dz over rows.
 
-    f' is computed from y where the activation allows it, else from z, which the forward then keeps.
+    f' is computed from y where the activation allows it, else from z, which the forward then keeps; beside it the
+    weights, from which the gradient of a gradient computes z again.
     """
     (dy,), (x, weight, _) = dys, inputs
     xp = namespace(dy)

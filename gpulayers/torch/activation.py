@@ -13,23 +13,21 @@ from torch import Tensor
 from gpulayers.ops import activation as ops
 from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast
+from gpulayers.torch._epilogue import BY_Y
 from gpulayers.torch._inplace import InPlace
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.dropout import draw_seed
 
 
-def _op(op: Op, twin: Callable, by_y: Callable | None = None, **rules: Any) -> TorchOp:
-    """by_y: dx from dy and y in torch's operations, for an op that saves y."""
-
+def _op(op: Op, twin: Callable, **rules: Any) -> TorchOp:
     def again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
-        assert by_y is not None
-        return [by_y(dys[0], saved["y"])]
+        return [BY_Y[op.name](dys[0], saved["y"])]
 
     schema = ", ".join(f"float {name}" for name in op.options)
-    return TorchOp(op, twin, schema, again=None if by_y is None else again, **rules)
+    return TorchOp(op, twin, schema, again=again if op.name in BY_Y else None, **rules)
 
 
-_relu = _op(ops.relu, F.relu, lambda dy, y: torch.where(y <= 0, 0, dy))
+_relu = _op(ops.relu, F.relu)
 _leaky_relu = _op(ops.leaky_relu, F.leaky_relu)
 _hardtanh = _op(ops.hardtanh, F.hardtanh)
 _hardsigmoid = _op(ops.hardsigmoid, F.hardsigmoid)
@@ -37,10 +35,10 @@ _hardswish = _op(ops.hardswish, F.hardswish)
 _hardshrink = _op(ops.hardshrink, F.hardshrink)
 _softshrink = _op(ops.softshrink, F.softshrink)
 _threshold = _op(ops.threshold, F.threshold)
-_sigmoid = _op(ops.sigmoid, torch.sigmoid, lambda dy, y: dy * (1 - y) * y)
+_sigmoid = _op(ops.sigmoid, torch.sigmoid)
 _logsigmoid = _op(ops.logsigmoid, F.logsigmoid)
 _silu = _op(ops.silu, F.silu)
-_tanh = _op(ops.tanh, torch.tanh, lambda dy, y: dy * (1 - y * y))
+_tanh = _op(ops.tanh, torch.tanh)
 _tanhshrink = _op(ops.tanhshrink, F.tanhshrink)
 _softsign = _op(ops.softsign, F.softsign)
 _softplus = _op(ops.softplus, F.softplus, cast=_autocast.ON_CUDA)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import linear as ops
-from gpulayers.torch import _autocast
+from gpulayers.torch import _autocast, _epilogue
 from gpulayers.torch._arguments import held
 from gpulayers.torch._op import TorchOp
 
@@ -19,12 +20,41 @@ def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[st
     return dict.fromkeys(("y", "x", "weight"), 2 * math.prod(x) * math.prod(weight[:-1]))
 
 
-_linear = TorchOp(ops.linear, F.linear, cast=_autocast.LOWER, flops=_flops)
+def _twin(x: Tensor, weight: Tensor, bias: Any, activation: str | None = None) -> Tensor:
+    return _epilogue.applied(activation, F.linear(x, weight, bias))
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x Wᵀ + b; input: (…, in), weight: (out, in) or (in,), bias: (out,). As ``torch.nn.functional.linear``."""
-    return _linear(input, weight, bias)
+def _again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    """By y, or by z computed again from what it depends on."""
+    (x, weight), activation = (saved.get(k) for k in ("x", "weight")), options["activation"]
+    kept = saved.get("y")
+    if activation is not None and kept is None:
+        if x is None:
+            raise NotImplementedError(
+                f"linear: the gradient of a gradient through activation={activation!r} needs a weight that requires one"
+            )
+        kept = F.linear(x, weight, saved.get("bias"))
+    dz = _epilogue.gradient(activation, dys[0], kept)
+    rows = dz.reshape(-1, dz.shape[-1])
+    return [
+        None if weight is None else dz @ weight,
+        None if x is None else rows.t() @ x.reshape(-1, x.shape[-1]),
+        None if inputs[2] is None else rows.sum(0),
+    ]
+
+
+_linear = TorchOp(
+    ops.linear, _twin, "str? activation", buffers=("z",), again=_again, cast=_autocast.LOWER, flops=_flops
+)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """y = f(x Wᵀ + b); input: (…, in), weight: (out, in) or (in,), bias: (out,). As ``torch.nn.functional.linear``.
+
+    activation: f, applied in the same pass, by its name in ``gpulayers.ops.activation.ACTIVATIONS`` with torch's default
+    numbers; None for none.
+    """
+    return _linear(input, weight, bias, activation)
 
 
 class Linear(nn.Linear):

@@ -57,12 +57,14 @@ def linear_forward(
         saved["weight"] = weight
     if activation is None:
         return (_rounded(z, x.dtype, shape),), saved
-    keeps = "y" if activation in FROM_Y else "z"
-    y = z if keeps == "y" or not needs else np.empty_like(z)
+    by_y = activation in FROM_Y
+    y = z if by_y or not needs else np.empty_like(z)
     activations.value(activation, z.reshape(-1), y.reshape(-1), numbers_of(activation))
     rounded = _rounded(y, x.dtype, shape)
-    if needs:
-        saved[keeps] = rounded if keeps == "y" else _rounded(z, x.dtype, shape)
+    if needs and by_y:
+        saved["y"] = rounded
+    elif needs:
+        saved |= {"z": _rounded(z, x.dtype, shape), "weight": weight} | ({} if bias is None else {"bias": bias})
     return (rounded,), saved
 
 

@@ -70,7 +70,8 @@ def linear_forward(
     if activation in FROM_Y and needs:
         saved["y"] = y
     elif activation is not None and needs:
-        z = saved["z"] = empty(y.shape, x.dtype)
+        z = empty(y.shape, x.dtype)
+        saved |= {"z": z, "weight": weight} | ({} if bias is None else {"bias": bias})
     if y.numel():
         _matmul.matmul(
             _matrix(x, features, empty), weight, _matrix(y, out), empty,
