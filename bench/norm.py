@@ -52,6 +52,17 @@ def _batch_norm(name: str, *shape: int, cpu: bool = False) -> Case:
     return Case(batch_norm, f"{name} {shape}", (shape, *[channels] * 4), options, theirs, cpu=cpu, needs=needs)
 
 
+def _end_of_block(name: str, *shape: int) -> Case:
+    """relu(bn(x) + residual), the end of a ResNet's block."""
+
+    def theirs(x: Any, weight: Any, bias: Any, mean: Any, var: Any, residual: Any) -> Any:
+        return F.relu(F.batch_norm(x, mean, var, weight, bias, training=True) + residual)
+
+    shapes, options = (shape, *[(shape[1],)] * 4, shape), {"training": True, "activation": "relu"}
+    needs = ("x", "weight", "bias", "residual")
+    return Case(batch_norm, f"{name} {shape}", shapes, options, theirs, cpu=False, needs=needs)
+
+
 def cases() -> list[Case]:
     return [
         _layer_norm("small", 64, 256, cpu=True),
@@ -70,13 +81,25 @@ def cases() -> list[Case]:
         _batch_norm("ResNet-50 stem", 128, 64, 112, 112),
         _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56)._replace(headline=True),
         _batch_norm("ResNet-50 stage 4", 128, 2048, 7, 7),
+        _end_of_block("ResNet-50 stage 1, + residual, relu", 128, 256, 56, 56),
         *sweep("row length, 4,096 rows", [(n, _layer_norm("", 4096, n)) for n in _LENGTHS]),
         *sweep("row length, 4,096 rows", [(n, _rms_norm("", 4096, n)) for n in _LENGTHS]),
     ]
 
 
+IMAGES = 64, 256, 56, 56
+ENDS: tuple = (
+    (CHANNELS_LAST, "relu", True, (80, 90, 100)),
+    (CHANNELS_LAST, "relu", False, ONE_ARCH),
+    (CHANNELS_LAST, "silu", True, ONE_ARCH),
+    (CHANNELS_LAST, None, True, ONE_ARCH),
+    (None, "relu", True, ONE_ARCH),
+)
+"""(memory order, activation, with a residual, architectures)"""
+
+
 def audits() -> list[Case]:
-    """The longest rows of each kernel; channels first and last."""
+    """The longest rows of each kernel; channels first and last, with what may follow a batch norm."""
     found = []
     for m, n, archs in (
         *((4096, n, ONE_ARCH) for n in (1000, 8192, 65536)),
@@ -91,7 +114,10 @@ def audits() -> list[Case]:
         options = {"training": training}
         needs = ("x", "weight", "bias")
         archs = (80, 90, 100) if training else ONE_ARCH
-        found.append(
-            Case(batch_norm, "images", ((64, 256, 56, 56), *channels), options, needs=needs, order=order, archs=archs)
-        )
+        found.append(Case(batch_norm, "images", (IMAGES, *channels), options, needs=needs, order=order, archs=archs))
+    for order, activation, added, archs in ENDS:
+        shapes = (IMAGES, *channels, *[IMAGES] * added)
+        options = {"training": True, "activation": activation}
+        needs = ("x", "weight", "bias", *["residual"] * added)
+        found.append(Case(batch_norm, "images", shapes, options, needs=needs, order=order, archs=archs))
     return found

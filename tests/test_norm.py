@@ -350,6 +350,8 @@ WRONG = {
     "channels": (batch_norm, (W,), {}, ValueError, "x.shape = (N, C, *spatial)"),
     "one value": (batch_norm, (X[:1],), dict(training=True), ValueError, "more than one value per channel"),
     "one statistic": (batch_norm, (X, None, None, W), {}, ValueError, "both or neither"),
+    "residual": (batch_norm, (X, None, None, None, None, X[:1]), {}, RuntimeError, "residual.shape = x.shape = [3, 4]"),
+    "activation": (batch_norm, (X,), dict(activation="swish"), ValueError, "activation ∈ {None, relu,"),
     "statistics": (batch_norm, (X, None, None, W[:2], W[:2]), {}, RuntimeError, "running_mean.shape = (C,) = [4]"),
 }
 

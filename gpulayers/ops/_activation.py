@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from gpulayers._named import named
 from gpulayers.arrays import Spec, arranged, namespace, spec, up
-from gpulayers.definition import KindError, Rule
+from gpulayers.definition import ArgumentError, KindError, Rule
 from gpulayers.ops._op import Op, require_float
 
 
@@ -38,7 +38,13 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS: dict[str, Activation] = {}
-"""By name, those whose numbers all have defaults: linear's epilogue offers them."""
+"""By name, those whose numbers all have defaults: the epilogues of other ops offer them."""
+
+
+def require_activation(activation: str | None) -> None:
+    """An epilogue's activation is one of ``ACTIVATIONS``, or none."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ArgumentError("activation", f"activation ∈ {{None, {', '.join(ACTIVATIONS)}}}", repr(activation))
 
 
 def activation(value: Callable, gradient: Callable) -> Activation:

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from gpulayers.arrays import Spec, compute_dtype, namespace, up
-from gpulayers.definition import ArgumentError, Rule, ShapeError
+from gpulayers.definition import Rule, ShapeError
+from gpulayers.ops._activation import require_activation
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 from gpulayers.ops.activation import ACTIVATIONS
 
@@ -15,8 +16,7 @@ def linear_rule(
     x: Spec, weight: Spec, bias: Spec | None = None, *, needs: tuple = (), activation: str | None = None
 ) -> Rule:
     require_float("x", x)
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ArgumentError("activation", f"activation ∈ {{None, {', '.join(ACTIVATIONS)}}}", repr(activation))
+    require_activation(activation)
     if weight.ndim != 2:
         raise ShapeError("weight", "weight.shape = [out, in]", list(weight.shape))
     out, features = weight.shape

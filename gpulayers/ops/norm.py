@@ -10,7 +10,9 @@ import ml_dtypes
 
 from gpulayers.arrays import HALVES, Spec, arranged, compute_dtype, float32, namespace, spec, up
 from gpulayers.definition import ArgumentError, Rule, ShapeError
-from gpulayers.ops._op import Op, require_float, require_shape
+from gpulayers.ops._activation import require_activation
+from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
+from gpulayers.ops.activation import ACTIVATIONS
 
 
 def require_parameter(x: Spec, **parameters: Spec | None) -> None:
@@ -197,12 +199,15 @@ def batch_norm_rule(
     bias: Spec | None = None,
     running_mean: Spec | None = None,
     running_var: Spec | None = None,
+    residual: Spec | None = None,
     *,
     needs: tuple = (),
     training: bool = False,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> Rule:
     require_float("x", x)
+    require_activation(activation)
     if x.ndim < 2:
         raise ArgumentError("x", "x.shape = (N, C, *spatial)", list(x.shape))
     given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
@@ -211,6 +216,9 @@ def batch_norm_rule(
     for name, p in given.items():
         if p is not None:
             require_shape(name, p, (channels,), f"{name}.shape = (C,)")
+    if residual is not None:
+        require_shape("residual", residual, x.shape, "residual.shape = x.shape")
+        require_same_dtype(x, residual=residual)
     if eps < 0 or (eps == 0 and training):
         raise ArgumentError("eps", "eps > 0 in training, eps ≥ 0 otherwise", eps)
     if (running_mean is None) != (running_var is None):
@@ -221,8 +229,19 @@ def batch_norm_rule(
             raise ArgumentError("x", "more than one value per channel, N · ∏ spatial > 1, in training", list(x.shape))
     y = _kept(x)
     row = Spec((channels,), compute_dtype(x.dtype))
-    saved = {"x": x, "mean": row, "rstd": row} | ({} if weight is None else {"weight": weight})
-    return Rule({"y": y}, saved if needs else {}, {"training": bool(training), "eps": float(eps)}, {"x": y})
+    options = {"training": bool(training), "eps": float(eps), "activation": activation}
+    saved = _saved(activation, y, row, row, x, weight, bias, residual) if needs else {}
+    return Rule({"y": y}, saved, options, {"x": y, "residual": y})
+
+
+def _saved(
+    activation: str | None, y: Any, mean: Any, rstd: Any, x: Any, weight: Any, bias: Any, residual: Any
+) -> dict[str, Any]:
+    """What backward computes from: f'(z) from y where that does, else z again from all that made it."""
+    saved = {"x": x, "mean": mean, "rstd": rstd, "weight": weight}
+    if activation is not None:
+        saved |= {"y": y} if ACTIVATIONS[activation].keeps == "y" else {"bias": bias, "residual": residual}
+    return {name: a for name, a in saved.items() if a is not None}
 
 
 def _across(x: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -237,15 +256,18 @@ def batch_norm_forward(
     bias: Any = None,
     running_mean: Any = None,
     running_var: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    """y = (x − mean) rstd · weight + bias for each channel, with rstd = 1 / √(var + eps).
+    """y = f((x − mean) rstd · weight + bias + residual) for each channel, with rstd = 1 / √(var + eps).
 
     x: (N, C, *spatial), float. weight, bias, running_mean, running_var: (C,), of x's dtype, or float32 for 16-bit x.
+    residual: of x's shape and dtype. f: the activation, a name in ``ACTIVATIONS`` with torch's default numbers, or none.
     Training, or no running statistics: mean and var (the biased one) are the batch's, over N and spatial; in training
     the running statistics r become (1 − momentum) r + momentum · (the batch's, var unbiased), in place. Otherwise mean
     and var are the running ones. Returns y with x's shape, dtype and memory order (channels-last or row-major).
@@ -266,14 +288,22 @@ def batch_norm_forward(
         mean, var = xp.array(running_mean, v.dtype), up(running_var)  # a copy: it is saved
         d = v - mean.reshape(across)
     rstd = (1 / xp.sqrt(var + eps)).astype(v.dtype, copy=False)
-    y = d * rstd.reshape(across)
-    if weight is not None:
-        y = y * up(weight).reshape(across)
-    if bias is not None:
-        y = y + up(bias).reshape(across)
+    y = _combined(d * rstd.reshape(across), weight, bias, residual)
+    if activation is not None:
+        f = ACTIVATIONS[activation]
+        y = f.value(y, *f.numbers)
     y = arranged(y.astype(x.dtype, copy=False), _kept(spec(x)).order)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), _saved(activation, y, mean, rstd, x, weight, bias, residual) if needs else {}
+
+
+def _combined(xhat: Any, weight: Any, bias: Any, residual: Any) -> Any:
+    """z = x̂ · weight + bias + residual, of those that there are."""
+    across = (1, -1, *[1] * (xhat.ndim - 2))
+    if weight is not None:
+        xhat = xhat * up(weight).reshape(across)
+    if bias is not None:
+        xhat = xhat + up(bias).reshape(across)
+    return xhat if residual is None else xhat + up(residual)
 
 
 def batch_norm_backward(
@@ -285,30 +315,41 @@ def batch_norm_backward(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple:
-    """With x̂ = (x − mean) rstd and sums over N and spatial: dweight = Σ dy x̂,  dbias = Σ dy,
+    """With z = x̂ · weight + bias + residual, x̂ = (x − mean) rstd, dz = dy f'(z), and sums over N and spatial:
 
-    dx = weight · rstd (dy − dbias / n − x̂ · dweight / n); by the running statistics dx = weight · rstd · dy.
+    dresidual = dz,  dweight = Σ dz x̂,  dbias = Σ dz,  dx = weight · rstd (dz − dbias / n − x̂ · dweight / n); by the
+    running statistics dx = weight · rstd · dz.
     """
     (dy,), x, weight = dys, saved["x"], saved.get("weight")
     axes, across, count = _across(x)
-    v, dy = up(x), up(dy)
+    order = _kept(spec(x)).order
     rstd = saved["rstd"].reshape(across)
-    xhat = (v - saved["mean"].reshape(across)) * rstd
-    dweight, dbias, dx = (dy * xhat).sum(axes), dy.sum(axes), None
+    xhat = (up(x) - saved["mean"].reshape(across)) * rstd
+    dz = up(dy)
+    if activation is not None:
+        f = ACTIVATIONS[activation]
+        by_y = f.keeps == "y"
+        kept = up(saved["y"]) if by_y else _combined(xhat, weight, saved.get("bias"), saved.get("residual"))
+        dz = f.gradient(dz, kept, *f.numbers)
+    dweight, dbias, dx, dresidual = (dz * xhat).sum(axes), dz.sum(axes), None, None
+    if "residual" in needs:
+        dresidual = arranged(namespace(x).array(dz, x.dtype), order)
     if "x" in needs:
-        dx = dy
+        dx = dz
         if training or inputs[3] is None:
             n = max(count, 1)
-            dx = dy - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
+            dx = dz - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
         scale = rstd if weight is None else rstd * up(weight).reshape(across)
-        dx = arranged((dx * scale).astype(x.dtype, copy=False), _kept(spec(x)).order)
+        dx = arranged((dx * scale).astype(x.dtype, copy=False), order)
     return (
         dx,
         dweight.astype(inputs[1].dtype, copy=False) if "weight" in needs else None,
         dbias.astype(inputs[2].dtype, copy=False) if "bias" in needs else None,
         None,
         None,
+        dresidual,
     )
 
 
@@ -316,7 +357,7 @@ batch_norm = Op(
     batch_norm_rule,
     batch_norm_forward,
     batch_norm_backward,
-    differentiable=("x", "weight", "bias"),
+    differentiable=("x", "weight", "bias", "residual"),
     updates=("running_mean", "running_var"),
     dynamic=("momentum",),
 )

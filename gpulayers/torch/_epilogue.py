@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpulayers.ops._activation import require_activation
 from gpulayers.ops.activation import ACTIVATIONS
 
 BY_Y: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -30,7 +31,8 @@ TWINS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def applied(activation: str | None, z: Tensor) -> Tensor:
-    """y = f(z) by torch's own function; z where there is no activation."""
+    """y = f(z) by torch's own function; z where there is no activation. Raises ValueError for an unknown one."""
+    require_activation(activation)
     return z if activation is None else TWINS[activation](z)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import norm as ops
-from gpulayers.torch import _autocast
+from gpulayers.torch import _autocast, _epilogue
 from gpulayers.torch._arguments import held
 from gpulayers.torch._op import TorchOp
 
@@ -25,14 +25,25 @@ def _rms_norm_twin(x: Tensor, weight: Any, shape: Sequence[int], eps: float | No
 
 
 def _batch_norm_twin(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    residual: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
 ) -> Tensor:
-    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    z = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    return _epilogue.applied(activation, z if residual is None else z + residual)
 
 
 def _batch_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
-    """By what the forward saved: running statistics are constants, the batch's depend on x."""
-    (dy,), x, weight = dys, saved["x"], saved.get("weight")
+    """By what the forward saved: running statistics are constants, the batch's depend on x; f'(z) by y, or by z computed
+    again from all that it depends on."""
+    x, weight, kept, activation = saved["x"], saved.get("weight"), saved.get("y"), options["activation"]
     axes, across = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
     wide = x.to(saved["mean"].dtype)
     if options["training"] or inputs[3] is None:
@@ -40,9 +51,14 @@ def _batch_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: d
         rstd = (var + options["eps"]).rsqrt()
     else:
         mean, rstd = saved["mean"], saved["rstd"]
-    xhat, g = (wide - mean.view(across)) * rstd.view(across), dy.to(wide.dtype)
+    xhat = (wide - mean.view(across)) * rstd.view(across)
+    if activation is not None and kept is None:
+        kept = xhat if weight is None else xhat * weight.view(across)
+        bias, residual = saved.get("bias"), saved.get("residual")
+        kept = kept if bias is None else kept + bias.view(across)
+        kept = kept if residual is None else kept + residual
+    g = dx = _epilogue.gradient(activation, dys[0].to(wide.dtype), kept)
     dbias, dweight = g.sum(axes), (g * xhat).sum(axes)
-    dx = g
     if options["training"] or inputs[3] is None:
         count = x.numel() // x.shape[1]
         dx = g - (dbias / count).view(across) - xhat * (dweight / count).view(across)
@@ -55,6 +71,7 @@ def _batch_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: d
         None if kinds[1] is None else dbias.to(kinds[1]),
         None,
         None,
+        None if inputs[5] is None else g.to(x.dtype),
     ]
 
 
@@ -76,7 +93,7 @@ _rms_norm = TorchOp(
 _batch_norm = TorchOp(
     ops.batch_norm,
     _batch_norm_twin,
-    "bool training, float momentum, float eps",
+    "bool training, float momentum, float eps, str? activation",
     buffers=("mean", "rstd"),
     again=_batch_norm_again,
     updating="training",
@@ -110,11 +127,27 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.batch_norm``: the running statistics are updated in place where ``training``."""
+    """As ``torch.nn.functional.batch_norm``: the running statistics are updated in place where ``training``.
+
+    What torch's has not, in the same pass: y = f(bn(input) + residual).
+
+    residual: is added; one of another shape or dtype than input's in a pass of its own, by torch's rules.
+    activation: f, by its name in ``gpulayers.ops.activation.ACTIVATIONS`` with torch's default numbers; None for none.
+    """
     if not training and running_mean is None:
         raise RuntimeError("batch_norm: running_mean: the rule is running_mean given where training = False; got None")
-    return _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+    if residual is not None and not _alike(residual, input):
+        y = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return _epilogue.applied(activation, y + residual)
+    return _batch_norm(input, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 class LayerNorm(nn.LayerNorm):
@@ -133,6 +166,12 @@ class RMSNorm(nn.RMSNorm):
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
+        return self.fused(input)
+
+    def fused(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+        """y = f(forward(input) + residual) in one pass, as the function ``batch_norm`` has it."""
+        if residual is not None and not _alike(residual, input):
+            return _epilogue.applied(activation, self.fused(input) + residual)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         mean, var = held(self, "running_mean"), held(self, "running_var")
@@ -146,7 +185,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.training and not self.track_running_stats:
             mean = var = None
         weight, bias = held(self, "weight"), held(self, "bias")
-        return _batch_norm(input, weight, bias, mean, var, by_batch, momentum, self.eps)
+        return _batch_norm(input, weight, bias, mean, var, residual, by_batch, momentum, self.eps, activation)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

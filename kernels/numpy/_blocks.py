@@ -86,7 +86,11 @@ def over(total: int, size: int, work: Callable[[int, int], Any], elements: int =
         return [work(lo, hi) for lo, hi in bounds[start : start + share]]
 
     later = [_pool().submit(run, start) for start in range(share, len(bounds), share)]
-    found = run(0)
+    _ours.inside = True  # the others are busy
+    try:
+        found = run(0)
+    finally:
+        _ours.inside = False
     for part in later:
         found += part.result()
     return found

@@ -1,5 +1,8 @@
 """Batch norm. Bound by memory: forward reads x twice and writes y, backward reads x and dy twice and writes dx.
 
+A residual is read once more by forward, and its gradient dz = dy f'(z) is written by backward. Where f' is computed from
+y, each pass of backward reads y; else z is computed again from x and the residual.
+
 x is a stack of rows. Channels-first (ROW = one image, all of a program's elements belong to one channel): rows of S
 elements, C · S apart. Channels-last, and (N, C) (a row = one position): rows of C elements, each of its own channel.
 A program sums over a tile of rows; the sums of several programs are merged, always in the same order, by those that
@@ -14,8 +17,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .._activation import numbers_of
 from .._budget import Budget
+from .._norm import batch_norm_saved
 from . import _configs, _tile
+from .activation import gradient, value
 
 BUDGETS = {
     "_batch_norm_moments_kernel": Budget(registers=224, blocks=2),
@@ -134,8 +140,9 @@ def _merged_sum(p, channel, C, shares, MERGE: tl.constexpr):
 
 @triton.jit
 def _batch_norm_forward_kernel(
-    x, weight, bias, running_mean, running_var, y, mean, rstd, counts, means, squares,
+    x, weight, bias, residual, running_mean, running_var, y, mean, rstd, counts, means, squares,
     R, C, S, row_step, groups, each, shares, momentum, eps, BATCH: tl.constexpr, UPDATE: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
@@ -163,35 +170,63 @@ def _batch_norm_forward_kernel(
         for column in range(columns[0], columns[1], COLS):
             at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
             v = tl.load(x + at, mask, other=0.0).to(tl.float32)
-            tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
+            z = (v - m) * r * w + b
+            if residual is not None:
+                z += tl.load(residual + at, mask, other=0.0).to(tl.float32)
+            if ACTIVATION is not None:
+                z = value(z, ACTIVATION, NUMBER_A, NUMBER_B)
+            tl.store(y + at, z.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _gradient(
+    g, d, scale, b, residual, y, at, mask, ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr
+):
+    """dz = dy f'(z) of a tile, from y where there is one, else from z = (x − mean) scale + bias + residual."""
+    if y is not None:
+        s = tl.load(y + at, mask, other=0.0).to(tl.float32)
+    else:
+        s = d * scale + b
+        if residual is not None:
+            s += tl.load(residual + at, mask, other=0.0).to(tl.float32)
+    return tl.where(mask, gradient(g, s, ACTIVATION, NUMBER_A, NUMBER_B), 0.0)
 
 
 @triton.jit
 def _batch_norm_sums_kernel(
-    dy, x, mean, rstd, sums, dots, R, C, S, row_step, groups, each,
+    dy, x, weight, bias, residual, y, mean, rstd, dz, sums, dots, R, C, S, row_step, groups, each,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Σ dy and Σ dy x̂ of each channel over ``each`` rows."""
+    """Σ dz and Σ dz x̂ of each channel over ``each`` rows; and dz, where asked."""
     C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
     m = _parameter(mean, channel, C, 0.0)
     r = _parameter(rstd, channel, C, 0.0)
+    scale = r * _parameter(weight, channel, C, 1.0)
+    b = _parameter(bias, channel, C, 0.0)
+    AGAIN: tl.constexpr = ACTIVATION is not None and y is None  # then r is not held beside scale
     total = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(rows[0], rows[1], ROWS):
         for column in range(columns[0], columns[1], COLS):
             at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
             g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
-            v = tl.load(x + at, mask, other=0.0).to(tl.float32)
+            d = tl.load(x + at, mask, other=0.0).to(tl.float32) - m
+            if ACTIVATION is not None:
+                g = _gradient(g, d, scale, b, residual, y, at, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+            if dz is not None:
+                tl.store(dz + at, g.to(dz.dtype.element_ty), mask)
             total += g
-            dot += g * ((v - m) * r)
+            dot += g * (d if AGAIN else d * r)
     tl.store(sums + share * C + channel, _over(total, LAST), channel < C)
-    tl.store(dots + share * C + channel, _over(dot, LAST), channel < C)
+    tl.store(dots + share * C + channel, _over(dot, LAST) * (r if AGAIN else 1.0), channel < C)
 
 
 @triton.jit
 def _batch_norm_backward_kernel(
-    dy, x, weight, mean, rstd, sums, dots, dx, dweight, dbias,
+    dy, x, weight, bias, residual, y, mean, rstd, sums, dots, dx, dweight, dbias, dresidual,
     R, C, S, row_step, groups, each, shares, count, BATCH: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, MERGE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     C, share, channel, rows, columns = _place(R, C, S, row_step, groups, each, UNIT, LAST, COLS)
@@ -199,6 +234,8 @@ def _batch_norm_backward_kernel(
     m = _parameter(mean, channel, C, 0.0)
     r = _parameter(rstd, channel, C, 0.0)
     scale = r * _parameter(weight, channel, C, 1.0)
+    b = _parameter(bias, channel, C, 0.0)
+    AGAIN: tl.constexpr = ACTIVATION is not None and y is None
     total = tl.zeros(channel.shape, tl.float32)
     dot = tl.zeros(channel.shape, tl.float32)
     if sums is not None:
@@ -208,15 +245,20 @@ def _batch_norm_backward_kernel(
         tl.store(dweight + channel, dot.to(dweight.dtype.element_ty), leader)
     if dbias is not None:
         tl.store(dbias + channel, total.to(dbias.dtype.element_ty), leader)
-    if dx is not None:
+    if dx is not None or dresidual is not None:
         for start in range(rows[0], rows[1], ROWS):
             for column in range(columns[0], columns[1], COLS):
                 at, mask = _tile_of(start, column, rows, columns, ROWS, COLS)
                 g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
-                if BATCH:
-                    v = tl.load(x + at, mask, other=0.0).to(tl.float32)
-                    g = g - total / count - (v - m) * r * (dot / count)
-                tl.store(dx + at, (g * scale).to(dx.dtype.element_ty), mask)
+                d = tl.load(x + at, mask, other=0.0).to(tl.float32) - m  # not read where nobody asks for it
+                if ACTIVATION is not None:
+                    g = _gradient(g, d, scale, b, residual, y, at, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+                if dresidual is not None:
+                    tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask)
+                if dx is not None:
+                    if BATCH:
+                        g = g - total / count - (d * (r * (dot / count)) if AGAIN else d * r * (dot / count))
+                    tl.store(dx + at, (g * scale).to(dx.dtype.element_ty), mask)
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------
@@ -268,8 +310,22 @@ class _Walk:
         self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=entry.warps)
         self.merge = dict(MERGE=min(16 if last else 256, _tile.next_power_of_2(self.shares)))
 
+    def finer(self, ends: bool) -> dict:
+        """The tile of a kernel that has an end to apply: more arrays than x and dy take as many registers."""
+        rows = self.tile["ROWS"]
+        return self.tile | {"ROWS": max(1, rows // 2)} if ends and self.tile["LAST"] else self.tile
+
     def partials(self, how_many: int, empty: Any) -> list[Any]:
         return [empty((self.shares, self.channels), "float32") for _ in range(how_many)]
+
+
+EXACT = ("relu", "relu6", "hardtanh", "hardshrink", "softshrink", "threshold")
+"""Activations whose dz is dy or 0, and so a 16-bit number where dy is one."""
+
+
+def _epilogue(activation: str | None) -> dict:
+    a, b = numbers_of(activation, 2)
+    return dict(ACTIVATION=activation, NUMBER_A=a, NUMBER_B=b)
 
 
 def batch_norm_forward(
@@ -278,18 +334,21 @@ def batch_norm_forward(
     bias: Any = None,
     running_mean: Any = None,
     running_var: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    given, order = x, _last(x)
+    given, order = (x, weight, bias, residual), _last(x)
     x, walk = _dense(x, order, empty), _Walk(FORWARD, x, order)
     y = empty(x.shape, x.dtype, order)
     mean, rstd = (empty((x.shape[1],), "float32") if needs else None for _ in range(2))
-    dense_weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
+    weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
+    residual = None if residual is None else _dense(residual, order, empty)
     running = [None if r is None else _tile.dense(r, empty) for r in (running_mean, running_var)]
     batch = training or running_mean is None
     partials: list[Any] = [None, None, None]
@@ -299,18 +358,18 @@ def batch_norm_forward(
     _tile.launch(
         _batch_norm_forward_kernel,
         walk.grid,
-        *(x, dense_weight, bias, *running, y, mean, rstd, *partials),
+        *(x, weight, bias, residual, *running, y, mean, rstd, *partials),
         *(*walk.sizes, walk.shares, momentum, eps),
         BATCH=batch,
         UPDATE=batch and running_mean is not None and walk.count > 0,
+        **_epilogue(activation),
         **walk.merge,
-        **walk.tile,
+        **walk.finer(activation is not None or residual is not None),
     )
     for target, copy in zip((running_mean, running_var), running):
         if batch and copy is not target:
             _tile.copy(copy, target)
-    saved = {"x": given, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), batch_norm_saved(activation, y, mean, rstd, *given) if needs else {}
 
 
 def batch_norm_backward(
@@ -322,29 +381,41 @@ def batch_norm_backward(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple:
-    x, weight = saved["x"], saved.get("weight")
-    order = _last(x)
-    x, dy, walk = _dense(x, order, empty), _dense(dys[0], order, empty), _Walk(BACKWARD, x, order)
-    weight = None if weight is None else _tile.dense(weight, empty)
-    dx = empty(x.shape, x.dtype, order) if "x" in needs else None
+    order, batch = _last(saved["x"]), training or inputs[3] is None
+    x, dy, residual, y = (
+        None if a is None else _dense(a, order, empty)
+        for a in (saved["x"], *dys, saved.get("residual"), saved.get("y"))
+    )
+    weight, bias = (None if (p := saved.get(k)) is None else _tile.dense(p, empty) for k in ("weight", "bias"))
+    walk, statistics, epilogue = _Walk(BACKWARD, x, order), (saved["mean"], saved["rstd"]), _epilogue(activation)
+    dx, dresidual = (empty(x.shape, x.dtype, order) if k in needs else None for k in ("x", "residual"))
     dweight, dbias = (
         empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))
     )
-    batch = training or inputs[3] is None
-    statistics = (saved["mean"], saved["rstd"])
     sums: list[Any] = [None, None]
-    if batch or dweight is not None or dbias is not None:
-        sums = walk.partials(2, empty)
-        _tile.launch(_batch_norm_sums_kernel, walk.grid, dy, x, *statistics, *sums, *walk.sizes, **walk.tile)
+    rest = dresidual
+    if (batch and dx is not None) or dweight is not None or dbias is not None:
+        sums, dz = walk.partials(2, empty), None
+        if dresidual is not None and (activation in EXACT or (activation is not None and x.element_size() == 4)):
+            dz, rest = dresidual, None
+        again = None if activation is None or y is not None else weight
+        arrays = (dy, x, again, bias, residual, y, *statistics, dz, *sums)
+        _tile.launch(
+            _batch_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **epilogue, **walk.finer(activation is not None)
+        )
+        if dz is not None:  # the second pass reads it in the place of dy and of what f' is computed from
+            dy, bias, residual, y, epilogue = dz, None, None, None, _epilogue(None)
     _tile.launch(
         _batch_norm_backward_kernel,
-        walk.grid if dx is not None else (walk.groups,),
-        *(dy, x, weight, *statistics, *sums, dx, dweight, dbias),
+        (walk.groups,) if dx is None and rest is None else walk.grid,
+        *(dy, x, weight, bias, residual, y, *statistics, *sums, dx, dweight, dbias, rest),
         *(*walk.sizes, walk.shares, float(max(walk.count, 1))),
         BATCH=batch,
+        **epilogue,
         **walk.merge,
-        **walk.tile,
+        **walk.finer(rest is not None or epilogue["ACTIVATION"] is not None),
     )
-    return dx, dweight, dbias, None, None
+    return dx, dweight, dbias, None, None, dresidual
