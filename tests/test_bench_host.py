@@ -72,6 +72,7 @@ def test_whole_models_are_taped(name, driver):
     """Their steps are measured, and every one of their calls is replayed."""
     from gpulayers import dispatch
 
-    assert launching.training_step(launching.MODELS[name], turns=1) > 0
+    steps = launching.training_steps(launching.MODELS[name], turns=1)
+    assert set(steps) == {"patched", "fused"} and min(steps.values()) > 0
     taped = [run.state() for p in dispatch._plans.values() for run in (p.run_forward, p.run_backward)]
     assert taped.count("taped") > 12 and not [state for state in taped if state.startswith("not taped: ")]

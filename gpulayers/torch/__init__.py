@@ -38,6 +38,7 @@ from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 
 # After the drop-ins: what is made of them.
 from gpulayers.torch import optim  # isort: skip
+from gpulayers.torch._fuse import source  # isort: skip
 from gpulayers.torch._patch import Report, make_known, patch, unpatch  # isort: skip
 from gpulayers.torch._wrap import wrap  # isort: skip
 

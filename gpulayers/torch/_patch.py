@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpulayers._table import table
 from gpulayers.torch import _flops
+from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
 from gpulayers.torch._op import _PLAIN
 from gpulayers.torch.norm import rms_norm
 
@@ -41,19 +42,26 @@ class Report:
     """Why a module that computes something is as it was."""
     bypassed: dict[str, str] = field(default_factory=dict)
     """Why a parent computes something else than the module's forward, always or (then it is replaced too) at times."""
+    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What runs as one op in the module's forward ("bn1 → relu"); ``print(gt.source(module))`` shows that."""
+    unfused: dict[str, str] = field(default_factory=dict)
+    """Why the forward of a module with layers to fuse stays as it is."""
     _kinds: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [(name, self._kinds[name], "replaced", f"by {_title(c)}") for name, c in self.replaced.items()]
         rows += [(name, self._kinds[name], "bypassed", why) for name, why in self.bypassed.items()]
         rows += [(name, self._kinds[name], "left", why) for name, why in self.left.items()]
+        rows += [(name, self._kinds[name], "fused", ", ".join(found)) for name, found in self.fused.items()]
+        rows += [(name, self._kinds[name], "not fused", why) for name, why in self.unfused.items()]
         return table(("module", "class", "", "why"), [(name or "(the model)", *rest) for name, *rest in rows])
 
     def __repr__(self) -> str:
-        return f"<{len(self.replaced)} replaced, {len(self.left)} left, {len(self.bypassed)} bypassed>"
+        fused = f", {sum(map(len, self.fused.values()))} rows fused" if self.fused else ""
+        return f"<{len(self.replaced)} replaced, {len(self.left)} left, {len(self.bypassed)} bypassed{fused}>"
 
 
-def patch(model: nn.Module) -> Report:
+def patch(model: nn.Module, fuse: bool = False) -> Report:
     """Replace every layer in ``model`` (itself too) that gpulayers.torch has a drop-in for, in place.
 
     Replaced are modules whose class is exactly torch.nn's (under FSDP2 or parametrizations too), and norms in the manner
@@ -61,6 +69,11 @@ def patch(model: nn.Module) -> Report:
     ``variance_epsilon`` or ``eps``, and on a random input its forward agrees with ours. Left alone are classes derived
     from torch.nn's, a ``forward`` set on the instance, lazy modules that are not initialised, scripted ones, and what is
     quantised or marked for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
+
+    fuse: also let layers that the model runs in a row be one op each: linear → activation, batch norm (+ residual) →
+    activation, sum → layer or RMS norm. Rows are found in each module's own forward, traced by torch.fx; see ``_fuse.py``
+    for what is refused. Names, parameters and state_dict stay. A fused row keeps what it gives for its backward, so torch
+    refuses a backward after it was written into (``y += 1``). Patch again after a change of what a forward depends on.
 
     ``torch.jit.script`` takes a patched model, as torch.nn's modules; it puts those into the model that it is given.
     ``unpatch`` restores the classes. Raises TypeError for what is no module.
@@ -84,12 +97,34 @@ def patch(model: nn.Module) -> Report:
             report.replaced[name] = replacement
         elif why and not why_bypassed:
             report.left[name] = why
+    if fuse:
+        for name, module in model.named_modules():
+            _fuse_rows(name, module, report)
     return report
+
+
+def _fuse_rows(name: str, module: Any, report: Report) -> None:
+    own: Any = module._own if isinstance(module, Fused) else _own_class(module)
+    if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
+        return
+    try:
+        plan = plan_of(module, own)
+    except Unfusable as why:
+        report.unfused[name] = str(why)
+        return
+    if plan.rows:
+        report.fused[name] = plan.rows
+        vars(module)[PLAN] = plan
+        if not isinstance(module, Fused):
+            module.__class__ = _rebased(type(module), own, fused_class(own))
 
 
 def unpatch(model: nn.Module) -> None:
     """Give every module in ``model`` that ``patch`` replaced its class again; all else stays as it is now."""
     for module in model.modules():
+        if isinstance(module, Fused):
+            vars(module).pop(PLAN, None)
+            module.__class__ = _rebased(type(module), fused_class(module._own), module._own)
         own = vars(module).pop(_MARK, None)
         if own is None:
             continue

@@ -1,0 +1,362 @@
+"""Modules that a model runs in a row become one op: linear → activation, norm (+ residual) → activation, add → norm.
+
+torch.fx traces the forward of each module that has children, one level deep. Where it finds such a row, the module's
+forward becomes the traced one with the row in one call, as source that can be read (``print(gt.source(module))``). All
+modules, parameters and names stay; ``_rows.py`` runs the modules one by one where hooks want to see them.
+
+A forward is followed only where it is sure to say the same again. Refused are those that torch.fx cannot trace, that
+differ between training and evaluation, write to ``self``, draw random numbers for Python or ask for types. A call with
+other arguments than tensors for those that have no default, and all calls after an attribute of the module was set, run
+the module's own forward.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import types
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.fx
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from gpulayers.torch import _rows, functional
+from gpulayers.torch._epilogue import TWINS
+from gpulayers.torch.linear import Linear
+from gpulayers.torch.norm import LayerNorm, RMSNorm
+
+PLAN = "_gpulayers_rows"
+_ROW_NORMS = (LayerNorm, RMSNorm)
+_KINDS = (Linear, *_rows.BATCH_NORMS, *_ROW_NORMS)
+_ADDS = (operator.add, operator.iadd, torch.add)
+
+
+class Unfusable(Exception):
+    """Why a module's forward stays as it is."""
+
+
+class Plan(NamedTuple):
+    """The forward of one module, fused."""
+
+    source: str
+    run: Any
+    """(module, *tensors) → what its own forward gives."""
+    arguments: int
+    """How many tensors it takes."""
+    children: int
+    """How many the module had."""
+    rows: tuple[str, ...]
+    """What was fused, in words."""
+
+
+_NONE = Plan("", None, -1, -1, ())
+"""Of a module whose own forward runs."""
+
+
+class Fused:
+    """Stands before the class of a module whose forward was fused."""
+
+    _own: Any
+    _gpulayers_rows: Plan | None = None
+    """None: not looked at yet, in a copy."""
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        plan = self._gpulayers_rows
+        if plan is None:
+            plan = _looked_at(self)
+        if len(args) == plan.arguments and not named and len(self._modules) == plan.children:  # type: ignore[attr-defined]
+            for x in args:
+                if not isinstance(x, Tensor):
+                    break
+            else:
+                return plan.run(self, *args)
+        return super().forward(*args, **named)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in ("training", "__class__"):
+            self.__dict__[PLAN] = _NONE
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self.__dict__[PLAN] = _NONE
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = {k: v for k, v in vars(self).items() if k != PLAN or v is _NONE}
+        return _new, (self._own,), state
+
+    def __prepare_scriptable__(self) -> Any:
+        other = self._own.__new__(self._own)
+        other.__dict__ = {k: v for k, v in vars(self).items() if k != PLAN}
+        return other
+
+
+@functools.cache
+def fused_class(own: type) -> Any:
+    inside = {"_own": own, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    return type(own.__name__, (Fused, own), inside)
+
+
+def _new(own: type) -> Any:
+    c = fused_class(own)
+    return c.__new__(c)
+
+
+def _looked_at(module: Any) -> Plan:
+    try:
+        plan = plan_of(module, module._own)
+    except Unfusable:
+        plan = _NONE
+    vars(module)[PLAN] = plan
+    return plan
+
+
+def source(module: nn.Module) -> str:
+    """The fused forward of a module as Python; "" where its own runs."""
+    plan = getattr(module, PLAN, None)
+    return plan.source if plan else ""
+
+
+def plan_of(module: nn.Module, own: Any) -> Plan:
+    """The fused forward of ``module``, whose class is ``own``; with ``rows`` empty where nothing is in a row.
+
+    Raises Unfusable.
+    """
+    is_list = own.forward is nn.Module.forward  # ModuleList, ModuleDict
+    if is_list or not any(type(child) in _KINDS for child in module._modules.values()):
+        return _NONE
+    names = _tensors_of(own)
+    graphs = [_traced(module, own, names, training) for training in (True, False)]
+    if len({str(g) for g in graphs}) > 1:
+        raise Unfusable("its forward differs between training and evaluation")
+    graph = graphs[0]
+    for node in graph.nodes:
+        if node.op == "call_module" and any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
+            raise Unfusable("its forward calls modules in a ModuleList or ModuleDict, which may grow")
+    rows = tuple(_fuse(graph, module))
+    if not rows:
+        return _NONE
+    graph.lint()
+    code = graph.python_code("self")
+    scope: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, f"<fused {own.__qualname__}.forward>", "exec"), scope)
+    return Plan(code.src.strip(), scope["forward"], len(names), len(module._modules), rows)
+
+
+# --- reading a forward -----------------------------------------------------------------------------------------------
+
+
+class _Tracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _tensors_of(own: Any) -> list[str]:
+    """The names of the arguments of its forward that have no default."""
+    names = []
+    for p in list(inspect.signature(own.forward).parameters.values())[1:]:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise Unfusable("its forward takes any number of arguments")
+        if p.default is p.empty:
+            if p.kind is p.KEYWORD_ONLY:
+                raise Unfusable("its forward needs an argument by name")
+            names.append(p.name)
+    return names
+
+
+def _traced(module: nn.Module, own: Any, names: list[str], training: bool) -> Graph:
+    """The graph of a forward, on a copy of the module that nothing can be written to."""
+    for word in _words(own.forward, own, set()):
+        if word in ("isinstance", "issubclass", "type"):
+            raise Unfusable("its forward asks for types")
+        if word.startswith(("rand", "bernoulli", "uniform", "normal_", "multinomial")):
+            raise Unfusable("its forward draws random numbers")
+
+    def refuse(self: Any, name: str, *_: Any) -> None:
+        raise Unfusable(f"its forward writes to self.{name}")
+
+    scope: dict[str, Any] = {"own": own}
+    arguments = ", ".join(["self", *names])
+    exec(f"def forward({arguments}):\n    return own.forward({arguments})", scope)
+    inside = {"forward": scope["forward"], "__setattr__": refuse, "__delattr__": refuse}
+    kind: Any = type(own.__name__, (own,), inside)
+    probe = kind.__new__(kind)
+    probe.__dict__.update(module.__dict__, training=training)
+    for held in ("_modules", "_parameters", "_buffers"):
+        probe.__dict__[held] = dict(getattr(module, held))
+    try:
+        return _Tracer().trace(probe)
+    except Unfusable:
+        raise
+    except Exception as error:
+        raise Unfusable(
+            f"torch.fx cannot trace its forward: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from None
+
+
+def _words(function: Any, own: Any, seen: set) -> Iterator[str]:
+    """The names that a function uses, and those that the model's own functions use which it calls."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(function, types.FunctionType) or function in seen:
+        return
+    seen.add(function)
+    for name in _names(function.__code__):
+        yield name
+        called = getattr(own, name, None) if not hasattr(nn.Module, name) else None
+        for other in (called, function.__globals__.get(name)):
+            if inspect.isroutine(other) and not str(getattr(other, "__module__", "")).startswith(
+                ("torch", "gpulayers.")
+            ):
+                yield from _words(other, own, seen)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names(inner)
+
+
+def _above(module: nn.Module, node: Node) -> Iterator[nn.Module]:
+    """The modules between ``module`` and the one that a node calls."""
+    for name in str(node.target).split(".")[:-1]:
+        module = module.get_submodule(name)
+        yield module
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _fuse(graph: Graph, module: nn.Module) -> Iterator[str]:
+    """Put each row of the graph into one call; gives what was fused, in words."""
+    for last in list(graph.nodes):
+        for find in (_linear_act, _norm_act, _add_norm):
+            row = find(last, module)
+            if row is not None and _undisturbed(row):
+                yield row.put(graph)
+                break
+
+
+class _Row(NamedTuple):
+    function: Any
+    members: tuple[Node, ...]
+    """In the order in which they run; the last one's place is the row's."""
+    layers: tuple[Any, ...]
+    """Names of modules, of activations, that the function takes first."""
+    inputs: tuple[Node, ...]
+    also: Node | None = None
+    """The member whose value is the row's second output."""
+
+    def put(self, graph: Graph) -> str:
+        last = self.members[-1]
+        with graph.inserting_before(last):
+            layers = [graph.get_attr(a.target) if isinstance(a, Node) else a for a in self.layers]
+            row = graph.call_function(self.function, (*layers, *self.inputs))
+            y = row if self.also is None else graph.call_function(operator.getitem, (row, 0))
+            if self.also is not None:
+                self.also.replace_all_uses_with(graph.call_function(operator.getitem, (row, 1)))
+        last.replace_all_uses_with(y)
+        for node in reversed(self.members):
+            graph.erase_node(node)
+        return " → ".join(map(_title, self.members))
+
+
+def _title(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else node.target.__name__.removeprefix("i")
+
+
+def _module(node: Any, module: nn.Module) -> Any:
+    """The child that a node calls with one argument, else None."""
+    if not isinstance(node, Node) or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    return module._modules.get(str(node.target))
+
+
+def _activation(node: Node, module: nn.Module) -> Any:
+    """The activation that a node applies to its first argument: the node of a module, a name in ACTIVATIONS, or None."""
+    if not node.args or not isinstance(node.args[0], Node):
+        return None
+    if node.op == "call_module":
+        return node if _rows.name_of(_module(node, module)) is not None else None
+    named = dict(node.kwargs)
+    named.pop("inplace", None)
+    if node.op == "call_method" and len(node.args) == 1 and not named:
+        return {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}.get(str(node.target))
+    if node.op != "call_function":
+        return None
+    name = _FUNCTIONS.get(node.target)
+    if name == "gelu" and set(named) <= {"approximate"}:
+        name = {"none": "gelu", "tanh": "gelu_tanh"}.get(str(named.pop("approximate", "none")))
+    return name if len(node.args) == 1 and not named else None
+
+
+def _functions() -> dict[Any, str]:
+    """{a function, torch's or ours: the activation's name}, of those that need no argument but x."""
+    found: dict[Any, str] = {torch.relu: "relu", torch.sigmoid: "sigmoid", torch.tanh: "tanh"}
+    for name in TWINS.keys() - {"gelu_tanh", "threshold"}:
+        found |= {getattr(home, name): name for home in (F, functional)}
+    return found
+
+
+_FUNCTIONS = _functions()
+
+
+def _only_used_by(node: Any, user: Node) -> bool:
+    return isinstance(node, Node) and list(node.users) == [user]
+
+
+def _linear_act(last: Node, module: nn.Module) -> _Row | None:
+    act = _activation(last, module)
+    first: Any = last.args[0] if act is not None else None
+    if type(_module(first, module)) is not Linear or not _only_used_by(first, last):
+        return None
+    return _Row(_rows.linear_act, (first, last), (first, act), first.args)
+
+
+def _norm_act(last: Node, module: nn.Module) -> _Row | None:
+    act = _activation(last, module)
+    first: Any = last.args[0] if act is not None else None
+    if not _only_used_by(first, last):
+        return None
+    if isinstance(_module(first, module), _rows.BATCH_NORMS):
+        return _Row(_rows.norm_act, (first, last), (first, act), first.args)
+    for norm, residual in _operands(first):
+        if isinstance(_module(norm, module), _rows.BATCH_NORMS) and _only_used_by(norm, first):
+            return _Row(_rows.norm_add_act, (norm, first, last), (norm, act), (*norm.args, residual))
+    return None
+
+
+def _add_norm(last: Node, module: nn.Module) -> _Row | None:
+    if not isinstance(_module(last, module), _ROW_NORMS):
+        return None
+    first: Any = last.args[0]
+    if first.target is operator.iadd or not _operands(first):
+        return None
+    return _Row(_rows.add_norm, (first, last), (last,), first.args, also=first)
+
+
+def _operands(node: Node) -> list[tuple[Any, Any]]:
+    """(the operand that may be written to, the other) of a sum: both orders, unless it is written into its first; none
+    where a node is no sum of two tensors."""
+    if node.target not in _ADDS or node.kwargs or len(node.args) != 2:
+        return []
+    a, b = node.args
+    if not (isinstance(a, Node) and isinstance(b, Node)) or a is b:
+        return []
+    return [(a, b)] if node.target is operator.iadd else [(a, b), (b, a)]
+
+
+def _undisturbed(row: _Row) -> bool:
+    """Whether nothing between the row's first and last member, which now runs later, may write to what it reads."""
+    node = row.members[0]
+    while node is not row.members[-1]:
+        if node not in row.members and any(x in row.inputs for x in node.all_input_nodes):
+            return False
+        node = node.next
+    return True

@@ -1,0 +1,98 @@
+"""What a fused forward calls in the place of modules in a row (see ``_fuse.py``): one op, one autograd Function.
+
+Each looks at its modules as they are at that moment. Where one has hooks, another class than the drop-in's, or an option
+that the fused op has not, they run one after the other, as the model says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.modules import module as _module
+
+from gpulayers.ops.activation import ACTIVATIONS
+from gpulayers.torch import _epilogue, activation
+from gpulayers.torch._arguments import held
+from gpulayers.torch.linear import Linear, linear
+from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d
+
+BATCH_NORMS = (BatchNorm1d, BatchNorm2d)
+
+Act: TypeAlias = nn.Module | str
+"""A module, or a name in ACTIVATIONS for what the forward says by a function."""
+_autocasting = torch._C._is_any_autocast_enabled
+
+
+def _classes() -> dict[type, tuple[str, dict[str, float]]]:
+    by_name = {c.__name__.lower(): c for c in vars(activation).values() if isinstance(c, type)}
+    names = {name: by_name.get(name.replace("_", "")) for name in ACTIVATIONS}
+    return {c: (name, ACTIVATIONS[name].options) for name, c in names.items() if c is not None}
+
+
+_CLASSES = _classes()
+"""{drop-in: (its name in ACTIVATIONS, the numbers that it must have)}."""
+
+
+def name_of(act: Any) -> str | None:
+    """The name in ACTIVATIONS of what an activation computes now; None where it has none."""
+    if isinstance(act, str):
+        return act
+    name, numbers = _CLASSES.get(type(act), (None, {}))
+    if name == "gelu" and act.approximate != "none":
+        return "gelu_tanh" if act.approximate == "tanh" else None
+    for option, value in numbers.items():
+        if getattr(act, option) != value:
+            return None
+    return name
+
+
+def _bare(module: Any) -> bool:
+    """Whether nothing but its forward runs when a module is called."""
+    return isinstance(module, str) or not (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or module._compiled_call_impl is not None
+        or _module._has_any_global_hook()
+    )
+
+
+def _apply(act: Act, z: Tensor) -> Tensor:
+    return _epilogue.applied(act, z) if isinstance(act, str) else act(z)
+
+
+def linear_act(layer: Any, act: Act, x: Tensor) -> Tensor:
+    """act(layer(x))"""
+    name = name_of(act)
+    if type(layer) is not Linear or name is None or not (_bare(layer) and _bare(act)):
+        return _apply(act, layer(x))
+    weight = held(layer, "weight")
+    if name not in _epilogue.BY_Y and torch.is_grad_enabled() and not weight.requires_grad:
+        return _apply(act, layer(x))  # the fused op's second gradient needs x, which nothing else keeps here
+    return linear(x, weight, held(layer, "bias"), activation=name)
+
+
+def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:
+    """act(norm(x))"""
+    name = name_of(act)
+    if type(norm) not in BATCH_NORMS or name is None or not (_bare(norm) and _bare(act)):
+        return _apply(act, norm(x))
+    return norm.fused(x, None, name)
+
+
+def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor) -> Tensor:
+    """act(norm(x) + residual)"""
+    name = name_of(act)
+    if type(norm) not in BATCH_NORMS or name is None or not (_bare(norm) and _bare(act)):
+        return _apply(act, norm(x) + residual)
+    return norm.fused(x, residual, name)
+
+
+def add_norm(norm: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual)"""
+    total = x + residual
+    return norm(total), total
