@@ -88,7 +88,7 @@ def cases() -> list[Case]:
 
 
 IMAGES = 64, 256, 56, 56
-ENDS: tuple = (
+EPILOGUES: tuple = (
     (CHANNELS_LAST, "relu", True, (80, 90, 100)),
     (CHANNELS_LAST, "relu", False, ONE_ARCH),
     (CHANNELS_LAST, "silu", True, ONE_ARCH),
@@ -115,7 +115,7 @@ def audits() -> list[Case]:
         needs = ("x", "weight", "bias")
         archs = (80, 90, 100) if training else ONE_ARCH
         found.append(Case(batch_norm, "images", (IMAGES, *channels), options, needs=needs, order=order, archs=archs))
-    for order, activation, added, archs in ENDS:
+    for order, activation, added, archs in EPILOGUES:
         shapes = (IMAGES, *channels, *[IMAGES] * added)
         options = {"training": True, "activation": activation}
         needs = ("x", "weight", "bias", *["residual"] * added)

@@ -1,7 +1,8 @@
 """Batch norm. Bound by memory: forward reads x twice and writes y, backward reads x and dy twice and writes dx.
 
-A residual is read once more by forward, and its gradient dz = dy f'(z) is written by backward. Where f' is computed from
-y, each pass of backward reads y; else z is computed again from x and the residual.
+A residual is read once by forward, and its gradient dz = dy f'(z) written by backward: by the first pass where that loses
+no digit, and the second one then reads it in the place of dy. Otherwise both passes compute dz, from y where the
+activation allows it, else from z, which x and the residual make again.
 
 x is a stack of rows. Channels-first (ROW = one image, all of a program's elements belong to one channel): rows of S
 elements, C · S apart. Channels-last, and (N, C) (a row = one position): rows of C elements, each of its own channel.
@@ -204,7 +205,7 @@ def _batch_norm_sums_kernel(
     r = _parameter(rstd, channel, C, 0.0)
     scale = r * _parameter(weight, channel, C, 1.0)
     b = _parameter(bias, channel, C, 0.0)
-    AGAIN: tl.constexpr = ACTIVATION is not None and y is None  # then r is not held beside scale
+    AGAIN: tl.constexpr = ACTIVATION is not None and y is None  # then r does not stay beside scale
     total = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(rows[0], rows[1], ROWS):
@@ -310,10 +311,10 @@ class _Walk:
         self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=entry.warps)
         self.merge = dict(MERGE=min(16 if last else 256, _tile.next_power_of_2(self.shares)))
 
-    def finer(self, ends: bool) -> dict:
-        """The tile of a kernel that has an end to apply: more arrays than x and dy take as many registers."""
+    def finer(self, more: bool) -> dict:
+        """The tile of a kernel that has more arrays in registers than x and dy, or an activation's temporaries."""
         rows = self.tile["ROWS"]
-        return self.tile | {"ROWS": max(1, rows // 2)} if ends and self.tile["LAST"] else self.tile
+        return self.tile | {"ROWS": max(1, rows // 2)} if more and self.tile["LAST"] else self.tile
 
     def partials(self, how_many: int, empty: Any) -> list[Any]:
         return [empty((self.shares, self.channels), "float32") for _ in range(how_many)]

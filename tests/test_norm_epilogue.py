@@ -6,6 +6,7 @@ from halves import check_op
 from test_norm import against_torch, draw, last, running
 from test_norm import launched as launched
 
+from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import batch_norm
 from gpulayers.testing.arena import arena
 
@@ -16,9 +17,9 @@ from gpulayers.torch import norm as gt_norm  # noqa: E402
 from gpulayers.torch._epilogue import applied  # noqa: E402
 
 F = torch.nn.functional
-ENDS = [("relu", True), ("relu", False), ("silu", True), ("silu", False), (None, True)]
+EPILOGUES = [("relu", True), ("relu", False), ("silu", True), ("silu", False), (None, True)]
 """(activation, with a residual): f' from y, and from z computed again."""
-ends = pytest.mark.parametrize("activation, added", ENDS)
+epilogues = pytest.mark.parametrize("activation, added", EPILOGUES)
 C = 4
 
 
@@ -29,18 +30,18 @@ def images(added: bool, *, seed: int = 0) -> list:
     return [draw(*shape, seed=seed) - 1, draw(C, seed=1), draw(C, seed=2) - 1, *running(C), residual]
 
 
-@ends
+@epilogues
 @pytest.mark.parametrize("training", [True, False])
-def test_ends_by_definition(activation, added, training):
+def test_by_definition(activation, added, training):
     options = dict(training=training, activation=activation, dtypes=["float64", "float16"], backends=("definition",))
     check_op(batch_norm, *images(added), numeric=True, **options)
     x, *_, residual = images(added)
     check_op(batch_norm, x, None, None, None, None, residual, **options)
 
 
-@ends
-def test_ends_in_kernels(activation, added, launched):
-    """Both memory orders, and a residual in the other one."""
+@epilogues
+def test_in_kernels(activation, added, launched):
+    """Both memory orders, and a residual in the other one; float32 weights with 16-bit images."""
     x, *others, residual = images(added)
     options = dict(activation=activation, dys=["dense"])
     ran = check_op(batch_norm, x, *others, residual, training=True, dtypes=["float32", "bfloat16"], **options)
@@ -48,24 +49,26 @@ def test_ends_in_kernels(activation, added, launched):
     other = None if residual is None else last(residual)
     check_op(batch_norm, x, others[0], None, *others[2:], other, dtypes=["float32"], **options)
     check_op(batch_norm, last(x), *others, other, training=True, dtypes=["float32"], **options)
-    check_op(batch_norm, last(x), *others, residual, dtypes=["bfloat16"], **options)
+    half = [None if a is None else a.astype(bfloat16) for a in (last(x), residual)]
+    wide = [a.astype(np.float32) for a in others]
+    check_op(batch_norm, half[0], *wide, half[1], dtypes=["float32"], **options)
     assert launched >= {f"_batch_norm_{k}_kernel" for k in ("moments", "forward", "sums", "backward")}
 
 
 @pytest.mark.parametrize("activation", ["hardtanh", "softplus"])
-def test_ends_know_their_numbers(activation):
+def test_activations_have_their_numbers(activation):
     x, *others, residual = images(True)
     check_op(batch_norm, x, *others, residual, activation=activation, dtypes=["float32"], dys=["dense"])
 
 
 @pytest.mark.parametrize("activation, kept", [(None, ()), ("tanh", ("y",)), ("gelu", ("bias", "residual"))])
-def test_what_an_end_saves(activation, kept):
+def test_what_an_epilogue_saves(activation, kept):
     _, call = batch_norm.record(*images(True), training=True, activation=activation)
     assert set(call.saved) == {"x", "mean", "rstd", "weight", *kept}
 
 
 @pytest.mark.parametrize("backend", ["definition", "numpy", "triton"])
-def test_an_end_changes_no_statistic(backend):
+def test_an_epilogue_changes_no_statistic(backend):
     found = []
     for activation, added in ((None, False), ("relu", True)):
         given = [None if a is None else a.astype(np.float32) for a in images(added)]
@@ -76,9 +79,9 @@ def test_an_end_changes_no_statistic(backend):
     assert found[0] == found[1] != [given[3].tobytes(), given[4].tobytes()]
 
 
-@ends
+@epilogues
 @pytest.mark.parametrize("training", [True, False])
-def test_ends_are_torchs(activation, added, training):
+def test_as_torch(activation, added, training):
     def theirs(x, w, b, m, v, r):
         y = F.batch_norm(x, m, v, w, b, training=training)
         y = y if r is None else y + r
@@ -110,9 +113,9 @@ def in_torch(training: bool, activation: str | None):
     return ours, theirs
 
 
-@ends
+@epilogues
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_gradients_through_ends(activation, added, training):
+def test_gradients_of_gradients(activation, added, training):
     given = [
         t if t is None else t[:2, :2, :1, :3] if t.ndim == 4 else t[:2] for t in tensors(added, dtype=torch.float64)
     ]
@@ -122,8 +125,8 @@ def test_gradients_of_gradients_through_ends(activation, added, training):
     assert torch.autograd.gradcheck(ours, given) and torch.autograd.gradgradcheck(ours, given)
 
 
-@pytest.mark.parametrize("activation, added", ENDS[:3:2])
-def test_ends_where_torch_traces(activation, added):
+@pytest.mark.parametrize("activation, added", EPILOGUES[:3:2])
+def test_where_torch_traces(activation, added):
     x, w, b, m, v, r = given = tensors(added, dtype=torch.float32)
     op = gt_norm._batch_norm.library.forward
     options = (True, 0.1, 1e-5, activation, True)
@@ -135,7 +138,7 @@ def test_ends_where_torch_traces(activation, added):
     torch.testing.assert_close(got, wanted)
 
 
-def test_ends_take_a_layers_road():
+def test_a_layer_and_its_epilogue():
     """In autocast and channels last, as bn, + and relu one after the other; a residual that does not fit is torch's."""
     layer, plain = gt.BatchNorm2d(C), torch.nn.BatchNorm2d(C)
     x = torch.tensor(images(False)[0], dtype=torch.float32).contiguous(memory_format=torch.channels_last)
