@@ -164,20 +164,30 @@ def info(options: Any) -> int:
     for op in ops():
         has = backends_of(op)
         rows.append(
-            [op.family, op.name, *("yes" if b in has else "" for b in ("triton", "cuda", "numpy")), "yes", _here(has)]
+            [
+                op.family,
+                op.name,
+                *("yes" if b in has else "" for b in ("triton", "cuda", "aten", "numpy")),
+                "yes",
+                _here(has),
+            ]
         )
-    print(table(["family", "op", "Triton", "CUDA", "NumPy kernel", "definition", "a CPU array here runs on"], rows))
+    print(
+        table(
+            ["family", "op", "Triton", "CUDA", "ATen", "NumPy kernel", "definition", "a CPU array here runs on"], rows
+        )
+    )
     return 0
 
 
 def ops_markdown() -> str:
     """The README's table: each family's ops, by the kernels they have."""
-    lines = ["| family | ops | Triton | CUDA | NumPy kernel |", "|---|---|---|---|---|"]
+    lines = ["| family | ops | Triton | CUDA | ATen | NumPy kernel |", "|---|---|---|---|---|---|"]
     grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for op in ops():
         grouped.setdefault((op.family, tuple(backends_of(op))), []).append(op.name)
     for (family, has), names in grouped.items():
-        marks = " | ".join("yes" if b in has else "" for b in ("triton", "cuda", "numpy"))
+        marks = " | ".join("yes" if b in has else "" for b in ("triton", "cuda", "aten", "numpy"))
         lines.append(f"| {family} | {', '.join(names)} | {marks} |")
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """The only place that chooses who computes.
 
-An array's home decides: CPU arrays go to ``kernels/numpy`` where it serves the call, else to the definition; CUDA
-arrays go to a Triton or CUDA kernel, else to the definition on CuPy. The result lives where the input lived.
+An array's home decides: CPU arrays go to ``kernels/numpy`` where it serves the call (torch's tensors first to
+``kernels/aten``), else to the definition; CUDA arrays go to a Triton or CUDA kernel, else to the definition on CuPy. The
+result lives where the input lived.
 
 Each distinct call (op, shapes, dtypes, strides, options, policy) is planned once; a plan holds the functions that
 compute it, forward and backward, so a repeated call costs a dictionary look-up.
@@ -9,96 +10,33 @@ compute it, forward and backward, so a repeated call costs a dictionary look-up.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import importlib
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpulayers import arrays, launch
-from gpulayers.arrays import NUMPY, Library, Spec
+from gpulayers._policy import Policy as Policy
+from gpulayers._policy import Refused as Refused
+from gpulayers._policy import _policy as _policy
+from gpulayers._policy import only as only
+from gpulayers._policy import permitted as permitted
+from gpulayers._policy import policy as policy
+from gpulayers._policy import sms as sms
+from gpulayers._policy import strict as strict
+from gpulayers.arrays import NUMPY, TORCH, Library, Spec
 from gpulayers.definition import Definition, Rule
 from gpulayers.kernels import _multiprocessors
 from gpulayers.transfer import Bridge
 
 log = logging.getLogger("gpulayers")
 
-KERNELS = {"triton": ("triton", "torch"), "cuda": ("cupy",), "numpy": ()}
+KERNELS = {"triton": ("triton", "torch"), "cuda": ("cupy",), "aten": ("torch",), "numpy": ()}
 """Backends with kernels, and the packages that each needs."""
-
-
-class Refused(RuntimeError):
-    """No permitted backend serves the call; the text gives each one's reason."""
-
-
-class Policy(NamedTuple):
-    """Who may compute, in order of preference."""
-
-    backends: tuple[str, ...] = ("triton", "cuda", "numpy", "definition")
-    strict: bool = False
-    """A GPU array that no kernel serves is an error, not a fallback."""
-    simulate: tuple[str, ...] = ()
-    """GPU backends that CPU arrays may use: their kernels run interpreted or emulated (gpulayers.testing)."""
-    reserve: int = 0
-    """Multiprocessors that launches leave free."""
-
-
-def _initial_policy() -> Policy:
-    order = os.environ.get("GPULAYERS_BACKEND", "")
-    strict = os.environ.get("GPULAYERS_STRICT", "0") not in ("", "0")
-    backends = tuple(b.strip() for b in order.split(",")) if order.strip() else Policy().backends
-    return Policy(backends, strict, reserve=_multiprocessors.from_environment())
-
-
-def _known(backends: Sequence[str]) -> tuple[str, ...]:
-    for b in backends:
-        if b not in Policy().backends:
-            raise ValueError(f"unknown backend {b!r}: expected one of {', '.join(Policy().backends)}")
-    return tuple(backends)
-
-
-def permitted() -> tuple[str, ...]:
-    """The backends that may compute, in order. Raises ValueError if the environment sets a policy that cannot be."""
-    _multiprocessors.check_environment(_policy.get().reserve)
-    try:
-        return _known(_policy.get().backends)
-    except ValueError as error:
-        raise ValueError(f"GPULAYERS_BACKEND: {error}") from None
-
-
-_policy: contextvars.ContextVar[Policy] = contextvars.ContextVar("policy", default=_initial_policy())  # noqa: B039
-
-
-@contextlib.contextmanager
-def policy(**changes: Any) -> Iterator[Policy]:
-    """Change fields of the policy in force, for the calls made inside and for their backwards."""
-    new = _policy.get()._replace(**changes)
-    token = _policy.set(new)
-    try:
-        yield new
-    finally:
-        _policy.reset(token)
-
-
-def only(*backends: str) -> contextlib.AbstractContextManager:
-    """Forbid every other backend: ``with only("triton"): ...`` raises Refused where Triton does not serve the call."""
-    return policy(backends=_known(backends))
-
-
-def strict(on: bool = True) -> contextlib.AbstractContextManager:
-    """Make every fallback from a GPU kernel to the definition an error, as GPULAYERS_STRICT=1 does."""
-    return policy(strict=on)
-
-
-def sms(*, reserve: int) -> contextlib.AbstractContextManager:
-    """Leave ``reserve`` multiprocessors free, as GPULAYERS_RESERVE_SMS=n does, for NCCL's kernels: grids that the GPU's size
-    decides are made for so many fewer, but at least one. TypeError, ValueError: no whole number ≥ 0."""
-    return policy(reserve=_multiprocessors.checked(reserve))
+ON_CPU = ("aten", "numpy")
 
 
 class Plan(NamedTuple):
@@ -344,7 +282,7 @@ def _make_plan(
     if chosen in ("triton", "cuda") and (free := _policy.get().reserve):
         leaving: Callable = functools.partial(_multiprocessors.Leaving, free)
         forward, backward = leaving(forward), backward and leaving(backward)
-    if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):
+    if op.check is not None and device == "cpu" and chosen in (*ON_CPU, "definition"):
         forward = _checked(op, op.check, forward)
     bridge = None if home is NUMPY and chosen in ("numpy", "definition") else Bridge(home, chosen, device)
     none = _no_backward
@@ -408,15 +346,18 @@ def _reason_against(
 ) -> str | None:
     if backend == "definition":
         return _missing("cupy") if device != "cpu" else None
-    if (backend == "numpy") != (device == "cpu") and backend not in policy.simulate:
-        return f"its kernels take {'CPU' if backend == 'numpy' else 'CUDA'} arrays"
+    on_cpu = backend in ON_CPU
+    if on_cpu != (device == "cpu") and backend not in policy.simulate:
+        return f"its kernels take {'CPU' if on_cpu else 'CUDA'} arrays"
+    if backend == "aten" and home is not TORCH:
+        return "its kernels take torch's tensors"
     for package in KERNELS[backend]:
         if (missing := _missing(package)) is not None:
             return missing
     module = kernels(backend, op)
     if not hasattr(module, f"{op.name}_forward"):
         return "no kernel"
-    if backend != "numpy":
+    if not on_cpu:
         if device != "cpu" and (old := _too_old(home, device)) is not None:
             return old
         if any(s.dtype == arrays.float64 for s in arrays.lists(specs)):

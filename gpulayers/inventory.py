@@ -31,8 +31,7 @@ def backends_of(op: Op) -> list[str]:
     """The backends that have kernels for an op, whether or not they can run here."""
     if op.kernels:
         return list(op.kernels)
-    names = [("triton", "triton"), ("cuda", "cuda"), ("numpy", "numpy")]
-    return [b for b, folder in names if _has_kernel(folder, op)]
+    return [backend for backend in ("triton", "cuda", "aten", "numpy") if _has_kernel(backend, op)]
 
 
 def _has_kernel(folder: str, op: Op) -> bool:

@@ -190,7 +190,7 @@ def beside(host: np.ndarray, x: Any) -> Any:
 # --- the arrays of a call --------------------------------------------------------------------------------------------
 
 
-HOME = {"triton": "torch", "cuda": "cupy", "numpy": "numpy"}
+HOME = {"triton": "torch", "cuda": "cupy", "aten": "torch", "numpy": "numpy"}
 """Whose arrays a backend's launchers take."""
 
 
@@ -202,7 +202,7 @@ class Bridge:
         self.target = HOME.get(backend) or ("numpy" if device == "cpu" else "cupy")
         if backend == "cuda" and device == "cpu":
             self.target = "numpy"  # emulated
-        native = backend in ("definition", "numpy")
+        native = backend in ("definition", "aten", "numpy")
         self.extra = {} if native else {"empty": _allocator(home, self.target, device)}
         self._torchs = (home.name, self.target) == ("torch", "numpy")
         self._lent = (home.name, self.target) == ("numpy", "torch")

@@ -67,7 +67,9 @@ def test_only():
         pytest.raises(gl.Refused, match=r"softmax on numpy arrays \(cpu\): .*triton: its kernels take"),
     ):
         softmax(X)
-    with pytest.raises(ValueError, match="unknown backend 'cudnn': expected one of triton, cuda, numpy, definition"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'cudnn': expected one of triton, cuda, aten, numpy, definition"
+    ):
         gl.only("cudnn")
 
 

@@ -36,7 +36,7 @@ LEVELS = [  # what a module may import stands below it
     {"launch"},
     {"transfer"},
     {"definition"},
-    {"arrays", "random", "_console", "_files", "_named", "_table"},
+    {"arrays", "random", "_console", "_files", "_named", "_policy", "_table"},
 ]
 
 
@@ -159,7 +159,7 @@ def test_names_and_signatures_agree(op: Op):
     assert op.__doc__, f"{op.name} has no docstring"
     assert [f.__name__ for f in (op.rule, op.forward)] == [f"{op.name}_rule", f"{op.name}_forward"]
     assert (op.backward is None) == bool(op.updates and not op.differentiable)
-    for backend in ("triton", "cuda", "numpy"):
+    for backend in ("triton", "cuda", "aten", "numpy"):
         path = f"gpulayers.kernels.{backend}.{op.family}"
         if importlib.util.find_spec(path) is None:
             continue
@@ -170,7 +170,9 @@ def test_names_and_signatures_agree(op: Op):
             if launcher is None:
                 assert not hasattr(kernels, f"{op.name}_forward"), f"{backend}: {op.name} lacks one direction"
                 continue
-            wanted = set(inspect.signature(definition).parameters) | ({"empty"} if backend != "numpy" else set())
+            wanted = set(inspect.signature(definition).parameters) | (
+                {"empty"} if backend in ("triton", "cuda") else set()
+            )
             assert set(inspect.signature(launcher).parameters) == wanted, f"{backend}.{definition.__name__}"
 
 
@@ -184,7 +186,7 @@ def test_rule_docs_and_bench(op: Op):
 def test_refusals_are_committed():
     """What a GPU kernel refuses, under which condition and why, stands in kernels/REFUSALS.md."""
     found = []
-    for backend in ("triton", "cuda", "numpy"):
+    for backend in ("triton", "cuda", "aten", "numpy"):
         for family in FAMILIES:
             path = f"gpulayers.kernels.{backend}.{family}"
             if importlib.util.find_spec(path) is not None:

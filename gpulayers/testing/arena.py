@@ -11,7 +11,7 @@ import numpy as np
 
 from gpulayers import dispatch, transfer
 
-BACKENDS = ("definition", "numpy", "triton", "cuda")
+BACKENDS = ("definition", "numpy", "aten", "triton", "cuda")
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def arena(backend: str) -> Iterator[Arena]:
         stack.enter_context(dispatch.policy(strict=backend in ("triton", "cuda")))
         stack.enter_context(dispatch.only(backend))
         stack.enter_context(transfer.poisoned())
-        yield Arena("numpy" if not real else transfer.HOME[backend])
+        yield Arena(transfer.HOME[backend] if real or backend == "aten" else "numpy", "cuda" if real else "cpu")
 
 
 def _simulated(backend: str) -> bool:
@@ -100,11 +100,9 @@ def _simulating(backend: str) -> contextlib.AbstractContextManager:
 class Arena:
     """Puts NumPy arrays where the backend takes them, strides kept, and gets results back."""
 
-    device = "cuda"
-
-    def __init__(self, library: str):
-        self.library = library
-        self.real = library in ("torch", "cupy")
+    def __init__(self, library: str, device: str = "cpu"):
+        self.library, self.device = library, device
+        self.real = device != "cpu"
         """Whether it is on a GPU."""
 
     def put(self, x: Any) -> Any:
@@ -116,8 +114,8 @@ class Arena:
         if self.library == "numpy":
             return copy_with_strides(x)
         flat, strides = _memory(x, x.dtype)
-        on_gpu = transfer.lend_to_torch(flat).to(self.device).as_strided(x.shape, strides)
-        return on_gpu if self.library == "torch" else transfer.torch_to_cupy(on_gpu)
+        there = transfer.lend_to_torch(flat).to(self.device).as_strided(x.shape, strides)
+        return there if self.library == "torch" else transfer.torch_to_cupy(there)
 
     def get(self, x: Any) -> Any:
         if x is None:

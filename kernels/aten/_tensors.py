@@ -1,0 +1,34 @@
+"""What kernels on torch's CPU tensors share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpulayers.arrays import Spec, float32
+
+_KEYS = torch._C.DispatchKey
+_ABOVE = torch._C.DispatchKeySet(_KEYS.AutocastCPU) | torch._C.DispatchKeySet(_KEYS.AutogradCPU)
+"""What would record an operation, or round what it takes to 16 bits: that was decided before."""
+
+
+def plainly(function: Callable, *args: Any) -> Any:
+    """function(*args) and nothing besides."""
+    with torch._C._ExcludeDispatchKeyGuard(_ABOVE):
+        return function(*args)
+
+
+FLOAT32 = "only float32: in 16 bits the NumPy kernel is quicker, float64 is left to the definition"
+
+
+def refusal(x: Spec) -> str | None:
+    return None if x.dtype == float32 else FLOAT32
+
+
+def arranged(x: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
+    """``x`` dense with its axes in this memory order (row-major for None); a copy only where it is not."""
+    if order is None:
+        return x.contiguous()
+    return x.permute(order).contiguous().permute([order.index(a) for a in range(x.ndim)])

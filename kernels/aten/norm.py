@@ -1,0 +1,136 @@
+"""Norms by torch: batch norm of row-major images, which it sums in float64. Its batch norm of channels-last ones is less exact
+than our bounds; so is its layer norm, which is therefore written in its operations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gpulayers.arrays import Spec
+
+from ._tensors import FLOAT32, plainly, refusal
+
+REFUSALS = {
+    "dtype": FLOAT32,
+    "empty": "an empty array is left to the NumPy kernel",
+    "evaluation": "gradients by running statistics are left to the NumPy kernel",
+    "order": "its kernel is for row-major images",
+}
+_aten = torch.ops.aten
+
+
+def batch_norm_refuses(
+    x: Spec,
+    weight: Spec | None = None,
+    bias: Spec | None = None,
+    running_mean: Spec | None = None,
+    running_var: Spec | None = None,
+    *,
+    needs: tuple = (),
+    training: bool = False,
+    **options: Any,
+) -> str | None:
+    if (reason := refusal(x)) is not None or 0 in x.shape:
+        return reason or REFUSALS["empty"]
+    last = x.shape[1] == 1 or math.prod(x.shape[2:]) == 1  # or torch takes them for channels-last ones
+    if last or not x.contiguous or x.order is not None:
+        return REFUSALS["order"]
+    by_running = running_mean is not None and not training
+    return REFUSALS["evaluation"] if by_running and needs else None
+
+
+def batch_norm_forward(
+    x: torch.Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    needs: tuple = (),
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    batch = training or running_mean is None
+    given = x, weight, bias, running_mean, running_var, batch, momentum, eps
+    y, mean, rstd = plainly(_aten.native_batch_norm, *given)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def batch_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple:
+    x, wanted = saved["x"], [name in needs for name in ("x", "weight", "bias")]
+    given = saved.get("weight"), None, None, saved["mean"], saved["rstd"], True, eps, wanted
+    grads = plainly(_aten.native_batch_norm_backward, dys[0].contiguous(), x, *given)
+    return *(g if w else None for g, w in zip(grads, wanted)), None, None
+
+
+def layer_norm_refuses(
+    x: Spec, weight: Spec | None = None, bias: Spec | None = None, *, needs: tuple = (), **options: Any
+) -> str | None:
+    return refusal(x) or (REFUSALS["empty"] if 0 in x.shape else None)
+
+
+def layer_norm_forward(
+    x: torch.Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    y, mean, rstd = plainly(_normalized, x, weight, bias, normalized_shape, eps)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def _rows(x: torch.Tensor, normalized_shape: tuple) -> torch.Tensor:
+    return x.reshape(-1, math.prod(normalized_shape))  # (M, N)
+
+
+def _normalized(x: torch.Tensor, weight: Any, bias: Any, normalized_shape: tuple, eps: float) -> tuple:
+    v = _rows(x, normalized_shape)
+    mean = v.mean(1, keepdim=True)
+    d = v - mean
+    rstd = d.square().mean(1, keepdim=True).add_(eps).sqrt_().reciprocal_()
+    y = d.mul_(rstd)
+    if weight is not None:
+        y.mul_(weight.reshape(-1))
+    if bias is not None:
+        y.add_(bias.reshape(-1))
+    lead = x.shape[: x.ndim - len(normalized_shape)]
+    return y.view(x.shape), mean.view(lead), rstd.view(lead)
+
+
+def layer_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float = 1e-5
+) -> tuple:
+    return plainly(_gradients, dys[0], saved, needs, normalized_shape)
+
+
+def _gradients(dy: torch.Tensor, saved: dict, needs: tuple, normalized_shape: tuple) -> tuple:
+    x, weight = saved["x"], saved.get("weight")
+    dy, rstd = _rows(dy, normalized_shape), saved["rstd"].reshape(-1, 1)
+    xhat = (_rows(x, normalized_shape) - saved["mean"].reshape(-1, 1)).mul_(rstd)
+    dx = dweight = dbias = None
+    if "weight" in needs:
+        dweight = (dy * xhat).sum(0).view(normalized_shape)
+    if "bias" in needs:
+        dbias = dy.sum(0).view(normalized_shape)
+    if "x" in needs:
+        g = dy if weight is None else dy * weight.reshape(-1)
+        dot = (g * xhat).mean(1, keepdim=True)
+        dx = (g - g.mean(1, keepdim=True)).sub_(xhat.mul_(dot)).mul_(rstd).view(x.shape)
+    return dx, dweight, dbias
