@@ -96,6 +96,8 @@ def check_torch(op, theirs, *inputs, **options):
         dy = np.random.default_rng(0).standard_normal(op(*typed, **options).shape).astype(dtype)
         plain, truth = (in_torch(theirs, typed, dy, work, options) for work in (dtype, float64))
         for backend in ("definition", *backends_of(op)):
+            if backend == "aten" and dtype != float32:
+                continue
             with arena(backend) as room:
                 y, call = op.record(*room.put(typed), **options)
                 results = room.get([y, *call.backward(room.put(dy))])

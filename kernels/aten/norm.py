@@ -101,7 +101,7 @@ def _rows(x: torch.Tensor, normalized_shape: tuple) -> torch.Tensor:
 
 
 def _normalized(x: torch.Tensor, weight: Any, bias: Any, normalized_shape: tuple, eps: float) -> tuple:
-    v = _rows(x, normalized_shape)
+    v = _rows(x, normalized_shape).contiguous()
     mean = v.mean(1, keepdim=True)
     d = v - mean
     rstd = d.square().mean(1, keepdim=True).add_(eps).sqrt_().reciprocal_()
@@ -122,7 +122,7 @@ def layer_norm_backward(
 
 def _gradients(dy: torch.Tensor, saved: dict, needs: tuple, normalized_shape: tuple) -> tuple:
     x, weight = saved["x"], saved.get("weight")
-    dy, rstd = _rows(dy, normalized_shape), saved["rstd"].reshape(-1, 1)
+    dy, rstd = _rows(dy, normalized_shape).contiguous(), saved["rstd"].reshape(-1, 1)
     xhat = (_rows(x, normalized_shape) - saved["mean"].reshape(-1, 1)).mul_(rstd)
     dx = dweight = dbias = None
     if "weight" in needs:
