@@ -165,7 +165,7 @@ def test_errors_in_every_encoding():
 
 def test_an_environment_that_names_no_backend():
     """Known before anything runs; an import of the library does not fail of it, its calls do."""
-    said = "GPULAYERS_BACKEND: unknown backend 'tritn': expected one of triton, cuda, numpy, definition"
+    said = "GPULAYERS_BACKEND: unknown backend 'tritn': expected one of triton, cuda, aten, numpy, definition"
     done = shell("info", GPULAYERS_BACKEND="numpy, tritn")
     assert done.returncode == 2 and done.stderr.decode() == f"gpulayers: {said}\n"
     code = "import numpy, gpulayers as gl; gl.ReLU()(numpy.ones((2, 2), 'f'))"

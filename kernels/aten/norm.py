@@ -16,6 +16,7 @@ REFUSALS = {
     "dtype": FLOAT32,
     "empty": "an empty array is left to the NumPy kernel",
     "evaluation": "gradients by running statistics are left to the NumPy kernel",
+    "row": "a residual and an activation in the same pass are left to the NumPy kernel",
     "order": "its kernel is for row-major images",
 }
 _aten = torch.ops.aten
@@ -27,13 +28,17 @@ def batch_norm_refuses(
     bias: Spec | None = None,
     running_mean: Spec | None = None,
     running_var: Spec | None = None,
+    residual: Spec | None = None,
     *,
     needs: tuple = (),
     training: bool = False,
+    activation: str | None = None,
     **options: Any,
 ) -> str | None:
     if (reason := refusal(x)) is not None or 0 in x.shape:
         return reason or REFUSALS["empty"]
+    if residual is not None or activation is not None:
+        return REFUSALS["row"]
     last = x.shape[1] == 1 or math.prod(x.shape[2:]) == 1  # or torch takes them for channels-last ones
     if last or not x.contiguous or x.order is not None:
         return REFUSALS["order"]
@@ -47,11 +52,13 @@ def batch_norm_forward(
     bias: Any = None,
     running_mean: Any = None,
     running_var: Any = None,
+    residual: None = None,
     *,
     needs: tuple = (),
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: None = None,
 ) -> tuple[tuple, dict]:
     batch = training or running_mean is None
     given = x, weight, bias, running_mean, running_var, batch, momentum, eps
@@ -69,11 +76,12 @@ def batch_norm_backward(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: None = None,
 ) -> tuple:
     x, wanted = saved["x"], [name in needs for name in ("x", "weight", "bias")]
     given = saved.get("weight"), None, None, saved["mean"], saved["rstd"], True, eps, wanted
     grads = plainly(_aten.native_batch_norm_backward, dys[0].contiguous(), x, *given)
-    return *(g if w else None for g, w in zip(grads, wanted)), None, None
+    return *(g if w else None for g, w in zip(grads, wanted)), None, None, None
 
 
 def layer_norm_refuses(
