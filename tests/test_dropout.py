@@ -183,3 +183,26 @@ def test_layer():
         assert np.array_equal(layer.eval()(x), x)
     with pytest.raises(ValueError, match="Dropout: p: the rule is 0 ≤ p ≤ 1; got 2"):
         gl.Dropout(2)
+
+
+def test_a_mask_waits_for_its_backward(monkeypatch):
+    """The NumPy kernel draws once for a forward and its backward, again for another backward, and keeps little."""
+    from gpulayers.kernels.numpy import _random as words
+    from gpulayers.kernels.numpy import dropout as kernel
+
+    drawn, draws = [], words.words
+    monkeypatch.setattr(words, "words", lambda *a: drawn.append(a) or draws(*a))
+    x, dy = (np.random.default_rng(i).standard_normal((5, 6)).astype(np.float32) for i in range(2))
+    with gl.only("numpy"):
+        _, call = dropout.record(x, SEED, p=0.4)
+        once = call.backward(dy)[0]
+        assert len(drawn) == 1
+        np.testing.assert_array_equal(call.backward(dy)[0], once)
+        assert len(drawn) == 2
+        dropout(x, SEED, p=0.4)  # without needs: nothing waits
+        assert not kernel._masks
+        monkeypatch.setattr(kernel, "MASKS", 2 * x.nbytes)
+        calls = [dropout.record(x, SEED + i, p=0.4)[1] for i in range(3)]
+        assert len(kernel._masks) == 2
+        others = [c.backward(dy)[0] for c in calls]
+        assert not kernel._masks and np.array_equal(others[0], once) and not np.array_equal(others[1], once)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KERNELS = Path(__file__).parents[2] / "kernels"
-FOLDERS = ("", "triton", "cuda", "numpy")
+FOLDERS = ("", "triton", "cuda", "aten", "numpy")
 CHOOSING = ("__init__.py", "_budget.py", "_configs.py", "_tables.py")
 """Files that choose configurations by measurement: any choice gives the same results."""
 
