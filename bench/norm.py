@@ -93,7 +93,6 @@ EPILOGUES: tuple = (
     (CHANNELS_LAST, "relu", False, ONE_ARCH),
     (CHANNELS_LAST, "silu", True, ONE_ARCH),
     (CHANNELS_LAST, None, True, ONE_ARCH),
-    (None, "relu", True, ONE_ARCH),
 )
 """(memory order, activation, with a residual, architectures)"""
 
