@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from gpulayers.arrays import Spec, float32
-from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Other, sweep
 
@@ -40,6 +40,30 @@ def _rms_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
     eps, others = 1e-6, {"liger": Other(liger, "liger_kernel")}
     options = {"normalized_shape": (n,), "eps": eps}
     return Case(rms_norm, f"{name} {m}×{n}", ((m, n), (n,)), options, theirs, cpu=cpu, others=others)
+
+
+def _add_layer_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, residual: Any, weight: Any, bias: Any) -> Any:
+        total = x + residual
+        return F.layer_norm(total, (n,), weight, bias), total
+
+    shapes, options = ((m, n), (m, n), (n,), (n,)), {"normalized_shape": (n,)}
+    return Case(add_layer_norm, f"{name} {m}×{n}", shapes, options, theirs, cpu=cpu)
+
+
+def _add_rms_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, residual: Any, weight: Any) -> Any:
+        total = x + residual
+        return F.rms_norm(total, (n,), weight, 1e-6), total
+
+    def liger(x: Any, residual: Any, weight: Any) -> Any:
+        from liger_kernel.transformers.functional import liger_fused_add_rms_norm
+
+        return liger_fused_add_rms_norm(x, residual, weight, 1e-6, casting_mode="gemma", in_place=False)
+
+    others = {"liger": Other(liger, "liger_kernel")}
+    options = {"normalized_shape": (n,), "eps": 1e-6}
+    return Case(add_rms_norm, f"{name} {m}×{n}", ((m, n), (m, n), (n,)), options, theirs, cpu=cpu, others=others)
 
 
 def _batch_norm(name: str, *shape: int, cpu: bool = False) -> Case:
@@ -76,6 +100,10 @@ def cases() -> list[Case]:
         _rms_norm("Llama-3 8B", 8192, 4096)._replace(headline=True),
         _rms_norm("Llama-3 70B", 8192, 8192),
         _rms_norm("Qwen-3 heads", 262144, 128),
+        _add_layer_norm("GPT-2", 2048, 1024, cpu=True),
+        _add_layer_norm("GPT-3 13B", 8192, 5120),
+        _add_rms_norm("TinyLlama", 1024, 2048, cpu=True),
+        _add_rms_norm("Llama-3 8B", 8192, 4096),
         _batch_norm("classifier", 256, 512, cpu=True),
         _batch_norm("ResNet-18 stage 3", 16, 256, 14, 14, cpu=True),
         _batch_norm("ResNet-50 stem", 128, 64, 112, 112),
@@ -108,6 +136,10 @@ def audits() -> list[Case]:
         options = {"normalized_shape": (n,)}
         found.append(Case(layer_norm, f"{m}×{n}", ((m, n), weight, weight), options, archs=archs))
     found.append(_rms_norm("rows", 4096, 8192))
+    for m, n, archs in ((4096, 8192, (80, 90, 100)), (4096, 65536, ONE_ARCH), (4, 1 << 20, ONE_ARCH)):
+        weight = Spec((n,), float32)
+        options = {"normalized_shape": (n,)}
+        found.append(Case(add_layer_norm, f"{m}×{n}", ((m, n), (m, n), weight, weight), options, archs=archs))
     channels = [Spec((256,), float32)] * 4
     for order, training in itertools.product((None, CHANNELS_LAST), (True, False)):
         options = {"training": training}

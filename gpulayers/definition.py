@@ -77,6 +77,8 @@ class Definition:
     guard: f_guard(*inputs, **options) raises for values of dynamic options that are wrong; it runs on every call.
     check: f_check(*inputs, **options) raises for wrong data (a label out of range). It looks at arrays on the CPU only;
     on a GPU looking would mean to wait, and kernels answer with NaN.
+    adds: the output that is the sum of the first two inputs, rounded to their dtype, where all else comes from that sum
+    alone: the gradients of both inputs are one array.
     family: its family's name, where the definition stands in a private file beside the family's.
     kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
@@ -94,6 +96,7 @@ class Definition:
         kernels: Mapping[str, Any] | None = None,
         check: Callable[..., None] | None = None,
         family: str = "",
+        adds: str = "",
     ):
         self.rule, self.forward, self.backward, self.check, self.guard = rule, forward, backward, check, guard
         self.name = forward.__name__.removesuffix("_forward")
@@ -105,7 +108,13 @@ class Definition:
         self.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "needs"}
         self.needed = tuple(n for n, default in self.options.items() if default is inspect.Parameter.empty)
         self.differentiable = () if backward is None else tuple(differentiable or self.inputs)
+        self.adds, self.summands = adds, self.inputs[:2] if adds else ()
         self.__doc__ = forward.__doc__
+
+    def gradients(self, needs: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``needs`` whose gradients are arrays of their own."""
+        again = set(self.summands[1:]) if set(self.summands) <= set(needs) else set()
+        return tuple(n for n in needs if n not in again)
 
     def __repr__(self) -> str:
         return f"<op {self.family}.{self.name}>"

@@ -53,6 +53,8 @@ EVERY_OP = {
     "batch_norm": ["4,8", "8", "8", "8", "8"],
     "layer_norm": ["4,8", "--options", "normalized_shape=[8]"],
     "rms_norm": ["4,8", "--options", "normalized_shape=[8]"],
+    "add_layer_norm": ["4,8", "4,8", "--options", "normalized_shape=[8]"],
+    "add_rms_norm": ["4,8", "4,8", "--options", "normalized_shape=[8]"],
     "max_pool2d": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
     "avg_pool2d": ["4,3,8,8", "--options", "kernel_size=2"],
     "adaptive_avg_pool2d": ["4,3,8,8", "--options", "output_size=1"],

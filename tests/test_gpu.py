@@ -12,7 +12,7 @@ from gpulayers.ops.conv import conv2d
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
-from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -40,6 +40,9 @@ OPS = [
     (glu, [(65, 1030)], {}),
     (layer_norm, [(130, 1000), (1000,), (1000,)], {"normalized_shape": (1000,)}),
     (rms_norm, [(2, 40000), (40000,)], {"normalized_shape": (40000,)}),
+    (add_layer_norm, [(130, 1000), (130, 1000), (1000,), (1000,)], {"normalized_shape": (1000,)}),
+    (add_rms_norm, [(2, 40000), (2, 40000), (40000,)], {"normalized_shape": (40000,)}),
+    (add_rms_norm, [(300, 20000), (300, 20000), (20000,)], {"normalized_shape": (20000,)}),
     (batch_norm, [(8, 48, 9, 9), (48,), (48,)], {"training": True}),
     (cross_entropy, [(64, 1000), LABELS], {"label_smoothing": 0.1}),
     (nll_loss, [(64, 1000), LABELS, (1000,)], {}),
@@ -75,7 +78,8 @@ def drawn(shapes, dtype="bfloat16", seed=0):
 def both(op, inputs, options):
     """Outputs and gradients; dy is the output."""
     y, call = op.record(*inputs, **options)
-    return [y, *(g for g in call.backward(y) if g is not None)]
+    ys = y if isinstance(y, tuple) else (y,)
+    return [*ys, *(g for g in call.backward(*ys) if g is not None)]
 
 
 def bits(results):
@@ -175,7 +179,8 @@ def test_tapes(backend, op, shapes, options, library):
 
     def run(given):
         y, call = op.record(*given, **options)
-        return [y, *(g for g in call.backward(y + 0) if g is not None)]
+        ys = y if isinstance(y, tuple) else (y,)
+        return [*ys, *(g for g in call.backward(*(t + 0 for t in ys)) if g is not None)]
 
     with dispatch.only(backend), gl.strict():
         with launch.off():

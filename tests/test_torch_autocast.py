@@ -117,6 +117,8 @@ ON_CUDA = {
     "float32": (
         "layer_norm",
         "rms_norm",
+        "add_layer_norm",
+        "add_rms_norm",
         "softmax",
         "log_softmax",
         "softmin",
@@ -134,7 +136,7 @@ def test_rules_for_cuda():
     found = {name: rule.get("cuda") if isinstance(rule, dict) else rule for name, rule in RULES.items()}
     named = {name: rule for rule, names in ON_CUDA.items() for name in names}
     if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "AutocastCUDA"):  # torch 2.11
-        del named["rms_norm"]
+        del named["rms_norm"], named["add_rms_norm"]
     assert found == {name: named.get(name) for name in RULES}
 
 

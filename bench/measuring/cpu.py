@@ -24,11 +24,12 @@ def ours(case: Case, inputs: list[Any]) -> Callable[[], Any]:
     if not needs:
         return lambda: case.op(*inputs, **case.options)
     y, _ = case.op.record(*inputs, needs=needs, **case.options)
-    dy = np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype)
+    random = np.random.default_rng(1)
+    dys = [random.standard_normal(o.shape).astype(o.dtype) for o in (y if isinstance(y, tuple) else (y,))]
 
     def call() -> Any:
         _, recorded = case.op.record(*inputs, needs=needs, **case.options)
-        return recorded.backward(dy)
+        return recorded.backward(*dys)
 
     return call
 
@@ -55,13 +56,13 @@ def torchs(case: Case, inputs: list[Any]) -> Callable[[], Any]:
         return lambda: case.torch(*tensors)
     with torch.no_grad():
         y = case.torch(*tensors)
-    dy = torch.randn(y.shape)
+    dys = [torch.randn(o.shape) for o in (y if isinstance(y, tuple) else (y,))]
 
     def call() -> None:
         for t in tensors:
             if t is not None and t.requires_grad:
                 t.grad = None
-        case.torch(*tensors).backward(dy)  # type: ignore[misc]
+        torch.autograd.backward(case.torch(*tensors), dys)  # type: ignore[misc]
 
     return call
 

@@ -62,6 +62,8 @@ _PLAIN = {
     "softmin": ("Softmin", -1), "log_softmax": ("LogSoftmax", -1),
 }  # fmt: skip
 _CHAINED = {"relu", "silu", "softmax"}
+_CAST = {"linear", "conv2d", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "prelu"}
+"""Layers whose weights have the dtype of x."""
 
 
 def _width(m: Any, ours: int, theirs: int) -> int:
@@ -77,8 +79,28 @@ def _loss(name: str, target: Callable[[int], Tensor]) -> Callable[[Any], Any]:
     return make
 
 
+class _OfSum(nn.Module):
+    """The norm of the sum of x and a residual, whose gradients are wanted, too."""
+
+    def __init__(self, m: Any, norm: str):
+        super().__init__()
+        rows, width = (_width(m, *sizes) for sizes in zip(ROWS, FEW))
+        self.residual, self.weight = nn.Parameter(torch.zeros(rows, width)), nn.Parameter(torch.ones(width))
+        self.fused = getattr(m.functional, f"add_{norm}", None)
+        self.norm = getattr(m.functional, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, self.residual, self.weight.shape, self.weight)[0]
+        return self.norm(x + self.residual, self.weight.shape, self.weight)
+
+
+def _of_sum(norm: str) -> Callable[[Any], Any]:
+    return lambda m: _OfSum(m, norm)
+
+
 def subjects() -> list[Subject]:
-    """One for each op that has a layer."""
+    """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
     found = [
         Subject(op, _activation(*how), ROWS, FEW, "element-wise" if op in _CHAINED else "")
@@ -94,6 +116,8 @@ def subjects() -> list[Subject]:
         ),
         Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 128, 8)), ROWS, FEW, "norm"),
         Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 128, 8)), ROWS, FEW),
+        Subject("add_layer_norm", _of_sum("layer_norm"), ROWS, FEW),
+        Subject("add_rms_norm", _of_sum("rms_norm"), ROWS, FEW),
         Subject("batch_norm", lambda m: m.BatchNorm2d(_width(m, 64, 4)), IMAGE, PIXELS, "norm"),
         Subject("cross_entropy", _loss("CrossEntropyLoss", labels), ROWS, FEW),
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
@@ -201,7 +225,7 @@ def measure(subject: Subject, driver: Any, turns: int = TURNS) -> dict[str, Any]
     forget()
     launch.forget()
     ours, theirs = subject.make(gt), subject.make(nn)
-    ours = ours.bfloat16() if subject.op in ("linear", "conv2d", "layer_norm", "rms_norm", "prelu") else ours  # type: ignore[attr-defined]
+    ours = ours.bfloat16() if subject.op in _CAST else ours  # type: ignore[attr-defined]
     x, tx = _x(subject.ours, torch.bfloat16), _x(subject.theirs, torch.float32)
     step, torchs = _step([ours], x), _step([theirs], tx)
     with same_memory() as memory:

@@ -202,9 +202,9 @@ class Backward(_Taped):
             kind = self._new(key, kinds, present)
         return self._launch(kind, _dys_and_saved, tuple, (dys, saved), {"needs": needs, **values})
 
-    def alike(self, needs: tuple[str, ...], names: Sequence[str], values: dict[str, Any]) -> tuple:
-        """(check of dy and what is saved by these names, kind) of each known layout of an op with one output."""
-        missing = (False,) * (1 + len(names))
+    def alike(self, outputs: int, needs: tuple[str, ...], names: Sequence[str], values: dict[str, Any]) -> tuple:
+        """(check of dys and what is saved by these names, kind) of each known layout of so many dys, none missing."""
+        missing = (False,) * (outputs + len(names))
         return self.kinds.get((needs, *names, missing, *values.values()), ())
 
     def _kinds(self) -> Iterable[Kind]:

@@ -1,9 +1,9 @@
-"""Layer norm, RMS norm and batch norm. Statistics are float32 (float64 for float64), whatever the inputs are."""
+"""Layer norm, RMS norm (of x, or of a sum), batch norm. Statistics are float32 (float64 for float64) for any dtype."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -182,6 +182,132 @@ def rms_norm_backward(
 
 
 rms_norm = Op(rms_norm_rule, rms_norm_forward, rms_norm_backward)
+
+
+# --- layer norm and RMS norm of a sum --------------------------------------------------------------------------------
+
+
+def _rule_of_sum(x: Spec, residual: Spec, norm: Rule) -> Rule:
+    """From the rule of a norm of x, that of a norm of x + residual."""
+    require_same_dtype(x, residual=residual)
+    require_shape("residual", residual, x.shape, "residual.shape = x.shape")
+    y = norm.outputs["y"]
+    saved = {"sum" if name == "x" else name: y if name == "x" else s for name, s in norm.saved.items()}
+    return Rule({"y": y, "sum": y}, saved, norm.options, {"x": y, "residual": y})
+
+
+def _forward_of_sum(norm: Callable, x: Any, residual: Any, *weights: Any, **options: Any) -> tuple[tuple, dict]:
+    total = arranged((up(x) + up(residual)).astype(x.dtype, copy=False), None)
+    (y,), saved = norm(total, *weights, **options)
+    return (y, total), {"sum" if name == "x" else name: a for name, a in saved.items()}
+
+
+def _backward_of_sum(
+    norm: Callable, dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, **options: Any
+) -> tuple[Any, ...]:
+    """dh = dsum + the norm's dx, rounded once, for both x and residual."""
+    (dy, dsum), total = dys, saved["sum"]
+    weights = inputs[2:]
+    if dy is None:
+        xp, names = namespace(total), ("weight", "bias")
+        dh = arranged(up(dsum), None)
+        others = [xp.zeros(s.shape, s.dtype) if name in needs else None for name, s in zip(names, weights)]
+    else:
+        wanted = tuple({"residual": "x"}.get(name, name) for name in needs)
+        wide = saved | {"x": up(total)}  # so that the norm's dx comes unrounded
+        dh, *others = norm((dy,), wide, inputs=(inputs[0], *weights), needs=wanted, **options)
+        if dh is not None and dsum is not None:
+            dh = arranged(dh + up(dsum), None)
+    dh = None if dh is None else dh.astype(total.dtype, copy=dy is None)
+    return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+
+
+def add_layer_norm_rule(
+    x: Spec,
+    residual: Spec,
+    weight: Spec | None = None,
+    bias: Spec | None = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: Any,
+    eps: float = 1e-5,
+) -> Rule:
+    norm = layer_norm_rule(x, weight, bias, needs=needs, normalized_shape=normalized_shape, eps=eps)
+    return _rule_of_sum(x, residual, norm)
+
+
+def add_layer_norm_forward(
+    x: Any,
+    residual: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: Any,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    """sum = x + residual, y = layer_norm(sum): what stands between two layers of a transformer.
+
+    x, residual: (*lead, *normalized_shape), float, of one shape and dtype. weight, bias: as layer_norm's. Returns y and
+    sum, both row-major with x's shape and dtype; sum is rounded to that dtype first, and y is layer_norm's of that.
+    The gradients of x and residual are one array. Raises ShapeError.
+    """
+    options: dict[str, Any] = {"needs": needs, "normalized_shape": normalized_shape, "eps": eps}
+    return _forward_of_sum(layer_norm_forward, x, residual, weight, bias, **options)
+
+
+def add_layer_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: Any, eps: float = 1e-5
+) -> tuple:
+    """dx = dresidual = dsum + layer_norm's dx; the weights' gradients are layer_norm's."""
+    options: dict[str, Any] = {"normalized_shape": normalized_shape, "eps": eps}
+    return _backward_of_sum(layer_norm_backward, dys, saved, inputs=inputs, needs=needs, **options)
+
+
+add_layer_norm = Op(add_layer_norm_rule, add_layer_norm_forward, add_layer_norm_backward, adds="sum")
+
+
+def add_rms_norm_rule(
+    x: Spec,
+    residual: Spec,
+    weight: Spec | None = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: Any,
+    eps: float | None = None,
+) -> Rule:
+    norm = rms_norm_rule(x, weight, needs=needs, normalized_shape=normalized_shape, eps=eps)
+    return _rule_of_sum(x, residual, norm)
+
+
+def add_rms_norm_forward(
+    x: Any,
+    residual: Any,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: Any,
+    eps: float | None = None,
+) -> tuple[tuple, dict]:
+    """sum = x + residual, y = rms_norm(sum): what stands between two layers of a transformer.
+
+    x, residual: (*lead, *normalized_shape), float, of one shape and dtype. weight, eps: as rms_norm's. Returns y and
+    sum, both row-major with x's shape and dtype; sum is rounded to that dtype first, and y is rms_norm's of that.
+    The gradients of x and residual are one array. Raises ShapeError.
+    """
+    options: dict[str, Any] = {"needs": needs, "normalized_shape": normalized_shape, "eps": eps}
+    return _forward_of_sum(rms_norm_forward, x, residual, weight, **options)
+
+
+def add_rms_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: Any, eps: float | None = None
+) -> tuple:
+    """dx = dresidual = dsum + rms_norm's dx; the weight's gradient is rms_norm's."""
+    options: dict[str, Any] = {"normalized_shape": normalized_shape, "eps": eps}
+    return _backward_of_sum(rms_norm_backward, dys, saved, inputs=inputs, needs=needs, **options)
+
+
+add_rms_norm = Op(add_rms_norm_rule, add_rms_norm_forward, add_rms_norm_backward, adds="sum")
 
 
 # --- batch norm ------------------------------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ class LibraryOp:
         self.inputs, self.n = op.inputs, len(op.inputs)
         self._switch = None if updating is None else self.n + self.options.index(updating)
         self.updated = [i for i, n in enumerate(op.inputs) if n in op.updates]
+        self.gradients = op.gradients(op.differentiable)
         tail = f", {schema}" if schema else ""
         ins = ", ".join(f"Tensor{'' if i < op.required else '?'} {n}" for i, n in enumerate(op.inputs))
         count = len(self.outputs) + len(self.buffers) + len(self.updated)
@@ -95,7 +96,7 @@ class LibraryOp:
         self.forward = self._define(op.name, f"({ins}{tail}, bool save) -> {_returns(count)}", self._forward)
         self.backward = self._define(
             f"{op.name}_backward",
-            f"({back}, SymInt[] specs{tail}, bool[] needs) -> {_returns(len(op.differentiable))}",
+            f"({back}, SymInt[] specs{tail}, bool[] needs) -> {_returns(len(self.gradients))}",
             self._backward,
         )
         name = f"{NAMESPACE}::{op.name}"
@@ -172,7 +173,13 @@ class LibraryOp:
         plan, values = dispatch.plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
         plan = in_layout(plan)
         grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, needs=needs, **values)))
-        return _one(tuple(like.new_empty(_EMPTY) if k not in needs else grads[k] for k in self.op.differentiable))
+        return _one(tuple(like.new_empty(_EMPTY) if k is None else grads[k] for k in self._whose(needs)))
+
+    def _whose(self, needs: Sequence[str]) -> list[str | None]:
+        """The input whose gradient each of the backward's results is; no two results are one array."""
+        both = self.op.summands
+        alike = {k: next((n for n in both if n in needs), k) for k in both}
+        return [k if k in needs else None for k in (alike.get(k, k) for k in self.gradients)]
 
     # --- what comes out, without computing ---------------------------------------------------------------------------
 
@@ -199,11 +206,12 @@ class LibraryOp:
         _, like, _, specs, _, flags = self._split(args)
         by_name = dict(zip(self.inputs, specs))
 
-        def grad(name: str, wanted: bool) -> Tensor:
-            spec = by_name[name]
-            return _fresh(spec.like(), like) if wanted and spec is not None else like.new_empty(_EMPTY)
+        def grad(name: str | None) -> Tensor:
+            spec = None if name is None else by_name[name]
+            return like.new_empty(_EMPTY) if spec is None else _fresh(spec.like(), like)
 
-        return _one(tuple(map(grad, self.op.differentiable, flags)))
+        needs = [k for k, wanted in zip(self.op.differentiable, flags) if wanted]
+        return _one(tuple(map(grad, self._whose(needs))))
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +237,8 @@ class LibraryOp:
         wanted = dict(zip(self.inputs, ctx.needs_input_grad))
         flags = [wanted[k] for k in self.op.differentiable]
         found = self.backward(*dys, *ctx.saved_tensors, pack(ctx.specs), *ctx.options, flags)
-        grads = dict(zip(self.op.differentiable, (found,) if isinstance(found, Tensor) else found))
+        grads = dict(zip(self.gradients, (found,) if isinstance(found, Tensor) else found))
+        grads |= {n: grads[self.op.summands[0]] for n in self.op.summands}
         return tuple(grads[n] if n in grads and wanted[n] else None for n in self.inputs) + none
 
     def _no_second(self, ctx: Any, *dys: Any) -> Any:

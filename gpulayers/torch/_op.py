@@ -376,6 +376,8 @@ class TorchOp:
         """The gradients as torch's own operations on ``dys`` and ``saved``: they can be differentiated again."""
         if self.again is not None:
             return list(self.again(dys, saved, plan.inputs, plan.options | dict(zip(self.options, options))))
+        if self.op.adds:  # the sum and 0 give what both summands gave
+            saved = saved | {self.op.summands[0]: saved[self.op.adds]}
         with torch.enable_grad():
             # An input that is not saved has no influence on the gradients; views keep equal tensors apart.
             like = next(t for t in (*dys, *saved.values()) if t is not None)
@@ -479,8 +481,8 @@ def function(of: TorchOp, compute: Callable, extra: int = 0, over_first: bool = 
         if _grad_enabled() or is_transformed(dys):  # create_graph=True, or dys that are no plain tensors
             return (None, *of.gradients(dys, saved, known.plan, options, needs), *tail)
         grads = known.plan.run_backward(dys, saved, needs=needs, **values)
-        if len(dys) == 1 and isinstance(known.plan.run_backward, launch.Backward):
-            known.backwards[key] = known.plan.run_backward.alike(needs, names, values)
+        if isinstance(known.plan.run_backward, launch.Backward):
+            known.backwards[key] = known.plan.run_backward.alike(len(dys), needs, names, values)
         return (None, *grads, *tail)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}

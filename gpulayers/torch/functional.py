@@ -1,4 +1,5 @@
-"""``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments."""
+"""``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments; and two that torch lacks,
+add_layer_norm and add_rms_norm: the sum of a layer's result and its residual, and the norm of that."""
 
 import inspect
 
@@ -34,7 +35,7 @@ from gpulayers.torch.conv import conv2d
 from gpulayers.torch.dropout import dropout
 from gpulayers.torch.linear import linear
 from gpulayers.torch.loss import cross_entropy, mse_loss, nll_loss
-from gpulayers.torch.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.torch.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
 from gpulayers.torch.padding import pad
 from gpulayers.torch.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.torch.softmax import log_softmax, softmax, softmin

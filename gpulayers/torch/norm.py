@@ -24,6 +24,20 @@ def _rms_norm_twin(x: Tensor, weight: Any, shape: Sequence[int], eps: float | No
     return F.rms_norm(x, shape, weight, eps)
 
 
+def _add_layer_norm_twin(
+    x: Tensor, residual: Tensor, weight: Any, bias: Any, shape: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return F.layer_norm(total, shape, weight, bias, eps), total
+
+
+def _add_rms_norm_twin(
+    x: Tensor, residual: Tensor, weight: Any, shape: Sequence[int], eps: float | None
+) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return F.rms_norm(total, shape, weight, eps), total
+
+
 def _batch_norm_twin(
     x: Tensor,
     weight: Any,
@@ -90,6 +104,22 @@ _rms_norm = TorchOp(
     buffers=("rstd",),
     cast=_autocast.ON_CUDA if _has_rule else None,
 )
+_add_layer_norm = TorchOp(
+    ops.add_layer_norm,
+    _add_layer_norm_twin,
+    "SymInt[] normalized_shape, float eps",
+    outputs=("y", "sum"),
+    buffers=("mean", "rstd"),
+    cast=_layer_norm.cast,
+)
+_add_rms_norm = TorchOp(
+    ops.add_rms_norm,
+    _add_rms_norm_twin,
+    "SymInt[] normalized_shape, float? eps",
+    outputs=("y", "sum"),
+    buffers=("rstd",),
+    cast=_rms_norm.cast,
+)
 _batch_norm = TorchOp(
     ops.batch_norm,
     _batch_norm_twin,
@@ -116,6 +146,29 @@ def rms_norm(
 ) -> Tensor:
     """As ``torch.nn.functional.rms_norm``."""
     return _rms_norm(input, weight, tuple(normalized_shape), eps)
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(y, sum): sum = input + residual, y = layer_norm(sum, …), in one pass over memory. torch has no such function."""
+    return _add_layer_norm(input, residual, weight, bias, tuple(normalized_shape), eps)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(y, sum): sum = input + residual, y = rms_norm(sum, …), in one pass over memory. torch has no such function."""
+    return _add_rms_norm(input, residual, weight, tuple(normalized_shape), eps)
 
 
 def batch_norm(

@@ -38,6 +38,16 @@ def rms_norm_refuses(x: Any, weight: Any, *, needs: tuple, **options: Any) -> st
     return _refuses(x)
 
 
+def add_layer_norm_refuses(
+    x: Any, residual: Any, weight: Any, bias: Any, *, needs: tuple, **options: Any
+) -> str | None:
+    return _refuses(x)
+
+
+def add_rms_norm_refuses(x: Any, residual: Any, weight: Any, *, needs: tuple, **options: Any) -> str | None:
+    return _refuses(x)
+
+
 def batch_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -> str | None:
     if (reason := _refuses(x)) is not None:
         return reason
@@ -62,11 +72,16 @@ def _rows(n: int, m: int) -> int:
     return max(1, min(_blocks.block_rows(n), m))
 
 
-def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rms: bool) -> tuple:
-    """(y, mean, rstd)"""
+def _forward(
+    x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float | None, rms: bool, residual: Any = None
+) -> tuple:
+    """(y, x + residual where there is one, mean, rstd)"""
     lead, n = x.shape[: x.ndim - len(shape)], math.prod(shape)
     m, y = math.prod(lead), np.empty(x.shape, np.float32)
     rows, out = x.reshape(m, n), y.reshape(m, n)
+    total = None if residual is None else np.empty(x.shape, np.float32)
+    terms = None if residual is None else (rows, residual.reshape(m, n))
+    rows = rows if total is None else total.reshape(m, n)
     mean, rstd = np.empty(lead, np.float32), np.empty(lead, np.float32)
     means, rstds = mean.reshape(m, 1), rstd.reshape(m, 1)
     size = _rows(n, m)
@@ -74,6 +89,8 @@ def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rm
 
     def work(lo: int, hi: int) -> None:
         v, o, r = rows[lo:hi], out[lo:hi], rstds[lo:hi]
+        if terms is not None:
+            np.add(terms[0][lo:hi], terms[1][lo:hi], out=v)
         if not rms:
             mu = means[lo:hi]
             np.divide(v.sum(1, keepdims=True), count, out=mu)
@@ -86,17 +103,20 @@ def _forward(x: np.ndarray, weight: Any, bias: Any, shape: tuple, eps: float, rm
             o += b[: hi - lo]
 
     _blocks.over(m, size, work, elements=y.size)
-    return y, mean, rstd
+    return y, total, mean, rstd
 
 
-def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: tuple) -> tuple:
-    """(dx, dweight, dbias)"""
+def _backward(
+    dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: tuple, dsum: np.ndarray | None = None
+) -> tuple:
+    """(dx, dweight, dbias); dsum: what is added to dx."""
     x, mean, weight = saved["x"], saved.get("mean"), saved.get("weight")
     n = math.prod(shape)
     rows, dys = x.reshape(-1, n), dy.reshape(-1, n)
     m = len(rows)
     rstds, means = saved["rstd"].reshape(m, 1), None if mean is None else mean.reshape(m, 1)
     dx = np.empty(x.shape, np.float32) if "x" in needs else None
+    added = None if dsum is None else dsum.reshape(m, n)
     size = _rows(n, m)
     w, ones, count = _tiled(weight, size), np.ones(size, np.float32), np.float32(n)
 
@@ -116,6 +136,8 @@ def _backward(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, shape: t
             xhat *= dot
             np.subtract(g, xhat, out=o)
             o *= r
+            if added is not None:
+                o += added[lo:hi]
         return dw, db
 
     sums = zip(*_blocks.over(m, size, work, elements=x.size))
@@ -132,7 +154,7 @@ def layer_norm_forward(
     normalized_shape: tuple,
     eps: float = 1e-5,
 ) -> tuple[tuple, dict]:
-    y, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False)
+    y, _, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False)
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 
@@ -146,7 +168,7 @@ def layer_norm_backward(
 def rms_norm_forward(
     x: np.ndarray, weight: Any = None, *, needs: tuple = (), normalized_shape: tuple, eps: float | None = None
 ) -> tuple[tuple, dict]:
-    y, _, rstd = _forward(x, weight, None, normalized_shape, eps, rms=True)  # type: ignore[arg-type]
+    y, _, _, rstd = _forward(x, weight, None, normalized_shape, eps, rms=True)
     return (y,), {"x": x, "rstd": rstd} | ({} if weight is None else {"weight": weight}) if needs else {}
 
 
@@ -154,6 +176,59 @@ def rms_norm_backward(
     dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float | None = None
 ) -> tuple:
     return _backward(dys[0], saved, inputs, needs, normalized_shape)[:2]
+
+
+def _backward_of_sum(dys: tuple, saved: dict, inputs: tuple, needs: tuple, shape: tuple) -> tuple:
+    """(dx, dresidual, dweight, dbias), the first two of them one array."""
+    dy, dsum = dys
+    if dy is None:
+        dh: Any = np.array(dsum, order="C")
+        others = [np.zeros(shape, np.float32) if name in needs else None for name in ("weight", "bias")]
+    else:
+        wanted = (*needs, "x") if "residual" in needs else needs
+        dh, *others = _backward(dy, saved | {"x": saved["sum"]}, (inputs[0], *inputs[2:]), wanted, shape, dsum)
+    return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+
+
+def add_layer_norm_forward(
+    x: np.ndarray,
+    residual: np.ndarray,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    y, total, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False, residual=residual)
+    saved = {"sum": total, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y, total), saved if needs else {}
+
+
+def add_layer_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float = 1e-5
+) -> tuple:
+    return _backward_of_sum(dys, saved, inputs, needs, normalized_shape)
+
+
+def add_rms_norm_forward(
+    x: np.ndarray,
+    residual: np.ndarray,
+    weight: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float | None = None,
+) -> tuple[tuple, dict]:
+    y, total, _, rstd = _forward(x, weight, None, normalized_shape, eps, rms=True, residual=residual)
+    saved = {"sum": total, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y, total), saved if needs else {}
+
+
+def add_rms_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float | None = None
+) -> tuple:
+    return _backward_of_sum(dys, saved, inputs, needs, normalized_shape)[:3]
 
 
 # --- batch norm ------------------------------------------------------------------------------------------------------

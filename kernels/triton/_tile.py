@@ -126,16 +126,17 @@ def split(total: int, programs: int) -> tuple[int, int]:
     return cdiv(total, each), each
 
 
-def in_units(*sizes: int) -> tuple[int, ...]:
-    """(unit, *sizes in units), for rows whose length 16 does not divide but 8, 4 or 2 does.
+def in_units(*sizes: int | None) -> tuple[Any, ...]:
+    """(unit, *sizes in units), for rows whose length 16 does not divide but 8, 4 or 2 does; None stays.
 
     Triton takes from a launch only that a size is a multiple of 16. A kernel that multiplies by the constant ``unit``
     itself shows the compiler the rest: rows of 1000 are then read in 16-byte vectors, too.
     """
-    if max(sizes) >= 2**31:  # in units it might pass as 32 bits, and the kernel's product would overflow
+    given = [s for s in sizes if s is not None]
+    if max(given) >= 2**31:  # in units it might pass as 32 bits, and the kernel's product would overflow
         return (1, *sizes)
-    unit = next(u for u in (16, 8, 4, 2, 1) if all(s % u == 0 for s in sizes))
-    return (1, *sizes) if unit == 16 else (unit, *(s // unit for s in sizes))
+    unit = next(u for u in (16, 8, 4, 2, 1) if all(s % u == 0 for s in given))
+    return (1, *sizes) if unit == 16 else (unit, *(s and s // unit for s in sizes))
 
 
 def _hold(entries: Sequence[Row], device: Device, n: int) -> tuple[int, tuple[int, int, int]] | None:

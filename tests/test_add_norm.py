@@ -1,0 +1,307 @@
+"""Layer norm and RMS norm of a sum: as the sum followed by the norm, in one pass and with one gradient for both summands."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+from gpulayers.kernels.triton import _configs, _tile
+from halves import check_op
+
+from gpulayers.arrays import bfloat16
+from gpulayers.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from gpulayers.testing.arena import arena
+
+torch = pytest.importorskip("torch")
+
+from gpulayers.testing.check_torch import check_torch  # noqa: E402
+from gpulayers.torch import norm as drop_ins  # noqa: E402
+from gpulayers.torch.functional import add_layer_norm as add_layer_norm_of_tensors  # noqa: E402
+from gpulayers.torch.functional import add_rms_norm as add_rms_norm_of_tensors  # noqa: E402
+
+F = torch.nn.functional
+OPS = {"layer": (add_layer_norm, layer_norm), "rms": (add_rms_norm, rms_norm)}
+both = pytest.mark.parametrize("kind", OPS)
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape) * 2 + 1
+
+
+def given(kind: str, x: np.ndarray, shape: tuple, residual: np.ndarray | None = None) -> list[np.ndarray]:
+    """x, another summand and the weights."""
+    residual = draw(*x.shape, seed=3) if residual is None else residual
+    return [x, residual, *(draw(*shape, seed=i) for i in (1, 2)[: 1 + (kind == "layer")])]
+
+
+# --- the definitions -------------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("x, tail", [((3, 5), 1), ((2, 3, 4), 2), ((4,), 1), ((0, 3), 1), ((3, 0), 1), ((1, 1), 1)])
+def test_by_definition(kind, x, tail):
+    op, shape = OPS[kind][0], x[-tail:]
+    check_op(op, *given(kind, draw(*x), shape), normalized_shape=shape, numeric=True)
+    check_op(op, *given(kind, draw(*x), shape)[:2], normalized_shape=shape, eps=0.1, dys=["dense", "transposed"])
+
+
+# --- the kernels, branch by branch -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the Triton kernels that were launched, as for a GPU of 4 multiprocessors."""
+    names, device, plain = set(), _tile.device, _tile.launch
+    monkeypatch.setattr(_tile, "device", lambda x: device(x)._replace(sms=4))
+
+    def note(kernel, grid, *args, **options):
+        names.add(kernel.fn.__name__)
+        plain(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(_tile, "launch", note)
+    return names
+
+
+@pytest.fixture
+def short_blocks():
+    """Every row counts as long, and is walked 32 elements at a time."""
+    with contextlib.ExitStack() as stack:
+        for direction in ("norm_forward", "norm_backward"):
+            stack.enter_context(_configs.forced(direction, None))
+            stack.enter_context(_configs.forced(f"{direction}.walked", _configs.Row(None, 32, 8)))
+        yield
+
+
+@both
+@pytest.mark.parametrize("m, n", [(70, 24), (2, 1100)], ids=["several rows a program", "one"])
+def test_short_rows(kind, m, n, launched):
+    served = check_op(OPS[kind][0], *given(kind, draw(m, n), (n,)), normalized_shape=(n,), dys=["dense", "gapped"])
+    assert served == ["definition", "numpy", "triton"]
+    assert {"_norm_forward_kernel", "_norm_backward_kernel", "_norm_finalise_kernel"} <= launched
+
+
+@both
+def test_long_rows(kind, launched, short_blocks):
+    """Enough rows for a program each."""
+    check_op(OPS[kind][0], *given(kind, draw(9, 100), (100,)), normalized_shape=(100,), dys=["dense", "gapped"])
+    assert {"_norm_forward_looped_kernel", "_norm_sums_kernel", "_norm_backward_columns_kernel"} <= launched
+    assert "_norm_moments_of_sum_kernel" not in launched
+
+
+@both
+def test_few_long_rows(kind, launched, short_blocks):
+    """Several programs share a row: each writes its own part of the sum, and reads no other."""
+    check_op(OPS[kind][0], *given(kind, draw(2, 150), (150,)), normalized_shape=(150,), dys=["dense", "expanded"])
+    assert {"_norm_moments_of_sum_kernel", "_norm_forward_split_kernel", "_norm_backward_columns_kernel"} <= launched
+
+
+@both
+def test_summands_of_other_strides(kind):
+    """Each has its own step from row to row, or is copied; what neither kernel takes as it lies."""
+    x, wide = draw(8, 60)[::2, :24], draw(4, 40, seed=5)[:, :24]
+    for residual in (wide, np.asfortranarray(draw(4, 24)), np.broadcast_to(draw(24), (4, 24))):
+        inputs = given(kind, x, (24,), residual)
+        check_op(OPS[kind][0], *inputs, normalized_shape=(24,), dys=["dense"], dtypes=["float32", "bfloat16"])
+
+
+@both
+def test_float32_weights(kind):
+    """Mixed precision: 16-bit summands, float32 weights and their gradients."""
+    for dtype in (np.float16, bfloat16):
+        x, residual, *weights = given(kind, draw(6, 40), (40,))
+        weights = [w.astype(np.float32) for w in weights]
+        halves = x.astype(dtype), residual.astype(dtype)
+        check_op(OPS[kind][0], *halves, *weights, normalized_shape=(40,), dtypes=["float32"], dys=["dense"])
+
+
+def recorded(backend: str, op, inputs: list, dys: list, needs=None, **options) -> tuple[list, list]:
+    """(outputs, gradients) of one backend."""
+    with arena(backend) as room:
+        ys, call = op.record(*room.put(inputs), needs=needs, **options)
+        ys = ys if isinstance(ys, tuple) else (ys,)
+        return room.get(list(ys)), room.get(list(call.backward(*room.put(dys))))
+
+
+@both
+@pytest.mark.parametrize("backend", ["definition", "numpy", "triton", "triton, walked"])
+def test_the_bits_of_the_sum_followed_by_the_norm(kind, backend, request):
+    """In the same backend; where the sum has no gradient of its own, the norm's gradients too, of one array for both."""
+    if backend == "triton, walked":
+        request.getfixturevalue("short_blocks")
+    backend = backend.partition(",")[0]
+    dtype = bfloat16 if backend == "triton" else np.float32
+    op, norm = OPS[kind]
+    x, residual, *weights = (a.astype(dtype) for a in given(kind, draw(5, 150), (150,)))
+    dy = draw(5, 150, seed=9).astype(dtype)
+    (y, total), grads = recorded(backend, op, [x, residual, *weights], [dy, None], normalized_shape=(150,))
+    np.testing.assert_array_equal(total, x + residual)
+    (alone,), (dx, *others) = recorded(backend, norm, [x + residual, *weights], [dy], normalized_shape=(150,))
+    np.testing.assert_array_equal(y, alone)
+    for got, true in zip(grads, (dx, dx, *others)):
+        np.testing.assert_array_equal(got, true)
+    assert np.shares_memory(*grads[:2])
+
+
+@both
+@pytest.mark.parametrize("backend", ["definition", "numpy", "triton"])
+@pytest.mark.parametrize("lie", [np.array, np.asfortranarray], ids=["dense", "transposed"])
+def test_only_the_sum_is_used(kind, backend, lie):
+    """Its gradient is that of both summands, a copy of it, whatever the norm would make of NaN; the weights have none."""
+    inputs = [a.astype(np.float32) for a in given(kind, draw(6, 24), (24,))]
+    inputs[0][2, 3] = np.nan
+    dsum = lie(draw(6, 24, seed=9).astype(np.float32))
+    _, (dx, dresidual, *others) = recorded(backend, OPS[kind][0], inputs, [None, dsum], normalized_shape=(24,))
+    np.testing.assert_array_equal(dx, dsum)
+    assert np.shares_memory(dx, dresidual) and not np.shares_memory(dx, dsum) and dx.flags.c_contiguous
+    assert all(not g.any() for g in others) and len(others) == len(inputs) - 2
+
+
+@both
+@pytest.mark.parametrize("backend", ["definition", "numpy", "triton"])
+def test_a_row_of_one_passes_the_gradient_of_the_sum(kind, backend):
+    """The norm's own is 0 there, but for RMS norm's of eps."""
+    inputs = [a.astype(np.float32) for a in given(kind, draw(8, 1) + 4096, (1,))]
+    dy, dsum = (draw(8, 1, seed=i).astype(np.float32) for i in (8, 9))
+    _, (dx, *_) = recorded(backend, OPS[kind][0], inputs, [dy, dsum], normalized_shape=(1,))
+    np.testing.assert_allclose(dx, dsum, rtol=1e-6, atol=1e-9)
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+
+OURS = {"layer": add_layer_norm_of_tensors, "rms": add_rms_norm_of_tensors}
+
+
+def tensors(kind: str, dtype=torch.float64, shape=(2, 3, 5), grad=True) -> list:
+    found = [torch.tensor(a).to(dtype) for a in given(kind, draw(*shape), shape[-1:])]
+    return [t.requires_grad_(grad) for t in found]
+
+
+def theirs(kind: str):
+    norm = {"layer": F.layer_norm, "rms": F.rms_norm}[kind]
+
+    def call(x, residual, shape, *weights):
+        total = x + residual
+        return norm(total, shape, *weights), total
+
+    return call
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_as_torch(kind, dtype):
+    """Outputs and gradients; residuals of another shape or dtype are torch's own affair."""
+    x, residual, *weights = tensors(kind, dtype, grad=False)
+    turned = residual.transpose(0, -1).contiguous().transpose(0, -1)
+    for other in (residual, turned, residual[:1], residual.double()):
+        ours, its = ((lambda x, r, *w, f=f: f(x, r, (5,), *w)) for f in (OURS[kind], theirs(kind)))
+        assert check_torch(ours, its, [x, other, *weights]) == []
+        assert check_torch(ours, its, [x, other]) == []
+
+
+@both
+def test_both_summands_get_one_gradient(kind):
+    """As a sum of torch's gives it: what is accumulated into one of them must not reach the other."""
+    x, residual, *weights = tensors(kind)
+    y, total = OURS[kind](x, residual, (5,), *weights)
+    (y.sum() + (total * total).sum()).backward()
+    assert torch.equal(x.grad, residual.grad)
+    before = residual.grad.clone()
+    x.grad.zero_()
+    assert torch.equal(residual.grad, before)
+
+
+@both
+def test_gradients_that_are_added_up_on_their_way(kind):
+    """Both summands come from one leaf, by roads of different lengths, where autograd adds in place."""
+    leaf = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for call in (OURS[kind], theirs(kind)):
+        a, b = leaf * 2, leaf.sin()
+        y, total = call(a, b, (5,))
+        loss = (y * y).sum() + (total.exp() * a).sum() + (b * 3).sum()
+        found.append(torch.autograd.grad(loss, leaf)[0])
+    torch.testing.assert_close(*found)
+
+
+@both
+@pytest.mark.parametrize("used", [*itertools.product((True, False), repeat=2)])
+def test_gradients_of_gradients(kind, used):
+    """Of y, of the sum, of both, and of gradients alone."""
+    found = []
+    for call in (OURS[kind], theirs(kind)):
+        leaves = tensors(kind)
+        y, total = call(*leaves[:2], (5,), *leaves[2:])
+        dys = [torch.linspace(-1, 2, 30, dtype=torch.float64).reshape(y.shape).requires_grad_() for _ in range(2)]
+        grads = torch.autograd.grad([y, total], leaves, dys, create_graph=True)
+        loss = sum(g.square().sum() for g in grads)
+        loss = loss + sum(t.pow(3).sum() for t, use in zip((y, total), used) if use)
+        found.append([*grads, *torch.autograd.grad(loss, [*leaves, *dys], materialize_grads=True)])
+    torch.testing.assert_close(*found)
+
+
+@both
+def test_only_one_gradient_is_wanted(kind):
+    for wanted in itertools.product((True, False), repeat=2):
+        if any(wanted):
+            found = []
+            for call in (OURS[kind], theirs(kind)):
+                x, residual, *weights = tensors(kind, grad=False)
+                leaves = [t.requires_grad_() for t, want in zip((x, residual), wanted) if want]
+                y, total = call(x, residual, (5,), *weights)
+                found.append(torch.autograd.grad((y * y).sum() + total.exp().sum(), leaves))
+            torch.testing.assert_close(*found)
+
+
+@both
+def test_compiled(kind):
+    """In one graph, as in eager mode."""
+
+    def loss(call, leaves):
+        y, total = call(*leaves[:2], (5,), *leaves[2:])
+        return y.square().sum() + total.exp().sum(), y
+
+    torch.compiler.reset()
+    graph = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found = []
+    for run, call in ((graph, OURS[kind]), (loss, theirs(kind))):
+        leaves = tensors(kind)
+        total, y = run(call, leaves)
+        found.append([y, *torch.autograd.grad(total, leaves)])
+    torch.testing.assert_close(*found)
+
+
+@both
+def test_custom_ops_share_no_memory(kind, monkeypatch):
+    """The gradient of both summands is there once, in the layout of the first that wants one."""
+    library = {"layer": drop_ins._add_layer_norm, "rms": drop_ins._add_rms_norm}[kind].library
+    backward, calls = library.backward, []
+    monkeypatch.setattr(library, "backward", lambda *args: calls.append(args) or backward(*args))
+    for wanted in ((True, True), (False, True)):
+        x, residual, *weights = tensors(kind, torch.float32)
+        x.requires_grad_(wanted[0])
+        residual = residual.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(wanted[1])
+        y, total = library((x, residual, *weights, (5,), 1e-5), True)
+        grads = torch.autograd.grad(y.exp().sum() + total.exp().sum(), [t for t in (x, residual) if t.requires_grad])
+        assert all(torch.equal(g, grads[0]) for g in grads)
+    assert len(calls) == 2
+    for args in calls:
+        torch.library.opcheck(backward, args, test_utils=("test_schema", "test_faketensor"))
+        found = [g for g in backward(*args) if g.numel()]
+        assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
+    torch.library.opcheck(library.forward, (*tensors(kind, torch.float32), (5,), 1e-5, True))
+
+
+@both
+def test_functional_transforms(kind):
+    """torch.func goes through torch's own functions; vmap over the summands."""
+    x, residual, *weights = tensors(kind, grad=False)
+    found = []
+    for call in (OURS[kind], theirs(kind)):
+
+        def value(x, r, call=call):
+            y, total = call(x, r, (5,), *weights)
+            return (y * total).sum()
+
+        found.append(torch.func.vmap(torch.func.grad(value, argnums=(0, 1)))(x, residual))
+    torch.testing.assert_close(*found)
