@@ -106,9 +106,16 @@ class Spec(NamedTuple):
         return f"{self.dtype}{list(self.shape)}"
 
 
-@functools.lru_cache(maxsize=4096)
 def layout(shape: tuple, strides: tuple) -> tuple[tuple[int, ...] | None, bool]:
     """(order, dense) of an array from its shape and its strides in elements."""
+    try:
+        return _layout(shape, strides)
+    except TypeError:  # symbols have no hash
+        return _layout.__wrapped__(shape, strides)
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(shape: tuple, strides: tuple) -> tuple[tuple[int, ...] | None, bool]:
     axes = sorted((a for a in range(len(shape)) if shape[a] != 1), key=lambda a: (-strides[a], a))
     step = 1
     for axis in reversed(axes):

@@ -286,6 +286,48 @@ def test_models_whose_passes_are_graphs(how):
         torch.testing.assert_close(mine, eager, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["GPT", "ResNet"])
+def test_inductors_code_launches_the_kernels(name):
+    """Loss, gradients and statistics of a compiled step are those of eager launches; no op of ours is called."""
+    from gpulayers.bench.measuring import models
+    from torch._inductor.utils import run_fw_bw_and_get_code
+
+    torch.manual_seed(0)
+    if name == "GPT":
+        model, batch = models.GPT(512, 128, 4, 2, 64, 0.0), (torch.randint(512, (4, 64)),)
+    else:
+        model, batch = models.ResNet((1, 1), 16, 10), (torch.randn(8, 3, 64, 64), torch.randint(10, (8,)))
+    gt.patch(model.to(DEVICE))
+    batch = [t.to(DEVICE) for t in batch]
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    found = []
+    for compiled in (True, False):
+        model.load_state_dict(before)
+        model.zero_grad()
+        if compiled:
+            step = torch.compile(model, fullgraph=True)
+            total, codes = run_fw_bw_and_get_code(lambda step=step: step(*batch))
+            assert len(codes) == 2 and all("_kernel_" in c and "torch.ops.gpulayers" not in c for c in codes)
+        else:
+            total = model(*batch)
+            total.backward()
+        found.append(
+            [total.detach(), *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())]
+        )
+    for mine, eager in zip(*found):
+        torch.testing.assert_close(mine, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_inductors_code_makes_tensor_descriptors():
+    """On sm_90 and newer; with another batch, too: the very bits of an eager launch."""
+    layer = gt.Linear(256, 384).to(DEVICE, torch.bfloat16)
+    run = torch.compile(layer, fullgraph=True, dynamic=True)
+    for n in (128, 200):
+        x = torch.randn(n, 256, device=DEVICE, dtype=torch.bfloat16)
+        with torch.no_grad():
+            assert torch.equal(run(x), layer(x))
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_draws_what_the_cpu_draws(p):
     x = np.random.default_rng(0).standard_normal((33, 1031)).astype(np.float32)

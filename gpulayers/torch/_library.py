@@ -16,6 +16,8 @@ from gpulayers import arrays, dispatch
 from gpulayers.arrays import Spec
 from gpulayers.definition import RuleError
 from gpulayers.ops._op import Op
+from gpulayers.torch import _inductor
+from gpulayers.torch._inductor import spec_of
 from gpulayers.torch._layout import in_layout
 
 NAMESPACE = "gpulayers"
@@ -23,16 +25,6 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _DTYPES = (*arrays.FLOATS, arrays.int64, *map(arrays.np.dtype, ("int8", "int16", "int32", "uint8", "bool")))
 _EMPTY = 0
 """Elements of a tensor that stands for nothing: custom ops return no None."""
-
-
-def spec_of(x: Any) -> Spec | None:
-    """The Spec of a tensor, of a fake one too: sizes may be symbolic."""
-    if x is None:
-        return None
-    shape, dtype = tuple(x.shape), arrays.from_torch_dtype(x.dtype)
-    if x.is_contiguous():
-        return Spec(shape, dtype)
-    return Spec(shape, dtype, *arrays.layout.__wrapped__(shape, tuple(x.stride())))
 
 
 def pack(specs: Sequence[Spec | None]) -> list:
@@ -106,6 +98,8 @@ class LibraryOp:
         torch.library.register_autograd(
             f"{name}_backward", self._no_second, setup_context=lambda *a, **k: None, lib=LIBRARY
         )
+        _inductor.open_up(name, LIBRARY, self._traced_forward)
+        _inductor.open_up(f"{name}_backward", LIBRARY, self._traced_backward)
         for device in ("CPU", "CUDA"):
             LIBRARY.impl(op.name, self._autocasting(f"Autocast{device}"), f"Autocast{device}", with_keyset=True)
 
@@ -140,14 +134,17 @@ class LibraryOp:
         return tuple(n for n, x in zip(self.inputs, ins) if x is not None and n in self.op.differentiable)
 
     def _forward(self, *args: Any) -> Any:
+        return self._computed(args, Tensor.clone, _by_dispatch)
+
+    def _traced_forward(self, *args: Any) -> Any:
+        return self._computed(args, _inductor.apart, _inductor.forward)
+
+    def _computed(self, args: tuple, copied: Callable[[Tensor], Tensor], run: Callable) -> Any:
         *ins, save = args[: self.n] + args[-1:]
         updates = self.updates(args)
         for i in updates:
-            ins[i] = ins[i].clone()
-        outputs, call = dispatch.forward(
-            self.op, ins, self._present(ins) if save else (), self._values(args[self.n : -1])
-        )
-        saved = {} if call is None else call.saved
+            ins[i] = copied(ins[i])
+        outputs, saved = run(self.op, ins, self._present(ins) if save else (), self._values(args[self.n : -1]))
         news = [saved[b] if b in saved else ins[0].new_empty(_EMPTY) for b in self.buffers]
         copies = [ins[i] if i in updates else ins[0].new_empty(_EMPTY) for i in self.updated]
         missing = [ins[0].new_empty(_EMPTY)] * (len(self.outputs) - len(outputs))
@@ -165,12 +162,18 @@ class LibraryOp:
         return [k for k, wanted in zip(self.op.differentiable, flags) if wanted], specs, dy
 
     def _backward(self, *args: Any) -> Any:
+        return self._differentiated(args, dispatch.plan_for)
+
+    def _traced_backward(self, *args: Any) -> Any:
+        return self._differentiated(args, _inductor.plan_for)
+
+    def _differentiated(self, args: tuple, plan_for: Callable) -> Any:
         dys, like, tensors, specs, options, flags = self._split(args)
         names = [*self.inputs, *self.outputs, *self.buffers]
         saved = {k: t for k, t in zip(names, tensors) if t is not None}
         ins = [s if t is None else t for s, t in zip(specs, tensors)]
         needs = tuple(k for k, wanted in zip(self.op.differentiable, flags) if wanted)
-        plan, values = dispatch.plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
+        plan, values = plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
         plan = in_layout(plan)
         grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, needs=needs, **values)))
         return _one(tuple(like.new_empty(_EMPTY) if k is None else grads[k] for k in self._whose(needs)))
@@ -255,6 +258,11 @@ class LibraryOp:
                 return self.forward(*cast)
 
         return kernel
+
+
+def _by_dispatch(op: Op, ins: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any]) -> tuple[tuple, dict]:
+    outputs, call = dispatch.forward(op, ins, needs, options)
+    return outputs, {} if call is None else call.saved
 
 
 def _returns(count: int) -> str:

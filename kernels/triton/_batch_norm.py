@@ -293,7 +293,7 @@ class _Walk:
         images, channels = x.shape[:2]
         inner = math.prod(x.shape[2:])
         self.count, self.channels = images * inner, channels
-        last = order is not None or inner == 1
+        last = bool(order is not None or inner == 1)
         rows, step = (images * inner, channels) if last else (images, channels * inner)
         device = _tile.device(x)
         entry = choices[last](device, channels if last else inner)

@@ -15,6 +15,7 @@ from . import _tables
 from ._tables import Row as Row
 from ._tables import Table as Table
 from ._tables import Tile as Tile
+from ._tracing import thread
 
 Rule = Callable[..., tuple[int, Any] | None]
 """rule(entries, device, *key) -> (which entry, the entry as a launch takes it); None: the table has none for this."""
@@ -56,12 +57,27 @@ class Choice:
 
     def __call__(self, *key: Any) -> Any:
         """The entry for (device, *key); None from a ``held`` choice for a row that is too long."""
-        found = self._known.get(key)
+        try:
+            found = self._known.get(key)
+        except TypeError:
+            return self._for_symbols(key)
         if found is None:
             found = self._choose(key)
         if _asked is not None:
             _asked.append(Asked(self.name, key, found[0]))
         return found[1]
+
+    def _for_symbols(self, key: tuple) -> Any:
+        """A choice while a compiler traces. A held row's tile must be as long as the row: the symbols that the rule compares
+        are held to what it found. All else fits any size, and is chosen by the values at hand."""
+        if not self.held:
+            device, *sizes = key
+            return self(device, *map(thread.compiler.hint, sizes))
+        found = self.rule(self._entries(key[0]), *key)
+        return None if found is None else found[1]
+
+    def _entries(self, device: Any) -> tuple:
+        return _replaced[self.name] if self.name in _replaced else self.entries(device.arch)
 
     def entries(self, arch: int) -> tuple:
         """What the table of an architecture lists for this choice. ValueError where it lists nothing that serves."""
@@ -82,7 +98,7 @@ class Choice:
             raise ValueError(f"{where}: entry {len(entries) - 1}: upto of the last entry is {rule}")
 
     def _choose(self, key: tuple) -> tuple[int | None, Any]:
-        entries = _replaced[self.name] if self.name in _replaced else self.entries(key[0].arch)
+        entries = self._entries(key[0])
         found: tuple[int | None, Any] | None = self.rule(entries, *key)
         if found is None:
             if not self.held:

@@ -17,6 +17,8 @@ from .._budget import Budget
 from .._gates import rrelu
 from .._layout import around, halved
 from . import _configs, _random, _tile
+from ._random import words
+from ._tile import rows_tile
 
 # --- prelu -----------------------------------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ def _rrelu_kernel(
     if seed is None:
         g = tl.where(v > 0, g, g * ((lower + upper) / 2))
     else:
-        bits = _random.words(seed, start, n1, n2, step0, step1, step2, PERMUTED, BLOCK)
+        bits = words(seed, start, n1, n2, step0, step1, step2, PERMUTED, BLOCK)
         slope = lower + (upper - lower) * ((bits >> 8).to(tl.float32) * 5.9604644775390625e-08)  # 2⁻²⁴
         g = tl.where(v <= 0, g * slope, g)
     tl.store(out + i, g.to(out.dtype.element_ty), i < size)
@@ -198,7 +200,7 @@ rrelu_forward, rrelu_backward = rrelu(_sloped)
 def _glu_forward_kernel(x, y, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """M rows: of 2N in x, the halves a and b, and of N in y."""
     N = N * UNIT
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     a = tl.load(x + row * 2 * N + n, mask, other=0.0).to(tl.float32)
     b = tl.load(x + row * 2 * N + N + n, mask, other=0.0).to(tl.float32)
     tl.store(y + row * N + n, (a * tl.sigmoid(b)).to(y.dtype.element_ty), mask)
@@ -207,7 +209,7 @@ def _glu_forward_kernel(x, y, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOC
 @triton.jit
 def _glu_backward_kernel(dy, x, dx, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     N = N * UNIT
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     g = tl.load(dy + row * N + n, mask, other=0.0).to(tl.float32)
     a = tl.load(x + row * 2 * N + n, mask, other=0.0).to(tl.float32)
     s = tl.sigmoid(tl.load(x + row * 2 * N + N + n, mask, other=0.0).to(tl.float32))

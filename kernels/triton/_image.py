@@ -27,8 +27,7 @@ def evenly_spaced(x: Any) -> bool:
 def flattened(x: Any) -> Any:
     """All pixels of an image in one row: (N, C, 1, H · W), a view of an evenly spaced array."""
     n, c, h, w = x.shape
-    step = x.stride(3) if w > 1 else x.stride(2)
-    return x.as_strided((n, c, 1, h * w), (x.stride(0), x.stride(1), h * w * step, step))
+    return x.view(n, c, 1, h * w)
 
 
 BUDGETS = {
@@ -75,9 +74,15 @@ MOST_IMAGES = 65535
 """The longest third axis of a grid."""
 
 
+def _in_parts(x: Any) -> list[Any]:
+    """``x`` in as many parts as it takes launches."""
+    n = x.shape[0]
+    return [x] if n <= MOST_IMAGES else [x[first : first + MOST_IMAGES] for first in range(0, n, MOST_IMAGES)]
+
+
 def nhwc(x: Any, empty: Any) -> Any:
     """x of any strides with channels neighbouring in memory: itself, or a copy."""
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     if x.permute(0, 2, 3, 1).is_contiguous():
         return x
     y = empty(x.shape, x.dtype, channels_last(4))
@@ -85,8 +90,7 @@ def nhwc(x: Any, empty: Any) -> Any:
     block = min(64, _tile.next_power_of_2(c))
     entry = NHWC(_tile.device(x), h * w)
     pixels = min(max(1, entry.elements // block), _tile.next_power_of_2(h * w))
-    for first in range(0, n, MOST_IMAGES):
-        part, there = source[first : first + MOST_IMAGES], y[first : first + MOST_IMAGES]
+    for part, there in zip(_in_parts(source), _in_parts(y)):
         grid = (_tile.cdiv(h * w, pixels), _tile.cdiv(c, block), part.shape[0])
         _tile.launch(
             _nhwc_kernel, grid, part, there, c, source.shape[3], h * w, *steps(source),

@@ -16,6 +16,7 @@ import triton.language as tl
 from .._budget import Budget
 from . import _configs, _tile
 from ._configs import Tile
+from ._tile import rows_tile
 from .activation import value
 
 GROUP = 8
@@ -150,7 +151,7 @@ def _finish_kernel(
     ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = f(Σ parts + bias) over the S parts (S, M, N), in order."""
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for s in range(S):
         total += tl.load(parts + (s * M + row) * N + n, mask, other=0.0)
@@ -184,7 +185,7 @@ def _unit(x: Any, empty: Callable) -> Any:
 def _fits_tma(x: Any) -> bool:
     """Whether a descriptor can describe ``x`` (2-D): 16-bit numbers, one axis contiguous, the other 16-byte aligned."""
     step = max(x.stride())
-    aligned = step * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+    aligned = step * x.element_size() % 16 == 0 and _tile.begins_aligned(x)
     return x.element_size() == 2 and 0 not in x.shape and min(x.stride()) == 1 and step >= min(x.shape) and aligned
 
 
@@ -193,11 +194,7 @@ def _turned(x: Any) -> bool:
 
 
 def _describe(x: Any, rows: int, columns: int) -> Any:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    if _turned(x):
-        return TensorDescriptor.from_tensor(x.T, [columns, rows])
-    return TensorDescriptor.from_tensor(x, [rows, columns])
+    return _tile.described(x.T, [columns, rows]) if _turned(x) else _tile.described(x, [rows, columns])
 
 
 def _choose(

@@ -19,6 +19,7 @@ from gpulayers.arrays import layout
 from .. import _multiprocessors
 from .._budget import Budget
 from ._configs import Choice, Row, for_length
+from ._tracing import thread
 
 
 class Device(NamedTuple):
@@ -85,13 +86,37 @@ def lasting(x: Any) -> Any:
 
 
 def next_power_of_2(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+    if type(n) is int:
+        return 1 << max(n - 1, 0).bit_length()
+    found = 1
+    while found < n:  # of a symbol: it holds for all sizes between two powers
+        found *= 2
+    return found
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
     """Launch, unless there is nothing to do (an empty grid is an error in CUDA)."""
-    if 0 not in grid:
+    if 0 in grid:
+        return
+    if thread.compiler is not None:
+        thread.compiler.launch(kernel, tuple(grid), args, options)
+    else:
         kernel[tuple(grid)](*args, **options)
+
+
+def begins_aligned(x: Any) -> bool:
+    """Whether ``x`` begins at a multiple of 16 bytes. Of memory that a compiler plans, every whole array does."""
+    at = x.data_ptr() if thread.compiler is None else x.storage_offset() * x.element_size()
+    return at % 16 == 0
+
+
+def described(x: Any, block: Sequence[int]) -> Any:
+    """A tensor descriptor of ``x``, which kernels load blocks through."""
+    if thread.compiler is not None:
+        return thread.compiler.describe(x, block)
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(x, block)
 
 
 reached: Sequence[Any] = ()
@@ -101,6 +126,8 @@ reached: Sequence[Any] = ()
 def launch_on_table(arrays: Sequence[Any], kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
     """Launch a kernel that finds ``arrays`` through a table of their addresses."""
     global reached
+    if thread.compiler is not None:
+        thread.compiler.refuse("table")
     reached = arrays
     try:
         launch(kernel, grid, *args, **options)
@@ -200,6 +227,9 @@ def copy(x: Any, y: Any) -> None:
     """y[…] = x: of one shape and dtype, any strides. It reads along x's neighbours and writes along y's."""
     if not x.numel():
         return
+    if thread.compiler is not None:  # it fuses copies of its own with what is before and after
+        y.copy_(x)
+        return
     *axes, last = _axes(x, y)
     along = min(range(len(axes)), key=lambda i: (axes[i][1] or 2**62, -i), default=None)
     first = (1, 0, 0) if along is None else axes.pop(along)
@@ -283,7 +313,7 @@ def flat_tile(entry: Row, n: int) -> dict:
 
 
 @triton.jit
-def tile(M, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def rows_tile(M, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """(row, n, mask): this program's part of M rows of N, shapes (ROWS, 1), (1, BLOCK), (ROWS, BLOCK)."""
     columns = (N - 1) // BLOCK + 1  # tl.cdiv would overflow for N just below 2^31
     pid = tl.program_id(0).to(tl.int64)

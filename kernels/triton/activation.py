@@ -20,6 +20,7 @@ from ._gates import prelu_backward as prelu_backward
 from ._gates import prelu_forward as prelu_forward
 from ._gates import rrelu_backward as rrelu_backward
 from ._gates import rrelu_forward as rrelu_forward
+from ._tile import rows_tile
 
 BUDGETS = {
     "_activation_forward_kernel": Budget(registers=56, blocks=9),
@@ -192,7 +193,7 @@ def gradient(dy, s, NAME: tl.constexpr, a, b):
 def _activation_forward_kernel(
     x, y, M, N, x_row, y_row, a, b, NAME: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     v = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
     tl.store(y + row * y_row + n, value(v, NAME, a, b).to(y.dtype.element_ty), mask)
 
@@ -201,7 +202,7 @@ def _activation_forward_kernel(
 def _activation_backward_kernel(
     dy, s, dx, M, N, dy_row, s_row, dx_row, a, b, NAME: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     g = tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32)
     v = tl.load(s + row * s_row + n, mask, other=0.0).to(tl.float32)
     tl.store(dx + row * dx_row + n, gradient(g, v, NAME, a, b).to(dx.dtype.element_ty), mask)

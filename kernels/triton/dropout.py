@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .._budget import Budget
 from . import _random, _tile
+from ._random import words
 
 BUDGETS = {
     "_dropout_kernel": Budget(registers=56, blocks=10),
@@ -20,7 +21,7 @@ def _dropout_kernel(
     x, seed, y, size, n1, n2, step0, step1, step2, threshold, scale, PERMUTED: tl.constexpr, BLOCK: tl.constexpr
 ):
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    bits = _random.words(seed, start, n1, n2, step0, step1, step2, PERMUTED, BLOCK)
+    bits = words(seed, start, n1, n2, step0, step1, step2, PERMUTED, BLOCK)
     i = start + tl.arange(0, BLOCK)
     v = tl.load(x + i, i < size, other=0.0).to(tl.float32)
     v *= tl.where(bits >= threshold, scale, 0.0)

@@ -16,6 +16,7 @@ import triton.language as tl
 from .._budget import Budget
 from . import _configs, _tile
 from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
+from ._tile import rows_tile
 
 # --- cross entropy ---------------------------------------------------------------------------------------------------
 
@@ -403,7 +404,7 @@ def nll_loss_backward(
 
 @triton.jit
 def _mse_forward_kernel(x, target, y, M, N, x_row, t_row, y_row, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
     d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
     tl.store(y + row * y_row + n, (d * d).to(y.dtype.element_ty), mask)
@@ -442,7 +443,7 @@ def _mse_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row, n, mask = _tile.tile(M, N, ROWS, BLOCK)
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
     d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
     if EACH:

@@ -1,0 +1,80 @@
+"""What compiled code launches, without a GPU: CPU tensors are served by Triton's kernels, and each launch that stands in
+Inductor's code is interpreted, from the source and with the arguments that stand there."""
+
+import contextlib
+import functools
+from unittest import mock
+
+import torch
+from torch._higher_order_ops import triton_kernel_wrap
+from torch._inductor import graph
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import PyCodeCache
+
+from gpulayers.testing.interpreter import interpreting
+from gpulayers.testing.null_driver import null_driver
+
+LITE = {"fallback_by_default": True, "fallback_random": True}
+"""torch's own operations are called, not compiled to C++."""
+_falls_back = graph.should_fallback_by_default
+_accesses = triton_kernel_wrap.identify_accessed_tensors
+
+
+def _is_called(node):
+    """Whether an operation of torch is called; views and allocations are Inductor's own."""
+    schema = getattr(node.target, "_schema", None)
+    is_view = schema is not None and any(r.alias_info for r in schema.returns)
+    return _falls_back(node) and not is_view and node.target is not torch.ops.aten.empty.memory_format
+
+
+class Kernel:
+    """A kernel of generated code, called as that code calls it."""
+
+    def __init__(self, tuned):
+        self.function, self.constants, self.config = tuned.fn, tuned.triton_meta["constants"], tuned.configs[0]
+
+    def run(self, *args, stream):
+        *args, x, y, z = args
+        names = [p.name for p in self.function.params if not p.is_constexpr]
+        given = dict(zip(names, args, strict=True)) | self.constants
+        self.function[x, y, z](**given, num_warps=self.config.num_warps, num_stages=self.config.num_stages)
+
+
+def _known():
+    """torch's analysis of what a kernel writes; it makes that anew for each launch of the same kernel."""
+    known = {}
+
+    @functools.wraps(_accesses)
+    def accesses(kernel, kwargs, descriptors):
+        function = getattr(kernel, "fn", kernel)
+        given = {k: v.get_dtype() if hasattr(v, "get_dtype") else getattr(v, "dtype", v) for k, v in kwargs.items()}
+        key = getattr(function, "src", function), repr(sorted(given.items())), repr(descriptors)
+        if key not in known:
+            known[key] = _accesses(kernel, kwargs, descriptors)
+        return known[key]
+
+    return accesses
+
+
+@contextlib.contextmanager
+def launched():
+    """The session of the interpreter, whose ``launches`` tell what ran."""
+
+    def triton(self, name, source, device_str="cuda"):
+        return Kernel(getattr(PyCodeCache.load(source), name))
+
+    replaced = [
+        (AsyncCompile, "triton", triton),
+        (graph, "should_fallback_by_default", _is_called),
+        # A number on the CPU is handed over as such, which one on a GPU is not.
+        (graph.GraphLowering, "is_unspec_arg", lambda self, name: False),
+        (torch.utils._triton, "has_triton_tensor_descriptor_host_tma", lambda: True),
+        (triton_kernel_wrap, "identify_accessed_tensors", _known()),
+    ]
+    torch.compiler.reset()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(null_driver(compiled=False))
+        stack.enter_context(torch._inductor.config.patch(force_disable_caches=True))
+        for place in replaced:
+            stack.enter_context(mock.patch.object(*place))
+        yield stack.enter_context(interpreting())

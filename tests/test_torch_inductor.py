@@ -1,0 +1,246 @@
+"""torch.compile: Inductor's code launches the kernels itself, and what it computes so is right; what stays one op, and why."""
+
+import copy
+import importlib
+import pkgutil
+import re
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+import torch.nn as nn  # noqa: E402
+import triton  # noqa: E402
+from gpulayers.bench.measuring import models  # noqa: E402
+from gpulayers.kernels import triton as triton_kernels  # noqa: E402
+from gpulayers.kernels.triton import _configs, _tile, norm  # noqa: E402
+from inductors_launches import LITE, launched  # noqa: E402
+from torch._dynamo.backends.common import aot_autograd  # noqa: E402
+from torch._higher_order_ops import triton_kernel_wrap  # noqa: E402
+from torch._inductor.utils import run_fw_bw_and_get_code  # noqa: E402
+from triton.language import constexpr  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+import gpulayers as gl  # noqa: E402
+import gpulayers.torch as gt  # noqa: E402
+from gpulayers import dispatch, launch  # noqa: E402
+from gpulayers.testing.null_driver import null_driver  # noqa: E402
+from gpulayers.testing.torch_cases import Everything, loss  # noqa: E402
+from gpulayers.torch import _inductor  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own"),
+    pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled", "ignore:.*boxed arguments"),
+]
+same = torch.testing.assert_close
+
+
+def launches(code):
+    """The kernels that generated code launches, in turn."""
+    return [re.sub(r"_\d+$", "", name) for name in re.findall(r"(\w+)\.run\(", code)]
+
+
+def compiled(model, *inputs):
+    """(outputs, the code of forward and backward, the kernels that ran)."""
+    with launched() as session:
+        step = torch.compile(model, fullgraph=True, options=LITE)
+        outputs, codes = run_fw_bw_and_get_code(lambda: step(*inputs))
+    return outputs, codes, [each.kernel for each in session.launches]
+
+
+MODELS = {
+    "GPT": (
+        lambda: models.GPT(24, 16, 2, 1, 8, 0.0),
+        lambda: (torch.randint(24, (2, 8)),),
+        "_norm_forward_kernel _matmul_kernel _activation_forward_kernel _cross_entropy_forward_kernel _reduce_kernel",
+        "_norm_backward_kernel _norm_finalise_kernel _matmul_kernel _linear_backward_columns_kernel _finish_kernel "
+        "_activation_backward_kernel _cross_entropy_backward_kernel",
+    ),
+    "ResNet": (
+        lambda: models.ResNet((1,), 4, 5),
+        lambda: (torch.randn(2, 3, 16, 16), torch.randint(5, (2,))),
+        "_nhwc_kernel _conv2d_kernel _batch_norm_moments_kernel _batch_norm_forward_kernel _activation_forward_kernel "
+        "_max_pool2d_forward_kernel _global_avg_pool2d_forward_kernel _matmul_kernel _cross_entropy_forward_kernel "
+        "_reduce_kernel",
+        "_nhwc_kernel _conv2d_kernel _conv2d_weight_kernel _batch_norm_sums_kernel _batch_norm_backward_kernel "
+        "_activation_backward_kernel _max_pool2d_backward_kernel _global_avg_pool2d_backward_kernel _matmul_kernel "
+        "_linear_backward_columns_kernel _finish_kernel _cross_entropy_backward_kernel",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_patched_models(name):
+    """Their code launches our kernels and calls no op of ours; loss, gradients and statistics are torch's own."""
+    make, batch, *kernels = MODELS[name]
+    theirs, inputs = make(), batch()
+    ours = copy.deepcopy(theirs)
+    gt.patch(ours)
+    total, codes, ran = compiled(ours, *inputs)
+    expected = theirs(*inputs)
+    expected.backward()
+    same(total, expected)
+    for (which, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        same(p.grad, q.grad, msg=lambda text, which=which: f"{which}: {text}")
+    same(list(ours.buffers()), list(theirs.buffers()))
+    for code, wanted in zip(codes, kernels, strict=True):
+        assert "torch.ops.gpulayers" not in code and "clone_default" not in code
+        assert set(launches(code)) == set(wanted.split())
+    assert sorted(ran) == sorted(launches("".join(codes)))
+
+
+def test_tensor_descriptors():
+    """The matrix product of 16-bit numbers: the code makes the descriptors that its kernel loads through."""
+    ours, x = gt.Linear(64, 96).bfloat16(), torch.randn(64, 64, dtype=torch.bfloat16)
+    theirs, (a, b) = copy.deepcopy(ours), (x.clone().requires_grad_() for _ in range(2))
+    theirs.__class__ = nn.Linear
+    y, codes, _ = compiled(ours, a)
+    theirs(b).sum().backward()
+    same([y, a.grad, ours.weight.grad, ours.bias.grad], [theirs(b), b.grad, theirs.weight.grad, theirs.bias.grad])
+    assert [launches(code).count("_matmul_tma_kernel") for code in codes] == [1, 2]
+    assert [code.count("TensorDescriptor.from_tensor(") for code in codes] == [2, 4]
+
+
+# --- every class ------------------------------------------------------------------------------------------------------
+
+
+def traced(function, *calls, dynamic=False):
+    """(what ``calls`` of a compiled function give, our ops and kernels in its graphs)"""
+    found = []
+
+    def noted(graph, _):
+        found.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        return graph
+
+    backend = aot_autograd(fw_compiler=noted, bw_compiler=noted)
+    step = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
+    given = [call(step) for call in calls]
+    return given, [t for t in found if t.startswith("gpulayers") or t.startswith("triton_kernel_wrapper")]
+
+
+def test_every_class():
+    """One graph of all: no op of ours is left in it, forward and backward; it computes what eager launches compute."""
+    model = Everything(gt)
+
+    def trained(call):
+        torch.manual_seed(7)
+        x = torch.randn(5, 3, 12, 11).requires_grad_()
+        model.zero_grad()
+        total, outputs = call(model, x, torch.arange(5))
+        total.backward()
+        return total, outputs, x.grad, [p.grad for p in model.parameters()], [b.clone() for b in model.buffers()]
+
+    before = copy.deepcopy(model.state_dict())
+    with launched(), launch.off():
+        (found,), targets = traced(loss, trained)
+        model.load_state_dict(before)
+        same(found, trained(loss), rtol=0, atol=0)
+    assert len(targets) > 100 and set(targets) == {"triton_kernel_wrapper_functional"}
+
+
+# --- what stays one op ------------------------------------------------------------------------------------------------
+
+
+def left(x=None, module=None):
+    """The ops that are left in the graph of a forward."""
+    x, module = torch.randn(64, 64) if x is None else x, module or gt.ReLU()
+    with launched(), launch.off(), torch.no_grad():
+        return {t for t in traced(module, lambda call: call(x))[1] if t.startswith("gpulayers")}
+
+
+def test_opaque_backends():
+    """What Triton does not compute, and CPU tensors, which the NumPy side computes."""
+    assert left() == set()
+    with launched(), dispatch.policy(backends=("triton", "definition")), torch.no_grad():
+        x = torch.randn(4, dtype=torch.float64)
+        assert traced(gt.ReLU(), lambda call: call(x))[1] == ["gpulayers.relu.default"]
+    torch.compiler.reset()
+    with torch.no_grad():
+        assert traced(gt.ReLU(), lambda call: call(torch.randn(4)))[1] == ["gpulayers.relu.default"]
+
+
+def test_opaque_descriptors(monkeypatch):
+    linear, x = gt.Linear(64, 64).bfloat16(), torch.randn(64, 64, dtype=torch.bfloat16)
+    assert left(x, linear) == set()
+    monkeypatch.delattr(triton_kernel_wrap, "create_tma_stable_metadata")
+    assert left(x, linear) == {"gpulayers.linear.default"}
+
+
+@pytest.mark.parametrize("seen", [[], ["x", "y"]])
+def test_opaque_where_torch_misreads_writes(seen, monkeypatch):
+    monkeypatch.setattr(triton_kernel_wrap, "get_mutated_tensors", lambda *args: seen)
+    assert left() == {"gpulayers.relu.default"}
+
+
+def test_opaque_arguments():
+    with _inductor._compiling():
+        with pytest.raises(_inductor.Opaque, match=_inductor.OPAQUE["tuple"]):
+            _tile.launch(_tile._copy_kernel, (1,), 1, 2, (3, 4))
+        with pytest.raises(_inductor.Opaque, match=_inductor.OPAQUE["table"]):
+            _tile.launch_on_table([], _tile._copy_kernel, (1,))
+    assert set(_inductor.OPAQUE) == {"backend", "descriptor", "writes", "tuple", "table"}  # all that is above
+
+
+def test_exported_whole():
+    with launched():
+        exported = torch.export.export(gt.ReLU(), (torch.randn(4, 8),))
+    assert "gpulayers.relu.default" in {str(n.target) for n in exported.graph.nodes}
+
+
+# --- kernels as text --------------------------------------------------------------------------------------------------
+
+
+def kernels():
+    names = [m.name for m in pkgutil.iter_modules(triton_kernels.__path__, f"{triton_kernels.__name__}.")]
+    found = {k for name in names for k in vars(importlib.import_module(name)).values() if isinstance(k, JITFunction)}
+    return sorted(found, key=lambda k: k.__name__)
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=lambda k: k.__name__)
+def test_kernels_names(kernel):
+    """Inductor writes a kernel into its code with the functions and numbers that it names, and no module but tl."""
+    for name in kernel.fn.__code__.co_names:
+        value = kernel.fn.__globals__.get(name)
+        known = value is None or name == "tl" or isinstance(value, int | str | constexpr)
+        assert known or (isinstance(value, JITFunction) and value.__name__ == name), f"{name} is {value!r}"
+
+
+def test_numbers_are_single():
+    """Inductor hands numbers over in float64, which is cast before anything is computed."""
+    from triton.compiler import ASTSource, CompilationError
+
+    arrays = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), "*fp32")
+    signature = arrays | {"M": "i32", "N": "i32", "x_row": "i32", "eps": "fp64"}
+    constants = {"UNIT": 1, "RMS": False, "ROWS": 1, "BLOCK": 64}
+    kernel, kinds = norm._norm_forward_kernel, signature | dict.fromkeys(constants, "constexpr")
+    with null_driver(compiled=False):
+        with pytest.raises(CompilationError, match="got fp64"):
+            _ttir(ASTSource(kernel, kinds, constants))
+        text = str(_ttir(ASTSource(_inductor._in_single(kernel, ("eps",)), kinds, constants)))
+    (wide,) = [line for line in text.splitlines() if "f64" in line and "tt.func" not in line]
+    assert "arith.truncf" in wide
+
+
+def _ttir(source):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    context, target = triton._C.libtriton.ir.context(), GPUTarget("cuda", 90, 32)
+    triton._C.libtriton.ir.load_dialects(context)
+    backend = make_backend(target)
+    backend.load_dialects(context)
+    options = backend.parse_options({})
+    return source.make_ir(
+        target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
+    )
+
+
+def test_what_is_kept_on_disk():
+    """Torch finds compiled code again by this: another one where launches are made otherwise."""
+    seen = [_inductor._STATE.src]
+    for context in (gl.only("triton"), gl.sms(reserve=4), _configs.forced("norm_forward", _configs.Row(None, 1024, 4))):
+        with context:
+            seen.append(_inductor._STATE.src)
+    assert len(set(seen)) == 4 and seen[0] == _inductor._STATE.src
+    assert torch._library.triton.get_triton_kernels_for_op("gpulayers::relu_backward") == [_inductor._STATE]
