@@ -17,9 +17,10 @@ from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.torch import _epilogue, activation
 from gpulayers.torch._arguments import held
 from gpulayers.torch.linear import Linear, linear
-from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d
+from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm, add_layer_norm, add_rms_norm
 
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d)
+_ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
 
 Act: TypeAlias = nn.Module | str
 """A module, or a name in ACTIVATIONS for what the forward says by a function."""
@@ -94,5 +95,17 @@ def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor) -> Tensor:
 
 def add_norm(norm: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     """(norm(x + residual), x + residual)"""
-    total = x + residual
-    return norm(total), total
+    fused = _ADD_NORMS.get(type(norm))
+    if fused is None or not _bare(norm) or not _summed_alike(x, residual):
+        total = x + residual
+        return norm(total), total
+    if fused is add_rms_norm:
+        return add_rms_norm(x, residual, norm.normalized_shape, held(norm, "weight"), norm.eps)
+    return add_layer_norm(x, residual, norm.normalized_shape, held(norm, "weight"), held(norm, "bias"), norm.eps)
+
+
+def _summed_alike(x: Tensor, residual: Tensor) -> bool:
+    """Whether the sum has the dtype that the fused op gives it: autocast on CUDA widens a norm's inputs."""
+    if x.dtype != residual.dtype or x.shape != residual.shape:
+        return False
+    return not (x.is_cuda and x.dtype != torch.float32 and _autocasting())
