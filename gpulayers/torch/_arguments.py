@@ -1,10 +1,12 @@
-"""How torch.nn reads arguments: inputs without a batch dimension, one number for height and width, a module's weights."""
+"""How torch.nn reads arguments: inputs without a batch dimension, one number for height and width, a module's weights, the
+types of options."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch.nn as nn
 from torch import Tensor
 
@@ -31,3 +33,21 @@ def held(module: nn.Module, name: str) -> Any:
     if name in module._buffers:
         return module._buffers[name]
     return getattr(module, name)  # parametrized, say
+
+
+_NUMBERS: dict[str, tuple] = {
+    "float": (float, int, np.number),
+    "int": (int, np.integer),
+    "bool": (bool,),
+    "str": (str,),
+}
+"""What an option of each kind may be; torch's own functions deal with all else."""
+
+
+def is_a(kind: str, value: Any) -> bool:
+    """Whether an option is what the word of a torch.library schema says."""
+    if kind.endswith("?"):
+        return value is None or is_a(kind[:-1], value)
+    if kind.endswith("[]"):
+        return isinstance(value, tuple) and all(is_a("int", v) for v in value)
+    return isinstance(value, _NUMBERS[kind]) and (kind != "int" or not isinstance(value, bool))

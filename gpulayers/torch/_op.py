@@ -16,7 +16,6 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -25,6 +24,7 @@ from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast, _flops
+from gpulayers.torch._arguments import is_a
 from gpulayers.torch._layout import in_layout
 from gpulayers.torch._library import LibraryOp
 
@@ -44,13 +44,6 @@ _MOST_KNOWN, _MOST_LATEST = 256, 1024
 """Calls of an op that are remembered, with their plans; and weights (the layers of a model) that have a latest one."""
 _NO_VALUES: dict[str, Any] = {}
 _REFUSED = (object(),)
-_NUMBERS: dict[str, tuple] = {
-    "float": (float, int, np.number),
-    "int": (int, np.integer),
-    "bool": (bool,),
-    "str": (str,),
-}
-"""What an option of each kind may be; torch's own functions deal with all else."""
 
 
 class _Known(NamedTuple):
@@ -79,6 +72,8 @@ class _Known(NamedTuple):
     """Tapes of the backward by the gradients that are wanted; see ``launch.Backward``."""
     cast: tuple[tuple[int, torch.dtype], ...] = ()
     """The inputs that autocast casts before."""
+    direct: Callable | None = None
+    """torch's own function, where it is what the plan runs, forward and backward: it records itself at less cost."""
 
 
 def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
@@ -124,15 +119,6 @@ def is_transformed(dys: Sequence[Any]) -> bool:
     return _transforming() or forward_ad._current_level >= 0 or any([dy is not None and batched(dy) for dy in dys])
 
 
-def _is_a(kind: str, value: Any) -> bool:
-    """Whether an option is what the word of a torch.library schema says."""
-    if kind.endswith("?"):
-        return value is None or _is_a(kind[:-1], value)
-    if kind.endswith("[]"):
-        return isinstance(value, tuple) and all(_is_a("int", v) for v in value)
-    return isinstance(value, _NUMBERS[kind]) and (kind != "int" or not isinstance(value, bool))
-
-
 class TorchOp:
     """A torch function made from an op.
 
@@ -145,6 +131,7 @@ class TorchOp:
     again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
         or None for each input. Needed where what is saved is not the inputs; else the twin is differentiated.
     flops: what an op counts that is a product of matrices, see ``_flops.py``.
+    direct: the twin is what the kernels of "aten" call, forward and backward, and keeps layouts as they do.
     """
 
     def __init__(
@@ -159,8 +146,9 @@ class TorchOp:
         again: Callable | None = None,
         updating: str | None = None,
         flops: Callable[..., dict[str, int]] | None = None,
+        direct: bool = False,
     ):
-        self.op, self.twin, self.cast, self.again = op, twin, cast, again
+        self.op, self.twin, self.cast, self.again, self.direct = op, twin, cast, again, direct
         self.name, self.n = op.name, len(op.inputs)
         # Subclasses of tensors ask for its name, torch.fx and pickle for where it is.
         self.__name__ = self.__qualname__ = f"_{op.name}"
@@ -209,6 +197,8 @@ class TorchOp:
         return self._slowly(args, hint)
 
     def _run(self, known: _Known, values: dict[str, Any], args: tuple) -> Any:
+        if known.direct is not None:
+            return known.direct(*args)
         ins = args[: self.n]
         if known.apply is not None:
             return known.apply((known, values, args[self.n :], known.saved), *ins)
@@ -289,7 +279,7 @@ class TorchOp:
         ins = args[: self.n]
         if ins[0] is None or not all(map(is_plain, ins)) or not (ins[0].is_cpu or ins[0].is_cuda):
             return self._elsewhere(args)
-        if not all(map(_is_a, self._kinds, args[self.n :])):
+        if not all(map(is_a, self._kinds, args[self.n :])):
             return self._by_torch(args, "an option is not of its type")
         wanted = [grad and t is not None and t.requires_grad for t in ins]
         needs = tuple(n for i, n in self._differentiable if wanted[i])
@@ -315,7 +305,9 @@ class TorchOp:
         kind = getattr(plan.run_forward, "kind", _no_tape)
         saved = tuple(plan.rule.saved) if plan.needs else ()
         how = (check, count, options, dispatch._policy.get(), grad, plan, apply, updated)
-        return _Known(*how, kind, kind(_NO_VALUES), len(plan.rule.outputs), saved, {})
+        direct = self.direct and plan.backend == "aten" and all(t is None or t.is_contiguous() for t in ins)
+        known = _Known(*how, kind, kind(_NO_VALUES), len(plan.rule.outputs), saved, {})
+        return known._replace(direct=self.twin) if direct else known
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: what it can tell from dtypes."""

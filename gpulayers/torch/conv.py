@@ -40,6 +40,7 @@ _conv2d = TorchOp(
     "int[] stride, int[] padding, int[] dilation, int groups",
     cast=_autocast.LOWER,
     flops=_flops,
+    direct=True,
 )
 
 

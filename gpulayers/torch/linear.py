@@ -44,7 +44,7 @@ def _again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> lis
 
 
 _linear = TorchOp(
-    ops.linear, _twin, "str? activation", buffers=("z",), again=_again, cast=_autocast.LOWER, flops=_flops
+    ops.linear, _twin, "str? activation", buffers=("z",), again=_again, cast=_autocast.LOWER, flops=_flops, direct=True
 )
 
 

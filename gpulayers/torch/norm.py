@@ -127,6 +127,7 @@ _batch_norm = TorchOp(
     buffers=("mean", "rstd"),
     again=_batch_norm_again,
     updating="training",
+    direct=True,
 )
 
 
