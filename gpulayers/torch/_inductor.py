@@ -1,8 +1,9 @@
 """``torch.compile`` sees what an op's launchers do, not the op: Inductor's code launches the Triton kernels itself.
 
 As with ``torch.library.triton_op``: where AOTAutograd makes its functional graph, a call that Triton serves is replaced by
-its launcher's own steps, traced over tensors without memory. Inductor then plans their memory with all else, fuses around
-them, and captures them. What can't be written down so stays one custom op, whose body launches as ever: ``OPAQUE``.
+its launcher's own steps, traced over tensors without memory; on the CPU, one that torch's kernels serve by their calls.
+Inductor then plans their memory with all else, fuses around them, and captures them. What can't be written down so stays
+one custom op, whose body launches as ever: ``OPAQUE``.
 
 torch.export keeps every op whole, as it does triton_op's.
 """
@@ -27,7 +28,7 @@ from gpulayers.arrays import Spec
 from gpulayers.definition import Definition
 
 OPAQUE = {
-    "backend": "another backend than Triton computes it",
+    "backend": "neither Triton nor ATen computes it",
     "tuple": "a kernel takes a tuple",
     "table": "a kernel finds arrays through a table of addresses",
     "descriptor": "a kernel takes tensor descriptors, which this torch does not write down",
@@ -50,7 +51,7 @@ def open_up(name: str, library: Any, function: Callable) -> None:
         return
 
     def traced(mode: Any, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not _is_exporting():
+        if _is_seen() and not _is_exporting():
             try:
                 with mode:
                     return function(*args, **(kwargs or {}))
@@ -73,6 +74,8 @@ class _State:
 
     @property
     def src(self) -> str:
+        if not dispatch.installed("triton"):
+            return "\n".join(map(repr, (_sources(), dispatch._policy.get())))
         from gpulayers.kernels.triton import _configs, _tile
 
         tables = _files(os.environ.get("GPULAYERS_CONFIGS", ""))
@@ -97,16 +100,25 @@ def _files(*folders: str) -> str:
 
 
 def _functional_mode() -> Any:
-    """The mode of AOTAutograd's functional graphs; None where this torch has not what is needed."""
+    """The mode of AOTAutograd's functional graphs; None where this torch has no way to trace launches in it."""
     try:
-        from torch._higher_order_ops import triton_kernel_wrap  # noqa: F401
         from torch._library.triton import triton_ops_to_kernels  # noqa: F401
         from torch._subclasses.functional_tensor import FunctionalTensorMode
-        from torch.export._trace import custom_triton_ops_decomposition_disabled  # noqa: F401
         from torch.library import register_torch_dispatch, wrap_triton  # noqa: F401
     except ImportError:
         return None
     return FunctionalTensorMode
+
+
+@functools.cache
+def _is_seen() -> bool:
+    """Whether this torch has all else that is needed: looked at late, since it loads Triton."""
+    try:
+        from torch._higher_order_ops import triton_kernel_wrap  # noqa: F401
+        from torch.export._trace import custom_triton_ops_decomposition_disabled  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _is_exporting() -> bool:
@@ -142,19 +154,20 @@ def plan_for(
     Raises Opaque where another backend computes the call.
     """
     like = ins[0] if like is None else like
-    if not (like.is_cuda or "triton" in dispatch._policy.get().simulate):
-        raise Opaque("backend")
     if op.guard is not None:
         op.guard(*ins, **options)
     fixed = {k: v for k, v in options.items() if k not in op.dynamic}
     specs = [x if x is None or isinstance(x, Spec) else spec_of(x) for x in ins]
     plan = dispatch._make_plan(op, specs, needs, fixed, like, quiet=True)
-    if plan.backend != "triton":
+    if plan.backend not in ("triton", "aten"):
         raise Opaque("backend")
-    given: dict[str, Any] = plan.options | {"empty": _allocator(like)}
-    updated = [x for n, x in zip(op.inputs, ins) if n in op.updates]
-    run_forward = _traced(functools.partial(plan.forward, needs=plan.needs, **given), updated)
-    run_backward = _traced(functools.partial(plan.backward or _nothing, inputs=plan.inputs, **given), ())
+    launches = plan.backend == "triton"
+    given: dict[str, Any] = plan.options | ({"empty": _allocator(like)} if launches else {})
+    run_forward: Callable = functools.partial(plan.forward, needs=plan.needs, **given)
+    run_backward: Callable = functools.partial(plan.backward or _nothing, inputs=plan.inputs, **given)
+    if launches:
+        updated = [x for n, x in zip(op.inputs, ins) if n in op.updates]
+        run_forward, run_backward = _traced(run_forward, updated), _traced(run_backward, ())
     values = {k: v for k, v in options.items() if k in op.dynamic}
     return plan._replace(run_forward=run_forward, run_backward=run_backward), values
 

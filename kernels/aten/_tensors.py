@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gpulayers.arrays import Spec, float32
+from gpulayers.arrays import Spec, float32, spec
 
 _KEYS = torch._C.DispatchKey
 _ABOVE = torch._C.DispatchKeySet(_KEYS.AutocastCPU) | torch._C.DispatchKeySet(_KEYS.AutogradCPU)
@@ -25,6 +25,11 @@ FLOAT32 = "only float32: in 16 bits the NumPy kernel is quicker, float64 is left
 
 def refusal(x: Spec) -> str | None:
     return None if x.dtype == float32 else FLOAT32
+
+
+def order_of(x: torch.Tensor) -> tuple[int, ...] | None:
+    """The memory order that an output of x's shape has: x's, where that is dense."""
+    return None if x.is_contiguous() else spec(x).like().order  # type: ignore[union-attr]
 
 
 def arranged(x: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:

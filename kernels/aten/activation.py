@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from gpulayers.arrays import Spec, spec
+from gpulayers.arrays import Spec
 
-from ._tensors import FLOAT32, arranged, plainly, refusal
+from ._tensors import FLOAT32, arranged, order_of, plainly, refusal
 
 REFUSALS = {"dtype": FLOAT32}
 _aten = torch.ops.aten
@@ -19,7 +19,7 @@ def relu_refuses(x: Spec, *, needs: tuple = ()) -> str | None:
 
 
 def relu_forward(x: torch.Tensor, *, needs: tuple = ()) -> tuple[tuple, dict]:
-    y = arranged(plainly(torch.relu, x), spec(x).like().order)  # type: ignore[union-attr]
+    y = arranged(plainly(torch.relu, x), order_of(x))
     return (y,), {"y": y} if needs else {}
 
 
@@ -34,7 +34,7 @@ def gelu_refuses(x: Spec, *, needs: tuple = (), **options: Any) -> str | None:
 
 def gelu_forward(x: torch.Tensor, *, needs: tuple = (), approximate: str = "none") -> tuple[tuple, dict]:
     y = plainly(_gelu, x, approximate)
-    return (arranged(y, spec(x).like().order),), {"x": x} if needs else {}  # type: ignore[union-attr]
+    return (arranged(y, order_of(x)),), {"x": x} if needs else {}
 
 
 def _gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:

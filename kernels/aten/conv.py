@@ -47,7 +47,7 @@ def conv2d_forward(
     y = plainly(_convolved, x, weight, bias, stride, padding, dilation, groups)
     saved = {"x": x} if "weight" in needs else {}
     saved |= {"weight": weight} if "x" in needs else {}
-    return (arranged(y, output_order(spec(x))),), saved  # type: ignore[arg-type]
+    return (arranged(y, None if x.is_contiguous() else output_order(spec(x))),), saved  # type: ignore[arg-type]
 
 
 def conv2d_backward(

@@ -61,8 +61,10 @@ def batch_norm_forward(
     activation: None = None,
 ) -> tuple[tuple, dict]:
     batch = training or running_mean is None
-    given = x, weight, bias, running_mean, running_var, batch, momentum, eps
-    y, mean, rstd = plainly(_aten.native_batch_norm, *given)
+    running = () if running_mean is None else (running_mean, running_var)
+    legit = _aten._native_batch_norm_legit  # the one that says that it writes to the statistics
+    function = legit.default if running else legit.no_stats
+    y, mean, rstd = plainly(function, x, weight, bias, *running, batch, momentum, eps)
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 

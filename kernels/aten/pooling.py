@@ -56,7 +56,7 @@ def max_pool2d_forward(
     return_indices: bool,
 ) -> tuple[tuple, dict]:
     y, indices, tap = plainly(_with_taps, x, kernel_size, stride, padding)
-    order = output_order(spec(x))  # type: ignore[arg-type]
+    order = None if x.is_contiguous() else output_order(spec(x))  # type: ignore[arg-type]
     outputs = (arranged(y, order), *([arranged(indices, order)] if return_indices else []))
     return outputs, {"tap": arranged(tap, order)} if needs else {}
 
