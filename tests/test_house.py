@@ -29,6 +29,7 @@ LEVELS = [  # what a module may import stands below it
     {"demo", "bench", "authoring"},
     {"train", "testing"},
     {"torch"},
+    {"fusing"},
     {"export"},
     {"layers", "inventory"},
     {"ops"},

@@ -24,12 +24,16 @@ _FRAMES_WORTH_A_WARNING = 1000
 _SHAPES_KEPT = 64  # output shapes that a layer remembers
 _one_at_a_time = threading.RLock()
 """Layers are built one at a time, however many threads call them first."""
+fuser: Any = None
+"""Runs fused layers: ``forward(layer, its own forward, xs)`` and ``backward(layer, its own backward, dys)``."""
 
 
 class Calls(Members):
     """A layer as what is called: forward, then backward, each in frames of the thread's own."""
 
     _internal = Members._internal | {"_waiting", "_training", "_input_shapes", "_output_shapes", "_built_by_init"}
+    fused = False
+    """Whether the layer runs as kernels written from its array code, where there is a GPU: see ``gl.fuse``."""
     skips_input_grad = False
     """Whether backward may leave out (None) the gradient of an input that nobody asks for; False again in a class that
     writes a backward of its own, unless it says so."""
@@ -209,7 +213,7 @@ def _managed_forward(cls: type, forward: Callable) -> Callable:
     def managed(self: Calls, *xs: Any) -> Any:
         running = thread.running
         if running and running[-1].layer is self:  # super().forward(x)
-            with _scope(running[-1], cls):
+            with scope(running[-1], cls):
                 return forward(self, *xs)
         shapes = tuple([_shape(self, x) for x in xs])
         if self._input_shapes is None:
@@ -221,7 +225,7 @@ def _managed_forward(cls: type, forward: Callable) -> Callable:
             _ask(self, frame, parent, xs)
         running.append(frame)
         try:
-            y = forward(self, *xs)
+            y = fuser.forward(self, forward, xs) if self.fused else forward(self, *xs)
             dtype = next((d for d in map(_dtype, xs) if d in FLOATS), None)
             ys = tuple([_as_output(self, out, dtype) for out in (y if isinstance(y, tuple) else (y,))])
             if said != tuple([tuple(out.shape) for out in ys]):
@@ -271,7 +275,7 @@ def _managed_backward(cls: type, backward: Callable) -> Callable:
     def managed(self: Calls, *dys: Any) -> Any:
         running = thread.running
         if running and running[-1].layer is self:  # super().backward(dy)
-            with _scope(running[-1], cls):
+            with scope(running[-1], cls):
                 return backward(self, *dys)
         frames = running[-1].of(self) if running else self._waiting.frames
         frame = frames[-1] if frames else None
@@ -285,7 +289,7 @@ def _managed_backward(cls: type, backward: Callable) -> Callable:
         frame.layer, frame.scopes = self, [cls]
         running.append(frame)
         try:
-            dxs = backward(self, *dys)
+            dxs = fuser.backward(self, backward, dys) if self.fused else backward(self, *dys)
         except RuleError as error:
             _name(self, error)
             raise
@@ -301,7 +305,8 @@ def _managed_backward(cls: type, backward: Callable) -> Callable:
 
 
 @contextlib.contextmanager
-def _scope(frame: Frame, cls: type) -> Iterator[None]:
+def scope(frame: Frame, cls: type) -> Iterator[None]:
+    """What is saved and run inside is this class's part of the call."""
     frame.scopes.append(cls)
     try:
         yield

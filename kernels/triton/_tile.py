@@ -263,7 +263,7 @@ def arranged(x: Any, axes: tuple[int, ...] | None, empty: Callable) -> Any:
     return x if layout(tuple(x.shape), tuple(x.stride())) == (axes, True) else copied(x, axes, empty)
 
 
-def _row_step(x: Any) -> int | None:
+def row_step(x: Any) -> int | None:
     """Elements from one row of the last axis to the next, where that is uniform and rows are contiguous."""
     shape, steps = x.shape, x.stride()
     if x.ndim < 2 or steps[-1] != 1 or any(steps[a] != steps[a + 1] * shape[a + 1] for a in range(x.ndim - 2)):
@@ -295,7 +295,7 @@ def pointwise(choice: Choice, axes: tuple[int, ...] | None, *xs: Any, empty: Cal
     """
     shape, size = tuple(xs[0].shape), xs[0].numel()
     dense_too = [layout(shape, tuple(x.stride())) == (axes, True) for x in xs]
-    steps = [None if axes is not None or fits else _row_step(x) for x, fits in zip(xs, dense_too)]
+    steps = [None if axes is not None or fits else row_step(x) for x, fits in zip(xs, dense_too)]
     ready = [x if fits or s is not None else copied(x, axes, empty) for x, fits, s in zip(xs, dense_too, steps)]
     entry = choice(device(xs[0]), size)
     if all(step is None for step in steps):

@@ -8,8 +8,19 @@ A branch at a size that no run reached (``if len(x) > 100``) is not seen; ``self
 """
 
 from gpulayers.export.recording._place import Place, Unrecordable
-from gpulayers.export.recording.graph import Formula, Graph, Node, Recording, needed
+from gpulayers.export.recording.graph import Formula, Graph, Node, Recording, authors_name, needed
 from gpulayers.export.recording.record import record
 from gpulayers.export.recording.replay import check_replay
 
-__all__ = ["Formula", "Graph", "Node", "Place", "Recording", "Unrecordable", "check_replay", "needed", "record"]
+__all__ = [
+    "Formula",
+    "Graph",
+    "Node",
+    "Place",
+    "Recording",
+    "Unrecordable",
+    "authors_name",
+    "check_replay",
+    "needed",
+    "record",
+]

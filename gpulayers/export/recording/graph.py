@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -139,3 +140,11 @@ def needed(roots: Iterable[Node], given: Iterable[Node]) -> list[Node]:
             found.append(node)
             todo += node.inputs
     return sorted(found, key=lambda n: n.index)
+
+
+def authors_name(node: Node, users: Iterable[Node]) -> str:
+    """What the author's line calls this value; "" where it is only a part of that line."""
+    if node.place is None or any(user.place == node.place for user in users):
+        return ""
+    assigned = re.match(r"(?:self\.)?([A-Za-z]\w*)(?:\[.*?\])? [-+*/@&|]?= ", node.place.text, re.ASCII)
+    return assigned[1] if assigned else ""

@@ -13,7 +13,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gpulayers.export.recording import Formula, Node, Recording, Unrecordable, check_replay, needed, record
+from gpulayers.export.recording import (
+    Formula,
+    Node,
+    Recording,
+    Unrecordable,
+    authors_name,
+    check_replay,
+    needed,
+    record,
+)
 from gpulayers.export.tfjs._operations import TYPES, call, number, takes_twice
 from gpulayers.layers._layer import Layer
 
@@ -258,10 +267,10 @@ def _statements(nodes: list[Node], roots: set[Node], names: dict[Node, str], tak
 
 def _name(node: Node, use: list[Node], taken: set[str]) -> str:
     """The author's own, for what a line assigns at last; else one that counts."""
-    if node.place is not None and all(user.place != node.place for user in use):
-        assigned = re.match(r"(?:self\.)?([A-Za-z]\w*)(?:\[.*?\])? [-+*/@&|]?= ", node.place.text, re.ASCII)
-        if assigned and assigned[1] not in taken:
-            return assigned[1]
-        if assigned:
-            return next(f"{assigned[1]}{k}" for k in itertools.count(2) if f"{assigned[1]}{k}" not in taken)
-    return next(f"v{k}" for k in itertools.count(1) if f"v{k}" not in taken)
+    own = authors_name(node, use)
+    names = (
+        itertools.chain([own], (f"{own}{k}" for k in itertools.count(2)))
+        if own
+        else (f"v{k}" for k in itertools.count(1))
+    )
+    return next(name for name in names if name not in taken)

@@ -1,0 +1,12 @@
+"""Layers of one's own, written in array code, that run as one Triton kernel each way.
+
+``fuse(layer)`` records the code (``gpulayers.export.recording``), reads each direction as tiles of rows and columns
+(``_axes``, ``_program``), writes kernels that a person can read (``_statements``, ``_kernel``, ``_file``), and makes them
+an op (``_fusion``, ``_launch``), which dispatch chooses, explains, checks and tapes as any other.
+"""
+
+from gpulayers.fusing._fusion import Fusion
+from gpulayers.fusing._layer import fuse, fusion
+from gpulayers.fusing._refusal import FusionError
+
+__all__ = ["Fusion", "FusionError", "fuse", "fusion"]

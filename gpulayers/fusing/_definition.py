@@ -1,0 +1,72 @@
+"""A program in array code, on NumPy and CuPy: what its kernels are held against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpulayers.arrays import namespace, up
+from gpulayers.export.recording import Formula, Node
+from gpulayers.export.recording.graph import at_batch
+from gpulayers.fusing._axes import counting
+from gpulayers.fusing._program import Program
+from gpulayers.fusing._tidy import number
+from gpulayers.ops._special import erf
+
+_NAMES = {
+    "sub": "subtract", "mul": "multiply", "div": "divide", "mod": "remainder", "pow": "power", "neg": "negative",
+    "round": "rint", "and": "logical_and", "or": "logical_or", "xor": "logical_xor", "not": "logical_not",
+    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh",
+}  # fmt: skip
+
+
+def compute(program: Program, given: dict[Node, Any], batch: int) -> dict[str, Any]:
+    """{output: its value}, 16-bit numbers computed in float32."""
+    arrays = {node: up(x) if node.kind == "f" else x for node, x in given.items()}
+    like = next(iter(arrays.values()))
+    work = next((x.dtype for node, x in arrays.items() if node.kind == "f"), np.dtype(np.float32))
+    xp = namespace(like)
+    values: dict[Node, Any] = dict(arrays)
+    for node in program.nodes:
+        if node not in values:
+            values[node] = _typed(_value(node, [values[i] for i in node.inputs], xp, work, batch), node, work)
+    found = {}
+    for output in program.outputs:
+        y = values[output.node]
+        shape = at_batch(output.shape, batch)
+        y = xp.full(shape, y, work) if isinstance(y, float | int) else y
+        found[output.name] = xp.array(xp.broadcast_to(y, shape))
+    return found
+
+
+def _typed(value: Any, node: Node, work: np.dtype) -> Any:
+    return value.astype(work, copy=False) if node.kind == "f" and not isinstance(value, float | int) else value
+
+
+def _value(node: Node, xs: list[Any], xp: Any, work: np.dtype, batch: int) -> Any:
+    value, attributes = number(node), {k: at_batch(v, batch) for k, v in node.attributes.items()}
+    if value is not None:
+        value = value(batch) if isinstance(value, Formula) else value
+        return float(value) if node.kind == "f" else value
+    match node.op:
+        case "const":
+            start, step = counting(node)
+            (n,) = [n for n in node.shape if n != 1]
+            return (start + step * xp.arange(n)).reshape(node.shape)
+        case "cast":
+            return xs[0].astype({"f": work, "i": np.dtype(np.int64), "b": np.dtype(bool)}[node.kind])
+        case "reshape":
+            return xs[0].reshape(attributes["shape"])
+        case "broadcast":
+            return xp.broadcast_to(xs[0], attributes["shape"])
+        case "transpose":
+            return xs[0].transpose(attributes["axes"])
+        case "cumsum":
+            return xp.cumsum(xs[0], attributes["axis"])
+        case "erf":
+            return erf(xs[0])
+        case "reciprocal":
+            return 1 / xs[0]
+    options = {"axis": attributes["axes"], "keepdims": attributes["keepdims"]} if "axes" in attributes else {}
+    return getattr(xp, _NAMES.get(node.op, node.op))(*xs, **options)

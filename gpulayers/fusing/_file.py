@@ -1,0 +1,68 @@
+"""The file of a layer's kernels: what a person reads, and Triton compiles."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from gpulayers.fusing._expression import HELPERS
+from gpulayers.fusing._kernel import Kernel
+
+_lock = threading.Lock()
+_modules: dict[str, Any] = {}
+
+
+def file_text(docstring: str, kernels: Sequence[Kernel]) -> str:
+    """Imports, what the kernels call, and the kernels."""
+    helpers = [HELPERS[name] for name in HELPERS if any(name in k.helpers for k in kernels)]
+    texts = [k.text for k in kernels]
+    imports = ["import triton", "import triton.language as tl"]
+    if any("libdevice." in text for text in texts):
+        imports.append("from triton.language.extra import libdevice")
+    return "\n".join([f'"""{docstring}"""', "", *imports, "", "", "\n\n".join([*helpers, *texts])])
+
+
+def folder() -> pathlib.Path:
+    """Where such files lie: ``fused`` in GPULAYERS_CACHE, or in ~/.cache/gpulayers."""
+    root = os.environ.get("GPULAYERS_CACHE")
+    return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache" / "gpulayers") / "fused"
+
+
+def module_of(name: str, text: str) -> Any:
+    """The module that has this text, imported from a file of its own."""
+    key = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    with _lock:
+        if key not in _modules:
+            _modules[key] = _imported(f"gpulayers_fused_{key}", _written(f"{key}.py", text))
+        return _modules[key]
+
+
+def _written(name: str, text: str) -> pathlib.Path:
+    for place in (folder(), pathlib.Path(tempfile.gettempdir()) / f"gpulayers-fused-{os.getuid()}"):
+        path = place / name
+        try:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                place.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=place, suffix=".py", delete=False, encoding="utf-8") as file:
+                    file.write(text)
+                os.replace(file.name, path)
+            return path
+        except OSError:  # a home that cannot be written to
+            continue
+    raise OSError(f"fuse: the rule is a folder that can be written to, as GPULAYERS_CACHE names; got {folder()}")
+
+
+def _imported(name: str, path: pathlib.Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,220 @@
+"""One direction of a layer, read for a kernel: what each value is as a tile, and in which pass over a row it is known.
+
+Tiles have rows and columns: the leading and the trailing axes of the widest value. A value has one element for each of
+both (FULL), for each row, for each column, or is one number. A reduction along the columns ends a pass over the row; a
+sum over rows ends the kernel: each program leaves a part, and a second kernel adds the parts up in a fixed order.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gpulayers.export.recording import Formula, Node, Unrecordable, needed
+from gpulayers.export.recording.graph import at_batch
+from gpulayers.fusing._axes import REDUCTIONS, Axes, sizes
+from gpulayers.fusing._refusal import misfit
+from gpulayers.fusing._tidy import count, number, tidy
+
+
+class Layout(enum.Enum):
+    """(has rows, has columns)"""
+
+    FULL = True, True
+    ROW = True, False
+    COLUMN = False, True
+    ONE = False, False
+
+    @property
+    def rows(self) -> bool:
+        return self.value[0]
+
+    @property
+    def columns(self) -> bool:
+        return self.value[1]
+
+
+FULL, ROW, COLUMN, ONE = Layout
+
+
+class Output(NamedTuple):
+    """What a program yields: y, or the gradient of an input or a weight."""
+
+    name: str
+    node: Node
+    shape: tuple
+    """Sizes and Formulas."""
+
+
+class Program:
+    """name: of its kernels. given: the arrays that it may load. outputs: what it yields; optional: if it is asked for."""
+
+    def __init__(self, name: str, given: Sequence[Node], outputs: Sequence[Output], optional: bool = False):
+        stands = tidy([o.node for o in outputs], given)
+        self.name, self.optional = name, optional
+        self.outputs = [o._replace(node=stands[o.node]) for o in outputs]
+        roots = [o.node for o in self.outputs]
+        for node in roots:
+            if node.kind != "f":
+                raise misfit(node, "an output that is no floating-point number", "x.dtype: y.astype(x.dtype)")
+        self.nodes = needed(roots, given)
+        used = {id(i) for n in self.nodes for i in n.inputs} | {id(n) for n in roots}
+        self.given = [n for n in given if id(n) in used]
+        widest = self._widest()
+        self.space = widest.shape
+        self.axes = Axes(self.nodes, self.given, widest)
+        self._split()
+
+    def _widest(self) -> Node:
+        size = lambda node: math.prod(first for first, _ in sizes(node))  # noqa: E731
+        loaded = max(self.given, key=size, default=None)
+        other = max(self.nodes, key=size, default=loaded)
+        widest = other if loaded is None or (other is not None and size(other) > size(loaded)) else loaded
+        if widest is None:
+            raise Unrecordable("nothing in it follows its input")
+        return widest
+
+    # --- rows and columns --------------------------------------------------------------------------------------------
+
+    def _split(self) -> None:
+        """Where rows end and columns begin: nowhere for what is computed number by number, else as late as will do."""
+        count = len(self.axes.atoms)
+        said: dict[int, Unrecordable] = {}
+        for first in (0, *range(count - 1, 0, -1)):
+            try:
+                self._arrange(first)
+                return
+            except Unrecordable as error:
+                said[first] = error
+        raise said[max(said)]
+
+    def _arrange(self, first_column: int) -> None:
+        everything = frozenset(range(len(self.axes.atoms)))
+        self.first_column = first_column
+        self._rows = frozenset(range(first_column))
+        self._columns = everything - self._rows
+        self.layout: dict[Node, Layout] = {}
+        self.stage: dict[Node, int] = {}
+        """After how many passes over a row the value can be known."""
+        self.totals: list[Node] = []
+        """Sums over rows."""
+        self.after: set[Node] = set()
+        """What follows from sums over rows, those included."""
+        for node in (*self.given, *self.nodes):
+            self.layout[node] = self._layout(node)
+            self._place(node)
+        self._check_outputs()
+
+    def _layout(self, node: Node) -> Layout:
+        atoms = self.axes.atoms_of(node)
+        if atoms is None:
+            if number(node) is not None:
+                return ONE
+            raise misfit(node, f"an array of shape {list(node.shape)} that never meets the input")
+        if not atoms:
+            return ONE
+        if atoms == self._rows | self._columns:
+            return FULL
+        if atoms in (self._rows, self._columns):
+            return ROW if atoms == self._rows else COLUMN
+        rule = "all of x, one value a row, one a column, or one"
+        raise misfit(node, f"an array of shape {list(node.shape)}: a fused kernel has {rule}")
+
+    def _place(self, node: Node) -> None:
+        """The stage of a node, and whether it waits for a sum over rows."""
+        stage = max((self.stage[i] for i in node.inputs), default=0)
+        if any(i in self.after for i in node.inputs):
+            self.after.add(node)
+            if self.layout[node].rows or node.op in REDUCTIONS or node.op == "cumsum":
+                raise misfit(node, "what a sum over rows gave is used again", "gl.BatchNorm1d and its kernels")
+        elif node.op in REDUCTIONS and (gone := self._gone(node)):
+            if gone == self._columns and self._rows:
+                stage += 1
+            elif node.op in ("sum", "mean"):
+                self.totals.append(node)
+                self.after.add(node)
+            else:
+                raise misfit(node, f"{node.op} over rows", "along the last axis")
+        elif node.op == "cumsum" and self._along(node) != self._columns:
+            raise misfit(node, "cumsum over rows", "along the last axis")
+        elif node.op == "reverse":
+            raise misfit(node, "an order that is turned round", "")
+        self.stage[node] = stage
+
+    def _gone(self, node: Node) -> frozenset[int]:
+        """The atoms that a reduction sums over."""
+        before = self.axes.atoms_of(node.inputs[0])
+        now = self.axes.atoms_of(node)
+        return (before or frozenset()) - (now or frozenset())
+
+    def _along(self, node: Node) -> frozenset[int]:
+        axis = self.axes.of[node][node.attributes["axis"]]
+        return frozenset(() if axis is None else axis.atoms or ())
+
+    def is_row_reduction(self, node: Node) -> bool:
+        """Whether it sums up each row (or a run of columns) by itself."""
+        return node.op in REDUCTIONS and node not in self.after and bool(self._gone(node))
+
+    def _check_outputs(self) -> None:
+        for node in (*self.given, *(o.node for o in self.outputs)):
+            atoms = [a for axis in self.axes.of[node] if axis is not None for a in axis.atoms or ()]
+            if atoms != sorted(atoms):
+                raise misfit(
+                    node, f"{node.name or 'an output'}, whose axes are in another order than the widest array's"
+                )
+        for output in self.outputs:
+            if not self.layout[output.node].rows:
+                self.after.add(output.node)
+
+    def extents(self, batch: int) -> tuple[int, int]:
+        """(rows, columns) for a batch of this size."""
+        columns = math.prod(self.axes.atoms[a][0] for a in self._columns) if self._rows else 0
+        size = math.prod(at_batch(self.space, batch))
+        return (size // max(columns, 1), columns) if self._rows else (1, size)
+
+    # --- what the writer asks ----------------------------------------------------------------------------------------
+
+    @property
+    def passes(self) -> int:
+        """Reductions of a row that wait for one another."""
+        return max((self.stage[n] for n in self.nodes), default=0)
+
+    def stored(self) -> list[Output]:
+        """The outputs that the kernel itself stores."""
+        return [o for o in self.outputs if self.layout[o.node].rows]
+
+    def finished(self, layout: Layout) -> list[Output]:
+        """The outputs of the second kernel: one value a column, or one number."""
+        return [o for o in self.outputs if self.layout[o.node] is layout]
+
+    def parts(self, layout: Layout) -> list[Node]:
+        """Sums over rows of one value a column, or of one number."""
+        return [t for t in self.totals if self.layout[t] is layout]
+
+    def follow(self, total: Node) -> list[Output]:
+        """The outputs that come from a sum over rows."""
+        after = {total}
+        for node in self.nodes:
+            if after.intersection(node.inputs):
+                after.add(node)
+        return [o for o in self.outputs if o.node in after]
+
+    def formulas(self) -> list[Formula]:
+        """Numbers that follow the batch size."""
+        return list(dict.fromkeys(f for n in self.nodes if (f := self.formula(n)) is not None))
+
+    def formula(self, node: Node) -> Formula | None:
+        """The number, following the batch size, that a node is, or (a mean over rows) divides by."""
+        found = count(node) if node in self.totals and node.op == "mean" else number(node)
+        return found if isinstance(found, Formula) else None
+
+    def tiles(self) -> int:
+        """Values with an element for each row and column that are held at once, at most."""
+        order = [n for n in (*self.given, *self.nodes) if self.layout[n] is FULL and n not in self.after]
+        place = {n: i for i, n in enumerate(self.nodes)}
+        last = {n: max((place[u] for u in self.nodes if n in u.inputs), default=-1) for n in order}
+        barriers = [place[n] for n in self.nodes if self.is_row_reduction(n)]
+        crossing = [sum(place.get(n, -1) < b < last[n] for n in order) for b in barriers]
+        return max([*crossing, 1])

@@ -1,0 +1,186 @@
+"""The statements of a kernel's body: under each line of the author's, what that line became, with the author's names."""
+
+from __future__ import annotations
+
+import itertools
+import keyword
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gpulayers.export.recording import Formula, Node, authors_name
+from gpulayers.fusing._axes import REDUCTIONS, counting
+from gpulayers.fusing._expression import COMPARISON, PRODUCT, TYPES, Expression, expression, literal, takes_twice
+from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Program
+from gpulayers.fusing._tidy import number
+
+_WORDS = (
+    "tl triton libdevice row n inside tile block blocks part parts start i p M N P UNIT ROWS BLOCK each range float int"
+)
+RESERVED = frozenset((*keyword.kwlist, *keyword.softkwlist, *_WORDS.split()))
+"""Names that the text around has."""
+SHAPES = ("reshape", "broadcast", "transpose")
+"""Operations after which a value is the same tile."""
+_LONGEST = 96
+_EMPTY = {"sum": "0.0", "mean": "0.0", "max": 'float("-inf")', "min": 'float("inf")', "any": "False", "all": "True"}
+_COMBINED = {"max": "_larger", "min": "_smaller"}
+INSIDE = {FULL: "inside", ROW: "row < M", COLUMN: "n < N", ONE: ""}
+"""Where a tile has elements."""
+
+
+def identifier(name: str, taken: Iterable[str] = ()) -> str:
+    """A name for a kernel's text that none in ``taken`` is: letters, digits and _."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    plain = plain if plain[:1].isalpha() else f"w{plain}"
+    taken = RESERVED | set(taken)
+    more = itertools.count(2)
+    return next(n for n in itertools.chain([plain], (f"{plain}{k}" for k in more)) if n not in taken)
+
+
+class Statements:
+    """What is written so far of one kernel: ``known`` has the expression that stands for each value."""
+
+    def __init__(self, program: Program, names: dict[Node, str], formulas: dict[Formula, str]):
+        self.program, self.names, self.formulas = program, names, formulas
+        self.taken = {*names.values(), *formulas.values(), *(f"{name}_ptr" for name in names.values())}
+        self.known: dict[Node, Expression] = {}
+        self.inside = dict(INSIDE)
+        """Where sums over rows take an element: where no other program does."""
+        self.helpers: set[str] = set()
+        self._own: dict[Node, str] = {}
+        self._users: dict[Node, list[Node]] = {}
+        for node in program.nodes:
+            for operand in node.inputs:
+                self._users.setdefault(operand, []).append(node)
+        for output in program.outputs:
+            if not authors_name(output.node, self._users.get(output.node, ())) and output.node not in self._own:
+                self._own[output.node] = identifier(output.name, self.taken)
+                self.taken.add(self._own[output.node])
+        self._place: Any = None
+
+    def emit(self, nodes: Sequence[Node], keep: Iterable[Node] = ()) -> list[str]:
+        """Statements for the values that are not known yet; those in ``keep`` get a name of their own."""
+        here, keep, lines = set(nodes), set(keep), []
+        for node in nodes:
+            if node in self.known:
+                continue
+            value = number(node)
+            if value is not None:
+                self.known[node] = self._constant(node, value)
+                continue
+            if node.op in SHAPES or (node.op in REDUCTIONS and not self.program.is_row_reduction(node)):
+                self.known[node] = self.known[node.inputs[0]]
+                continue
+            found = self._computed(node)
+            if node not in keep and self._is_part(node, found, here):
+                self.known[node] = found
+                continue
+            name = self._name(node)
+            if node.op != "input" and node.place is not None and node.place.text and node.place != self._place:
+                lines += ["", f"# {node.place.text}"]
+                self._place = node.place
+            lines.append(f"{name} = {found.text}")
+            self.known[node] = Expression(name)
+        return lines
+
+    def forget(self, nodes: Iterable[Node]) -> None:
+        """These have to be computed again: another pass over the row begins."""
+        self._place = None
+        for node in nodes:
+            self.known.pop(node, None)
+
+    def text(self, node: Node) -> str:
+        return self.known[node].text
+
+    def helper(self, name: str) -> str:
+        self.helpers.add(name)
+        return name
+
+    # --- one value ---------------------------------------------------------------------------------------------------
+
+    def _name(self, node: Node) -> str:
+        if node in self.names:
+            return self.names[node]
+        if node not in self._own:
+            own = authors_name(node, self._users.get(node, ()))
+            counted = next(f"v{k}" for k in itertools.count(1) if f"v{k}" not in self.taken)
+            self._own[node] = identifier(own or counted, self.taken)
+            self.taken.add(self._own[node])
+        return self._own[node]
+
+    def _is_part(self, node: Node, found: Expression, here: set[Node]) -> bool:
+        """Whether it stands inside the expression of its only user."""
+        users = self._users.get(node, [])
+        if len(users) != 1 or users[0] not in here or node.op == "input" or takes_twice(users[0]):
+            return False
+        return users[0].place == node.place and len(found.text) < _LONGEST
+
+    def _constant(self, node: Node, value: object) -> Expression:
+        if isinstance(value, Formula):
+            return Expression(self.formulas[value])
+        return literal(float(value) if node.kind == "f" else value)  # type: ignore[arg-type]
+
+    def _computed(self, node: Node) -> Expression:
+        program = self.program
+        if node.op == "input":
+            return self.loaded(node)
+        if node.op == "const":
+            start, step = counting(node)
+            suffix = ".to(tl.float32)" if node.kind == "f" else ".to(tl.int64)"
+            return Expression(f"({start} + {step} * n){suffix}" if (start, step) != (0, 1) else f"n{suffix}")
+        operands = [self.known[i] for i in node.inputs]
+        if program.is_row_reduction(node):
+            return self.reduced(node, operands[0].text)
+        if node.op == "cumsum":
+            return Expression(f"tl.cumsum({self.masked(node, operands[0].text)}, 1)")
+        self.helpers |= {name for name in ("_mod", "_sign", "_isinf", "_isfinite") if name == f"_{node.op}"}
+        return expression(node, operands)
+
+    def loaded(self, node: Node) -> Expression:
+        """A given array's tile, floating-point numbers as float32."""
+        name, layout = self.names[node], self.program.layout[node]
+        at = {FULL: f" + row * {name}_row + n", ROW: " + row", COLUMN: " + n", ONE: ""}[layout]
+        other = {"f": "0.0", "i": "0", "b": "False"}[node.kind]
+        mask = f", {INSIDE[layout]}, other={other}" if INSIDE[layout] else ""
+        kind = TYPES[node.kind]
+        return Expression(f"tl.load({name}_ptr{at}{mask}).to({kind})")
+
+    def masked(self, node: Node, text: str) -> str:
+        """The operand of a reduction, with what leaves it as it is where the tile has no elements."""
+        empty = _EMPTY.get(node.op, "0.0")
+        empty = "0" if node.inputs[0].kind == "i" and empty == "0.0" else empty
+        return f"tl.where({self.inside[self.program.layout[node.inputs[0]]]}, {text}, {empty})"
+
+    def reduced(self, node: Node, text: str) -> Expression:
+        """A row's sum (mean, maximum, …) of a tile."""
+        return self.summed(node, self.masked(node, text), 1)
+
+    def summed(self, node: Node, text: str, axis: int) -> Expression:
+        """A tile summed up along an axis, which stays with size 1."""
+        match node.op:
+            case "sum" | "mean":
+                total = f"tl.sum({text}, {axis}, keep_dims=True)"
+                return Expression(total) if node.op == "sum" else Expression(f"{total} / N", PRODUCT)
+            case "any" | "all":
+                way = "max" if node.op == "any" else "min"
+                return Expression(f"tl.{way}(({text}).to(tl.int32), {axis}, keep_dims=True) != 0", COMPARISON)
+        return Expression(f"tl.reduce({text}, {axis}, {self.helper(_COMBINED[node.op])}, keep_dims=True)")
+
+    def accumulated(self, node: Node, so_far: str, text: str) -> str:
+        """What a loop has of a reduction after one more tile."""
+        value = self.masked(node, text)
+        match node.op:
+            case "sum" | "mean":
+                return f"{so_far} + {value}"
+            case "any":
+                return f"{so_far} | {value}"
+            case "all":
+                return f"{so_far} & {value}"
+        return f"{self.helper(_COMBINED[node.op])}({so_far}, {value})"
+
+    def start(self, node: Node) -> str:
+        """What a loop has of a reduction before the first tile."""
+        kind = TYPES[node.inputs[0].kind]
+        source = self.program.layout[node.inputs[0]]
+        shape = f"({'ROWS' if source.rows else '1'}, {'BLOCK' if source.columns else '1'})"
+        return f"tl.full({shape}, {_EMPTY[node.op]}, {kind})"

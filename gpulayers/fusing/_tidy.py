@@ -1,0 +1,93 @@
+"""A recorded graph without what is computed twice, or is known before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from gpulayers.export.recording import Formula, Node, needed
+from gpulayers.export.recording.replay import COMPUTED
+
+_NOT_FOLDED = ("input", "const", "full", "draw", "random_bits", "random_uniform", "random_normal")
+_ONE_VALUE = ("reshape", "broadcast", "transpose", "cast", "slice")
+"""Operations that leave a number, filled in everywhere, what it is."""
+
+
+def tidy(roots: Iterable[Node], given: Iterable[Node]) -> dict[Node, Node]:
+    """{node: what stands for it} for all that ``roots`` come from: equal operations on equal operands are one node, and
+    numbers that follow from numbers are constants."""
+    given = list(given)
+    stands: dict[Node, Node] = {node: node for node in given}
+    known: dict[tuple, Node] = {_key(node, ()): node for node in given}
+    for node in needed(roots, given):
+        inputs = tuple(stands[i] for i in node.inputs)
+        fresh = _folded(node, inputs) or Node(
+            node.op, inputs, node.attributes, node.shape, node.dtype, node.place, node.name, node.index
+        )
+        stands[node] = known.setdefault(_key(fresh, fresh.inputs), fresh)
+    return stands
+
+
+def _key(node: Node, inputs: tuple[Node, ...]) -> tuple:
+    if node.op == "input":
+        return "input", node.index
+    return node.op, tuple(map(id, inputs)), node.shape, node.kind, *(_hashable(v) for v in node.attributes.values())
+
+
+def _hashable(value: Any) -> Any:
+    return (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+
+
+def number(node: Node) -> Any:
+    """The one number that a constant is everywhere (a Formula where it follows the batch size); None for other nodes."""
+    if node.op == "full":
+        return node.attributes["value"]
+    if node.op == "const":
+        value = node.attributes["value"]
+        if isinstance(value, Formula):
+            return value
+        if value.size and (value == value.flat[0]).all():
+            return value.flat[0].item()
+    return None
+
+
+def _folded(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+    """The constant that an operation on constants is."""
+    if not inputs or node.op in _NOT_FOLDED:
+        return None
+    values = [number(i) for i in inputs]
+    if any(v is None or isinstance(v, Formula) for v in values):
+        return None
+    if node.op in ("sum", "mean", "max", "min"):
+        value = values[0] if node.op != "sum" else _times(count(node), values[0])
+        if isinstance(value, Formula) and node.shape:
+            return None
+        attributes = {"value": value, "shape": node.shape}
+        return Node("full", (), attributes, node.shape, node.dtype, node.place, node.name, node.index)
+    if node.op in _ONE_VALUE:
+        value = np.asarray(values[0])
+    elif all(not i.shape for i in inputs) and not node.attributes:
+        with np.errstate(all="ignore"):
+            value = np.asarray((COMPUTED.get(node.op) or getattr(np, node.op))(*map(np.asarray, values)))
+    else:
+        return None
+    attributes = {"value": value.astype(np.float64 if node.kind == "f" else node.dtype).item(), "shape": node.shape}
+    return Node("full", (), attributes, node.shape, node.dtype, node.place, node.name, node.index)
+
+
+def count(node: Node) -> int | Formula:
+    """How many numbers a reduction takes for each that it gives."""
+    sizes = [node.inputs[0].shape[a] for a in node.attributes["axes"]]
+    product: int | Formula = 1
+    for size in sizes:
+        product = _times(product, size)
+    return product
+
+
+def _times(a: Any, b: Any) -> Any:
+    """A product in which one factor at most is a Formula."""
+    f, k = (a, b) if isinstance(a, Formula) else (b, a)
+    return dataclasses.replace(f, a=f.a * k, b=f.b * k) if isinstance(f, Formula) else a * b
