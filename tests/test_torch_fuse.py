@@ -235,7 +235,7 @@ class _Refused(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear, self.relu = nn.Linear(4, 4), nn.ReLU()
-        self.count, self.layers = 0, nn.ModuleList([nn.Linear(4, 4)])
+        self.count, self.seen, self.layers = 0, [], nn.ModuleList([nn.Linear(4, 4)])
 
     def both(self, x):
         return self.relu(self.linear(x))
@@ -247,6 +247,11 @@ def _refused(forward):
 
 def _counts(self, x):
     self.count += 1
+    return self.both(x)
+
+
+def _remembers(self, x):
+    self.seen.append(x)
     return self.both(x)
 
 
@@ -287,6 +292,7 @@ def _grows(self, x):
 
 REFUSED = {
     _counts: "its forward writes to self.count",
+    _remembers: "its forward writes to self.seen",
     _types: "its forward asks for types",
     _in_a_helper: "its forward asks for types",
     _by_chance: "its forward draws random numbers",
@@ -305,6 +311,7 @@ def test_a_forward_that_may_say_something_else_stays(forward):
     report = gt.patch(model, fuse=True)
     assert report.unfused[""].startswith(REFUSED[forward]) and "not fused" in str(report) and type(model) is kind
     torch.testing.assert_close(model(x), expected)
+    assert all(isinstance(each, torch.Tensor) for each in model.seen)
 
 
 def _twice(self, x):

@@ -12,6 +12,7 @@ the module's own forward.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
@@ -188,10 +189,14 @@ def _traced(module: nn.Module, own: Any, names: list[str], training: bool) -> Gr
     kind: Any = type(own.__name__, (own,), inside)
     probe = kind.__new__(kind)
     probe.__dict__.update(module.__dict__, training=training)
-    for held in ("_modules", "_parameters", "_buffers"):
-        probe.__dict__[held] = dict(getattr(module, held))
+    lists = {k: v for k, v in vars(module).items() if isinstance(v, list | dict | set)}
+    probe.__dict__.update({k: copy.copy(v) for k, v in lists.items()})
     try:
-        return _Tracer().trace(probe)
+        graph = _Tracer().trace(probe)
+        for name, before in lists.items():
+            if len(vars(probe)[name]) != len(before):
+                raise Unfusable(f"its forward writes to self.{name}")
+        return graph
     except Unfusable:
         raise
     except Exception as error:
