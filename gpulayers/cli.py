@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | new | check | train | export | bench | tune | audit."""
+"""The command line: gpulayers info | explain | new | check | fuse | train | export | bench | tune | audit."""
 
 from __future__ import annotations
 
@@ -86,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_console.at_least(0), default=0, help="of the inputs, and of the weights that are tried"
     )
     p.set_defaults(run=check)
+
+    p = commands.add_parser("fuse", help="write a layer's array code as Triton kernels, to read or to go on by hand")
+    p.add_argument("target", help="FILE.py:Class")
+    p.add_argument("--args", default="", help="arguments of the class, as for check")
+    p.add_argument("--input-shape", default=(), nargs="+", help=shape)
+    p.add_argument("--out", type=pathlib.Path, help="the file to write (default: it is printed)")
+    p.set_defaults(run=fuse)
 
     p = commands.add_parser("train", help="train the demonstration network on handwritten digits")
     p.add_argument("data", choices=["digits", "mnist"])
@@ -300,7 +307,7 @@ def new(options: Any) -> int:
 
 def check(options: Any) -> int:
     """check_layer on a class in a file; the kernels of an op in it against its definition."""
-    from gpulayers.authoring import subject
+    from gpulayers.authoring import fused, subject
     from gpulayers.testing import check_layer
 
     args, kwargs = _arguments(options.args, "--args")
@@ -318,6 +325,21 @@ def check(options: Any) -> int:
     if report.fault is not None:
         raise report.fault
     print(f"{layer.name} passes {len(report)} checks")
+    print(fused.said(layer, inputs))
+    return 0
+
+
+def fuse(options: Any) -> int:
+    """A layer's kernels, in a file."""
+    from gpulayers.authoring import fused, subject
+
+    found = subject.found(options.target)
+    if isinstance(found, Op):
+        raise ValueError(f"fuse: the rule is FILE.py:Class, a layer; got the op {found.name}")
+    layer, call = subject.made(found, *_arguments(options.args, "--args"))
+    inputs = [_shape(text) for text in options.input_shape] or subject.input_shapes(layer)
+    text = fused.write(layer, inputs, options.out)
+    print(text if options.out is None else f"{options.out}: {call} on {' and '.join(str(list(s)) for s in inputs)}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """Layers of one's own as one Triton kernel each way: what is written, who runs it, and whether it is right."""
 
 import ast
+import importlib.util
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import pytest
 import gpulayers as gl
 from gpulayers import dispatch
 from gpulayers.arrays import Spec, bfloat16, float32
-from gpulayers.fusing import FusionError, fuse, fusion
+from gpulayers.cli import main
+from gpulayers.fusing import FusionError, by_hand, fuse, fusion
 from gpulayers.testing import audit_op, check_layer, check_op
 from gpulayers.testing.interpreter import interpreting
 
@@ -176,3 +179,77 @@ def test_machine_code(make, shape):
     weights = [Spec(w.shape, float32) for w in layer.named_weights().values()]
     for report in audit_op(op, Spec(shape, bfloat16), *weights, archs=[90]):
         assert not report.spills
+
+
+# --- by hand, from a shell, in torch ---------------------------------------------------------------------------------
+
+SWISH = f"{pathlib.Path(__file__).parents[1] / 'examples/custom_layers/swish.py'}:Swish"
+
+
+def swish(x, beta):
+    return x / (1 + np.exp(-beta * x))
+
+
+def swish_gradient(dy, x, beta):
+    s = 1 / (1 + np.exp(-beta * x))
+    slope = x * s * (1 - s)
+    return dy * (s + beta * slope), (dy * x * slope).sum()
+
+
+def centred(x, gain):
+    return 2 * (x - x.mean(-1, keepdims=True)) * gain
+
+
+def centred_gradient(dy, x, gain):
+    d, g = x - x.mean(-1, keepdims=True), dy * gain * 2
+    return g - g.mean(-1, keepdims=True), 2 * (dy * d).reshape(-1, d.shape[-1]).sum(0)
+
+
+def module_of(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "forward", "backward"), [(Swish, swish, swish_gradient), (Centred, centred, centred_gradient)]
+)
+def test_the_file_by_hand_has_launchers_for_an_op(make, forward, backward, tmp_path):
+    layer = make()
+    path = tmp_path / f"{make.__name__}_by_hand.py"
+    path.write_text(by_hand(fusion(layer, (None, 5))))
+    module = module_of(path)
+    op = gl.op(f"{path.stem}", forward, backward, triton=(module.triton_forward, module.triton_backward))
+    xs = arrays_for(layer, (6, 5))
+    assert check_op(op, *xs, backends=["triton"], dtypes=["float32"], dys=["dense"]) == ["triton"]
+
+
+def test_from_a_shell(tmp_path, capsys):
+    out = tmp_path / "kernel.py"
+    assert main(["fuse", SWISH, "--out", str(out)]) == 0
+    assert "def triton_backward(dy, x, beta, *, empty):" in out.read_text()
+    assert main(["fuse", SWISH, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
+    assert main(["check", SWISH, "--dtypes", "float32"]) == 0
+    assert "gl.fuse makes it one Triton kernel each way" in capsys.readouterr().out
+    assert main(["fuse", SWISH.replace("swish", "maxout").replace("Swish", "Maxout")]) == 2
+    assert "maxout.py:18" in capsys.readouterr().err
+
+
+def test_in_torch(triton):
+    torch = pytest.importorskip("torch")
+    gltorch = pytest.importorskip("gpulayers.torch")
+    module, own = gltorch.wrap(Swish(), (None, 4), fuse=True), gltorch.wrap(Swish(), (None, 4))
+    xs = [torch.linspace(-2, 2, 12).reshape(3, 4).requires_grad_() for _ in range(2)]
+    module(xs[0]).square().sum().backward()
+    assert len(triton.launches) == 3
+    with dispatch.policy(simulate=()), gl.only("definition"):
+        own(xs[1]).square().sum().backward()
+    torch.testing.assert_close(xs[0].grad, xs[1].grad)
+    torch.testing.assert_close(module.beta.grad, own.beta.grad)
+
+
+def test_a_matrix_product_is_refused_by_wrap_too():
+    gltorch = pytest.importorskip("gpulayers.torch")
+    with pytest.raises(FusionError, match="matmul"):
+        gltorch.wrap(Product(), (None, 4), fuse=True)

@@ -5,8 +5,9 @@
 an op (``_fusion``, ``_launch``), which dispatch chooses, explains, checks and tapes as any other.
 """
 
+from gpulayers.fusing._by_hand import by_hand
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._layer import fuse, fusion
 from gpulayers.fusing._refusal import FusionError
 
-__all__ = ["Fusion", "FusionError", "fuse", "fusion"]
+__all__ = ["Fusion", "FusionError", "by_hand", "fuse", "fusion"]

@@ -53,7 +53,7 @@ class Fusion:
         formulas = [*self.forward.formulas(), *self.backward.formulas()]
         namer = Namer([*names.items(), *((dy, f"d{y.name}") for dy, y in zip(self.dys, outputs))], formulas)
         self.kernels = {p: _kernels(p, namer) for p in (self.forward, self.backward)}
-        self.text = file_text(self._docstring(), [k for each in self.kernels.values() for k in each.texts()])
+        self.text = file_text(self.docstring, [k for each in self.kernels.values() for k in each.texts()])
         self.saved = [n for n in self.given if n in self.backward.given]
         self.op = self._op()
 
@@ -67,7 +67,9 @@ class Fusion:
             names[node] = identifier(f"{plain}_weight" if clash else plain, taken)
         return names
 
-    def _docstring(self) -> str:
+    @property
+    def docstring(self) -> str:
+        """What the file says of itself."""
         loads = [self.names.get(n, n.name) for n in self.backward.given]
         return (
             f"{self.title} as Triton kernels, written by gpulayers from its array code.\n\n"

@@ -165,7 +165,7 @@ class Writer:
         return [n for n in self.nodes if n.op == "input" and self.program.layout[n] is FULL]
 
     def _part(self, total: Node) -> str:
-        return f"part{self.program.totals.index(total)}_ptr"
+        return f"{self.program.part_name(total)}_ptr"
 
     # --- the walk over tiles -----------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class Writer:
         return [*head, *sums, "for i in range(each):", *_indented([*where, *mask, *inner]), *self._parts()]
 
     def _sum(self, total: Node) -> str:
-        return f"sum{self.program.totals.index(total)}"
+        return _sum_name(self.program, total)
 
     def _parts(self) -> list[str]:
         """What a program leaves of sums over rows."""
@@ -322,6 +322,10 @@ def _formulas(program: Program, namer: Namer, nodes: Sequence[Node]) -> list[For
     return [f for f in namer.formulas if f in used]
 
 
+def _sum_name(program: Program, total: Node) -> str:
+    return program.part_name(total).replace("_parts", "_sum")
+
+
 def signature(name: str, parameters: Sequence[str]) -> list[str]:
     line = f"def {name}({', '.join(parameters)}):"
     return [line] if len(line) <= 120 else [f"def {name}(", *(f"    {p}," for p in parameters), "):"]
@@ -361,7 +365,7 @@ def finishing(program: Program, namer: Namer, layout: Layout) -> Kernel | None:
     formulas = _formulas(program, namer, nodes)
     arguments: list[tuple[str, Any]] = [("part", t) for t in parts] + [("load", n) for n in loads]
     arguments += [("store", o) for o in outputs] + [("formula", f) for f in formulas]
-    head = [f"part{program.totals.index(t)}_ptr" for t in parts] + [f"{namer.nodes[n]}_ptr" for n in loads]
+    head = [f"{program.part_name(t)}_ptr" for t in parts] + [f"{namer.nodes[n]}_ptr" for n in loads]
     head += [f"{o.name}_ptr" for o in outputs] + [namer.formulas[f] for f in formulas]
     sizes = ["N", "UNIT: tl.constexpr", "ROWS: tl.constexpr", "BLOCK: tl.constexpr"]
     head += ["P", *(sizes if layout is COLUMN else sizes[2:3])]
@@ -372,7 +376,7 @@ def finishing(program: Program, namer: Namer, layout: Layout) -> Kernel | None:
 
 
 def _summed_parts(program: Program, parts: list[Node], layout: Layout) -> tuple[list[str], dict[Node, str]]:
-    names = {t: f"sum{program.totals.index(t)}" for t in parts}
+    names = {t: _sum_name(program, t) for t in parts}
     if layout is COLUMN:
         lines = ["N = N * UNIT", "n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]"]
         at, mask = " + p * N + n", "(p < P) & (n < N)"
@@ -384,7 +388,7 @@ def _summed_parts(program: Program, parts: list[Node], layout: Layout) -> tuple[
     lines += [f"{names[t]} = tl.zeros({shape}, tl.float32)" for t in parts]
     lines += ["for start in range(0, P, ROWS):", "    p = start + tl.arange(0, ROWS)[:, None].to(tl.int64)"]
     for t in parts:
-        pointer = f"part{program.totals.index(t)}_ptr"
+        pointer = f"{program.part_name(t)}_ptr"
         lines += [f"    if {pointer} is not None:", f"        {names[t]} += tl.load({pointer}{at}, {mask}, other=0.0)"]
     ends = "tl.sum({}, 0, keep_dims=True)" if layout is COLUMN else "tl.sum({})"
     return [*lines, *(f"{names[t]} = {ends.format(names[t])}" for t in parts)], names

@@ -9,9 +9,9 @@ from gpulayers.export.recording import Node
 from gpulayers.fusing._kernel import HELD, LOOPED, TILED, Form, Kernel
 from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Program
 
-_ELEMENTS = 2048
+ELEMENTS = 2048
 """Of a tile, but where a row is longer."""
-_WALKED = 4096
+WALKED = 4096
 """Of a row that is walked, at a time."""
 _HELD_BY_A_THREAD = 80
 """Registers for a row, at most: the rest compute."""
@@ -46,7 +46,7 @@ def held_tile(program: Program, columns: int) -> Tile | None:
     """For rows held in registers; None for those that are too wide."""
     block = 1 << max(columns - 1, 0).bit_length()
     tiles = program.tiles() + len(program.parts(COLUMN))
-    elements = max(block, _ELEMENTS if tiles <= 4 else _ELEMENTS // 2)
+    elements = max(block, ELEMENTS if tiles <= 4 else ELEMENTS // 2)
     for warps in _WARPS:
         if tiles * elements <= _HELD_BY_A_THREAD * 32 * warps and (elements <= 512 * warps or warps == _WARPS[-1]):
             return Tile(elements // block, block, warps)
@@ -54,8 +54,8 @@ def held_tile(program: Program, columns: int) -> Tile | None:
 
 
 def tiled_tile(program: Program, columns: int) -> Tile:
-    block = min(_ELEMENTS, 1 << max(columns - 1, 0).bit_length())
-    return Tile(_ELEMENTS // block, block, 4)
+    block = min(ELEMENTS, 1 << max(columns - 1, 0).bit_length())
+    return Tile(ELEMENTS // block, block, 4)
 
 
 class Launch:
@@ -112,7 +112,7 @@ class Launch:
             self._by_rows(kernels.held, tile)
         else:
             assert kernels.looped is not None
-            self._by_rows(kernels.looped, Tile(1, _WALKED, 8))
+            self._by_rows(kernels.looped, Tile(1, WALKED, 8))
             if kernels.tiled is not None:
                 self._tiled(kernels.tiled)
         for layout, kernel in kernels.finish.items():
@@ -165,7 +165,7 @@ class Launch:
             return
         cols = 16 if self.n <= 1024 else 32
         unit, n = self.tools.in_units(self.n)
-        tile = {"UNIT": unit, "ROWS": _ELEMENTS // cols, "BLOCK": cols, "num_warps": 4}
+        tile = {"UNIT": unit, "ROWS": ELEMENTS // cols, "BLOCK": cols, "num_warps": 4}
         self.tools.launch(function, (self.tools.cdiv(self.n, cols),), *self._values(kernel), parts, n, **tile)
 
     def _values(self, kernel: Kernel) -> list[Any]:

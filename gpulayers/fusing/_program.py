@@ -174,6 +174,12 @@ class Program:
         size = math.prod(at_batch(self.space, batch))
         return (size // max(columns, 1), columns) if self._rows else (1, size)
 
+    def columns_of(self, node: Node) -> int:
+        """How many of its axes are columns; 0 where nothing is a row."""
+        atoms = [set(axis.atoms or ()) for axis in self.axes.of[node] if axis is not None]
+        inner = sum(bool(run) and run <= self._columns for run in atoms)
+        return inner + self.axes.of[node][len(atoms) - inner :].count(None) if self._rows else 0
+
     # --- what the writer asks ----------------------------------------------------------------------------------------
 
     @property
@@ -200,6 +206,13 @@ class Program:
             if after.intersection(node.inputs):
                 after.add(node)
         return [o for o in self.outputs if o.node in after]
+
+    def part_name(self, total: Node) -> str:
+        """What kernels call the parts of a sum over rows: after what follows from it."""
+        follow = self.follow(total)
+        name = f"{follow[0].name}_parts" if follow else "parts"
+        others = [t for t in self.totals if self.follow(t)[:1] == follow[:1]]
+        return name if len(others) < 2 else f"{name}{others.index(total)}"
 
     def formulas(self) -> list[Formula]:
         """Numbers that follow the batch size."""

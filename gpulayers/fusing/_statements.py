@@ -43,6 +43,9 @@ class Statements:
     def __init__(self, program: Program, names: dict[Node, str], formulas: dict[Formula, str]):
         self.program, self.names, self.formulas = program, names, formulas
         self.taken = {*names.values(), *formulas.values(), *(f"{name}_ptr" for name in names.values())}
+        parts = list(map(program.part_name, program.totals))
+        self.taken |= {f"{name}_ptr" for name in (*parts, *(o.name for o in program.outputs))}
+        self.taken |= {name.replace("_parts", "_sum") for name in parts}
         self.known: dict[Node, Expression] = {}
         self.inside = dict(INSIDE)
         """Where sums over rows take an element: where no other program does."""

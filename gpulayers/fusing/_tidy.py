@@ -51,6 +51,8 @@ def number(node: Node) -> Any:
             return value
         if value.size and (value == value.flat[0]).all():
             return value.flat[0].item()
+        if value.size and value.dtype.kind == "f" and np.isnan(value).all():
+            return float("nan")
     return None
 
 

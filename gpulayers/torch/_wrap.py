@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gpulayers import arrays, random, transfer
+from gpulayers import arrays, fusing, random, transfer
 from gpulayers.arrays import TORCH
 from gpulayers.dispatch import Call
 from gpulayers.layers._frames import Frame, by_itself, recording
@@ -34,10 +34,11 @@ _lock = threading.RLock()
 """A layer serves one call at a time: its weights and frames are lent to it."""
 
 
-def wrap(layer: Layer, *input_shapes: tuple) -> Wrapped:
+def wrap(layer: Layer, *input_shapes: tuple, fuse: bool = False) -> Wrapped:
     """``layer`` as an ``nn.Module``: weights are its parameters, those that are never trained its buffers.
 
-    input_shapes: batch first; needed where the layer adds weights when it sees them. Weights keep their names
+    input_shapes: batch first; needed where the layer adds weights when it sees them. fuse: on a GPU it is one Triton kernel
+    each way (``gl.fuse``, whose FusionError this raises). Weights keep their names
     ("0.weight"; a shared one has several, as in torch) and, where they are, their memory. From then on the module's
     tensors are the weights: train, move and load the module; ``module.layer`` is the layer that sees them, to save or to
     read.
@@ -56,7 +57,7 @@ def wrap(layer: Layer, *input_shapes: tuple) -> Wrapped:
     if input_shapes:
         layer.ensure_built(*input_shapes)
     layer.build_status()
-    return Wrapped(layer)
+    return Wrapped(fusing.fuse(layer) if fuse else layer)
 
 
 class Wrapped(nn.Module):

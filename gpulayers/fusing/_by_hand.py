@@ -1,0 +1,164 @@
+"""A layer's kernels with plain launchers: a file to read, and to go on from by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpulayers.export.recording import Formula, Node
+from gpulayers.fusing._file import file_text
+from gpulayers.fusing._fusion import Fusion
+from gpulayers.fusing._kernel import Kernel
+from gpulayers.fusing._launch import ELEMENTS, Kernels, held_tile
+from gpulayers.fusing._program import COLUMN, FULL, ONE, Output, Program
+
+_MOST = 1 << 15
+"""The longest row that is tried."""
+
+
+def by_hand(fusion: Fusion) -> str:
+    """The text of a module: kernels, and ``triton_forward`` and ``triton_backward`` as ``gl.op`` takes them."""
+    programs = (fusion.forward, fusion.backward)
+    chosen = [k for p in programs for k in _launched(fusion.kernels[p])]
+    inputs = [fusion.names[n] for n in fusion.given]
+    dys = [f"d{o.name}" for o in fusion.forward.outputs]
+    saved = [fusion.names[n] for n in fusion.saved]
+    launchers = [
+        *_Launcher(fusion, fusion.forward).lines("triton_forward", inputs, fusion.forward.outputs),
+        "",
+        "",
+        *_Launcher(fusion, fusion.backward).lines("triton_backward", [*dys, *saved], fusion.backward.outputs),
+    ]
+    tail = [
+        "# Arrays come to launchers row-major, with elements in them. With the layer's array code as functions,",
+        f"#     def forward({', '.join(inputs)}): …",
+        f"#     def backward({', '.join([*dys, *saved])}): …",
+        "# they make an op, which gpulayers dispatches, explains and checks (gpulayers check FILE.py:op):",
+        f'#     {fusion.name} = gl.op("{fusion.name}", forward, backward, triton=(triton_forward, triton_backward))',
+    ]
+    return "\n".join([file_text(fusion.docstring, chosen), "", *launchers, "", "", *tail, ""])
+
+
+def _launched(kernels: Kernels) -> list[Kernel]:
+    first = kernels.held or kernels.tiled
+    assert first is not None
+    return [first, *kernels.finish.values()]
+
+
+class _Launcher:
+    """One direction's launcher as text."""
+
+    def __init__(self, fusion: Fusion, program: Program):
+        self.fusion, self.program, self.kernels = fusion, program, fusion.kernels[program]
+        self.names = fusion.names | {dy: f"d{o.name}" for dy, o in zip(fusion.dys, fusion.forward.outputs)}
+        self.batch = f"{fusion.names[fusion.inputs[0]]}.shape[0]"
+
+    def lines(self, name: str, parameters: Sequence[str], outputs: Sequence[Output]) -> list[str]:
+        first = _launched(self.kernels)[0]
+        totals = [t for kind, t in first.arguments if kind == "part"]
+        body = [self._extents()]
+        body += [f"{o.name} = empty({self._shape(o)}, {self._dtype(o)})" for o in outputs]
+        body += self._tile()
+        tiles = "triton.cdiv(M, ROWS)" + ("" if self.kernels.held else " * triton.cdiv(N, BLOCK)")
+        if totals:
+            body += self._programs(tiles)
+            for t in totals:
+                wide = self.program.layout[t] is COLUMN
+                size = f"({'parts' if wide else 'programs'}, N)" if wide else "(programs,)"
+                body.append(f'{self._part(t)} = empty({size}, "float32")')
+        else:
+            body.append(f"programs = {tiles}")
+        steps = ["N"] * sum(kind == "step" for kind, _ in first.arguments)
+        numbers = ["M", "N", *steps, *(["each"] if totals else [])]
+        options = "UNIT=1, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS"
+        body.append(f"{first.name}[(programs,)]({', '.join([*self._values(first), *numbers])}, {options})")
+        body += [self._finish(layout, k) for layout, k in self.kernels.finish.items()]
+        names = [o.name for o in outputs]
+        if self.program is self.fusion.backward:
+            names = [f"d{self.fusion.names[n]}" for n in self.fusion.given]
+            names = [n if any(o.name == n for o in outputs) else "None" for n in names]
+        body.append(f"return {', '.join(names)}")
+        return [f"def {name}({', '.join(parameters)}, *, empty):", *(f"    {line}" for line in body)]
+
+    def _extents(self) -> str:
+        wide = next(n for n in self.program.given if self.program.layout[n] is FULL)
+        x, columns = self.names[wide], self.program.columns_of(wide)
+        if not columns:
+            return f"M, N = 1, {x}.numel()"
+        sizes = " * ".join(f"{x}.shape[{i}]" for i in range(-columns, 0))
+        return f"M, N = {x}.numel() // {sizes if columns == 1 else f'({sizes})'}, {sizes}"
+
+    def _shape(self, output: Output) -> str:
+        for node, name in self.names.items():
+            if node in self.program.given and tuple(node.shape) == tuple(output.shape):
+                return f"{name}.shape"
+        sizes = ", ".join(self._number(n) for n in output.shape)
+        return f"({sizes}{',' if len(output.shape) == 1 else ''})"
+
+    def _number(self, value: Any) -> str:
+        if not isinstance(value, Formula):
+            return repr(value)
+        top = self.batch if (value.a, value.b) == (0, 1) else f"({value.a} + {value.b} * {self.batch})"
+        whole = (value.d, value.c) == (1, 0)
+        text = top if whole else f"{top} / ({value.d} + {value.c} * {self.batch})"
+        return f"({text}) ** 0.5" if value.root else text
+
+    def _dtype(self, output: Output) -> str:
+        like = output.name[1:] if self.program is self.fusion.backward else self.fusion.names[self.fusion.inputs[0]]
+        return f"{like}.dtype" if like in self._parameters() else '"float32"'
+
+    def _parameters(self) -> set[str]:
+        return {self.names[n] for n in self.program.given} | (
+            {self.fusion.names[n] for n in self.fusion.given} if self.program is self.fusion.forward else set()
+        )
+
+    def _tile(self) -> list[str]:
+        if not self.kernels.held:
+            return [
+                f"BLOCK = min({ELEMENTS}, triton.next_power_of_2(N))",
+                f"ROWS, WARPS = {ELEMENTS} // BLOCK, 4",
+            ]
+        widest = max(n for n in (1 << k for k in range(16)) if held_tile(self.program, n) is not None and n <= _MOST)
+        one = held_tile(self.program, 1)
+        elements = one.rows if one else 1
+        return [
+            "BLOCK = triton.next_power_of_2(N)  # a program holds whole rows",
+            f"if BLOCK > {widest}:",
+            f'    raise ValueError(f"the rule is rows of at most {widest} elements; got {{N}}")',
+            f"ROWS, WARPS = max(1, {elements} // BLOCK), 4 if BLOCK <= 2048 else 8 if BLOCK <= 4096 else 16",
+        ]
+
+    def _programs(self, tiles: str) -> list[str]:
+        if self.kernels.held or not self.program.parts(COLUMN):
+            lines = [f"tiles = {tiles}", "programs = min(tiles, 1024)", "each = triton.cdiv(tiles, programs)"]
+            return [
+                *lines,
+                "programs = triton.cdiv(tiles, each)",
+                *(["parts = programs"] if self.program.parts(COLUMN) else []),
+            ]
+        return [
+            "blocks, high = triton.cdiv(N, BLOCK), triton.cdiv(M, ROWS)",
+            "each = triton.cdiv(high, max(1, 512 // blocks))",
+            "parts = triton.cdiv(high, each)",
+            "programs = parts * blocks",
+        ]
+
+    def _part(self, total: Node) -> str:
+        return self.program.part_name(total)
+
+    def _values(self, kernel: Kernel) -> list[str]:
+        found = {
+            "load": lambda n: self.names[n],
+            "store": lambda o: o.name,
+            "part": self._part,
+            "formula": self._number,
+        }
+        return [found[kind](what) for kind, what in kernel.arguments if kind != "step"]
+
+    def _finish(self, layout: Any, kernel: Kernel) -> str:
+        values = ", ".join(self._values(kernel))
+        if layout is ONE:
+            left = "programs" if any(kind == "part" for kind, _ in kernel.arguments) else "0"
+            return f"{kernel.name}[(1,)]({values}, {left}, ROWS=1024)"
+        left = "parts" if any(kind == "part" for kind, _ in kernel.arguments) else "0"
+        return f"{kernel.name}[(triton.cdiv(N, 16),)]({values}, {left}, N, UNIT=1, ROWS=128, BLOCK=16)"
