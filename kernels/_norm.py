@@ -1,4 +1,4 @@
-"""What batch norm has in common on every backend."""
+"""What norms have in common on every backend."""
 
 from __future__ import annotations
 
@@ -15,3 +15,14 @@ def batch_norm_saved(
     if activation is not None:
         saved |= {"y": y} if activation in FROM_Y else {"bias": bias, "residual": residual}
     return {name: a for name, a in saved.items() if a is not None}
+
+
+def norms_own(saved: dict[str, Any], inputs: tuple, needs: tuple) -> tuple[dict[str, Any], tuple, tuple]:
+    """What the backward of a norm of a sum is given, as the norm of x takes it: x is the sum."""
+    return saved | {"x": saved["sum"]}, (inputs[0], *inputs[2:]), (*needs, "x") if "residual" in needs else needs
+
+
+def for_both(grads: tuple, needs: tuple) -> tuple:
+    """The norm's gradients as those of (x, residual, *weights): the first two are one array."""
+    dh, *others = grads
+    return dh if "x" in needs else None, dh if "residual" in needs else None, *others

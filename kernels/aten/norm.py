@@ -10,6 +10,7 @@ import torch
 
 from gpulayers.arrays import Spec
 
+from .._norm import for_both, norms_own
 from ._tensors import FLOAT32, plainly, refusal
 
 REFUSALS = {
@@ -144,3 +145,42 @@ def _gradients(dy: torch.Tensor, saved: dict, needs: tuple, normalized_shape: tu
         dot = (g * xhat).mean(1, keepdim=True)
         dx = (g - g.mean(1, keepdim=True)).sub_(xhat.mul_(dot)).mul_(rstd).view(x.shape)
     return dx, dweight, dbias
+
+
+# --- layer norm of a sum ---------------------------------------------------------------------------------------------
+
+
+def add_layer_norm_refuses(
+    x: Spec, residual: Spec, weight: Spec | None = None, bias: Spec | None = None, *, needs: tuple = (), **options: Any
+) -> str | None:
+    return layer_norm_refuses(x)
+
+
+def add_layer_norm_forward(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    total = plainly(torch.add, x, residual).contiguous()
+    y, mean, rstd = plainly(_normalized, total, weight, bias, normalized_shape, eps)
+    saved = {"sum": total, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y, total), saved if needs else {}
+
+
+def add_layer_norm_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float = 1e-5
+) -> tuple:
+    dy, dsum = dys
+    if dy is None:
+        weights = (dsum.new_zeros(normalized_shape) if name in needs else None for name in ("weight", "bias"))
+        return for_both((dsum.clone(memory_format=torch.contiguous_format), *weights), needs)
+    saved, _, wanted = norms_own(saved, inputs, needs)
+    grads = plainly(_gradients, dy, saved, wanted, normalized_shape)
+    if grads[0] is not None and dsum is not None:
+        plainly(grads[0].add_, dsum)
+    return for_both(grads, needs)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._activation import numbers_of
-from .._norm import batch_norm_saved
+from .._norm import batch_norm_saved, for_both, norms_own
 from . import _blocks
 from . import activation as activations
 
@@ -179,15 +179,12 @@ def rms_norm_backward(
 
 
 def _backward_of_sum(dys: tuple, saved: dict, inputs: tuple, needs: tuple, shape: tuple) -> tuple:
-    """(dx, dresidual, dweight, dbias), the first two of them one array."""
+    """(dx, dresidual, dweight, dbias)"""
     dy, dsum = dys
     if dy is None:
-        dh: Any = np.array(dsum, order="C")
-        others = [np.zeros(shape, np.float32) if name in needs else None for name in ("weight", "bias")]
-    else:
-        wanted = (*needs, "x") if "residual" in needs else needs
-        dh, *others = _backward(dy, saved | {"x": saved["sum"]}, (inputs[0], *inputs[2:]), wanted, shape, dsum)
-    return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+        weights = (np.zeros(shape, np.float32) if name in needs else None for name in ("weight", "bias"))
+        return for_both((np.array(dsum, order="C"), *weights), needs)
+    return for_both(_backward(dy, *norms_own(saved, inputs, needs), shape, dsum), needs)
 
 
 def add_layer_norm_forward(

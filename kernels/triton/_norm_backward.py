@@ -75,15 +75,16 @@ def _norm_backward_kernel(
             d = g - xhat * (tl.sum(g * xhat, 1, keep_dims=True) / N)
             if mean is not None:
                 d -= tl.sum(g, 1, keep_dims=True) / N
+            at = dx + row * N + n
             d *= r
             if dsum is not None:
                 d += s.to(tl.float32)
-            tl.store(dx + row * N + n, d.to(dx.dtype.element_ty), mask)
-    at = tl.program_id(0).to(tl.int64) * N + n
+            tl.store(at, d.to(dx.dtype.element_ty), mask)
+    share = tl.program_id(0).to(tl.int64) * N + n
     if dweights is not None:
-        tl.store(dweights + at, tl.sum(dw, 0, keep_dims=True), inside)
+        tl.store(dweights + share, tl.sum(dw, 0, keep_dims=True), inside)
     if dbiases is not None:
-        tl.store(dbiases + at, tl.sum(db, 0, keep_dims=True), inside)
+        tl.store(dbiases + share, tl.sum(db, 0, keep_dims=True), inside)
 
 
 @triton.jit
@@ -159,10 +160,11 @@ def _norm_backward_columns_kernel(
             d = g - xhat * (tl.sum(tl.load(dots + row * parts + p, p < parts, other=0.0), 0) / N)
             if mean is not None:
                 d -= tl.sum(tl.load(sums + row * parts + p, p < parts, other=0.0), 0) / N
+            at = dx + row * N + n
             d *= r
             if dsum is not None:
                 d += tl.load(dsum + row * dsum_row + n, inside, other=0.0).to(tl.float32)
-            tl.store(dx + row * N + n, d.to(dx.dtype.element_ty), inside)
+            tl.store(at, d.to(dx.dtype.element_ty), inside)
     if dweights is not None:
         tl.store(dweights + share * N + n, dw, inside)
     if dbiases is not None:

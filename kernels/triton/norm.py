@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._norm import for_both, norms_own
 from . import _configs, _tile
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
@@ -23,7 +24,7 @@ from ._norm_backward import backward, walk
 
 BUDGETS = {
     # Of a sum in bfloat16, on sm_90, ptxas rather puts three registers aside, once, than take a 65th.
-    "_norm_forward_kernel": Budget(registers=104, blocks=1, spills=3),
+    "_norm_forward_kernel": Budget(registers=104, blocks=1, spills=6),
     "_norm_forward_looped_kernel": Budget(registers=80, blocks=3),
     "_norm_moments_kernel": Budget(registers=72, blocks=4),
     "_norm_moments_of_sum_kernel": Budget(registers=104, blocks=2),
@@ -308,10 +309,9 @@ def rms_norm_backward(
 def _backward_of_sum(
     dys: tuple, saved: dict, inputs: tuple, needs: tuple, normalized_shape: tuple, empty: Any
 ) -> tuple:
-    """(dx, dresidual, dweight, dbias), the first two of them one array."""
-    norms = saved | {"x": saved["sum"]}, (inputs[0], *inputs[2:]), (*needs, "x") if "residual" in needs else needs
-    dh, *others = backward(dys[0], *norms, normalized_shape, empty, dsum=dys[1])
-    return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+    """(dx, dresidual, dweight, dbias)"""
+    grads = backward(dys[0], *norms_own(saved, inputs, needs), normalized_shape, empty, dsum=dys[1])
+    return for_both(grads, needs)
 
 
 def add_layer_norm_forward(
