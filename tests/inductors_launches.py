@@ -14,8 +14,8 @@ from torch._inductor.codecache import PyCodeCache
 from gpulayers.testing.interpreter import interpreting
 from gpulayers.testing.null_driver import null_driver
 
-LITE = {"fallback_by_default": True, "fallback_random": True}
-"""torch's own operations are called, not compiled to C++."""
+LITE = {"fallback_by_default": True, "fallback_random": True, "cpp_cache_precompile_headers": False, "cpp.simdlen": 1}
+"""torch's own operations are called; the few that are compiled to C++ all the same are so without what takes longest."""
 _falls_back = graph.should_fallback_by_default
 _accesses = triton_kernel_wrap.identify_accessed_tensors
 
@@ -23,7 +23,7 @@ _accesses = triton_kernel_wrap.identify_accessed_tensors
 def _is_called(node):
     """Whether an operation of torch is called; views and allocations are Inductor's own."""
     schema = getattr(node.target, "_schema", None)
-    is_view = schema is not None and any(r.alias_info for r in schema.returns)
+    is_view = schema is not None and any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
     return _falls_back(node) and not is_view and node.target is not torch.ops.aten.empty.memory_format
 
 

@@ -53,18 +53,17 @@ MODELS = {
     "GPT": (
         lambda: models.GPT(24, 16, 2, 1, 8, 0.0),
         lambda: (torch.randint(24, (2, 8)),),
-        "_norm_forward_kernel _matmul_kernel _activation_forward_kernel _cross_entropy_forward_kernel _reduce_kernel",
+        "_norm_forward_kernel _matmul_kernel _cross_entropy_forward_kernel _reduce_kernel",
         "_norm_backward_kernel _norm_finalise_kernel _matmul_kernel _linear_backward_columns_kernel _finish_kernel "
-        "_activation_backward_kernel _cross_entropy_backward_kernel",
+        "_cross_entropy_backward_kernel",
     ),
     "ResNet": (
         lambda: models.ResNet((1,), 4, 5),
-        lambda: (torch.randn(2, 3, 16, 16), torch.randint(5, (2,))),
-        "_nhwc_kernel _conv2d_kernel _batch_norm_moments_kernel _batch_norm_forward_kernel _activation_forward_kernel "
-        "_max_pool2d_forward_kernel _global_avg_pool2d_forward_kernel _matmul_kernel _cross_entropy_forward_kernel "
-        "_reduce_kernel",
+        lambda: (torch.randn(2, 3, 8, 8), torch.randint(5, (2,))),
+        "_nhwc_kernel _conv2d_kernel _batch_norm_moments_kernel _batch_norm_forward_kernel _max_pool2d_forward_kernel "
+        "_global_avg_pool2d_forward_kernel _matmul_kernel _cross_entropy_forward_kernel _reduce_kernel",
         "_nhwc_kernel _conv2d_kernel _conv2d_weight_kernel _batch_norm_sums_kernel _batch_norm_backward_kernel "
-        "_activation_backward_kernel _max_pool2d_backward_kernel _global_avg_pool2d_backward_kernel _matmul_kernel "
+        "_max_pool2d_backward_kernel _global_avg_pool2d_backward_kernel _matmul_kernel "
         "_linear_backward_columns_kernel _finish_kernel _cross_entropy_backward_kernel",
     ),
 }
@@ -72,11 +71,12 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_patched_models(name):
-    """Their code launches our kernels and calls no op of ours; loss, gradients and statistics are torch's own."""
+    """Their code launches our kernels and calls no op of ours; sums and activations are in epilogues. Loss, gradients and
+    statistics are torch's own."""
     make, batch, *kernels = MODELS[name]
     theirs, inputs = make(), batch()
     ours = copy.deepcopy(theirs)
-    gt.patch(ours)
+    gt.patch(ours, fuse=True)
     total, codes, ran = compiled(ours, *inputs)
     expected = theirs(*inputs)
     expected.backward()
@@ -162,6 +162,36 @@ def test_torchs_kernels_on_the_cpu():
     assert targets == []
 
 
+def test_sizes_that_change():
+    """The code holds for other sizes, too: of a batch, and of tokens whose number no tile divides."""
+    ours, theirs = (nn.Sequential(m.LayerNorm(32), m.Linear(32, 10), m.Softmax(-1)) for m in (gt, nn))
+    theirs.load_state_dict(ours.state_dict())
+    sizes = [(8, 40), (9, 41)]
+
+    def trained(call, model, *size):
+        x = torch.randn(*size, 32, generator=torch.Generator().manual_seed(size[0])).requires_grad_()
+        model.zero_grad()
+        call(x).square().sum().backward()
+        return x.grad, [p.grad.clone() for p in model.parameters()]
+
+    with launched(), torch._dynamo.config.patch(error_on_recompile=True):
+        found, targets = traced(ours, *(lambda call, n=n: trained(call, ours, *n) for n in sizes), dynamic=True)
+    same(found, [trained(theirs, theirs, *n) for n in sizes], rtol=1e-4, atol=1e-5)
+    assert set(targets) == {"triton_kernel_wrapper_functional"}
+
+
+def test_what_is_left_to_inductor(monkeypatch):
+    """On a GPU, activations: torch's own are in the graph, in place too, which Inductor fuses; exported they stay whole."""
+    monkeypatch.setattr(_inductor, "fuses", lambda x: not _inductor._is_torch_exporting())
+    model, x = nn.Sequential(gt.GELU("tanh"), gt.ReLU(inplace=True), gt.PReLU()), torch.randn(4, 8)
+    torch.compiler.reset()
+    (y,), targets = traced(model, lambda call: call(x.clone()))
+    same(y, model(x.clone()))
+    assert targets == ["gpulayers.prelu.default"]
+    exported = torch.export.export(gt.ReLU(), (x,))
+    assert "gpulayers.relu.default" in {str(n.target) for n in exported.graph.nodes}
+
+
 # --- what stays one op ------------------------------------------------------------------------------------------------
 
 
@@ -233,10 +263,10 @@ def test_numbers_are_single():
     """Inductor hands numbers over in float64, which is cast before anything is computed."""
     from triton.compiler import ASTSource, CompilationError
 
-    arrays = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), "*fp32")
-    signature = arrays | {"M": "i32", "N": "i32", "x_row": "i32", "eps": "fp64"}
     kernel = norm._norm_forward_kernel
-    constants = {n: None for n in kernel.arg_names if n not in signature}
+    signature = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), "*fp32")
+    signature |= {"M": "i32", "N": "i32", "x_row": "i32", "eps": "fp64"}
+    constants = dict.fromkeys(n for n in kernel.arg_names if n not in signature)
     constants |= {"UNIT": 1, "RMS": False, "ROWS": 1, "BLOCK": 64}
     kinds = {n: signature.get(n, "constexpr") for n in kernel.arg_names}
     with null_driver(compiled=False):

@@ -27,6 +27,7 @@ from gpulayers import arrays, dispatch, kernels
 from gpulayers.arrays import Spec
 from gpulayers.definition import Definition
 
+_is_torch_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 OPAQUE = {
     "backend": "neither Triton nor ATen computes it",
     "tuple": "a kernel takes a tuple",
@@ -102,6 +103,7 @@ def _files(*folders: str) -> str:
 def _functional_mode() -> Any:
     """The mode of AOTAutograd's functional graphs; None where this torch has no way to trace launches in it."""
     try:
+        from torch import _functionalize_mutation_counter, _sync  # noqa: F401
         from torch._library.triton import triton_ops_to_kernels  # noqa: F401
         from torch._subclasses.functional_tensor import FunctionalTensorMode
         from torch.library import register_torch_dispatch, wrap_triton  # noqa: F401
@@ -114,7 +116,7 @@ def _functional_mode() -> Any:
 def _is_seen() -> bool:
     """Whether this torch has all else that is needed: looked at late, since it loads Triton."""
     try:
-        from torch._higher_order_ops import triton_kernel_wrap  # noqa: F401
+        from torch._higher_order_ops.triton_kernel_wrap import TraceableTritonKernelWrapper  # noqa: F401
         from torch.export._trace import custom_triton_ops_decomposition_disabled  # noqa: F401
     except ImportError:
         return False
@@ -135,6 +137,12 @@ def spec_of(x: Any) -> Spec | None:
     if x.is_contiguous():
         return Spec(shape, dtype)
     return Spec(shape, dtype, *arrays.layout(shape, tuple(x.stride())))
+
+
+def fuses(x: Any) -> bool:
+    """Whether a layer that works element by element is left to Inductor: alone its code is as fast as a kernel of ours (both
+    copy at the GPU's bandwidth), and beside an addition, a cast or a layer like it, it saves a pass over memory."""
+    return x.is_cuda and not _is_torch_exporting()
 
 
 # --- a call -----------------------------------------------------------------------------------------------------------
@@ -178,6 +186,8 @@ def _nothing(*args: Any, **options: Any) -> Any:
 
 def _allocator(like: Tensor) -> Callable:
     def empty(shape: Sequence[Any], dtype: Any, order: tuple[int, ...] | None = None) -> Tensor:
+        if not len(shape):  # Inductor would fill a number with zero
+            return empty((1,), dtype).view(())
         axes = range(len(shape)) if order is None else order
         kind = arrays.to_torch_dtype(arrays.dtype(dtype))
         # Of all that allocates, aten.empty alone is never taken for another call of it.
@@ -279,24 +289,25 @@ def _wrapper(described: dict[str, list[int]]) -> Callable[[Any, tuple, dict], No
 
     if not described:
         return lambda kernel, grid, given: torch.library.wrap_triton(kernel)[grid](**given)
-    try:
-        blocks = {k: wrap.create_tma_stable_metadata(block) for k, block in described.items()}
+    if not hasattr(wrap, "create_tma_stable_metadata") or not hasattr(wrap, "TracingTritonHOPifier"):
+        raise Opaque("descriptor")
+    blocks = {k: wrap.create_tma_stable_metadata(block) for k, block in described.items()}
 
-        class Writer(wrap.TracingTritonHOPifier):
-            def call_HOP(self, variable: Any, grids: Any, combined_args: Any, tx: Any) -> None:
-                graphable, constants = self.store_non_graphable_args(combined_args)
-                wrap.triton_kernel_wrapper_mutation(
-                    kernel_idx=variable.kernel_idx,
-                    constant_args_idx=constants,
-                    grid=grids,
-                    tma_descriptor_metadata=blocks,
-                    kwargs=graphable,
-                )
+    class Writer(wrap.TracingTritonHOPifier):
+        def call_HOP(self, variable: Any, grids: Any, combined_args: Any, tx: Any) -> None:
+            graphable, constants = self.store_non_graphable_args(combined_args)
+            wrap.triton_kernel_wrapper_mutation(
+                kernel_idx=variable.kernel_idx,
+                constant_args_idx=constants,
+                grid=grids,
+                tma_descriptor_metadata=blocks,
+                kwargs=graphable,
+            )
 
-        traceable = wrap.TraceableTritonKernelWrapper
-    except AttributeError:
-        raise Opaque("descriptor") from None
-    return lambda kernel, grid, given: Writer().call_triton_kernel(traceable(kernel, None, grid), (), given, None)
+    def write(kernel: Any, grid: tuple, given: dict[str, Any]) -> None:
+        Writer().call_triton_kernel(wrap.TraceableTritonKernelWrapper(kernel, None, grid), (), given, None)
+
+    return write
 
 
 @functools.cache

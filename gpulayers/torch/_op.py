@@ -23,7 +23,7 @@ from torch import Tensor
 from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops._op import Op
-from gpulayers.torch import _autocast, _flops
+from gpulayers.torch import _autocast, _flops, _inductor
 from gpulayers.torch._arguments import is_a
 from gpulayers.torch._layout import in_layout
 from gpulayers.torch._library import LibraryOp
@@ -172,6 +172,8 @@ class TorchOp:
         self._latest: dict[int, _Known] = {}
         """The latest call with a weight (by its id; 0 for ops without one), to be checked before it is used."""
         self._apply = applying(function(self, _compute))
+        self.pointwise = False
+        """Whether it works element by element, so that Inductor fuses torch's own function with what is around it."""
         self._caller = twin
         """torch's own function that is called in the place of this one."""
         self.in_place: Any = None
@@ -210,7 +212,8 @@ class TorchOp:
         return outputs[0] if known.outputs == 1 else outputs
 
     def _compiled(self, args: Sequence[Any]) -> Any:
-        return self._traced(args) if self._serves(args[: self.n]) else self._caller(*args)
+        left = self.pointwise and _inductor.fuses(args[0])
+        return self._traced(args) if self._serves(args[: self.n]) and not left else self._caller(*args)
 
     def _split(self, args: tuple) -> tuple[tuple, dict[str, Any]]:
         """(options that a plan depends on, dynamic options). Where the op's guard refuses the dynamic ones, those that no

@@ -67,6 +67,8 @@ def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) 
 
 _rrelu = TorchOp(ops.rrelu, _rrelu_twin, "float lower, float upper, bool training", again=_rrelu_again)
 
+for _made in [made for made in vars().values() if isinstance(made, TorchOp) and made not in (_prelu, _rrelu)]:
+    _made.pointwise = True
 for _made in (_relu, _hardtanh, _hardsigmoid, _hardswish, _threshold, _silu, _elu, _celu, _selu, _mish):
     _made.in_place = InPlace(_made)
 # y has the sign of x.

@@ -297,7 +297,7 @@ class _Walk:
         rows, step = (images * inner, channels) if last else (images, channels * inner)
         device = _tile.device(x)
         entry = choices[last](device, channels if last else inner)
-        cols = min(64 if last else entry.elements, _tile.next_power_of_2(channels if last else inner))
+        cols = _tile.next_power_of_2(channels if last else inner, 64 if last else entry.elements)
         tile = max(1, entry.elements // cols)
         self.groups = _tile.cdiv(channels, cols) if last else channels
         # Merging is cheap for tens of shares: four programs a multiprocessor, each with a few tiles of rows at least.
@@ -309,7 +309,7 @@ class _Walk:
         self.sizes = (rows, *sizes, step, self.groups, self.each)
         self.grid = (self.groups * self.shares,)
         self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=entry.warps)
-        self.merge = dict(MERGE=min(16 if last else 256, _tile.next_power_of_2(self.shares)))
+        self.merge = dict(MERGE=_tile.next_power_of_2(self.shares, 16 if last else 256))
 
     def finer(self, more: bool) -> dict:
         """The tile of a kernel that has more arrays in registers than x and dy, or an activation's temporaries."""
@@ -413,7 +413,7 @@ def batch_norm_backward(
         _batch_norm_backward_kernel,
         (walk.groups,) if dx is None and rest is None else walk.grid,
         *(dy, x, weight, bias, residual, y, *statistics, *sums, dx, dweight, dbias, rest),
-        *(*walk.sizes, walk.shares, float(max(walk.count, 1))),
+        *(*walk.sizes, walk.shares, max(walk.count, 1)),
         BATCH=batch,
         **epilogue,
         **walk.merge,

@@ -34,7 +34,7 @@ def _reduce_kernel(losses, shares, y, total, P, count, BLOCK: tl.constexpr):
     tl.store(y, (tl.sum(loss, 0) / by).to(y.dtype.element_ty))
 
 
-def reduced(losses: Any, shares: Any, y: Any, total: Any, count: float) -> None:
+def reduced(losses: Any, shares: Any, y: Any, total: Any, count: int) -> None:
     _tile.launch(_reduce_kernel, (1,), losses, shares, y, total, losses.numel(), count, BLOCK=1024, num_warps=4)
 
 
@@ -126,7 +126,7 @@ def class_tile(choices: ClassTiles, walk: Walk) -> tuple[int, int, int]:
         return entry.elements // block, block, entry.warps
     entry = choices.across(device, walk.C)
     block = min(classes, 16)
-    return min(entry.elements // block, 256, _tile.next_power_of_2(walk.S)), block, entry.warps
+    return _tile.next_power_of_2(walk.S, min(entry.elements // block, 256)), block, entry.warps
 
 
 def in_units(walk: Walk, *steps: tuple) -> tuple[int, int, list]:

@@ -115,7 +115,7 @@ def _channels(choice: _configs.Choice, x: Any, order: tuple | None, count: int) 
         cols = min(128, _tile.next_power_of_2(c))
         block = max(1, entry.elements // cols)
     else:
-        block = min(entry.elements, _tile.next_power_of_2(b))
+        block = _tile.next_power_of_2(b, entry.elements)
         cols = min(entry.elements // block, _tile.next_power_of_2(c))
     groups, blocks = _tile.cdiv(c, cols), _tile.cdiv(b, block)
     tile = dict(COLS=cols, BLOCK=block, num_warps=entry.warps)

@@ -89,7 +89,7 @@ def nhwc(x: Any, empty: Any) -> Any:
     source = flattened(x) if evenly_spaced(x) else x
     block = min(64, _tile.next_power_of_2(c))
     entry = NHWC(_tile.device(x), h * w)
-    pixels = min(max(1, entry.elements // block), _tile.next_power_of_2(h * w))
+    pixels = _tile.next_power_of_2(h * w, max(1, entry.elements // block))
     for part, there in zip(_in_parts(source), _in_parts(y)):
         grid = (_tile.cdiv(h * w, pixels), _tile.cdiv(c, block), part.shape[0])
         _tile.launch(
@@ -126,8 +126,8 @@ def pixel_tile(x: Any, pixels: int, elements: int) -> tuple[int, int]:
     c = _tile.next_power_of_2(x.shape[1])
     if x.stride(1) == 1 and x.shape[1] > 1:
         channels = min(c, 64)
-        return min(max(1, elements // channels), _tile.next_power_of_2(pixels)), channels
-    rows = min(elements, _tile.next_power_of_2(pixels))
+        return _tile.next_power_of_2(pixels, max(1, elements // channels)), channels
+    rows = _tile.next_power_of_2(pixels, elements)
     return rows, min(c, elements // rows)
 
 

@@ -271,7 +271,7 @@ def matmul(
         _tile.launch(_matmul_tma_kernel, (min(tiles * splits, device.sms),), a, b, splits=splits, **turned, **common)
     else:
         steps = dict(a_m=a.stride(0), a_k=a.stride(1), b_n=b.stride(0), b_k=b.stride(1))
-        even = k % c.BK == 0
+        even = type(k) is int and k % c.BK == 0
         _tile.launch(_matmul_kernel, (tiles * splits,), a, b, EVEN=even, PRECISION=precision, **steps, **common)
     if splits > 1:
         finish(target, out, bias, z, f, numbers)

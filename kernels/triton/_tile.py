@@ -85,13 +85,14 @@ def lasting(x: Any) -> Any:
     return x
 
 
-def next_power_of_2(n: int) -> int:
+def next_power_of_2(n: int, most: int = 2**62) -> int:
+    """The least power of two that is not under ``n``; at most ``most``."""
     if type(n) is int:
-        return 1 << max(n - 1, 0).bit_length()
+        return min(1 << max(n - 1, 0).bit_length(), most)
     found = 1
-    while found < n:  # of a symbol: it holds for all sizes between two powers
+    while found < most and found < n:  # of a symbol: it holds for all sizes between two powers, or from one on
         found *= 2
-    return found
+    return min(found, most)
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
@@ -308,7 +309,7 @@ def pointwise(choice: Choice, axes: tuple[int, ...] | None, *xs: Any, empty: Cal
 
 def flat_tile(entry: Row, n: int) -> dict:
     """ROWS, BLOCK and num_warps for rows of ``n`` neighbours: a part of a long one, or several short ones."""
-    block = min(entry.elements, next_power_of_2(n))
+    block = next_power_of_2(n, entry.elements)
     return {"ROWS": entry.elements // block, "BLOCK": block, "num_warps": entry.warps}
 
 

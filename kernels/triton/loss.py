@@ -241,7 +241,7 @@ def cross_entropy_forward(
         num_warps=warps,
     )
     if losses is not None:
-        reduced(losses, shares, y, total, float(walk.outer * walk.S) if reduction == "mean" else 1.0)
+        reduced(losses, shares, y, total, walk.outer * walk.S if reduction == "mean" else 1)
     if not needs:
         return (y,), {}
     saved = {"x": x, "target": target} | ({} if weight is None else {"weight": weight}) | {"lse": lse, "mass": mass}
@@ -280,7 +280,7 @@ def cross_entropy_backward(
         *(saved["lse"], saved["mass"], saved.get("total"), dx, dp, walk.S, classes),
         *(step for each in steps for step in each),
         *(1 if reduction == "none" else 0, blocks),
-        *(float(walk.outer * walk.S) if reduction == "mean" else 1.0, ignore_index),
+        *(walk.outer * walk.S if reduction == "mean" else 1, ignore_index),
         *_smoothing(label_smoothing, walk.C),
         UNIT=unit,
         SOFT=soft,
@@ -360,7 +360,7 @@ def nll_loss_forward(
         num_warps=entry.warps,
     )
     if losses is not None:
-        reduced(losses, shares, y, total, 1.0)
+        reduced(losses, shares, y, total, 1)
     saved = {"target": target} | ({} if weight is None else {"weight": weight})
     return (y,), (saved | ({} if total is None else {"total": total}) if needs else {})
 
@@ -474,7 +474,7 @@ def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mea
     programs, each = _tile.split(walk.grid[0], 8 * _tile.device(x).sms)
     losses = empty((programs,), "float32")
     _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **walk.tile)
-    reduced(losses, None, y, None, float(x.numel()) if reduction == "mean" else 1.0)
+    reduced(losses, None, y, None, x.numel() if reduction == "mean" else 1)
     return (y,), saved
 
 

@@ -149,7 +149,7 @@ def _looped_tile(walked: _configs.Choice, across: _configs.Choice, x: Any, n: in
     entry = (walked if inner == 1 else across)(_tile.device(x), n)
     if inner == 1:
         return dict(COLS=1, BLOCK=entry.elements, num_warps=entry.warps)
-    cols = min(COLUMNS, _tile.next_power_of_2(inner))
+    cols = _tile.next_power_of_2(inner, COLUMNS)
     return dict(COLS=cols, BLOCK=max(1, entry.elements // COLUMNS), num_warps=entry.warps)
 
 
