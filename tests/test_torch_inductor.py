@@ -119,6 +119,27 @@ def traced(function, *calls, dynamic=False):
     return given, [t for t in found if t.startswith("gpulayers") or t.startswith("triton_kernel_wrapper")]
 
 
+@pytest.mark.parametrize("norm, weights", [("layer_norm", 2), ("rms_norm", 1)])
+def test_norms_of_a_sum(norm, weights):
+    """One gradient for both summands, from kernels in the graph, though autograd adds to what each of them got."""
+    leaves = [torch.randn(6, 32).requires_grad_() for _ in range(2)]
+    leaves += [torch.randn(32).requires_grad_() for _ in range(weights)]
+
+    def step(x, residual, *weights):
+        y, total = getattr(gt.functional, f"add_{norm}")(x * 1.5, residual, (32,), *weights)
+        return (y * y + total.sin() + 3 * residual).sum()
+
+    def plain(x, residual, *weights):
+        total = x * 1.5 + residual
+        y = getattr(nn.functional, norm)(total, (32,), *weights)
+        return (y * y + total.sin() + 3 * residual).sum()
+
+    with launched(), launch.off():
+        (found,), targets = traced(step, lambda call: torch.autograd.grad(call(*leaves), leaves))
+    same(found, torch.autograd.grad(plain(*leaves), leaves))
+    assert len(targets) >= 3 and set(targets) == {"triton_kernel_wrapper_functional"}
+
+
 def test_every_class():
     """One graph of all: no op of ours is left in it, forward and backward; it computes what eager launches compute."""
     model = Everything(gt)
