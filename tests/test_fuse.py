@@ -6,6 +6,9 @@ import pathlib
 
 import numpy as np
 import pytest
+from check_fuse import judged, wide
+from gallery import ENTRIES, importable
+from layer_mutants import RIGHT
 
 import gpulayers as gl
 from gpulayers import dispatch
@@ -253,3 +256,128 @@ def test_a_matrix_product_is_refused_by_wrap_too():
     gltorch = pytest.importorskip("gpulayers.torch")
     with pytest.raises(FusionError, match="matmul"):
         gltorch.wrap(Product(), (None, 4), fuse=True)
+
+
+# --- layers that others wrote ----------------------------------------------------------------------------------------
+
+with importable():
+    OTHERS = {name: (make, inputs) for name, make, inputs in RIGHT}
+    OTHERS |= {f"gallery.{e.name}": (e.layer(), (e.input_shape,)) for e in ENTRIES}
+FUSED = ["Swish", "Scale", "Shift", "Channels", "Rectified", "Distance", "Clipped", "gallery.Swish", "gallery.Symlog"]
+"""Those of them that are element-wise, or reduce along the last axes; the others are refused."""
+
+
+def shapes_and_dtypes(inputs):
+    shapes = [x if isinstance(x, tuple) else x.shape for x in inputs]
+    return shapes, [float32 if isinstance(x, tuple) or x.dtype.kind == "f" else x.dtype for x in inputs]
+
+
+def made(name: str) -> gl.Layer:
+    make = OTHERS[name][0]
+    return make if isinstance(make, gl.Layer) else make()
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_layers_of_others(name):
+    layer, (shapes, _) = made(name), shapes_and_dtypes(OTHERS[name][1])
+    xs = arrays_for(layer, *(tuple(3 if n is None else n for n in s) for s in shapes))
+    for training in (True, False):
+        op = fusion(layer, *shapes, training=training).op
+    check_op(op, *xs, backends=["triton"], dtypes=["float32", "bfloat16"])
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() - set(FUSED)))
+def test_others_are_refused_with_their_line(name):
+    shapes, dtypes = shapes_and_dtypes(OTHERS[name][1])
+    with pytest.raises(FusionError) as refused:
+        for training in (True, False):
+            fusion(made(name), *shapes, training=training, dtypes=dtypes)
+    assert refused.value.place is not None and refused.value.place.line
+
+
+@pytest.mark.parametrize("seed", [1, 5, 8, 13])
+def test_random_layers(seed, tmp_path):
+    assert judged(seed, tmp_path, ("float32",)) == "fused"
+
+
+def test_rows_too_wide_for_registers():
+    """They are walked; with a weight for each column in two kernels."""
+    layer = Centred()
+    op = fusion(layer, (None, 37)).op
+    with interpreting() as session, wide(walked=16):
+        check_op(op, *arrays_for(layer, (5, 37)), backends=["triton"], dtypes=["float32", "float16"])
+    ran = {launch.kernel.removeprefix("centred_") for launch in session.launches}
+    assert ran >= {"forward_looped", "backward_rows", "backward_tiles", "backward_columns"}
+
+
+def test_what_forward_keeps_for_backward():
+    """A value of a row where rows are long; an output where that spares reductions; else nothing."""
+    assert "Forward keeps" not in fusion(gl.LayerNorm(4), (None, 4)).text
+    assert "Forward keeps mean, rstd" in fusion(gl.LayerNorm(1024), (None, 1024)).text
+    softmax = fusion(gl.Softmax(-1), (None, 4))
+    assert "Backward reads y" in softmax.text and softmax.op.rule(Spec((2, 4), float32), needs=("x",)).saved.keys() == {
+        "y"
+    }
+    kept = fusion(gl.RMSNorm(130), (None, 130)).op
+    check_op(
+        kept, *arrays_for(gl.RMSNorm(130), (3, 130)), backends=["definition", "triton"], dtypes=["float32", "bfloat16"]
+    )
+
+
+class Moments(gl.Layer):
+    """Two outputs of two inputs: (a − mean(b), the largest of each row), through masks and cumulative sums."""
+
+    def output_shape(self, a, b):
+        return a, (*a[:-1], 1)
+
+    def forward(self, a, b):
+        mean = np.where(b > 0, b, 0.5 * a).mean(-1, keepdims=True)
+        self.save(a, b)
+        return np.cumsum(a - mean, -1), np.maximum(a, b).max(-1, keepdims=True)
+
+    def backward(self, dy, dlargest):
+        a, b = self.saved
+        won = a == a.max(-1, keepdims=True)
+        da = np.cumsum(dy * (b > 0), -1) + won * dlargest
+        return da, (dy * a).sum(-1, keepdims=True) * np.ones_like(b) - dlargest * (a < b)
+
+
+@pytest.mark.parametrize("shape", [(4, 19), (2, 3, 8)])
+def test_several_inputs_and_outputs(shape):
+    layer = Moments()
+    op = fusion(layer, (None, *shape[1:]), (None, *shape[1:])).op
+    assert op.inputs == ("x0", "x1") and len(op.rule(*[Spec(shape, float32)] * 2).outputs) == 2
+    check_op(op, *arrays_for(layer, shape, shape), backends=["definition", "triton"], dtypes=["float32", "float16"])
+    with wide(walked=8):
+        check_op(op, *arrays_for(layer, shape, shape), backends=["triton"], dtypes=["float32"])
+
+
+class Backwards(Swish):
+    """A cumulative sum, whose gradient is one from the end; rows that are too wide for it are refused."""
+
+    def forward(self, x):
+        return np.cumsum(x, -1) * self.beta
+
+    def backward(self, dy):
+        return np.flip(np.cumsum(np.flip(dy, -1), -1), -1) * self.beta
+
+
+def test_cumulative_sums_from_the_end():
+    op = fusion(Backwards(), (None, 11)).op
+    check_op(op, *arrays_for(Backwards(), (3, 11)), backends=["definition", "triton"], dtypes=["float32"])
+    wide_op = fusion(Backwards(), (None, 1 << 17)).op
+    with dispatch.policy(simulate=("triton",)):
+        x = Spec((2, 1 << 17), float32)
+        reason = gl.explain(wide_op, x, Spec((), float32), needs=("x",))[1]["triton"]
+    assert "too wide for registers" in reason
+
+
+@pytest.mark.parametrize("cut", [np.s_[:, :5], np.s_[::2], np.s_[:, ::2], np.s_[:]])
+def test_strided_inputs(cut, triton):
+    layer, own = fuse(Swish(), (None, 5)), Swish()
+    x = np.random.default_rng(3).standard_normal((6, 10)).astype(np.float32)[cut][:, :5]
+    y = layer(x)
+    dx = layer.backward(y[::-1][::-1])
+    with dispatch.policy(simulate=()), gl.only("definition"):
+        np.testing.assert_allclose(y, own(x), rtol=1e-6)
+        np.testing.assert_allclose(dx, own.backward(y), rtol=1e-5, atol=1e-6)

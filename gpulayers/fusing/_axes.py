@@ -12,7 +12,7 @@ from typing import Any
 
 from gpulayers.export.recording import Node
 from gpulayers.export.recording.graph import at_batch
-from gpulayers.fusing._refusal import misfit
+from gpulayers.fusing._refusal import misfit, sizes_in_words
 from gpulayers.fusing._tidy import number
 
 BATCHES = (7, 11)
@@ -29,7 +29,9 @@ REDUCTIONS = frozenset(("sum", "mean", "max", "min", "any", "all"))
 ADVICE = {
     "matmul": "a layer of its own for the product (gl.Linear), and this one for what follows",
     "gather": "np.where with comparisons",
-    "sort": "np.max, np.min",
+    "draw": "gl.Dropout, which has kernels of its own",
+    "slice": "several inputs, or a layer of its own for the cut",
+    "concat": "several outputs",
     "segment_sum": "a layer of its own for it",
 }
 
@@ -192,7 +194,7 @@ class Axes:
         run: list[int] = []
         while (have := self._size(run)) != size:
             if not units:
-                raise misfit(node, f"a reshape to {list(node.shape)} cuts across the input's axes")
+                raise misfit(node, f"a reshape to {sizes_in_words(node.shape)} cuts across the input's axes")
             atom, (left, rest) = units[0], (size[0] // max(have[0], 1), size[0] % max(have[0], 1))
             if rest or (self._size([*run, atom])[0] > size[0]):
                 self._split(node, atom, left, bool(rest))
@@ -202,7 +204,7 @@ class Axes:
     def _split(self, node: Node, atom: int, outer: int, uneven: bool) -> None:
         first, second = self.atoms[atom]
         if uneven or first != second or outer < 2 or first % outer:
-            raise misfit(node, f"a reshape to {list(node.shape)} cuts across the input's axes")
+            raise misfit(node, f"a reshape to {sizes_in_words(node.shape)} cuts across the input's axes")
         raise Refine(atom, first // outer)
 
     def _size(self, run: Sequence[int]) -> Size:

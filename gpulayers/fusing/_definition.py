@@ -63,7 +63,10 @@ def _value(node: Node, xs: list[Any], xp: Any, work: np.dtype, batch: int) -> An
         case "transpose":
             return xs[0].transpose(attributes["axes"])
         case "cumsum":
-            return xp.cumsum(xs[0], attributes["axis"])
+            axis = attributes["axis"]
+            if "reverse" in attributes:
+                return xp.flip(xp.cumsum(xp.flip(xs[0], axis), axis), axis)
+            return xp.cumsum(xs[0], axis)
         case "erf":
             return erf(xs[0])
         case "reciprocal":

@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpulayers import arrays
-from gpulayers.arrays import Spec, float32
+from gpulayers.arrays import Spec, compute_dtype, float32
 from gpulayers.definition import Rule
 from gpulayers.export.recording import Node, Recording
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._definition import compute
 from gpulayers.fusing._file import file_text, module_of
 from gpulayers.fusing._kernel import HELD, LOOPED, TILED, Namer, Writer, finishing
-from gpulayers.fusing._launch import Kernels, Launch
+from gpulayers.fusing._launch import Kernels, Launch, held_tile
 from gpulayers.fusing._program import COLUMN, ONE, Output, Program
 from gpulayers.fusing._refusal import misfit
+from gpulayers.fusing._saving import Programs
 from gpulayers.fusing._statements import identifier
 from gpulayers.ops._op import Op, ShapeError, require_float
 
@@ -39,22 +40,22 @@ class Fusion:
         self.inputs = forward.inputs
         self.given = [*forward.inputs, *forward.weights.values()]
         self.name = identifier(_snake(recording.name), ())
-        names = self._names()
-        ys = _counted("y", [n for n in forward.outputs if n is not None])
-        outputs = [Output(name, node, node.shape) for name, node in ys]
+        self.names = names = self._names()
+        self.dys = backward.inputs
+        ys = [Output(name, node, node.shape) for name, node in _counted("y", forward.outputs)]
         wanted: dict[Node, Any] = dict(zip(forward.inputs, backward.outputs))
         wanted |= {forward.weights[name]: node for name, node in backward.gradients.items()}
         gradients = [Output(f"d{names[n]}", wanted[n], n.shape) for n in self.given if wanted.get(n) is not None]
-        self.dys = backward.inputs
         self.differentiable = [names[n] for n in self.given if wanted.get(n) is not None]
-        self.names = names
-        self.forward = Program(f"{self.name}_forward", self.given, outputs)
-        self.backward = Program(f"{self.name}_backward", [*self.given, *self.dys], gradients, optional=True)
+        programs = Programs(self.name, self.given, self.dys, ys, gradients, [*names.values()])
+        self.saving = saving = programs.chosen()
+        self.forward, self.backward = saving.forward, saving.backward
         formulas = [*self.forward.formulas(), *self.backward.formulas()]
-        namer = Namer([*names.items(), *((dy, f"d{y.name}") for dy, y in zip(self.dys, outputs))], formulas)
+        arrays_by_name = [*names.items(), *((dy, f"d{y.name}") for dy, y in zip(self.dys, ys))]
+        namer = Namer([*arrays_by_name, *((n, n.name) for n in saving.loaded.values())], formulas)
         self.kernels = {p: _kernels(p, namer) for p in (self.forward, self.backward)}
         self.text = file_text(self.docstring, [k for each in self.kernels.values() for k in each.texts()])
-        self.saved = [n for n in self.given if n in self.backward.given]
+        self.saved = self.saved_inputs()
         self.op = self._op()
 
     def _names(self) -> dict[Node, str]:
@@ -70,12 +71,15 @@ class Fusion:
     @property
     def docstring(self) -> str:
         """What the file says of itself."""
-        loads = [self.names.get(n, n.name) for n in self.backward.given]
         return (
             f"{self.title} as Triton kernels, written by gpulayers from its array code.\n\n"
-            f"Under each line of the author's stands what it became. Arithmetic is float32. Backward computes forward's "
-            f"values\nagain, from {', '.join(loads)}: they cost fewer bytes than what forward would have to store.\n"
+            "Under each line of the author's stands what it became; arithmetic is float32.\n"
+            f"{self.saving.said([self.names[n] for n in self.saved_inputs()])}\n"
         )
+
+    def saved_inputs(self) -> list[Node]:
+        """The inputs and weights that backward loads."""
+        return [n for n in self.given if n in self.backward.given]
 
     # --- the op ------------------------------------------------------------------------------------------------------
 
@@ -116,30 +120,43 @@ class Fusion:
             if node.kind == "f":
                 require_float(self.names[node], spec)
         dtype = next((s.dtype for s in specs if s.dtype in arrays.FLOATS), float32)
-        shapes = [(o.name, tuple(at_batch(o.shape, self._batch(specs)))) for o in self.forward.outputs]
-        have = dict(zip(self.given, specs))
-        saved = {self.names[n]: have[n] for n in self.saved} if needs else {}
-        grads = {self.names[n]: Spec(tuple(s.shape), s.dtype) for n, s in have.items()}
-        return Rule({name: Spec(shape, dtype) for name, shape in shapes}, saved, grads=grads)
+        found = {o.name: Spec(tuple(at_batch(o.shape, self._batch(specs))), dtype) for o in self.forward.outputs}
+        found |= {o.name: Spec(found[o.name].shape, compute_dtype(dtype)) for o in self.forward.outputs if o.kept}
+        ys = {o.name: found[o.name] for o in self.forward.outputs if not o.kept}
+        have = {self.names[n]: s for n, s in zip(self.given, specs)}
+        grads = {name: Spec(tuple(s.shape), s.dtype) for name, s in have.items()}
+        return Rule(ys, self._kept(have | found, needs), grads=grads)
 
-    def _kept(self, xs: Sequence[Any], needs: tuple) -> dict[str, Any]:
-        have = dict(zip(self.given, xs))
-        return {self.names[n]: have[n] for n in self.saved} if needs else {}
+    def _kept(self, have: dict[str, Any], needs: tuple) -> dict[str, Any]:
+        """What backward takes of inputs, outputs and what forward keeps for it."""
+        names = [*(self.names[n] for n in self.saved), *(n.name for n in self.saving.loaded.values())]
+        return {name: have[name] for name in names} if needs else {}
 
     def _all(self, dys: Sequence[Any], saved: dict, inputs: Sequence[Any], zeros: Callable) -> dict[Node, Any]:
         """The arrays that backward takes."""
         outputs = self._rule(tuple(inputs), ()).outputs.values()
-        given = {n: saved[self.names[n]] for n in self.saved}
+        given = {n: saved[self.names[n]] for n in self.saved} | {n: saved[n.name] for n in self.saving.loaded.values()}
         for node, dy, spec in zip(self.dys, dys, outputs):
             if node in self.backward.given:
                 given[node] = zeros(spec) if dy is None else dy
         return given
 
     def _defined_forward(self, xs: tuple, needs: tuple) -> tuple[tuple, dict]:
-        rule = self._rule(tuple(map(arrays.spec, xs)), needs)
+        specs = self._specs(xs)
         given = {n: x for n, x in zip(self.given, xs) if n in self.forward.given}
-        found = compute(self.forward, given or dict(zip(self.given, xs)), self._batch(xs))
-        return tuple(_rounded(found[n], s.dtype) for n, s in rule.outputs.items()), self._kept(xs, needs)
+        values = compute(self.forward, given or dict(zip(self.given, xs)), self._batch(xs))
+        found = {name: _rounded(values[name], s.dtype) for name, s in specs.items()}
+        return self._results(found, xs, needs)
+
+    def _specs(self, xs: Sequence[Any]) -> dict[str, Spec]:
+        """All that forward gives, whether anybody asks for it or not."""
+        rule = self._rule(tuple(map(arrays.spec, xs)), ("",))
+        own = {o.name for o in self.forward.outputs if o.kept}
+        return rule.outputs | {name: s for name, s in rule.saved.items() if name in own}
+
+    def _results(self, found: dict[str, Any], xs: Sequence[Any], needs: tuple) -> tuple[tuple, dict]:
+        have = {self.names[n]: x for n, x in zip(self.given, xs)} | found
+        return tuple(found[o.name] for o in self.forward.outputs if not o.kept), self._kept(have, needs)
 
     def _defined_backward(self, dys: tuple, saved: dict, inputs: tuple, needs: tuple) -> tuple:
         like = next(dy for dy in dys if dy is not None)
@@ -161,14 +178,19 @@ class Fusion:
         return module
 
     def _refuses(self, *specs: Any, needs: tuple = ()) -> str | None:
+        for program in (self.forward, *((self.backward,) if needs else ())):
+            columns = program.extents(1)[1]
+            if program.by_rows and not program.walks and held_tile(program, columns) is None:
+                return f"rows of {columns} elements are too wide for registers, and cannot be walked"
         return None
 
     def _launched_forward(self, *xs: Any, needs: tuple = (), empty: Callable) -> tuple[tuple, dict]:
-        rule = self._rule(tuple(map(arrays.spec, xs)), needs)
-        outputs = {name: empty(s.shape, s.dtype) for name, s in rule.outputs.items()}
+        kept = {o.name for o in self.forward.outputs if o.kept}
+        specs = self._specs(xs)
+        found = {n: empty(s.shape, s.dtype) if needs or n not in kept else None for n, s in specs.items()}
         given = {n: x for n, x in zip(self.given, xs) if n in self.forward.given}
-        self._launch(self.forward, given, outputs, xs, empty)
-        return tuple(outputs.values()), self._kept(xs, needs)
+        self._launch(self.forward, given, found, xs, empty)
+        return self._results(found, xs, needs)
 
     def _launched_backward(self, dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Callable) -> tuple:
         names = [self.names[n] for n in self.given]
@@ -183,9 +205,11 @@ class Fusion:
 
 def _kernels(program: Program, namer: Namer) -> Kernels:
     held = looped = tiled = None
-    if program.passes:
-        held, looped = (Writer(program, namer, form).kernel() for form in (HELD, LOOPED))
-    if not program.passes or program.parts(COLUMN):
+    if program.by_rows:
+        held = Writer(program, namer, HELD).kernel()
+    if program.walks:
+        looped = Writer(program, namer, LOOPED).kernel()
+    if not program.by_rows or (program.walks and program.parts(COLUMN)):
         tiled = Writer(program, namer, TILED).kernel()
     finish = {layout: finishing(program, namer, layout) for layout in (COLUMN, ONE)}
     return Kernels(program, held, looped, tiled, {layout: k for layout, k in finish.items() if k is not None})
@@ -197,8 +221,9 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", last).lower()
 
 
-def _counted(name: str, nodes: Sequence[Node]) -> list[tuple[str, Node]]:
-    return [(f"{name}{i}" if len(nodes) > 1 else name, node) for i, node in enumerate(nodes)]
+def _counted(name: str, nodes: Sequence[Node | None]) -> list[tuple[str, Node]]:
+    found = [n for n in nodes if n is not None]
+    return [(f"{name}{i}" if len(found) > 1 else name, node) for i, node in enumerate(found)]
 
 
 def _rounded(a: Any, dtype: Any) -> Any:

@@ -59,7 +59,7 @@ class Writer:
 
     def __init__(self, program: Program, namer: Namer, form: Form):
         self.program, self.form = program, form
-        self.body = Statements(program, namer.nodes, namer.formulas)
+        self.body = Statements(program, namer.nodes, namer.formulas, form is LOOPED)
         self.namer = namer
         columns = bool(program.parts(COLUMN))
         self.only_rows = form is LOOPED and columns
@@ -240,7 +240,7 @@ class Writer:
             if self.form is TILED and layout is ROW:
                 mask = "(row < M) & (block == 0)"
             store = f"tl.store({pointer} + {at}, {value}, {mask})"
-            lines += [f"if {pointer} is not None:", f"    {store}"] if self.program.optional else [store]
+            lines += [f"if {pointer} is not None:", f"    {store}"] if self.program.optional or output.kept else [store]
         return lines
 
     def _added(self, *layouts: Layout) -> list[str]:
@@ -268,9 +268,10 @@ class Writer:
         if wide or self.totals:
             self.body.forget(self._wide())
             sources = [o.node for o in wide] + [t.inputs[0] for t in self.totals]
-            inner = [*self._columns(), *self.body.emit(self._closure(sources), sources)]
+            closure = self._closure(sources)
+            inner = [*self._columns(), *self.body.emit(closure, sources)]
             inner += [*self._stored(wide), *self._added(FULL)]
-            lines += ["", "for start in range(0, N, BLOCK):", *_indented(inner)]
+            lines += ["", *self._scans(closure), "for start in range(0, N, BLOCK):", *_indented(inner)]
         lines += [*self._stored([o for o in self.outputs if program.layout[o.node] is ROW]), *self._added(ROW)]
         for node in self.kept if self.only_rows else ():
             name = self.body.text(node)
@@ -293,6 +294,10 @@ class Writer:
                 todo += node.inputs
         return [n for n in self.nodes if n in found]
 
+    def _scans(self, nodes: Iterable[Node]) -> list[str]:
+        """What cumulative sums start from."""
+        return [f"{self.body.before(n)} = tl.zeros((ROWS, 1), tl.float32)" for n in nodes if n.op == "cumsum"]
+
     @staticmethod
     def _columns() -> list[str]:
         return [
@@ -306,7 +311,9 @@ class Writer:
         sources = [r.inputs[0] for r in reductions]
         names = {r: self.body._name(r) for r in reductions}
         starts = [f"{names[r]} = {self.body.start(r)}" for r in reductions]
-        inner = [*self._columns(), *self.body.emit(self._closure(sources), sources)]
+        closure = self._closure(sources)
+        starts += self._scans(closure)
+        inner = [*self._columns(), *self.body.emit(closure, sources)]
         for r in reductions:
             inner.append(f"{names[r]} = {self.body.accumulated(r, names[r], self.body.text(r.inputs[0]))}")
         ends = []

@@ -11,8 +11,8 @@ from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Program
 
 ELEMENTS = 2048
 """Of a tile, but where a row is longer."""
-WALKED = 4096
-"""Of a row that is walked, at a time."""
+WALKED, _WALKING = 4096, 16
+"""Elements of a row that is walked, at a time, and the warps that do."""
 _HELD_BY_A_THREAD = 80
 """Registers for a row, at most: the rest compute."""
 _WARPS = (4, 8, 16)
@@ -112,7 +112,7 @@ class Launch:
             self._by_rows(kernels.held, tile)
         else:
             assert kernels.looped is not None
-            self._by_rows(kernels.looped, Tile(1, WALKED, 8))
+            self._by_rows(kernels.looped, Tile(1, WALKED, _WALKING))
             if kernels.tiled is not None:
                 self._tiled(kernels.tiled)
         for layout, kernel in kernels.finish.items():

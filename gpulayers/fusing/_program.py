@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gpulayers.export.recording import Formula, Node, Unrecordable, needed
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._axes import REDUCTIONS, Axes, sizes
-from gpulayers.fusing._refusal import misfit
+from gpulayers.fusing._refusal import misfit, sizes_in_words
 from gpulayers.fusing._tidy import count, number, tidy
 
 
@@ -46,13 +46,24 @@ class Output(NamedTuple):
     node: Node
     shape: tuple
     """Sizes and Formulas."""
+    kept: bool = False
+    """For backward alone, in float32 at least."""
 
 
 class Program:
-    """name: of its kernels. given: the arrays that it may load. outputs: what it yields; optional: if it is asked for."""
+    """name: of its kernels. given: the arrays that it may load. outputs: what it yields; optional: if it is asked for.
+    loaded: {a value of another program: the given array that has it}.
+    """
 
-    def __init__(self, name: str, given: Sequence[Node], outputs: Sequence[Output], optional: bool = False):
-        stands = tidy([o.node for o in outputs], given)
+    def __init__(
+        self,
+        name: str,
+        given: Sequence[Node],
+        outputs: Sequence[Output],
+        optional: bool = False,
+        loaded: Mapping[Node, Node] | None = None,
+    ):
+        self.stands = stands = tidy([o.node for o in outputs], given, loaded)
         self.name, self.optional = name, optional
         self.outputs = [o._replace(node=stands[o.node]) for o in outputs]
         roots = [o.node for o in self.outputs]
@@ -94,7 +105,7 @@ class Program:
         everything = frozenset(range(len(self.axes.atoms)))
         self.first_column = first_column
         self._rows = frozenset(range(first_column))
-        self._columns = everything - self._rows
+        self.columns = everything - self._rows
         self.layout: dict[Node, Layout] = {}
         self.stage: dict[Node, int] = {}
         """After how many passes over a row the value can be known."""
@@ -112,15 +123,18 @@ class Program:
         if atoms is None:
             if number(node) is not None:
                 return ONE
-            raise misfit(node, f"an array of shape {list(node.shape)} that never meets the input")
+            raise misfit(
+                node, f"an array of shape {sizes_in_words(node.shape)} that never meets the input", "", self.nodes
+            )
         if not atoms:
             return ONE
-        if atoms == self._rows | self._columns:
+        if atoms == self._rows | self.columns:
             return FULL
-        if atoms in (self._rows, self._columns):
+        if atoms in (self._rows, self.columns):
             return ROW if atoms == self._rows else COLUMN
-        rule = "all of x, one value a row, one a column, or one"
-        raise misfit(node, f"an array of shape {list(node.shape)}: a fused kernel has {rule}")
+        rule = "all of x, one value for each of its leading axes, one for each of its trailing axes, or one"
+        came = f"an array of shape {sizes_in_words(node.shape)}: a fused kernel has {rule}"
+        raise misfit(node, came, "x.reshape(…), so that what is summed or broadcast along is last", self.nodes)
 
     def _place(self, node: Node) -> None:
         """The stage of a node, and whether it waits for a sum over rows."""
@@ -130,17 +144,19 @@ class Program:
             if self.layout[node].rows or node.op in REDUCTIONS or node.op == "cumsum":
                 raise misfit(node, "what a sum over rows gave is used again", "gl.BatchNorm1d and its kernels")
         elif node.op in REDUCTIONS and (gone := self._gone(node)):
-            if gone == self._columns and self._rows:
+            if gone == self.columns and self._rows:
                 stage += 1
             elif node.op in ("sum", "mean"):
                 self.totals.append(node)
                 self.after.add(node)
             else:
                 raise misfit(node, f"{node.op} over rows", "along the last axis")
-        elif node.op == "cumsum" and self._along(node) != self._columns:
+        elif node.op == "cumsum" and node.kind != "f":
+            raise misfit(node, "cumsum of integers", "x.astype(np.float32) first")
+        elif node.op == "cumsum" and self._along(node) != self.columns:
             raise misfit(node, "cumsum over rows", "along the last axis")
         elif node.op == "reverse":
-            raise misfit(node, "an order that is turned round", "")
+            raise misfit(node, "an order that is turned round", "np.flip(np.cumsum(np.flip(x, -1), -1), -1) at most")
         self.stage[node] = stage
 
     def _gone(self, node: Node) -> frozenset[int]:
@@ -170,14 +186,14 @@ class Program:
 
     def extents(self, batch: int) -> tuple[int, int]:
         """(rows, columns) for a batch of this size."""
-        columns = math.prod(self.axes.atoms[a][0] for a in self._columns) if self._rows else 0
+        columns = math.prod(self.axes.atoms[a][0] for a in self.columns) if self._rows else 0
         size = math.prod(at_batch(self.space, batch))
         return (size // max(columns, 1), columns) if self._rows else (1, size)
 
     def columns_of(self, node: Node) -> int:
         """How many of its axes are columns; 0 where nothing is a row."""
         atoms = [set(axis.atoms or ()) for axis in self.axes.of[node] if axis is not None]
-        inner = sum(bool(run) and run <= self._columns for run in atoms)
+        inner = sum(bool(run) and run <= self.columns for run in atoms)
         return inner + self.axes.of[node][len(atoms) - inner :].count(None) if self._rows else 0
 
     # --- what the writer asks ----------------------------------------------------------------------------------------
@@ -186,6 +202,22 @@ class Program:
     def passes(self) -> int:
         """Reductions of a row that wait for one another."""
         return max((self.stage[n] for n in self.nodes), default=0)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a program of the kernel has to see a row as a whole."""
+        return self.passes > 0 or bool(self.scans)
+
+    @property
+    def scans(self) -> list[Node]:
+        """Cumulative sums along rows."""
+        return [n for n in self.nodes if n.op == "cumsum"]
+
+    @property
+    def walks(self) -> bool:
+        """Whether rows too wide to be held can be walked."""
+        backwards = any(n.attributes.get("reverse") for n in self.scans)
+        return self.by_rows and not backwards and not (self.scans and self.parts(COLUMN))
 
     def stored(self) -> list[Output]:
         """The outputs that the kernel itself stores."""

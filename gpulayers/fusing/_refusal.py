@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gpulayers.export.recording import Node, Unrecordable
+from collections.abc import Iterable
+
+from gpulayers.export.recording import Formula, Node, Unrecordable
 
 
 class FusionError(ValueError):
@@ -17,6 +19,16 @@ class FusionError(ValueError):
         return f"{self.layer}: it cannot be fused: {self._why}"
 
 
-def misfit(node: Node, reason: str, advice: str = "") -> Unrecordable:
-    """The error for a node that no fused kernel computes."""
-    return Unrecordable(reason, advice, node.place)
+def misfit(node: Node, reason: str, advice: str = "", users: Iterable[Node] = ()) -> Unrecordable:
+    """The error for a node that no fused kernel computes; an input's line is that of its first user."""
+    place = node.place or next((n.place for n in users if node in n.inputs and n.place), None)
+    return Unrecordable(reason, advice, place)
+
+
+def sizes_in_words(shape: Iterable) -> str:
+    """[N, 3, 1]: N for the batch."""
+    words = []
+    for n in shape:
+        whole = isinstance(n, Formula) and n.is_whole and not n.a
+        words.append(("N" if n.b == 1 else f"{n.b} N") if whole else "?" if isinstance(n, Formula) else str(n))
+    return f"[{', '.join(words)}]"

@@ -10,7 +10,17 @@ from typing import Any
 
 from gpulayers.export.recording import Formula, Node, authors_name
 from gpulayers.fusing._axes import REDUCTIONS, counting
-from gpulayers.fusing._expression import COMPARISON, PRODUCT, TYPES, Expression, expression, literal, takes_twice
+from gpulayers.fusing._expression import (
+    CALL,
+    COMPARISON,
+    PRODUCT,
+    SUM,
+    TYPES,
+    Expression,
+    expression,
+    literal,
+    takes_twice,
+)
 from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Program
 from gpulayers.fusing._tidy import number
 
@@ -38,9 +48,13 @@ def identifier(name: str, taken: Iterable[str] = ()) -> str:
 
 
 class Statements:
-    """What is written so far of one kernel: ``known`` has the expression that stands for each value."""
+    """What is written so far of one kernel: ``known`` has the expression that stands for each value.
 
-    def __init__(self, program: Program, names: dict[Node, str], formulas: dict[Formula, str]):
+    walked: rows are walked, a tile at a time.
+    """
+
+    def __init__(self, program: Program, names: dict[Node, str], formulas: dict[Formula, str], walked: bool = False):
+        self.walked = walked
         self.program, self.names, self.formulas = program, names, formulas
         self.taken = {*names.values(), *formulas.values(), *(f"{name}_ptr" for name in names.values())}
         parts = list(map(program.part_name, program.totals))
@@ -83,6 +97,9 @@ class Statements:
                 lines += ["", f"# {node.place.text}"]
                 self._place = node.place
             lines.append(f"{name} = {found.text}")
+            if node.op == "cumsum" and self.walked:
+                total = f"tl.sum({self.masked(node, self.text(node.inputs[0]))}, 1, keep_dims=True)"
+                lines.append(f"{self.before(node)} = {self.before(node)} + {total}")
             self.known[node] = Expression(name)
         return lines
 
@@ -94,6 +111,10 @@ class Statements:
 
     def text(self, node: Node) -> str:
         return self.known[node].text
+
+    def before(self, scan: Node) -> str:
+        """What a cumulative sum came to before the tile at hand."""
+        return f"{self._name(scan)}_before"
 
     def helper(self, name: str) -> str:
         self.helpers.add(name)
@@ -114,6 +135,8 @@ class Statements:
     def _is_part(self, node: Node, found: Expression, here: set[Node]) -> bool:
         """Whether it stands inside the expression of its only user."""
         users = self._users.get(node, [])
+        if node.op == "cumsum" and self.walked:
+            return False
         if len(users) != 1 or users[0] not in here or node.op == "input" or takes_twice(users[0]):
             return False
         return users[0].place == node.place and len(found.text) < _LONGEST
@@ -135,7 +158,9 @@ class Statements:
         if program.is_row_reduction(node):
             return self.reduced(node, operands[0].text)
         if node.op == "cumsum":
-            return Expression(f"tl.cumsum({self.masked(node, operands[0].text)}, 1)")
+            back = ", reverse=True" if "reverse" in node.attributes else ""
+            scan = f"tl.cumsum({self.masked(node, operands[0].text)}, 1{back})"
+            return Expression(f"{self.before(node)} + {scan}" if self.walked else scan, SUM if self.walked else CALL)
         self.helpers |= {name for name in ("_mod", "_sign", "_isinf", "_isfinite") if name == f"_{node.op}"}
         return expression(node, operands)
 

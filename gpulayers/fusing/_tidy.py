@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,39 @@ _ONE_VALUE = ("reshape", "broadcast", "transpose", "cast", "slice")
 """Operations that leave a number, filled in everywhere, what it is."""
 
 
-def tidy(roots: Iterable[Node], given: Iterable[Node]) -> dict[Node, Node]:
+def tidy(roots: Iterable[Node], given: Iterable[Node], loaded: Mapping[Node, Node] | None = None) -> dict[Node, Node]:
     """{node: what stands for it} for all that ``roots`` come from: equal operations on equal operands are one node, and
-    numbers that follow from numbers are constants."""
-    given = list(given)
-    stands: dict[Node, Node] = {node: node for node in given}
+    numbers that follow from numbers are constants.
+
+    loaded: {node: the given one that is loaded in its place}.
+    """
+    given, loaded = list(given), loaded or {}
+    stands: dict[Node, Node] = {node: node for node in given} | dict(loaded)
     known: dict[tuple, Node] = {_key(node, ()): node for node in given}
-    for node in needed(roots, given):
+    for node in needed(roots, [*given, *loaded]):
         inputs = tuple(stands[i] for i in node.inputs)
-        fresh = _folded(node, inputs) or Node(
-            node.op, inputs, node.attributes, node.shape, node.dtype, node.place, node.name, node.index
-        )
+        fresh = _folded(node, inputs) or _scanned_back(node, inputs) or _made_of(node, node.op, inputs, node.attributes)
         stands[node] = known.setdefault(_key(fresh, fresh.inputs), fresh)
     return stands
 
 
+def _made_of(node: Node, op: str, inputs: tuple[Node, ...], attributes: dict[str, Any]) -> Node:
+    return Node(op, inputs, attributes, node.shape, node.dtype, node.place, node.name, node.index)
+
+
+def _scanned_back(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+    """The cumulative sum from the end that three operations are."""
+    if node.op != "reverse" or inputs[0].op != "cumsum" or inputs[0].inputs[0].op != "reverse":
+        return None
+    scan, first = inputs[0], inputs[0].inputs[0]
+    if not first.attributes["axes"] == node.attributes["axes"] == (scan.attributes["axis"],):
+        return None
+    return _made_of(node, "cumsum", first.inputs, {"axis": scan.attributes["axis"], "reverse": True})
+
+
 def _key(node: Node, inputs: tuple[Node, ...]) -> tuple:
     if node.op == "input":
-        return "input", node.index
+        return "input", id(node)
     return node.op, tuple(map(id, inputs)), node.shape, node.kind, *(_hashable(v) for v in node.attributes.values())
 
 
@@ -68,7 +83,7 @@ def _folded(node: Node, inputs: tuple[Node, ...]) -> Node | None:
         if isinstance(value, Formula) and node.shape:
             return None
         attributes = {"value": value, "shape": node.shape}
-        return Node("full", (), attributes, node.shape, node.dtype, node.place, node.name, node.index)
+        return _made_of(node, "full", (), attributes)
     if node.op in _ONE_VALUE:
         value = np.asarray(values[0])
     elif all(not i.shape for i in inputs) and not node.attributes:
@@ -77,7 +92,7 @@ def _folded(node: Node, inputs: tuple[Node, ...]) -> Node | None:
     else:
         return None
     attributes = {"value": value.astype(np.float64 if node.kind == "f" else node.dtype).item(), "shape": node.shape}
-    return Node("full", (), attributes, node.shape, node.dtype, node.place, node.name, node.index)
+    return _made_of(node, "full", (), attributes)
 
 
 def count(node: Node) -> int | Formula:
