@@ -94,6 +94,12 @@ def test_text_has_the_authors_lines_and_names():
     assert "import gpulayers" not in text
 
 
+def test_the_page_shows_what_is_written():
+    """docs/fuse.md has the kernels as they are."""
+    page = (pathlib.Path(__file__).parents[1] / "docs/fuse.md").read_text()
+    assert fusion(Swish(), (None, 64)).text.partition("import triton")[2] in page
+
+
 @pytest.mark.parametrize("shape", [(5, 7), (0, 3), (2, 3, 1), (3, 2, 130)])
 @pytest.mark.parametrize("make", [Swish, Centred])
 def test_kernels_give_what_the_array_code_gives(make, shape):
@@ -381,3 +387,21 @@ def test_strided_inputs(cut, triton):
     with dispatch.policy(simulate=()), gl.only("definition"):
         np.testing.assert_allclose(y, own(x), rtol=1e-6)
         np.testing.assert_allclose(dx, own.backward(y), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [Swish, Centred])
+def test_calls_are_taped(make, monkeypatch):
+    """What a tape gives the driver is what the launcher gives it."""
+    torch = pytest.importorskip("torch")
+    from gpulayers.testing.check_tape import check_tape
+    from gpulayers.testing.null_driver import null_driver, same_memory
+
+    if torch.cuda.is_available():
+        pytest.skip("the null driver would stand for the GPU's own")
+    monkeypatch.setattr(dispatch, "_plans", {})
+    layer = make()
+    op = fusion(layer, (None, 8)).op
+    weights = [Spec(w.shape, float32) for w in layer.named_weights().values()]
+    with null_driver(compiled=False) as driver, same_memory() as memory:
+        states = check_tape(driver, memory, op, [Spec((6, 8), bfloat16), *weights], op.inputs)
+    assert states == {"forward": "taped", "backward": "taped"}

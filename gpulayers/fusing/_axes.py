@@ -79,8 +79,10 @@ def sizes(node: Node) -> list[Size]:
     """Of its axes."""
     if any(n is None for n in node.shape):
         raise misfit(node, "an array whose size follows the batch in no known way")
-    pairs = zip(*(at_batch(node.shape, n) for n in BATCHES))
-    return [(int(a), int(b)) for a, b in pairs]
+    found = [(int(a), int(b)) for a, b in zip(*(at_batch(node.shape, n) for n in BATCHES))]
+    if (0, 0) in found:
+        raise misfit(node, f"an array of shape {sizes_in_words(node.shape)}, which is always empty")
+    return found
 
 
 class Axes:
