@@ -6,10 +6,14 @@ import functools
 from unittest import mock
 
 import torch
+import triton
 from torch._higher_order_ops import triton_kernel_wrap
 from torch._inductor import graph
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction
 
 from gpulayers.testing.interpreter import interpreting
 from gpulayers.testing.null_driver import null_driver
@@ -31,7 +35,8 @@ class Kernel:
     """A kernel of generated code, called as that code calls it."""
 
     def __init__(self, tuned):
-        self.function, self.constants, self.config = tuned.fn, tuned.triton_meta["constants"], tuned.configs[0]
+        self.function, self.meta, self.config = tuned.fn, tuned.triton_meta, tuned.configs[0]
+        self.constants = self.meta["constants"]
 
     def run(self, *args, stream):
         *args, x, y, z = args
@@ -40,36 +45,56 @@ class Kernel:
         self.function[x, y, z](**given, num_warps=self.config.num_warps, num_stages=self.config.num_stages)
 
 
-def _known():
-    """torch's analysis of what a kernel writes; it makes that anew for each launch of the same kernel."""
-    known = {}
+def ttir(function, signature, constants, attributes=None):
+    """A kernel as Triton's compiler reads it."""
+    target = GPUTarget("cuda", 90, 32)
+    context, backend = triton._C.libtriton.ir.context(), make_backend(target)
+    triton._C.libtriton.ir.load_dialects(context)
+    backend.load_dialects(context)
+    options = backend.parse_options({})
+    source = ASTSource(function, signature, constants, attributes)
+    built = backend.get_codegen_implementation(options), backend.get_module_map()
+    return str(source.make_ir(target, options, *built, context))
 
-    @functools.wraps(_accesses)
-    def accesses(kernel, kwargs, descriptors):
-        function = getattr(kernel, "fn", kernel)
-        given = {k: v.get_dtype() if hasattr(v, "get_dtype") else getattr(v, "dtype", v) for k, v in kwargs.items()}
-        key = getattr(function, "src", function), repr(sorted(given.items())), repr(descriptors)
-        if key not in known:
-            known[key] = _accesses(kernel, kwargs, descriptors)
-        return known[key]
 
-    return accesses
+_found = {}
+
+
+@functools.wraps(_accesses)
+def _known_accesses(kernel, kwargs, descriptors):
+    """torch's analysis of what a kernel writes, which it makes anew for each launch; no size has a part in that."""
+    function = kernel if isinstance(kernel, JITFunction) else kernel.fn
+    constants = {p.name for p in function.params if p.is_constexpr}
+
+    def kind(name, value):
+        if hasattr(value, "get_dtype"):
+            return str(value.get_dtype())
+        if hasattr(value, "dtype"):
+            return str(value.dtype)
+        return repr(value) if name in constants or value is None else "number"
+
+    key = function.src, str(sorted((k, kind(k, v)) for k, v in kwargs.items())), repr(descriptors)
+    if key not in _found:
+        _found[key] = _accesses(kernel, kwargs, descriptors)
+    return _found[key]
 
 
 @contextlib.contextmanager
 def launched():
-    """The session of the interpreter, whose ``launches`` tell what ran."""
+    """(the session of the interpreter, whose ``launches`` tell what ran; the kernels of generated code)."""
+    kernels = []
 
-    def triton(self, name, source, device_str="cuda"):
-        return Kernel(getattr(PyCodeCache.load(source), name))
+    def load(self, name, source, device_str="cuda"):
+        kernels.append(Kernel(getattr(PyCodeCache.load(source), name)))
+        return kernels[-1]
 
     replaced = [
-        (AsyncCompile, "triton", triton),
+        (AsyncCompile, "triton", load),
         (graph, "should_fallback_by_default", _is_called),
         # A number on the CPU is handed over as such, which one on a GPU is not.
         (graph.GraphLowering, "is_unspec_arg", lambda self, name: False),
         (torch.utils._triton, "has_triton_tensor_descriptor_host_tma", lambda: True),
-        (triton_kernel_wrap, "identify_accessed_tensors", _known()),
+        (triton_kernel_wrap, "identify_accessed_tensors", _known_accesses),
     ]
     torch.compiler.reset()
     with contextlib.ExitStack() as stack:
@@ -77,4 +102,4 @@ def launched():
         stack.enter_context(torch._inductor.config.patch(force_disable_caches=True))
         for place in replaced:
             stack.enter_context(mock.patch.object(*place))
-        yield stack.enter_context(interpreting())
+        yield stack.enter_context(interpreting()), kernels

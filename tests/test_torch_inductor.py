@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import torch.nn as nn  # noqa: E402
-import triton  # noqa: E402
 from gpulayers.bench.measuring import models  # noqa: E402
 from gpulayers.kernels import triton as triton_kernels  # noqa: E402
 from gpulayers.kernels.triton import _configs, _tile, norm  # noqa: E402
-from inductors_launches import LITE, launched  # noqa: E402
+from inductors_launches import LITE, launched, ttir  # noqa: E402
 from torch._dynamo.backends.common import aot_autograd  # noqa: E402
 from torch._higher_order_ops import triton_kernel_wrap  # noqa: E402
 from torch._inductor.utils import run_fw_bw_and_get_code  # noqa: E402
+from triton.compiler import CompilationError  # noqa: E402
 from triton.language import constexpr  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
@@ -42,10 +42,14 @@ def launches(code):
 
 
 def compiled(model, *inputs):
-    """(outputs, the code of forward and backward, the kernels that ran)."""
-    with launched() as session:
+    """(outputs, the code of forward and backward, the kernels that ran). Each is also read by Triton's compiler, with the types
+    that stand in the code: it computes nothing in float64."""
+    with launched() as (session, kernels):
         step = torch.compile(model, fullgraph=True, options=LITE)
         outputs, codes = run_fw_bw_and_get_code(lambda: step(*inputs))
+        texts = [ttir(k.function, k.meta["signature"], k.constants, k.meta["configs"][0]) for k in kernels]
+    wide = [line for text in texts for line in text.splitlines() if "f64" in line and "tt.func" not in line]
+    assert all("arith.truncf" in line for line in wide)
     return outputs, codes, [each.kernel for each in session.launches]
 
 
@@ -282,8 +286,6 @@ def test_kernels_names(kernel):
 
 def test_numbers_are_single():
     """Inductor hands numbers over in float64, which is cast before anything is computed."""
-    from triton.compiler import ASTSource, CompilationError
-
     kernel = norm._norm_forward_kernel
     signature = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), "*fp32")
     signature |= {"M": "i32", "N": "i32", "x_row": "i32", "eps": "fp64"}
@@ -292,24 +294,10 @@ def test_numbers_are_single():
     kinds = {n: signature.get(n, "constexpr") for n in kernel.arg_names}
     with null_driver(compiled=False):
         with pytest.raises(CompilationError, match="got fp64"):
-            _ttir(ASTSource(kernel, kinds, constants))
-        text = str(_ttir(ASTSource(_inductor._in_single(kernel, ("eps",)), kinds, constants)))
+            ttir(kernel, kinds, constants)
+        text = ttir(_inductor._in_single(kernel, ("eps",)), kinds, constants)
     (wide,) = [line for line in text.splitlines() if "f64" in line and "tt.func" not in line]
     assert "arith.truncf" in wide
-
-
-def _ttir(source):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler.compiler import make_backend
-
-    context, target = triton._C.libtriton.ir.context(), GPUTarget("cuda", 90, 32)
-    triton._C.libtriton.ir.load_dialects(context)
-    backend = make_backend(target)
-    backend.load_dialects(context)
-    options = backend.parse_options({})
-    return source.make_ir(
-        target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
-    )
 
 
 def test_what_is_kept_on_disk():
