@@ -269,7 +269,8 @@ def test_a_matrix_product_is_refused_by_wrap_too():
 with importable():
     OTHERS = {name: (make, inputs) for name, make, inputs in RIGHT}
     OTHERS |= {f"gallery.{e.name}": (e.layer(), (e.input_shape,)) for e in ENTRIES}
-FUSED = ["Swish", "Scale", "Shift", "Channels", "Rectified", "Distance", "Clipped", "gallery.Swish", "gallery.Symlog"]
+FUSED = ["Swish", "Scale", "Shift", "Channels", "Rectified", "Distance", "Clipped"]
+FUSED += ["gallery.Swish", "gallery.Symlog", "gallery.Antirectifier"]
 """Those of them that are element-wise, or reduce along the last axes; the others are refused."""
 
 
@@ -356,6 +357,36 @@ def test_several_inputs_and_outputs(shape):
     check_op(op, *arrays_for(layer, shape, shape), backends=["definition", "triton"], dtypes=["float32", "float16"])
     with wide(walked=8):
         check_op(op, *arrays_for(layer, shape, shape), backends=["triton"], dtypes=["float32"])
+
+
+class SwiGLU(gl.Layer):
+    """The half a of x, gated: a σ(a) b."""
+
+    def output_shape(self, input_shape):
+        return (*input_shape[:-1], input_shape[-1] // 2)
+
+    def forward(self, x):
+        a, b = np.split(x, 2, -1)
+        s = 1 / (1 + np.exp(-a))
+        self.save(a, b, s)
+        return a * s * b
+
+    def backward(self, dy):
+        a, b, s = self.saved
+        return np.concatenate([dy * b * (s + a * s * (1 - s)), dy * a * s], -1)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (0, 6), (2, 3, 10)])
+def test_parts_are_loaded_and_stored_in_place(shape):
+    """Slices of what is given, and what is joined along the last axis."""
+    op = fusion(SwiGLU(), (None, *shape[1:])).op
+    with interpreting() as session:
+        check_op(op, *arrays_for(SwiGLU(), shape), backends=["definition", "triton"], dtypes=["float32"])
+    if 0 not in shape:
+        assert {launch.kernel for launch in session.launches} - {"_copy_kernel"} == {
+            "swi_glu_forward",
+            "swi_glu_backward",
+        }
 
 
 class Backwards(Swish):

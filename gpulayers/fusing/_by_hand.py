@@ -21,13 +21,13 @@ def by_hand(fusion: Fusion) -> str:
     programs = (fusion.forward, fusion.backward)
     chosen = [k for p in programs for k in _launched(fusion.kernels[p])]
     inputs = [fusion.names[n] for n in fusion.given]
-    dys = [f"d{o.name}" for o in fusion.forward.outputs]
+    dys = [f"d{o.name}" for o in fusion.forward.whole]
     saved = [fusion.names[n] for n in fusion.saved]
     launchers = [
-        *_Launcher(fusion, fusion.forward).lines("triton_forward", inputs, fusion.forward.outputs),
+        *_Launcher(fusion, fusion.forward).lines("triton_forward", inputs, fusion.forward.whole),
         "",
         "",
-        *_Launcher(fusion, fusion.backward).lines("triton_backward", [*dys, *saved], fusion.backward.outputs),
+        *_Launcher(fusion, fusion.backward).lines("triton_backward", [*dys, *saved], fusion.backward.whole),
     ]
     tail = [
         "# Arrays come to launchers row-major, with elements in them. With the layer's array code as functions,",
@@ -50,14 +50,17 @@ class _Launcher:
 
     def __init__(self, fusion: Fusion, program: Program):
         self.fusion, self.program, self.kernels = fusion, program, fusion.kernels[program]
-        self.names = fusion.names | {dy: f"d{o.name}" for dy, o in zip(fusion.dys, fusion.forward.outputs)}
+        self.names = fusion.namer.nodes
         self.batch = f"{fusion.names[fusion.inputs[0]]}.shape[0]"
 
     def lines(self, name: str, parameters: Sequence[str], outputs: Sequence[Output]) -> list[str]:
         first = _launched(self.kernels)[0]
         totals = [t for kind, t in first.arguments if kind == "part"]
-        body = [self._extents()]
+        body = [f"{self.names[v]} = {self.names[v.attributes['of']]}[{self._spans(v)}]" for v in self.program.views]
+        body.append(self._extents())
         body += [f"{o.name} = empty({self._shape(o)}, {self._dtype(o)})" for o in outputs]
+        parts = [o for o in self.program.outputs if o.of]
+        body += [f"{o.name} = {o.of}[..., {o.span[0]}:{o.span[1]}]" for o in parts]
         body += self._tile()
         tiles = "triton.cdiv(M, ROWS)" + ("" if self.kernels.held else " * triton.cdiv(N, BLOCK)")
         if totals:
@@ -68,7 +71,7 @@ class _Launcher:
                 body.append(f'{self._part(t)} = empty({size}, "float32")')
         else:
             body.append(f"programs = {tiles}")
-        steps = ["N"] * sum(kind == "step" for kind, _ in first.arguments)
+        steps = [self._step(what) for kind, what in first.arguments if kind == "step"]
         numbers = ["M", "N", *steps, *(["each"] if totals else [])]
         options = "UNIT=1, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS"
         body.append(f"{first.name}[(programs,)]({', '.join([*self._values(first), *numbers])}, {options})")
@@ -80,9 +83,25 @@ class _Launcher:
         body.append(f"return {', '.join(names)}")
         return [f"def {name}({', '.join(parameters)}, *, empty):", *(f"    {line}" for line in body)]
 
+    def _step(self, what: Any) -> str:
+        """From row to row."""
+        if isinstance(what, Output):
+            return f"{what.name}.stride(-2)"
+        return f"{self.names[what]}.stride(-2)" if what in self.program.views else "N"
+
+    def _spans(self, view: Node) -> str:
+        whole = view.attributes["of"].shape
+        spans = [
+            ":" if (a, c) == (0, 1) and b == n else f"{self._number(a)}:{self._number(b)}" + (f":{c}" if c != 1 else "")
+            for (a, b, c), n in zip(view.attributes["spans"], whole)
+        ]
+        return ", ".join(spans)
+
     def _extents(self) -> str:
         wide = next(n for n in self.program.given if self.program.layout[n] is FULL)
         x, columns = self.names[wide], self.program.columns_of(wide)
+        if self.program.views or any(o.of for o in self.program.outputs):
+            columns = max(columns, 1)  # rows of a part do not follow one another
         if not columns:
             return f"M, N = 1, {x}.numel()"
         sizes = " * ".join(f"{x}.shape[{i}]" for i in range(-columns, 0))
@@ -90,7 +109,7 @@ class _Launcher:
 
     def _shape(self, output: Output) -> str:
         for node, name in self.names.items():
-            if node in self.program.given and tuple(node.shape) == tuple(output.shape):
+            if self.program.takes(node) and tuple(node.shape) == tuple(output.shape):
                 return f"{name}.shape"
         sizes = ", ".join(self._number(n) for n in output.shape)
         return f"({sizes}{',' if len(output.shape) == 1 else ''})"
@@ -108,7 +127,7 @@ class _Launcher:
         return f"{like}.dtype" if like in self._parameters() else '"float32"'
 
     def _parameters(self) -> set[str]:
-        return {self.names[n] for n in self.program.given} | (
+        return {self.names[n] for n in self.names if self.program.takes(n)} | (
             {self.fusion.names[n] for n in self.fusion.given} if self.program is self.fusion.forward else set()
         )
 

@@ -23,11 +23,11 @@ _NAMES = {
 
 def compute(program: Program, given: dict[Node, Any], batch: int) -> dict[str, Any]:
     """{output: its value}, 16-bit numbers computed in float32."""
-    arrays = {node: up(x) if node.kind == "f" else x for node, x in given.items()}
-    like = next(iter(arrays.values()))
-    work = next((x.dtype for node, x in arrays.items() if node.kind == "f"), np.dtype(np.float32))
+    raised = {node: up(x) if node.kind == "f" else x for node, x in given.items()}
+    like = next(iter(raised.values()))
+    work = next((x.dtype for node, x in raised.items() if node.kind == "f"), np.dtype(np.float32))
     xp = namespace(like)
-    values: dict[Node, Any] = dict(arrays)
+    values: dict[Node, Any] = program.arrays(raised, batch)
     for node in program.nodes:
         if node not in values:
             values[node] = _typed(_value(node, [values[i] for i in node.inputs], xp, work, batch), node, work)
@@ -37,6 +37,8 @@ def compute(program: Program, given: dict[Node, Any], batch: int) -> dict[str, A
         shape = at_batch(output.shape, batch)
         y = xp.full(shape, y, work) if isinstance(y, float | int) else y
         found[output.name] = xp.array(xp.broadcast_to(y, shape))
+    for name in dict.fromkeys(o.of for o in program.outputs if o.of):
+        found[name] = xp.concatenate([found[o.name] for o in program.outputs if o.of == name], axis=-1)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gpulayers import arrays
 from gpulayers.arrays import Spec, compute_dtype, float32
 from gpulayers.definition import Rule
-from gpulayers.export.recording import Node, Recording
+from gpulayers.export.recording import Node, Recording, authors_name
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._definition import compute
 from gpulayers.fusing._file import file_text, module_of
@@ -52,7 +52,9 @@ class Fusion:
         self.forward, self.backward = saving.forward, saving.backward
         formulas = [*self.forward.formulas(), *self.backward.formulas()]
         arrays_by_name = [*names.items(), *((dy, f"d{y.name}") for dy, y in zip(self.dys, ys))]
-        namer = Namer([*arrays_by_name, *((n, n.name) for n in saving.loaded.values())], formulas)
+        arrays_by_name += [(n, n.name) for n in saving.loaded.values()]
+        self.namer = namer = Namer(arrays_by_name, formulas)
+        namer.add(self._views())
         self.kernels = {p: _kernels(p, namer) for p in (self.forward, self.backward)}
         self.text = file_text(self.docstring, [k for each in self.kernels.values() for k in each.texts()])
         self.saved = self.saved_inputs()
@@ -68,6 +70,18 @@ class Fusion:
             names[node] = identifier(f"{plain}_weight" if clash else plain, taken)
         return names
 
+    def _views(self) -> list[tuple[Node, str]]:
+        """Parts of given arrays, the same ones of forward and backward under one name."""
+        views = [(p, v) for p in (self.forward, self.backward) for v in p.views]
+        order = list(dict.fromkeys((v.attributes["of"], v.attributes["spans"]) for _, v in views))
+        found = []
+        for program, view in views:
+            whole, spans = view.attributes["of"], view.attributes["spans"]
+            own = authors_name(view, [n for n in program.nodes if view in n.inputs])
+            place = [s for w, s in order if w is whole].index(spans)
+            found.append((view, own or f"{self.names.get(whole, whole.name)}_part{place}"))
+        return found
+
     @property
     def docstring(self) -> str:
         """What the file says of itself."""
@@ -79,7 +93,7 @@ class Fusion:
 
     def saved_inputs(self) -> list[Node]:
         """The inputs and weights that backward loads."""
-        return [n for n in self.given if n in self.backward.given]
+        return [n for n in self.given if self.backward.takes(n)]
 
     # --- the op ------------------------------------------------------------------------------------------------------
 
@@ -120,9 +134,9 @@ class Fusion:
             if node.kind == "f":
                 require_float(self.names[node], spec)
         dtype = next((s.dtype for s in specs if s.dtype in arrays.FLOATS), float32)
-        found = {o.name: Spec(tuple(at_batch(o.shape, self._batch(specs))), dtype) for o in self.forward.outputs}
-        found |= {o.name: Spec(found[o.name].shape, compute_dtype(dtype)) for o in self.forward.outputs if o.kept}
-        ys = {o.name: found[o.name] for o in self.forward.outputs if not o.kept}
+        found = {o.name: Spec(tuple(at_batch(o.shape, self._batch(specs))), dtype) for o in self.forward.whole}
+        found |= {o.name: Spec(found[o.name].shape, compute_dtype(dtype)) for o in self.forward.whole if o.kept}
+        ys = {o.name: found[o.name] for o in self.forward.whole if not o.kept}
         have = {self.names[n]: s for n, s in zip(self.given, specs)}
         grads = {name: Spec(tuple(s.shape), s.dtype) for name, s in have.items()}
         return Rule(ys, self._kept(have | found, needs), grads=grads)
@@ -137,13 +151,13 @@ class Fusion:
         outputs = self._rule(tuple(inputs), ()).outputs.values()
         given = {n: saved[self.names[n]] for n in self.saved} | {n: saved[n.name] for n in self.saving.loaded.values()}
         for node, dy, spec in zip(self.dys, dys, outputs):
-            if node in self.backward.given:
+            if self.backward.takes(node):
                 given[node] = zeros(spec) if dy is None else dy
         return given
 
     def _defined_forward(self, xs: tuple, needs: tuple) -> tuple[tuple, dict]:
         specs = self._specs(xs)
-        given = {n: x for n, x in zip(self.given, xs) if n in self.forward.given}
+        given = {n: x for n, x in zip(self.given, xs) if self.forward.takes(n)}
         values = compute(self.forward, given or dict(zip(self.given, xs)), self._batch(xs))
         found = {name: _rounded(values[name], s.dtype) for name, s in specs.items()}
         return self._results(found, xs, needs)
@@ -151,12 +165,12 @@ class Fusion:
     def _specs(self, xs: Sequence[Any]) -> dict[str, Spec]:
         """All that forward gives, whether anybody asks for it or not."""
         rule = self._rule(tuple(map(arrays.spec, xs)), ("",))
-        own = {o.name for o in self.forward.outputs if o.kept}
+        own = {o.name for o in self.forward.whole if o.kept}
         return rule.outputs | {name: s for name, s in rule.saved.items() if name in own}
 
     def _results(self, found: dict[str, Any], xs: Sequence[Any], needs: tuple) -> tuple[tuple, dict]:
         have = {self.names[n]: x for n, x in zip(self.given, xs)} | found
-        return tuple(found[o.name] for o in self.forward.outputs if not o.kept), self._kept(have, needs)
+        return tuple(found[o.name] for o in self.forward.whole if not o.kept), self._kept(have, needs)
 
     def _defined_backward(self, dys: tuple, saved: dict, inputs: tuple, needs: tuple) -> tuple:
         like = next(dy for dy in dys if dy is not None)
@@ -185,10 +199,10 @@ class Fusion:
         return None
 
     def _launched_forward(self, *xs: Any, needs: tuple = (), empty: Callable) -> tuple[tuple, dict]:
-        kept = {o.name for o in self.forward.outputs if o.kept}
+        kept = {o.name for o in self.forward.whole if o.kept}
         specs = self._specs(xs)
         found = {n: empty(s.shape, s.dtype) if needs or n not in kept else None for n, s in specs.items()}
-        given = {n: x for n, x in zip(self.given, xs) if n in self.forward.given}
+        given = {n: x for n, x in zip(self.given, xs) if self.forward.takes(n)}
         self._launch(self.forward, given, found, xs, empty)
         return self._results(found, xs, needs)
 
@@ -200,7 +214,9 @@ class Fusion:
         return tuple(grads[f"d{n}"] for n in names)
 
     def _launch(self, program: Program, given: dict, outputs: dict, xs: Sequence[Any], empty: Callable) -> None:
-        Launch(self.kernels[program], self.module(), given, outputs, self._batch(xs), empty).run()
+        joined = [(o, outputs[o.of]) for o in program.outputs if o.of]
+        parts = {o.name: None if x is None else x[..., slice(*o.span)] for o, x in joined}
+        Launch(self.kernels[program], self.module(), given, outputs | parts, self._batch(xs), empty).run()
 
 
 def _kernels(program: Program, namer: Namer) -> Kernels:

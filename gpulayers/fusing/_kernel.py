@@ -25,6 +25,7 @@ class Form(enum.Enum):
 
 
 HELD, LOOPED, TILED = Form
+_LONGEST = 110
 
 
 class Kernel(NamedTuple):
@@ -48,6 +49,15 @@ class Namer:
         for node, name in given:
             self.nodes[node] = identifier(name, self.nodes.values())
         self.formulas = {f: f"number{i}" for i, f in enumerate(dict.fromkeys(formulas))}
+
+    def add(self, given: Iterable[tuple[Node, str]]) -> None:
+        """Parts of arrays: the same part of the same array has one name."""
+        known: dict[tuple, str] = {}
+        for node, name in given:
+            part = node.attributes["of"], node.attributes["spans"]
+            if part not in known:
+                known[part] = identifier(name, self.nodes.values())
+            self.nodes[node] = known[part]
 
 
 def _indented(lines: Iterable[str]) -> list[str]:
@@ -130,11 +140,13 @@ class Writer:
         }
         name = self.program.name + suffix[self.form]
         arguments, parameters = self._arguments()
-        head = [*parameters, "M", "N", *(f"{self.namer.nodes[n]}_row" for n in self._steps())]
+        steps = [f"{self.namer.nodes[n]}_row" for n in self._steps()] + [f"{o.name}_row" for o in self._joined()]
+        head = [*parameters, "M", "N", *steps]
         head += [*(["each"] if self.totals else []), "UNIT: tl.constexpr", "ROWS: tl.constexpr", "BLOCK: tl.constexpr"]
-        units = ["N", *(f"{self.namer.nodes[n]}_row" for n in self._steps())]
-        scaled = f"{', '.join(units)} = {', '.join(f'{u} * UNIT' for u in units)}"
-        text = "\n".join(["@triton.jit", *signature(name, head), *_indented([scaled, *lines])]) + "\n"
+        units = ["N", *steps]
+        scaled = [f"{', '.join(units)} = {', '.join(f'{u} * UNIT' for u in units)}"]
+        scaled = scaled if len(scaled[0]) < _LONGEST else [f"{u} = {u} * UNIT" for u in units]
+        text = "\n".join(["@triton.jit", *signature(name, head), *_indented([*scaled, *lines])]) + "\n"
         narrow = "stores" if self.only_rows else ""
         return Kernel(name, text, tuple(arguments), frozenset(self.body.helpers), narrow)
 
@@ -158,11 +170,15 @@ class Writer:
         found += [("keep", n, f"{self.body.text(n)}_ptr") for n in self.kept if self.only_rows]
         found += [("part", t, self._part(t)) for t in self.totals]
         found += [("formula", f, self.namer.formulas[f]) for f in formulas]
-        found += [("step", n, "") for n in self._steps()]
+        found += [("step", n, "") for n in self._steps()] + [("step", o, "") for o in self._joined()]
         return [(kind, value) for kind, value, _ in found], [name for *_, name in found if name]
 
     def _steps(self) -> list[Node]:
         return [n for n in self.nodes if n.op == "input" and self.program.layout[n] is FULL]
+
+    def _joined(self) -> list[Output]:
+        """The outputs that are parts of wider ones."""
+        return [o for o in self.outputs if o.of]
 
     def _part(self, total: Node) -> str:
         return f"{self.program.part_name(total)}_ptr"
@@ -235,7 +251,8 @@ class Writer:
         for output in outputs:
             layout = self.program.layout[output.node]
             value, pointer = self.body.text(output.node), f"{output.name}_ptr"
-            at = "row * N + n" if layout is FULL else "row"
+            step = f"{output.name}_row" if output.of else "N"
+            at = f"row * {step} + n" if layout is FULL else f"row * {step}" if output.of else "row"
             mask = INSIDE[layout]
             if self.form is TILED and layout is ROW:
                 mask = "(row < M) & (block == 0)"

@@ -58,6 +58,11 @@ def tiled_tile(program: Program, columns: int) -> Tile:
     return Tile(ELEMENTS // block, block, 4)
 
 
+def step(part: Any) -> int:
+    """From row to row of a part of a wider array."""
+    return 0 if part is None else part.stride(-2) if part.ndim > 1 else part.numel()
+
+
 class Launch:
     """One call of a program's kernels. given: its arrays; outputs: {name: an array to fill, or None}."""
 
@@ -75,8 +80,8 @@ class Launch:
         self.program, self.kernels, self.module = kernels.program, kernels, module
         self.tools, self.outputs, self.batch, self.empty = _tile, outputs, batch, empty
         self.m, self.n = self.program.extents(batch)
-        self.steps: dict[Node, int] = {}
-        self.arrays = self._rows(given)
+        self.steps: dict[Any, int] = {o: step(outputs[o.name]) for o in self.program.outputs if o.of}
+        self.arrays = self._rows(self.program.arrays(given, batch))
         self.rows: dict[Node, Any] = {}
         """Values of rows, from one kernel for the next."""
         self.parts: dict[Node, Any] = {}
@@ -86,7 +91,8 @@ class Launch:
         """The arrays as kernels take them: wide ones in rows that lie a step apart, others dense."""
         layout, found = self.program.layout, {}
         wide = [x for node, x in given.items() if layout[node] is FULL]
-        if self.m == 1 and not all(x.is_contiguous() for x in wide) and wide:
+        joined = any(o.of for o in self.program.outputs)
+        if wide and self.m == 1 and (joined or not all(x.is_contiguous() for x in wide)):
             last = wide[0].shape[-1]
             if last and all(x.shape == wide[0].shape for x in wide):
                 self.m, self.n = self.n // last, last

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpulayers.export.recording import Formula, Node, Unrecordable, needed
 from gpulayers.export.recording.graph import at_batch
@@ -48,6 +48,9 @@ class Output(NamedTuple):
     """Sizes and Formulas."""
     kept: bool = False
     """For backward alone, in float32 at least."""
+    of: str = ""
+    """The output that it is a part of, ``span`` of its last axis."""
+    span: tuple[int, int] = (0, 0)
 
 
 class Program:
@@ -65,14 +68,19 @@ class Program:
     ):
         self.stands = stands = tidy([o.node for o in outputs], given, loaded)
         self.name, self.optional = name, optional
-        self.outputs = [o._replace(node=stands[o.node]) for o in outputs]
+        self.whole = list(outputs)
+        """The outputs as they are given; ``outputs`` has the parts that the kernel stores."""
+        self.outputs = [part for o in outputs for part in _parts(o._replace(node=stands[o.node]))]
         roots = [o.node for o in self.outputs]
         for node in roots:
             if node.kind != "f":
                 raise misfit(node, "an output that is no floating-point number", "x.dtype: y.astype(x.dtype)")
-        self.nodes = needed(roots, given)
+        nodes = needed(roots, given)
+        self.views = [n for n in nodes if n.op == "input"]
+        """Parts of given arrays, which are loaded as arrays of their own."""
+        self.nodes = [n for n in nodes if n.op != "input"]
         used = {id(i) for n in self.nodes for i in n.inputs} | {id(n) for n in roots}
-        self.given = [n for n in given if id(n) in used]
+        self.given = [*(n for n in given if id(n) in used), *self.views]
         widest = self._widest()
         self.space = widest.shape
         self.axes = Axes(self.nodes, self.given, widest)
@@ -86,6 +94,18 @@ class Program:
         if widest is None:
             raise Unrecordable("nothing in it follows its input")
         return widest
+
+    def arrays(self, given: Mapping[Node, Any], batch: int) -> dict[Node, Any]:
+        """The arrays that it loads, from those that it is given."""
+        found = {n: given[n] for n in self.given if n not in self.views}
+        for view in self.views:
+            spans = at_batch(view.attributes["spans"], batch)
+            found[view] = given[view.attributes["of"]][tuple(slice(*map(int, span)) for span in spans)]
+        return found
+
+    def takes(self, node: Node) -> bool:
+        """Whether it loads a given array, or a part of it."""
+        return node in self.given or any(v.attributes["of"] is node for v in self.views)
 
     # --- rows and columns --------------------------------------------------------------------------------------------
 
@@ -181,6 +201,8 @@ class Program:
                     node, f"{node.name or 'an output'}, whose axes are in another order than the widest array's"
                 )
         for output in self.outputs:
+            if output.of and self._rows and self.layout[output.node] is FULL and self.columns_of(output.node) != 1:
+                raise misfit(output.node, "parts that are joined along one of several axes that are summed up together")
             if not self.layout[output.node].rows:
                 self.after.add(output.node)
 
@@ -263,3 +285,16 @@ class Program:
         barriers = [place[n] for n in self.nodes if self.is_row_reduction(n)]
         crossing = [sum(place.get(n, -1) < b < last[n] for n in order) for b in barriers]
         return max([*crossing, 1])
+
+
+def _parts(output: Output) -> list[Output]:
+    """What is joined along the last axis is stored part by part."""
+    node = output.node
+    if node.op != "concat" or node.attributes["axis"] != len(node.shape) - 1:
+        return [output]
+    found, start = [], 0
+    for i, part in enumerate(node.inputs):
+        stop = start + part.shape[-1]
+        found.append(Output(f"{output.name}_part{i}", part, part.shape, output.kept, output.name, (start, stop)))
+        start = stop
+    return found

@@ -82,7 +82,7 @@ class Programs:
         read = [
             y
             for y in self.ys
-            if plain.forward.layout[plain.forward.stands[y.node]] is FULL and y.node not in self.given
+            if plain.forward.layout.get(plain.forward.stands[y.node]) is FULL and y.node not in self.given
         ]
         rows = self._row_values(plain)
         found = [plain]

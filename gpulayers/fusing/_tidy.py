@@ -27,7 +27,12 @@ def tidy(roots: Iterable[Node], given: Iterable[Node], loaded: Mapping[Node, Nod
     known: dict[tuple, Node] = {_key(node, ()): node for node in given}
     for node in needed(roots, [*given, *loaded]):
         inputs = tuple(stands[i] for i in node.inputs)
-        fresh = _folded(node, inputs) or _scanned_back(node, inputs) or _made_of(node, node.op, inputs, node.attributes)
+        fresh = (
+            _folded(node, inputs)
+            or _scanned_back(node, inputs)
+            or _viewed(node, inputs)
+            or _made_of(node, node.op, inputs, node.attributes)
+        )
         stands[node] = known.setdefault(_key(fresh, fresh.inputs), fresh)
     return stands
 
@@ -46,9 +51,16 @@ def _scanned_back(node: Node, inputs: tuple[Node, ...]) -> Node | None:
     return _made_of(node, "cumsum", first.inputs, {"axis": scan.attributes["axis"], "reverse": True})
 
 
+def _viewed(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+    """A part of a given array: loaded as if it were given by itself."""
+    if node.op != "slice" or inputs[0].op != "input" or "of" in inputs[0].attributes:
+        return None
+    return _made_of(node, "input", (), {"of": inputs[0], "spans": node.attributes["spans"]})
+
+
 def _key(node: Node, inputs: tuple[Node, ...]) -> tuple:
     if node.op == "input":
-        return "input", id(node)
+        return "input", node.attributes.get("of", id(node)), node.attributes.get("spans")
     return node.op, tuple(map(id, inputs)), node.shape, node.kind, *(_hashable(v) for v in node.attributes.values())
 
 
