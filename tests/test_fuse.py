@@ -389,6 +389,37 @@ def test_parts_are_loaded_and_stored_in_place(shape):
         }
 
 
+class OfChannels(gl.Layer):
+    """(N, C, H, W): x g + tanh(b x), with a number for each channel."""
+
+    def build(self, input_shape):
+        self.g = self.add_weight("g", (input_shape[1],), init=0.5)
+        self.b = self.add_weight("b", (input_shape[1], 1, 1), init=0.25)
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        self.save(x)
+        return x * self.g[:, None, None] + np.tanh(self.b * x)
+
+    def backward(self, dy):
+        (x,) = self.saved
+        slope = 1 - np.tanh(self.b * x) ** 2
+        self.g.grad += (dy * x).sum((0, 2, 3))
+        self.b.grad += (dy * x * slope).sum((0, 2, 3))[:, None, None] * 0.5
+        return dy * self.g[:, None, None] + dy * slope * self.b
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (0, 2, 3, 3)])
+def test_weights_of_channels(shape):
+    """Their gradients are sums over the images and the pixels."""
+    op = fusion(OfChannels(), (None, *shape[1:])).op
+    check_op(op, *arrays_for(OfChannels(), shape), backends=["definition", "triton"], dtypes=["float32", "bfloat16"])
+    with wide(walked=4):
+        check_op(op, *arrays_for(OfChannels(), shape), backends=["triton"], dtypes=["float32"])
+
+
 class Backwards(Swish):
     """A cumulative sum, whose gradient is one from the end; rows that are too wide for it are refused."""
 

@@ -10,7 +10,7 @@ from gpulayers.fusing._file import file_text
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._kernel import Kernel
 from gpulayers.fusing._launch import ELEMENTS, Kernels, held_tile
-from gpulayers.fusing._program import COLUMN, FULL, ONE, Output, Program
+from gpulayers.fusing._program import COLUMN, FULL, ONE, REPEATED, Output, Program
 
 _MOST = 1 << 15
 """The longest row that is tried."""
@@ -71,6 +71,7 @@ class _Launcher:
                 body.append(f'{self._part(t)} = empty({size}, "float32")')
         else:
             body.append(f"programs = {tiles}")
+        body += [f'{self._part(t)} = empty((M,), "float32")' for t in self.program.repeated]
         steps = [self._step(what) for kind, what in first.arguments if kind == "step"]
         numbers = ["M", "N", *steps, *(["each"] if totals else [])]
         options = "UNIT=1, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS"
@@ -179,5 +180,9 @@ class _Launcher:
         if layout is ONE:
             left = "programs" if any(kind == "part" for kind, _ in kernel.arguments) else "0"
             return f"{kernel.name}[(1,)]({values}, {left}, ROWS=1024)"
+        if layout is REPEATED:
+            (period,) = {self.program.repetition(what) for kind, what in kernel.arguments if kind == "part"} or {1}
+            tile = "UNIT=1, ROWS=128, BLOCK=16"
+            return f"{kernel.name}[({-(-period // 16)},)]({values}, M // {period}, {period}, {tile})"
         left = "parts" if any(kind == "part" for kind, _ in kernel.arguments) else "0"
         return f"{kernel.name}[(triton.cdiv(N, 16),)]({values}, {left}, N, UNIT=1, ROWS=128, BLOCK=16)"

@@ -17,7 +17,7 @@ from gpulayers.fusing._definition import compute
 from gpulayers.fusing._file import file_text, module_of
 from gpulayers.fusing._kernel import HELD, LOOPED, TILED, Namer, Writer, finishing
 from gpulayers.fusing._launch import Kernels, Launch, held_tile
-from gpulayers.fusing._program import COLUMN, ONE, Output, Program
+from gpulayers.fusing._program import COLUMN, ONE, REPEATED, Output, Program
 from gpulayers.fusing._refusal import misfit
 from gpulayers.fusing._saving import Programs
 from gpulayers.fusing._statements import identifier
@@ -227,7 +227,7 @@ def _kernels(program: Program, namer: Namer) -> Kernels:
         looped = Writer(program, namer, LOOPED).kernel()
     if not program.by_rows or (program.walks and program.parts(COLUMN)):
         tiled = Writer(program, namer, TILED).kernel()
-    finish = {layout: finishing(program, namer, layout) for layout in (COLUMN, ONE)}
+    finish = {layout: finishing(program, namer, layout) for layout in (COLUMN, REPEATED, ONE)}
     return Kernels(program, held, looped, tiled, {layout: k for layout, k in finish.items() if k is not None})
 
 

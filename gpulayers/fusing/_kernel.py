@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gpulayers.export.recording import Formula, Node
 from gpulayers.fusing._expression import PRODUCT, Expression
-from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Layout, Output, Program
+from gpulayers.fusing._program import COLUMN, FULL, ONE, REPEATED, ROW, Layout, Output, Program
 from gpulayers.fusing._refusal import misfit
 from gpulayers.fusing._statements import INSIDE, Statements, identifier
 from gpulayers.fusing._tidy import count
@@ -76,7 +76,7 @@ class Writer:
         """Whether it leaves everything but the values of rows to a TILED kernel."""
         self.rows_known = form is TILED and program.passes > 0
         self.outputs = [] if self.only_rows else [o for o in program.stored() if self._stores(o)]
-        self.totals = [] if self.only_rows else list(program.totals)
+        self.totals = [] if self.only_rows else [t for t in program.totals if t not in program.repeated]
         if self.only_rows:
             self.outputs = [o for o in program.stored() if program.layout[o.node] is ROW]
         self.nodes = self._needed()
@@ -382,9 +382,9 @@ def finishing(program: Program, namer: Namer, layout: Layout) -> Kernel | None:
     lines += body.emit(nodes, [o.node for o in outputs])
     for o in outputs:
         value = body.text(o.node)
-        at, mask = (" + n", ", n < N") if layout is COLUMN else ("", "")
+        at, mask = (" + n", ", n < N") if layout.columns else ("", "")
         lines += [f"if {o.name}_ptr is not None:", f"    tl.store({o.name}_ptr{at}, {value}{mask})"]
-    suffix = "_columns" if layout is COLUMN else "_numbers"
+    suffix = {COLUMN: "_columns", REPEATED: "_repeated", ONE: "_numbers"}[layout]
     loads = [n for n in nodes if n.op == "input"]
     formulas = _formulas(program, namer, nodes)
     arguments: list[tuple[str, Any]] = [("part", t) for t in parts] + [("load", n) for n in loads]
@@ -392,27 +392,27 @@ def finishing(program: Program, namer: Namer, layout: Layout) -> Kernel | None:
     head = [f"{program.part_name(t)}_ptr" for t in parts] + [f"{namer.nodes[n]}_ptr" for n in loads]
     head += [f"{o.name}_ptr" for o in outputs] + [namer.formulas[f] for f in formulas]
     sizes = ["N", "UNIT: tl.constexpr", "ROWS: tl.constexpr", "BLOCK: tl.constexpr"]
-    head += ["P", *(sizes if layout is COLUMN else sizes[2:3])]
+    head += ["P", *(sizes if layout.columns else sizes[2:3])]
     name = program.name + suffix
     text = "\n".join(["@triton.jit", *signature(name, head), *_indented(lines)]) + "\n"
-    narrow = "" if layout is COLUMN else "loads"  # one number for each program
+    narrow = "" if layout is COLUMN else "loads, stores"  # one number for each program
     return Kernel(name, text, tuple(arguments), frozenset(body.helpers), narrow)
 
 
 def _summed_parts(program: Program, parts: list[Node], layout: Layout) -> tuple[list[str], dict[Node, str]]:
     names = {t: _sum_name(program, t) for t in parts}
-    if layout is COLUMN:
+    if layout.columns:
         lines = ["N = N * UNIT", "n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]"]
         at, mask = " + p * N + n", "(p < P) & (n < N)"
     else:
         lines, at, mask = [], " + p", "p < P"
     if not parts:
         return lines, names
-    shape = "(ROWS, BLOCK)" if layout is COLUMN else "(ROWS, 1)"
+    shape = "(ROWS, BLOCK)" if layout.columns else "(ROWS, 1)"
     lines += [f"{names[t]} = tl.zeros({shape}, tl.float32)" for t in parts]
     lines += ["for start in range(0, P, ROWS):", "    p = start + tl.arange(0, ROWS)[:, None].to(tl.int64)"]
     for t in parts:
         pointer = f"{program.part_name(t)}_ptr"
         lines += [f"    if {pointer} is not None:", f"        {names[t]} += tl.load({pointer}{at}, {mask}, other=0.0)"]
-    ends = "tl.sum({}, 0, keep_dims=True)" if layout is COLUMN else "tl.sum({})"
+    ends = "tl.sum({}, 0, keep_dims=True)" if layout.columns else "tl.sum({})"
     return [*lines, *(f"{names[t]} = {ends.format(names[t])}" for t in parts)], names

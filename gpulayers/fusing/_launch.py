@@ -85,6 +85,7 @@ class Launch:
         self.rows: dict[Node, Any] = {}
         """Values of rows, from one kernel for the next."""
         self.parts: dict[Node, Any] = {}
+        self.outputs = dict(outputs) | self._sums_of_rows()
         self.device = _tile.device(next(iter(given.values())))
 
     def _rows(self, given: Mapping[Node, Any]) -> dict[Node, Any]:
@@ -102,6 +103,18 @@ class Launch:
             else:
                 found[node] = self.tools.dense(x, self.empty)
         return found
+
+    def _sums_of_rows(self) -> dict[str, Any]:
+        """Where each row leaves what a sum over some axes of the rows adds up."""
+        found = {}
+        for t in self.program.repeated:
+            found[self.program.part_name(t)] = part = self.empty((self.m,), "float32") if self._is_asked(t) else None
+            period = self.program.repetition(t)
+            self.parts[t] = None if part is None else part.view(self.m // period, period)
+        return found
+
+    def _is_asked(self, total: Node) -> bool:
+        return any(self.outputs[o.name] is not None for o in self.program.follow(total))
 
     def _stepped(self, x: Any) -> tuple[Any, int]:
         """(x, the step from row to row), copied where rows do not lie along memory."""
@@ -149,8 +162,7 @@ class Launch:
         layout = self.program.layout
         for t in totals:
             size = (parts, self.n) if layout[t] is COLUMN else (programs,)
-            asked = any(self.outputs[o.name] is not None for o in self.program.follow(t))
-            self.parts[t] = self.empty(size, "float32") if asked else None
+            self.parts[t] = self.empty(size, "float32") if self._is_asked(t) else None
         for kind, node in kernel.arguments:
             if kind == "keep":
                 self.rows[node] = self.empty((self.m,), "float32")
@@ -169,10 +181,11 @@ class Launch:
         if layout is ONE:
             self.tools.launch(function, (1,), *self._values(kernel), parts, ROWS=1024, num_warps=4)
             return
-        cols = 16 if self.n <= 1024 else 32
-        unit, n = self.tools.in_units(self.n)
+        columns = next((x.shape[1] for x in left if x is not None), self.n)
+        cols = 16 if columns <= 1024 else 32
+        unit, n = self.tools.in_units(columns)
         tile = {"UNIT": unit, "ROWS": ELEMENTS // cols, "BLOCK": cols, "num_warps": 4}
-        self.tools.launch(function, (self.tools.cdiv(self.n, cols),), *self._values(kernel), parts, n, **tile)
+        self.tools.launch(function, (self.tools.cdiv(columns, cols),), *self._values(kernel), parts, n, **tile)
 
     def _values(self, kernel: Kernel) -> list[Any]:
         found = []

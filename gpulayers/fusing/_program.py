@@ -20,12 +20,13 @@ from gpulayers.fusing._tidy import count, number, tidy
 
 
 class Layout(enum.Enum):
-    """(has rows, has columns)"""
+    """(has rows, has columns, …)"""
 
     FULL = True, True
     ROW = True, False
     COLUMN = False, True
     ONE = False, False
+    REPEATED = False, True, "one value for each of the last of the rows' axes, summed over the others"
 
     @property
     def rows(self) -> bool:
@@ -36,7 +37,7 @@ class Layout(enum.Enum):
         return self.value[1]
 
 
-FULL, ROW, COLUMN, ONE = Layout
+FULL, ROW, COLUMN, ONE, REPEATED = Layout
 
 
 class Output(NamedTuple):
@@ -78,7 +79,7 @@ class Program:
         nodes = needed(roots, given)
         self.views = [n for n in nodes if n.op == "input"]
         """Parts of given arrays, which are loaded as arrays of their own."""
-        self.nodes = [n for n in nodes if n.op != "input"]
+        self.nodes = self._recorded = [n for n in nodes if n.op != "input"]
         used = {id(i) for n in self.nodes for i in n.inputs} | {id(n) for n in roots}
         self.given = [*(n for n in given if id(n) in used), *self.views]
         widest = self._widest()
@@ -131,11 +132,17 @@ class Program:
         """After how many passes over a row the value can be known."""
         self.totals: list[Node] = []
         """Sums over rows."""
+        self.repeated: dict[Node, Node] = {}
+        """{a sum over some axes of rows: the value of each row that it adds up}"""
+        self.period: dict[Node, int] = {}
+        """After how many rows a value for each row comes again."""
         self.after: set[Node] = set()
         """What follows from sums over rows, those included."""
-        for node in (*self.given, *self.nodes):
+        nodes, self.nodes = self._recorded, []
+        for node in (*self.given, *nodes):
             self.layout[node] = self._layout(node)
             self._place(node)
+            self.nodes += () if node in self.given else (node,)
         self._check_outputs()
 
     def _layout(self, node: Node) -> Layout:
@@ -152,6 +159,11 @@ class Program:
             return FULL
         if atoms in (self._rows, self.columns):
             return ROW if atoms == self._rows else COLUMN
+        if atoms == frozenset(range(min(atoms), self.first_column)):
+            if any(i in self.after for i in node.inputs) or (node.op in ("sum", "mean") and self._gone(node)):
+                return REPEATED
+            self.period[node] = math.prod(self.axes.atoms[a][0] for a in atoms)
+            return ROW
         rule = "all of x, one value for each of its leading axes, one for each of its trailing axes, or one"
         came = f"an array of shape {sizes_in_words(node.shape)}: a fused kernel has {rule}"
         raise misfit(node, came, "x.reshape(…), so that what is summed or broadcast along is last", self.nodes)
@@ -166,9 +178,11 @@ class Program:
         elif node.op in REDUCTIONS and (gone := self._gone(node)):
             if gone == self.columns and self._rows:
                 stage += 1
-            elif node.op in ("sum", "mean"):
+            elif node.op in ("sum", "mean") and self._rows <= (self.axes.atoms_of(node.inputs[0]) or frozenset()):
                 self.totals.append(node)
                 self.after.add(node)
+                if self.layout[node] is REPEATED:
+                    self.repeated[node] = self._sum_of_row(node)
             else:
                 raise misfit(node, f"{node.op} over rows", "along the last axis")
         elif node.op == "cumsum" and node.kind != "f":
@@ -178,6 +192,20 @@ class Program:
         elif node.op == "reverse":
             raise misfit(node, "an order that is turned round", "np.flip(np.cumsum(np.flip(x, -1), -1), -1) at most")
         self.stage[node] = stage
+
+    def _sum_of_row(self, total: Node) -> Node:
+        """What each row adds to a sum over rows and columns."""
+        source = total.inputs[0]
+        if self.layout[source] is ROW:
+            return source
+        axes = self.axes.of[source]
+        along = tuple(i for i, axis in enumerate(axes) if axis is not None and set(axis.atoms or ()) <= self.columns)
+        shape = tuple(1 if i in along else n for i, n in enumerate(source.shape))
+        of_row = Node("sum", (source,), {"axes": along, "keepdims": True}, shape, source.dtype, total.place)
+        self.axes.of[of_row] = [None if i in along else axis for i, axis in enumerate(axes)]
+        self.layout[of_row], self.stage[of_row] = ROW, self.stage[source] + 1
+        self.nodes.append(of_row)
+        return of_row
 
     def _gone(self, node: Node) -> frozenset[int]:
         """The atoms that a reduction sums over."""
@@ -200,9 +228,13 @@ class Program:
                 raise misfit(
                     node, f"{node.name or 'an output'}, whose axes are in another order than the widest array's"
                 )
+        if len({self.repetition(t) for t in self.repeated}) > 1:
+            raise misfit([*self.repeated][-1], "sums over some of the leading axes, and over others")
         for output in self.outputs:
             if output.of and self._rows and self.layout[output.node] is FULL and self.columns_of(output.node) != 1:
                 raise misfit(output.node, "parts that are joined along one of several axes that are summed up together")
+            if output.node in self.period:
+                raise misfit(output.node, "an output that is the same in every row, or in every few", "", self.nodes)
             if not self.layout[output.node].rows:
                 self.after.add(output.node)
 
@@ -243,7 +275,8 @@ class Program:
 
     def stored(self) -> list[Output]:
         """The outputs that the kernel itself stores."""
-        return [o for o in self.outputs if self.layout[o.node].rows]
+        parts = [Output(self.part_name(t), row, row.shape, kept=True) for t, row in self.repeated.items()]
+        return [*(o for o in self.outputs if self.layout[o.node].rows), *parts]
 
     def finished(self, layout: Layout) -> list[Output]:
         """The outputs of the second kernel: one value a column, or one number."""
@@ -260,6 +293,10 @@ class Program:
             if after.intersection(node.inputs):
                 after.add(node)
         return [o for o in self.outputs if o.node in after]
+
+    def repetition(self, total: Node) -> int:
+        """How many numbers a sum over some axes of the rows gives."""
+        return math.prod(first for first, _ in sizes(total))
 
     def part_name(self, total: Node) -> str:
         """What kernels call the parts of a sum over rows: after what follows from it."""

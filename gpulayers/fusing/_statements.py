@@ -167,7 +167,8 @@ class Statements:
     def loaded(self, node: Node) -> Expression:
         """A given array's tile, floating-point numbers as float32."""
         name, layout = self.names[node], self.program.layout[node]
-        at = {FULL: f" + row * {name}_row + n", ROW: " + row", COLUMN: " + n", ONE: ""}[layout]
+        again = f" % {self.program.period[node]}" if node in self.program.period else ""
+        at = {FULL: f" + row * {name}_row + n", ROW: f" + row{again}", COLUMN: " + n", ONE: ""}[layout]
         other = {"f": "0.0", "i": "0", "b": "False"}[node.kind]
         mask = f", {INSIDE[layout]}, other={other}" if INSIDE[layout] else ""
         kind = TYPES[node.kind]
