@@ -51,8 +51,8 @@ ENTRIES = [
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
     """The gallery's modules can be imported, and go with the names that they registered."""
-    path, registry, before = list(sys.path), dict(_config._registry), set(sys.modules)
-    own = [path.stem for path in FOLDER.glob("*.py")]
+    path, registry, own = list(sys.path), dict(_config._registry), [path.stem for path in FOLDER.glob("*.py")]
+    before = {name: sys.modules.pop(name) for name in own if name in sys.modules}  # they register when they are loaded
     for name in {entry.name for entry in ENTRIES} & _config._registry.keys():
         del _config._registry[name]  # another test's
     sys.path.insert(0, str(FOLDER))
@@ -62,8 +62,9 @@ def importable() -> Iterator[None]:
         sys.path[:] = path
         _config._registry.clear()
         _config._registry.update(registry)
-        for name in set(own) - before:
+        for name in own:
             sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 def digits(count: int) -> tuple[Any, Any]:

@@ -405,11 +405,12 @@ def test_whole_models_in_every_way(monkeypatch, tmp_path, capsys):
 
     tokens = models.Kind(lambda: models.GPT(7, 8, 2, 1, 4, 0.0), lambda: (torch.randint(7, (2, 4)),), "AdamW")
     images = models.Kind(
-        lambda: models.ResNet((1, 1), 4, 3), lambda: (torch.randn(2, 3, 16, 16), torch.randint(3, (2,))), "SGD"
+        lambda: models.ResNet((1,), 4, 3), lambda: (torch.randn(2, 3, 16, 16), torch.randint(3, (2,))), "SGD"
     )
     broken = models.Kind(lambda: models.GPT(7, 8, 2, 1, 4), lambda: (torch.zeros(2),), "AdamW")
     ways = [way for way in training.WAYS if "compiled" not in way]
-    monkeypatch.setattr(training, "WAYS", ways)
+    for name, value in (("WAYS", ways), ("WARM", 2), ("TIMED", 1)):
+        monkeypatch.setattr(training, name, value)
     assert training.main(tmp_path, 60.0, {"tokens": tokens, "images": images, "broken": broken}, "cpu") == 1
     rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
     assert [r["way"] for r in rows if r["model"] == "tokens"] == ways

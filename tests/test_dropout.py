@@ -190,6 +190,7 @@ def test_a_mask_waits_for_its_backward(monkeypatch):
     from gpulayers.kernels.numpy import _random as words
     from gpulayers.kernels.numpy import dropout as kernel
 
+    monkeypatch.setattr(kernel, "_masks", type(kernel._masks)())
     drawn, draws = [], words.words
     monkeypatch.setattr(words, "words", lambda *a: drawn.append(a) or draws(*a))
     x, dy = (np.random.default_rng(i).standard_normal((5, 6)).astype(np.float32) for i in range(2))

@@ -18,7 +18,7 @@ from gpulayers.kernels.cuda import _launch
 from gpulayers.kernels.triton import _tile
 
 import gpulayers as gl
-from gpulayers import dispatch
+from gpulayers import _policy, dispatch
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.linear import linear
@@ -292,7 +292,7 @@ def test_the_environment_leaves_room():
 def test_the_environment_asks_for_no_number(text, monkeypatch):
     monkeypatch.setenv("GPULAYERS_RESERVE_SMS", text)
     with (
-        dispatch.policy(reserve=dispatch._initial_policy().reserve),
+        dispatch.policy(reserve=_policy._initial_policy().reserve),
         pytest.raises(ValueError, match=rf"GPULAYERS_RESERVE_SMS: the rule is a whole number ≥ 0 .*; got '{text}'"),
     ):
         gl.explain(mse, draw(5), draw(5))
