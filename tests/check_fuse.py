@@ -16,8 +16,9 @@ import numpy as np
 from random_layers import layer
 
 import gpulayers as gl
+from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.fusing import FusionError, _launch, fusion
-from gpulayers.testing import CheckError, check_op
+from gpulayers.testing import CheckError, audit_op, check_op
 
 
 @contextlib.contextmanager
@@ -47,11 +48,43 @@ def judged(seed: int, folder: pathlib.Path, dtypes: tuple[str, ...] = ("float32"
     return "fused"
 
 
+WIDTHS = (64, 1000, 8192, 65536)
+DEFINED = {
+    "LayerNorm": lambda n: gl.LayerNorm(n),
+    "RMSNorm": lambda n: gl.RMSNorm(n),
+    "GELU": lambda n: gl.GELU(),
+    "SiLU": lambda n: gl.SiLU(),
+    "Softmax": lambda n: gl.Softmax(-1),
+}
+
+
+def audited() -> int:
+    """A line for each kernel. The number of calls with a fault."""
+    wrong = 0
+    for name, make in DEFINED.items():
+        for columns in WIDTHS:
+            made = make(columns)
+            op = fusion(made, (None, columns)).op
+            for dtype in (float32, bfloat16):
+                specs = [Spec((512, columns), dtype), *(Spec(w.shape, dtype) for w in made.named_weights().values())]
+                try:
+                    for r in audit_op(op, *specs):
+                        moved = f"{r.registers} registers, {r.loads}-bit loads, {r.stores}-bit stores"
+                        print(f"{name} {columns} {dtype} sm_{r.arch} {r.kernel}: {moved}", flush=True)
+                except CheckError as error:
+                    wrong += 1
+                    print(error, flush=True)
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="the first one's seed")
+    parser.add_argument("--audit", action="store_true", help="compile, and read the machine code")
     options = parser.parse_args()
+    if options.audit:
+        return bool(audited())
     fused, refused, wrong, start = 0, [], [], time.time()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.first, options.first + options.layers):

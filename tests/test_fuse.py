@@ -7,6 +7,23 @@ import pathlib
 import numpy as np
 import pytest
 from check_fuse import judged, wide
+from fused_layers import (
+    Backwards,
+    Centred,
+    Moments,
+    OfChannels,
+    Product,
+    SwiGLU,
+    Swish,
+    centred,
+    centred_gradient,
+    gated,
+    gated_gradient,
+    of_channels,
+    of_channels_gradient,
+    swish,
+    swish_gradient,
+)
 from gallery import ENTRIES, importable
 from layer_mutants import RIGHT
 
@@ -17,52 +34,6 @@ from gpulayers.cli import main
 from gpulayers.fusing import FusionError, by_hand, fuse, fusion
 from gpulayers.testing import audit_op, check_layer, check_op
 from gpulayers.testing.interpreter import interpreting
-
-
-class Swish(gl.Layer):
-    """y = x σ(βx), β learned; any shape."""
-
-    def build(self, input_shape):
-        self.beta = self.add_weight("beta", (), init=1.5)
-
-    def output_shape(self, input_shape):
-        return input_shape
-
-    def forward(self, x):
-        s = 1 / (1 + np.exp(-self.beta * x))
-        self.save(x, s)
-        return x * s
-
-    def backward(self, dy):
-        x, s = self.saved
-        slope = x * s * (1 - s)
-        self.beta.grad += (dy * x * slope).sum()
-        return dy * (s + self.beta * slope)
-
-
-@gl.register
-class Centred(gl.Layer):
-    """(x − mean(x)) g along the last axis; scaled by what its setting says."""
-
-    def __init__(self, scale=2.0):
-        self.scale = scale
-
-    def build(self, input_shape):
-        self.gain = self.add_weight("gain", input_shape[-1:], init=0.5)
-
-    def output_shape(self, input_shape):
-        return input_shape
-
-    def forward(self, x):
-        d = x - x.mean(-1, keepdims=True)
-        self.save(d)
-        return d * self.gain * self.scale
-
-    def backward(self, dy):
-        (d,) = self.saved
-        self.gain.grad += self.scale * (dy * d).reshape(-1, d.shape[-1]).sum(0)
-        g = dy * self.gain * self.scale
-        return g - g.mean(-1, keepdims=True)
 
 
 @pytest.fixture(autouse=True)
@@ -155,28 +126,9 @@ def test_a_class_may_say_that_it_is_fused(triton):
     assert [launch.kernel for launch in triton.launches] == ["fused_forward"]
 
 
-class Product(gl.Layer):
-    """A fully connected layer, written out."""
-
-    def build(self, input_shape):
-        self.w = self.add_weight("w", (input_shape[-1], 3), init="ones")
-
-    def output_shape(self, input_shape):
-        return (*input_shape[:-1], 3)
-
-    def forward(self, x):
-        self.save(x)
-        return x @ self.w
-
-    def backward(self, dy):
-        (x,) = self.saved
-        self.w.grad += x.T @ dy
-        return dy @ self.w.T
-
-
 def test_a_refusal_names_the_line():
     with pytest.raises(
-        FusionError, match=r"test_fuse.py:\d+: `return x @ self.w`: matmul .* Write instead: .*gl.Linear"
+        FusionError, match=r"fused_layers.py:\d+: `return x @ self.w`: matmul .* Write instead: .*gl.Linear"
     ):
         fuse(Product(), (None, 4))
 
@@ -188,80 +140,6 @@ def test_machine_code(make, shape):
     weights = [Spec(w.shape, float32) for w in layer.named_weights().values()]
     for report in audit_op(op, Spec(shape, bfloat16), *weights, archs=[90]):
         assert not report.spills
-
-
-# --- by hand, from a shell, in torch ---------------------------------------------------------------------------------
-
-SWISH = f"{pathlib.Path(__file__).parents[1] / 'examples/custom_layers/swish.py'}:Swish"
-
-
-def swish(x, beta):
-    return x / (1 + np.exp(-beta * x))
-
-
-def swish_gradient(dy, x, beta):
-    s = 1 / (1 + np.exp(-beta * x))
-    slope = x * s * (1 - s)
-    return dy * (s + beta * slope), (dy * x * slope).sum()
-
-
-def centred(x, gain):
-    return 2 * (x - x.mean(-1, keepdims=True)) * gain
-
-
-def centred_gradient(dy, x, gain):
-    d, g = x - x.mean(-1, keepdims=True), dy * gain * 2
-    return g - g.mean(-1, keepdims=True), 2 * (dy * d).reshape(-1, d.shape[-1]).sum(0)
-
-
-def module_of(path: pathlib.Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("make", "forward", "backward"), [(Swish, swish, swish_gradient), (Centred, centred, centred_gradient)]
-)
-def test_the_file_by_hand_has_launchers_for_an_op(make, forward, backward, tmp_path):
-    layer = make()
-    path = tmp_path / f"{make.__name__}_by_hand.py"
-    path.write_text(by_hand(fusion(layer, (None, 5))))
-    module = module_of(path)
-    op = gl.op(f"{path.stem}", forward, backward, triton=(module.triton_forward, module.triton_backward))
-    xs = arrays_for(layer, (6, 5))
-    assert check_op(op, *xs, backends=["triton"], dtypes=["float32"], dys=["dense"]) == ["triton"]
-
-
-def test_from_a_shell(tmp_path, capsys):
-    out = tmp_path / "kernel.py"
-    assert main(["fuse", SWISH, "--out", str(out)]) == 0
-    assert "def triton_backward(dy, x, beta, *, empty):" in out.read_text()
-    assert main(["fuse", SWISH, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
-    assert main(["check", SWISH, "--dtypes", "float32"]) == 0
-    assert "gl.fuse makes it one Triton kernel each way" in capsys.readouterr().out
-    assert main(["fuse", SWISH.replace("swish", "maxout").replace("Swish", "Maxout")]) == 2
-    assert "maxout.py:18" in capsys.readouterr().err
-
-
-def test_in_torch(triton):
-    torch = pytest.importorskip("torch")
-    gltorch = pytest.importorskip("gpulayers.torch")
-    module, own = gltorch.wrap(Swish(), (None, 4), fuse=True), gltorch.wrap(Swish(), (None, 4))
-    xs = [torch.linspace(-2, 2, 12).reshape(3, 4).requires_grad_() for _ in range(2)]
-    module(xs[0]).square().sum().backward()
-    assert len(triton.launches) == 3
-    with dispatch.policy(simulate=()), gl.only("definition"):
-        own(xs[1]).square().sum().backward()
-    torch.testing.assert_close(xs[0].grad, xs[1].grad)
-    torch.testing.assert_close(module.beta.grad, own.beta.grad)
-
-
-def test_a_matrix_product_is_refused_by_wrap_too():
-    gltorch = pytest.importorskip("gpulayers.torch")
-    with pytest.raises(FusionError, match="matmul"):
-        gltorch.wrap(Product(), (None, 4), fuse=True)
 
 
 # --- layers that others wrote ----------------------------------------------------------------------------------------
@@ -331,24 +209,6 @@ def test_what_forward_keeps_for_backward():
     )
 
 
-class Moments(gl.Layer):
-    """Two outputs of two inputs: (a − mean(b), the largest of each row), through masks and cumulative sums."""
-
-    def output_shape(self, a, b):
-        return a, (*a[:-1], 1)
-
-    def forward(self, a, b):
-        mean = np.where(b > 0, b, 0.5 * a).mean(-1, keepdims=True)
-        self.save(a, b)
-        return np.cumsum(a - mean, -1), np.maximum(a, b).max(-1, keepdims=True)
-
-    def backward(self, dy, dlargest):
-        a, b = self.saved
-        won = a == a.max(-1, keepdims=True)
-        da = np.cumsum(dy * (b > 0), -1) + won * dlargest
-        return da, (dy * a).sum(-1, keepdims=True) * np.ones_like(b) - dlargest * (a < b)
-
-
 @pytest.mark.parametrize("shape", [(4, 19), (2, 3, 8)])
 def test_several_inputs_and_outputs(shape):
     layer = Moments()
@@ -357,23 +217,6 @@ def test_several_inputs_and_outputs(shape):
     check_op(op, *arrays_for(layer, shape, shape), backends=["definition", "triton"], dtypes=["float32", "float16"])
     with wide(walked=8):
         check_op(op, *arrays_for(layer, shape, shape), backends=["triton"], dtypes=["float32"])
-
-
-class SwiGLU(gl.Layer):
-    """The half a of x, gated: a σ(a) b."""
-
-    def output_shape(self, input_shape):
-        return (*input_shape[:-1], input_shape[-1] // 2)
-
-    def forward(self, x):
-        a, b = np.split(x, 2, -1)
-        s = 1 / (1 + np.exp(-a))
-        self.save(a, b, s)
-        return a * s * b
-
-    def backward(self, dy):
-        a, b, s = self.saved
-        return np.concatenate([dy * b * (s + a * s * (1 - s)), dy * a * s], -1)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (0, 6), (2, 3, 10)])
@@ -389,28 +232,6 @@ def test_parts_are_loaded_and_stored_in_place(shape):
         }
 
 
-class OfChannels(gl.Layer):
-    """(N, C, H, W): x g + tanh(b x), with a number for each channel."""
-
-    def build(self, input_shape):
-        self.g = self.add_weight("g", (input_shape[1],), init=0.5)
-        self.b = self.add_weight("b", (input_shape[1], 1, 1), init=0.25)
-
-    def output_shape(self, input_shape):
-        return input_shape
-
-    def forward(self, x):
-        self.save(x)
-        return x * self.g[:, None, None] + np.tanh(self.b * x)
-
-    def backward(self, dy):
-        (x,) = self.saved
-        slope = 1 - np.tanh(self.b * x) ** 2
-        self.g.grad += (dy * x).sum((0, 2, 3))
-        self.b.grad += (dy * x * slope).sum((0, 2, 3))[:, None, None] * 0.5
-        return dy * self.g[:, None, None] + dy * slope * self.b
-
-
 @pytest.mark.parametrize("shape", [(4, 3, 2, 5), (0, 2, 3, 3)])
 def test_weights_of_channels(shape):
     """Their gradients are sums over the images and the pixels."""
@@ -418,16 +239,6 @@ def test_weights_of_channels(shape):
     check_op(op, *arrays_for(OfChannels(), shape), backends=["definition", "triton"], dtypes=["float32", "bfloat16"])
     with wide(walked=4):
         check_op(op, *arrays_for(OfChannels(), shape), backends=["triton"], dtypes=["float32"])
-
-
-class Backwards(Swish):
-    """A cumulative sum, whose gradient is one from the end; rows that are too wide for it are refused."""
-
-    def forward(self, x):
-        return np.cumsum(x, -1) * self.beta
-
-    def backward(self, dy):
-        return np.flip(np.cumsum(np.flip(dy, -1), -1), -1) * self.beta
 
 
 def test_cumulative_sums_from_the_end():
@@ -467,3 +278,65 @@ def test_calls_are_taped(make, monkeypatch):
     with null_driver(compiled=False) as driver, same_memory() as memory:
         states = check_tape(driver, memory, op, [Spec((6, 8), bfloat16), *weights], op.inputs)
     assert states == {"forward": "taped", "backward": "taped"}
+
+
+# --- by hand, from a shell, in torch ---------------------------------------------------------------------------------
+
+SWISH = f"{pathlib.Path(__file__).parents[1] / 'examples/custom_layers/swish.py'}:Swish"
+
+
+def module_of(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BY_HAND = [
+    (Swish, swish, swish_gradient, (6, 5)),
+    (Centred, centred, centred_gradient, (6, 5)),
+    (SwiGLU, gated, gated_gradient, (3, 8)),
+    (OfChannels, of_channels, of_channels_gradient, (2, 3, 2, 4)),
+]
+
+
+@pytest.mark.parametrize(("make", "forward", "backward", "shape"), BY_HAND, ids=lambda v: getattr(v, "__name__", ""))
+def test_the_file_by_hand_has_launchers_for_an_op(make, forward, backward, shape, tmp_path):
+    layer = make()
+    path = tmp_path / f"{make.__name__}_by_hand.py"
+    path.write_text(by_hand(fusion(layer, (None, *shape[1:]))))
+    module = module_of(path)
+    of_y = (lambda x: (*x[:-1], x[-1] // 2)) if make is SwiGLU else None
+    op = gl.op(path.stem, forward, backward, shape=of_y, triton=(module.triton_forward, module.triton_backward))
+    xs = arrays_for(layer, shape)
+    assert check_op(op, *xs, backends=["triton"], dtypes=["float32"], dys=["dense"]) == ["triton"]
+
+
+def test_from_a_shell(tmp_path, capsys):
+    out = tmp_path / "kernel.py"
+    assert main(["fuse", SWISH, "--out", str(out)]) == 0
+    assert "def triton_backward(dy, x, beta, *, empty):" in out.read_text()
+    assert main(["fuse", SWISH, "--out", str(out)]) == 2 and "exists" in capsys.readouterr().err
+    assert main(["check", SWISH, "--dtypes", "float32"]) == 0
+    assert "gl.fuse makes it one Triton kernel each way" in capsys.readouterr().out
+    assert main(["fuse", SWISH.replace("swish", "maxout").replace("Swish", "Maxout")]) == 2
+    assert "maxout.py:18" in capsys.readouterr().err
+
+
+def test_in_torch(triton):
+    torch = pytest.importorskip("torch")
+    gltorch = pytest.importorskip("gpulayers.torch")
+    module, own = gltorch.wrap(Swish(), (None, 4), fuse=True), gltorch.wrap(Swish(), (None, 4))
+    xs = [torch.linspace(-2, 2, 12).reshape(3, 4).requires_grad_() for _ in range(2)]
+    module(xs[0]).square().sum().backward()
+    assert len(triton.launches) == 3
+    with dispatch.policy(simulate=()), gl.only("definition"):
+        own(xs[1]).square().sum().backward()
+    torch.testing.assert_close(xs[0].grad, xs[1].grad)
+    torch.testing.assert_close(module.beta.grad, own.beta.grad)
+
+
+def test_a_matrix_product_is_refused_by_wrap_too():
+    gltorch = pytest.importorskip("gpulayers.torch")
+    with pytest.raises(FusionError, match="matmul"):
+        gltorch.wrap(Product(), (None, 4), fuse=True)

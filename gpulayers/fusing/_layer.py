@@ -22,6 +22,9 @@ from gpulayers.layers._weight import Weight
 
 _fusions: weakref.WeakKeyDictionary[Layer, dict[tuple, Fusion]] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
+_MOST = 64
+"""Sizes and settings of one layer whose kernels are kept."""
+_PLAIN = frozenset((int, float, str, bool, type(None)))
 
 
 def fuse(layer: Layer, *input_shapes: tuple) -> Layer:
@@ -57,7 +60,10 @@ def fusion(layer: Layer, *input_shapes: tuple, training: bool = True, dtypes: Se
     with _lock:
         known = _fusions.setdefault(layer, {})
         if key not in known:
-            known[key] = _made(layer, shapes, training, kinds)
+            made = _made(layer, shapes, training, kinds)
+            while len(known) >= _MOST:
+                del known[next(iter(known))]
+            known[key] = made
         return known[key]
 
 
@@ -78,11 +84,19 @@ def _made(layer: Layer, shapes: tuple, training: bool, kinds: tuple) -> Fusion:
 def _settings(layer: Layer) -> tuple:
     """What its code may depend on besides arrays and shapes."""
     found: list[Any] = []
-    for part in layer.layers():
-        found.append((part._training, *(w.trainable for w in part._look()[0].values())))
+    for part in layer.layers() if layer._look()[1] else (layer,):
+        found.append(part._training)
+        found += [w.trainable for w in part._look()[0].values()]
         for name, value in part.__dict__.items():
-            if name not in part._internal and not isinstance(value, Weight | Layer):
-                found.append((name, value if isinstance(value, int | float | str | bool | None) else repr(value)))
+            if name in part._internal:
+                continue
+            kind = type(value)
+            if kind in _PLAIN:
+                found += name, kind, value  # 1, 1.0 and True are equal
+            elif kind is np.ndarray:
+                found += name, str(value.dtype), value.shape, value.tobytes()
+            elif kind is not Weight and not isinstance(value, Layer):
+                found += name, repr(value)
     return tuple(found)
 
 
