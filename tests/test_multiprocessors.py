@@ -18,12 +18,12 @@ from gpulayers.kernels.cuda import _launch
 from gpulayers.kernels.triton import _tile
 
 import gpulayers as gl
-from gpulayers import _policy, dispatch
+from gpulayers import _policy, arrays, dispatch
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv2d
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
-from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import add_rms_norm, batch_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool2d
 from gpulayers.testing import _multiprocessors
 from gpulayers.testing.arena import arena
@@ -53,6 +53,10 @@ CASES = {
     "a row shared by many programs": (
         layer_norm, [half(1, 2**19 + 5), None, None], {"normalized_shape": (2**19 + 5,)}, None,
         "_norm_moments_kernel", 43,
+    ),
+    "few long rows of sums": (
+        add_rms_norm, [draw(1, 2**18 + 5), draw(1, 2**18 + 5)[:, ::-1].copy(), None],
+        {"normalized_shape": (2**18 + 5,)}, [], "_norm_moments_of_sum_kernel", 22,
     ),
     "columns of long rows": (
         layer_norm, [half(12, 17000), half(17000), half(17000)], {"normalized_shape": (17000,)}, None,
@@ -91,7 +95,7 @@ def results(op, inputs, options, needs, dtype=None) -> list:
     """The output and the gradients that are asked for; dtype: computed in it, from the same numbers."""
     given = [None if x is None else x.astype(dtype or x.dtype) for x in inputs]
     if needs == []:
-        return [op(*given, **options)]
+        return arrays.lists([op(*given, **options)])
     y, call = op.record(*given, needs=needs, **options)
     dy = np.empty_like(y)
     dy[...] = draw(*y.shape).astype(inputs[0].dtype) if y.ndim else 1
