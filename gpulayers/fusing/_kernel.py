@@ -71,19 +71,19 @@ class Writer:
         self.program, self.form = program, form
         self.body = Statements(program, namer.nodes, namer.formulas, form is LOOPED)
         self.namer = namer
-        columns = bool(program.parts(COLUMN))
-        self.only_rows = form is LOOPED and columns
+        self.only_rows = form is LOOPED and bool(program.parts(COLUMN))
         """Whether it leaves everything but the values of rows to a TILED kernel."""
         self.rows_known = form is TILED and program.passes > 0
-        self.outputs = [] if self.only_rows else [o for o in program.stored() if self._stores(o)]
+        """Whether it is that TILED kernel."""
+        self.outputs = [o for o in program.stored() if self._stores(o)]
         self.totals = [] if self.only_rows else [t for t in program.totals if t not in program.repeated]
-        if self.only_rows:
-            self.outputs = [o for o in program.stored() if program.layout[o.node] is ROW]
         self.nodes = self._needed()
         self.kept = self._boundary() if self.only_rows or self.rows_known else []
 
     def _stores(self, output: Output) -> bool:
-        return not (self.rows_known and self.program.layout[output.node] is ROW)  # the LOOPED one has done that
+        """Of two kernels, the first stores values of rows, the second all else."""
+        of_row = self.program.layout[output.node] is ROW
+        return of_row if self.only_rows else not (self.rows_known and of_row)
 
     def _roots(self) -> list[Node]:
         return [o.node for o in self.outputs] + [t.inputs[0] for t in self.totals]
