@@ -187,8 +187,8 @@ def test_layer():
 
 def test_a_mask_waits_for_its_backward(monkeypatch):
     """The NumPy kernel draws once for a forward and its backward, again for another backward, and keeps little."""
+    from gpulayers.kernels.numpy import _masks as kernel
     from gpulayers.kernels.numpy import _random as words
-    from gpulayers.kernels.numpy import dropout as kernel
 
     monkeypatch.setattr(kernel, "_masks", type(kernel._masks)())
     drawn, draws = [], words.words

@@ -204,6 +204,7 @@ def test_opaque_backends():
     torch.compiler.reset()
     with torch.no_grad():
         assert traced(gt.SiLU(), lambda call: call(torch.randn(4)))[1] == ["gpulayers.silu.default"]
+        assert traced(gt.Dropout(), lambda call: call(torch.randn(4)))[1] == ["gpulayers.dropout.default"]
 
 
 def test_opaque_descriptors(monkeypatch):
@@ -225,7 +226,7 @@ def test_opaque_arguments():
             _tile.launch(_tile._copy_kernel, (1,), 1, 2, (3, 4))
         with pytest.raises(_inductor.Opaque, match=_inductor.OPAQUE["table"]):
             _tile.launch_on_table([], _tile._copy_kernel, (1,))
-    assert set(_inductor.OPAQUE) == {"backend", "descriptor", "writes", "tuple", "table"}  # all that is above
+    assert set(_inductor.OPAQUE) == {"backend", "values", "descriptor", "writes", "tuple", "table"}  # all that is above
 
 
 def test_exported_whole():

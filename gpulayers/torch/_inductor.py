@@ -30,6 +30,7 @@ from gpulayers.definition import Definition
 _is_torch_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 OPAQUE = {
     "backend": "neither Triton nor ATen computes it",
+    "values": "what computes it on the CPU looks at values",
     "tuple": "a kernel takes a tuple",
     "table": "a kernel finds arrays through a table of addresses",
     "descriptor": "a kernel takes tensor descriptors, which this torch does not write down",
@@ -169,6 +170,8 @@ def plan_for(
     plan = dispatch._make_plan(op, specs, needs, fixed, like, quiet=True)
     if plan.backend not in ("triton", "aten"):
         raise Opaque("backend")
+    if getattr(dispatch.kernels(plan.backend, op), "LOOKS", False):
+        raise Opaque("values")
     launches = plan.backend == "triton"
     given: dict[str, Any] = plan.options | ({"empty": _allocator(like)} if launches else {})
     run_forward: Callable = functools.partial(plan.forward, needs=plan.needs, **given)
