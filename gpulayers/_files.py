@@ -1,4 +1,4 @@
-"""A file that is written whole or not at all."""
+"""A file that is written whole or not at all, and where files are kept between runs."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def write_whole(path: pathlib.Path, data: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def cache(name: str) -> pathlib.Path:
+    """The folder of this name in GPULAYERS_CACHE, by default ~/.cache/gpulayers; it need not be there."""
+    return pathlib.Path(os.environ.get("GPULAYERS_CACHE") or pathlib.Path.home() / ".cache" / "gpulayers") / name

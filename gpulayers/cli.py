@@ -174,7 +174,7 @@ def info(options: Any) -> int:
             [
                 op.family,
                 op.name,
-                *("yes" if b in has else "" for b in ("triton", "cuda", "aten", "numpy")),
+                *("yes" if b in has else "" for b in dispatch.KERNELS),
                 "yes",
                 _here(has),
             ]
@@ -194,7 +194,7 @@ def ops_markdown() -> str:
     for op in ops():
         grouped.setdefault((op.family, tuple(backends_of(op))), []).append(op.name)
     for (family, has), names in grouped.items():
-        marks = " | ".join("yes" if b in has else "" for b in ("triton", "cuda", "aten", "numpy"))
+        marks = " | ".join("yes" if b in has else "" for b in dispatch.KERNELS)
         lines.append(f"| {family} | {', '.join(names)} | {marks} |")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from gpulayers import dispatch
 from gpulayers import ops as room
 from gpulayers.ops._op import Op
 
@@ -31,7 +32,7 @@ def backends_of(op: Op) -> list[str]:
     """The backends that have kernels for an op, whether or not they can run here."""
     if op.kernels:
         return list(op.kernels)
-    return [backend for backend in ("triton", "cuda", "aten", "numpy") if _has_kernel(backend, op)]
+    return [backend for backend in dispatch.KERNELS if _has_kernel(backend, op)]
 
 
 def _has_kernel(folder: str, op: Op) -> bool:

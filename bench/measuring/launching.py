@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 from gpulayers.bench.measuring.host import forget
-from gpulayers.bench.measuring.models import GPT, Kind, ResNet
+from gpulayers.bench.measuring.models import GPT, Kind, ResNet, stepping
 from torch import Tensor
 
 import gpulayers.torch as gt
@@ -279,19 +279,11 @@ def training_steps(kind: Kind, turns: int = TURNS) -> dict[str, float]:
     (with its fused AdamW)."""
     model, batch = kind.make(), kind.batch()
 
-    def steps(of: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-        def step() -> None:
-            optimizer.zero_grad()
-            of(*batch).backward()
-            optimizer.step()
-
-        return step
-
-    calls = {"torch": steps(model, torch.optim.AdamW(model.parameters(), fused=True))}
+    calls = {"torch": stepping(model, batch, torch.optim.AdamW(model.parameters(), fused=True))}
     for how, fuse in (("patched", False), ("fused", True)):
         patched = copy.deepcopy(model)
         gt.patch(patched, fuse=fuse)
-        calls[how] = steps(patched, gt.optim.AdamW(patched.parameters()))
+        calls[how] = stepping(patched, batch, gt.optim.AdamW(patched.parameters()))
     _ready(*calls.values())
     found = least(calls, 1, turns)
     return {how: us / found["torch"] for how, us in found.items() if how != "torch"}

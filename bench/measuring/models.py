@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -92,6 +93,25 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.loss(self.fc(self.flatten(self.pool(self.blocks(self.stem(images))))), labels)
+
+
+def stepping(
+    call: Callable[..., Tensor],
+    batch: tuple[Tensor, ...],
+    optimizer: torch.optim.Optimizer,
+    cast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Callable[[], Tensor]:
+    """A step of training, which gives the loss: gradients to zero, forward inside ``cast()``, backward, update."""
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with cast():
+            loss = call(*batch)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 class Kind(NamedTuple):

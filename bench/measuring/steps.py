@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpulayers.bench.measuring.models import KINDS, Kind
+from gpulayers.bench.measuring.models import KINDS, Kind, stepping
 from gpulayers.bench.measuring.timing import quantiles, take_turns
 from tqdm.auto import tqdm
 
@@ -20,8 +21,8 @@ MOST = {"float32": 1.3, "bfloat16": 1.5, "autocast": 1.5, "compiled": 1.3}
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
-def prepared(kind: Kind, mode: str, patched: bool) -> Callable[[], None]:
-    """A step of training: gradients to zero, forward, backward, update."""
+def prepared(kind: Kind, mode: str, patched: bool) -> Callable[[], torch.Tensor]:
+    """A step of training in this mode."""
     torch.manual_seed(0)
     model, batch = kind.make(), kind.batch()
     if mode == "bfloat16":
@@ -30,16 +31,8 @@ def prepared(kind: Kind, mode: str, patched: bool) -> Callable[[], None]:
         gt.patch(model)
     optimizer = OPTIMIZERS[kind.optimizer](model.parameters(), lr=1e-3)
     call: Callable = torch.compile(model) if mode == "compiled" else model
-
-    def step() -> None:
-        optimizer.zero_grad()
-        cast = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
-        with cast:
-            loss = call(*batch)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    cast = functools.partial(torch.autocast, "cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext
+    return stepping(call, batch, optimizer, cast)
 
 
 def against_torch(seconds: float, progress: bool = True) -> list[dict[str, Any]]:
@@ -60,7 +53,7 @@ def against_torch(seconds: float, progress: bool = True) -> list[dict[str, Any]]
     return rows
 
 
-def _timed(step: Callable[[], None]) -> float:
+def _timed(step: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     step()
     return time.perf_counter() - begin

@@ -6,6 +6,7 @@ says why; what does not fit the time is left out.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import pathlib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from gpulayers.bench.measuring.models import GPT, Kind, ResNet
+from gpulayers.bench.measuring.models import GPT, Kind, ResNet, stepping
 from gpulayers.bench.measuring.records import machine, write_json
 
 import gpulayers.torch as gt
@@ -56,16 +57,7 @@ def prepared(kind: Kind, way: str, device: str) -> Callable[[], torch.Tensor]:
     options = {"fused": True} if plain and device == "cuda" else {}
     optimizer = getattr(home, kind.optimizer)(model.parameters(), lr=1e-3, **options)
     call: Callable = torch.compile(model) if way.endswith("compiled") else model
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16):
-            loss = call(*batch)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
+    return stepping(call, batch, optimizer, functools.partial(torch.autocast, device, torch.bfloat16))
 
 
 def measured(step: Callable[[], torch.Tensor], device: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from gpulayers._files import cache, write_whole
 from gpulayers.fusing._expression import HELPERS
 from gpulayers.fusing._kernel import Kernel
 
@@ -29,12 +30,6 @@ def file_text(docstring: str, kernels: Sequence[Kernel]) -> str:
     return "\n".join([f'"""{docstring}"""', "", *imports, "", "", "\n\n".join([*helpers, *texts])])
 
 
-def folder() -> pathlib.Path:
-    """Where such files lie: ``fused`` in GPULAYERS_CACHE, or in ~/.cache/gpulayers."""
-    root = os.environ.get("GPULAYERS_CACHE")
-    return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache" / "gpulayers") / "fused"
-
-
 def module_of(name: str, text: str) -> Any:
     """The module that has this text, imported from a file of its own."""
     key = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -45,18 +40,15 @@ def module_of(name: str, text: str) -> Any:
 
 
 def _written(name: str, text: str) -> pathlib.Path:
-    for place in (folder(), pathlib.Path(tempfile.gettempdir()) / f"gpulayers-fused-{os.getuid()}"):
+    for place in (cache("fused"), pathlib.Path(tempfile.gettempdir()) / f"gpulayers-fused-{os.getuid()}"):
         path = place / name
         try:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
-                place.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=place, suffix=".py", delete=False, encoding="utf-8") as file:
-                    file.write(text)
-                os.replace(file.name, path)
+                write_whole(path, text.encode())
             return path
         except OSError:  # a home that cannot be written to
             continue
-    raise OSError(f"fuse: the rule is a folder that can be written to, as GPULAYERS_CACHE names; got {folder()}")
+    raise OSError(f"fuse: the rule is a folder that can be written to, as GPULAYERS_CACHE names; got {cache('fused')}")
 
 
 def _imported(name: str, path: pathlib.Path) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gpulayers.export.recording import Node
-from gpulayers.fusing._kernel import HELD, LOOPED, TILED, Form, Kernel
-from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Program
+from gpulayers.fusing._kernel import Kernel
+from gpulayers.fusing._program import COLUMN, FULL, ONE, Program
 
 ELEMENTS = 2048
 """Of a tile, but where a row is longer."""
@@ -202,6 +202,3 @@ class Launch:
                 case "formula":
                     found.append(float(what(self.batch)))
         return found
-
-
-__all__ = ["HELD", "LOOPED", "ROW", "TILED", "Form", "Kernels", "Launch"]

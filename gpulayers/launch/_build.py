@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gpulayers import _files
+
 
 def built(name: str, text: str) -> Any:
     """The extension module ``name`` of a C source, kept on disk. Raises what building raises."""
@@ -24,7 +26,7 @@ def built(name: str, text: str) -> Any:
 
 def _built_here(name: str, text: str) -> Any:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    folder = Path(os.environ.get("GPULAYERS_CACHE") or Path.home() / ".cache" / "gpulayers") / "launch"
+    folder = _files.cache("launch")
     path = folder / (hashlib.sha256(f"{suffix}\n{text}".encode()).hexdigest()[:32] + suffix)
     if not path.exists():
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")

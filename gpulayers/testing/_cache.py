@@ -1,4 +1,4 @@
-"""Files kept between runs: `GPULAYERS_CACHE`, or `~/.cache/gpulayers`."""
+"""Files kept between runs, each under a hash of what it was made from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from gpulayers import _files
+
 
 def place(folder: str, key: bytes, suffix: str) -> Path:
     """Where the file for `key` lies, if there is one; a hash names it."""
-    root = Path(os.environ.get("GPULAYERS_CACHE") or Path.home() / ".cache" / "gpulayers") / folder
-    return root / (hashlib.sha256(key).hexdigest()[:32] + suffix)
+    return _files.cache(folder) / (hashlib.sha256(key).hexdigest()[:32] + suffix)
 
 
 def keep(path: Path, make: Callable[[Path], object]) -> None:

@@ -158,9 +158,10 @@ def forward(op: Definition, ins: Sequence[Any], needs: tuple[str, ...], options:
 def plan_for(
     op: Definition, ins: Sequence[Any], needs: tuple[str, ...], options: dict[str, Any], like: Any = None
 ) -> tuple[dispatch.Plan, dict[str, Any]]:
-    """As ``dispatch.plan_for``, where sizes may be symbols: a plan whose functions trace what Triton's launchers do.
+    """As ``dispatch.plan_for``, where sizes may be symbols: a plan whose functions trace what Triton's launchers
+    or torch's own kernels do.
 
-    Raises Opaque where another backend computes the call.
+    Raises Opaque where another backend computes the call, or its kernel looks at values.
     """
     like = ins[0] if like is None else like
     if op.guard is not None:

@@ -132,6 +132,7 @@ class TorchOp:
         or None for each input. Needed where what is saved is not the inputs; else the twin is differentiated.
     flops: what an op counts that is a product of matrices, see ``_flops.py``.
     direct: the twin is what the kernels of "aten" call, forward and backward, and keeps layouts as they do.
+    pointwise: it works element by element, so that Inductor fuses torch's own function with what is around it.
     """
 
     def __init__(
@@ -147,8 +148,10 @@ class TorchOp:
         updating: str | None = None,
         flops: Callable[..., dict[str, int]] | None = None,
         direct: bool = False,
+        pointwise: bool = False,
     ):
-        self.op, self.twin, self.cast, self.again, self.direct = op, twin, cast, again, direct
+        self.op, self.twin, self.cast, self.again = op, twin, cast, again
+        self.direct, self.pointwise = direct, pointwise
         self.name, self.n = op.name, len(op.inputs)
         # Subclasses of tensors ask for its name, torch.fx and pickle for where it is.
         self.__name__ = self.__qualname__ = f"_{op.name}"
@@ -172,8 +175,6 @@ class TorchOp:
         self._latest: dict[int, _Known] = {}
         """The latest call with a weight (by its id; 0 for ops without one), to be checked before it is used."""
         self._apply = applying(function(self, _compute))
-        self.pointwise = False
-        """Whether it works element by element, so that Inductor fuses torch's own function with what is around it."""
         self._caller = twin
         """torch's own function that is called in the place of this one."""
         self.in_place: Any = None

@@ -17,7 +17,7 @@ from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.torch import _epilogue, activation
 from gpulayers.torch._arguments import held
 from gpulayers.torch.linear import Linear, linear
-from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm, add_layer_norm, add_rms_norm
+from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm, add_layer_norm, add_rms_norm, alike
 
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d)
 _ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
@@ -79,17 +79,15 @@ def linear_act(layer: Any, act: Act, x: Tensor) -> Tensor:
 
 def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:
     """act(norm(x))"""
-    name = name_of(act)
-    if type(norm) not in BATCH_NORMS or name is None or not (_bare(norm) and _bare(act)):
-        return _apply(act, norm(x))
-    return norm.fused(x, None, name)
+    return norm_add_act(norm, act, x, None)
 
 
-def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor) -> Tensor:
+def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor | None) -> Tensor:
     """act(norm(x) + residual)"""
     name = name_of(act)
     if type(norm) not in BATCH_NORMS or name is None or not (_bare(norm) and _bare(act)):
-        return _apply(act, norm(x) + residual)
+        z = norm(x)
+        return _apply(act, z if residual is None else z + residual)
     return norm.fused(x, residual, name)
 
 
@@ -106,6 +104,4 @@ def add_norm(norm: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
 
 def _summed_alike(x: Tensor, residual: Tensor) -> bool:
     """Whether the sum has the dtype that the fused op gives it: autocast on CUDA widens a norm's inputs."""
-    if x.dtype != residual.dtype or x.shape != residual.shape:
-        return False
-    return not (x.is_cuda and x.dtype != torch.float32 and _autocasting())
+    return alike(x, residual) and not (x.is_cuda and x.dtype != torch.float32 and _autocasting())

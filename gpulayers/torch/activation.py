@@ -19,12 +19,12 @@ from gpulayers.torch._op import TorchOp
 from gpulayers.torch.dropout import draw_seed
 
 
-def _op(op: Op, twin: Callable, **rules: Any) -> TorchOp:
+def _op(op: Op, twin: Callable, pointwise: bool = True, **rules: Any) -> TorchOp:
     def again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
         return [BY_Y[op.name](dys[0], saved["y"])]
 
     schema = ", ".join(f"float {name}" for name in op.options)
-    return TorchOp(op, twin, schema, again=again if op.name in BY_Y else None, **rules)
+    return TorchOp(op, twin, schema, again=again if op.name in BY_Y else None, pointwise=pointwise, **rules)
 
 
 _relu = _op(ops.relu, F.relu)
@@ -46,9 +46,9 @@ _elu = _op(ops.elu, F.elu)
 _celu = _op(ops.celu, F.celu)
 _selu = _op(ops.selu, F.selu)
 _mish = _op(ops.mish, F.mish)
-_prelu = _op(ops.prelu, F.prelu, cast=_autocast.LOWER)
-_gelu = TorchOp(ops.gelu, lambda x, approximate: F.gelu(x, approximate=approximate), "str approximate")
-_glu = TorchOp(ops.glu, F.glu, "int axis")
+_prelu = _op(ops.prelu, F.prelu, pointwise=False, cast=_autocast.LOWER)
+_gelu = TorchOp(ops.gelu, lambda x, approximate: F.gelu(x, approximate=approximate), "str approximate", pointwise=True)
+_glu = TorchOp(ops.glu, F.glu, "int axis", pointwise=True)
 
 
 def _rrelu_twin(x: Tensor, seed: Any, lower: float, upper: float, training: bool, inplace: bool = False) -> Tensor:
@@ -67,8 +67,6 @@ def _rrelu_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) 
 
 _rrelu = TorchOp(ops.rrelu, _rrelu_twin, "float lower, float upper, bool training", again=_rrelu_again)
 
-for _made in [made for made in vars().values() if isinstance(made, TorchOp) and made not in (_prelu, _rrelu)]:
-    _made.pointwise = True
 for _made in (_relu, _hardtanh, _hardsigmoid, _hardswish, _threshold, _silu, _elu, _celu, _selu, _mish):
     _made.in_place = InPlace(_made)
 # y has the sign of x.

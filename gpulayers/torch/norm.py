@@ -194,13 +194,14 @@ def batch_norm(
     """
     if not training and running_mean is None:
         raise RuntimeError("batch_norm: running_mean: the rule is running_mean given where training = False; got None")
-    if residual is not None and not _alike(residual, input):
+    if residual is not None and not alike(residual, input):
         y = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return _epilogue.applied(activation, y + residual)
     return _batch_norm(input, weight, bias, running_mean, running_var, residual, training, momentum, eps, activation)
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether a sum of the two is no broadcast and no promotion."""
     return a.shape == b.shape and a.dtype == b.dtype
 
 
@@ -224,7 +225,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def fused(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
         """y = f(forward(input) + residual) in one pass, as the function ``batch_norm`` has it."""
-        if residual is not None and not _alike(residual, input):
+        if residual is not None and not alike(residual, input):
             return _epilogue.applied(activation, self.fused(input) + residual)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
