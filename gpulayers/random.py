@@ -1,19 +1,24 @@
 """gpulayers' own source of random numbers: one seed and one counter, which checkpoints store.
 
-Weights are drawn from NumPy generators and dropout masks from Philox, both keyed by (seed, counter): the same seed
-gives the same run, on the CPU and on a GPU.
+Weights are drawn from NumPy generators, and what layers draw in their calls (dropout masks, ``uniform``, ``normal``) from
+Philox, both keyed by (seed, counter): the same seed gives the same run, on the CPU and on a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from gpulayers import transfer
+from gpulayers.arrays import namespace
+from gpulayers.ops._random import random_bits, shares
 
 _seed, _count = secrets.randbits(62), 0
 _lock = threading.Lock()
@@ -69,8 +74,38 @@ def drawn_by(stand_in: Any) -> Iterator[None]:
         _stand_in.reset(token)
 
 
+def bits(shape: Sequence[int], like: Any = None, drawn: Any = None) -> Any:
+    """Random words: uint32, of this shape; the same ones from NumPy, CuPy and a fused kernel.
+
+    like: an array; the words live where it does (NumPy without it). drawn: what ``draw()`` gave, which names the words,
+    to have them again; a fresh draw without it.
+    """
+    name = draw() if drawn is None else drawn
+    name = name if like is None else transfer.beside(name, like)
+    return random_bits(name, math.prod(shape)).reshape(shape)
+
+
+def uniform(shape: Sequence[int], like: Any = None, drawn: Any = None) -> Any:
+    """Numbers in [0, 1): float32, multiples of 2⁻²⁴; the same ones from NumPy, CuPy and a fused kernel.
+
+    ``gl.random.uniform(x.shape, like=x) >= p`` is a dropout mask. like, drawn: as ``bits`` takes them.
+    """
+    return shares(bits(shape, like, drawn), np.float32)
+
+
+def normal(shape: Sequence[int], like: Any = None) -> Any:
+    """Numbers of the standard normal distribution: float32, from two draws; the same random words everywhere, and the same
+    numbers but for the rounding of log and cos. like: as ``bits`` takes it.
+
+    Source: Box and Muller, "A Note on the Generation of Random Normal Deviates" (1958).
+    """
+    radius, angle = uniform(shape, like), uniform(shape, like)
+    xp = namespace(radius)
+    return xp.sqrt(-2 * xp.log(1 - radius)) * xp.cos(2 * math.pi * angle)
+
+
 def generator() -> np.random.Generator:
-    """A fresh NumPy generator, for weights, shuffles and what a layer draws itself."""
+    """A fresh NumPy generator, for weights, shuffles and what a layer draws itself on the CPU."""
     stand_in = _stand_in.get()
     return np.random.default_rng(draw()) if stand_in is None else stand_in.generator()
 

@@ -32,12 +32,13 @@ LEVELS = [  # what a module may import stands below it
     {"fusing"},
     {"export"},
     {"layers", "inventory"},
+    {"random"},
     {"ops"},
     {"dispatch"},
     {"launch"},
     {"transfer"},
     {"definition"},
-    {"arrays", "random", "_console", "_files", "_named", "_policy", "_table"},
+    {"arrays", "_console", "_files", "_named", "_policy", "_table"},
 ]
 
 

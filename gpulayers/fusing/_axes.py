@@ -29,7 +29,8 @@ REDUCTIONS = frozenset(("sum", "mean", "max", "min", "any", "all"))
 ADVICE = {
     "matmul": "a layer of its own for the product (gl.Linear), and this one for what follows",
     "gather": "np.where with comparisons",
-    "draw": "gl.Dropout, which has kernels of its own",
+    "random_uniform": "gl.random.uniform(x.shape, like=x), which a kernel draws, too",
+    "random_normal": "gl.random.normal(x.shape, like=x), which a kernel draws, too",
     "slice": "several inputs, or a layer of its own for the cut",
     "concat": "several outputs",
     "segment_sum": "a layer of its own for it",
@@ -88,11 +89,11 @@ def sizes(node: Node) -> list[Size]:
 class Axes:
     """The axes of every node of a graph; ``of[node]`` has an Axis, or None for size 1, for each of its own.
 
-    space: the widest node. Given arrays of its shape are taken to have its axes.
+    space: the widest node. Given arrays and random words of its shape are taken to have its axes.
     """
 
     def __init__(self, nodes: Sequence[Node], given: Sequence[Node], space: Node):
-        self.space, self._alike = space, set(given)
+        self.space, self._alike = space, {*given, *(n for n in nodes if n.op == "random_bits")}
         self.atoms: list[Size] = [s for s in sizes(space) if s != ONE]
         self._parts = [(i,) for i in range(len(self.atoms))]
         while True:
@@ -125,8 +126,10 @@ class Axes:
         return axes
 
     def _axes(self, node: Node) -> list[Axis | None]:
-        if node.op in ("input", "full"):
+        if node.op in ("input", "full", "random_bits"):
             return self._fresh(node)
+        if node.op == "draw":
+            return [None]  # two numbers for all
         if node.op == "const":
             if number(node) is None and _step(node) is None:
                 raise misfit(

@@ -75,6 +75,11 @@ class _Launcher:
         steps = [self._step(what) for kind, what in first.arguments if kind == "step"]
         numbers = ["M", "N", *steps, *(["each"] if totals else [])]
         options = "UNIT=1, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS"
+        if first.draws:
+            body.append(
+                "FOURS = BLOCK % 4 == 0 and (M == 1 or N % 4 == 0)  # whether rows begin where a Philox counter does"
+            )
+            options += ", FOURS=FOURS"
         body.append(f"{first.name}[(programs,)]({', '.join([*self._values(first), *numbers])}, {options})")
         body += [self._finish(layout, k) for layout, k in self.kernels.finish.items()]
         names = [o.name for o in outputs]
@@ -125,7 +130,9 @@ class _Launcher:
 
     def _dtype(self, output: Output) -> str:
         like = output.name[1:] if self.program is self.fusion.backward else self.fusion.names[self.fusion.inputs[0]]
-        return f"{like}.dtype" if like in self._parameters() else '"float32"'
+        if like in self._parameters():
+            return f"{like}.dtype"
+        return f"{self.names[self.fusion.dys[0]]}.dtype" if self.program is self.fusion.backward else '"float32"'
 
     def _parameters(self) -> set[str]:
         return {self.names[n] for n in self.names if self.program.takes(n)} | (

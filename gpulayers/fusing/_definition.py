@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._axes import counting
 from gpulayers.fusing._program import Program
 from gpulayers.fusing._tidy import number
+from gpulayers.ops._random import random_bits
 from gpulayers.ops._special import erf
 
 _NAMES = {
@@ -56,6 +58,9 @@ def _value(node: Node, xs: list[Any], xp: Any, work: np.dtype, batch: int) -> An
             start, step = counting(node)
             (n,) = [n for n in node.shape if n != 1]
             return (start + step * xp.arange(n)).reshape(node.shape)
+        case "random_bits":
+            words = random_bits(xs[0], math.prod(at_batch(node.shape, batch))) >> attributes["shift"]
+            return words.astype(np.int64).reshape(at_batch(node.shape, batch))
         case "cast":
             return xs[0].astype({"f": work, "i": np.dtype(np.int64), "b": np.dtype(bool)}[node.kind])
         case "reshape":

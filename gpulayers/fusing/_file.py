@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
+import importlib.resources
 import importlib.util
 import os
 import pathlib
@@ -16,18 +19,30 @@ from gpulayers._files import cache, write_whole
 from gpulayers.fusing._expression import HELPERS
 from gpulayers.fusing._kernel import Kernel
 
+_DRAWING = ("_draw", "_word_of", "_words_of")
 _lock = threading.Lock()
 _modules: dict[str, Any] = {}
 
 
 def file_text(docstring: str, kernels: Sequence[Kernel]) -> str:
     """Imports, what the kernels call, and the kernels."""
-    helpers = [HELPERS[name] for name in HELPERS if any(name in k.helpers for k in kernels)]
+    used = {name for k in kernels for name in k.helpers}
+    known = HELPERS | (philox() if "_draw" in used else {})
+    helpers = [text for name, text in known.items() if name in used]
     texts = [k.text for k in kernels]
     imports = ["import triton", "import triton.language as tl"]
     if any("libdevice." in text for text in texts):
         imports.append("from triton.language.extra import libdevice")
     return "\n".join([f'"""{docstring}"""', "", *imports, "", "", "\n\n".join([*helpers, *texts])])
+
+
+@functools.cache
+def philox() -> dict[str, str]:
+    """The library's own functions that draw random words, as text: a file of kernels needs nothing but Triton."""
+    text = (importlib.resources.files("gpulayers.kernels") / "triton" / "_random.py").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    functions = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef) and f.name in _DRAWING]
+    return {f.name: "\n".join([*lines[f.lineno - 2 : f.end_lineno], ""]) for f in functions}
 
 
 def module_of(name: str, text: str) -> Any:

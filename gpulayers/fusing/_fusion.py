@@ -10,7 +10,7 @@ from typing import Any
 
 from gpulayers import arrays
 from gpulayers.arrays import Spec, compute_dtype, float32
-from gpulayers.definition import Rule
+from gpulayers.definition import KindError, Rule
 from gpulayers.export.recording import Node, Recording, authors_name
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._definition import compute
@@ -27,8 +27,8 @@ from gpulayers.ops._op import Op, ShapeError, require_float
 class Fusion:
     """recording: of the layer. title: what its file calls it.
 
-    ``op`` takes the layer's inputs, then its weights in the order of ``named_weights``; ``text`` is the file with the
-    kernels. Raises Unrecordable for what no fused kernel computes.
+    ``op`` takes the layer's inputs, then its weights in the order of ``named_weights``, then a seed for each of ``draws``;
+    ``text`` is the file with the kernels. Raises Unrecordable for what no fused kernel computes.
     """
 
     def __init__(self, recording: Recording, title: str):
@@ -37,8 +37,12 @@ class Fusion:
             name, node = next(iter(forward.states.items()))
             raise misfit(node, f"forward writes into the weight {name}", "evaluation mode, in which it is read alone")
         self.recording, self.title = recording, title
+        if (late := next((n for n in backward.nodes if n.op == "draw"), None)) is not None:
+            raise misfit(late, "backward draws random numbers", "them in forward, and self.save(…)")
         self.inputs = forward.inputs
-        self.given = [*forward.inputs, *forward.weights.values()]
+        self.draws = [n for n in forward.nodes if n.op == "draw"]
+        """Those that forward makes of ``gl.random``, in their order, whether they are used or not."""
+        self.given = [*forward.inputs, *forward.weights.values(), *self.draws]
         self.name = identifier(_snake(recording.name), ())
         self.names = names = self._names()
         self.dys = backward.inputs
@@ -64,7 +68,7 @@ class Fusion:
         """Of inputs and weights, none of them a gradient's or an output's."""
         names: dict[Node, str] = {}
         for node in self.given:
-            plain = node.name if node in self.inputs else identifier(node.name)
+            plain = node.name if node in self.inputs else identifier(node.name or "seed")
             taken = {*names.values(), *(f"d{n}" for n in names.values())}
             clash = node not in self.inputs and re.fullmatch(r"d?[xy]\d*", plain)
             names[node] = identifier(f"{plain}_weight" if clash else plain, taken)
@@ -133,6 +137,8 @@ class Fusion:
                 raise ShapeError(name, f"{name}.shape = {[*wanted]}", list(spec.shape))
             if node.kind == "f":
                 require_float(self.names[node], spec)
+            if node in self.draws and spec.dtype != arrays.int64:
+                raise KindError(self.names[node], "dtype = int64", spec.dtype)
         dtype = next((s.dtype for s in specs if s.dtype in arrays.FLOATS), float32)
         found = {o.name: Spec(tuple(at_batch(o.shape, self._batch(specs))), dtype) for o in self.forward.whole}
         found |= {o.name: Spec(found[o.name].shape, compute_dtype(dtype)) for o in self.forward.whole if o.kept}

@@ -25,6 +25,8 @@ class Form(enum.Enum):
 
 
 HELD, LOOPED, TILED = Form
+_FIRST = {HELD: "", LOOPED: " + start", TILED: " + block * BLOCK"}
+"""What follows the number of a row's first element in the number of a tile's first one."""
 _LONGEST = 110
 
 
@@ -39,6 +41,8 @@ class Kernel(NamedTuple):
     helpers: frozenset[str]
     narrow: str = ""
     """Accesses ("loads", "stores") that rightly move less than 128 bits."""
+    draws: bool = False
+    """Whether it asks if rows begin where a Philox counter does: FOURS."""
 
 
 class Namer:
@@ -70,6 +74,7 @@ class Writer:
     def __init__(self, program: Program, namer: Namer, form: Form):
         self.program, self.form = program, form
         self.body = Statements(program, namer.nodes, namer.formulas, form is LOOPED)
+        self.body.first = _FIRST[form]
         self.namer = namer
         self.only_rows = form is LOOPED and bool(program.parts(COLUMN))
         """Whether it leaves everything but the values of rows to a TILED kernel."""
@@ -143,12 +148,13 @@ class Writer:
         steps = [f"{self.namer.nodes[n]}_row" for n in self._steps()] + [f"{o.name}_row" for o in self._joined()]
         head = [*parameters, "M", "N", *steps]
         head += [*(["each"] if self.totals else []), "UNIT: tl.constexpr", "ROWS: tl.constexpr", "BLOCK: tl.constexpr"]
+        head += ["FOURS: tl.constexpr"] * self.body.fours
         units = ["N", *steps]
         scaled = [f"{', '.join(units)} = {', '.join(f'{u} * UNIT' for u in units)}"]
         scaled = scaled if len(scaled[0]) < _LONGEST else [f"{u} = {u} * UNIT" for u in units]
         text = "\n".join(["@triton.jit", *signature(name, head), *_indented([*scaled, *lines])]) + "\n"
         narrow = "stores" if self.only_rows else ""
-        return Kernel(name, text, tuple(arguments), frozenset(self.body.helpers), narrow)
+        return Kernel(name, text, tuple(arguments), frozenset(self.body.helpers), narrow, self.body.fours)
 
     def _after_rows(self) -> list[Node]:
         """What is computed where the values of rows are loaded."""
@@ -162,7 +168,7 @@ class Writer:
         return [n for n in (*program.given, *program.nodes) if n in found]
 
     def _arguments(self) -> tuple[list[tuple[str, Any]], list[str]]:
-        loads = [n for n in self.nodes if n.op == "input"]
+        loads = [n for n in self.nodes if n.op in ("input", "draw")]
         formulas = _formulas(self.program, self.namer, self.nodes)
         found: list[tuple[str, Any, str]] = [("load", n, f"{self.namer.nodes[n]}_ptr") for n in loads]
         found += [("row", n, f"{self.body.names[n]}_ptr") for n in self.kept if self.rows_known]
@@ -385,7 +391,7 @@ def finishing(program: Program, namer: Namer, layout: Layout) -> Kernel | None:
         at, mask = (" + n", ", n < N") if layout.columns else ("", "")
         lines += [f"if {o.name}_ptr is not None:", f"    tl.store({o.name}_ptr{at}, {value}{mask})"]
     suffix = {COLUMN: "_columns", REPEATED: "_repeated", ONE: "_numbers"}[layout]
-    loads = [n for n in nodes if n.op == "input"]
+    loads = [n for n in nodes if n.op in ("input", "draw")]
     formulas = _formulas(program, namer, nodes)
     arguments: list[tuple[str, Any]] = [("part", t) for t in parts] + [("load", n) for n in loads]
     arguments += [("store", o) for o in outputs] + [("formula", f) for f in formulas]

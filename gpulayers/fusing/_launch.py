@@ -170,7 +170,10 @@ class Launch:
         unit, *sizes = self.tools.in_units(self.n, *steps)
         numbers = [self.m, *sizes, *([each] if totals else [])]
         function = getattr(self.module, kernel.name)
-        self.tools.launch(function, (programs,), *self._values(kernel), *numbers, UNIT=unit, **tile.options())
+        options = tile.options()
+        if kernel.draws:  # four neighbours share a counter
+            options["FOURS"] = tile.block % 4 == 0 and (self.m == 1 or self.n % 4 == 0)
+        self.tools.launch(function, (programs,), *self._values(kernel), *numbers, UNIT=unit, **options)
 
     def _finish(self, layout: Any, kernel: Kernel) -> None:
         if all(self.outputs[o.name] is None for kind, o in kernel.arguments if kind == "store"):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays, dispatch
-from gpulayers.arrays import FLOATS
+from gpulayers import arrays, dispatch, random, transfer
+from gpulayers.arrays import FLOATS, Spec
 from gpulayers.export.recording import Unrecordable, check_replay, record
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._refusal import FusionError
@@ -24,6 +24,8 @@ _fusions: weakref.WeakKeyDictionary[Layer, dict[tuple, Fusion]] = weakref.WeakKe
 _lock = threading.RLock()
 _MOST = 64
 """Sizes and settings of one layer whose kernels are kept."""
+SEED = Spec((2,), arrays.int64)
+"""(seed, offset), as gl.random draws it."""
 _PLAIN = frozenset((int, float, str, bool, type(None)))
 
 
@@ -88,7 +90,7 @@ def _settings(layer: Layer) -> tuple:
         found.append(part._training)
         found += [w.trainable for w in part._look()[0].values()]
         for name, value in part.__dict__.items():
-            if name in part._internal:
+            if name in part._internal or name == "fused":
                 continue
             kind = type(value)
             if kind in _PLAIN:
@@ -119,15 +121,17 @@ class _Runner:
         if not xs or not _may_launch(xs):
             return own(layer, *xs)
         kinds = [d if (d := arrays.library(x).dtype(x)) not in FLOATS else arrays.float32 for x in xs]
-        op = fusion(layer, *(tuple(x.shape) for x in xs), training=layer.training, dtypes=kinds).op
-        weights = layer.named_weights().values()
-        plan, _ = dispatch.plan_for(op, (*xs, *(w.data for w in weights)), (), {})
+        made = fusion(layer, *(tuple(x.shape) for x in xs), training=layer.training, dtypes=kinds)
+        op, weights = made.op, layer.named_weights().values()
+        like = xs[0] if made.draws else None
+        plan, _ = dispatch.plan_for(op, (*xs, *(w.data for w in weights), *[SEED] * len(made.draws)), (), {}, like)
         if plan.backend == "definition":
             return own(layer, *xs)
+        seeds = [transfer.beside(random.draw(), like) for _ in made.draws]
         frame = thread.running[-1]
         frame.calls.setdefault(Fused, [])
         with _calls.scope(frame, Fused):
-            return layer.run(op, *xs, *weights)
+            return layer.run(op, *xs, *weights, *seeds)
 
     @staticmethod
     def backward(layer: Any, own: Callable, dys: tuple) -> Any:

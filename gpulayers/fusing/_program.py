@@ -222,7 +222,8 @@ class Program:
         return node.op in REDUCTIONS and node not in self.after and bool(self._gone(node))
 
     def _check_outputs(self) -> None:
-        for node in (*self.given, *(o.node for o in self.outputs)):
+        words = [n for n in self.nodes if n.op == "random_bits"]
+        for node in (*self.given, *words, *(o.node for o in self.outputs)):
             atoms = [a for axis in self.axes.of[node] if axis is not None for a in axis.atoms or ()]
             if atoms != sorted(atoms):
                 raise misfit(

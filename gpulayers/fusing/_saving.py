@@ -10,8 +10,9 @@ from gpulayers.export.recording import Node, Unrecordable, authors_name
 from gpulayers.fusing._program import FULL, ROW, Output, Program
 from gpulayers.fusing._statements import identifier
 
-_PASS, _OPERATION = 0.05, 0.005
-"""What a reduction along the row, and any other operation, weigh, where an array as large as the input weighs 1."""
+_PASS, _DRAW, _OPERATION = 0.05, 0.1, 0.005
+"""What a reduction along the row, random words, and any other operation weigh, where an array as large as the input
+weighs 1."""
 
 
 class Saving(NamedTuple):
@@ -28,7 +29,8 @@ class Saving(NamedTuple):
         """Arrays as large as the input that backward moves, and what it computes."""
         columns = math.prod(self.backward.axes.atoms[a][0] for a in self.backward.columns) or 1
         wide = sum(self.backward.layout[n] is FULL for n in self.backward.given)
-        work = _PASS * self.backward.passes + _OPERATION * len(self.backward.nodes)
+        draws = sum(n.op == "random_bits" for n in self.backward.nodes)
+        work = _PASS * self.backward.passes + _DRAW * draws + _OPERATION * len(self.backward.nodes)
         return wide + 2 * len(self.kept) / columns + work
 
     def said(self, loads: Sequence[str]) -> str:

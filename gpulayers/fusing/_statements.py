@@ -64,6 +64,10 @@ class Statements:
         self.inside = dict(INSIDE)
         """Where sums over rows take an element: where no other program does."""
         self.helpers: set[str] = set()
+        self.first = ""
+        """What the first column of a tile is, as a term that is added."""
+        self.fours = False
+        """Whether a kernel has to know that rows begin where a Philox counter does."""
         self._own: dict[Node, str] = {}
         self._users: dict[Node, list[Node]] = {}
         for node in program.nodes:
@@ -85,23 +89,34 @@ class Statements:
             if value is not None:
                 self.known[node] = self._constant(node, value)
                 continue
+            if node.op == "draw":
+                self.known[node] = Expression(f"{self._name(node)}_ptr")
+                continue
             if node.op in SHAPES or (node.op in REDUCTIONS and not self.program.is_row_reduction(node)):
                 self.known[node] = self.known[node.inputs[0]]
+                continue
+            if node.op == "random_bits":
+                lines += [*self._authors_line(node), *self.drawn(node)]
                 continue
             found = self._computed(node)
             if node not in keep and self._is_part(node, found, here):
                 self.known[node] = found
                 continue
             name = self._name(node)
-            if node.op != "input" and node.place is not None and node.place.text and node.place != self._place:
-                lines += ["", f"# {node.place.text}"]
-                self._place = node.place
+            lines += self._authors_line(node)
             lines.append(f"{name} = {found.text}")
             if node.op == "cumsum" and self.walked:
                 total = f"tl.sum({self.masked(node, self.text(node.inputs[0]))}, 1, keep_dims=True)"
                 lines.append(f"{self.before(node)} = {self.before(node)} + {total}")
             self.known[node] = Expression(name)
         return lines
+
+    def _authors_line(self, node: Node) -> list[str]:
+        """The line that a value came from, where that is another than the last one's."""
+        if node.op == "input" or node.place is None or not node.place.text or node.place == self._place:
+            return []
+        self._place = node.place
+        return ["", f"# {node.place.text}"]
 
     def forget(self, nodes: Iterable[Node]) -> None:
         """These have to be computed again: another pass over the row begins."""
@@ -128,6 +143,7 @@ class Statements:
         if node not in self._own:
             own = authors_name(node, self._users.get(node, ()))
             counted = next(f"v{k}" for k in itertools.count(1) if f"v{k}" not in self.taken)
+            counted = "words" if node.op == "random_bits" else counted
             self._own[node] = identifier(own or counted, self.taken)
             self.taken.add(self._own[node])
         return self._own[node]
@@ -173,6 +189,23 @@ class Statements:
         mask = f", {INSIDE[layout]}, other={other}" if INSIDE[layout] else ""
         kind = TYPES[node.kind]
         return Expression(f"tl.load({name}_ptr{at}{mask}).to({kind})")
+
+    def drawn(self, node: Node) -> list[str]:
+        """Random words, uint32, each by the number of its element."""
+        layout, draw = self.program.layout[node], self.known[node.inputs[0]].text
+        again = f" % {self.program.period[node]}" if node in self.program.period else ""
+        element = {FULL: "row * N + n", ROW: f"row{again}", COLUMN: "n.to(tl.int64)", ONE: "tl.full((), 0, tl.int64)"}
+        name, shift = self._name(node), node.attributes["shift"]
+        self.known[node] = Expression(f"{name} >> {shift}", PRODUCT) if shift else Expression(name)
+        self.helpers |= {"_draw", "_word_of"}
+        single = f"{name} = _word_of({draw}, {element[layout]})"
+        if layout is not FULL:
+            return [single]
+        self.fours = True
+        self.helpers.add("_words_of")
+        counter = f"(row * N{self.first}) // 4 + tl.arange(0, BLOCK // 4)[None, :]"
+        together = f"{name} = _words_of({draw}, {counter})"
+        return ["if FOURS:  # neighbours share a Philox counter", f"    {together}", "else:", f"    {single}"]
 
     def masked(self, node: Node, text: str) -> str:
         """The operand of a reduction, with what leaves it as it is where the tile has no elements."""

@@ -9,7 +9,7 @@ from gpulayers.arrays import Spec, int64, namespace, spec, up
 from gpulayers.definition import KindError, Rule, ShapeError
 from gpulayers.ops._activation import dense, require_numbers
 from gpulayers.ops._op import Op, normal_axis, require_float, require_same_dtype
-from gpulayers.ops._random import random_bits
+from gpulayers.ops._random import random_bits, shares
 from gpulayers.ops._special import sigmoid
 
 
@@ -84,9 +84,9 @@ def rrelu_rule(
 def _rrelu(v: Any, x: Any, seed: Any, like: Spec, lower: float, upper: float, training: bool) -> Any:
     """``v`` times the slope at x, dense as ``like``."""
     xp, x = namespace(x), up(x)
-    if training:  # 24 bits make a float32 in [0, 1) without rounding
-        share = (random_bits(seed, math.prod(x.shape)) >> 8).astype(v.dtype) * 2.0**-24
-        slope = (lower + (upper - lower) * share).reshape(x.shape)
+    if training:
+        slope = lower + (upper - lower) * shares(random_bits(seed, math.prod(x.shape)), v.dtype)
+        slope = slope.reshape(x.shape)
         return dense(xp.where(x <= 0, v * slope, v), like)
     return dense(xp.where(x > 0, v, v * ((lower + upper) / 2)), like)
 

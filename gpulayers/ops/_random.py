@@ -42,3 +42,8 @@ def random_bits(seed: Any, count: int) -> Any:
     key, offset = seed.view(xp.uint64).reshape(2, 1)
     counter = xp.arange(-(-count // 4), dtype=xp.uint64)
     return xp.stack(philox(key, counter, offset), axis=1).reshape(-1)[:count].astype(xp.uint32)
+
+
+def shares(words: Any, dtype: Any) -> Any:
+    """Numbers in [0, 1) of random words: their upper 24 bits make a float32 without rounding."""
+    return (words >> 8).astype(dtype) * 2.0**-24

@@ -17,12 +17,27 @@ from . import _configs, _tile
 
 @triton.jit
 def _draw(seed, counter):
-    """The four words of 64-bit counters under seed = [seed, offset]."""
+    """The four random words of 64-bit counters under seed = [seed, offset]: Philox4x32-10."""
     zero = tl.zeros_like(counter)
     offset = tl.load(seed + 1) + zero
     c0, c1 = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
     c2, c3 = (offset & 0xFFFFFFFF).to(tl.uint32), (offset >> 32).to(tl.uint32)
     return tl.philox(tl.load(seed), c0, c1, c2, c3)
+
+
+@triton.jit
+def _word_of(seed, element):
+    """The random word of each element, of a counter of its own."""
+    r0, r1, r2, r3 = _draw(seed, element // 4)
+    word = element % 4
+    return tl.where(word < 2, tl.where(word == 0, r0, r1), tl.where(word == 2, r2, r3))
+
+
+@triton.jit
+def _words_of(seed, counter):
+    """The random words of four neighbours for each counter, along the last axis."""
+    r0, r1, r2, r3 = _draw(seed, counter)
+    return tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))  # r0[0], r1[0], r2[0], r3[0], r0[1], …
 
 
 @triton.jit
@@ -34,12 +49,9 @@ def words(seed, start, n1, n2, step0, step1, step2, PERMUTED: tl.constexpr, BLOC
     if PERMUTED:
         i = start + tl.arange(0, BLOCK)
         element = i // n2 // n1 * step0 + i // n2 % n1 * step1 + i % n2 * step2
-        r0, r1, r2, r3 = _draw(seed, element // 4)
-        word = element % 4
-        bits = tl.where(word < 2, tl.where(word == 0, r0, r1), tl.where(word == 2, r2, r3))
+        bits = _word_of(seed, element)
     else:
-        r0, r1, r2, r3 = _draw(seed, start // 4 + tl.arange(0, BLOCK // 4))
-        bits = tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))  # r0[0], r1[0], r2[0], r3[0], r0[1], …
+        bits = _words_of(seed, start // 4 + tl.arange(0, BLOCK // 4))
     return bits.to(tl.int64)
 
 

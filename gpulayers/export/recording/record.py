@@ -205,9 +205,11 @@ def _graphs(runs: list[_Run]) -> tuple[Graph, Graph]:
     taken = {id(i) for n in whole if n.index >= first.split for i in n.inputs} | {id(n) for n in backward.roots}
     _refuse_bits(whole, first.split)
     backward.saved = [n for n in (*inputs, *weights.values(), *before) if id(n) in taken]
-    backward.nodes = needed(backward.roots, [*dys, *weights.values(), *backward.saved])
-    chance = [n for n in stands.values() if n.op in RANDOM and n.index < first.split]  # in their order, used or not
-    forward.nodes = needed([*forward.roots, *(n for n in backward.saved if id(n) not in known), *chance], given)
+    chance = [n for n in stands.values() if n.op in RANDOM]  # in their order, used or not
+    early = [n for n in chance if n.index < first.split]
+    late = [n for n in chance if min(i.index for i in (n, *n.inputs)) >= first.split]
+    backward.nodes = needed([*backward.roots, *late], [*dys, *weights.values(), *backward.saved])
+    forward.nodes = needed([*forward.roots, *(n for n in backward.saved if id(n) not in known), *early], given)
     return forward, backward
 
 

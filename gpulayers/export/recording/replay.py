@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +52,8 @@ COMPUTED: dict[str, Callable] = {
     "random_bits": lambda draw, shape: random_bits(draw, shape[0]),
 }  # fmt: skip
 """Each operation in NumPy; one that is not here is the function of NumPy that has its name."""
+_OF_WORDS = ("mul", "div", "floor", "floordiv", "reshape", "broadcast", "cast")
+"""After these, random words are still numbers of 32 bits, which are more than float32 has."""
 
 
 class Replay:
@@ -58,11 +62,16 @@ class Replay:
     def __init__(self, batch: int, given: dict[Node, np.ndarray]):
         self.batch, self.values = batch, dict(given)
         self.generators: dict[Node, np.random.Generator] = {}
+        self.words: set[Node] = set()
+        """Random words, and what they are multiplied by: float64."""
 
     def run(self, graph: Graph) -> Replay:
         for node in graph.nodes:
             if node not in self.values:
-                self.values[node] = np.asarray(self._value(node)).astype(node.dtype)
+                value = np.asarray(self._value(node))
+                if node.op == "random_bits" or (node.op in _OF_WORDS and self.words.intersection(node.inputs)):
+                    self.words.add(node)
+                self.values[node] = value.astype(np.float64 if node in self.words else node.dtype)
         return self
 
     def _value(self, node: Node) -> Any:
@@ -70,6 +79,9 @@ class Replay:
         if node.op == "draw":
             return random.draw()
         xs = [self.values[n] for n in node.inputs]
+        if self.words.intersection(node.inputs):
+            exact = [at_batch(n.attributes.get("value"), self.batch) for n in node.inputs]
+            xs = [x if n.op != "const" else value for n, x, value in zip(node.inputs, xs, exact)]
         if node.op in ("random_uniform", "random_normal"):
             generator = self.generators.setdefault(node.inputs[0], np.random.default_rng(xs[0]))
             return _drawn(generator, **attributes)
@@ -116,11 +128,17 @@ def check_replay(
     return worst
 
 
+@contextlib.contextmanager
+def _same_draws(batch: int) -> Iterator[None]:
+    """Draws inside are the same ones each time, and none of the caller's."""
+    count = itertools.count(batch << 32)
+    with random.drawn_by(None), random.drawn_from(lambda: int(random.mixed(0, next(count))[0])):
+        yield
+
+
 class _Wanted(NamedTuple):
     """What a layer itself gave."""
 
-    state: dict[str, int]
-    """Of the library's random numbers, before it ran."""
     weights: dict[str, np.ndarray]
     outputs: list[np.ndarray]
     dys: list[np.ndarray]
@@ -137,8 +155,7 @@ def _reference(layer: Layer, training: bool, xs: list[np.ndarray], rng: np.rando
             w.data = (w.data + 0.3 * np.abs(rng.standard_normal(w.shape))).astype(np.float32)
         w.zero_grad()
     weights = {name: w.data.copy() for name, w in named.items()}
-    state = random.get_state()
-    with dispatch.only("numpy", "definition"), mode_of(layer, training):
+    with dispatch.only("numpy", "definition"), mode_of(layer, training), _same_draws(len(xs[0])):
         ys = subject.forward(*xs)
         outputs = [np.array(y) for y in (ys if isinstance(ys, tuple) else (ys,))]
         after = {name: w.data.copy() for name, w in named.items()}
@@ -146,21 +163,17 @@ def _reference(layer: Layer, training: bool, xs: list[np.ndarray], rng: np.rando
         dxs = subject.backward(*dys)
     given = list(dxs if isinstance(dxs, tuple) else (dxs,))
     gradients = {name: np.asarray(w.grad) for name, w in named.items() if w.trainable}
-    return _Wanted(state, weights, outputs, dys, given, after, gradients)
+    return _Wanted(weights, outputs, dys, given, after, gradients)
 
 
 def _compared(recording: Recording, xs: list[np.ndarray], wanted: _Wanted, batch: int) -> dict[str, tuple]:
     """{what: (what it should be, what it is)}."""
     forward, backward = recording.forward, recording.backward
     given = dict(zip(forward.inputs, xs)) | {node: wanted.weights[name] for name, node in forward.weights.items()}
-    now = random.get_state()
-    random.set_state(wanted.state)
-    try:
+    with _same_draws(batch):
         replay = Replay(batch, given).run(forward)
         replay.values |= dict(zip(backward.inputs, wanted.dys))
         values = replay.run(backward).values
-    finally:
-        random.set_state(now)
     found = {f"output {i}": (y, values[n]) for i, (y, n) in enumerate(zip(wanted.outputs, forward.outputs)) if n}
     found |= {f"state {name}": (wanted.after[name], values[n]) for name, n in forward.states.items()}
     found |= {
