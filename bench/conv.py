@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv, conv_transpose
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Other
 
@@ -61,7 +61,7 @@ def _case(
     text = f"{name} {k}×{k}{f'/{stride}' if stride > 1 else ''} {c}→{o}, {n}×{size}²"
     flops = 2 * n * out * out * o * (c // groups) * k * k
     return Case(
-        conv2d, text, shapes, options, theirs, flops, cpu, gemm=groups == 1 or groups < c, tf32="cudnn.conv",
+        conv, text, shapes, options, theirs, flops, cpu, gemm=groups == 1 or groups < c, tf32="cudnn.conv",
         others={"cudnn": Other(theirs, put=channels_last, context=_tried_out)},
         saving=4.0 if (k, stride) == (3, 1) else 1.0,  # Winograd's F(4×4, 3×3)
     )  # fmt: skip
@@ -90,8 +90,24 @@ def _grouped(n: int, cpu: bool) -> list[Case]:
     ]
 
 
+def _transposed(name: str, n: int, c: int, size: int, o: int, k: int, stride: int, cpu: bool = False) -> Case:
+    padding = (k - stride) // 2
+    options = {"stride": stride, "padding": padding}
+
+    def theirs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(x, weight, bias, stride, padding)
+
+    shapes = ((n, c, size, size), (c, o, k, k), (o,))
+    return Case(
+        conv_transpose, f"{name} {k}×{k}/{stride} {c}→{o}, {n}×{size}²", shapes, options, theirs,
+        2 * n * size * size * c * o * k * k, cpu, gemm=True, tf32="cudnn.conv",
+        others={"cudnn": Other(theirs, put=channels_last, context=_tried_out)},
+    )  # fmt: skip
+
+
 def cases() -> list[Case]:
     found = [*_small(), *_grouped(8, cpu=True), *_grouped(128, cpu=False)]
+    found += [_transposed("U-Net", 4, 128, 32, 64, 2, 2, cpu=True), _transposed("U-Net", 16, 256, 64, 128, 2, 2)]
     for shape in _RESNET50:
         case = _case("ResNet-50", 128, *shape)._replace(headline=shape in _HEADLINES)
         last = case._replace(name=f"{case.name}, channels last", put=channels_last)

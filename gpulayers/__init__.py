@@ -67,7 +67,15 @@ from gpulayers.layers.activation import (  # noqa: E402
     Threshold,
 )
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
-from gpulayers.layers.conv import Conv2d, Convolutional  # noqa: E402
+from gpulayers.layers.conv import (  # noqa: E402
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    Convolutional,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from gpulayers.layers.dropout import Dropout  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
 from gpulayers.layers.loss import CrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402

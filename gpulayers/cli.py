@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="devices, packages, and which backend has each op").set_defaults(run=info)
 
     p = commands.add_parser("explain", help="who would compute an op here, and why")
-    p.add_argument("op", help="the op's name, as in gpulayers.ops: softmax, conv2d, …; or FILE.py:op, one of your own")
+    p.add_argument("op", help="the op's name, as in gpulayers.ops: softmax, conv, …; or FILE.py:op, one of your own")
     shapes = "shapes of its inputs: 8,3,32,32 16,3,3,3; - for None, 8:int64 for another dtype, [8 3,4] for a list"
     p.add_argument("--shapes", default="", help=shapes, nargs="*")
     p.add_argument("--dtype", default="float32")

@@ -42,7 +42,8 @@ def test_explain(capsys):
 
 
 EVERY_OP = {
-    "conv2d": ["8,3,32,32", "16,3,3,3"],
+    "conv": ["8,3,32,32", "16,3,3,3"],
+    "conv_transpose": ["8,16,32,32", "16,3,3,3"],
     "cross_entropy": ["8,10", "8:int64"],
     "nll_loss": ["8,10", "8:int64", "10"],
     "dropout": ["8,3", "2:int64"],

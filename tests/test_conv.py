@@ -11,7 +11,7 @@ from gpulayers import dispatch
 from gpulayers.arrays import Spec, float32
 from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.layers._frames import as_data
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.interpreter import interpreting
 
@@ -19,7 +19,7 @@ from gpulayers.testing.interpreter import interpreting
 @pytest.fixture(autouse=True)
 def _views_stay_inside(monkeypatch):
     """No view that a NumPy kernel makes reaches out of its array: nothing else would tell."""
-    from gpulayers.kernels.numpy import _conv, conv
+    from gpulayers.kernels.numpy import _conv, _depth, _product
 
     def inside(x, shape, strides):
         view, whole = as_strided(x, shape, strides), x
@@ -30,7 +30,7 @@ def _views_stay_inside(monkeypatch):
             assert first <= low and high <= last, f"{high - last} bytes too far"
         return view
 
-    for module in (_conv, conv):
+    for module in (_conv, _depth, _product):
         monkeypatch.setattr(module, "as_strided", inside)
 
 
@@ -62,14 +62,14 @@ CALLS = [
 def test_definition(sizes, options):
     backends = ("definition",)
     groups = options.get("groups", 1)
-    check_op(conv2d, *call(*sizes, groups=groups), numeric=True, backends=backends, **options)
-    check_op(conv2d, *call(*sizes, groups=groups, bias=False, last=True), backends=backends, **options)
+    check_op(conv, *call(*sizes, groups=groups), numeric=True, backends=backends, **options)
+    check_op(conv, *call(*sizes, groups=groups, bias=False, last=True), backends=backends, **options)
 
 
 @pytest.mark.parametrize("sizes, options", CALLS)
 def test_definition_is_torchs(sizes, options):
     given = call(*sizes, groups=options.get("groups", 1))
-    y, record = conv2d.record(*given, **options)
+    y, record = conv.record(*given, **options)
     tensors = [torch.from_numpy(a).requires_grad_() for a in given]
     expected = F.conv2d(*tensors, **options)
     np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-12, atol=1e-12)
@@ -91,7 +91,7 @@ HALF = "float16", "bfloat16"
 def test_few_channels(sizes, options, last):
     """Taps and channels as one inner axis; every option; depthwise."""
     given = call(*sizes, groups=options.get("groups", 1), last=last)
-    served = check_op(conv2d, *given, dtypes=["float32", HALF[last]], dys=["dense", "expanded"], **options)
+    served = check_op(conv, *given, dtypes=["float32", HALF[last]], dys=["dense", "expanded"], **options)
     assert served == ["aten", "definition", "numpy", "triton"]
 
 
@@ -110,16 +110,16 @@ def test_few_channels(sizes, options, last):
 )
 def test_many_channels(sizes, options, last):
     given = call(*sizes, groups=options.get("groups", 1), last=last)
-    assert "triton" in check_op(conv2d, *given, dtypes=[HALF[last]], dys=["dense", "strided"], **options)
+    assert "triton" in check_op(conv, *given, dtypes=[HALF[last]], dys=["dense", "strided"], **options)
 
 
 def test_pixels_are_split_over_programs():
     """dweight and dbias from several partial sums."""
     with interpreting() as session:
-        check_op(conv2d, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["float16", "bfloat16"], dys=["dense"])
+        check_op(conv, *call(9, 16, 8, 8, 17, 1), backends=("triton",), dtypes=["float16", "bfloat16"], dys=["dense"])
     splits = {run.kernel: run.grid for run in session.launches}
-    assert splits["_conv2d_weight_kernel"][1] > 1
-    check_op(conv2d, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
+    assert splits["_conv_weight_kernel"][1] > 1
+    check_op(conv, *call(3, 1, 24, 24, 4, 3), backends=("triton",), dtypes=["float32"], dys=["dense"])
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_pixels_are_split_over_programs():
 def test_padding_on_some_sides(sizes, groups, padding):
     """Windows hang over some of the edges, and start or end exactly at the others."""
     options = {"dtypes": NARROW, "dys": ["dense"], "groups": groups, "padding": padding}
-    assert "triton" in check_op(conv2d, *call(*sizes, groups=groups), **options)
+    assert "triton" in check_op(conv, *call(*sizes, groups=groups), **options)
 
 
 def test_strided_bias():
     x, weight, bias = call(2, 3, 5, 5, 4, 3)
-    check_op(conv2d, x, weight, bias.repeat(2)[::2], dtypes=["float32"])
+    check_op(conv, x, weight, bias.repeat(2)[::2], dtypes=["float32"])
 
 
 @pytest.mark.parametrize("many", [1, 2])
@@ -149,30 +149,30 @@ def test_strided_bias():
 def test_depthwise(many, options):
     for last in (False, True):
         given = call(2, 6, 7, 8, 6 * many, (3, 2), groups=6, last=last, bias=many == 1)
-        check_op(conv2d, *given, groups=6, dtypes=["float16", "bfloat16"], dys=["dense", "transposed"], **options)
+        check_op(conv, *given, groups=6, dtypes=["float16", "bfloat16"], dys=["dense", "transposed"], **options)
 
 
 def test_large_depthwise():
     """Several tiles of pixels, several rounds of taps."""
     given = call(2, 3, 40, 24, 3, 5, groups=3)
-    check_op(conv2d, *given, groups=3, backends=("triton",), dtypes=["float32"], dys=["dense"], padding=2)
+    check_op(conv, *given, groups=3, backends=("triton",), dtypes=["float32"], dys=["dense"], padding=2)
 
 
 @pytest.mark.parametrize("sizes", [(0, 32, 4, 8, 20, 1), (0, 3, 4, 8, 20, 3), (0, 4, 4, 8, 4, 3)])
 def test_empty_batch(sizes):
     groups = 4 if sizes[1] == 4 else 1
-    assert len(check_op(conv2d, *call(*sizes, groups=groups), groups=groups, dtypes=NARROW)) == 3
+    assert len(check_op(conv, *call(*sizes, groups=groups), groups=groups, dtypes=NARROW)) == 3
 
 
 def test_any_strides():
     x, weight, bias = call(4, 17, 12, 8, 9, 3)
     options = {"dtypes": ["float16", "bfloat16"], "dys": ["transposed"], "padding": 1}
-    check_op(conv2d, x[::2, :, ::2, 1:], weight, bias, **options)
-    check_op(conv2d, x[:2].transpose(0, 1, 3, 2), weight, bias, **options)
+    check_op(conv, x[::2, :, ::2, 1:], weight, bias, **options)
+    check_op(conv, x[:2].transpose(0, 1, 3, 2), weight, bias, **options)
     last = np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    check_op(conv2d, x[:2], last, bias, **options)
-    check_op(conv2d, x[:2].transpose(0, 1, 3, 2), weight[..., :1, :1], bias, dtypes=["float32"], dys=["dense"])
-    check_op(conv2d, x[:2, :4, ::2], weight[:4, :1], bias[:4], groups=4, **options)
+    check_op(conv, x[:2], last, bias, **options)
+    check_op(conv, x[:2].transpose(0, 1, 3, 2), weight[..., :1, :1], bias, dtypes=["float32"], dys=["dense"])
+    check_op(conv, x[:2, :4, ::2], weight[:4, :1], bias[:4], groups=4, **options)
 
 
 def test_numpy_blocks(monkeypatch):
@@ -182,9 +182,9 @@ def test_numpy_blocks(monkeypatch):
     monkeypatch.setattr(_conv, "COLUMN_BYTES", 1 << 12)
     monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
     for options in ({"padding": 1}, {"padding": ((2, 0), (1, 3)), "stride": 2}):
-        check_op(conv2d, *call(5, 4, 20, 21, 6, 3), backends=("numpy",), dtypes=NARROW, **options)
-        check_op(conv2d, *call(5, 4, 20, 21, 4, 3, groups=4), groups=4, backends=("numpy",), dtypes=NARROW, **options)
-    check_op(conv2d, *call(40, 20, 7, 7, 6, 3), backends=("numpy",), dtypes=NARROW, padding=1)
+        check_op(conv, *call(5, 4, 20, 21, 6, 3), backends=("numpy",), dtypes=NARROW, **options)
+        check_op(conv, *call(5, 4, 20, 21, 4, 3, groups=4), groups=4, backends=("numpy",), dtypes=NARROW, **options)
+    check_op(conv, *call(40, 20, 7, 7, 6, 3), backends=("numpy",), dtypes=NARROW, padding=1)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_numpy_winograd(monkeypatch, sizes, padding):
     monkeypatch.setattr(_winograd, "RUN", 12)
     dtypes = NARROW if sizes[1] < 40 else ["float32"]
     for last in (False, True):
-        check_op(conv2d, *call(*sizes, 3, last=last), backends=("numpy",), dtypes=dtypes, padding=padding)
+        check_op(conv, *call(*sizes, 3, last=last), backends=("numpy",), dtypes=dtypes, padding=padding)
 
 
 # --- rules and layers ------------------------------------------------------------------------------------------------
@@ -215,23 +215,23 @@ def test_numpy_winograd(monkeypatch, sizes, padding):
 def test_padding_by_side():
     x, weight, bias = call(2, 3, 5, 6, 4, 3)
     padded = np.pad(x, ((0, 0), (0, 0), (2, 0), (1, 3)))
-    got = conv2d(x, weight, bias, padding=((2, 0), (1, 3)))
-    np.testing.assert_allclose(got, conv2d(padded, weight, bias), rtol=1e-12)
-    check_op(conv2d, x, weight, bias, padding=((2, 0), (1, 3)), backends=("definition",), numeric=True)
+    got = conv(x, weight, bias, padding=((2, 0), (1, 3)))
+    np.testing.assert_allclose(got, conv(padded, weight, bias), rtol=1e-12)
+    check_op(conv, x, weight, bias, padding=((2, 0), (1, 3)), backends=("definition",), numeric=True)
 
 
 def test_memory_order_and_empty_batch():
     x, weight, bias = call(2, 3, 5, 6, 4, 3, last=True)
-    assert conv2d(x, weight, bias).transpose(0, 2, 3, 1).flags.c_contiguous
-    assert conv2d(x[:, :, ::2], weight, bias).flags.c_contiguous
-    y, record = conv2d.record(x[:0], weight, bias, padding=1)
+    assert conv(x, weight, bias).transpose(0, 2, 3, 1).flags.c_contiguous
+    assert conv(x[:, :, ::2], weight, bias).flags.c_contiguous
+    y, record = conv.record(x[:0], weight, bias, padding=1)
     assert y.shape == (0, 4, 5, 6)
     dx, dweight, dbias = record.backward(y)
     assert dx.shape == (0, 3, 5, 6) and not dweight.any() and not dbias.any()
 
 
 def test_sizes_not_known_yet():
-    rule = conv2d.rule(Spec((None, 3, None, 8), float32), Spec((4, 3, 3, 3), float32), stride=2)
+    rule = conv.rule(Spec((None, 3, None, 8), float32), Spec((4, 3, 3, 3), float32), stride=2)
     assert rule.outputs["y"].shape == (None, 4, None, 3)
 
 
@@ -247,8 +247,19 @@ def test_sizes_not_known_yet():
         ({}, {"groups": 0}, ShapeError, "groups ≥ 1"),
         ({}, {"groups": 2}, ShapeError, "C = groups · weight.shape[1] = 2 · 4; got C = 4"),
         ({}, {"dilation": 3}, ShapeError, "OH = ⌊(H + 0 + 0 − 3 · (3 − 1) − 1) / 1⌋ + 1 ≥ 1; got H = 5"),
-        ({"x": (4, 5, 5)}, {}, ShapeError, "x.shape = (N, C, H, W); got [4, 5, 5]"),
-        ({"weight": (6, 4, 3)}, {}, ShapeError, "weight.shape = (O, C / groups, kh, kw)"),
+        (
+            {"x": (4, 5, 5)},
+            {},
+            ShapeError,
+            "x.shape = (N, C, H, W) where weight.shape = (O, C / groups, kh, kw); got [4, 5, 5]",
+        ),
+        (
+            {"weight": (6, 4, 3)},
+            {},
+            ShapeError,
+            "x.shape = (N, C, L) where weight.shape = (O, C / groups, k); got [2, 4, 5, 5]",
+        ),
+        ({"weight": (6, 4)}, {}, ShapeError, "weight.shape = (O, C / groups, kh, kw), none of them 0; got [6, 4]"),
         ({"weight": (5, 2, 3, 3)}, {"groups": 2}, ShapeError, "a multiple of groups = 2"),
         ({"bias": (5,)}, {}, ShapeError, "bias.shape = (O,) = [6]; got [5]"),
     ],
@@ -256,8 +267,8 @@ def test_sizes_not_known_yet():
 def test_errors(change, options, error, text):
     shapes = {"x": (2, 4, 5, 5), "weight": (6, 4, 3, 3), "bias": (6,)} | change
     with pytest.raises(error) as raised:
-        conv2d(*(draw(*s) for s in shapes.values()), **options)
-    assert text in str(raised.value) and str(raised.value).startswith("conv2d: ")
+        conv(*(draw(*s) for s in shapes.values()), **options)
+    assert text in str(raised.value) and str(raised.value).startswith("conv: ")
     expected = TypeError if error is KindError else RuntimeError
     assert isinstance(raised.value, expected)
     if shapes["x"] != (4, 5, 5):  # torch takes one image without its batch
@@ -268,9 +279,9 @@ def test_errors(change, options, error, text):
 def test_dtype_errors():
     x, weight, bias = call(2, 4, 5, 5, 6, 3)
     with pytest.raises(ShapeError, match=r"weight\.dtype = x\.dtype"):
-        conv2d(x.astype(np.float32), weight, bias)
+        conv(x.astype(np.float32), weight, bias)
     with pytest.raises(UnsupportedTypeError):
-        conv2d(x.astype(np.int64), weight, bias)
+        conv(x.astype(np.int64), weight, bias)
 
 
 @pytest.mark.parametrize(
@@ -353,13 +364,13 @@ def test_layer_errors(arguments, text):
 def test_numpy_with_infinite_pixels(channels, groups, out, stride, where):
     """An infinite pixel reaches what depends on it, as in the definition, and nothing else."""
     x, weight = draw(2, channels, 7, 6).astype(float32), draw(out, channels // groups, 3, 3).astype(float32)
-    dy = draw(*conv2d(x, weight, None, stride=stride, padding=1, groups=groups).shape).astype(float32)
+    dy = draw(*conv(x, weight, None, stride=stride, padding=1, groups=groups).shape).astype(float32)
     hit = {"x": x, "dy": dy}[where]
     hit[0, 0, 0, 0], hit[-1, -1, 2, 1], hit[1, 2, -1, -1] = np.inf, -np.inf, np.nan
     found = {}
     for backend in ("numpy", "definition"):
         with dispatch.only(backend), np.errstate(all="ignore"):
-            y, call = conv2d.record(x, weight, None, stride=stride, padding=1, groups=groups)
+            y, call = conv.record(x, weight, None, stride=stride, padding=1, groups=groups)
             found[backend] = y, *call.backward(dy)[:2]
     for mine, true in zip(*found.values()):
         np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-4)

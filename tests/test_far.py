@@ -8,7 +8,7 @@ from gpulayers.kernels.triton import _tile
 from gpulayers import dispatch
 from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import layer_norm, rms_norm
@@ -51,8 +51,8 @@ CALLS = {
     "rms_norm": (rms_norm, [draw(5, 40), draw(40)], {"normalized_shape": (40,)}),
     "cross_entropy": (cross_entropy, [draw(5, 40), np.arange(5)], {}),
     "linear": (linear, [draw(20, 24), draw(18, 24), draw(18)], {}),
-    "depthwise conv2d": (conv2d, [draw(*IMAGE), draw(3, 1, 3, 3), draw(3)], {"padding": 1, "groups": 3}),
-    "conv2d": (conv2d, [draw(*IMAGE), draw(4, 3, 3, 3), draw(4)], {"padding": 1, "stride": 2}),
+    "depthwise conv2d": (conv, [draw(*IMAGE), draw(3, 1, 3, 3), draw(3)], {"padding": 1, "groups": 3}),
+    "conv2d": (conv, [draw(*IMAGE), draw(4, 3, 3, 3), draw(4)], {"padding": 1, "stride": 2}),
     "max_pool2d": (max_pool2d, [draw(*IMAGE)], {"kernel_size": 2}),
     "avg_pool2d": (avg_pool2d, [draw(*IMAGE)], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 3}),

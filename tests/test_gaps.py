@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpulayers.ops.activation import gelu, glu, prelu, rrelu
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
@@ -43,8 +43,8 @@ CALLS = {
     "avg_pool2d": (avg_pool2d, [IMAGES], {"kernel_size": 3, "stride": 2}),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [IMAGES], {"output_size": (4, 3)}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
-    "conv2d": (conv2d, [IMAGES, draw(6, 4, 3, 3), draw(6)], {"padding": 1}),
-    "depthwise conv2d": (conv2d, [IMAGES, draw(4, 1, 3, 3), draw(4)], {"padding": 1, "groups": 4}),
+    "conv2d": (conv, [IMAGES, draw(6, 4, 3, 3), draw(6)], {"padding": 1}),
+    "depthwise conv2d": (conv, [IMAGES, draw(4, 1, 3, 3), draw(4)], {"padding": 1, "groups": 4}),
 }
 
 

@@ -9,7 +9,7 @@ from gpulayers.kernels.triton import _image, _tile
 from gpulayers import dispatch
 from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu, prelu, relu, rrelu
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
@@ -52,8 +52,8 @@ CALLS = {
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [IMAGES], {"output_size": (15, 30)}),
     "adaptive_avg_pool2d to 1": (adaptive_avg_pool2d, [IMAGES], {"output_size": 1}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
-    "conv2d": (conv2d, [IMAGES, np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
-    "depthwise conv2d": (conv2d, [IMAGES, np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
+    "conv2d": (conv, [IMAGES, np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
+    "depthwise conv2d": (conv, [IMAGES, np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
     "linear": (linear, [(2**31 // 64 + 3, 64), np.ones((64, 64), float16) / 8], {}),
     "mse": (mse, [ROWS, ROWS], {"reduction": "none"}),
 }
@@ -105,8 +105,8 @@ ON_LONG_IMAGES = {
     "avg_pool2d": (avg_pool2d, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [], {"output_size": None}),  # by pairs of neighbours
     "pad2d": (pad2d, [], {"padding": 1, "mode": "replicate"}),
-    "conv2d": (conv2d, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
-    "depthwise conv2d": (conv2d, [np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
+    "conv2d": (conv, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
+    "depthwise conv2d": (conv, [np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
 }
 
 
@@ -175,7 +175,7 @@ def test_triton_strided_on_one_long_image(axis, last):
         dispatch.only("triton"),
         interpreting(device, races=False, corners=True),
     ):
-        (y,), call = dispatch.forward(conv2d, [x, weight], ("x",), options)
+        (y,), call = dispatch.forward(conv, [x, weight], ("x",), options)
         dy = long(y.shape, axis, 9, last)
         dx = call.backward(dy)[0]
     for at, end in ((0, slice(None, 4)), (-1, slice(-4, None))):
@@ -184,7 +184,7 @@ def test_triton_strided_on_one_long_image(axis, last):
             return np.moveaxis(np.moveaxis(a, axis, 0)[end], 0, axis)
 
         with dispatch.only("definition"):
-            (true,), call = dispatch.forward(conv2d, [cut(x), weight], ("x",), options)
+            (true,), call = dispatch.forward(conv, [cut(x), weight], ("x",), options)
             ends = dy[(slice(None),) * axis + (slice(None, 2) if at == 0 else slice(-2, None),)]
             true_dx = call.backward(ends)[0]
         for mine, theirs in ((y, true), (dx, true_dx)):

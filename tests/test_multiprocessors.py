@@ -20,7 +20,7 @@ from gpulayers.kernels.triton import _tile
 import gpulayers as gl
 from gpulayers import _policy, arrays, dispatch
 from gpulayers.ops.activation import prelu
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
 from gpulayers.ops.norm import add_rms_norm, batch_norm, layer_norm, rms_norm
@@ -75,14 +75,14 @@ CASES = {
         linear, [half(700, 64), half(64, 64), half(64)], {}, None, "_linear_backward_columns_kernel", 44,
     ),
     "smaller tiles, and pixels split": (
-        conv2d, [half(2, 16, 24, 24), half(32, 16, 3, 3), None], {"padding": 1}, None, "_conv2d_kernel", 18,
+        conv, [half(2, 16, 24, 24), half(32, 16, 3, 3), None], {"padding": 1}, None, "_conv_kernel", 18,
     ),
     "sums of channels": (
-        conv2d, [half(2, 48, 48, 16).transpose(0, 3, 1, 2), half(64, 16, 1, 1), half(64)], {}, ["bias"],
+        conv, [half(2, 48, 48, 16).transpose(0, 3, 1, 2), half(64, 16, 1, 1), half(64)], {}, ["bias"],
         "_channel_sums_kernel", 18,
     ),
     "pixels of a depthwise convolution": (
-        conv2d, [draw(1, 32, 64, 64), draw(32, 1, 3, 3), None], {"padding": 1, "groups": 32}, ["weight"],
+        conv, [draw(1, 32, 64, 64), draw(32, 1, 3, 3), None], {"padding": 1, "groups": 32}, ["weight"],
         "_depthwise_weight_kernel", 64,
     ),
     "pixels of a global mean": (

@@ -38,7 +38,7 @@ def test_uses_are_the_declared_shapes_that_ask():
         "float32"
     }
     assert {len(keys) for u, keys in found["matmul.tf32"].items() if u.direction == "backward"} >= {2}
-    assert "conv2d.half" not in found
+    assert "conv.half" not in found
     with pytest.raises(ValueError, match=r"family: the rule is one of activation, .*; got 'soft'"):
         uses(["soft"], H100)
 
@@ -59,7 +59,7 @@ def test_a_sample_has_the_smallest_the_largest_and_no_two_alike():
 
 
 def test_candidates_start_with_the_present_ones():
-    for name in (SOFTMAX, "matmul.half", "conv2d.single"):
+    for name in (SOFTMAX, "matmul.half", "conv.single"):
         choice = _configs.find(name)
         present = choice.entries(90)
         every = search.candidates(choice, present)

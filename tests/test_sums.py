@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gpulayers.ops.activation import prelu
-from gpulayers.ops.conv import conv2d
+from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
@@ -37,9 +37,9 @@ CALLS = {
     "linear": (linear, [full(2, MANY), full(3, MANY), full(3)], {}),
     "linear in large tiles": (linear, [full(64, MANY), full(64, MANY), None], {}),
     "linear of many rows": (linear, [full(MANY, 3), full(2, 3), full(2)], {}),
-    "conv2d of channels": (conv2d, [full(1, MANY, 1, 2), full(2, MANY, 1, 1), full(2)], {}),
-    "conv2d of pixels": (conv2d, [full(1, 2, 30, 20), full(2, 2, 1, 1), full(2)], {}),
-    "depthwise conv2d": (conv2d, [full(1, 2, 30, 20), full(2, 1, 3, 3), full(2)], {"groups": 2}),
+    "conv2d of channels": (conv, [full(1, MANY, 1, 2), full(2, MANY, 1, 1), full(2)], {}),
+    "conv2d of pixels": (conv, [full(1, 2, 30, 20), full(2, 2, 1, 1), full(2)], {}),
+    "depthwise conv2d": (conv, [full(1, 2, 30, 20), full(2, 1, 3, 3), full(2)], {"groups": 2}),
     "avg_pool2d": (avg_pool2d, [full(1, 1, MANY, 1)], {"kernel_size": (MANY, 1)}),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [full(1, 2, 30, 20)], {"output_size": 1}),
     "prelu": (prelu, [full(MANY, 2, value=-1.0), full(2)], {}),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from gpulayers.arrays import Spec, arranged, spec
 from gpulayers.definition import KindError, ShapeError
-
-CHANNELS_LAST = (0, 2, 3, 1)
 
 Pair = tuple[int, int]
 Sides = tuple[Pair, Pair]
@@ -19,30 +18,56 @@ def require_image(x: Spec) -> None:
         raise ShapeError("x", "x.shape = (N, C, H, W)", list(x.shape))
 
 
-def pair(argument: str, value: Any, least: int | None) -> Pair:
-    """``value`` for height and width: an integer stands for both. least: None where any integer will do."""
-    both = value if isinstance(value, list | tuple) else (value, value)
-    if not all(hasattr(v, "__index__") and not isinstance(v, bool) for v in both):  # symbolic sizes have it too
-        raise KindError(argument, "an integer or a pair of integers", repr(value))
-    if len(both) != 2 or (least is not None and min(both) < least):
-        rule = f"{argument} = (height, width)" + (f", both ≥ {least}" if least is not None else "")
+class _Words(NamedTuple):
+    """How errors speak of so many spatial axes."""
+
+    integers: str
+    names: str
+    all: str
+
+
+_WORDS = {
+    1: _Words("an integer", "(length,)", ""),
+    2: _Words("an integer or a pair of integers", "(height, width)", "both "),
+    3: _Words("an integer or three integers", "(depth, height, width)", "all "),
+}
+
+
+def numbers(argument: str, value: Any, least: int | None, count: int) -> tuple[int, ...]:
+    """``value`` for each of so many spatial axes: an integer stands for all. least: None where any integer will do."""
+    each = value if isinstance(value, list | tuple) else (value,) * count
+    if not all(hasattr(v, "__index__") and not isinstance(v, bool) for v in each):  # symbolic sizes have it too
+        raise KindError(argument, _WORDS[count].integers, repr(value))
+    if len(each) != count or (least is not None and min(each) < least):
+        rule = f"{argument} = {_WORDS[count].names}" + (f", {_WORDS[count].all}≥ {least}" if least is not None else "")
         raise ShapeError(argument, rule, repr(value))
-    return tuple(both)  # type: ignore[return-value]
+    return tuple(each)
+
+
+def pair(argument: str, value: Any, least: int | None) -> Pair:
+    """``value`` for height and width."""
+    return numbers(argument, value, least, 2)  # type: ignore[return-value]
+
+
+def around(argument: str, value: Any, least: int | None, count: int) -> tuple[Pair, ...]:
+    """((before, after), …) for each of so many axes: from that, from its numbers in a row, from one number for both sides
+    of each axis, or from one integer."""
+    if isinstance(value, list | tuple) and len(value) == 2 * count:
+        value = tuple(zip(value[::2], value[1::2]))
+    if isinstance(value, list | tuple) and len(value) == count and all(isinstance(v, list | tuple) for v in value):
+        return tuple(pair(argument, v, least) for v in value)
+    return tuple((v, v) for v in numbers(argument, value, least, count))
 
 
 def sides(argument: str, value: Any, least: int | None) -> Sides:
-    """((top, bottom), (left, right)) from that, from the four in a row, from (height, width), or from one integer."""
-    if isinstance(value, list | tuple) and len(value) == 4:
-        value = (value[:2], value[2:])
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, list | tuple) for v in value):
-        return pair(argument, value[0], least), pair(argument, value[1], least)
-    height, width = pair(argument, value, least)
-    return (height, height), (width, width)
+    """((top, bottom), (left, right)), as ``around`` reads it."""
+    return around(argument, value, least, 2)  # type: ignore[return-value]
 
 
 def output_order(x: Spec) -> tuple[int, ...] | None:
     """The output's memory order: channels-last for a dense channels-last input, else row-major."""
-    return CHANNELS_LAST if x.contiguous and x.order == CHANNELS_LAST else None
+    last = (0, *range(2, x.ndim), 1)
+    return last if x.contiguous and x.order == last else None
 
 
 def ordered_as(y: Any, x: Any) -> Any:
@@ -50,8 +75,7 @@ def ordered_as(y: Any, x: Any) -> Any:
     return arranged(y, output_order(spec(x)))  # type: ignore[arg-type]
 
 
-def window(x: Any, tap: Pair, dilation: Pair, stride: Pair, size: Pair) -> Any:
-    """The view of a padded image (…, H, W) that lies under one tap of the kernel: (…, OH, OW)."""
-    top, left = tap[0] * dilation[0], tap[1] * dilation[1]
-    bottom, right = top + stride[0] * (size[0] - 1) + 1, left + stride[1] * (size[1] - 1) + 1
-    return x[..., top : bottom : stride[0], left : right : stride[1]]
+def window(x: Any, tap: Sequence[int], dilation: Sequence[int], stride: Sequence[int], size: Sequence[int]) -> Any:
+    """The view of padded images (…, H, W) that lies under one tap of the kernel: (…, OH, OW); of any number of axes."""
+    firsts = [t * d for t, d in zip(tap, dilation)]
+    return x[(..., *[slice(f, f + s * (n - 1) + 1, s) for f, s, n in zip(firsts, stride, size)])]

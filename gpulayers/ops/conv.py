@@ -1,28 +1,58 @@
-"""Convolution of images with a kernel: dense, grouped and depthwise."""
+"""Convolution over one to three spatial axes, dense, grouped and depthwise; and transposed: the same sums, walked back.
+
+x's rank says how many axes there are: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
-from gpulayers.ops._window import Pair, Sides, ordered_as, output_order, pair, require_image, sides, window
+from gpulayers.ops._window import Pair, around, numbers, ordered_as, output_order, window
+
+_AXES = {1: "L", 2: "HW", 3: "DHW"}
+_KERNELS = {1: "k", 2: "kh, kw", 3: "kd, kh, kw"}
 
 
-def padding_sides(padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Sides:
-    """((top, bottom), (left, right)) from any form that ``padding`` may have."""
+def padding_sides(padding: Any, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> tuple:
+    """((before, after), …) from any form that ``padding`` may have."""
+    count = len(kernel)
     if padding == "valid":
-        return (0, 0), (0, 0)
+        return ((0, 0),) * count
     if padding == "same":
-        if stride != (1, 1):
+        if set(stride) != {1}:
             raise ShapeError("padding", 'stride = 1 where padding = "same"', f"stride {stride}")
-        return tuple((d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for k, d in zip(kernel, dilation))  # type: ignore[return-value]
+        return tuple((d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for k, d in zip(kernel, dilation))
     if isinstance(padding, str):
-        raise ShapeError(
-            "padding", '"same", "valid", an integer, a pair or ((top, bottom), (left, right))', repr(padding)
-        )
-    return sides("padding", padding, 0)
+        forms = {1: "(left, right)", 2: "a pair or ((top, bottom), (left, right))", 3: "three or ((before, after), …)"}
+        raise ShapeError("padding", f'"same", "valid", an integer, {forms[count]}', repr(padding))
+    return around("padding", padding, 0, count)
+
+
+def _checked(x: Spec, weight: Spec, bias: Spec | None, groups: Any, channels: str) -> int:
+    """How many spatial axes there are. channels: what the first two axes of weight count."""
+    require_float("x", x)
+    require_same_dtype(x, weight=weight, bias=bias)
+    count = (weight if weight.ndim - 2 in _AXES else x).ndim - 2
+    if count not in _AXES:
+        raise ShapeError("x", "x.shape = (N, C, *sizes) with one to three sizes", list(x.shape))
+    form = f"weight.shape = ({channels}, {_KERNELS[count]})"
+    if x.ndim != count + 2:
+        raise ShapeError("x", f"x.shape = (N, C, {', '.join(_AXES[count])}) where {form}", list(x.shape))
+    if weight.ndim != count + 2 or 0 in weight.shape:
+        raise ShapeError("weight", f"{form}, none of them 0", list(weight.shape))
+    if not isinstance(groups, int):
+        raise KindError("groups", "an integer", repr(groups))
+    if groups < 1:
+        raise ShapeError("groups", "groups ≥ 1", groups)
+    if weight.shape[0] % groups:
+        raise ShapeError("weight", f"{form}, {channels[0]} a multiple of groups = {groups}", list(weight.shape))
+    return count
 
 
 def _output_size(size: Any, kernel: int, sides: Pair, stride: int, dilation: int, axis: str) -> Any:
@@ -35,7 +65,85 @@ def _output_size(size: Any, kernel: int, sides: Pair, stride: int, dilation: int
     return room // stride + 1
 
 
-def conv2d_rule(
+def _saved(x: Any, weight: Any, needs: tuple) -> dict:
+    return ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
+
+
+# --- the three sums, in the dtype that they are computed in ----------------------------------------------------------
+
+
+def _taps(weight: Any) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*map(range, weight.shape[2:]))
+
+
+def _padded(x: Any, padding: Sequence[Pair]) -> Any:
+    return namespace(x).pad(x, ((0, 0), (0, 0), *padding))
+
+
+def _correlated(
+    x: Any, weight: Any, size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
+) -> Any:  # fmt: skip
+    """y[n, o, p] = Σ_{c, tap} weight[o, c, tap] · x[n, c, p · stride + tap · dilation − before]: (N, O, *size)."""
+    xp, v = namespace(x), _padded(up(x), padding)
+    n, o, c_group, pixels = len(x), len(weight), weight.shape[1], math.prod(size)
+    taps = up(weight).reshape(groups, o // groups, *weight.shape[1:])
+    y = xp.zeros((n, groups, o // groups, pixels), v.dtype)
+    for tap in _taps(weight):
+        under = window(v, tap, dilation, stride, size)
+        y += xp.matmul(taps[(..., *tap)], under.reshape(n, groups, c_group, pixels))
+    return y.reshape(n, o, *size)
+
+
+def _walked_back(
+    dy: Any, weight: Any, size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
+) -> Any:  # fmt: skip
+    """What each y sends back along its taps, x[n, c, p · stride + tap · dilation − before] += weight[o, c, tap] · y[n, o, p]:
+    (N, C, *size)."""
+    xp, g = namespace(dy), up(dy)
+    n, o, c_group = len(dy), len(weight), weight.shape[1]
+    taps = up(weight).reshape(groups, o // groups, *weight.shape[1:]).swapaxes(1, 2)
+    g = g.reshape(n, groups, o // groups, math.prod(dy.shape[2:]))
+    wide = xp.zeros((n, groups, c_group, *[s + sum(p) for s, p in zip(size, padding)]), g.dtype)
+    for tap in _taps(weight):
+        part = xp.matmul(taps[(..., *tap)], g)
+        window(wide, tap, dilation, stride, dy.shape[2:])[...] += part.reshape(*wide.shape[:3], *dy.shape[2:])
+    inside = [slice(before, before + s) for s, (before, _) in zip(size, padding)]
+    return wide.reshape(n, groups * c_group, *wide.shape[3:])[(slice(None), slice(None), *inside)]
+
+
+def _weight_sums(
+    dy: Any, x: Any, weight: Spec, stride: tuple, padding: tuple, dilation: tuple, groups: int
+) -> Any:  # fmt: skip
+    """Σ_{n, p} dy[n, o, p] · x[n, c, p · stride + tap · dilation − before], of weight's shape."""
+    xp, v = namespace(dy), _padded(up(x), padding)
+    (o, c_group, *kernel), n, pixels = weight.shape, len(dy), math.prod(dy.shape[2:])
+    g = up(dy).reshape(n, groups, o // groups, pixels)
+    total = xp.zeros((groups, o // groups, c_group, *kernel), g.dtype)
+    for tap in _taps(weight):
+        under = window(v, tap, dilation, stride, dy.shape[2:]).reshape(n, groups, c_group, pixels)
+        total[(..., *tap)] = xp.matmul(g, under.swapaxes(-1, -2)).sum(0)
+    return arranged(total.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
+
+
+def _output(y: Any, bias: Any, x: Any) -> Any:
+    """y + bias, as the op gives it."""
+    if bias is not None:
+        y = y + up(bias).reshape(-1, *(1,) * (y.ndim - 2))
+    return ordered_as(y.astype(x.dtype, copy=False), x)
+
+
+def _input_gradient(dx: Any, x: Spec) -> Any:
+    return arranged(dx.astype(x.dtype), x.like().order)
+
+
+def _bias_gradient(dy: Any, bias: Spec) -> Any:
+    return up(dy).sum((0, *range(2, dy.ndim))).astype(bias.dtype, copy=False)
+
+
+# --- conv ------------------------------------------------------------------------------------------------------------
+
+
+def conv_rule(
     x: Spec,
     weight: Spec,
     bias: Spec | None = None,
@@ -46,38 +154,20 @@ def conv2d_rule(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Rule:
-    require_float("x", x)
-    require_image(x)
-    require_same_dtype(x, weight=weight, bias=bias)
-    if weight.ndim != 4:
-        raise ShapeError("weight", "weight.shape = (O, C / groups, kh, kw)", list(weight.shape))
-    n, c, h, w = x.shape
-    o, c_group, *kernel = weight.shape
-    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    if not isinstance(groups, int):
-        raise KindError("groups", "an integer", repr(groups))
-    if groups < 1:
-        raise ShapeError("groups", "groups ≥ 1", groups)
+    count = _checked(x, weight, bias, groups, "O, C / groups")
+    stride, dilation = numbers("stride", stride, 1, count), numbers("dilation", dilation, 1, count)
+    (n, c, *sizes), (o, c_group, *kernel) = x.shape, weight.shape
     if c is not None and c != c_group * groups:
         raise ShapeError("x", f"C = groups · weight.shape[1] = {groups} · {c_group}", f"C = {c} in {list(x.shape)}")
-    if o % groups or o == 0 or 0 in kernel:
-        rule = f"weight.shape = (O, C / groups, kh, kw), O ≥ 1 a multiple of groups = {groups}, kh and kw ≥ 1"
-        raise ShapeError("weight", rule, list(weight.shape))
     if bias is not None:
         require_shape("bias", bias, (o,), "bias.shape = (O,)")
-    around = padding_sides(padding, tuple(kernel), stride, dilation)
-    size = tuple(map(_output_size, (h, w), kernel, around, stride, dilation, "HW"))
-    y = Spec((n, o, *size), x.dtype, output_order(x))
-    saved = {"x": x} if "weight" in needs else {}
-    saved |= {"weight": weight} if "x" in needs else {}
-    return Rule({"y": y}, saved, {"stride": stride, "padding": around, "dilation": dilation, "groups": groups})
+    around = padding_sides(padding, kernel, stride, dilation)
+    size = map(_output_size, sizes, kernel, around, stride, dilation, _AXES[count])
+    options = {"stride": stride, "padding": around, "dilation": dilation, "groups": groups}
+    return Rule({"y": Spec((n, o, *size), x.dtype, output_order(x))}, _saved(x, weight, needs), options)
 
 
-def _padded(x: Any, padding: Sides) -> Any:
-    return namespace(x).pad(x, ((0, 0), (0, 0), *padding))
-
-
-def conv2d_forward(
+def conv_forward(
     x: Any,
     weight: Any,
     bias: Any = None,
@@ -90,71 +180,131 @@ def conv2d_forward(
 ) -> tuple[tuple, dict]:
     """y[n, o, i, j] = bias[o] + Σ_{c, r, q} weight[o, c, r, q] · x[n, c, i·stride + r·dilation − top, j·stride + …].
 
-    x: (N, C, H, W), float; zeros lie around it. weight: (O, C / groups, kh, kw). bias: (O,). All of one dtype.
-    stride, dilation: integers or pairs (height, width). padding: an integer, a pair, ((top, bottom), (left, right)),
-    "valid" (none) or "same" (OH = H, OW = W; the odd row and column lie at the bottom and the right; stride 1).
+    x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), float; zeros lie around it. weight: (O, C / groups, *kernel). bias:
+    (O,). All of one dtype. stride, dilation: an integer, or one for each axis. padding: an integer, one for each axis,
+    ((before, after), …), "valid" (none) or "same" (y has x's sizes; what is odd lies behind; stride 1).
     groups: output channel o sees the C / groups input channels of its group; groups = C is a depthwise convolution.
 
-    Returns y: (N, O, OH, OW), OH = ⌊(H + top + bottom − dilation · (kh − 1) − 1) / stride⌋ + 1 and OW likewise, in
-    x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not fit.
+    Returns y: (N, O, OH, OW), OH = ⌊(H + top + bottom − dilation · (kh − 1) − 1) / stride⌋ + 1 and the other sizes
+    likewise, in x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not fit.
     """
-    xp = namespace(x)
-    n, c, h, w = x.shape
-    o, _, kh, kw = weight.shape
-    size = tuple(map(_output_size, (h, w), (kh, kw), padding, stride, dilation, "HW"))
-    v = _padded(up(x), padding)
-    taps = up(weight).reshape(groups, o // groups, c // groups, kh, kw)
-    y = xp.zeros((n, groups, o // groups, size[0] * size[1]), v.dtype)
-    for r in range(kh):
-        for q in range(kw):
-            under = window(v, (r, q), dilation, stride, size)
-            y += xp.matmul(taps[..., r, q], under.reshape(n, groups, c // groups, size[0] * size[1]))
-    y = y.reshape(n, o, *size)
-    if bias is not None:
-        y += up(bias)[:, None, None]
-    saved = {"x": x} if "weight" in needs else {}
-    saved |= {"weight": weight} if "x" in needs else {}
-    return (ordered_as(y.astype(x.dtype, copy=False), x),), saved
+    size = tuple(map(_output_size, x.shape[2:], weight.shape[2:], padding, stride, dilation, _AXES[x.ndim - 2]))
+    y = _correlated(x, weight, size, stride, padding, dilation, groups)
+    return (_output(y, bias, x),), _saved(x, weight, needs)
 
 
-def conv2d_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, stride: Pair, padding: Sides, dilation: Pair, groups: int
+def conv_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
 ) -> tuple:
     """Each tap of the kernel joins one view of x with dy, in both directions.
 
     dx under the tap += weight[tap]ᵀ · dy; dweight[tap] = Σ_n dy · (x under the tap)ᵀ; dbias = Σ_{n, i, j} dy.
     """
-    (dy,), (x, weight, bias) = dys, inputs
-    xp = namespace(dy)
-    n, c, h, w = x.shape
-    o, _, kh, kw = weight.shape
-    size = dy.shape[2:]
-    of_group, pixels = (n, groups, c // groups), size[0] * size[1]
-    g = up(dy).reshape(n, groups, o // groups, pixels)
-    dx = dweight = dbias = None
+    (dy,), (x, weight, bias), how = dys, inputs, (stride, padding, dilation, groups)
+    dx = dweight = None
     if "x" in needs:
-        taps = up(saved["weight"]).reshape(groups, o // groups, c // groups, kh, kw)
-        (top, bottom), (left, right) = padding
-        dx = xp.zeros((*of_group, h + top + bottom, w + left + right), g.dtype)
+        dx = _input_gradient(_walked_back(dy, saved["weight"], x.shape[2:], *how), x)
     if "weight" in needs:
-        v = _padded(up(saved["x"]), padding)
-        dweight = xp.zeros((groups, o // groups, c // groups, kh, kw), g.dtype)
-    for r in range(kh):
-        for q in range(kw):
-            if dx is not None:
-                part = xp.matmul(taps[..., r, q].swapaxes(-1, -2), g)
-                window(dx, (r, q), dilation, stride, size)[...] += part.reshape(*of_group, *size)
-            if dweight is not None:
-                under = window(v, (r, q), dilation, stride, size).reshape(*of_group, pixels)
-                dweight[..., r, q] = xp.matmul(g, under.swapaxes(-1, -2)).sum(0)
-    if dx is not None:
-        dx = dx.reshape(n, c, *dx.shape[3:])[:, :, top : top + h, left : left + w]
-        dx = arranged(dx.astype(x.dtype), x.like().order)
-    if dweight is not None:
-        dweight = arranged(dweight.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
-    if "bias" in needs:
-        dbias = up(dy).sum((0, 2, 3)).astype(bias.dtype, copy=False)
-    return dx, dweight, dbias
+        dweight = _weight_sums(dy, saved["x"], weight, *how)
+    return dx, dweight, _bias_gradient(dy, bias) if "bias" in needs else None
 
 
-conv2d = Op(conv2d_rule, conv2d_forward, conv2d_backward)
+conv = Op(conv_rule, conv_forward, conv_backward)
+
+
+# --- conv_transpose --------------------------------------------------------------------------------------------------
+
+
+def _transposed_size(
+    size: Any, kernel: int, sides: Pair, stride: int, dilation: int, more: int, axis: str
+) -> Any:  # fmt: skip
+    if size is None:
+        return None
+    out = (size - 1) * stride - sum(sides) + dilation * (kernel - 1) + more + 1
+    if size < 1 or out < 1:
+        formula = f"({axis} − 1) · {stride} − {sides[0]} − {sides[1]} + {dilation} · ({kernel} − 1) + {more} + 1"
+        raise ShapeError("x", f"{axis} ≥ 1 and O{axis} = {formula} ≥ 1", f"{axis} = {size}")
+    return out
+
+
+def conv_transpose_rule(
+    x: Spec,
+    weight: Spec,
+    bias: Spec | None = None,
+    *,
+    needs: tuple = (),
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Rule:
+    count = _checked(x, weight, bias, groups, "C, O / groups")
+    stride, dilation = numbers("stride", stride, 1, count), numbers("dilation", dilation, 1, count)
+    more = numbers("output_padding", output_padding, 0, count)
+    around = padding_sides(padding if padding != "same" else repr(padding), weight.shape[2:], stride, dilation)
+    (n, c, *sizes), (channels, o_group, *kernel) = x.shape, weight.shape
+    if c is not None and c != channels:
+        raise ShapeError("x", f"C = weight.shape[0] = {channels}", f"C = {c} in {list(x.shape)}")
+    if any(m >= max(s, d) for m, s, d in zip(more, stride, dilation)):
+        raise ShapeError("output_padding", f"output_padding < stride or dilation, {stride} or {dilation}", more)
+    if bias is not None:
+        require_shape("bias", bias, (o_group * groups,), "bias.shape = (O,)")
+    size = map(_transposed_size, sizes, kernel, around, stride, dilation, more, _AXES[count])
+    options = {"stride": stride, "padding": around, "output_padding": more, "dilation": dilation, "groups": groups}
+    y = Spec((n, o_group * groups, *size), x.dtype, output_order(x))
+    return Rule({"y": y}, _saved(x, weight, needs), options)
+
+
+def conv_transpose_forward(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[tuple, dict]:
+    """y[n, o, i·stride + r·dilation − top, …] += weight[c, o, r, q] · x[n, c, i, j], and bias[o]: the gradient of a
+    convolution for its input, of x in the place of its output's gradient.
+
+    x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), float. weight: (C, O / groups, *kernel). bias: (O,). All of one dtype.
+    Options: as conv's; padding is cut off from y (no "same"), and output_padding, an integer or one for each axis, lets y
+    reach so much further behind; it is less than stride or dilation.
+
+    Returns y: (N, O, OH, OW), OH = (H − 1) · stride − top − bottom + dilation · (kh − 1) + output_padding + 1 and the other
+    sizes likewise, in x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not
+    fit.
+    """
+    kernel, axes = weight.shape[2:], _AXES[x.ndim - 2]
+    size = tuple(map(_transposed_size, x.shape[2:], kernel, padding, stride, dilation, output_padding, axes))
+    y = _walked_back(x, weight, size, stride, padding, dilation, groups)
+    return (_output(y, bias, x),), _saved(x, weight, needs)
+
+
+def conv_transpose_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    stride: tuple,
+    padding: tuple,
+    output_padding: tuple,
+    dilation: tuple,
+    groups: int,
+) -> tuple:
+    """dx is the convolution of dy; dweight a convolution's, of x and dy in each other's place; dbias = Σ_{n, i, j} dy."""
+    (dy,), (x, weight, bias), how = dys, inputs, (stride, padding, dilation, groups)
+    dx = dweight = None
+    if "x" in needs:
+        dx = _input_gradient(_correlated(dy, saved["weight"], x.shape[2:], *how), x)
+    if "weight" in needs:
+        dweight = _weight_sums(saved["x"], dy, weight, *how)
+    return dx, dweight, _bias_gradient(dy, bias) if "bias" in needs else None
+
+
+conv_transpose = Op(conv_transpose_rule, conv_transpose_forward, conv_transpose_backward)

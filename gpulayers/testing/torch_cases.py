@@ -34,6 +34,8 @@ PLAIN = (
 )
 """Activations that have no arguments without a default."""
 _IMAGE = (2, 4, 6, 5)
+_SAME: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1}
+"""A convolution that keeps its input's shape."""
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     **{name: [({}, (3, 5))] for name in PLAIN},
     "Threshold": [({"threshold": 0.1, "value": 2.0}, (3, 5))],
@@ -62,6 +64,11 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
         ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, _IMAGE),
         ({"in_channels": 4, "out_channels": 4, "kernel_size": 2, "groups": 2, "stride": 2, "bias": False}, _IMAGE),
     ],
+    "Conv1d": [(_SAME, (2, 4, 5))],
+    "Conv3d": [(_SAME, (2, 4, 3, 2, 4))],
+    "ConvTranspose1d": [(_SAME, (2, 4, 5))],
+    "ConvTranspose2d": [(_SAME, _IMAGE), ({**_SAME, "stride": 2, "groups": 2, "output_padding": 1, "bias": False}, _IMAGE)],
+    "ConvTranspose3d": [(_SAME, (2, 4, 3, 2, 4))],
     "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
     "MSELoss": [({}, (3, 5))],
@@ -170,6 +177,8 @@ class Everything(nn.Module):
             return x
 
         x = through("ReflectionPad2d Conv2d BatchNorm2d PReLU MaxPool2d AvgPool2d AdaptiveAvgPool2d", x)
+        x = x + through("ConvTranspose2d", x) + through("Conv1d ConvTranspose1d", x.flatten(2)).reshape(x.shape)
+        x = through("Conv3d ConvTranspose3d", x.unsqueeze(2)).squeeze(2)
         x = x + through("Softmax2d", x)
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)

@@ -27,7 +27,20 @@ from gpulayers.torch.activation import (
     Tanhshrink,
     Threshold,
 )
-from gpulayers.torch.conv import Conv2d
+from gpulayers.torch.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+)
 from gpulayers.torch.dropout import Dropout
 from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss

@@ -3,6 +3,7 @@ types of options."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,15 @@ def batched(function: Callable[..., Any], ndim: int, input: Tensor, *args: Any) 
     return tuple(y.squeeze(0) for y in found) if isinstance(found, tuple) else found.squeeze(0)
 
 
-def pair(value: Any) -> tuple:
-    """``value`` for height and width, as torch reads it: one number stands for both. Wrong ones stay as they are."""
+def each(value: Any, count: int) -> tuple:
+    """``value`` for each of so many axes, as torch reads it: one number stands for all. Wrong ones stay as they are."""
     if isinstance(value, (tuple, list)):
-        return tuple(value) * 2 if len(value) == 1 else tuple(value)
-    return (value, value)
+        return tuple(value) * count if len(value) == 1 else tuple(value)
+    return (value,) * count
+
+
+pair = functools.partial(each, count=2)
+"""For height and width."""
 
 
 def held(module: nn.Module, name: str) -> Any:

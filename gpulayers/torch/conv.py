@@ -1,9 +1,9 @@
-"""Convolution of images: ``torch.nn.Conv2d`` and ``torch.nn.functional.conv2d``."""
+"""Convolution over one to three spatial axes, and transposed: torch.nn's classes and ``torch.nn.functional``'s functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn as nn
@@ -12,21 +12,42 @@ from torch import Tensor
 
 from gpulayers.ops import conv as ops
 from gpulayers.torch import _autocast
-from gpulayers.torch._arguments import batched, held, pair
+from gpulayers.torch._arguments import batched, each, held
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.padding import pad
 
+Size = int | Sequence[int]
+_CONVS: list[Any] = [F.conv1d, F.conv2d, F.conv3d]
+_TRANSPOSED: list[Any] = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
 
-def _conv2d_twin(
+
+def _one_sided(padding: Any) -> bool:
+    """Whether (before, after, …) has sides that differ, which torch's functions don't know."""
+    return not isinstance(padding, str) and padding[::2] != padding[1::2]
+
+
+def _around(padding: Sequence[int]) -> list[int]:
+    """(before, after, …) in the order of ``F.pad``: the last axis first."""
+    return [p for at in range(len(padding) - 2, -1, -2) for p in padding[at : at + 2]]
+
+
+def _conv_twin(
     x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Sequence[int], dilation: Any, groups: int
 ) -> Tensor:
-    """padding: (top, bottom, left, right), or what torch's function takes."""
-    if len(padding) == 4 and not isinstance(padding, str):
-        top, bottom, left, right = padding
-        if (top, left) != (bottom, right):
-            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-        padding = (top, left)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    """padding: (before, after) for each axis."""
+    if _one_sided(padding):
+        x, padding = F.pad(x, _around(padding)), (0,) * len(padding)
+    return _CONVS[weight.dim() - 3](x, weight, bias, stride, padding[::2], dilation, groups)
+
+
+def _transpose_twin(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    function = _TRANSPOSED[weight.dim() - 3]
+    if _one_sided(padding):
+        y = function(x, weight, bias, stride, 0, output_padding, groups, dilation)
+        return F.pad(y, [-p for p in _around(padding)])
+    return function(x, weight, bias, stride, padding[::2], output_padding, groups, dilation)
 
 
 def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
@@ -34,50 +55,249 @@ def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[st
     return {"y": once, "x": once, "weight": once * groups}  # as torch counts the latter
 
 
-_conv2d = TorchOp(
-    ops.conv2d,
-    _conv2d_twin,
+def _transpose_flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
+    return _flops(y, weight, x)  # a convolution's, walked back
+
+
+_conv = TorchOp(
+    ops.conv,
+    _conv_twin,
     "int[] stride, int[] padding, int[] dilation, int groups",
     cast=_autocast.LOWER,
     flops=_flops,
     direct=True,
 )
+_conv_transpose = TorchOp(
+    ops.conv_transpose,
+    _transpose_twin,
+    "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups",
+    cast=_autocast.LOWER,
+    flops=_transpose_flops,
+    direct=True,
+)
 
 
-def _sides(padding: Any, weight: Tensor, dilation: Sequence[int]) -> tuple:
-    """(top, bottom, left, right) of a padding in torch's words."""
+def _sides(padding: Any, weight: Tensor, dilation: Sequence[int], count: int) -> tuple:
+    """(before, after) for each axis, of a padding in torch's words."""
     if padding == "same":
         reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation)]
-        return tuple(side for r in reach for side in (r // 2, r - r // 2))
-    top, left = (0, 0) if padding == "valid" else pair(padding)
-    return top, top, left, left
+        return tuple([side for r in reach for side in (r // 2, r - r // 2)])
+    return tuple([p for p in each(0 if padding == "valid" else padding, count) for _ in (0, 1)])
+
+
+def _convolved(
+    count: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    strides, dilations = each(stride, count), each(dilation, count)
+    wrong = isinstance(padding, str) and (
+        padding not in ("same", "valid") or (padding == "same" and set(strides) != {1})
+    )
+    if wrong or not isinstance(weight, Tensor) or weight.dim() != count + 2:
+        return _CONVS[count - 1](input, weight, bias, stride, padding, dilation, groups)  # raises
+    return batched(
+        _conv, count + 2, input, weight, bias, strides, _sides(padding, weight, dilations, count), dilations, groups
+    )
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As ``torch.nn.functional.conv1d``: input (N, C, L) or (C, L), weight (O, C / groups, k)."""
+    return _convolved(1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
     """As ``torch.nn.functional.conv2d``: input (N, C, H, W) or (C, H, W), weight (O, C / groups, kh, kw)."""
-    strides, dilations = pair(stride), pair(dilation)
-    if isinstance(padding, str) and (padding not in ("same", "valid") or (padding == "same" and strides != (1, 1))):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
-    sides = _sides(padding, weight, dilations)
-    return batched(_conv2d, 4, input, weight, bias, strides, sides, dilations, groups)
+    return _convolved(2, input, weight, bias, stride, padding, dilation, groups)
 
 
-class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` over gpulayers' kernels."""
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As ``torch.nn.functional.conv3d``: input (N, C, D, H, W) or (C, D, H, W), weight (O, C / groups, kd, kh, kw)."""
+    return _convolved(3, input, weight, bias, stride, padding, dilation, groups)
 
-    def forward(self, input: Tensor) -> Tensor:
+
+def _walked_back(
+    count: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, more: Any, groups: int, dilation: Any
+) -> Tensor:  # fmt: skip
+    if isinstance(padding, str) or not isinstance(weight, Tensor) or weight.dim() != count + 2:
+        return _TRANSPOSED[count - 1](input, weight, bias, stride, padding, more, groups, dilation)  # raises
+    strides, dilations = each(stride, count), each(dilation, count)
+    sides, more = _sides(padding, weight, dilations, count), each(more, count)
+    return batched(_conv_transpose, count + 2, input, weight, bias, strides, sides, more, dilations, groups)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """As ``torch.nn.functional.conv_transpose1d``: input (N, C, L) or (C, L), weight (C, O / groups, k)."""
+    return _walked_back(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """As ``torch.nn.functional.conv_transpose2d``: input (N, C, H, W) or (C, H, W), weight (C, O / groups, kh, kw)."""
+    return _walked_back(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """As ``torch.nn.functional.conv_transpose3d``: input (N, C, D, H, W) or (C, D, H, W), weight (C, O / groups, kd, kh,
+    kw)."""
+    return _walked_back(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+class _Conv:
+    """A class of torch.nn's that convolves: its forward, with ours in the place of torch's function."""
+
+    _function: Callable[..., Tensor]
+    padding: Any
+    padding_mode: str
+    stride: Any
+    dilation: Any
+    groups: int
+    _reversed_padding_repeated_twice: list[int]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
         return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _ConvTranspose:
+    _function: Callable[..., Tensor]
+    kernel_size: Any
+
+    def forward(self: Any, input: Tensor, output_size: Any = None) -> Tensor:
+        more = self.output_padding
+        if output_size is not None:
+            axes, sizes = len(self.kernel_size), (self.stride, self.padding, self.kernel_size)
+            more = self._output_padding(input, output_size, *sizes, axes, self.dilation)
+        weight, bias = held(self, "weight"), held(self, "bias")
+        return self._function(input, weight, bias, self.stride, self.padding, more, self.groups, self.dilation)
+
+
+class Conv1d(_Conv, nn.Conv1d):
+    """``torch.nn.Conv1d`` over gpulayers' kernels."""
+
+    _function = staticmethod(conv1d)
+
+
+class Conv2d(_Conv, nn.Conv2d):
+    """``torch.nn.Conv2d`` over gpulayers' kernels."""
+
+    _function = staticmethod(conv2d)
+
+
+class Conv3d(_Conv, nn.Conv3d):
+    """``torch.nn.Conv3d`` over gpulayers' kernels."""
+
+    _function = staticmethod(conv3d)
+
+
+class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` over gpulayers' kernels."""
+
+    _function = staticmethod(conv_transpose1d)
+
+
+class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` over gpulayers' kernels."""
+
+    _function = staticmethod(conv_transpose2d)
+
+
+class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
+    """``torch.nn.ConvTranspose3d`` over gpulayers' kernels."""
+
+    _function = staticmethod(conv_transpose3d)
+
+
+class LazyConv1d(_Conv, nn.LazyConv1d):
+    """``torch.nn.LazyConv1d``: its first call makes it a Conv1d over gpulayers' kernels."""
+
+    _function = staticmethod(conv1d)
+    cls_to_become = Conv1d  # type: ignore[assignment]
+
+
+class LazyConv2d(_Conv, nn.LazyConv2d):
+    """``torch.nn.LazyConv2d``: its first call makes it a Conv2d over gpulayers' kernels."""
+
+    _function = staticmethod(conv2d)
+    cls_to_become = Conv2d  # type: ignore[assignment]
+
+
+class LazyConv3d(_Conv, nn.LazyConv3d):
+    """``torch.nn.LazyConv3d``: its first call makes it a Conv3d over gpulayers' kernels."""
+
+    _function = staticmethod(conv3d)
+    cls_to_become = Conv3d  # type: ignore[assignment]
+
+
+class LazyConvTranspose1d(_ConvTranspose, nn.LazyConvTranspose1d):
+    """``torch.nn.LazyConvTranspose1d``: its first call makes it a ConvTranspose1d over gpulayers' kernels."""
+
+    _function = staticmethod(conv_transpose1d)
+    cls_to_become = ConvTranspose1d  # type: ignore[assignment]
+
+
+class LazyConvTranspose2d(_ConvTranspose, nn.LazyConvTranspose2d):
+    """``torch.nn.LazyConvTranspose2d``: its first call makes it a ConvTranspose2d over gpulayers' kernels."""
+
+    _function = staticmethod(conv_transpose2d)
+    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
+
+
+class LazyConvTranspose3d(_ConvTranspose, nn.LazyConvTranspose3d):
+    """``torch.nn.LazyConvTranspose3d``: its first call makes it a ConvTranspose3d over gpulayers' kernels."""
+
+    _function = staticmethod(conv_transpose3d)
+    cls_to_become = ConvTranspose3d  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Convolution by torch (oneDNN, where it has it)."""
+"""Convolution over one to three spatial axes, and transposed, by torch (oneDNN, where it has it)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,61 @@ from ._tensors import FLOAT32, arranged, plainly, refusal
 REFUSALS = {"dtype": FLOAT32, "empty": "an empty array is left to the NumPy kernel"}
 
 
-def conv2d_refuses(x: Spec, weight: Spec, bias: Spec | None = None, *, needs: tuple, **options: Any) -> str | None:
+def conv_refuses(x: Spec, weight: Spec, bias: Spec | None = None, *, needs: tuple, **options: Any) -> str | None:
     return refusal(x) or (REFUSALS["empty"] if 0 in (*x.shape, *weight.shape) else None)
 
 
-def _around(x: torch.Tensor, padding: tuple) -> tuple[torch.Tensor, tuple[int, int]]:
-    """(x, what torch pads on both sides): where the sides differ, x comes padded."""
-    (top, bottom), (left, right) = padding
-    if (top, left) == (bottom, right) and min(top, left) >= 0:
-        return x, (top, left)
-    return torch.nn.functional.pad(x, (left, right, top, bottom)), (0, 0)
+conv_transpose_refuses = conv_refuses
 
 
-def _convolved(
-    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int
-) -> torch.Tensor:
-    wide, both = _around(x, padding)
-    return torch.conv2d(wide, weight, bias, stride, both, dilation, groups)
+def _both(padding: tuple) -> list[int]:
+    """What torch pads on both sides; none where some sides differ."""
+    return [before if before == after else 0 for before, after in padding]
 
 
-def conv2d_forward(
+def _flat(padding: tuple, both: list, sign: int = 1) -> list[int]:
+    """What is left to pad, in the order of torch's ``pad``; sign = −1: to cut off."""
+    return [sign * (side - p) for (a, b), p in zip(reversed(padding), reversed(both)) for side in (a, b)]
+
+
+def _padded(x: torch.Tensor, padding: tuple, both: list, sign: int = 1) -> torch.Tensor:
+    left = _flat(padding, both, sign)
+    return torch.nn.functional.pad(x, left) if any(left) else x
+
+
+def _saved(x: torch.Tensor, weight: torch.Tensor, needs: tuple) -> dict:
+    return ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
+
+
+def _output(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return arranged(y, None if x.is_contiguous() else output_order(spec(x)))
+
+
+def _gradients(dy: torch.Tensor, saved: dict, inputs: tuple, needs: tuple, *options: Any) -> tuple:
+    """torch's gradients for (x, weight, bias), of inputs as torch's convolution sees them. Of what is not saved torch looks
+    at the shape alone."""
+    x, weight = (saved[name] if name in saved else dy.new_empty(s.shape) for name, s in zip(("x", "weight"), inputs))
+    wanted = [name in needs for name in ("x", "weight", "bias")]
+    channels = inputs[2].shape if inputs[2] is not None else None
+    found = torch.ops.aten.convolution_backward(dy, x, weight, channels, *options, wanted)
+    return tuple(g if w else None for g, w in zip(found, wanted))  # at times it gives more
+
+
+def _arranged_gradients(found: tuple, inputs: tuple) -> tuple:
+    dx, dweight, dbias = found
+    return *(None if g is None else arranged(g, s.like().order) for g, s in zip((dx, dweight), inputs)), dbias
+
+
+# --- conv ------------------------------------------------------------------------------------------------------------
+
+
+def _convolved(x: Any, weight: Any, bias: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Any:
+    both = _both(padding)
+    wide = _padded(x, padding, both)
+    return torch.convolution(wide, weight, bias, stride, both, dilation, False, (0,) * len(stride), groups)
+
+
+def conv_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: Any = None,
@@ -45,12 +80,22 @@ def conv2d_forward(
     groups: int,
 ) -> tuple[tuple, dict]:
     y = plainly(_convolved, x, weight, bias, stride, padding, dilation, groups)
-    saved = {"x": x} if "weight" in needs else {}
-    saved |= {"weight": weight} if "x" in needs else {}
-    return (arranged(y, None if x.is_contiguous() else output_order(spec(x))),), saved  # type: ignore[arg-type]
+    return (_output(y, x),), _saved(x, weight, needs)
 
 
-def conv2d_backward(
+def _conv_gradients(
+    dy: Any, saved: dict, inputs: tuple, needs: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
+) -> tuple:
+    both = _both(padding)
+    grown = [n + a + b - 2 * p for n, (a, b), p in zip(inputs[0].shape[2:], padding, both)]
+    wide = inputs[0]._replace(shape=(*inputs[0].shape[:2], *grown))
+    given = saved | ({"x": _padded(saved["x"], padding, both)} if "x" in saved else {})
+    options = stride, both, dilation, False, (0,) * len(stride), groups
+    dx, *rest = _gradients(dy, given, (wide, *inputs[1:]), needs, *options)
+    return (None if dx is None else _padded(dx, padding, both, -1)), *rest
+
+
+def conv_backward(
     dys: tuple,
     saved: dict,
     *,
@@ -61,29 +106,57 @@ def conv2d_backward(
     dilation: tuple,
     groups: int,
 ) -> tuple:
-    wanted = [name in needs for name in ("x", "weight", "bias")]
-    return plainly(_gradients, dys[0], saved, inputs, wanted, stride, padding, dilation, groups)
+    found = plainly(_conv_gradients, dys[0], saved, inputs, needs, stride, padding, dilation, groups)
+    return _arranged_gradients(found, inputs)
 
 
-def _gradients(
-    dy: torch.Tensor, saved: dict, inputs: tuple, wanted: list, stride: tuple, padding: tuple, *options: Any
+# --- conv_transpose --------------------------------------------------------------------------------------------------
+
+
+def _transposed(
+    x: Any, weight: Any, bias: Any, stride: tuple, padding: tuple, more: tuple, dilation: tuple, groups: int
+) -> Any:
+    both = _both(padding)
+    y = torch.convolution(x, weight, bias, stride, both, dilation, True, more, groups)
+    return _padded(y, padding, both, -1)
+
+
+def conv_transpose_forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    stride: tuple,
+    padding: tuple,
+    output_padding: tuple,
+    dilation: tuple,
+    groups: int,
+) -> tuple[tuple, dict]:
+    y = plainly(_transposed, x, weight, bias, stride, padding, output_padding, dilation, groups)
+    return (_output(y, x),), _saved(x, weight, needs)
+
+
+def _transposed_gradients(
+    dy: Any, saved: dict, inputs: tuple, needs: tuple, stride: tuple, padding: tuple, more: tuple, *options: Any
 ) -> tuple:
-    # Of what is not saved torch looks at the shape alone.
-    x, weight = (saved[name] if name in saved else dy.new_empty(s.shape) for name, s in zip(("x", "weight"), inputs))
-    wide, both = _around(x, padding)
-    dilation, groups = options
-    how = [len(weight)], stride, both, dilation, False, (0, 0), groups, wanted
-    found = torch.ops.aten.convolution_backward(dy, wide, weight, *how)
-    dx, dweight, dbias = (g if w else None for g, w in zip(found, wanted))  # at times it gives more
-    if dx is not None:
-        if wide is not x:
-            (top, _), (left, _) = padding
-            dx = _inside(dx, x.shape, top, left)
-        dx = arranged(dx, inputs[0].like().order)
-    return dx, None if dweight is None else arranged(dweight, inputs[1].like().order), dbias
+    both, (dilation, groups) = _both(padding), options
+    wide = _padded(dy, padding, both)
+    found = _gradients(wide, saved, inputs, needs, stride, both, dilation, True, more, groups)
+    return found
 
 
-def _inside(wide: torch.Tensor, shape: Any, top: int, left: int) -> torch.Tensor:
-    """The image that stood in a padded one; padding below zero had cut it."""
-    h, w = shape[2:]
-    return torch.nn.functional.pad(wide, (-left, w + left - wide.shape[3], -top, h + top - wide.shape[2]))
+def conv_transpose_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    stride: tuple,
+    padding: tuple,
+    output_padding: tuple,
+    dilation: tuple,
+    groups: int,
+) -> tuple:
+    how = (stride, padding, output_padding, dilation, groups)
+    return _arranged_gradients(plainly(_transposed_gradients, dys[0], saved, inputs, needs, *how), inputs)

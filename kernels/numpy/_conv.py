@@ -13,7 +13,6 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.arrays import compute_dtype
 
-from .._window import Window
 from . import _blocks
 
 COLUMN_BYTES = 1 << 22
@@ -24,6 +23,15 @@ FEWEST_BYTES = 1 << 19
 """Of gathered pixels: with fewer the calls cost more than the work."""
 FEWEST_CHANNELS = 32
 """For Winograd's algorithm, whose transforms cost as much as a few channels' products."""
+
+
+class Options(NamedTuple):
+    """A convolution's, in their normal form."""
+
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+    groups: int
 
 
 class Shape(NamedTuple):
@@ -53,6 +61,16 @@ class Shape(NamedTuple):
         return self.stride != (1, 1)
 
     @property
+    def back(self) -> tuple[tuple[int, int], ...]:
+        """What lies around dy where dx is a convolution of it, with stride 1."""
+        axes = zip(self.kernel, self.dilation, self.padding, (self.h, self.w), self.size)
+        return tuple((d * (k - 1) - before, n - out + before) for k, d, (before, _), n, out in axes)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.c > 1
+
+    @property
     def depth(self) -> int:
         """Terms of one sum."""
         return self.c // self.groups * self.kernel[0] * self.kernel[1]
@@ -78,12 +96,10 @@ class Shape(NamedTuple):
         return [(slice(i, min(i + images, self.n)), rows) for i in range(0, self.n, images)]
 
 
-def shape_of(x: Any, weight: Any, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Shape:
-    """From arrays or specs of x and weight, and the options in their normal form."""
-    kind, (o, _, *kernel) = compute_dtype(x.dtype), weight.shape
-    before, after = zip(*padding)
-    size = Window(tuple(kernel), stride, before, dilation).output_size(x.shape[2:], after)
-    return Shape(*x.shape, o, tuple(kernel), size, stride, padding, dilation, groups, kind)  # type: ignore[arg-type, call-arg]
+def shape_of(x: Any, weight: Any, size: Sequence[int], how: Options) -> Shape:
+    """From arrays or specs of x and weight, and the output's size."""
+    (o, _, *kernel), kind = weight.shape, compute_dtype(x.dtype)
+    return Shape(*x.shape, o, tuple(kernel), tuple(size), *how, kind)  # type: ignore[call-arg]
 
 
 def by_channels(channels: int, work: Callable[[int, int], None], elements: int) -> None:

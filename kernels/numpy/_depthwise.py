@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, arranged, guests
+from gpulayers.arrays import Spec, guests
 
 from . import _blocks, _conv
 from ._conv import Back, Shape, planes_of, runs_of, taps_by_phase
@@ -20,7 +20,7 @@ def _pieces(columns: np.ndarray, rows: int) -> np.ndarray:
     """(n, c, taps, rows · pitch) as (n, c, pieces, taps, run): BLAS calls no threads of its own for a short run."""
     n, c, taps, length = columns.shape
     most = max(1, ALONE // (taps * (length // rows)))
-    each = max(d for d in range(1, rows + 1) if rows % d == 0 and d <= most)
+    each = max(d for d in range(1, min(rows, most) + 1) if rows % d == 0)
     return columns.reshape(n, c, taps, rows // each, -1).swapaxes(2, 3)
 
 
@@ -106,4 +106,4 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: Shape) -> n
     total = np.zeros((of.c, many, of.kernel[0] * of.kernel[1]), of.kind)
     for channels, sums in _over_planes(of, work):
         total[channels] += sums
-    return arranged(total.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
+    return total.reshape(weight.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import triton
@@ -13,21 +15,36 @@ from .._window import output_order as output_order
 from . import _configs, _tile
 
 
-def steps(x: Any) -> tuple[int, int, int, int]:
-    """Strides in the order n, h, w, c."""
-    n, c, h, w = x.stride()
-    return n, h, w, c
+def steps(x: Any) -> tuple[int, ...]:
+    """Strides in the order n, (d,) h, w, c."""
+    n, c, *pixels = x.stride()
+    return (n, *pixels, c)
 
 
 def evenly_spaced(x: Any) -> bool:
     """Whether one step leads from each pixel of an image to the next."""
-    return 1 in x.shape[2:] or x.stride(2) == x.shape[3] * x.stride(3)
+    axes = [(size, step) for size, step in zip(x.shape[2:], x.stride()[2:]) if size != 1]
+    return all([step == size * inner for (_, step), (size, inner) in itertools.pairwise(axes)])
 
 
 def flattened(x: Any) -> Any:
     """All pixels of an image in one row: (N, C, 1, H · W), a view of an evenly spaced array."""
-    n, c, h, w = x.shape
-    return x.view(n, c, 1, h * w)
+    n, c, *sizes = x.shape
+    return x.view(n, c, *(1,) * (len(sizes) - 1), math.prod(sizes))
+
+
+def as_images(x: Any, empty: Any) -> Any:
+    """``x`` (N, C, H, W) or (N, C, D, H, W) of any strides as (N, C, H, W), pixels in the same order: a view where it can
+    be."""
+    if evenly_spaced(x):
+        x = flattened(x)
+        return x.squeeze(2) if x.ndim == 5 else x
+    if x.ndim == 4:
+        return x
+    n, c, d, h, w = x.shape
+    if 1 not in (d, h) and x.stride(2) != h * x.stride(3):
+        x = _tile.copied(x, channels_last(5), empty)
+    return x.view(n, c, d * h, w)
 
 
 BUDGETS = {
@@ -82,18 +99,18 @@ def _in_parts(x: Any) -> list[Any]:
 
 def nhwc(x: Any, empty: Any) -> Any:
     """x of any strides with channels neighbouring in memory: itself, or a copy."""
-    _, c, h, w = x.shape
-    if x.permute(0, 2, 3, 1).is_contiguous():
+    last = channels_last(x.ndim)
+    if x.permute(last).is_contiguous():
         return x
-    y = empty(x.shape, x.dtype, channels_last(4))
-    source = flattened(x) if evenly_spaced(x) else x
+    y, source = empty(x.shape, x.dtype, last), as_images(x, empty)
+    c, count = x.shape[1], math.prod(x.shape[2:])
     block = min(64, _tile.next_power_of_2(c))
-    entry = NHWC(_tile.device(x), h * w)
-    pixels = _tile.next_power_of_2(h * w, max(1, entry.elements // block))
+    entry = NHWC(_tile.device(x), count)
+    pixels = _tile.next_power_of_2(count, max(1, entry.elements // block))
     for part, there in zip(_in_parts(source), _in_parts(y)):
-        grid = (_tile.cdiv(h * w, pixels), _tile.cdiv(c, block), part.shape[0])
+        grid = (_tile.cdiv(count, pixels), _tile.cdiv(c, block), part.shape[0])
         _tile.launch(
-            _nhwc_kernel, grid, part, there, c, source.shape[3], h * w, *steps(source),
+            _nhwc_kernel, grid, part, there, c, source.shape[3], count, *steps(source),
             BC=block, BP=pixels, num_warps=entry.warps,
         )  # fmt: skip
     return y
@@ -161,10 +178,10 @@ FINISH = _configs.rows("image_finish")
 
 
 def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
-    """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides."""
-    n, c, h, w = x.shape
-    even = evenly_spaced(x)
-    source = flattened(x) if even else x
+    """total[c] = scale · Σ_{n, h, w} x[n, c, h, w]; x of any strides, with a depth or without."""
+    source = as_images(x, empty)
+    n, c, h, w = source.shape
+    even = evenly_spaced(source)
     device = _tile.device(x)
     entry = CHANNEL_SUMS(device, n * h * w)
     pixels, channels = pixel_tile(source, n * h * w, entry.elements)
@@ -182,7 +199,7 @@ def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
 
 @triton.jit
 def _finish_kernel(
-    partial, y, S, SIZE, C, T, KW, y_o, y_c, y_h, y_w, scale, BLOCK: tl.constexpr
+    partial, y, S, SIZE, C, T, KH, KW, y_o, y_c, y_d, y_h, y_w, scale, DEEP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """y[o, c, tap] = scale · Σ_s partial[s, o, tap, c], in the order of s."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -191,16 +208,21 @@ def _finish_kernel(
     for s in range(0, S):
         total += tl.load(partial + tl.cast(s, tl.int64) * SIZE + at, mask, other=0.0)
     c, tap, o = at % C, at // C % T, at // C // T
-    where = y + o * y_o + c * y_c + tap // KW * y_h + tap % KW * y_w
+    where = y + o * y_o + c * y_c + tap % KW * y_w
+    if DEEP:
+        where += tap // (KH * KW) * y_d + tap // KW % KH * y_h
+    else:
+        where += tap // KW * y_h
     tl.store(where, (total * scale).to(y.dtype.element_ty), mask)
 
 
 def finish(partial: Any, y: Any, scale: float = 1.0) -> None:
-    """The sum over the first axis of (S, O, taps, C) into y (O, C, kh, kw) of any strides."""
+    """The sum over the first axis of (S, O, taps, C) into y, (O, C, kh, kw) or (O, C, kd, kh, kw), of any strides."""
     s, o, taps, c = partial.shape
     size = o * taps * c
     entry = FINISH(_tile.device(y), size)
+    y = y if y.ndim == 5 else y.unsqueeze(2)
     _tile.launch(
-        _finish_kernel, (_tile.cdiv(size, entry.elements),), partial, y, s, size, c, taps, y.shape[3], *y.stride(), scale,
-        BLOCK=entry.elements, num_warps=entry.warps,
+        _finish_kernel, (_tile.cdiv(size, entry.elements),), partial, y, s, size, c, taps, *y.shape[3:], *y.stride(), scale,
+        DEEP=y.shape[2] > 1, BLOCK=entry.elements, num_warps=entry.warps,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from gpulayers.export.onnx._graph import ModelGraph, Tensor
 from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.ops._op import normal_axis
-from gpulayers.ops._window import pair, sides
+from gpulayers.ops._window import numbers, pair, sides
 from gpulayers.ops.conv import padding_sides
 
 
@@ -115,10 +115,11 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def _padded(graph: ModelGraph, x: Tensor, padding: Any, mode: str, value: float = 0.0) -> str | None:
-    (top, bottom), (left, right) = sides("padding", padding, None)
-    if min(top, bottom, left, right) < 0:
+    around = sides("padding", padding, None) if len(x.shape) == 4 else padding
+    before, after = zip(*around)
+    if min(*before, *after) < 0:
         return None
-    edges = graph.constant([0, 0, top, left, 0, 0, bottom, right])
+    edges = graph.constant([0, 0, *before, 0, 0, *after])
     more = [graph.constant(value, "f")] if mode == "constant" else []
     return graph.op("Pad", x.name, edges, *more, mode=_MODES[mode])
 
@@ -129,14 +130,26 @@ def _pad(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
 
 
 def _conv(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
-    name, options = x.name, layer.options()
-    stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
+    name = x.name
     if around := layer._around():
-        name = _padded(graph, x, **around) or ""
-    (top, bottom), (left, right) = padding_sides(options["padding"], layer.kernel_size, stride, dilation)
-    weights = [graph.weight(layer, w) for w in (layer.weight, layer.bias) if w is not None]
-    pads = [top, left, bottom, right]
-    return graph.op("Conv", name, *weights, strides=stride, pads=pads, dilations=dilation, group=layer.groups)
+        name = _padded(graph, x, around, layer.padding_mode) or ""
+    return graph.op("Conv", name, *_filter(graph, layer), **_steps(layer))
+
+
+def _conv_transpose(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    more = numbers("output_padding", layer.output_padding, 0, layer.spatial)
+    return graph.op("ConvTranspose", x.name, *_filter(graph, layer), **_steps(layer), output_padding=more)
+
+
+def _filter(graph: ModelGraph, layer: Any) -> list[str]:
+    return [graph.weight(layer, w) for w in (layer.weight, layer.bias) if w is not None]
+
+
+def _steps(layer: Any) -> dict[str, Any]:
+    """The attributes that both kinds of convolution have."""
+    stride, dilation = (numbers(n, getattr(layer, n), 1, layer.spatial) for n in ("stride", "dilation"))
+    before, after = zip(*padding_sides(layer.options()["padding"], layer.kernel_size, stride, dilation))
+    return {"strides": stride, "pads": (*before, *after), "dilations": dilation, "group": layer.groups}
 
 
 def _windows(layer: Any) -> dict[str, Any]:
@@ -209,7 +222,8 @@ def _reshape(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
 
 
 BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
-    **ACTIVATIONS, linear.FullyConnected: _fully_connected, conv.Convolutional: _conv, pooling.MaxPool2d: _max_pool,
+    **ACTIVATIONS, linear.FullyConnected: _fully_connected, conv.Convolutional: _conv,
+    conv.Transposed: _conv_transpose, pooling.MaxPool2d: _max_pool,
     pooling.AvgPool2d: _avg_pool, pooling.AdaptiveAvgPool2d: _adaptive_pool, pooling.GlobalAvgPool2d: _adaptive_pool,
     norm.LayerNorm: _layer_norm, norm.BatchNorm1d: _batch_norm, norm.BatchNorm2d: _batch_norm, dropout.Dropout: _dropout,
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,

@@ -56,6 +56,8 @@ def _together(*weights: Any) -> bool:
 
 
 def _conv(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    if layer.spatial != 2:
+        return None
     stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
     deep = layer.groups == layer.in_channels
     together = _together(layer.weight, layer.bias)

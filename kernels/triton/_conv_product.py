@@ -1,0 +1,253 @@
+"""Convolution as an implicit matrix product, forward and for dx: the tiles of x are gathered under the kernel while the
+product runs.
+
+Rows are pixels, the inner axis runs over taps × channels, with channels neighbouring in memory (NHWC). dx with stride 1 is
+the same sum with the kernel turned around. With a stride, pixels of one remainder (h mod stride, w mod stride) see the same
+taps; each remainder is a convolution of its own, without a multiplication by the zeros in between.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .._budget import Budget
+from . import _tile
+from ._conv import FEW_CHANNELS, Walk, bounded, channels_first, narrow_accesses, precision, tile_for
+from ._image import evenly_spaced, flattened, image_pixel, steps
+
+BUDGETS = {
+    # One or two registers are put aside in some float32 tiles.
+    "_conv_kernel": Budget(registers=255, blocks=1, narrow=narrow_accesses, spills=6),
+}
+
+
+@triton.jit
+def _remainder(size, phase, taps, pad, stride, dilation, common, inverse):
+    """The pixels of one remainder, and the taps that reach them, which may be none.
+
+    Returns (pixels, first tap, number of taps, the output pixel under the first tap for the first pixel).
+    """
+    shifted = phase + pad
+    step = stride // common
+    first = (shifted // common * inverse) % step
+    count = tl.where(shifted % common == 0, tl.maximum((taps - first + step - 1) // step, 0), 0)
+    return (size - phase + stride - 1) // stride, first, count, (shifted - first * dilation) // stride
+
+
+@triton.jit
+def _conv_kernel(
+    x, weight, bias, y,
+    M, DY, HY, WY, DX, HX, WX, C, O, KD, KH, KW,
+    x_n, x_d, x_h, x_w, x_c, w_o, w_t, w_c, w_group, y_n, y_d, y_h, y_w, y_c,
+    SD, SH, SW, D0, H0, W0, DD, DH, DW, DIL_D, DIL_H, DIL_W, GCD_D, GCD_H, GCD_W, INV_D, INV_H, INV_W,
+    DEEP: tl.constexpr, PHASED: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr, FIRST: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """y[m, o] = Σ_{tap, c} x[pixel m · S + (D0, H0, W0) + tap · D, c] · weight[o, tap, c].
+
+    M: pixels of y (of the largest remainder). C, O: channels in a group. DEEP: there is a third spatial axis. PHASED: dx of
+    a strided convolution, where SD, SH and SW step y, not x. FLAT: taps and channels are one inner axis. PLAIN: a kernel of
+    one tap, all pixels of x and y in one row. ALIGNED: an image has a multiple of 16 pixels. EVEN: y_w leads from each
+    pixel of y to the next. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists.
+    """
+    tiles_n = tl.cdiv(O, BN)
+    pid = tl.program_id(0)
+    pid_n = pid % tiles_n
+    first_row = (pid // tiles_n).to(tl.int64) * BM
+    group = tl.program_id(1)
+    first_s = 0
+    first_r = 0
+    first_q = 0
+    taps_d = KD
+    taps_h = KH
+    taps_w = KW
+    if PHASED:
+        ph = tl.program_id(2) // SW
+        pw = tl.program_id(2) % SW
+        if DEEP:
+            pd = ph // SH
+            ph = ph % SH
+            DY, first_s, taps_d, D0 = _remainder(DY, pd, KD, D0, SD, DIL_D, GCD_D, INV_D)
+            y += pd.to(tl.int64) * y_d
+        HY, first_r, taps_h, H0 = _remainder(HY, ph, KH, H0, SH, DIL_H, GCD_H, INV_H)
+        WY, first_q, taps_w, W0 = _remainder(WY, pw, KW, W0, SW, DIL_W, GCD_W, INV_W)
+        M = (DY * HY * WY).to(tl.int64) * M  # it came as the number of images
+        HY = tl.maximum(HY, 1)
+        WY = tl.maximum(WY, 1)
+        if DEEP:
+            DY = tl.maximum(DY, 1)
+        y += ph.to(tl.int64) * y_h + pw * y_w
+
+    if DEEP:
+        n, pixel = image_pixel(first_row, DY * HY * WY, ALIGNED, BM)
+    else:
+        n, pixel = image_pixel(first_row, HY * WY, ALIGNED, BM)
+    i = pixel // WY
+    j = pixel % WY
+    real = first_row + tl.arange(0, BM) < M  # (BM,)
+    if DEEP:
+        z = i // HY
+        i = i % HY
+        d = z + D0 if PHASED else z * SD + D0
+    if PHASED:
+        h = i + H0
+        w = j + W0
+    elif PLAIN:
+        h = tl.zeros((BM,), tl.int32)
+        w = pixel
+    else:
+        h = i * SH + H0
+        w = j * SW + W0
+    if PLAIN:
+        across = w * x_w  # in 32 bits, as its launcher promises
+    else:
+        across = w.to(tl.int64) * x_w
+    rows = x + (n * x_n + h.to(tl.int64) * x_h + across + group.to(tl.int64) * C * x_c)[:, None]  # (BM, 1)
+    if DEEP:
+        rows += (d.to(tl.int64) * x_d)[:, None]
+    column = pid_n * BN + tl.arange(0, BN)  # (BN,)
+    columns = weight + (group.to(tl.int64) * w_group + column.to(tl.int64) * w_o)[None, :]  # (1, BN)
+
+    acc = tl.zeros((BM, BN), tl.float32)
+    blocks = tl.cdiv(C, BK)
+    taps = taps_h * taps_w
+    if DEEP:
+        taps = taps * taps_d
+    steps = taps * blocks
+    width = tl.maximum(taps_w, 1)  # the compiler divides by it before it asks whether there are any steps
+    height = tl.maximum(taps_h, 1)
+    if FLAT:
+        steps = tl.cdiv(taps * C, BK)
+    for k in range(0, steps):
+        if FLAT:
+            inner = k * BK + tl.arange(0, BK)  # (BK,)
+            c = (inner % C).to(tl.int64)
+            tap = inner // C
+            inside = inner < taps * C
+        else:
+            c = ((k % blocks) * BK + tl.arange(0, BK)).to(tl.int64)
+            tap = k // blocks
+            inside = c < C
+        u = tap // width
+        v = tap % width
+        s = 0
+        if DEEP:
+            s = u // height
+            u = u % height
+        step_x = u.to(tl.int64) * DH * x_h + v.to(tl.int64) * DW * x_w
+        if DEEP:
+            step_x += s.to(tl.int64) * DD * x_d
+        if FLAT:
+            step_x = (step_x + c * x_c)[None, :]
+            hh = h[:, None] + (u * DH)[None, :]
+            ww = w[:, None] + (v * DW)[None, :]
+        else:
+            step_x = step_x + (c * x_c)[None, :]
+            hh = (h + u * DH)[:, None]
+            ww = (w + v * DW)[:, None]
+        mask = real[:, None] & inside[None, :]
+        if not BOUNDED:
+            mask = mask & (hh >= 0) & (hh < HX) & (ww >= 0) & (ww < WX)
+            if DEEP:
+                dd = d[:, None] + (s * DD)[None, :] if FLAT else (d + s * DD)[:, None]
+                mask = mask & (dd >= 0) & (dd < DX)
+        a = tl.load(rows + step_x, mask, other=0.0)  # (BM, BK)
+        if PHASED:
+            t = (first_r + u * (SH // GCD_H)) * KW + first_q + v * (SW // GCD_W)
+            if DEEP:
+                t += (first_s + s * (SD // GCD_D)) * KH * KW
+        else:
+            t = tap
+        if FLAT:
+            offset = (t.to(tl.int64) * w_t + c * w_c)[:, None]
+        else:
+            offset = t.to(tl.int64) * w_t + (c * w_c)[:, None]
+        b = tl.load(columns + offset, inside[:, None] & (column < O)[None, :], other=0.0)  # (BK, BN)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+
+    o = group * O + column
+    if bias is not None:
+        acc += tl.load(bias + o, column < O, other=0.0).to(tl.float32)[None, :]
+    if PHASED:
+        place = n * y_n + i.to(tl.int64) * SH * y_h + j.to(tl.int64) * SW * y_w
+        if DEEP:
+            place += z.to(tl.int64) * SD * y_d
+    elif EVEN:
+        place = n * y_n + pixel.to(tl.int64) * y_w
+    else:
+        place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
+        if DEEP:
+            place += z.to(tl.int64) * y_d
+    out, mask = acc.to(y.dtype.element_ty), real[:, None] & (column < O)[None, :]
+    if FIRST:  # written along pixels
+        tl.store(y + place[None, :] + (o.to(tl.int64) * y_c)[:, None], tl.trans(out), tl.trans(mask))
+    else:
+        tl.store(y + place[:, None] + (o.to(tl.int64) * y_c)[None, :], out, mask)
+
+
+def _summed(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple, jumps: tuple, plain: bool) -> None:
+    """y = the sum that ``_conv_kernel`` states. x: channels last, or plain NCHW. weight: any array with the strides in
+    ``jumps``, over y's channel, tap, x's channel, group.
+
+    sizes: (channels of x and of y in a group, groups, kernel). walk: stride, first pixel and dilation in x.
+    """
+    c, o, groups, kernel = sizes
+    if plain:
+        x, y = flattened(x), flattened(y)
+    (n, _, *size), out, taps = x.shape, y.shape[2:], math.prod(kernel)
+    pixels, flat, even = math.prod(out), c < FEW_CHANNELS, evenly_spaced(y)
+    tile = tile_for(x, n * pixels, o, c * taps if flat else c, groups, flat)
+    if plain and channels_first(x) and _tile.device(x).arch not in (90, 100):
+        tile = tile._replace(BN=min(tile.BN, 64))  # sums stand in registers there, and every channel has addresses
+    grid = (_tile.cdiv(n * pixels, tile.BM) * _tile.cdiv(o, tile.BN), groups)
+    _tile.launch(
+        _conv_kernel, grid, x, weight, bias, y,
+        n * pixels, *out, *size, c, o, *kernel, *steps(x), *jumps, *steps(flattened(y) if even else y),
+        *(n for axes in walk for n in axes), *(1,) * 9,
+        DEEP=max(size[0], out[0], kernel[0]) > 1, PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=pixels % 16 == 0,
+        EVEN=even, FIRST=channels_first(y), BOUNDED=bounded(out, tuple(size), kernel, *walk), PRECISION=precision(x),
+        BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> None:
+    """y of a convolution. All of three spatial axes. taps: the weight, (O, C / groups, *kernel), channels last."""
+    (o, c, *kernel), groups = taps.shape, walk.groups
+    each = c * math.prod(kernel)
+    start = tuple([-b for b in walk.before])
+    sizes, jumps = (c, o // groups, groups, tuple(kernel)), (each, c, 1, o // groups * each)
+    plain = plain and evenly_spaced(y)
+    _summed(x, taps, bias, y, sizes, (walk.stride, start, walk.dilation), jumps, plain)
+
+
+def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bool) -> None:
+    """dx[pixel, c] = bias[c] + Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c]."""
+    (o, c, *kernel), (stride, before, dilation, groups) = taps.shape, walk
+    each, o_group = c * math.prod(kernel), o // groups
+    jumps = (1, c, each, o_group * each)
+    if stride == (1, 1, 1):
+        back = (stride, before, tuple([-d for d in dilation]))
+        sizes = (o_group, c, groups, tuple(kernel))
+        _summed(dy, taps, bias, dx, sizes, back, jumps, plain and evenly_spaced(dx))
+        return
+    common = tuple(map(math.gcd, stride, dilation))
+    back = tuple([-d // g for d, g in zip(dilation, common)])
+    inverse = tuple([pow(d // g, -1, s // g) if s > g else 0 for d, s, g in zip(dilation, stride, common)])
+    n, _, *size = dx.shape
+    largest = n * math.prod(map(_tile.cdiv, size, stride))
+    flat, phases = o_group < FEW_CHANNELS, math.prod(stride)
+    tile = tile_for(dy, largest, c, o_group * math.prod(kernel) if flat else o_group, groups * phases, flat)
+    grid = (_tile.cdiv(largest, tile.BM) * _tile.cdiv(c, tile.BN), groups, phases)
+    _tile.launch(
+        _conv_kernel, grid, dy, taps, bias, dx,
+        n, *size, *dy.shape[2:], o_group, c, *kernel, *steps(dy), *jumps, *steps(dx),
+        *stride, *before, *back, *dilation, *common, *inverse,
+        DEEP=max(size[0], dy.shape[2], kernel[0]) > 1, PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=False, EVEN=False,
+        FIRST=channels_first(dx), BOUNDED=False, PRECISION=precision(dy),
+        BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip

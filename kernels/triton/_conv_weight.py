@@ -1,0 +1,131 @@
+"""A convolution's weight gradient as an implicit matrix product: taps × channels against output channels, summed over
+pixels. The pixels are split over programs, their float32 partial sums added in a second stage, in a fixed order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .._budget import Budget
+from . import _tile
+from ._conv import FEW_CHANNELS, Walk, bounded, narrow_accesses, precision, weight_tile
+from ._image import finish, flattened, image_pixel, steps
+
+BUDGETS = {"_conv_weight_kernel": Budget(registers=208, blocks=1, narrow=narrow_accesses, spills=6)}
+
+
+@triton.jit
+def _conv_weight_kernel(
+    dy, x, partial,
+    M, EACH, DY, HY, WY, DX, HX, WX, C, O, KH, KW, TAPS,
+    dy_n, dy_d, dy_h, dy_w, dy_c, x_n, x_d, x_h, x_w, x_c,
+    SD, SH, SW, D0, H0, W0, DD, DH, DW,
+    DEEP: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, BOUNDED: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """partial[s, o, tap, c] = Σ over the s-th EACH pixels of dy[pixel, o] · x[pixel under tap, c], in float32.
+
+    The flags are ``_conv_kernel``'s.
+    """
+    blocks = tl.cdiv(TAPS * C, BN) if FLAT else TAPS * tl.cdiv(C, BN)
+    pid_n = tl.program_id(0) % blocks
+    o = (tl.program_id(0) // blocks) * BM + tl.arange(0, BM)  # (BM,) in the group
+    split = tl.program_id(1).to(tl.int64)
+    group = tl.program_id(2)
+    if FLAT:
+        flat = pid_n * BN + tl.arange(0, BN)
+        c = flat % C
+        tap = flat // C
+        inside = flat < TAPS * C
+    else:
+        tap = pid_n // tl.cdiv(C, BN)
+        c = (pid_n % tl.cdiv(C, BN)) * BN + tl.arange(0, BN)
+        inside = c < C
+    if DEEP:
+        deep = tap // (KH * KW) * DD
+        down = tap // KW % KH * DH
+    else:
+        down = tap // KW * DH
+    right = tap % KW * DW
+    if FLAT:
+        down, right = down[None, :], right[None, :]
+        if DEEP:
+            deep = deep[None, :]
+    dy_columns = dy + ((group * O + o).to(tl.int64) * dy_c)[None, :]  # (1, BM)
+    x_columns = x + ((group * C + c).to(tl.int64) * x_c)[None, :]  # (1, BN)
+
+    first = split * EACH
+    last = tl.minimum(first + EACH, M)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for start in range(first, last, BK):
+        if DEEP:
+            n, pixel = image_pixel(start, DY * HY * WY, ALIGNED, BK)
+        else:
+            n, pixel = image_pixel(start, HY * WY, ALIGNED, BK)
+        n = n[:, None]
+        real = (start + tl.arange(0, BK) < last)[:, None]
+        if PLAIN:
+            i = tl.zeros((BK, 1), tl.int32)
+            j = pixel[:, None]
+        else:
+            i = (pixel // WY)[:, None]
+            j = (pixel % WY)[:, None]
+        if DEEP:
+            z = i // HY
+            i = i % HY
+            d = z * SD + D0 + deep
+        h = i * SH + H0 + down
+        w = j * SW + W0 + right
+        if PLAIN:
+            x_across, dy_across = w * x_w, j * dy_w
+        else:
+            x_across, dy_across = w.to(tl.int64) * x_w, j.to(tl.int64) * dy_w
+        g_rows = dy_columns + n * dy_n + i.to(tl.int64) * dy_h + dy_across
+        mask = real & inside[None, :]
+        if not BOUNDED:
+            mask = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
+        x_rows = x_columns + n * x_n + h.to(tl.int64) * x_h + x_across
+        if DEEP:
+            g_rows += z.to(tl.int64) * dy_d
+            x_rows += d.to(tl.int64) * x_d
+            if not BOUNDED:
+                mask = mask & (d >= 0) & (d < DX)
+        g = tl.load(g_rows, real & (o < O)[None, :], other=0.0)  # (BK, BM)
+        v = tl.load(x_rows, mask, other=0.0)  # (BK, BN)
+        acc = tl.dot(tl.trans(g), v, acc, input_precision=PRECISION)
+    row = (split * tl.num_programs(2) + group) * O + o  # (BM,)
+    if FLAT:
+        place = flat
+    else:
+        place = tap * C + c
+    where = partial + row[:, None] * (TAPS * C) + place[None, :]
+    tl.store(where, acc, (o < O)[:, None] & inside[None, :])
+
+
+def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
+    """All of three spatial axes. dy, x: channels last, or plain NCHW. dweight: of any strides."""
+    (stride, before, dilation, groups), (o, c, *kernel) = walk, dweight.shape
+    if plain:
+        dy, x = flattened(dy), flattened(x)
+    (n, _, *out), size, taps = dy.shape, x.shape[2:], math.prod(kernel)
+    flat, pixels, o_group = c < FEW_CHANNELS, n * math.prod(out), o // groups
+    start = tuple([-b for b in before])
+    tile = weight_tile(dy, o_group, c * taps if flat else c, flat)
+    columns = _tile.cdiv(c * taps, tile.BN) if flat else taps * _tile.cdiv(c, tile.BN)
+    tiles = _tile.cdiv(o_group, tile.BM) * columns
+    # Two waves of programs; each sums enough pixels to be worth its partial result.
+    wanted = min(2 * _tile.device(dy).sms // max(1, tiles * groups), pixels // (4 * tile.BK))
+    splits, each = _tile.split(_tile.cdiv(pixels, tile.BK), max(1, wanted))
+    partial = empty((splits, o, taps, c), "float32")
+    _tile.launch(
+        _conv_weight_kernel, (tiles, splits, groups), dy, x, partial,
+        pixels, each * tile.BK, *out, *size, c, o_group, *kernel[1:], taps,
+        *steps(dy), *steps(x), *stride, *start, *dilation,
+        DEEP=max(size[0], out[0], kernel[0]) > 1, FLAT=flat, PLAIN=plain, ALIGNED=math.prod(out) % 16 == 0,
+        BOUNDED=bounded(tuple(out), tuple(size), tuple(kernel), stride, start, dilation), PRECISION=precision(dy),
+        BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    finish(partial, dweight)
