@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import pathlib
 import tempfile
 import time
@@ -16,9 +17,12 @@ import numpy as np
 from random_layers import layer
 
 import gpulayers as gl
-from gpulayers.arrays import Spec, bfloat16, float32
+from gpulayers import arrays, dispatch
+from gpulayers.arrays import FLOATS, Spec, bfloat16, float32
 from gpulayers.fusing import FusionError, _launch, fusion
-from gpulayers.testing import CheckError, audit_op, check_op
+from gpulayers.ops._op import Op
+from gpulayers.testing import CheckError, audit_op, check_op, tolerance
+from gpulayers.testing.interpreter import interpreting
 
 
 @contextlib.contextmanager
@@ -37,15 +41,47 @@ def judged(seed: int, folder: pathlib.Path, dtypes: tuple[str, ...] = ("float32"
     made, shapes = layer(seed, folder)
     random = np.random.default_rng(seed)
     try:
-        op = fusion(made, *((None, *s[1:]) for s in shapes)).op
+        found = fusion(made, *((None, *s[1:]) for s in shapes))
     except FusionError as error:
         return str(error)
-    weights = [w.data + 0.3 * random.standard_normal(w.shape) for w in made.named_weights().values()]
-    xs = [*map(random.standard_normal, shapes), *weights]
-    check_op(op, *xs, backends=["triton"], dtypes=dtypes, seed=seed)
+    op, weights = found.op, [w.data + 0.3 * random.standard_normal(w.shape) for w in made.named_weights().values()]
+    seeds = [random.integers(0, 2**40, 2) for _ in found.draws]
+    xs, needs = [*map(random.standard_normal, shapes), *weights, *seeds], [n for n in op.differentiable if n != "b"]
+    check_op(op, *xs, needs=needs, backends=["triton"], dtypes=dtypes, seed=seed)
+    for dtype in dtypes:
+        check_sum(op, xs, arrays.dtype(dtype), random)
     with wide():
-        check_op(op, *xs, backends=["triton"], dtypes=("float32",), seed=seed)
+        check_op(op, *xs, needs=needs, backends=["triton"], dtypes=("float32",), seed=seed)
+        check_sum(op, xs, float32, random)
     return "fused"
+
+
+def check_sum(op: Op, xs: list, dtype: np.dtype, random: np.random.Generator) -> None:
+    """The gradient of b: one number, which adds up what is nowhere negative, all of x. Raises CheckError.
+
+    The plain formula's error in one number may be none by luck, and says little of another order. A tree of additions
+    is off by half an ulp of the total for each of its levels, at most (Higham, "The Accuracy of Floating Point
+    Summation", 1993).
+    """
+    given = [x.astype(dtype) if x.dtype.kind == "f" else x for x in xs]
+    with interpreting(), dispatch.policy(simulate=("triton",)), gl.only("triton"):
+        ys, call = op.record(*given, needs=op.differentiable)
+        dys = [random.standard_normal(y.shape).astype(dtype) for y in (ys if isinstance(ys, tuple) else (ys,))]
+        got = call.backward(*dys)[op.inputs.index("b")].astype(np.float64)
+    truth, plain = (_gradient_of_b(op, given, dys, call.saved, work) for work in (np.float64, np.float32))
+    levels = math.ceil(math.log2(max(given[0].size, 1)))
+    limit = tolerance.bound(truth, plain.astype(dtype), dtype) + 0.5 * levels * tolerance.ulp(truth, float32)
+    if not abs(got - truth) <= limit:
+        raise CheckError(f"{op.name}: {dtype}: the gradient of b is {got}, true {truth}: more than {limit} away")
+
+
+def _gradient_of_b(op: Op, given: list, dys: list, saved: dict, work: type) -> np.ndarray:
+    """As the definition computes it in this dtype."""
+    up = lambda x: x.astype(work) if x.dtype in FLOATS else x  # noqa: E731
+    specs = tuple(map(arrays.spec, given))
+    with np.errstate(all="ignore"):
+        found = op.backward(tuple(map(up, dys)), {k: up(v) for k, v in saved.items()}, inputs=specs, needs=("b",))
+    return found[op.inputs.index("b")]
 
 
 WIDTHS = (64, 1000, 8192, 65536)

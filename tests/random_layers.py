@@ -1,4 +1,5 @@
-"""Random layers in array code, to be fused: element-wise work, masks, broadcasts, and reductions along the last axis.
+"""Random layers in array code, to be fused: element-wise work, masks (some of them drawn), broadcasts, and reductions
+along the last axis.
 
 Their backwards are no gradients, but as random as their forwards: a kernel must give what the code says, whatever that is.
 """
@@ -24,6 +25,11 @@ _OF_ROWS = (
     "{}.sum(-1, keepdims=True)", "{}.mean(-1, keepdims=True)", "{}.max(-1, keepdims=True)", "{}.min(axis=-1, keepdims=True)",
     "np.sqrt(({} * {}).mean(-1, keepdims=True) + 0.1)",
 )  # fmt: skip
+_DRAWN = (
+    "gl.random.uniform(x.shape, like=x) >= 0.3", "gl.random.bits(x.shape, like=x) < 2**31",
+    "gl.random.uniform((*x.shape[:-1], 1), like=x) < 0.8", "gl.random.bits(x.shape[-1:], like=x) > 10**9",
+)  # fmt: skip
+"""Masks: for each number, each row, each column."""
 _HEAD = '''"""A random layer."""
 
 import numpy as np
@@ -97,9 +103,15 @@ def layer(seed: int, folder: pathlib.Path) -> tuple[Any, list[tuple]]:
         forward.step()
     outputs = [str(random.choice(forward.values["full"][-3:])) + " * 1.0" for _ in range(ys)]
     rows = len(forward.values["row"]) and random.random() < 0.3
+    chance = np.random.default_rng([seed, 1])
+    drawn = [f"drawn{i} = {chance.choice(_DRAWN)}" for i in range(chance.integers(-2, 3))]
+    masks = [line.partition(" ")[0] for line in drawn]
+    outputs = [f"np.where({chance.choice(masks)}, {y}, 0.2 * x)" if drawn else y for y in outputs]
+    forward.lines += drawn
     if rows:
         outputs[-1] = forward.any("row")
     kept = [*xs, *(n for n in (*forward.values["full"][count:], *forward.values["row"]) if random.random() < 0.5)]
+    kept += masks
     dys = [f"dy{i}" for i in range(ys)]
     backward = _Code(random, [*xs, *dys[: ys - bool(rows)]])
     backward.values["row"] += dys[ys - bool(rows) :] + [k for k in kept if k in forward.values["row"]]
@@ -122,7 +134,7 @@ def layer(seed: int, folder: pathlib.Path) -> tuple[Any, list[tuple]]:
     backward.lines.append(f"self.w.grad += ({full} * {backward.any('full')}).sum({axes})")
     product = f"{backward.any('full', 'row')} * {backward.any('full')}"
     backward.lines.append(f"self.b.grad += np.abs({product}).sum()")  # of terms that cancel, float32 knows too little
-    dxs = [f"{backward.any('full')} * 0.9" for _ in xs]
+    dxs = [f"{backward.any('full')} * {chance.choice(masks) if drawn else 0.9}" for _ in xs]
     name = f"Random{seed}"
     row_shape = "(*shapes[0][:-1], 1)"
     said = ["shapes[0]"] * (ys - bool(rows)) + [row_shape] * bool(rows)

@@ -15,7 +15,7 @@ from gpulayers import cli
 
 
 class Clipped(gl.Layer):
-    """It asks for a value, which an export does not have."""
+    """It asks for a value, which a recording does not have."""
 
     def output_shape(self, input_shape):
         return input_shape

@@ -57,7 +57,7 @@ class Generator:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        refuse(f"a random generator's {name} has no counterpart in the exports", "random, uniform, standard_normal")
+        refuse(f"a random generator's {name} has no counterpart in a recording", "random, uniform, standard_normal")
 
 
 def _number(x: Any) -> float:

@@ -150,7 +150,7 @@ class Indexing(Handle):
         if isinstance(index, Handle) and index.kind == "b":
             value = lift(value)
             if value.mask is None and value.ndim:
-                rule = "only numbers, and what the same mask selected, have a shape that an export knows"
+                rule = "only numbers, and what the same mask selected, have a shape that a recording knows"
                 refuse(f"y[mask] = an array: {rule}", "np.where(mask, …, y)")
             return select(spread(index, self), value.bare(), self)
         target = self.value[_real(index)]

@@ -21,7 +21,7 @@ from gpulayers.layers._weight import Weight
 
 def _leaves(what: str, advice: str) -> Callable:
     def leaves(self: Any, *_: Any, **__: Any) -> Any:
-        refuse(f"{what} needs the array's values, which an export does not have", advice)
+        refuse(f"{what} needs the array's values, which a recording does not have", advice)
 
     return leaves
 
@@ -52,7 +52,7 @@ class Recorded(Indexing, Shapes, Reductions):
         elif name in _ufuncs.UFUNCS and not options:
             result = _ufuncs.elementwise(ufunc, name, given)
         else:
-            refuse(f"np.{name}({', '.join(options)}) has no counterpart in the exports", _ufuncs.ADVICE.get(name, ""))
+            refuse(f"np.{name}({', '.join(options)}) has no counterpart in a recording", _ufuncs.ADVICE.get(name, ""))
         result = result if dtype is None else result.astype(dtype)
         target = None if out is None else out[0]
         if target is None and where is not True:
@@ -67,12 +67,12 @@ class Recorded(Indexing, Shapes, Reductions):
         if own is None:
             name = function.__name__
             home = function.__module__.replace("numpy", "np", 1)  # np.linalg
-            refuse(f"{home}.{name} has no counterpart in the exports", _functions.ADVICE.get(name, ""))
+            refuse(f"{home}.{name} has no counterpart in a recording", _functions.ADVICE.get(name, ""))
         return own(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(np.ndarray, name):
-            refuse(f"the array's {name} has no counterpart in the exports", _functions.ADVICE.get(name, ""))
+            refuse(f"the array's {name} has no counterpart in a recording", _functions.ADVICE.get(name, ""))
         raise AttributeError(name)
 
     def dot(self, other: Any) -> Any:
@@ -105,7 +105,7 @@ def _by_method_of(ufunc: np.ufunc, method: str, inputs: list[Any], options: dict
     if method == "at" and name == "add":
         return _functions.add_at(*inputs)
     advice = "np.add.at into zeros, then np.where" if method == "at" else ""
-    refuse(f"np.{name}.{method}({', '.join(options)}) has no counterpart in the exports", advice)
+    refuse(f"np.{name}.{method}({', '.join(options)}) has no counterpart in a recording", advice)
 
 
 class _Namespace(types.ModuleType):
