@@ -18,9 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file, from a bare checkout
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
+from gpulayers.bench.cases.case import BESIDE  # noqa: E402
 from gpulayers.bench.measuring.records import Results, Row, failed, load, slug, write_json  # noqa: E402
 from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
-from gpulayers.bench.reporting import plots  # noqa: E402
+from gpulayers.bench.reporting import against, plots  # noqa: E402
 from gpulayers.bench.reporting.tables import call  # noqa: E402
 from gpulayers.bench.suite.reach import in_words  # noqa: E402
 
@@ -79,7 +80,8 @@ def gpu_markdown(results: pathlib.Path) -> str:
 
 def _gpu_section(folder: pathlib.Path) -> str:
     found, where = load(folder / "bench.json"), f"bench/results/{folder.name}"
-    rows, dtype = found["rows"], found["rows"][0]["dtype"] if found["rows"] else "bfloat16"
+    dtype = found["rows"][0]["dtype"] if found["rows"] else "bfloat16"
+    rows = [r for r in found["rows"] if r["family"] not in BESIDE]
     drawn = [f"![{p.stem}](../{where}/{p.name})" for p in sorted(folder.glob("*.png"))]
     reasons = folder / "reasons.json"
     parts = [
@@ -88,7 +90,8 @@ def _gpu_section(folder: pathlib.Path) -> str:
         _tests(folder / "tests.json"),
         _table([r for r in rows if r["dtype"] == dtype], dtype),
         _slow([r for r in rows if r["dtype"] == dtype], json.loads(reasons.read_text()) if reasons.exists() else {}),
-        _without(rows),
+        _written(found["rows"]),
+        _without(found["rows"]),
         "\n".join(drawn),
     ]
     return "\n\n".join(filter(None, parts))
@@ -193,6 +196,14 @@ def _slow(rows: Sequence[Row], reasons: dict[str, str]) -> str:
         why = reasons.get(f"{m['op']}: {m['case']}") or reasons.get(m["op"]) or "not known"
         lines.append(f"| {m['op']} | {m['case']} | {m['direction']} | {m['share']:.0%} | {why} |")
     return "\n".join(lines)
+
+
+def _written(rows: Sequence[Row]) -> str:
+    """The kernels that gl.fuse wrote, beside those written by hand."""
+    if not (cells := against.lines(rows)):
+        return ""
+    table = [against.HEAD, ["---"] * len(against.HEAD), *cells]
+    return "\n".join(["Written by gl.fuse:", "", *(f"| {' | '.join(row)} |" for row in table)])
 
 
 def _without(rows: Sequence[Row]) -> str:

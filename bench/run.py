@@ -17,15 +17,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a file
     sys.path[:] = [str(ROOT), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT / "bench")]
 
-from gpulayers.bench.cases.case import every_case  # noqa: E402
+from gpulayers.bench.cases.case import BESIDE, every_case  # noqa: E402
 from gpulayers.bench.measuring import cpu, host, lab, warm  # noqa: E402
 from gpulayers.bench.measuring.device import Device, device  # noqa: E402
 from gpulayers.bench.measuring.records import Store, failed, machine, write_json  # noqa: E402
 from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
-from gpulayers.bench.reporting import plots, tables  # noqa: E402
+from gpulayers.bench.reporting import against, plots, tables  # noqa: E402
 from gpulayers.bench.suite import suite  # noqa: E402
 
-from gpulayers import _console, arrays  # noqa: E402
+from gpulayers import _console, arrays, inventory  # noqa: E402
 from gpulayers.testing.arena import has_gpu  # noqa: E402
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -56,7 +56,8 @@ def _with_device(options: Any) -> int:
     """Every case on a device; each row is on disk, in ``--out``/bench.json, as soon as it exists."""
     until = time.monotonic() + 60 * options.minutes
     on = device(options.device or "cuda")
-    cases = [(f, c) for f, c in every_case(options.family) if c.cpu or on.name == "cuda"]
+    families = options.family or ([*inventory.families(), *BESIDE] if on.name == "cuda" else ())
+    cases = [(f, c) for f, c in every_case(families) if c.cpu or on.name == "cuda"]
     dtypes = [*map(arrays.dtype, options.dtypes)]
     if unknown := [str(d) for d in dtypes if str(d) not in DTYPES]:
         raise ValueError(f"--dtypes: the rule is some of {', '.join(DTYPES)}; got {', '.join(unknown)}")
@@ -64,6 +65,8 @@ def _with_device(options: Any) -> int:
     store = Store(options.out, options.resume)
     status = lab.run(on, store, tasks, until=until, only=options.providers, **_ahead(on, options.providers, until))
     tables.show_results(store.results)
+    if beside := against.lines(store.results["rows"]):
+        tables.show(against.HEAD, beside, "kernels that gl.fuse wrote")
     bad = sum(map(failed, store.results["rows"]))
     if not options.no_plots:
         try:

@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def _lab(commands: Any) -> None:
     """The commands that measure kernels and read their machine code."""
     p = commands.add_parser("bench", help="measure: kernels on a GPU against others, or what a CPU can measure")
-    p.add_argument("family", nargs="*", help="only these families of ops; or FILE.py:op, an op of your own")
+    p.add_argument("family", nargs="*", help="only these families of ops; fused, what gl.fuse writes; or FILE.py:op")
     p.add_argument("--input-shape", default=(), nargs="+", help="of an op of your own, one for each input: 4096,4096")
     p.add_argument(
         "--cpu", action="store_true", help="the NumPy side against torch, the cost of dispatch and of imports"
@@ -356,9 +356,10 @@ def _check_op(op: Op, shapes: list, dtypes: list, seed: int, options: dict[str, 
     return 0
 
 
-def _require_families(command: str, names: Sequence[str]) -> None:
-    if unknown := [name for name in names if name not in families()]:
-        raise ValueError(f"{command}: no family {unknown[0]!r}; there are {', '.join(families())}")
+def _require_families(command: str, names: Sequence[str], *more: str) -> None:
+    known = [*families(), *more]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{command}: no family {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def audit(options: Any) -> int:
@@ -423,7 +424,7 @@ def bench(options: Any) -> int:
         raise RuntimeError('bench: it compares with torch, which is not installed (pip install "gpulayers[torch]")')
     if any(":" in name for name in options.family):
         return _bench_own(options)
-    _require_families("bench", options.family)
+    _require_families("bench", options.family, "fused")
     from gpulayers.bench import run
 
     return run.bench(options)

@@ -60,6 +60,8 @@ class Other(NamedTuple):
     directions: tuple[str, ...] = DIRECTIONS
     in_place: bool = False
     """It writes to its inputs, so it gets its own, and no CUDA graph."""
+    made: Callable[[Any], Any] | None = None
+    """(case) → the ``providers.Function`` that computes it, where torch's autograd does not differentiate."""
 
 
 class Traffic(NamedTuple):
@@ -224,13 +226,18 @@ def sweep(name: str, cases: Sequence[tuple[int, Case]]) -> list[Case]:
     return [c._replace(name=f"{name}: {size}", cpu=False, sweep=name, size=size) for size, c in cases]
 
 
+BESIDE = ("fused",)
+"""Files with cases of no family of ops: kernels that ``gl.fuse`` writes."""
+
+
 def every_case(only: Sequence[str] = ()) -> Iterator[tuple[str, Case]]:
-    """(family, case) of the families asked for; of all, if none. Raises ValueError for an unknown family."""
+    """(family, case) of the families asked for; of all families of ops, if none. Raises ValueError for an unknown one."""
+    known = [*families(), *BESIDE]
     for family in only:
-        if family not in families():
-            raise ValueError(f"family: the rule is one of {', '.join(families())}; got {family!r}")
-    for family in families():
-        if not only or family in only:
+        if family not in known:
+            raise ValueError(f"family: the rule is one of {', '.join(known)}; got {family!r}")
+    for family in known:
+        if family in (only or families()):
             for case in importlib.import_module(f"gpulayers.bench.{family}").cases():
                 yield family, case
 

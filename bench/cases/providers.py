@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,8 @@ class Function:
 
     directions: tuple[str, ...] = DIRECTIONS
     in_place = False
+    no_graph = ""
+    """Why no CUDA graph can hold its calls."""
 
     def __init__(self, case: Case):
         self.case, self.needs = case, case.wanted()
@@ -74,6 +77,7 @@ class Theirs(Function):
     def __init__(self, case: Case, other: Other):
         super().__init__(case)
         self.other, self.directions, self.in_place = other, other.directions, other.in_place
+        self.no_graph = "it writes to its inputs" if other.in_place else ""
 
     def put(self, inputs: Sequence[Any]) -> list[Any]:
         move = self.other.put
@@ -126,7 +130,9 @@ def providers(case: Case, device: Place, only: Sequence[str] = ()) -> list[Provi
         found.append(Provider("torch", lambda: Theirs(case, Other(plain)), case.directions()))
         found += [
             Provider(
-                name, lambda o=other: Theirs(case, o), tuple(d for d in case.directions() if d in other.directions)
+                name,
+                lambda o=other: (o.made or partial(Theirs, other=o))(case),
+                tuple(d for d in case.directions() if d in other.directions),
             )  # type: ignore[misc]
             for name, other in case.others.items()
             if installed(other.package) and (device.name == "cuda" or other.package == "torch")

@@ -189,7 +189,7 @@ def _timed(
         try:
             with c.function.entered():
                 call, given = _call(direction, c.function, sets)
-                taken = m.on.capture(call, given, graph=not c.function.in_place)
+                taken = m.on.capture(call, given, graph=not c.function.no_graph)
                 captured[c.provider.name] = c, taken, m.on.host_seconds(call, given)
         except Exception as error:
             _note(m, c.provider, [direction], error, rows)
@@ -197,8 +197,8 @@ def _timed(
     for name, (c, taken, host) in captured.items():
         row = _judged_row(m, direction, c, samples[name])
         row |= {"judge": m.judge, "sets": len(sets), "peak_bytes": taken.peak_bytes, "host_us": host and host * 1e6}
-        if c.function.in_place and row["status"] == "ok":
-            row["reason"] = "timed without a CUDA graph: it writes to its inputs"
+        if c.function.no_graph and row["status"] == "ok":
+            row["reason"] = f"timed without a CUDA graph: {c.function.no_graph}"
         rows.append(row)
 
 

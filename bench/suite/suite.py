@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from gpulayers.bench.cases.case import BESIDE
 from gpulayers.bench.measuring.lab import DIED, stoppable
 from gpulayers.bench.measuring.records import load, machine, now, write_json
 from gpulayers.bench.suite.device_tests import OUT_OF_TIME
@@ -123,7 +124,7 @@ def furthest(path: pathlib.Path) -> list[str]:
     """The families whose kernels were measured, the furthest from their limit first."""
     shares: dict[str, list[float]] = {}
     for row in load(path)["rows"] if path.exists() else ():
-        if row["ours"] and row["share"] is not None:
+        if row["ours"] and row["share"] is not None and row["family"] not in BESIDE:
             shares.setdefault(row["family"], []).append(row["share"])
     return sorted(shares, key=lambda family: statistics.geometric_mean(shares[family]))
 
