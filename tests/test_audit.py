@@ -71,6 +71,18 @@ def descriptor_matmul(a, b, c, K, BLOCK: tl.constexpr):
     c.store([m, n], acc.to(tl.bfloat16))
 
 
+@triton.jit
+def sum_of_products(a, b, c, each, n, SURE: tl.constexpr):
+    first = tl.program_id(0) * each
+    last = tl.minimum(first + each, n)
+    if SURE:
+        tl.assume(last > first)
+    acc = tl.zeros((64, 64), tl.float32)
+    for k in range(first, last):
+        acc = tl.dot(a.load([k, 0, 0, 0]).reshape(64, 64).T, b.load([k * 64, 0]), acc)
+    c.store([0, 0], acc.to(tl.bfloat16))
+
+
 def launch_matmul(size=4096, bm=64, bn=64, bk=32, dot=True, warps=4, stages=3):
     a, b, c = meta(size, size), meta(size, size), meta(size, size)
     grid = lambda meta: (triton.cdiv(size, meta["BM"]), triton.cdiv(size, meta["BN"]))  # noqa: E731
@@ -148,6 +160,18 @@ def test_unaligned_rows():
     good, *bad = map(audit, session.compiled)
     assert good.faults(aligned=True) == []
     assert all(any("128 bits wide" in fault for fault in report.faults(aligned=True)) for report in bad)
+
+
+def test_wgmmas_that_wait_for_each_other():
+    """A loop that may be empty, with an operand that comes through registers."""
+    (a, b, c) = meta(64, 8, 8, 64), meta(1024, 64), meta(64, 64)
+    blocks = ([1, 8, 8, 64], [64, 64], [64, 64])
+    with compiling(90) as session:
+        for sure in (False, True):
+            given = map(TensorDescriptor.from_tensor, (a, b, c), blocks)
+            sum_of_products[(4,)](*given, 4, 13, SURE=sure)
+    serialized, sound = map(audit, session.compiled)
+    assert serialized.faults() == ["its wgmmas are serialized by the assembler"] and sound.faults() == []
 
 
 def test_floating_point_atomics():

@@ -77,6 +77,10 @@ CASES = {
     "smaller tiles, and pixels split": (
         conv, [half(2, 16, 24, 24), half(32, 16, 3, 3), None], {"padding": 1}, None, "_conv_kernel", 18,
     ),
+    "tiles of pixels": (
+        conv, [half(2, 12, 20, 32).transpose(0, 3, 1, 2), half(72, 32, 3, 3), None], {"padding": 1}, ["x"],
+        "_conv_tiles_kernel", 18,
+    ),
     "sums of channels": (
         conv, [half(2, 48, 48, 16).transpose(0, 3, 1, 2), half(64, 16, 1, 1), half(64)], {}, ["bias"],
         "_channel_sums_kernel", 18,

@@ -6,6 +6,7 @@ it as one piece of code.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-READER = 2  # part of the key of cached results: raise it when the reading below changes
+READER = 3  # part of the key of cached results: raise it when the reading below changes
 
 FAMILIES = {  # name in `Report.mix` -> pattern of the opcodes
     "LDG.128": r"LDG\..*\b(128|256)\b",
@@ -95,8 +96,16 @@ def _opcodes(texts: Sequence[bytes], arch: int) -> list[Counter[str]]:
     return counts
 
 
+def serializes(ptx: str, arch: int) -> bool:
+    """Whether the assembler makes the products of warp groups (wgmma) wait for each other: only its own words tell."""
+    if "wgmma" not in ptx:
+        return False
+    words = _run("ptxas", ptx.encode(), "-v", f"--gpu-name=sm_{arch}a", "-o", os.devnull)
+    return "wgmma.mma_async instructions are serialized" in words
+
+
 def _run(tool: str, data: bytes, *options: str) -> str:
-    """The output of one of the binary tools that ship inside triton."""
+    """What one of the binary tools says that ship inside triton."""
     import triton
 
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
@@ -105,5 +114,5 @@ def _run(tool: str, data: bytes, *options: str) -> str:
         file.flush()
         done = subprocess.run([str(path), *options, file.name], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{tool} could not read the binary: {(done.stdout + done.stderr).strip()[:500]}")
-    return done.stdout
+        raise RuntimeError(f"{tool} could not read its input: {(done.stdout + done.stderr).strip()[:500]}")
+    return done.stdout + done.stderr

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpulayers.kernels._budget import Budget
 from gpulayers.testing._cache import cached, keep, place
-from gpulayers.testing._sass import READER, read
+from gpulayers.testing._sass import READER, read, serializes
 from gpulayers.testing.gpus import GPUS
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Report:
     mix: dict[str, int]
     multiplies: bool = False
     """It multiplies matrices of 16-bit or TF32 numbers, so the tensor cores must do it."""
+    serialized: bool = False
+    """Its products of warp groups (wgmma) wait for each other, instead of running side by side."""
 
     @cached_property
     def spills(self) -> int:
@@ -119,6 +121,8 @@ class Report:
             )
         if self.multiplies and not self.tensor_core:
             found.append("multiplies 16-bit or TF32 matrices without tensor-core instructions")
+        if self.serialized:
+            found.append("its wgmmas are serialized by the assembler")
         if (
             aligned
             and "loads" not in narrow
@@ -150,6 +154,7 @@ def audit_launches(launches: Sequence[Planned]) -> list[Report]:
         for one, found in zip(compiled, read([c.cubin for c in compiled], arch)):
             ((name, figures),) = found.items()
             report = _report(name, arch, one.warps, one.shared, figures, multiplies=_multiplies(one))
+            report = replace(report, serialized=serializes(one.binary.asm["ptx"], arch))
             keep(places[one.key], partial(Path.write_text, data=json.dumps(asdict(report))))
     return [Report(**json.loads(places[p.key].read_text())) for p in launches]
 

@@ -170,12 +170,20 @@ class _FarApart:
     """Holes between elements so far apart that a mark for each unit of memory would not fit."""
 
     def __init__(self, shape: tuple[int, ...], steps: list[int]):
-        self.covered = np.unique(
-            sum(np.ogrid[tuple(slice(0, n * s, s) if s else slice(1) for n, s in zip(shape, steps))])
-        )
+        self.axes = sorted(((s, n) for n, s in zip(shape, steps) if s and n > 1), reverse=True)
+        spans = [1 + sum((n - 1) * s for s, n in self.axes[i + 1 :]) for i in range(len(self.axes))]
+        self.covered = None
+        if any(step < span for (step, _), span in zip(self.axes, spans)):  # axes reach into each other
+            every = [slice(0, n * s, s) for s, n in self.axes]
+            self.covered = np.unique(sum(np.ogrid[tuple(every)]))
 
     def take(self, units: np.ndarray, mode: str) -> np.ndarray:
-        return ~np.isin(units, self.covered)
+        if self.covered is not None:
+            return ~np.isin(units, self.covered)
+        left = units
+        for step, n in self.axes:
+            left = left - np.minimum(left // step, n - 1) * step
+        return left != 0
 
 
 MOST_UNITS = 1 << 30

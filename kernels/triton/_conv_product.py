@@ -26,7 +26,7 @@ BUDGETS = {
 
 
 @triton.jit
-def _remainder(size, phase, taps, pad, stride, dilation, common, inverse):
+def remainder(size, phase, taps, pad, stride, dilation, common, inverse):
     """The pixels of one remainder, and the taps that reach them, which may be none.
 
     Returns (pixels, first tap, number of taps, the output pixel under the first tap for the first pixel).
@@ -72,10 +72,10 @@ def _conv_kernel(
         if DEEP:
             pd = ph // SH
             ph = ph % SH
-            DY, first_s, taps_d, D0 = _remainder(DY, pd, KD, D0, SD, DIL_D, GCD_D, INV_D)
+            DY, first_s, taps_d, D0 = remainder(DY, pd, KD, D0, SD, DIL_D, GCD_D, INV_D)
             y += pd.to(tl.int64) * y_d
-        HY, first_r, taps_h, H0 = _remainder(HY, ph, KH, H0, SH, DIL_H, GCD_H, INV_H)
-        WY, first_q, taps_w, W0 = _remainder(WY, pw, KW, W0, SW, DIL_W, GCD_W, INV_W)
+        HY, first_r, taps_h, H0 = remainder(HY, ph, KH, H0, SH, DIL_H, GCD_H, INV_H)
+        WY, first_q, taps_w, W0 = remainder(WY, pw, KW, W0, SW, DIL_W, GCD_W, INV_W)
         M = (DY * HY * WY).to(tl.int64) * M  # it came as the number of images
         HY = tl.maximum(HY, 1)
         WY = tl.maximum(WY, 1)

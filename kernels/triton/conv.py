@@ -4,7 +4,8 @@ Kernels see three axes: those that are not there have one pixel. They read chann
 array is turned first, since one pass over it costs less than gathering 2-byte elements kernel-many times; but a kernel of
 one tap needs no gathering and reads NCHW as it is. Outputs are written in any order.
 
-- dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``.
+- dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``; on sm_90 and
+  newer ``_conv_tiles.py``, which loads tiles of pixels, for what it does not refuse.
 - depthwise: ``_depthwise.py``.
 """
 
@@ -14,7 +15,7 @@ import math
 from typing import Any
 
 from .._window import Window
-from . import _conv_product, _conv_weight, _depthwise, _tile
+from . import _conv_product, _conv_tiles, _conv_weight, _depthwise, _tile
 from ._conv import Walk, volume, walk_of
 from ._image import channel_sums, nhwc, output_order
 
@@ -49,15 +50,23 @@ def _taps(weight: Any, empty: Any) -> Any:
 def _forward(x: Any, weight: Any, bias: Any, y: Any, walk: Walk, plain: bool, empty: Any) -> None:
     if _is_depthwise(weight, walk):
         _depthwise.forward(x, volume(weight), bias, volume(y), walk)
+        return
+    taps, y = _taps(weight, empty), volume(y)
+    if _conv_tiles.refusal(x, taps, y, walk) is None:
+        _conv_tiles.forward(x, taps, bias, y, walk, plain)
     else:
-        _conv_product.forward(x, _taps(weight, empty), bias, volume(y), walk, plain)
+        _conv_product.forward(x, taps, bias, y, walk, plain)
 
 
 def _input_gradient(dy: Any, weight: Any, bias: Any, dx: Any, walk: Walk, plain: bool, empty: Any) -> None:
     if _is_depthwise(weight, walk):
         _depthwise.input_gradient(dy, volume(weight), bias, volume(dx), walk)
+        return
+    taps, dx = _taps(weight, empty), volume(dx)
+    if _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
+        _conv_tiles.input_gradient(dy, taps, bias, dx, walk, plain)
     else:
-        _conv_product.input_gradient(dy, _taps(weight, empty), bias, volume(dx), walk, plain)
+        _conv_product.input_gradient(dy, taps, bias, dx, walk, plain)
 
 
 def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:

@@ -1,0 +1,324 @@
+"""Convolution on tiles of pixels that the tensor memory accelerator (TMA) loads: 16-bit NHWC, on sm_90 and newer.
+
+Under a filter's tap the whole image is read shifted. So a tile of NB images × HB rows × WB columns × BK channels under a
+tap is one box of a 4-D descriptor: one instruction, no addresses, no masks, and the zeros that it delivers from outside
+the array are the padding. The product is transposed, acc(channels, pixels) += w(channels, BK) · xᵀ(BK, pixels), so that
+both operands stay in shared memory. Programs walk many tiles, so that one tile's store overlaps the next one's loads.
+
+- With a stride, pixels that are neighbours in a box are neighbours in one of the views x[:, i::S, j::S]; a tap picks the
+  view. Picking a descriptor is picking an address; a branch around the loads would end their pipelining.
+- dx with stride 1 is the same sum with the shift's sign turned and w transposed; with a stride, one for each view of dx.
+- The first operand of a product is read from shared memory only if no reshape stands between load and product. So w is
+  a matrix (O, taps · C) to its descriptor; a third axis is there only where blocks of channels overhang.
+- A loop that may be empty makes ptxas run the products one after another: ``tl.assume`` says where it isn't.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .._budget import Budget
+from . import _configs, _tile
+from ._configs import Tile
+from ._conv import Walk
+from ._conv_product import remainder
+from ._tracing import thread
+
+BUDGETS = {"_conv_tiles_kernel": Budget(registers=224, blocks=1)}
+
+
+@triton.jit
+def _picked(v0, v1, v2, v3, i):
+    """The i-th of four descriptors."""
+    view = v0
+    if i == 1:
+        view = v1
+    if i == 2:
+        view = v2
+    if i == 3:
+        view = v3
+    return view
+
+
+@triton.jit
+def _under_tap(
+    x, v1, v2, v3, n, h, w, down, right, c, SH: tl.constexpr, SW: tl.constexpr, PIXELS: tl.constexpr, BK: tl.constexpr
+):
+    """(PIXELS, BK): channels c … of the pixels (n, SH · h + down, SW · w + right) … of an image in SH · SW views.
+
+    down, right: not negative where there are views, since ``//`` and ``%`` floor in the interpreter alone.
+    """
+    if SH * SW == 1:
+        box = x.load([n, h + down, w + right, c])
+    else:
+        view = _picked(x, v1, v2, v3, down % SH * SW + right % SW)
+        box = view.load([n, h + down // SH, w + right // SW, c])
+    return box.reshape(PIXELS, BK)
+
+
+@triton.jit
+def _conv_tiles_kernel(
+    x, w, bias, y, v1, v2, v3,
+    N, H, W, C, O, KH, KW, H0, W0, UP, LEFT, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W,
+    TURNED: tl.constexpr, WIDE: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
+    NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """y[n, i, j, o] = Σ_{tap, c} x[n, IN · (i + (H0, W0)) + (UP, LEFT) + tap · D, c] · weight[o, tap, c].
+
+    x, w, y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where it is written in steps
+    of OUT (dx of a strided convolution; H0 and W0 are then its padding). N, H, W: y's images and pixels. C, O: channels
+    in a group of x and y. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is (O, taps, C).
+    """
+    BM: tl.constexpr = NB * HB * WB
+    group = tl.program_id(1)
+    taps_h = KH
+    taps_w = KW
+    first_r = 0
+    first_q = 0
+    if OUT_H * OUT_W > 1:  # a grid's axis: an inner loop whose length changes would not be flattened into the outer one
+        ph = tl.program_id(2) // OUT_W
+        pw = tl.program_id(2) % OUT_W
+        H, first_r, taps_h, H0 = remainder(H, ph, KH, H0, OUT_H, DIL_H, GCD_H, INV_H)
+        W, first_q, taps_w, W0 = remainder(W, pw, KW, W0, OUT_W, DIL_W, GCD_W, INV_W)
+        y = _picked(y, v1, v2, v3, tl.program_id(2))
+    blocks = tl.cdiv(C, BK)
+    steps = taps_h * taps_w * blocks
+    width = tl.maximum(taps_w, 1)  # divided by before it is asked whether there are any steps
+    tiles_o = tl.cdiv(O, BN)
+    tiles_h = tl.cdiv(H, HB)
+    tiles_w = tl.cdiv(W, WB)
+    tiles = tl.cdiv(N, NB) * tiles_h * tiles_w * tiles_o
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        o = tile % tiles_o * BN
+        pixels = tile // tiles_o
+        n = pixels // tiles_w // tiles_h * NB
+        i = pixels // tiles_w % tiles_h * HB
+        j = pixels % tiles_w * WB
+        if OUT_H * OUT_W == 1:
+            tl.assume(steps > 0)
+        acc = tl.zeros((BN, BM), tl.float32)
+        for k in range(steps):
+            tap = k // blocks
+            c = k % blocks * BK
+            r = tap // width
+            q = tap % width
+            px = _under_tap(
+                x, v1, v2, v3, n, i + H0, j + W0, UP + r * DH, LEFT + q * DW, group * C + c, IN_H, IN_W, BM, BK
+            )
+            t = (first_r + r * (OUT_H // GCD_H)) * KW + first_q + q * (OUT_W // GCD_W)
+            if TURNED:
+                wt = w.load([group * C + c, t * O + o]).T
+            elif WIDE:
+                wt = w.load([o, t, c]).reshape(BN, BK)
+            else:
+                wt = w.load([group * O + o, t * C + c])
+            acc = tl.dot(wt, px.T, acc)
+        if bias is not None:
+            at = o + tl.arange(0, BN)
+            acc += tl.load(bias + group * O + at, at < O, other=0.0).to(tl.float32)[:, None]
+        y.store([n, i, j, group * O + o], acc.to(y.dtype).T.reshape(NB, HB, WB, BN))
+
+
+# --- choices ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def box(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int]:
+    """(images, rows, columns) of a tile: of the boxes with so many pixels that hang over least the one with fewest images."""
+    sides = [1 << i for i in range(pixels.bit_length())]
+    boxes = [(pixels // (a * b), a, b) for a in sides for b in sides if a * b <= pixels]
+    return min(boxes, key=lambda s: (_boxes(s, n, h, w), s[0], abs(s[1] - s[2])))
+
+
+def _boxes(box: Sequence[int], *sizes: int) -> int:
+    return math.prod(map(_tile.cdiv, sizes, box))
+
+
+def fitted(tile: Tile, c: int, exact: bool) -> Tile | None:
+    """The tile with a BK for so many channels in a group: with ``exact`` one that divides them, if any does."""
+    blocks = [b for b in (64, 32, 16) if b <= tile.BK and (c % b == 0 if exact else 4 * c >= 3 * _tile.cdiv(c, b) * b)]
+    return tile._replace(BK=blocks[0]) if blocks else None if exact else tile._replace(BK=16)
+
+
+def _choose(
+    entries: Sequence[Tile], device: _tile.Device, n: int, h: int, w: int, c: int, o: int, others: int, grouped: bool
+) -> tuple[int, Tile] | None:
+    """The tile that ends first: rounds of the GPU, each as long as its products and the loads and stores beside them.
+
+    others: products of pixels (n, h, w) and channels (c, o) beside this one; grouped: no block of theirs may overhang.
+    """
+    best, least = None, math.inf
+    for i, entry in enumerate(entries):
+        tile = fitted(entry, c, grouped)
+        if tile is None or 2 * max(o, 64) <= tile.BN or (grouped and o % tile.BN):
+            continue
+        if tile.shared(2) + tile.BM * tile.BN * 2 > device.shared - 2048:
+            continue
+        tiles = _boxes(box(tile.BM, n, h, w), n, h, w) * _tile.cdiv(o, tile.BN) * others
+        cost = _tile.cdiv(tiles, device.sms) * (tile.BM * tile.BN + 32 * (tile.BM + tile.BN))
+        if cost < least:
+            best, least = (i, tile), cost
+    return best
+
+
+HALF = _configs.tiles("conv_tiles.half", _choose, inner=(64,))
+
+
+# --- what it serves --------------------------------------------------------------------------------------------------
+
+
+def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str | None:
+    """Why y = conv(x, taps), or ``turned`` the gradient y of an image from x, takes the kernels of pointers; None if it
+    does not. All of three spatial axes; taps: (O, C / groups, *kernel), channels last."""
+    stride, before, dilation, groups = walk
+    of_groups = x.shape[1] // groups, y.shape[1] // groups
+    if _tile.device(x).arch < 90:
+        return "tensor memory accelerators came with sm_90"
+    if thread.compiler is not None:
+        return "a compiler that traces has no descriptors of views"
+    if x.element_size() != 2:
+        return "operands of 32 bits"
+    if 0 in x.shape or 0 in y.shape:
+        return "nothing to compute"
+    if {x.shape[2], y.shape[2], taps.shape[2], stride[0]} != {1} or before[0]:
+        return "a third spatial axis"
+    if any(c % 8 for c in of_groups):
+        return "channels that are no multiple of 8: a descriptor steps in 16 bytes"
+    if min(of_groups) < FEW:
+        return f"fewer than {FEW} channels in a group: most of a tile would be empty"
+    if groups > 1 and any(c % 64 for c in of_groups):
+        return "groups whose channels are no multiple of 64: a block would reach into the next group"
+    if any(n < s for n, s in zip((y if turned else x).shape[2:], stride)):
+        return "an image smaller than its stride"
+    views = [s if turned or (k > 1 and d % s) else 1 for k, s, d in zip(taps.shape[2:], stride, dilation)]
+    if math.prod(views) > VIEWS:
+        return f"more than {VIEWS} views of an image in steps of its stride"
+    if not (_in_rows(x) and _in_rows(y) and _tile.begins_aligned(taps)):
+        return "channels that are not neighbours in memory, or do not begin at multiples of 16 bytes"
+    return None
+
+
+FEW = 32
+"""Channels in a group that a tile wants at least."""
+VIEWS = 4
+"""Descriptors that the kernel picks from, at most."""
+
+
+def _rows(x: Any) -> Any:
+    """(N, H, W, C); where that is dense, with the strides of axes of one element as if they had more."""
+    rows = x.squeeze(2).permute(0, 2, 3, 1)
+    return rows.reshape(-1).view(rows.shape) if rows.is_contiguous() else rows
+
+
+def _in_rows(x: Any) -> bool:
+    """Whether descriptors can describe ``x`` (N, C, 1, H, W): channels neighbouring, pixels at multiples of 16 bytes."""
+    *steps, last = _rows(x).stride()
+    return last == 1 and all(s > 0 and s % 8 == 0 for s in steps) and _tile.begins_aligned(x)
+
+
+# --- launches --------------------------------------------------------------------------------------------------------
+
+
+class _Axis(NamedTuple):
+    """How output pixels walk an image's rows or columns: i reads pixel steps · (i + start) + first + tap · dilation."""
+
+    start: int
+    first: int
+    dilation: int
+    steps: int
+
+    @classmethod
+    def of(cls, taps: int, stride: int, pad: int, dilation: int) -> _Axis:
+        """In floor(−pad / stride) and what is left, so that no place within the steps is negative."""
+        start, first = divmod(-pad, stride)
+        return cls(start, first, dilation if taps > 1 else 0, stride)
+
+    @property
+    def views(self) -> int:
+        """How many of the views of every steps-th pixel the taps read."""
+        return 1 if self.dilation % self.steps == 0 else self.steps
+
+
+def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> None:
+    """y of a convolution for which nothing is refused. plain: one tap takes every pixel as it is."""
+    (o, c, _, kh, kw), source, target, groups = taps.shape, _rows(x), _rows(y), walk.groups
+    if plain:
+        source, target = _as_images(source, target)
+    walks = [_Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
+    n, h, w, _ = target.shape
+    tile = HALF(_tile.device(x), n, h, w, c, o // groups, groups, groups > 1)
+    pixels = box(tile.BM, n, h, w)
+    picks = [range(a.steps) if a.views > 1 else range(a.first, a.first + 1) for a in walks]
+    views = _views(source, picks, [a.steps for a in walks], (*pixels, tile.BK))
+    # A tap of an axis with one view lies a whole number of the view's pixels away.
+    up, left = (a.first if a.views > 1 else 0 for a in walks)
+    down, right = (a.dilation if a.views > 1 else a.dilation // a.steps for a in walks)
+    wide = c % tile.BK != 0
+    weights = _matrix(taps).view(o, kh * kw, c) if wide else _matrix(taps)
+    block = (tile.BN, 1, tile.BK) if wide else (tile.BN, tile.BK)
+    geometry = (walks[0].start, walks[1].start, up, left, down, right, 1, 1, 1, 1, 0, 0)
+    _launch(
+        tile, pixels, groups, 1, views[0], _tile.described(weights, block), bias,
+        _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, kh, kw), geometry,
+        TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
+    )  # fmt: skip
+
+
+def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bool) -> None:
+    """dx of a convolution for which nothing is refused, + bias."""
+    (o, c, _, kh, kw), source, target, groups = taps.shape, _rows(dy), _rows(dx), walk.groups
+    stride, before, dilation = (of[1:] for of in walk[:3])
+    if plain:
+        source, target = _as_images(source, target)
+    (n, h, w, _), phases = target.shape, math.prod(stride)
+    each = (n, _tile.cdiv(h, stride[0]), _tile.cdiv(w, stride[1]))
+    tile = HALF(_tile.device(dy), *each, o // groups, c, groups * phases, groups > 1)
+    pixels = box(tile.BM, *each)
+    common = tuple(map(math.gcd, stride, dilation))
+    inverse = (pow(d // g, -1, s // g) if s > g else 0 for d, s, g in zip(dilation, stride, common))
+    views = _views(target, list(map(range, stride)), stride, (*pixels, tile.BN))
+    back = (-d // g for d, g in zip(dilation, common))
+    geometry = (*before, 0, 0, *back, *dilation, *common, *inverse)
+    weights = _tile.described(_matrix(taps), (tile.BK, tile.BN))
+    _launch(
+        tile, pixels, groups, phases, _tile.described(source, (*pixels, tile.BK)), weights, bias, views[0], views[1:],
+        (n, h, w, o // groups, c, kh, kw), geometry,
+        TURNED=True, WIDE=False, IN_H=1, IN_W=1, OUT_H=stride[0], OUT_W=stride[1],
+    )  # fmt: skip
+
+
+def _matrix(taps: Any) -> Any:
+    """(O, taps · C / groups)."""
+    return taps.permute(0, 2, 3, 4, 1).reshape(taps.shape[0], -1)
+
+
+def _as_images(*rows: Any) -> tuple[Any, ...]:
+    """For a matrix product, each pixel an image, so that any tile fits; as they are where that is no view."""
+    dense = all(a.is_contiguous() and math.prod(a.shape[:3]) < 2**31 for a in rows)
+    return tuple(a.view(-1, 1, 1, a.shape[3]) for a in rows) if dense else rows
+
+
+def _views(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Sequence[int]) -> list[Any]:
+    """Descriptors of the views that begin at these rows and columns, four with Nones."""
+    found = [_tile.described(rows[:, i :: steps[0], j :: steps[1]], block) for i in picks[0] for j in picks[1]]
+    return [*found, *[None] * (VIEWS - len(found))]
+
+
+def _launch(
+    tile: Tile, pixels: tuple, groups: int, phases: int, x: Any, w: Any, bias: Any, y: Any, views: Sequence[Any],
+    sizes: tuple, geometry: tuple, **constants: Any,
+) -> None:  # fmt: skip
+    n, h, w_, _, o, *_ = sizes
+    each = (n, _tile.cdiv(h, constants["OUT_H"]), _tile.cdiv(w_, constants["OUT_W"]))
+    tiles = _boxes(pixels, *each) * _tile.cdiv(o, tile.BN)
+    programs = min(tiles, max(1, _tile.device(y.base).sms // (groups * phases)))
+    _tile.launch(
+        _conv_tiles_kernel, (programs, groups, phases), x, w, bias, y, *views, *sizes, *geometry, **constants,
+        NB=pixels[0], HB=pixels[1], WB=pixels[2], BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip

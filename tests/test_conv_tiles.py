@@ -1,0 +1,122 @@
+"""Convolutions on tiles of pixels that TMA loads, against the definition; and which calls take kernels of pointers."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+from gpulayers.kernels.triton import _configs, _conv_tiles, _tile  # noqa: E402
+from gpulayers.kernels.triton._conv import Walk  # noqa: E402
+
+from gpulayers.ops.conv import conv, conv_transpose  # noqa: E402
+from gpulayers.testing.check_op import check_op  # noqa: E402
+from gpulayers.testing.interpreter import interpreting  # noqa: E402
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).standard_normal(shape)
+
+
+def last(n, c, h, w) -> np.ndarray:
+    """Channels-last in memory."""
+    return draw(n, h, w, c).transpose(0, 3, 1, 2)
+
+
+def checked(*inputs, op=conv, **options) -> set[str]:
+    """The kernels that forward and dx launched, which were right."""
+    options = {"dtypes": ["bfloat16"], "dys": ["dense"], "needs": ["x"]} | options
+    with interpreting() as session:
+        check_op(op, *inputs, backends=["triton"], **options)
+    return {launch.kernel for launch in session.launches} - {"_copy_kernel", "_nhwc_kernel"}
+
+
+TILES = {"_conv_tiles_kernel"}
+CASES = {
+    # x, weight, options
+    "overhanging pixels and channels": ((2, 40, 5, 6), (72, 40, 3, 2), {"padding": 1}),
+    "a stride": ((2, 32, 5, 6), (32, 32, 3, 3), {"padding": 1, "stride": 2}),
+    "each side, each axis its own": (
+        (1, 32, 7, 5), (40, 32, 2, 3), {"padding": ((1, 0), (2, 1)), "stride": (2, 1), "dilation": (1, 3)},
+    ),
+    "phases without a tap": ((2, 32, 4, 5), (32, 32, 1, 1), {"stride": 2}),
+    "a kernel larger than the image": ((1, 32, 3, 2), (32, 32, 5, 3), {"padding": (1, 2), "dilation": (1, 2)}),
+    "a row in steps of four": ((1, 32, 1, 21), (32, 32, 1, 5), {"padding": (0, 7), "stride": (1, 4)}),
+    "taps in one view": ((1, 32, 9, 7), (32, 32, 3, 2), {"padding": (1, 0), "stride": 2, "dilation": 2}),
+    "groups": ((1, 128, 3, 4), (128, 64, 1, 2), {"padding": (0, 1), "groups": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tiles(name):
+    x, weight, options = CASES[name]
+    half = ("bfloat16", "float16")[len(name) % 2]
+    assert checked(last(*x), last(*weight), draw(weight[0]), dtypes=[half], **options) == TILES
+
+
+def test_transposed_convolutions():
+    """Their forward is dx, with a bias, and their dx is forward."""
+    given = last(1, 32, 3, 4), last(32, 40, 3, 2), draw(40)
+    assert checked(*given, op=conv_transpose, stride=2, padding=1, output_padding=(1, 0)) == TILES
+
+
+@pytest.mark.parametrize("entry", _configs.CHOICES["conv_tiles.half"].entries(90))
+def test_every_tile(entry):
+    """A matrix product of pixels, overhanging, more tiles than programs."""
+    with _configs.forced("conv_tiles.half", entry):
+        assert checked(last(5, 64, 15, 15), draw(136, 64, 1, 1), None, needs=[]) == TILES
+
+
+def test_what_is_not_finite_stays_where_it_is():
+    """Padding and overhanging blocks of channels multiply zeros, and with nothing that is not there."""
+    x, weight = abs(last(1, 40, 6, 5)), abs(last(32, 40, 3, 3))
+    x[0, 7, 0, 0], x[0, 39, 5, 4] = np.inf, np.nan
+    assert checked(x, weight, None, padding=1) == TILES
+    weight[3, 5, 1, 1] = np.inf
+    assert checked(x, weight, None, needs=[]) == TILES
+
+
+def test_boxes_divide_images_where_they_can():
+    assert _conv_tiles.box(256, 128, 56, 56) == (4, 8, 8)
+    assert _conv_tiles.box(128, 128, 14, 14) == (32, 2, 2)
+    assert _conv_tiles.box(128, 128, 7, 7) == (128, 1, 1)
+    assert _conv_tiles.box(64, 1, 1, 700) == (1, 1, 64)
+
+
+BOTH = (1, 1)
+REFUSED = {
+    # x, weight, (stride, dilation, groups), why
+    "thin": ((1, 36, 4, 4), (32, 36, 3, 3), (BOTH, BOTH, 1), "no multiple of 8"),
+    "few": ((1, 32, 4, 4), (24, 32, 3, 3), (BOTH, BOTH, 1), "fewer than 32 channels"),
+    "grouped": ((1, 96, 4, 4), (96, 48, 3, 3), (BOTH, BOTH, 2), "into the next group"),
+    "small": ((1, 32, 1, 4), (32, 32, 3, 3), ((2, 1), BOTH, 1), "smaller than its stride"),
+    "far": ((1, 32, 6, 6), (32, 32, 2, 2), ((3, 3), BOTH, 1), "more than 4 views"),
+    "empty": ((0, 32, 6, 6), (32, 32, 2, 2), (BOTH, BOTH, 1), "nothing to compute"),
+    "first": ((1, 32, 4, 5), (32, 32, 3, 3), (BOTH, BOTH, 1), "not neighbours in memory"),
+    "odd": ((1, 32, 4, 4), (32, 32, 3, 3), (BOTH, BOTH, 1), "do not begin at multiples of 16 bytes"),
+    "single": ((1, 32, 4, 4), (32, 32, 3, 3), (BOTH, BOTH, 1), "operands of 32 bits"),
+    "Ampere": ((1, 32, 4, 4), (32, 32, 3, 3), (BOTH, BOTH, 1), "came with sm_90"),
+    "deep": ((1, 32, 4, 4), (32, 32, 3, 3), (BOTH, BOTH, 1), "a third spatial axis"),
+    "served": ((1, 32, 4, 4), (32, 32, 3, 3), (BOTH, BOTH, 1), None),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_takes_pointers(name):
+    """Each with its reason, forward and in dx."""
+    (n, c, h, w), (o, c_group, kh, kw), (stride, dilation, groups), why = REFUSED[name]
+    dtype = torch.float32 if name == "single" else torch.bfloat16
+
+    def rows(*shape: int) -> torch.Tensor:
+        memory = torch.empty(int(np.prod(shape)) + (name == "odd"), dtype=dtype)
+        return memory[int(name == "odd") :].view(shape)
+
+    deep = 2 if name == "deep" else 1
+    x, taps = (t.permute(0, 4, 1, 2, 3) for t in (rows(n, deep, h, w, c), rows(o, 1, kh, kw, c_group)))
+    y = rows(n, deep, -(-(h + 3 - kh) // stride[0]), -(-(w + 3 - kw) // stride[1]), o).permute(0, 4, 1, 2, 3)
+    if name == "first":
+        x, y = x.contiguous(), y.contiguous()
+    with interpreting(_tile.Device(80 if name == "Ampere" else 90, 4, 166912)):
+        walk = Walk((1, *stride), (0, 1, 1), (1, *dilation), groups)
+        found = _conv_tiles.refusal(x, taps, y, walk), _conv_tiles.refusal(y, taps, x, walk, turned=True)
+    assert all(reason == why or why in reason for reason in found)
