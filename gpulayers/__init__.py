@@ -31,9 +31,9 @@ _serve_from_checkout("bench")
 
 # After the rooms above are in place.
 from gpulayers import arrays, layers, ops, random  # noqa: E402
-from gpulayers.dispatch import Refused, explain, only, sms, strict  # noqa: E402
+from gpulayers.dispatch import Refused, only, sms, strict  # noqa: E402
 from gpulayers.export import ExportError  # noqa: E402
-from gpulayers.fusing import FusionError, fuse  # noqa: E402
+from gpulayers.fusing import FusionError, explain, fuse  # noqa: E402
 from gpulayers.layers._config import register  # noqa: E402
 from gpulayers.layers._files import load, save  # noqa: E402
 from gpulayers.layers._frames import no_grad  # noqa: E402

@@ -25,6 +25,8 @@ class Policy(NamedTuple):
     """GPU backends that CPU arrays may use: their kernels run interpreted or emulated (gpulayers.testing)."""
     reserve: int = 0
     """Multiprocessors that launches leave free."""
+    definitions: Any = None
+    """(op) → (forward, backward) that stand for its definition: where a layer is recorded."""
 
 
 def _initial_policy() -> Policy:

@@ -403,7 +403,7 @@ def _family(backend: str, family: str) -> Any:
 
 def _functions(op: Definition, backend: str) -> tuple[Callable, Callable | None]:
     if backend == "definition":
-        return op.forward, op.backward
+        return own(op) if (own := _policy.get().definitions) else (op.forward, op.backward)
     module = kernels(backend, op)
     return getattr(module, f"{op.name}_forward"), getattr(module, f"{op.name}_backward", None)
 

@@ -55,8 +55,8 @@ def mixed(seed: int, count: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def drawn_from(source: Callable[[], int]) -> Iterator[None]:
-    """Seeds come from ``source()`` inside: from torch's generator, where a layer runs in a torch model."""
+def drawn_from(source: Callable[[], int] | None) -> Iterator[None]:
+    """Seeds come from ``source()`` inside: from torch's generator, where a layer runs in a torch model. None: from here."""
     token = _source.set(source)
     try:
         yield

@@ -70,6 +70,32 @@ class Product(gl.Layer):
         return dy @ self.w.T
 
 
+class Gated(gl.Layer):
+    """A gated unit with its products, and a mean over the batch: silu(x V) (x W) less what it is on average."""
+
+    def build(self, input_shape):
+        features = input_shape[-1]
+        self.v, self.w = (self.add_weight(n, (features, 6), init="fan_in_uniform") for n in "vw")
+
+    def output_shape(self, input_shape):
+        return (*input_shape[:-1], 6)
+
+    def forward(self, x):
+        a, b = x @ self.v, x @ self.w
+        s = 1 / (1 + np.exp(-a))
+        y = a * s * b
+        self.save(x, a, b, s)
+        return y - y.mean(0)
+
+    def backward(self, dy):
+        x, a, b, s = self.saved
+        g = dy - dy.mean(0)
+        da, db = g * b * (s + a * s * (1 - s)), g * a * s
+        self.v.grad += x.T @ da
+        self.w.grad += x.T @ db
+        return da @ self.v.T + db @ self.w.T
+
+
 class Moments(gl.Layer):
     """Two outputs of two inputs: (a − mean(b), the largest of each row), through masks and cumulative sums."""
 

@@ -1,5 +1,6 @@
 """Layers read by running them on arrays that record: what the graph computes is what the layer computes, or it is refused."""
 
+import copy
 import pathlib
 import threading
 
@@ -169,7 +170,8 @@ def test_numpys_makers_of_arrays_are_its_own_again():
 
 
 def test_the_layer_is_left_as_it_is():
-    layer, shapes = CASES["BatchCenter"]
+    layer, shapes = copy.deepcopy(CASES["BatchCenter"])  # others build it, and set its mode
+    layer.train().ensure_built(*shapes)
     before = layer.running.data.copy()
     record(layer, shapes)
     assert type(layer.running.data) is np.ndarray and np.array_equal(layer.running.data, before)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import gpulayers as gl
 from gpulayers import dispatch
-from gpulayers.fusing import by_hand, fusion
+from gpulayers.fusing import Split, by_hand, fusion
 
 
 def write(layer: gl.Layer, shapes: Sequence[tuple], out: pathlib.Path | None) -> str:
@@ -25,9 +25,12 @@ def write(layer: gl.Layer, shapes: Sequence[tuple], out: pathlib.Path | None) ->
 def said(layer: gl.Layer, shapes: Sequence[tuple]) -> str:
     """Whether ``gl.fuse`` takes the layer, in a line."""
     try:
-        for training in (True, False):
-            fusion(layer, *shapes, training=training)
+        made, _ = (fusion(layer, *shapes, training=training) for training in (True, False))
     except gl.FusionError as error:
         return f"gl.fuse refuses it: {str(error).partition('it cannot be fused: ')[2]}"
     needs = "" if dispatch.installed("triton") else ", where Triton is"
+    if isinstance(made, Split):
+        return (
+            f"gl.fuse cuts it into {len(made.parts)} Triton kernels, with {len(made.between)} ops between them{needs}"
+        )
     return f"gl.fuse makes it one Triton kernel each way{needs}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpulayers.export.recording import Formula, Node
@@ -10,24 +10,42 @@ from gpulayers.fusing._file import file_text
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._kernel import Kernel
 from gpulayers.fusing._launch import ELEMENTS, Kernels, held_tile
+from gpulayers.fusing._piece import Part
 from gpulayers.fusing._program import COLUMN, FULL, ONE, REPEATED, Output, Program
+from gpulayers.fusing._split import Split
 
 _MOST = 1 << 15
 """The longest row that is tried."""
 
 
-def by_hand(fusion: Fusion) -> str:
-    """The text of a module: kernels, and ``triton_forward`` and ``triton_backward`` as ``gl.op`` takes them."""
+def by_hand(made: Fusion | Split) -> str:
+    """The text of a module: kernels, and ``triton_forward`` and ``triton_backward`` as ``gl.op`` takes them. Of a layer in
+    pieces: kernels, and a launcher for each piece."""
+    return _in_pieces(made) if isinstance(made, Split) else _whole(made)
+
+
+def _whole(fusion: Fusion) -> str:
     programs = (fusion.forward, fusion.backward)
     chosen = [k for p in programs for k in _launched(fusion.kernels[p])]
     inputs = [fusion.names[n] for n in fusion.given]
     dys = [f"d{o.name}" for o in fusion.forward.whole]
     saved = [fusion.names[n] for n in fusion.saved]
+    names, x = fusion.namer.nodes, fusion.names[fusion.inputs[0]]
+    gradients = [f"d{fusion.names[n]}" for n in fusion.given]
+    known = [o.name for o in fusion.backward.whole]
+
+    def like(output: Output) -> str:
+        """A gradient has its array's dtype, or where the launcher is not given that, dy's."""
+        own = output.name.removeprefix("d")
+        return f"{own}.dtype" if own in saved else f"{dys[0]}.dtype"
+
+    forward = _Launcher(fusion.forward, fusion.kernels[fusion.forward], names, f"{x}.shape[0]", lambda _: f"{x}.dtype")
+    backward = _Launcher(fusion.backward, fusion.kernels[fusion.backward], names, f"{x}.shape[0]", like)
     launchers = [
-        *_Launcher(fusion, fusion.forward).lines("triton_forward", inputs, fusion.forward.whole),
+        *forward.lines("triton_forward", inputs, [o.name for o in fusion.forward.whole]),
         "",
         "",
-        *_Launcher(fusion, fusion.backward).lines("triton_backward", [*dys, *saved], fusion.backward.whole),
+        *backward.lines("triton_backward", [*dys, *saved], [n if n in known else "None" for n in gradients]),
     ]
     tail = [
         "# Arrays come to launchers row-major, with elements in them. With the layer's array code as functions,",
@@ -39,6 +57,33 @@ def by_hand(fusion: Fusion) -> str:
     return "\n".join([file_text(fusion.docstring, chosen), "", *launchers, "", "", *tail, ""])
 
 
+def _in_pieces(split: Split) -> str:
+    launchers: list[str] = []
+    for part in split.parts:
+        inputs, results = [n.name for n in part.stands.values()], part.namesakes()
+        wide = next((n.name for n in part.stands.values() if n.kind == "f" and part.is_wide(n)), None)
+        dtype = f"{wide}.dtype" if wide else '"float32"'
+
+        def like(output: Output, part: Part = part, dtype: str = dtype) -> str:
+            return dtype if part.is_rounded(output) else '"float32"'
+
+        launcher = _Launcher(part.program, part.kernels, part.namer.nodes, _batch(part), like)
+        launchers += ["", "", *launcher.lines(f"launch_{part.name}", inputs, results)]
+    kernels = [k for part in split.parts for k in _launched(part.kernels)]
+    return "\n".join([file_text(split.docstring, kernels), *launchers[1:], ""])
+
+
+def _batch(part: Part) -> str:
+    """The batch's size, in terms of a piece's arrays."""
+    for stand in part.stands.values():
+        for i, size in enumerate(stand.shape):
+            if isinstance(size, Formula) and size.is_whole and size.b:
+                count = f"{stand.name}.shape[{i}]"
+                count = count if not size.a else f"({count} - {size.a})"
+                return count if size.b == 1 else f"{count} // {size.b}"
+    return "1"
+
+
 def _launched(kernels: Kernels) -> list[Kernel]:
     first = kernels.held or kernels.tiled
     assert first is not None
@@ -48,13 +93,18 @@ def _launched(kernels: Kernels) -> list[Kernel]:
 class _Launcher:
     """One direction's launcher as text."""
 
-    def __init__(self, fusion: Fusion, program: Program):
-        self.fusion, self.program, self.kernels = fusion, program, fusion.kernels[program]
-        self.names = fusion.namer.nodes
-        self.batch = f"{fusion.names[fusion.inputs[0]]}.shape[0]"
+    def __init__(
+        self,
+        program: Program,
+        kernels: Kernels,
+        names: dict[Node, str],
+        batch: str,
+        dtype: Callable[[Output], str],
+    ):
+        self.program, self.kernels, self.names, self.batch, self._dtype = program, kernels, names, batch, dtype
 
-    def lines(self, name: str, parameters: Sequence[str], outputs: Sequence[Output]) -> list[str]:
-        first = _launched(self.kernels)[0]
+    def lines(self, name: str, parameters: Sequence[str], results: Sequence[str]) -> list[str]:
+        outputs, first = self.program.whole, _launched(self.kernels)[0]
         totals = [t for kind, t in first.arguments if kind == "part"]
         body = [f"{self.names[v]} = {self.names[v.attributes['of']]}[{self._spans(v)}]" for v in self.program.views]
         body.append(self._extents())
@@ -82,11 +132,7 @@ class _Launcher:
             options += ", FOURS=FOURS"
         body.append(f"{first.name}[(programs,)]({', '.join([*self._values(first), *numbers])}, {options})")
         body += [self._finish(layout, k) for layout, k in self.kernels.finish.items()]
-        names = [o.name for o in outputs]
-        if self.program is self.fusion.backward:
-            names = [f"d{self.fusion.names[n]}" for n in self.fusion.given]
-            names = [n if any(o.name == n for o in outputs) else "None" for n in names]
-        body.append(f"return {', '.join(names)}")
+        body.append(f"return {', '.join(results)}")
         return [f"def {name}({', '.join(parameters)}, *, empty):", *(f"    {line}" for line in body)]
 
     def _step(self, what: Any) -> str:
@@ -127,17 +173,6 @@ class _Launcher:
         whole = (value.d, value.c) == (1, 0)
         text = top if whole else f"{top} / ({value.d} + {value.c} * {self.batch})"
         return f"({text}) ** 0.5" if value.root else text
-
-    def _dtype(self, output: Output) -> str:
-        like = output.name[1:] if self.program is self.fusion.backward else self.fusion.names[self.fusion.inputs[0]]
-        if like in self._parameters():
-            return f"{like}.dtype"
-        return f"{self.names[self.fusion.dys[0]]}.dtype" if self.program is self.fusion.backward else '"float32"'
-
-    def _parameters(self) -> set[str]:
-        return {self.names[n] for n in self.names if self.program.takes(n)} | (
-            {self.fusion.names[n] for n in self.fusion.given} if self.program is self.fusion.forward else set()
-        )
 
     def _tile(self) -> list[str]:
         if not self.kernels.held:

@@ -8,19 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpulayers.arrays import namespace, up
-from gpulayers.export.recording import Formula, Node
+from gpulayers.export.recording import Formula, Node, computed
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._axes import counting
 from gpulayers.fusing._program import Program
 from gpulayers.fusing._tidy import number
 from gpulayers.ops._random import random_bits
-from gpulayers.ops._special import erf
-
-_NAMES = {
-    "sub": "subtract", "mul": "multiply", "div": "divide", "mod": "remainder", "pow": "power", "neg": "negative",
-    "round": "rint", "and": "logical_and", "or": "logical_or", "xor": "logical_xor", "not": "logical_not",
-    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh",
-}  # fmt: skip
 
 
 def compute(program: Program, given: dict[Node, Any], batch: int) -> dict[str, Any]:
@@ -32,7 +25,7 @@ def compute(program: Program, given: dict[Node, Any], batch: int) -> dict[str, A
     values: dict[Node, Any] = program.arrays(raised, batch)
     for node in program.nodes:
         if node not in values:
-            values[node] = _typed(_value(node, [values[i] for i in node.inputs], xp, work, batch), node, work)
+            values[node] = _typed(value_of(node, [values[i] for i in node.inputs], xp, work, batch), node, work)
     found = {}
     for output in program.outputs:
         y = values[output.node]
@@ -48,14 +41,17 @@ def _typed(value: Any, node: Node, work: np.dtype) -> Any:
     return value.astype(work, copy=False) if node.kind == "f" and not isinstance(value, float | int) else value
 
 
-def _value(node: Node, xs: list[Any], xp: Any, work: np.dtype, batch: int) -> Any:
+def value_of(node: Node, xs: list[Any], xp: Any, work: np.dtype, batch: int) -> Any:
+    """What an operation gives: numbers are computed in ``work``; one that is the same everywhere is a number."""
     value, attributes = number(node), {k: at_batch(v, batch) for k, v in node.attributes.items()}
     if value is not None:
         value = value(batch) if isinstance(value, Formula) else value
         return float(value) if node.kind == "f" else value
     match node.op:
         case "const":
-            start, step = counting(node)
+            if (counted := counting(node)) is None:
+                return xp.asarray(node.attributes["value"])
+            start, step = counted
             (n,) = [n for n in node.shape if n != 1]
             return (start + step * xp.arange(n)).reshape(node.shape)
         case "random_bits":
@@ -63,20 +59,7 @@ def _value(node: Node, xs: list[Any], xp: Any, work: np.dtype, batch: int) -> An
             return words.astype(np.int64).reshape(at_batch(node.shape, batch))
         case "cast":
             return xs[0].astype({"f": work, "i": np.dtype(np.int64), "b": np.dtype(bool)}[node.kind])
-        case "reshape":
-            return xs[0].reshape(attributes["shape"])
-        case "broadcast":
-            return xp.broadcast_to(xs[0], attributes["shape"])
-        case "transpose":
-            return xs[0].transpose(attributes["axes"])
-        case "cumsum":
+        case "cumsum" if "reverse" in attributes:
             axis = attributes["axis"]
-            if "reverse" in attributes:
-                return xp.flip(xp.cumsum(xp.flip(xs[0], axis), axis), axis)
-            return xp.cumsum(xs[0], axis)
-        case "erf":
-            return erf(xs[0])
-        case "reciprocal":
-            return 1 / xs[0]
-    options = {"axis": attributes["axes"], "keepdims": attributes["keepdims"]} if "axes" in attributes else {}
-    return getattr(xp, _NAMES.get(node.op, node.op))(*xs, **options)
+            return xp.flip(xp.cumsum(xp.flip(xs[0], axis), axis), axis)
+    return computed(node.op, xs, attributes, xp)

@@ -14,10 +14,11 @@ from gpulayers.definition import KindError, Rule
 from gpulayers.export.recording import Node, Recording, authors_name
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._definition import compute
-from gpulayers.fusing._file import file_text, module_of
-from gpulayers.fusing._kernel import HELD, LOOPED, TILED, Namer, Writer, finishing
-from gpulayers.fusing._launch import Kernels, Launch, held_tile
-from gpulayers.fusing._program import COLUMN, ONE, REPEATED, Output, Program
+from gpulayers.fusing._file import file_text
+from gpulayers.fusing._kernel import Namer
+from gpulayers.fusing._kernels import kernels_of, module_with, refusal
+from gpulayers.fusing._launch import Launch
+from gpulayers.fusing._program import Output, Program
 from gpulayers.fusing._refusal import misfit
 from gpulayers.fusing._saving import Programs
 from gpulayers.fusing._statements import identifier
@@ -43,7 +44,7 @@ class Fusion:
         self.draws = [n for n in forward.nodes if n.op == "draw"]
         """Those that forward makes of ``gl.random``, in their order, whether they are used or not."""
         self.given = [*forward.inputs, *forward.weights.values(), *self.draws]
-        self.name = identifier(_snake(recording.name), ())
+        self.name = identifier(snake(recording.name), ())
         self.names = names = self._names()
         self.dys = backward.inputs
         ys = [Output(name, node, node.shape) for name, node in _counted("y", forward.outputs)]
@@ -59,7 +60,7 @@ class Fusion:
         arrays_by_name += [(n, n.name) for n in saving.loaded.values()]
         self.namer = namer = Namer(arrays_by_name, formulas)
         namer.add(self._views())
-        self.kernels = {p: _kernels(p, namer) for p in (self.forward, self.backward)}
+        self.kernels = {p: kernels_of(p, namer) for p in (self.forward, self.backward)}
         self.text = file_text(self.docstring, [k for each in self.kernels.values() for k in each.texts()])
         self.saved = self.saved_inputs()
         self.op = self._op()
@@ -189,19 +190,12 @@ class Fusion:
 
     def module(self) -> Any:
         """The kernels, compiled by nobody yet."""
-        module = module_of(self.name, self.text)
-        if not hasattr(module, "BUDGETS"):
-            from gpulayers.kernels._budget import Budget
-
-            kernels = [k for each in self.kernels.values() for k in each.texts()]
-            module.BUDGETS = {k.name: Budget(narrow=k.narrow) for k in kernels}
-        return module
+        return module_with(self.name, self.text, [k for each in self.kernels.values() for k in each.texts()])
 
     def _refuses(self, *specs: Any, needs: tuple = ()) -> str | None:
         for program in (self.forward, *((self.backward,) if needs else ())):
-            columns = program.extents(1)[1]
-            if program.by_rows and not program.walks and held_tile(program, columns) is None:
-                return f"rows of {columns} elements are too wide for registers, and cannot be walked"
+            if (reason := refusal(program)) is not None:
+                return reason
         return None
 
     def _launched_forward(self, *xs: Any, needs: tuple = (), empty: Callable) -> tuple[tuple, dict]:
@@ -225,19 +219,7 @@ class Fusion:
         Launch(self.kernels[program], self.module(), given, outputs | parts, self._batch(xs), empty).run()
 
 
-def _kernels(program: Program, namer: Namer) -> Kernels:
-    held = looped = tiled = None
-    if program.by_rows:
-        held = Writer(program, namer, HELD).kernel()
-    if program.walks:
-        looped = Writer(program, namer, LOOPED).kernel()
-    if not program.by_rows or (program.walks and program.parts(COLUMN)):
-        tiled = Writer(program, namer, TILED).kernel()
-    finish = {layout: finishing(program, namer, layout) for layout in (COLUMN, REPEATED, ONE)}
-    return Kernels(program, held, looped, tiled, {layout: k for layout, k in finish.items() if k is not None})
-
-
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
     """0.MyLayer → my_layer."""
     last = name.rpartition(".")[2]
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", last).lower()

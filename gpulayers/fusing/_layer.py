@@ -15,17 +15,21 @@ from gpulayers.arrays import FLOATS, Spec
 from gpulayers.export.recording import Unrecordable, check_replay, record
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._refusal import FusionError
+from gpulayers.fusing._split import Explained, Split
 from gpulayers.layers import _calls
-from gpulayers.layers._frames import thread
+from gpulayers.layers._frames import Frame, recording, thread
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
+from gpulayers.ops._op import Op
 
-_fusions: weakref.WeakKeyDictionary[Layer, dict[tuple, Fusion]] = weakref.WeakKeyDictionary()
+_fusions: weakref.WeakKeyDictionary[Layer, dict[tuple, Fusion | Split]] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 _MOST = 64
 """Sizes and settings of one layer whose kernels are kept."""
 SEED = Spec((2,), arrays.int64)
 """(seed, offset), as gl.random draws it."""
+_READ = frozenset(("activation", "dropout", "loss", "norm", "own", "softmax"))
+"""Families whose definitions are element-wise, or sum up rows."""
 _PLAIN = frozenset((int, float, str, bool, type(None)))
 
 
@@ -35,11 +39,15 @@ def fuse(layer: Layer, *input_shapes: tuple) -> Layer:
     They run where dispatch launches Triton (arrays on a GPU; within ``gpulayers.testing.interpreting``), by their op:
     ``fusion(layer, shape).op``. Elsewhere the array code runs as ever. ``fused = True`` in a class does the same.
 
+    Matrix products, convolutions and other ops of the library, gathers, and sums over rows that the output needs cut the
+    code: what stands between them becomes kernels, the library's ops compute those, array code what is left.
+    ``gl.explain(layer, x)`` lists the pieces.
+
     input_shapes: batch first, None for it; by default those it was built for. Where none is known, the first call that
     kernels could serve records the code. A setting that changes is seen: the code is recorded again.
 
-    Raises FusionError, with the line and what to write instead, for code that no such kernel computes: matrix products,
-    gathers, sums over rows that the output needs. TypeError for what is no Layer.
+    Raises FusionError, with the line and what to write instead, for code that cannot be recorded, or of which too little
+    would become kernels. TypeError for what is no Layer.
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"fuse: layer: the rule is a Layer, as MyLayer(); got {layer!r}")
@@ -51,8 +59,28 @@ def fuse(layer: Layer, *input_shapes: tuple) -> Layer:
     return layer
 
 
-def fusion(layer: Layer, *input_shapes: tuple, training: bool = True, dtypes: Sequence[Any] = ()) -> Fusion:
-    """The layer's kernels for inputs of these shapes (batch first, None for it): their text, file and op.
+def explain(what: Op | Layer, *inputs: Any, needs: Sequence[str] = (), **options: Any) -> Any:
+    """Who would compute a call. Launches nothing.
+
+    Of an op: (backend, {backend: reason} for those passed over), with an attribute ``taped`` that says whether launches
+    are replayed; ``inputs`` may be arrays or Specs (taken as arrays on the CPU). Of a fused layer: a list of its pieces,
+    forward first, each (direction, name, the author's line, backend, reasons).
+
+    Raises what the call would raise, TypeError for a layer that is not fused.
+    """
+    if not isinstance(what, Layer):
+        return dispatch.explain(what, *inputs, needs=needs, **options)
+    if not what.fused:
+        raise TypeError(f"{what.name}: explain: the rule is an op, or a layer that gl.fuse took; got {what!r}")
+    made, weights = _fusion_for(what, inputs), {name: w.data for name, w in what.named_weights().items()}
+    if isinstance(made, Split):
+        return made.explained(inputs, weights)
+    backend, reasons = dispatch.explain(made.op, *inputs, *weights.values(), needs=made.op.differentiable)
+    return [Explained(way, f"{made.name}_{way}", "", backend, reasons) for way in ("forward", "backward")]
+
+
+def fusion(layer: Layer, *input_shapes: tuple, training: bool = True, dtypes: Sequence[Any] = ()) -> Fusion | Split:
+    """The layer's kernels for inputs of these shapes (batch first, None for it): their text, and the op, or the pieces.
 
     dtypes: of the inputs, where they are integers. Raises FusionError.
     """
@@ -69,18 +97,31 @@ def fusion(layer: Layer, *input_shapes: tuple, training: bool = True, dtypes: Se
         return known[key]
 
 
-def _made(layer: Layer, shapes: tuple, training: bool, kinds: tuple) -> Fusion:
+def _made(layer: Layer, shapes: tuple, training: bool, kinds: tuple) -> Fusion | Split:
     layer.ensure_built(*shapes)
     plain = copy.deepcopy(layer)
     for part in plain.layers():
         part.__dict__["fused"] = False
+    title = type(layer).__name__
     try:
         recording = record(plain, shapes, training=training, dtypes=kinds)
-        made = Fusion(recording, type(layer).__name__)
+        made: Fusion | Split = Fusion(recording, title)
+    except Unrecordable as why:
+        try:
+            recording = record(plain, shapes, training=training, dtypes=kinds, keeps=_keeps)
+            made = Split(recording, title, why)
+        except Unrecordable as error:
+            raise FusionError(layer.name, error) from error
+    try:
         check_replay(plain, recording, shapes, kinds)
     except Unrecordable as error:
         raise FusionError(layer.name, error) from error
     return made
+
+
+def _keeps(op: Op) -> bool:
+    """Ops with kernels that no fused one replaces; the definitions of others are read through."""
+    return bool(op.kernels) or op.family not in _READ
 
 
 def _settings(layer: Layer) -> tuple:
@@ -102,6 +143,12 @@ def _settings(layer: Layer) -> tuple:
     return tuple(found)
 
 
+def _fusion_for(layer: Layer, xs: Sequence[Any]) -> Fusion | Split:
+    """For a call with these arrays."""
+    kinds = [d if (d := arrays.library(x).dtype(x)) not in FLOATS else arrays.float32 for x in xs]
+    return fusion(layer, *(tuple(x.shape) for x in xs), training=layer.training, dtypes=kinds)
+
+
 class Fused:
     """The scope in which a layer's op keeps what its backward needs."""
 
@@ -120,8 +167,9 @@ class _Runner:
     def forward(layer: Any, own: Callable, xs: tuple) -> Any:
         if not xs or not _may_launch(xs):
             return own(layer, *xs)
-        kinds = [d if (d := arrays.library(x).dtype(x)) not in FLOATS else arrays.float32 for x in xs]
-        made = fusion(layer, *(tuple(x.shape) for x in xs), training=layer.training, dtypes=kinds)
+        made = _fusion_for(layer, xs)
+        if isinstance(made, Split):
+            return _split_forward(layer, made, own, xs)
         op, weights = made.op, layer.named_weights().values()
         like = xs[0] if made.draws else None
         plan, _ = dispatch.plan_for(op, (*xs, *(w.data for w in weights), *[SEED] * len(made.draws)), (), {}, like)
@@ -136,6 +184,8 @@ class _Runner:
     @staticmethod
     def backward(layer: Any, own: Callable, dys: tuple) -> Any:
         frame = thread.running[-1]
+        if Split in frame.saved:
+            return _split_backward(layer, frame, dys)
         if Fused not in frame.calls:
             return own(layer, *dys)
         with _calls.scope(frame, Fused):
@@ -143,6 +193,28 @@ class _Runner:
         grads = iter(found if isinstance(found, tuple) else (found,))
         dxs = tuple(next(grads, None) if x is not None and x.dtype in FLOATS else None for x in frame.inputs)
         return dxs if len(dxs) > 1 else dxs[0]
+
+
+def _split_forward(layer: Any, made: Split, own: Callable, xs: tuple) -> Any:
+    if not made.serves():
+        return own(layer, *xs)
+    weights = layer.named_weights()
+    ys, states, kept = made.run_forward(xs, {name: w.data for name, w in weights.items()})
+    for name, value in states.items():
+        weights[name].data = arrays.cast(value, weights[name].dtype)
+    if recording.get():
+        thread.running[-1].saved[Split] = made, kept
+    return ys if len(ys) > 1 else ys[0]
+
+
+def _split_backward(layer: Any, frame: Frame, dys: tuple) -> Any:
+    made, kept = frame.saved[Split]
+    wanted = [frame.wanted[i] if i < len(frame.wanted) else True for i in range(len(frame.inputs))]
+    dxs, gradients = made.run_backward(kept, dys, wanted)
+    weights = layer.named_weights()
+    for name, gradient in gradients.items():
+        weights[name].add_grad(arrays.cast(gradient, weights[name].dtype))
+    return tuple(dxs) if len(dxs) > 1 else dxs[0]
 
 
 _calls.fuser = _Runner

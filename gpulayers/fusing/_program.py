@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpulayers.export.recording import Formula, Node, Unrecordable, needed
@@ -138,6 +138,8 @@ class Program:
         """After how many rows a value for each row comes again."""
         self.after: set[Node] = set()
         """What follows from sums over rows, those included."""
+        if self._rows:
+            self._require_fixed(self.columns, self.outputs[0].node)
         nodes, self.nodes = self._recorded, []
         for node in (*self.given, *nodes):
             self.layout[node] = self._layout(node)
@@ -160,6 +162,7 @@ class Program:
         if atoms in (self._rows, self.columns):
             return ROW if atoms == self._rows else COLUMN
         if atoms == frozenset(range(min(atoms), self.first_column)):
+            self._require_fixed(atoms, node)
             if any(i in self.after for i in node.inputs) or (node.op in ("sum", "mean") and self._gone(node)):
                 return REPEATED
             self.period[node] = math.prod(self.axes.atoms[a][0] for a in atoms)
@@ -168,13 +171,21 @@ class Program:
         came = f"an array of shape {sizes_in_words(node.shape)}: a fused kernel has {rule}"
         raise misfit(node, came, "x.reshape(…), so that what is summed or broadcast along is last", self.nodes)
 
+    def _require_fixed(self, atoms: Iterable[int], node: Node) -> None:
+        """Only the first axes of rows may follow the batch: the text has the other sizes."""
+        if any(first != second for first, second in (self.axes.atoms[a] for a in atoms)):
+            raise misfit(node, "an axis that follows the batch, behind others", "the batch as the first axis")
+
     def _place(self, node: Node) -> None:
         """The stage of a node, and whether it waits for a sum over rows."""
         stage = max((self.stage[i] for i in node.inputs), default=0)
         if any(i in self.after for i in node.inputs):
             self.after.add(node)
             if self.layout[node].rows or node.op in REDUCTIONS or node.op == "cumsum":
-                raise misfit(node, "what a sum over rows gave is used again", "gl.BatchNorm1d and its kernels")
+                taken = [i for i in node.inputs if i in self.after]
+                raise misfit(
+                    node, "what a sum over rows gave is used again", "gl.BatchNorm1d and its kernels", (), taken
+                )
         elif node.op in REDUCTIONS and (gone := self._gone(node)):
             if gone == self.columns and self._rows:
                 stage += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from gpulayers.export.recording import Formula, Node, Unrecordable
+from gpulayers.export.recording import Formula, Node, Place, Unrecordable
 
 
 class FusionError(ValueError):
@@ -19,10 +19,21 @@ class FusionError(ValueError):
         return f"{self.layer}: it cannot be fused: {self._why}"
 
 
-def misfit(node: Node, reason: str, advice: str = "", users: Iterable[Node] = ()) -> Unrecordable:
+class Misfit(Unrecordable):
+    """What no fused kernel computes.
+
+    node: the one to blame. ended: where a kernel has to end before it, sums over rows that it takes.
+    """
+
+    def __init__(self, reason: str, advice: str, place: Place | None, node: Node, ended: Sequence[Node]):
+        super().__init__(reason, advice, place)
+        self.node, self.ended = node, list(ended)
+
+
+def misfit(node: Node, reason: str, advice: str = "", users: Iterable[Node] = (), ended: Sequence[Node] = ()) -> Misfit:
     """The error for a node that no fused kernel computes; an input's line is that of its first user."""
     place = node.place or next((n.place for n in users if node in n.inputs and n.place), None)
-    return Unrecordable(reason, advice, place)
+    return Misfit(reason, advice, place, node, ended)
 
 
 def sizes_in_words(shape: Iterable) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.export.recording import Formula, Node, needed
+from gpulayers.export.recording import Formula, Node, computed, needed
 from gpulayers.export.recording.graph import KINDS
-from gpulayers.export.recording.replay import COMPUTED
 
 _NOT_FOLDED = ("input", "const", "full", "draw", "random_bits", "random_uniform", "random_normal")
+DRAWN = ("draw", "random_uniform", "random_normal")
+"""Operations that give something else each time that they are done."""
 _ONE_VALUE = ("reshape", "broadcast", "transpose", "cast", "slice")
 """Operations that leave a number, filled in everywhere, what it is."""
 
@@ -36,7 +37,7 @@ def tidy(roots: Iterable[Node], given: Iterable[Node], loaded: Mapping[Node, Nod
         stands[node] = unique(
             _folded(node, inputs)
             or _scanned_back(node, inputs)
-            or _viewed(node, inputs)
+            or _viewed(node, inputs, stands)
             or _of_words(node, inputs, unique)
             or _made_of(node, node.op, inputs, node.attributes)
         )
@@ -58,7 +59,7 @@ _WORDS = 2**32
 def _of_words(node: Node, inputs: tuple[Node, ...], unique: Callable) -> Node | None:
     """What an operation on random words is. They are integers, of the shape that is asked for, compared and shifted as
     such; elsewhere they are cast."""
-    if node.op == "random_bits":
+    if node.op == "random_bits" and "shift" not in node.attributes:
         return _cast_words(node, inputs[0], node.shape, 0, unique)
     if node.op == "reshape":
         return _reshaped(inputs[0], node, unique)
@@ -155,14 +156,19 @@ def _scanned_back(node: Node, inputs: tuple[Node, ...]) -> Node | None:
     return _made_of(node, "cumsum", first.inputs, {"axis": scan.attributes["axis"], "reverse": True})
 
 
-def _viewed(node: Node, inputs: tuple[Node, ...]) -> Node | None:
+def _viewed(node: Node, inputs: tuple[Node, ...], stands: Mapping[Node, Node]) -> Node | None:
     """A part of a given array: loaded as if it were given by itself."""
+    whole = node.attributes.get("of")
+    if whole is not None and whole in stands:
+        return _made_of(node, "input", (), node.attributes | {"of": stands[whole]})
     if node.op != "slice" or inputs[0].op != "input" or "of" in inputs[0].attributes:
         return None
     return _made_of(node, "input", (), {"of": inputs[0], "spans": node.attributes["spans"]})
 
 
 def _key(node: Node, inputs: tuple[Node, ...]) -> tuple:
+    if node.op in DRAWN:
+        return node.op, node.index
     if node.op == "input":
         return "input", node.attributes.get("of", id(node)), node.attributes.get("spans")
     return node.op, tuple(map(id, inputs)), node.shape, node.kind, *(_hashable(v) for v in node.attributes.values())
@@ -204,7 +210,7 @@ def _folded(node: Node, inputs: tuple[Node, ...]) -> Node | None:
         value = np.asarray(values[0])
     elif all(not i.shape for i in inputs) and not node.attributes:
         with np.errstate(all="ignore"):
-            value = np.asarray((COMPUTED.get(node.op) or getattr(np, node.op))(*map(np.asarray, values)))
+            value = np.asarray(computed(node.op, [np.asarray(v) for v in values], {}, np))
     else:
         return None
     attributes = {"value": value.astype(np.float64 if node.kind == "f" else node.dtype).item(), "shape": node.shape}

@@ -28,6 +28,8 @@ class Trace:
         self.values: list[np.ndarray] = []
         self.bits: dict[tuple, Any] = {}
         """Random bits drawn so far: a backward draws its forward's again."""
+        self.kept: dict[int, dict] = {}
+        """What ops that are kept whole saved for their backward, by the call's index."""
 
     def add(self, op: str, inputs: tuple, value: np.ndarray, name: str = "", /, **attributes: Any) -> Any:
         at = None if op == "input" else place()

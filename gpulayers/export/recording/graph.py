@@ -20,6 +20,12 @@ size N, which is the size of axis 0 of the first input:
     random_bits shape                        whole numbers in [0, 2³²) under a draw
     random_uniform low high shape; random_normal mean std shape   from the generator of a draw
 
+Where the reader asks for it (``record(…, keeps=…)``), ops of the library's are kept whole:
+
+    call op given options needs              given says which of the op's inputs came
+    call_backward given                      of a call, and the gradients of those of its outputs that given says
+    result at                                one of the outputs of a call, or of the gradients of its backward
+
 Elementwise operands broadcast as NumPy's do.
 """
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,27 @@ from gpulayers.export.recording._formulas import BATCHES
 from gpulayers.export.recording._handle import Trace, full, lift
 from gpulayers.export.recording._join import joined, simplified
 from gpulayers.export.recording._place import Unrecordable, none_swallowed, place_of, refuse
+from gpulayers.export.recording._whole import definitions
 from gpulayers.export.recording.graph import RANDOM, Graph, Node, Recording, needed
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._frames import by_itself, mode
 from gpulayers.layers._layer import Layer
+from gpulayers.ops._op import Op
 
 
 def record(
-    layer: Layer, input_shapes: Sequence[tuple], *, training: bool = True, dtypes: Sequence[Any] = ()
+    layer: Layer,
+    input_shapes: Sequence[tuple],
+    *,
+    training: bool = True,
+    dtypes: Sequence[Any] = (),
+    keeps: Callable[[Op], bool] | None = None,
 ) -> Recording:
     """What the layer's forward and backward do, as graphs.
 
     input_shapes: one for each input, batch first and None there; other sizes are known. dtypes: of the inputs, float32
-    where not said. training: the mode. The layer itself is left as it is.
+    where not said. training: the mode. keeps: whether an op that the layer runs stays one operation (see ``graph.py``); by
+    default all are read through. The layer itself is left as it is.
 
     Raises Unrecordable for array code that cannot be read (with file, line, text, and what to write instead), ValueError
     for unknown sizes.
@@ -43,7 +51,8 @@ def record(
     layer.ensure_built(*shapes)
     subject = _subject(layer)
     kinds = [np.dtype(d) for d in itertools.islice(itertools.chain(dtypes, itertools.repeat(np.float32)), len(shapes))]
-    with dispatch.only("definition"), mode_of(layer, training), by_itself(), random.drawn_by(Chance()), quiet():
+    own = dispatch.policy(backends=("definition",), definitions=None if keeps is None else definitions(keeps))
+    with own, mode_of(layer, training), by_itself(), random.drawn_by(Chance()), quiet():
         runs = [_run(subject, shapes, kinds, n) for n in BATCHES[:-1]]
         with contextlib.suppress(ArithmeticError, RuleError):  # it may have no batch of one
             runs.append(_run(subject, shapes, kinds, BATCHES[-1]))

@@ -5,53 +5,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpulayers import dispatch, random
 from gpulayers.definition import RuleError
+from gpulayers.export.recording._computed import computed
 from gpulayers.export.recording._place import Unrecordable
+from gpulayers.export.recording._whole import called, called_back
 from gpulayers.export.recording.graph import Graph, Node, Recording, at_batch
 from gpulayers.export.recording.record import as_float32, mode_of, normal, quiet, sample
 from gpulayers.layers._frames import by_itself
 from gpulayers.layers._layer import Layer
-from gpulayers.ops._random import random_bits
-from gpulayers.ops._special import erf
 
 BATCHES = (1, 2, 5, 13)
 TOLERANCE = 1e-5
 """Of the largest number in the array, or of 1 where that is larger."""
 
 
-def _slice(x: np.ndarray, spans: tuple) -> np.ndarray:
-    return x[tuple(slice(*span) for span in spans)]
-
-
-def _segment_sum(x: np.ndarray, i: np.ndarray, size: int) -> np.ndarray:
-    total = np.zeros((size, *x.shape[1:]), x.dtype)
-    np.add.at(total, i, x)
-    return total
-
-
-def _floordiv(a: Any, b: Any) -> Any:
-    return a // b
-
-
-COMPUTED: dict[str, Callable] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "floordiv": _floordiv, "mod": np.mod,
-    "pow": np.power, "neg": np.negative, "round": np.rint, "and": np.logical_and, "or": np.logical_or,
-    "xor": np.logical_xor, "not": np.logical_not, "erf": erf, "abs": np.abs, "asin": np.arcsin, "acos": np.arccos,
-    "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "where": np.where,
-    "matmul": np.matmul, "gather": lambda x, i, axis: np.take(x, i, axis), "slice": _slice, "segment_sum": _segment_sum,
-    "reshape": lambda x, shape: x.reshape(shape), "transpose": lambda x, axes: x.transpose(axes), "cast": lambda x: x,
-    "broadcast": lambda x, shape: np.broadcast_to(x, shape), "concat": lambda *xs, axis: np.concatenate(xs, axis),
-    "pad": lambda x, edges, value: np.pad(x, edges, constant_values=value), "const": lambda value: value,
-    "reverse": lambda x, axes: np.flip(x, axes), "full": lambda value, shape: np.full(shape, value),
-    "random_bits": lambda draw, shape: random_bits(draw, shape[0]),
-}  # fmt: skip
-"""Each operation in NumPy; one that is not here is the function of NumPy that has its name."""
 _OF_WORDS = ("mul", "div", "floor", "floordiv", "reshape", "broadcast", "cast")
 """After these, random words are still numbers of 32 bits, which are more than float32 has."""
 
@@ -60,7 +33,8 @@ class Replay:
     """The values of a recording's nodes at one batch size, from the given ones."""
 
     def __init__(self, batch: int, given: dict[Node, np.ndarray]):
-        self.batch, self.values = batch, dict(given)
+        self.batch = batch
+        self.values: dict[Node, Any] = dict(given)
         self.generators: dict[Node, np.random.Generator] = {}
         self.words: set[Node] = set()
         """Random words, and what they are multiplied by: float64."""
@@ -68,10 +42,11 @@ class Replay:
     def run(self, graph: Graph) -> Replay:
         for node in graph.nodes:
             if node not in self.values:
-                value = np.asarray(self._value(node))
+                value = self._value(node)
                 if node.op == "random_bits" or (node.op in _OF_WORDS and self.words.intersection(node.inputs)):
                     self.words.add(node)
-                self.values[node] = value.astype(np.float64 if node in self.words else node.dtype)
+                kind = np.float64 if node in self.words else node.dtype
+                self.values[node] = value if node.op.startswith("call") else np.asarray(value).astype(kind)
         return self
 
     def _value(self, node: Node) -> Any:
@@ -79,18 +54,24 @@ class Replay:
         if node.op == "draw":
             return random.draw()
         xs = [self.values[n] for n in node.inputs]
+        match node.op:
+            case "call":
+                return called(node, xs, attributes, True)
+            case "call_backward":
+                return called_back(node, xs)
+            case "result":
+                return xs[0][0][attributes["at"]]
         if self.words.intersection(node.inputs):
             exact = [at_batch(n.attributes.get("value"), self.batch) for n in node.inputs]
             xs = [x if n.op != "const" else value for n, x, value in zip(node.inputs, xs, exact)]
         if node.op in ("random_uniform", "random_normal"):
             generator = self.generators.setdefault(node.inputs[0], np.random.default_rng(xs[0]))
-            return _drawn(generator, **attributes)
-        if "keepdims" in attributes:
-            attributes["axis"] = attributes.pop("axes")
-        return (COMPUTED.get(node.op) or getattr(np, node.op))(*xs, **attributes)
+            return from_generator(generator, **attributes)
+        return computed(node.op, xs, attributes, np)
 
 
-def _drawn(generator: np.random.Generator, shape: tuple, **numbers: float) -> np.ndarray:
+def from_generator(generator: np.random.Generator, shape: tuple, **numbers: float) -> np.ndarray:
+    """What random_uniform and random_normal give, float64."""
     if "low" in numbers:
         return numbers["low"] + (numbers["high"] - numbers["low"]) * generator.random(shape)
     return numbers["mean"] + numbers["std"] * generator.standard_normal(shape)
@@ -105,6 +86,15 @@ def check_replay(
     (or 1). Raises Unrecordable where that is above ``TOLERANCE``, and above what rounding the inputs costs: the layer
     does what arrays do not show (a branch on a size, state outside of its weights).
     """
+    state = random.get_state()
+    try:
+        with random.drawn_from(None):
+            return _worst_error(layer, recording, input_shapes, dtypes)
+    finally:
+        random.set_state(state)
+
+
+def _worst_error(layer: Layer, recording: Recording, input_shapes: Sequence[tuple], dtypes: Sequence[Any]) -> float:
     worst = 0.0
     for batch in BATCHES:
         rng = np.random.default_rng(batch)
