@@ -144,7 +144,12 @@ def _lab(commands: Any) -> None:
     p.set_defaults(run=bench)
 
     p = commands.add_parser("tune", help="search the kernels' configurations on this GPU; writes the tables of them")
-    p.add_argument("family", nargs="*", help="only what these families' declared shapes ask for")
+    p.add_argument("family", nargs="*", help="only what these families' shapes ask for; or FILE.py:Class, to be fused")
+    p.add_argument(
+        "--input-shape", default=(), nargs="+", help="of a class, one for each input, batch first: 4096,1024"
+    )
+    p.add_argument("--args", default="", help="a class's arguments, as Python: '64, bias=False'")
+    p.add_argument("--dtype", default="bfloat16", help="of a class's inputs")
     p.add_argument(
         "--minutes", type=_console.positive, default=float("inf"), help="time limit; the same command goes on"
     )
@@ -451,10 +456,24 @@ def tune(options: Any) -> int:
         raise RuntimeError(
             'tune: it times Triton kernels, and Triton is not installed (pip install "gpulayers[torch]")'
         )
+    if any(":" in name for name in options.family):
+        return _tune_own(options)
     _require_families("tune", options.family)
     from gpulayers.bench.tuning import tune
 
     return tune.command(options.family, options.minutes, options.out, options.arch)
+
+
+def _tune_own(options: Any) -> int:
+    from gpulayers.authoring import subject
+    from gpulayers.bench.tuning import fused
+
+    (target, *more), shapes = options.family, [_shape(text) for text in options.input_shape]
+    found = subject.found(target)
+    if more or isinstance(found, Op) or not shapes:
+        raise ValueError("tune: the rule is one FILE.py:Class, a layer, with --input-shape, batch first")
+    layer, _ = subject.made(found, *_arguments(options.args, "--args"))
+    return fused.command(layer, shapes, options.dtype)
 
 
 if __name__ == "__main__":

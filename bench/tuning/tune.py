@@ -244,7 +244,7 @@ class Tuner:
                     if wrong := self.lab.check(use):
                         self.known.drop(name, candidate, f"{use.text}: {wrong}")
                         continue
-                    ratio = _in_turns(self.lab.capture(use), now)
+                    ratio = in_turns(self.lab.capture(use), now)
             except Exception as error:
                 self._failed(name, use, candidate, error)
                 continue
@@ -309,7 +309,7 @@ class Tuner:
         try:
             now = self.lab.capture(use)
             with _configs.listed(name, found):
-                return math.inf if self.lab.check(use) else _in_turns(self.lab.capture(use), now)
+                return math.inf if self.lab.check(use) else in_turns(self.lab.capture(use), now)
         except Exception as error:
             if not self.lab.alive():
                 raise DeviceDied(f"the device does not answer any more, after {name} {found} on {use.text}") from error
@@ -324,7 +324,7 @@ def _size(use: Use) -> tuple[int, int]:
     return use.case.flops, sum(s.nbytes for s in arrays.lists(use.case.specs()))
 
 
-def _in_turns(candidate: Callable[[], float], present: Callable[[], float]) -> float:
+def in_turns(candidate: Callable[[], float], present: Callable[[], float]) -> float:
     """Median seconds of a candidate over those of the present table, in turns, the order reversed each time."""
     samples = take_turns({"present": lambda: [present()], "candidate": lambda: [candidate()]}, ROUNDS)
     return statistics.median(samples["candidate"]) / statistics.median(samples["present"])

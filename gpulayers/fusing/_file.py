@@ -45,9 +45,14 @@ def philox() -> dict[str, str]:
     return {f.name: "\n".join([*lines[f.lineno - 2 : f.end_lineno], ""]) for f in functions}
 
 
+def key_of(name: str, text: str) -> str:
+    """What files of these kernels are called."""
+    return f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def module_of(name: str, text: str) -> Any:
     """The module that has this text, imported from a file of its own."""
-    key = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    key = key_of(name, text)
     with _lock:
         if key not in _modules:
             _modules[key] = _imported(f"gpulayers_fused_{key}", _written(f"{key}.py", text))

@@ -14,30 +14,31 @@ from gpulayers.definition import KindError, Rule
 from gpulayers.export.recording import Node, Recording, authors_name
 from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing._definition import compute
-from gpulayers.fusing._file import file_text
+from gpulayers.fusing._file import file_text, key_of
 from gpulayers.fusing._kernel import Namer
 from gpulayers.fusing._kernels import kernels_of, module_with, refusal
 from gpulayers.fusing._launch import Launch
+from gpulayers.fusing._measured import Choice
 from gpulayers.fusing._program import Output, Program
 from gpulayers.fusing._refusal import misfit
-from gpulayers.fusing._saving import Programs
+from gpulayers.fusing._saving import Programs, Saving
 from gpulayers.fusing._statements import identifier
 from gpulayers.ops._op import Op, ShapeError, require_float
 
 
 class Fusion:
-    """recording: of the layer. title: what its file calls it.
+    """recording: of the layer. title: what its file calls it. choice: what was measured; by default counted bytes choose.
 
     ``op`` takes the layer's inputs, then its weights in the order of ``named_weights``, then a seed for each of ``draws``;
     ``text`` is the file with the kernels. Raises Unrecordable for what no fused kernel computes.
     """
 
-    def __init__(self, recording: Recording, title: str):
+    def __init__(self, recording: Recording, title: str, choice: Choice | None = None):
         forward, backward = recording.forward, recording.backward
         if forward.states:
             name, node = next(iter(forward.states.items()))
             raise misfit(node, f"forward writes into the weight {name}", "evaluation mode, in which it is read alone")
-        self.recording, self.title = recording, title
+        self.recording, self.title, self.choice = recording, title, choice
         if (late := next((n for n in backward.nodes if n.op == "draw"), None)) is not None:
             raise misfit(late, "backward draws random numbers", "them in forward, and self.save(…)")
         self.inputs = forward.inputs
@@ -52,15 +53,18 @@ class Fusion:
         wanted |= {forward.weights[name]: node for name, node in backward.gradients.items()}
         gradients = [Output(f"d{names[n]}", wanted[n], n.shape) for n in self.given if wanted.get(n) is not None]
         self.differentiable = [names[n] for n in self.given if wanted.get(n) is not None]
-        programs = Programs(self.name, self.given, self.dys, ys, gradients, [*names.values()])
-        self.saving = saving = programs.chosen()
+        self.ways = Programs(self.name, self.given, self.dys, ys, gradients, [*names.values()]).ways()
+        """How the work may be divided, by name."""
+        counted = min(self.ways.values(), key=Saving.weight)
+        self.saving = saving = counted if choice is None else self.ways.get(choice.saving, counted)
         self.forward, self.backward = saving.forward, saving.backward
         formulas = [*self.forward.formulas(), *self.backward.formulas()]
         arrays_by_name = [*names.items(), *((dy, f"d{y.name}") for dy, y in zip(self.dys, ys))]
         arrays_by_name += [(n, n.name) for n in saving.loaded.values()]
         self.namer = namer = Namer(arrays_by_name, formulas)
         namer.add(self._views())
-        self.kernels = {p: kernels_of(p, namer) for p in (self.forward, self.backward)}
+        tiles: tuple = ({}, {}) if choice is None else (choice.forward, choice.backward)
+        self.kernels = {p: kernels_of(p, namer, t) for p, t in zip((self.forward, self.backward), tiles)}
         self.text = file_text(self.docstring, [k for each in self.kernels.values() for k in each.texts()])
         self.saved = self.saved_inputs()
         self.op = self._op()
@@ -90,11 +94,13 @@ class Fusion:
     @property
     def docstring(self) -> str:
         """What the file says of itself."""
-        return (
-            f"{self.title} as Triton kernels, written by gpulayers from its array code.\n\n"
-            "Under each line of the author's stands what it became; arithmetic is float32.\n"
-            f"{self.saving.said([self.names[n] for n in self.saved_inputs()])}\n"
-        )
+        lines = [
+            f"{self.title} as Triton kernels, written by gpulayers from its array code.\n",
+            "Under each line of the author's stands what it became; arithmetic is float32.",
+            self.saving.said([self.names[n] for n in self.saved_inputs()]),
+            *([self.choice.said()] if self.choice and self.choice.gpu else []),
+        ]
+        return "\n".join([*lines, ""])
 
     def saved_inputs(self) -> list[Node]:
         """The inputs and weights that backward loads."""
@@ -187,6 +193,11 @@ class Fusion:
         return tuple(_rounded(found[f"d{n}"], s.dtype) if n in needs else None for n, s in zip(names, inputs))
 
     # --- its kernels -------------------------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> str:
+        """What its file is called."""
+        return key_of(self.name, self.text)
 
     def module(self) -> Any:
         """The kernels, compiled by nobody yet."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpulayers.fusing._file import module_of
 from gpulayers.fusing._kernel import HELD, LOOPED, TILED, Kernel, Namer, Writer, finishing
-from gpulayers.fusing._launch import Kernels, held_tile
+from gpulayers.fusing._launch import Kernels, Tile, held_tile
 from gpulayers.fusing._program import COLUMN, ONE, REPEATED, Program
 
+_NONE: Mapping[int, Tile] = {}
 
-def kernels_of(program: Program, namer: Namer) -> Kernels:
-    """Raises Misfit where a form that it needs cannot be written."""
+
+def kernels_of(program: Program, namer: Namer, measured: Mapping[int, Tile] = _NONE) -> Kernels:
+    """measured: the first kernel's tiles, by size class. Raises Misfit where a form that it needs cannot be written."""
     held = looped = tiled = None
     if program.by_rows:
         held = Writer(program, namer, HELD).kernel()
@@ -21,7 +23,8 @@ def kernels_of(program: Program, namer: Namer) -> Kernels:
     if not program.by_rows or (program.walks and program.parts(COLUMN)):
         tiled = Writer(program, namer, TILED).kernel()
     finish = {layout: finishing(program, namer, layout) for layout in (COLUMN, REPEATED, ONE)}
-    return Kernels(program, held, looped, tiled, {layout: k for layout, k in finish.items() if k is not None})
+    second = {layout: k for layout, k in finish.items() if k is not None}
+    return Kernels(program, held, looped, tiled, second, measured)
 
 
 def refusal(program: Program) -> str | None:

@@ -16,6 +16,16 @@ WALKED, _WALKING = 4096, 16
 _HELD_BY_A_THREAD = 80
 """Registers for a row, at most: the rest compute."""
 _WARPS = (4, 8, 16)
+_SIZES = (1024, 2048, 4096, 8192)
+
+
+class Tile(NamedTuple):
+    rows: int
+    block: int
+    warps: int
+
+    def options(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "BLOCK": self.block, "num_warps": self.warps}
 
 
 class Kernels(NamedTuple):
@@ -28,18 +38,11 @@ class Kernels(NamedTuple):
     tiled: Kernel | None
     finish: dict[Any, Kernel]
     """Second kernels, by the layout of what they give."""
+    measured: Mapping[int, Tile] = {}
+    """The first kernel's tiles, by the size class of what is launched; for others ``held_tile`` or ``tiled_tile`` chooses."""
 
     def texts(self) -> list[Kernel]:
         return [k for k in (self.held, self.looped, self.tiled, *self.finish.values()) if k is not None]
-
-
-class Tile(NamedTuple):
-    rows: int
-    block: int
-    warps: int
-
-    def options(self) -> dict[str, int]:
-        return {"ROWS": self.rows, "BLOCK": self.block, "num_warps": self.warps}
 
 
 def held_tile(program: Program, columns: int) -> Tile | None:
@@ -56,6 +59,35 @@ def held_tile(program: Program, columns: int) -> Tile | None:
 def tiled_tile(program: Program, columns: int) -> Tile:
     block = min(ELEMENTS, 1 << max(columns - 1, 0).bit_length())
     return Tile(ELEMENTS // block, block, 4)
+
+
+def size_class(m: int, n: int) -> int:
+    """Of so many rows and columns: those with as many elements, but for a factor of two."""
+    return max(m * n, 1).bit_length()
+
+
+def tiles(kernels: Kernels, columns: int) -> list[Tile]:
+    """What is worth measuring for a program's first kernel: rows held, then rows walked; else any tile."""
+    program = kernels.program
+    block = 1 << max(columns - 1, 0).bit_length()
+    if kernels.held is None:
+        blocks = [(elements, min(elements, block)) for elements in _SIZES]
+        return [
+            Tile(elements // block, block, warps)
+            for elements, block in blocks
+            for warps in _WARPS
+            if elements >= 128 * warps
+        ]
+    values = program.tiles() + len(program.parts(COLUMN))
+    found = []
+    for elements in dict.fromkeys(max(block, size) for size in _SIZES):
+        for warps in _WARPS:
+            each = elements // (32 * warps)
+            if each >= 4 and values * each <= _HELD_BY_A_THREAD:
+                found.append(Tile(elements // block, block, warps))
+    if kernels.looped is not None and block > _SIZES[-1]:
+        found += [Tile(1, walked, warps) for walked in (WALKED // 2, WALKED, 2 * WALKED) for warps in _WARPS[1:]]
+    return found
 
 
 def step(part: Any) -> int:
@@ -124,14 +156,15 @@ class Launch:
 
     def run(self) -> None:
         kernels = self.kernels
+        measured = kernels.measured.get(size_class(self.m, self.n))
         if kernels.held is None:
             assert kernels.tiled is not None
-            self._tiled(kernels.tiled)
-        elif (tile := held_tile(self.program, self.n)) is not None:
+            self._tiled(kernels.tiled, measured)
+        elif (tile := measured or held_tile(self.program, self.n)) is not None and tile.block >= self.n:
             self._by_rows(kernels.held, tile)
         else:
             assert kernels.looped is not None
-            self._by_rows(kernels.looped, Tile(1, WALKED, _WALKING))
+            self._by_rows(kernels.looped, tile or Tile(1, WALKED, _WALKING))
             if kernels.tiled is not None:
                 self._tiled(kernels.tiled)
         for layout, kernel in kernels.finish.items():
@@ -146,8 +179,8 @@ class Launch:
         programs, each = self.tools.split(tiles, most)
         self._launch(kernel, programs, tile, totals, programs, each)
 
-    def _tiled(self, kernel: Kernel) -> None:
-        tile = tiled_tile(self.program, self.n)
+    def _tiled(self, kernel: Kernel, measured: Tile | None = None) -> None:
+        tile = measured or tiled_tile(self.program, self.n)
         blocks, high = self.tools.cdiv(self.n, tile.block), self.tools.cdiv(self.m, tile.rows)
         totals = [t for kind, t in kernel.arguments if kind == "part"]
         if not totals:

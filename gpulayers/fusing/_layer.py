@@ -12,7 +12,8 @@ import numpy as np
 
 from gpulayers import arrays, dispatch, random, transfer
 from gpulayers.arrays import FLOATS, Spec
-from gpulayers.export.recording import Unrecordable, check_replay, record
+from gpulayers.export.recording import Recording, Unrecordable, check_replay, record
+from gpulayers.fusing import _measured
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._refusal import FusionError
 from gpulayers.fusing._split import Explained, Split
@@ -97,6 +98,12 @@ def fusion(layer: Layer, *input_shapes: tuple, training: bool = True, dtypes: Se
         return known[key]
 
 
+def forget(layer: Layer) -> None:
+    """Its kernels are made anew when they are asked for: something was measured since."""
+    with _lock:
+        _fusions.pop(layer, None)
+
+
 def _made(layer: Layer, shapes: tuple, training: bool, kinds: tuple) -> Fusion | Split:
     layer.ensure_built(*shapes)
     plain = copy.deepcopy(layer)
@@ -105,7 +112,7 @@ def _made(layer: Layer, shapes: tuple, training: bool, kinds: tuple) -> Fusion |
     title = type(layer).__name__
     try:
         recording = record(plain, shapes, training=training, dtypes=kinds)
-        made: Fusion | Split = Fusion(recording, title)
+        made: Fusion | Split = _whole(recording, title)
     except Unrecordable as why:
         try:
             recording = record(plain, shapes, training=training, dtypes=kinds, keeps=_keeps)
@@ -117,6 +124,13 @@ def _made(layer: Layer, shapes: tuple, training: bool, kinds: tuple) -> Fusion |
     except Unrecordable as error:
         raise FusionError(layer.name, error) from error
     return made
+
+
+def _whole(recording: Recording, title: str) -> Fusion:
+    """As counted bytes choose, or as was measured on this GPU."""
+    counted = Fusion(recording, title)
+    choice = _measured.read(counted.key)
+    return counted if choice is None else Fusion(recording, title, choice)
 
 
 def _keeps(op: Op) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -78,8 +79,8 @@ class Programs:
             *(f"d{y.name}" for y in ys),
         }
 
-    def chosen(self) -> Saving:
-        """The lightest. Raises Unrecordable where nothing fits."""
+    def ways(self) -> dict[str, Saving]:
+        """All of them, by name. Raises Unrecordable where nothing fits."""
         plain = self._saving([], [])
         read = [
             y
@@ -87,14 +88,12 @@ class Programs:
             if plain.forward.layout.get(plain.forward.stands[y.node]) is FULL and y.node not in self.given
         ]
         rows = self._row_values(plain)
-        found = [plain]
-        for outputs, kept in ((read, []), ([], rows), (read, rows)):
-            if outputs or kept:
-                try:
-                    found.append(self._saving(outputs, kept))
-                except Unrecordable:
-                    continue
-        return min(found, key=Saving.weight)
+        found = {"nothing": plain}
+        for name, outputs, kept in (("outputs", read, []), ("rows", [], rows), ("outputs and rows", read, rows)):
+            if (outputs or name == "rows") and (kept or name == "outputs"):
+                with contextlib.suppress(Unrecordable):
+                    found[name] = self._saving(outputs, kept)
+        return found
 
     def _saving(self, read: list[Output], kept: list[Output]) -> Saving:
         loaded = {o.node: Node("input", (), {}, o.node.shape, o.node.dtype, None, o.name) for o in (*read, *kept)}
