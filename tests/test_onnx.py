@@ -82,6 +82,22 @@ NATIVE = {
 }  # fmt: skip
 
 
+AXES = {
+    "Conv1d": (gl.Conv1d(2, 4, 3, padding=2, dilation=2, padding_mode="circular"), (None, 2, 6)),
+    "Conv3d": (gl.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=((1, 0), (0, 1), (1, 1)), groups=2), (None, 2, 3, 4, 3)),
+    "ConvTranspose1d": (gl.ConvTranspose1d(2, 4, 3, 2, output_padding=1), (None, 2, 6)),
+    "ConvTranspose2d": (gl.ConvTranspose2d(2, 4, 3, 2, ((1, 0), (2, 1)), 1, 2, dilation=2), IMAGE),
+    "ConvTranspose3d": (gl.ConvTranspose3d(2, 1, 2, (1, 2, 1), 1), (None, 2, 3, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_convolutions_of_any_axes_are_nodes_of_onnx(name):
+    layer, shape = AXES[name]
+    proto = held(layer, [shape])
+    assert not proto.functions and name[:-2] in {n.op_type for n in proto.graph.node}
+
+
 @pytest.mark.parametrize("node", NATIVE)
 def test_layers_of_the_library_are_nodes_of_onnx(node):
     layer, shape = NATIVE[node]

@@ -90,6 +90,9 @@ BY_DEFINITION = {
     "BatchNorm2d": (gl.BatchNorm2d(2), (None, 2, 3, 3)),
     "AveragedNorm": (gl.BatchNorm1d(4, momentum=None), (None, 4)),
     "Conv2d": (gl.Conv2d(2, 2, 2, stride=2, padding=((1, 0), (0, 1)), groups=2), (None, 2, 4, 4)),
+    "Conv1d": (gl.Conv1d(2, 3, 2, padding=1, padding_mode="reflect"), (None, 2, 4)),
+    "Conv3d": (gl.Conv3d(2, 2, 2, padding=1, padding_mode="circular", groups=2), (None, 2, 2, 3, 2)),
+    "ConvTranspose2d": (gl.ConvTranspose2d(2, 4, 2, 3, 1, 1, 2), (None, 2, 2, 3)),
     "MaxPool2d": (gl.MaxPool2d(2, 2, 1, ceil_mode=True), (None, 1, 4, 5)),
     "Sequential": (
         gl.Sequential(gl.LayerNorm(6), gl.Residual(gl.Linear(6, 6), gl.Tanh()), gl.Parallel(gl.Softmax(), gl.SiLU())),

@@ -25,6 +25,9 @@ BY_DEFINITION = {
     "Places": (gl.MaxPool2d(2, return_indices=True), [(None, 2, 4, 5)]),
     "Batches": (gl.BatchNorm2d(2), [(None, 2, 3, 3)]),
     "GroupedConv": (gl.Conv2d(2, 4, 2, stride=2, padding=1, groups=2, padding_mode="reflect"), [(None, 2, 4, 3)]),
+    "Sequences": (gl.Conv1d(2, 3, 2, padding=1, padding_mode="circular"), [(None, 2, 4)]),
+    "Volumes": (gl.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=1), [(None, 2, 2, 3, 2)]),
+    "Transposed": (gl.ConvTranspose2d(2, 4, 2, 3, 1, 1, 2), [(None, 2, 2, 3)]),
     "Stack": (gl.Sequential(gl.RMSNorm(6), gl.Residual(gl.Linear(6, 6), gl.Mish()), gl.GLU()), [(None, 6)]),
 }
 CHANCE = {"Masks": (gl.Dropout(0.3), 1.0), "Slopes": (gl.RReLU(), -(1 / 8 + 1 / 3) / 2)}

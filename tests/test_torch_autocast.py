@@ -127,7 +127,7 @@ ON_CUDA = {
         "nll_loss",
         "mse",
     ),
-    "lower": ("linear", "conv2d", "prelu"),
+    "lower": ("linear", "conv", "conv_transpose", "prelu"),
 }
 """What torch documents, and what RMSNorm and Softmin, which it does not name, do."""
 

@@ -119,9 +119,12 @@ class Case(NamedTuple):
     """torch's setting that lets float32 use TF32 here: "cuda.matmul", "cudnn.conv"."""
 
     order: tuple[int, ...] | None = None
-    """The memory order of arrays with four axes; None: row-major."""
+    """The memory order of arrays with so many axes; None: row-major."""
     archs: tuple[int, ...] = (80, 90, 100)
     """What the tests compile it for: one (and in bfloat16 alone), where another call reaches almost the same code."""
+
+    ways: tuple[str, ...] = DIRECTIONS
+    """The directions that are measured, where there are gradients."""
 
     @property
     def by_gemm(self) -> bool:
@@ -147,7 +150,7 @@ class Case(NamedTuple):
             if isinstance(s, Spec):
                 return s
             shape = s.shape if isinstance(s, Squares) else tuple(s)
-            return Spec(shape, dtype, self.order if len(shape) == 4 else None)
+            return Spec(shape, dtype, self.order if self.order and len(shape) == len(self.order) else None)
 
         return tuple(self._map(one))
 
@@ -192,7 +195,7 @@ class Case(NamedTuple):
         return tuple(n for n in self.op.differentiable if (s := specs.get(n)) is not None and s.dtype in FLOATS)
 
     def directions(self) -> tuple[str, ...]:
-        return DIRECTIONS if self.wanted() else DIRECTIONS[:1]
+        return self.ways if self.wanted() else DIRECTIONS[:1]
 
     def rule(self, dtype: np.dtype = float32) -> Rule:
         """What the op's rule says of this call."""
@@ -218,7 +221,8 @@ class Case(NamedTuple):
 
     def work(self) -> dict[str, int]:
         """The flops of each direction."""
-        return {"forward": self.flops, "backward": 2 * self.flops, "both": 3 * self.flops}
+        times = 2 if self.needs is None else min(2, len(self.needs))
+        return {"forward": self.flops, "backward": times * self.flops, "both": (1 + times) * self.flops}
 
 
 def sweep(name: str, cases: Sequence[tuple[int, Case]]) -> list[Case]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpulayers.arrays import Spec, dtype, float32
-from gpulayers.bench.cases.case import CHANNELS_LAST, Case
+from gpulayers.bench.cases.case import Case
 from gpulayers.bench.cases.uses import precision
 from gpulayers.testing.audit_op import launched
 from gpulayers.testing.compiling import Planned
@@ -83,8 +83,9 @@ def calls(cases: Sequence[Case], dtypes: Sequence[str] = DTYPES, layouts: bool =
     products with and without TF32."""
     found = []
     for case in cases:
-        images = any(isinstance(s, tuple) and len(s) == 4 for s in case.shapes[:1])
-        orders = (None, CHANNELS_LAST) if layouts and images else (case.order,)
+        axes = max((len(s) for s in case.shapes[:1] if isinstance(s, tuple)), default=0)
+        last = (0, *range(2, axes), 1)
+        orders = (None, last) if layouts and axes in (4, 5) else (case.order,)
         for name in dtypes:
             for order in orders:
                 call = Call(case._replace(order=order), dtype(name))

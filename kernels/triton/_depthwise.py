@@ -212,7 +212,8 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, empty: Any) -> No
     taps = min(16, _tile.next_power_of_2(count))
     device = _tile.device(x)
     entry = WEIGHT_GRADIENT(device, total)
-    pixels, channels = pixel_tile(x, total, entry.elements // taps)
+    deep = _deep(x.shape, dy.shape, dweight.shape)
+    pixels, channels = pixel_tile(x, total, entry.elements // (taps * (1 + deep)))  # a third axis takes registers
     blocks, rounds = _tile.cdiv(o, channels), _tile.cdiv(count, taps)
     # Several waves of programs, each with enough pixels to be worth its partial sums.
     wanted = min(8 * device.sms // (blocks * rounds), total // (8 * pixels))
@@ -222,6 +223,6 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, empty: Any) -> No
         _depthwise_weight_kernel, (splits, blocks, rounds), dy, x, partial,
         total, each, *out, *size, o, o // c, *kernel[1:], count, *steps(dy), *steps(x),
         *walk.stride, *[-b for b in walk.before], *walk.dilation,
-        DEEP=_deep(x.shape, dy.shape, dweight.shape), BT=taps, BP=pixels, BC=channels, num_warps=entry.warps,
+        DEEP=deep, BT=taps, BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
     finish(partial, dweight)
