@@ -1,27 +1,30 @@
 """What gl.fuse is worth: random layers, each fused and held against its own array code, or refused with its line.
 
-python tests/check_fuse.py [--layers 200] [--first 0]
+python tests/check_fuse.py [--layers 200] [--first 0] [--cut]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import math
 import pathlib
 import tempfile
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 from gpulayers.bench import fused
-from random_layers import layer
+from random_layers import cut, layer
 
 import gpulayers as gl
 from gpulayers import arrays, dispatch
 from gpulayers._table import table
 from gpulayers.arrays import FLOATS, bfloat16, float32
-from gpulayers.fusing import FusionError, _launch, fusion
+from gpulayers.fusing import Fusion, FusionError, _launch, fuse, fusion
 from gpulayers.ops._op import Op
 from gpulayers.testing import CheckError, audit_op, check_op, tolerance
 from gpulayers.testing.gpus import GPUS
@@ -57,6 +60,45 @@ def judged(seed: int, folder: pathlib.Path, dtypes: tuple[str, ...] = ("float32"
         check_op(op, *xs, needs=needs, backends=["triton"], dtypes=("float32",), seed=seed)
         check_sum(op, xs, float32, random)
     return "fused"
+
+
+def judged_in_pieces(seed: int, folder: pathlib.Path) -> str:
+    """The same for a layer with products and sums over the batch: "cut", or "fused", or why not."""
+    made, shapes = cut(seed, folder)
+    inputs, random = [(None, *s[1:]) for s in shapes], np.random.default_rng(seed)
+    try:
+        found = fusion(made, *inputs)
+    except FusionError as error:
+        return str(error)
+    for w in made.weights:
+        w.data = (w.data + 0.2 * random.standard_normal(w.shape)).astype(np.float32)
+    for batch in (shapes[0][0], 0):
+        xs = [random.standard_normal((batch, *s[1:])).astype(np.float32) for s in shapes]
+        plain, exact = _step(made, xs, np.float32), _step(made, xs, np.float64)
+        with interpreting(), dispatch.policy(simulate=("triton",), backends=("triton", "numpy", "definition")):
+            got = _step(fuse(copy.deepcopy(made)), xs, np.float32)
+        for i, (a, b, true) in enumerate(zip(got, plain, exact)):
+            scale = np.abs(true).max(initial=1e-9)
+            off, own = (np.abs(v - true).max(initial=0) / scale for v in (a, b))
+            if a.dtype != b.dtype or not off <= 10 * own + 1e-5:
+                raise CheckError(
+                    f"{made.name}: batch of {batch}: array {i} is off by {off:.1e}, array code by {own:.1e}"
+                )
+    return "fused" if isinstance(found, Fusion) else "cut"
+
+
+def _step(layer: gl.Layer, xs: list, dtype: type) -> list:
+    """Outputs, gradients of inputs and of weights, from one state of the random numbers."""
+    layer, random = copy.deepcopy(layer), np.random.default_rng(0)
+    for w in layer.weights:
+        w.data = w.data.astype(dtype)
+    gl.random.seed(5)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing
+        ys = layer(*(x.astype(dtype) for x in xs))
+        ys = ys if isinstance(ys, tuple) else (ys,)
+        dxs = layer.backward(*(random.standard_normal(y.shape).astype(y.dtype) for y in ys))
+    return [*ys, *(dxs if isinstance(dxs, tuple) else (dxs,)), *(w.grad for w in layer.weights)]
 
 
 def check_sum(op: Op, xs: list, dtype: np.dtype, random: np.random.Generator) -> None:
@@ -122,25 +164,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="the first one's seed")
+    parser.add_argument("--cut", action="store_true", help="layers with matrix products and sums over the batch")
     parser.add_argument("--audit", action="store_true", help="compile, and read the machine code")
     options = parser.parse_args()
     if options.audit:
         return bool(audited())
-    fused, refused, wrong, start = 0, [], [], time.time()
+    judge = judged_in_pieces if options.cut else judged
+    fused, refused, wrong, start = Counter[str](), [], [], time.time()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.first, options.first + options.layers):
             gl.random.seed(seed)
             try:
-                said = judged(seed, pathlib.Path(folder))
+                said = judge(seed, pathlib.Path(folder))
             except CheckError as error:
                 wrong.append(f"{seed}: {error}")
                 print(wrong[-1], flush=True)
                 continue
-            fused += said == "fused"
-            if said != "fused":
+            if said in ("fused", "cut"):
+                fused[said] += 1
+            else:
                 refused.append(f"{seed}: {said}")
                 print(refused[-1], flush=True)
-    print(f"{fused} fused, {len(refused)} refused, {len(wrong)} wrong, in {time.time() - start:.0f} s")
+    print(
+        f"{fused['fused']} fused, {fused['cut']} cut, {len(refused)} refused, {len(wrong)} wrong, in {time.time() - start:.0f} s"
+    )
     return bool(wrong)
 
 

@@ -143,10 +143,58 @@ def layer(seed: int, folder: pathlib.Path) -> tuple[Any, list[tuple]]:
     text += _method("backward", dys, backward.lines, dxs)
     path = folder / f"random_{seed}.py"
     path.write_text(text)
+    return _made(path, name), [shape] * count
+
+
+_CUT = """
+
+class Cut{seed}(Random{seed}):
+    def build(self, *shapes):
+        super().build(*shapes)
+        self.m = self.add_weight("m", (shapes[0][-1],) * 2, init="fan_in_uniform")
+
+    def forward(self, *xs):
+        self.save(xs[0])
+        first = {first}
+        ys = super().forward(first, *xs[1:])
+        ys = ys if isinstance(ys, tuple) else (ys,)
+        y = {y}
+        return (y, *ys[1:]) if ys[1:] else y
+
+    def backward(self, *dys):
+        (x,) = self.saved
+        dy = {dy}
+        dxs = super().backward(dy, *dys[1:])
+        dxs = dxs if isinstance(dxs, tuple) else (dxs,)
+        g = dxs[0]
+        self.m.grad += x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, x.shape[-1])
+        dx = {dx}
+        return (dx, *dxs[1:]) if dxs[1:] else dx
+"""
+_CUTS = {
+    "first": ("xs[0] @ self.m", "xs[0] - xs[0].mean(0)", "xs[0]"),
+    "y": ("ys[0] - ys[0].mean(0)", "np.tanh(ys[0] - ys[0].sum(0) * 0.1)", "ys[0] * 1.5"),
+    "dy": ("dys[0] - dys[0].mean(0)", "dys[0]"),
+    "dx": ("g @ self.m.T", "g - g.mean(0)", "g + (g @ self.m) * x"),
+}
+
+
+def cut(seed: int, folder: pathlib.Path) -> tuple[Any, list[tuple]]:
+    """As ``layer``, with matrix products and sums over the batch before and after."""
+    _, shapes = layer(seed, folder)
+    random = np.random.default_rng([seed, 2])
+    lines = {name: str(random.choice(ways)) for name, ways in _CUTS.items()}
+    text = (folder / f"random_{seed}.py").read_text().replace("@gl.register\n", "")
+    path = folder / f"cut_{seed}.py"
+    path.write_text(text + _CUT.format(seed=seed, **lines))
+    return _made(path, f"Cut{seed}"), shapes
+
+
+def _made(path: pathlib.Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, name)(), [shape] * count
+    return getattr(module, name)()
 
 
 def _method(name: str, arguments: list[str], lines: list[str], results: list[str]) -> str:

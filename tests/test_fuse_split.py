@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from check_fuse import judged_in_pieces
 from fused_layers import Gated, Product, Swish
 from test_fuse import OTHERS, cache, made, module_of, shapes_and_dtypes, triton  # noqa: F401
 
@@ -152,6 +153,12 @@ def test_launchers_by_hand(tmp_path, triton):  # noqa: F811
         launch = getattr(module, f"launch_{part.name}")
         got = launch(*map(torch.from_numpy, xs), empty=lambda shape, dtype: torch.empty(shape, dtype=torch.float32))
         assert error(got.numpy(), part.op(*xs)) <= 1e-6
+
+
+@pytest.mark.parametrize("seed", [6, 12, 41])
+def test_random_layers(seed, tmp_path):
+    said = judged_in_pieces(seed, tmp_path)
+    assert said == "cut" or "too little" in said
 
 
 def test_in_torch():

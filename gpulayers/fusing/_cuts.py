@@ -161,7 +161,9 @@ class _Division:
         todo = [output]
         while todo:
             for operand in todo.pop().inputs:
-                if operand in self.given or operand in self.cuts:
+                if number(operand) is not None:
+                    seen.add(operand)
+                elif operand in self.given or operand in self.cuts:
                     loads.add(operand)
                 elif operand not in seen and (level[operand] == at or self._is_cheap(operand)):
                     seen.add(operand)

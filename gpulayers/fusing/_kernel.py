@@ -173,11 +173,16 @@ class Writer:
         found: list[tuple[str, Any, str]] = [("load", n, f"{self.namer.nodes[n]}_ptr") for n in loads]
         found += [("row", n, f"{self.body.names[n]}_ptr") for n in self.kept if self.rows_known]
         found += [("store", o, f"{o.name}_ptr") for o in self.outputs]
-        found += [("keep", n, f"{self.body.text(n)}_ptr") for n in self.kept if self.only_rows]
+        found += [("keep", n, self._kept_pointer(n)) for n in self.kept if self.only_rows]
         found += [("part", t, self._part(t)) for t in self.totals]
         found += [("formula", f, self.namer.formulas[f]) for f in formulas]
         found += [("step", n, "") for n in self._steps()] + [("step", o, "") for o in self._joined()]
         return [(kind, value) for kind, value, _ in found], [name for *_, name in found if name]
+
+    def _kept_pointer(self, node: Node) -> str:
+        """Where a value of a row is left for the next kernel, which an output may be, too."""
+        name = self.body.text(node)
+        return f"{name}_kept_ptr" if any(o.name == name for o in self.outputs) else f"{name}_ptr"
 
     def _steps(self) -> list[Node]:
         return [n for n in self.nodes if n.op == "input" and self.program.layout[n] is FULL]
@@ -298,7 +303,7 @@ class Writer:
         lines += [*self._stored([o for o in self.outputs if program.layout[o.node] is ROW]), *self._added(ROW)]
         for node in self.kept if self.only_rows else ():
             name = self.body.text(node)
-            lines.append(f"tl.store({name}_ptr + row, {name}, row < M)")
+            lines.append(f"tl.store({self._kept_pointer(node)} + row, {name}, row < M)")
         return lines
 
     def _reduces(self, node: Node) -> bool:

@@ -142,9 +142,10 @@ class Statements:
             return self.names[node]
         if node not in self._own:
             own = authors_name(node, self._users.get(node, ()))
-            counted = next(f"v{k}" for k in itertools.count(1) if f"v{k}" not in self.taken)
+            taken = self.taken | {o.name for o in self.program.outputs if o.node is not node}
+            counted = next(f"v{k}" for k in itertools.count(1) if f"v{k}" not in taken)
             counted = "words" if node.op == "random_bits" else counted
-            self._own[node] = identifier(own or counted, self.taken)
+            self._own[node] = identifier(own or counted, taken)
             self.taken.add(self._own[node])
         return self._own[node]
 
