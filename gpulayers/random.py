@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import transfer
-from gpulayers.arrays import namespace
-from gpulayers.ops._random import random_bits, shares
+from gpulayers.ops._random import normals, random_bits, shares
 
 _seed, _count = secrets.randbits(62), 0
 _lock = threading.Lock()
@@ -93,15 +92,11 @@ def uniform(shape: Sequence[int], like: Any = None, drawn: Any = None) -> Any:
     return shares(bits(shape, like, drawn), np.float32)
 
 
-def normal(shape: Sequence[int], like: Any = None) -> Any:
-    """Numbers of the standard normal distribution: float32, from two draws; the same random words everywhere, and the same
-    numbers but for the rounding of log and cos. like: as ``bits`` takes it.
-
-    Source: Box and Muller, "A Note on the Generation of Random Normal Deviates" (1958).
+def normal(shape: Sequence[int], like: Any = None, drawn: Any = None) -> Any:
+    """Numbers of the standard normal distribution: float32, at most 5.4 from 0; from NumPy, CuPy and a fused kernel the
+    same but for the rounding of a logarithm and a root. like, drawn: as ``bits`` takes them.
     """
-    radius, angle = uniform(shape, like), uniform(shape, like)
-    xp = namespace(radius)
-    return xp.sqrt(-2 * xp.log(1 - radius)) * xp.cos(2 * math.pi * angle)
+    return normals(bits(shape, like, drawn))
 
 
 def generator() -> np.random.Generator:

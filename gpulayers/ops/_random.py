@@ -10,6 +10,8 @@ by (seed, offset) alone, two offsets never share a counter, and arrays may have 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from gpulayers.arrays import namespace
@@ -47,3 +49,34 @@ def random_bits(seed: Any, count: int) -> Any:
 def shares(words: Any, dtype: Any) -> Any:
     """Numbers in [0, 1) of random words: their upper 24 bits make a float32 without rounding."""
     return (words >> 8).astype(dtype) * 2.0**-24
+
+
+_CENTRE = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164,
+    0.246640727, 1.50140941,
+)  # fmt: skip
+_TAILS = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047,
+    1.00167406, 2.83297682,
+)  # fmt: skip
+"""Of erf's inverse, by powers of what follows from its logarithm, the highest first."""
+
+
+def normals(words: Any) -> Any:
+    """Numbers of the standard normal distribution, float32, up to 5.4: √2 erf⁻¹ of their upper 24 bits, in (-1, 1).
+
+    Source: Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), in float32. Logarithms and roots alone:
+    a cosine's range reduction would take a GPU's local memory.
+    """
+    x = shares(words, "float32") * 2 + (2.0**-24 - 1)
+    xp = namespace(x)
+    w = -xp.log((1 - x) * (1 + x))
+    p = xp.where(w < 5, _polynomial(_CENTRE, w - 2.5), _polynomial(_TAILS, xp.sqrt(w) - 3))
+    return p * x * math.sqrt(2)
+
+
+def _polynomial(coefficients: Sequence[float], x: Any) -> Any:
+    found: Any = coefficients[0]
+    for c in coefficients[1:]:
+        found = c + found * x
+    return found
