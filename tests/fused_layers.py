@@ -96,6 +96,25 @@ class Gated(gl.Layer):
         return da @ self.v.T + db @ self.w.T
 
 
+class Placed(gl.Layer):
+    """Tokens with a table of positions, at rest: (N, T, C) → z − mean(z), z = x + table."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight("table", input_shape[1:], init="fan_in_uniform")
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        z = x + self.table
+        return z - z.mean(-1, keepdims=True)
+
+    def backward(self, dy):
+        dx = dy - dy.mean(-1, keepdims=True)
+        self.table.grad += dx.sum(0)
+        return dx
+
+
 class Moments(gl.Layer):
     """Two outputs of two inputs: (a − mean(b), the largest of each row), through masks and cumulative sums."""
 

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from check_fuse import judged_in_pieces
-from fused_layers import Gated, Product, Swish
+from fused_layers import Gated, Placed, Product, Swish
 from test_fuse import OTHERS, cache, made, module_of, shapes_and_dtypes, triton  # noqa: F401
 
 import gpulayers as gl
@@ -78,6 +78,20 @@ def test_between_two_products_stands_one_kernel():
     forward = [step.name if hasattr(step, "op") and hasattr(step, "program") else step.what for step in layer.forward]
     assert [what for what in forward if what != "a view"] == ["linear", "linear", "gated_v16", "gated_y"]
     assert "    v8 = linear    # a, b = x @ self.v, x @ self.w\n" in layer.text
+
+
+@pytest.mark.parametrize("batch", [3, 0])
+def test_a_table_of_positions(batch):
+    """It comes again with each of the batch; its gradient is a sum over the batch alone."""
+    layer, rng = moved(Placed(), [(2, 5, 6)]), np.random.default_rng(0)
+    split = fusion(layer, (None, 5, 6))
+    assert "table_ptr + row % 5 * table_row + n" in split.text
+    assert [part.name for part in split.parts] == ["placed_y", "placed_dx", "placed_dtable"]
+    x, dy = rng.standard_normal((2, batch, 5, 6), np.float32)
+    want = step(layer, x, dy)
+    with interpreting(), on_kernels():
+        got = step(fuse(copy.deepcopy(layer), (None, 5, 6)), x, dy)
+    assert max(map(error, got, want)) <= 1e-6
 
 
 def test_an_expanded_gradient():

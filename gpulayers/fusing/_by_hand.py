@@ -150,7 +150,8 @@ class _Launcher:
         return ", ".join(spans)
 
     def _extents(self) -> str:
-        wide = next(n for n in self.program.given if self.program.layout[n] is FULL)
+        program = self.program
+        wide = next(n for n in program.given if program.layout[n] is FULL and n not in program.period)
         x, columns = self.names[wide], self.program.columns_of(wide)
         if self.program.views or any(o.of for o in self.program.outputs):
             columns = max(columns, 1)  # rows of a part do not follow one another

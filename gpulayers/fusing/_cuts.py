@@ -88,7 +88,7 @@ class _Division:
                 self.users.get(operand, []).append(node)
         self.cuts = {n for n in self.order if n.op not in FUSED or (n.kind != "f" and n in self.roots)}
         self.ended: set[Node] = set()
-        """Sums over rows whose users are in other pieces."""
+        """Values whose users are in other pieces: sums over rows, and what comes before a node that does not fit."""
         self.divided: set[tuple[Node, ...]] = set()
         """Outputs of groups whose parts do not fit into one kernel."""
 
@@ -107,7 +107,11 @@ class _Division:
         else:
             if own not in group.nodes or number(own) is not None:
                 own = next((n for n in group.nodes if own in n.inputs), group.outputs[-1])
-            self.cuts.add(own)
+            here = {n for n in own.inputs if n in group.nodes and n.op != "input" and number(n) is None}
+            if here - self.ended:
+                self.ended |= here  # it may begin a piece
+            else:
+                self.cuts.add(own)
 
     # --- which piece computes what -----------------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ class Part:
     def is_wide(self, stand: Node) -> bool:
         """Whether an array has an element for each row and column, or its parts have."""
         views = [v for v in self.program.views if v.attributes["of"] is stand]
-        return any(self.program.layout.get(n) is FULL for n in (stand, *views))
+        program = self.program
+        return any(program.layout.get(n) is FULL and n not in program.period for n in (stand, *views))
 
     def _launched(self, *xs: Any, needs: tuple = (), empty: Callable) -> tuple[tuple, dict]:
         found = {name: empty(s.shape, s.dtype) for name, s in self._specs([*map(arrays.spec, xs)]).items()}

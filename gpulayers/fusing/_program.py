@@ -167,9 +167,21 @@ class Program:
                 return REPEATED
             self.period[node] = math.prod(self.axes.atoms[a][0] for a in atoms)
             return ROW
+        if self._comes_again(node, atoms - self.columns) and self.columns <= atoms:
+            return FULL
         rule = "all of x, one value for each of its leading axes, one for each of its trailing axes, or one"
         came = f"an array of shape {sizes_in_words(node.shape)}: a fused kernel has {rule}"
         raise misfit(node, came, "x.reshape(…), so that what is summed or broadcast along is last", self.nodes)
+
+    def _comes_again(self, node: Node, atoms: frozenset[int]) -> bool:
+        """Whether a value follows the last of the rows' axes: a table of positions, the same for each of the batch."""
+        if not atoms or atoms != frozenset(range(min(atoms), self.first_column)) or node.op == "random_bits":
+            return False
+        if node.op in REDUCTIONS and self._gone(node) != self.columns:
+            return False
+        self._require_fixed(atoms, node)
+        self.period[node] = math.prod(self.axes.atoms[a][0] for a in atoms)
+        return True
 
     def _require_fixed(self, atoms: Iterable[int], node: Node) -> None:
         """Only the first axes of rows may follow the batch: the text has the other sizes."""

@@ -185,7 +185,7 @@ class Statements:
         """A given array's tile, floating-point numbers as float32."""
         name, layout = self.names[node], self.program.layout[node]
         again = f" % {self.program.period[node]}" if node in self.program.period else ""
-        at = {FULL: f" + row * {name}_row + n", ROW: f" + row{again}", COLUMN: " + n", ONE: ""}[layout]
+        at = {FULL: f" + row{again} * {name}_row + n", ROW: f" + row{again}", COLUMN: " + n", ONE: ""}[layout]
         other = {"f": "0.0", "i": "0", "b": "False"}[node.kind]
         mask = f", {INSIDE[layout]}, other={other}" if INSIDE[layout] else ""
         kind = TYPES[node.kind]
