@@ -116,9 +116,9 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     model[1].trainable = False
     model.zero_grad()
     assert backwards(model) == (["3.Linear"], None) and not model[1].weight.has_grad
-    conv2d, needs = gl.ops.conv.conv2d, []
-    record = conv2d.record
-    monkeypatch.setattr(conv2d, "record", lambda *xs, **o: needs.append(o["needs"]) or record(*xs, **o))
+    conv, needs = gl.ops.conv.conv, []
+    record = conv.record
+    monkeypatch.setattr(conv, "record", lambda *xs, **o: needs.append(o["needs"]) or record(*xs, **o))
     padded = gl.Sequential(gl.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"))
     _, dx = backwards(padded, np.ones((1, 1, 4, 4), np.float32))
     assert dx is None and padded[0].weight.has_grad and needs == [["weight", "bias"]]
