@@ -8,7 +8,7 @@ import pytest
 import gpulayers as gl
 from gpulayers import arrays, dispatch, launch, transfer
 from gpulayers.ops.activation import celu, gelu, glu, prelu, relu, rrelu, silu
-from gpulayers.ops.conv import conv
+from gpulayers.ops.conv import conv, conv_transpose
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
@@ -51,6 +51,9 @@ OPS = [
     (linear, [(33, 1000), (100, 1000), (100,)], {}),
     (conv, [(4, 32, 14, 14), (64, 32, 3, 3), (64,)], {"padding": 1, "stride": 2}),
     (conv, [(4, 32, 14, 14), (32, 1, 3, 3), (32,)], {"padding": 1, "groups": 32}),
+    (conv, [(2, 32, 6, 9, 9), (64, 32, 3, 3, 3), (64,)], {"padding": 1, "stride": 2}),
+    (conv, [(2, 32, 6, 9, 9), (32, 1, 3, 3, 3), (32,)], {"padding": 1, "groups": 32}),
+    (conv_transpose, [(4, 32, 70), (32, 48, 4), (48,)], {"padding": 1, "stride": 2}),
     (max_pool2d, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
     (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
     (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),

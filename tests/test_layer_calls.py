@@ -119,9 +119,10 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     conv, needs = gl.ops.conv.conv, []
     record = conv.record
     monkeypatch.setattr(conv, "record", lambda *xs, **o: needs.append(o["needs"]) or record(*xs, **o))
-    padded = gl.Sequential(gl.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"))
-    _, dx = backwards(padded, np.ones((1, 1, 4, 4), np.float32))
-    assert dx is None and padded[0].weight.has_grad and needs == [["weight", "bias"]]
+    for layer, shape in ((gl.Conv2d, (1, 1, 4, 4)), (gl.Conv3d, (1, 1, 4, 4, 4))):
+        padded = gl.Sequential(layer(1, 2, 3, padding=1, padding_mode="reflect"))
+        _, dx = backwards(padded, np.ones(shape, np.float32))
+        assert dx is None and padded[0].weight.has_grad and needs.pop() == ["weight", "bias"] and not needs
     y = model(X)
     assert model.backward(y) is not None  # outside of fit everything is asked for
 

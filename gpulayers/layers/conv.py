@@ -26,7 +26,6 @@ class _Windows(OpLayer):
 
     neuron_type = "convolutional"
     casts_weights = True
-    skips_input_grad = True
     spatial = 2
     """How many spatial axes x has."""
     kernel_size: tuple[int, ...]
@@ -65,6 +64,7 @@ class Convolutional(_Windows):
     """
 
     op = ops.conv
+    skips_input_grad = True
 
     def __init__(
         self,
@@ -110,8 +110,17 @@ class Convolutional(_Windows):
     def forward(self, x: Any) -> Any:
         for r, q, how in self._planes():
             shape = _grown(x.shape, r, q, how, 1)
-            x = self.run(pad2d, x.reshape(_plane(x.shape, r, q)), **how).reshape(shape)
+            x = self._view(self.run(pad2d, self._view(x, _plane(x.shape, r, q)), **how), shape)
         return super().forward(x)
+
+    def _view(self, x: Any, shape: tuple) -> Any:
+        """``x`` in this shape; nobody asks for its gradient where nobody asks for that of x."""
+        if tuple(x.shape) == shape:
+            return x
+        view, frame = x.reshape(shape), self._frame("for forward")
+        if frame.is_data(x):
+            frame.data.append(view)
+        return view
 
     def backward(self, dy: Any) -> Any:
         dx = super().backward(dy)

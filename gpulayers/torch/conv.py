@@ -21,33 +21,29 @@ _CONVS: list[Any] = [F.conv1d, F.conv2d, F.conv3d]
 _TRANSPOSED: list[Any] = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
 
 
-def _one_sided(padding: Any) -> bool:
-    """Whether (before, after, …) has sides that differ, which torch's functions don't know."""
-    return not isinstance(padding, str) and padding[::2] != padding[1::2]
-
-
-def _around(padding: Sequence[int]) -> list[int]:
-    """(before, after, …) in the order of ``F.pad``: the last axis first."""
-    return [p for at in range(len(padding) - 2, -1, -2) for p in padding[at : at + 2]]
+def _around(padding: Sequence[int], sign: int = 1) -> list[int]:
+    """(before, after, …) in the order of ``F.pad``: the last axis first. sign = −1: to cut off."""
+    return [sign * p for at in range(len(padding) - 2, -1, -2) for p in padding[at : at + 2]]
 
 
 def _conv_twin(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Sequence[int], dilation: Any, groups: int
-) -> Tensor:
-    """padding: (before, after) for each axis."""
-    if _one_sided(padding):
-        x, padding = F.pad(x, _around(padding)), (0,) * len(padding)
-    return _CONVS[weight.dim() - 3](x, weight, bias, stride, padding[::2], dilation, groups)
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:  # fmt: skip
+    """padding: one number for each axis, or (before, after, …); or what torch's function takes."""
+    axes = weight.dim() - 2
+    if len(padding) == 2 * axes and not isinstance(padding, str):
+        x, padding = F.pad(x, _around(padding)), 0
+    return _CONVS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
 
 
 def _transpose_twin(
     x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
 ) -> Tensor:
-    function = _TRANSPOSED[weight.dim() - 3]
-    if _one_sided(padding):
-        y = function(x, weight, bias, stride, 0, output_padding, groups, dilation)
-        return F.pad(y, [-p for p in _around(padding)])
-    return function(x, weight, bias, stride, padding[::2], output_padding, groups, dilation)
+    axes = weight.dim() - 2
+    function = _TRANSPOSED[axes - 1]
+    if len(padding) == 2 * axes:
+        return F.pad(function(x, weight, bias, stride, 0, output_padding, groups, dilation), _around(padding, -1))
+    return function(x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
@@ -77,26 +73,32 @@ _conv_transpose = TorchOp(
 )
 
 
-def _sides(padding: Any, weight: Tensor, dilation: Sequence[int], count: int) -> tuple:
-    """(before, after) for each axis, of a padding in torch's words."""
-    if padding == "same":
-        reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation)]
-        return tuple([side for r in reach for side in (r // 2, r - r // 2)])
-    return tuple([p for p in each(0 if padding == "valid" else padding, count) for _ in (0, 1)])
+def _same(weight: Tensor, stride: tuple, dilation: Sequence[int]) -> Any:
+    """(before, after, …) of padding = "same"; None where torch refuses it."""
+    reach = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation)]
+    return tuple([side for r in reach for side in (r // 2, r - r // 2)]) if set(stride) == {1} else None
+
+
+def _fits(weight: Any, axes: int) -> bool:
+    """Whether it has a weight's rank; of what only stands for a tensor nobody knows."""
+    return weight.dim() == axes + 2 if isinstance(weight, Tensor) else hasattr(weight, "__torch_function__")
 
 
 def _convolved(
-    count: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    axes: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
-    strides, dilations = each(stride, count), each(dilation, count)
-    wrong = isinstance(padding, str) and (
-        padding not in ("same", "valid") or (padding == "same" and set(strides) != {1})
-    )
-    if wrong or not isinstance(weight, Tensor) or weight.dim() != count + 2:
-        return _CONVS[count - 1](input, weight, bias, stride, padding, dilation, groups)  # raises
-    return batched(
-        _conv, count + 2, input, weight, bias, strides, _sides(padding, weight, dilations, count), dilations, groups
-    )
+    sides: Any = None
+    strides, dilations = each(stride, axes), each(dilation, axes)
+    if _fits(weight, axes):
+        if not isinstance(padding, str):
+            sides = each(padding, axes)
+        elif padding == "same":
+            sides = _same(weight, strides, dilations)
+        elif padding == "valid":
+            sides = (0,) * axes
+    if sides is None or (len(sides) != axes and padding != "same"):
+        return _CONVS[axes - 1](input, weight, bias, stride, padding, dilation, groups)  # raises
+    return batched(_conv, axes + 2, input, weight, bias, strides, sides, dilations, groups)
 
 
 def conv1d(
@@ -139,13 +141,15 @@ def conv3d(
 
 
 def _walked_back(
-    count: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, more: Any, groups: int, dilation: Any
+    axes: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, more: Any, groups: int, dilation: Any
 ) -> Tensor:  # fmt: skip
-    if isinstance(padding, str) or not isinstance(weight, Tensor) or weight.dim() != count + 2:
-        return _TRANSPOSED[count - 1](input, weight, bias, stride, padding, more, groups, dilation)  # raises
-    strides, dilations = each(stride, count), each(dilation, count)
-    sides, more = _sides(padding, weight, dilations, count), each(more, count)
-    return batched(_conv_transpose, count + 2, input, weight, bias, strides, sides, more, dilations, groups)
+    sides: Any = ()
+    if _fits(weight, axes) and not isinstance(padding, str):
+        sides = each(padding, axes)
+    if len(sides) != axes:
+        return _TRANSPOSED[axes - 1](input, weight, bias, stride, padding, more, groups, dilation)  # raises
+    options = each(stride, axes), sides, each(more, axes), each(dilation, axes), groups
+    return batched(_conv_transpose, axes + 2, input, weight, bias, *options)
 
 
 def conv_transpose1d(
