@@ -6,8 +6,9 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from gpulayers.kernels.triton import _configs, _conv_tiles, _tile  # noqa: E402
+from gpulayers.kernels.triton import _configs, _conv_tiles, _conv_tiles_weight, _tile  # noqa: E402
 from gpulayers.kernels.triton._conv import Walk  # noqa: E402
+from gpulayers.kernels.triton._conv_tiles_weight import BOXED, EVEN, STACKED  # noqa: E402
 
 from gpulayers.ops.conv import conv, conv_transpose  # noqa: E402
 from gpulayers.testing.check_op import check_op  # noqa: E402
@@ -58,6 +59,57 @@ def test_transposed_convolutions():
     """Their forward is dx, with a bias, and their dx is forward."""
     given = last(1, 32, 3, 4), last(32, 40, 3, 2), draw(40)
     assert checked(*given, op=conv_transpose, stride=2, padding=1, output_padding=(1, 0)) == TILES
+
+
+WEIGHTS = {
+    # x, weight, options, (how boxes lie in dy, taps at once)
+    "one pixel of many images": ((25, 40, 3, 3), (72, 40, 2, 3), {"padding": 1, "dilation": (2, 1)}, (STACKED, 3)),
+    "rows": ((2, 32, 4, 8), (32, 32, 3, 3), {"padding": (1, 1)}, (EVEN, 3)),
+    "boxes of steps": ((2, 32, 12, 8), (40, 32, 3, 2), {"padding": (1, 0), "stride": 2}, (BOXED, 3)),
+    "a product": ((3, 32, 5, 5), (136, 32, 1, 1), {}, (EVEN, 1)),
+    "groups": ((2, 128, 1, 16), (128, 64, 1, 2), {"padding": (0, 0), "stride": (1, 2), "groups": 2}, (EVEN, 1)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights(name):
+    """Programs end within blocks of the result, and take several."""
+    x, weight, options, how = WEIGHTS[name]
+    half = ("bfloat16", "float16")[len(name) % 2]
+    for sms in (1, 4):
+        device = _tile.Device(90, sms, 232448)
+        options = {"dtypes": [half], "needs": ["weight"], "dys": ["dense"], "backends": ["triton"]} | options
+        with interpreting(device) as session, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_conv_tiles_weight, "LEAST_STEPS", 1)
+            check_op(conv, last(*x), last(*weight), None, **options)
+        run = next(launch for launch in session.launches if launch.kernel == "_conv_tiles_weight_kernel")
+        assert (run.constexprs["WAY"], run.constexprs["TAPS"]) == how
+
+
+def test_what_is_not_finite_stays_where_it_is_in_weights():
+    """Boxes hang over images alone."""
+    x = last(13, 32, 5, 3)
+    x[-1, 5, 4, 2] = np.inf
+    options = {"dtypes": ["bfloat16"], "needs": ["weight"], "dys": ["dense"], "backends": ["triton"]}
+    with interpreting() as session:
+        check_op(conv, x, last(32, 32, 2, 2), None, stride=2, **options)
+    assert "_conv_tiles_weight_kernel" in {launch.kernel for launch in session.launches}
+
+
+@pytest.mark.parametrize(
+    "pixels, images, found",
+    [
+        (64, (128, 56, 56), ((64, 1, 1), STACKED)),
+        (64, (2, 56, 56), ((1, 8, 8), BOXED)),
+        (64, (2, 40, 64), ((1, 1, 64), EVEN)),
+        (64, (2, 16, 16), ((1, 4, 16), EVEN)),
+        (64, (9, 4, 8), ((2, 4, 8), EVEN)),
+        (32, (13, 7, 2), ((16, 1, 2), BOXED)),
+        (64, (6, 7, 7), None),
+    ],
+)
+def test_boxes_that_divide_images(pixels, images, found):
+    assert _conv_tiles_weight.whole_box(pixels, *images) == found
 
 
 @pytest.mark.parametrize("entry", _configs.CHOICES["conv_tiles.half"].entries(90))

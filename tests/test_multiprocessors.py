@@ -78,7 +78,7 @@ CASES = {
         conv, [half(2, 16, 24, 24), half(32, 16, 3, 3), None], {"padding": 1}, None, "_conv_kernel", 18,
     ),
     "tiles of pixels": (
-        conv, [half(2, 12, 20, 32).transpose(0, 3, 1, 2), half(72, 32, 3, 3), None], {"padding": 1}, ["x"],
+        conv, [half(2, 12, 20, 32).transpose(0, 3, 1, 2), half(72, 32, 3, 3), None], {"padding": 1}, None,
         "_conv_tiles_kernel", 18,
     ),
     "sums of channels": (

@@ -47,7 +47,7 @@ def _picked(v0, v1, v2, v3, i):
 
 
 @triton.jit
-def _under_tap(
+def under_tap(
     x, v1, v2, v3, n, h, w, down, right, c, SH: tl.constexpr, SW: tl.constexpr, PIXELS: tl.constexpr, BK: tl.constexpr
 ):
     """(PIXELS, BK): channels c … of the pixels (n, SH · h + down, SW · w + right) … of an image in SH · SW views.
@@ -108,7 +108,7 @@ def _conv_tiles_kernel(
             c = k % blocks * BK
             r = tap // width
             q = tap % width
-            px = _under_tap(
+            px = under_tap(
                 x, v1, v2, v3, n, i + H0, j + W0, UP + r * DH, LEFT + q * DW, group * C + c, IN_H, IN_W, BM, BK
             )
             t = (first_r + r * (OUT_H // GCD_H)) * KW + first_q + q * (OUT_W // GCD_W)
@@ -133,10 +133,10 @@ def box(pixels: int, n: int, h: int, w: int) -> tuple[int, int, int]:
     """(images, rows, columns) of a tile: of the boxes with so many pixels that hang over least the one with fewest images."""
     sides = [1 << i for i in range(pixels.bit_length())]
     boxes = [(pixels // (a * b), a, b) for a in sides for b in sides if a * b <= pixels]
-    return min(boxes, key=lambda s: (_boxes(s, n, h, w), s[0], abs(s[1] - s[2])))
+    return min(boxes, key=lambda s: (boxes_of(s, n, h, w), s[0], abs(s[1] - s[2])))
 
 
-def _boxes(box: Sequence[int], *sizes: int) -> int:
+def boxes_of(box: Sequence[int], *sizes: int) -> int:
     return math.prod(map(_tile.cdiv, sizes, box))
 
 
@@ -160,11 +160,16 @@ def _choose(
             continue
         if tile.shared(2) + tile.BM * tile.BN * 2 > device.shared - 2048:
             continue
-        tiles = _boxes(box(tile.BM, n, h, w), n, h, w) * _tile.cdiv(o, tile.BN) * others
+        tiles = boxes_of(box(tile.BM, n, h, w), n, h, w) * _tile.cdiv(o, tile.BN) * others
         cost = _tile.cdiv(tiles, device.sms) * (tile.BM * tile.BN + 32 * (tile.BM + tile.BN))
         if cost < least:
             best, least = (i, tile), cost
     return best
+
+
+def resident(device: _tile.Device, shared: int, warps: int) -> int:
+    """Programs that a GPU holds at once: two a multiprocessor of one group of warps, where both have shared memory."""
+    return device.sms * (2 if warps <= 4 and 2 * (shared + 1024) <= device.shared + 1024 else 1)
 
 
 HALF = _configs.tiles("conv_tiles.half", _choose, inner=(64,))
@@ -210,7 +215,7 @@ VIEWS = 4
 """Descriptors that the kernel picks from, at most."""
 
 
-def _rows(x: Any) -> Any:
+def rows_of(x: Any) -> Any:
     """(N, H, W, C); where that is dense, with the strides of axes of one element as if they had more."""
     rows = x.squeeze(2).permute(0, 2, 3, 1)
     return rows.reshape(-1).view(rows.shape) if rows.is_contiguous() else rows
@@ -218,14 +223,14 @@ def _rows(x: Any) -> Any:
 
 def _in_rows(x: Any) -> bool:
     """Whether descriptors can describe ``x`` (N, C, 1, H, W): channels neighbouring, pixels at multiples of 16 bytes."""
-    *steps, last = _rows(x).stride()
+    *steps, last = rows_of(x).stride()
     return last == 1 and all(s > 0 and s % 8 == 0 for s in steps) and _tile.begins_aligned(x)
 
 
 # --- launches --------------------------------------------------------------------------------------------------------
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """How output pixels walk an image's rows or columns: i reads pixel steps · (i + start) + first + tap · dilation."""
 
     start: int
@@ -234,7 +239,7 @@ class _Axis(NamedTuple):
     steps: int
 
     @classmethod
-    def of(cls, taps: int, stride: int, pad: int, dilation: int) -> _Axis:
+    def of(cls, taps: int, stride: int, pad: int, dilation: int) -> Axis:
         """In floor(−pad / stride) and what is left, so that no place within the steps is negative."""
         start, first = divmod(-pad, stride)
         return cls(start, first, dilation if taps > 1 else 0, stride)
@@ -244,25 +249,36 @@ class _Axis(NamedTuple):
         """How many of the views of every steps-th pixel the taps read."""
         return 1 if self.dilation % self.steps == 0 else self.steps
 
+    @property
+    def picks(self) -> range:
+        """The pixels that those views begin at."""
+        return range(self.steps) if self.views > 1 else range(self.first, self.first + 1)
+
+    @property
+    def offset(self) -> int:
+        """Of the first tap, in pixels of all views; where one view is read, in its own."""
+        return self.first if self.views > 1 else 0
+
+    @property
+    def jump(self) -> int:
+        """From tap to tap, likewise."""
+        return self.dilation if self.views > 1 else self.dilation // self.steps
+
 
 def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> None:
     """y of a convolution for which nothing is refused. plain: one tap takes every pixel as it is."""
-    (o, c, _, kh, kw), source, target, groups = taps.shape, _rows(x), _rows(y), walk.groups
+    (o, c, _, kh, kw), source, target, groups = taps.shape, rows_of(x), rows_of(y), walk.groups
     if plain:
-        source, target = _as_images(source, target)
-    walks = [_Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
+        source, target = as_images(source, target)
+    walks = [Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
     n, h, w, _ = target.shape
     tile = HALF(_tile.device(x), n, h, w, c, o // groups, groups, groups > 1)
     pixels = box(tile.BM, n, h, w)
-    picks = [range(a.steps) if a.views > 1 else range(a.first, a.first + 1) for a in walks]
-    views = _views(source, picks, [a.steps for a in walks], (*pixels, tile.BK))
-    # A tap of an axis with one view lies a whole number of the view's pixels away.
-    up, left = (a.first if a.views > 1 else 0 for a in walks)
-    down, right = (a.dilation if a.views > 1 else a.dilation // a.steps for a in walks)
+    views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*pixels, tile.BK))
     wide = c % tile.BK != 0
     weights = _matrix(taps).view(o, kh * kw, c) if wide else _matrix(taps)
     block = (tile.BN, 1, tile.BK) if wide else (tile.BN, tile.BK)
-    geometry = (walks[0].start, walks[1].start, up, left, down, right, 1, 1, 1, 1, 0, 0)
+    geometry = (*(a.start for a in walks), *(a.offset for a in walks), *(a.jump for a in walks), 1, 1, 1, 1, 0, 0)
     _launch(
         tile, pixels, groups, 1, views[0], _tile.described(weights, block), bias,
         _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, kh, kw), geometry,
@@ -272,17 +288,17 @@ def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> No
 
 def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bool) -> None:
     """dx of a convolution for which nothing is refused, + bias."""
-    (o, c, _, kh, kw), source, target, groups = taps.shape, _rows(dy), _rows(dx), walk.groups
+    (o, c, _, kh, kw), source, target, groups = taps.shape, rows_of(dy), rows_of(dx), walk.groups
     stride, before, dilation = (of[1:] for of in walk[:3])
     if plain:
-        source, target = _as_images(source, target)
+        source, target = as_images(source, target)
     (n, h, w, _), phases = target.shape, math.prod(stride)
     each = (n, _tile.cdiv(h, stride[0]), _tile.cdiv(w, stride[1]))
     tile = HALF(_tile.device(dy), *each, o // groups, c, groups * phases, groups > 1)
     pixels = box(tile.BM, *each)
     common = tuple(map(math.gcd, stride, dilation))
     inverse = (pow(d // g, -1, s // g) if s > g else 0 for d, s, g in zip(dilation, stride, common))
-    views = _views(target, list(map(range, stride)), stride, (*pixels, tile.BN))
+    views = views_of(target, list(map(range, stride)), stride, (*pixels, tile.BN))
     back = (-d // g for d, g in zip(dilation, common))
     geometry = (*before, 0, 0, *back, *dilation, *common, *inverse)
     weights = _tile.described(_matrix(taps), (tile.BK, tile.BN))
@@ -298,13 +314,13 @@ def _matrix(taps: Any) -> Any:
     return taps.permute(0, 2, 3, 4, 1).reshape(taps.shape[0], -1)
 
 
-def _as_images(*rows: Any) -> tuple[Any, ...]:
+def as_images(*rows: Any) -> tuple[Any, ...]:
     """For a matrix product, each pixel an image, so that any tile fits; as they are where that is no view."""
     dense = all(a.is_contiguous() and math.prod(a.shape[:3]) < 2**31 for a in rows)
     return tuple(a.view(-1, 1, 1, a.shape[3]) for a in rows) if dense else rows
 
 
-def _views(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Sequence[int]) -> list[Any]:
+def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Sequence[int]) -> list[Any]:
     """Descriptors of the views that begin at these rows and columns, four with Nones."""
     found = [_tile.described(rows[:, i :: steps[0], j :: steps[1]], block) for i in picks[0] for j in picks[1]]
     return [*found, *[None] * (VIEWS - len(found))]
@@ -316,8 +332,9 @@ def _launch(
 ) -> None:  # fmt: skip
     n, h, w_, _, o, *_ = sizes
     each = (n, _tile.cdiv(h, constants["OUT_H"]), _tile.cdiv(w_, constants["OUT_W"]))
-    tiles = _boxes(pixels, *each) * _tile.cdiv(o, tile.BN)
-    programs = min(tiles, max(1, _tile.device(y.base).sms // (groups * phases)))
+    tiles = boxes_of(pixels, *each) * _tile.cdiv(o, tile.BN)
+    room = resident(_tile.device(y.base), tile.shared(2) + tile.BM * tile.BN * 2, tile.warps)
+    programs = min(tiles, max(1, room // (groups * phases)))
     _tile.launch(
         _conv_tiles_kernel, (programs, groups, phases), x, w, bias, y, *views, *sizes, *geometry, **constants,
         NB=pixels[0], HB=pixels[1], WB=pixels[2], BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,

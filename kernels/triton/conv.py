@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from .._window import Window
-from . import _conv_product, _conv_tiles, _conv_weight, _depthwise, _tile
+from . import _conv_product, _conv_tiles, _conv_tiles_weight, _conv_weight, _depthwise, _tile
 from ._conv import Walk, volume, walk_of
 from ._image import channel_sums, nhwc, output_order
 
@@ -72,8 +72,12 @@ def _input_gradient(dy: Any, weight: Any, bias: Any, dx: Any, walk: Walk, plain:
 def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
     if _is_depthwise(dweight, walk):
         _depthwise.weight_gradient(dy, x, volume(dweight), walk, empty)
+        return
+    dweight = volume(dweight)
+    if _conv_tiles_weight.refusal_of_weight(dy, x, dweight, walk) is None:
+        _conv_tiles_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
     else:
-        _conv_weight.weight_gradient(dy, x, volume(dweight), walk, plain, empty)
+        _conv_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
 
 
 def _bias_gradient(dy: Any, bias: Any, empty: Any) -> Any:
