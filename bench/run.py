@@ -81,6 +81,9 @@ def _with_device(options: Any) -> int:
 
 def _with_cpu(options: Any) -> int:
     """The NumPy side against torch on the CPU, dispatch and import cost, whole steps of training."""
+    if options.family and not set(options.family) - set(BESIDE):
+        can = "python tests/check_fuse.py --audit shows their machine code beside that of the kernels by hand"
+        raise RuntimeError(f"bench {' '.join(options.family)}: it times kernels on a GPU; without one, {can}")
     rows = cpu.against_torch(options.family, options.seconds)
     cells = [
         [

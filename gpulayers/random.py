@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import transfer
+from gpulayers import arrays, transfer
 from gpulayers.ops._random import normals, random_bits, shares
 
 _seed, _count = secrets.randbits(62), 0
@@ -77,8 +77,10 @@ def bits(shape: Sequence[int], like: Any = None, drawn: Any = None) -> Any:
     """Random words: uint32, of this shape; the same ones from NumPy, CuPy and a fused kernel.
 
     like: an array; the words live where it does (NumPy without it). drawn: what ``draw()`` gave, which names the words,
-    to have them again; a fresh draw without it.
+    to have them again; a fresh draw without it. Raises TypeError for a tensor of torch's.
     """
+    if like is not None and arrays.library(like) is arrays.TORCH:
+        raise TypeError("gl.random: like: the rule is an array of NumPy's or CuPy's; got a tensor (torch.rand_like)")
     name = draw() if drawn is None else drawn
     name = name if like is None else transfer.beside(name, like)
     return random_bits(name, math.prod(shape)).reshape(shape)

@@ -50,6 +50,8 @@ def judged(seed: int, folder: pathlib.Path, dtypes: tuple[str, ...] = ("float32"
         found = fusion(made, *((None, *s[1:]) for s in shapes))
     except FusionError as error:
         return str(error)
+    if not isinstance(found, Fusion):
+        return f"random{seed} is cut into pieces"
     op, weights = found.op, [w.data + 0.3 * random.standard_normal(w.shape) for w in made.named_weights().values()]
     seeds = [random.integers(0, 2**40, 2) for _ in found.draws]
     xs, needs = [*map(random.standard_normal, shapes), *weights, *seeds], [n for n in op.differentiable if n != "b"]

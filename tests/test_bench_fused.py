@@ -82,3 +82,4 @@ def test_goals():
 
 def test_command_line(capsys):
     assert cli.main(["bench", "fuse", "--cpu"]) == 2 and "fused" in capsys.readouterr().err
+    assert cli.main(["bench", "fused", "--cpu"]) == 2 and "check_fuse.py --audit" in capsys.readouterr().err

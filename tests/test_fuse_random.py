@@ -176,6 +176,41 @@ def test_equal_seeds_give_equal_bits(shape, triton):  # noqa: F811
     assert (y == 0).any() and (y != 0).any() and np.array_equal(y == 0, dx == 0)
 
 
+@pytest.mark.parametrize("axes", [(0, 1), (1,), (0,), (2, 3)])
+def test_masks_along_some_axes(axes, triton):  # noqa: F811
+    """A channel of an image, one for all images, a whole image, a pixel of all."""
+
+    class Some(Masked):
+        def forward(self, x):
+            keep = gl.random.uniform([n if i in axes else 1 for i, n in enumerate(x.shape)], like=x) >= self.p
+            self.save(keep)
+            return np.where(keep, x, 0) * 2
+
+        def backward(self, dy):
+            return np.where(self.saved[0], dy, 0) * 2
+
+    x, dy = np.random.default_rng(0).standard_normal((2, 3, 4, 2, 3)).astype(np.float32)
+    found = calls_of(fuse(Some(), (None, *x.shape[1:])), x, dy)
+    with dispatch.policy(simulate=()), gl.only("definition"):
+        own = calls_of(Some(), x, dy)
+    assert all(np.array_equal(a, b) for a, b in zip(found[:2], own[:2])) and len(triton.launches) == 2
+
+
+def test_rows_of_a_slice(triton):  # noqa: F811
+    """Words follow the number of an element, wherever it lies."""
+    x = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)[::2, :8]
+    found = calls_of(fuse(Masked(), (None, 8)), x, x)
+    with dispatch.policy(simulate=()), gl.only("definition"):
+        own = calls_of(Masked(), x, x)
+    assert all(np.array_equal(a, b) for a, b in zip(found[:2], own[:2])) and len(triton.launches) == 2
+
+
+def test_tensors_are_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match="like: the rule is an array of NumPy's or CuPy's; got a tensor"):
+        gl.random.normal((2,), like=torch.zeros(2))
+
+
 def test_draws_that_nobody_uses_count(triton):  # noqa: F811
     layer = fuse(Noisy(), (None, 4))
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
