@@ -14,6 +14,7 @@ from gpulayers import arrays, dispatch
 from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.fusing import FusionError, by_hand, fuse, fusion
 from gpulayers.testing import audit_op, check_op
+from gpulayers.testing.cupy_like import unwrap, wrap
 from gpulayers.testing.interpreter import interpreting
 
 SPLIT = ["Dense", "Drop", "Halving", "Standard"]
@@ -52,8 +53,7 @@ def error(got, want) -> float:
     return np.abs(got - want).max(initial=0) / max(1e-9, np.abs(want).max(initial=0))
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize(("name", "training"), [*((n, True) for n in SPLIT), ("Drop", False), ("Standard", False)])
 def test_pieces_give_what_the_array_code_gives(name, training):
     """And the same bits each time; inputs and gradients with gaps."""
     ((shape,), _), rng = shapes_and_dtypes(OTHERS[name][1]), np.random.default_rng(1)
@@ -71,6 +71,23 @@ def test_pieces_give_what_the_array_code_gives(name, training):
         assert [a.dtype for a in once] == [a.dtype for a in want]
         assert max(map(error, once, want)) <= close, (dtype, batch)
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(once, again))
+
+
+@pytest.mark.parametrize("name", sorted(set(SPLIT) - {"Drop"}))  # its numbers come from NumPy
+def test_what_runs_between_runs_on_cupy(name):
+    pytest.importorskip("cupy")
+    ((shape,), _), rng = shapes_and_dtypes(OTHERS[name][1]), np.random.default_rng(3)
+    layer = moved(made(name), [shape])
+    split = fusion(layer, (None, *shape[1:]))
+    weights = {name: wrap(w.data) for name, w in layer.named_weights().items()}
+    for dtype, close in (("float32", 1e-6), ("bfloat16", 2e-2)):
+        x, dy = (
+            rng.standard_normal((3, *s[1:])).astype(arrays.dtype(dtype)) for s in (shape, layer.output_shape(shape))
+        )
+        with gl.only("definition"):
+            (y,), _, kept = split.run_forward([wrap(x)], weights)
+            (dx,), _ = split.run_backward(kept, [wrap(dy)], [True])
+        assert max(map(error, map(unwrap, (y, dx)), step(layer, x, dy))) <= close
 
 
 def test_between_two_products_stands_one_kernel():
