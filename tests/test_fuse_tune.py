@@ -6,8 +6,10 @@ import pytest
 
 pytest.importorskip("torch")
 from fused_layers import Centred, Swish
+from gpulayers.bench.measuring.device import Cpu
 from gpulayers.bench.tuning import fused
 from test_fuse import SWISH, arrays_for, cache  # noqa: F401
+from test_fuse_random import Masked
 
 from gpulayers import arrays, cli
 from gpulayers.fusing import _measured, fusion
@@ -91,6 +93,14 @@ def test_a_wrong_candidate_is_left_out_and_no_gain_is_not_kept(here):
     same = fused.Search(Swish(), [(4, 16)], arrays.float32, Model(lambda *_: 1.0), said.append).run()
     assert same.gain == 1 and said[-1] == "what counted bytes chose stays"
     assert _measured.read(fusion(Swish(), (None, 16)).key) is None
+
+
+def test_the_harness_checks_and_times(here):
+    """On this CPU, which runs what kernels are held against; an op that draws included."""
+    lab = fused.Harness(Cpu(turn=0.0, settle=0.0, large=1 << 12), "definition")
+    case = fused.Search(Masked(), [(4, 8)], arrays.float32, lab)._case(_measured.Choice("nothing"))
+    assert lab.check(case, arrays.float32) is None
+    assert all(lab.capture(case, arrays.float32, direction)() > 0 for direction in ("forward", "backward", "both"))
 
 
 def test_another_gpu_and_a_broken_file(here, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from gpulayers.bench.cases.case import Case, Seeds
-from gpulayers.bench.measuring.device import device
+from gpulayers.bench.measuring.device import Device
 from gpulayers.bench.measuring.harness import Timer
 from gpulayers.bench.tuning.search import WORTH
 from gpulayers.bench.tuning.tune import in_turns
@@ -43,16 +43,21 @@ class Lab(Protocol):
 class Harness(Lab):
     """The lab's own: cold caches, CUDA graphs."""
 
-    def __init__(self) -> None:
-        self.timer = Timer(device("cuda"))
+    def __init__(self, on: Device | None = None, backend: str = "triton"):
+        self.timer, self.backend = Timer(on), backend
         self.gpu = str(_measured.gpu())
 
     def check(self, case: Case, dtype: np.dtype) -> str | None:
-        return self.timer.check(case, dtype)
+        return self.timer.check(case, dtype, self.backend)
 
     def capture(self, case: Case, dtype: np.dtype, direction: str) -> Callable[[], float]:
-        captured = self.timer.capture(case, dtype, direction)
-        return lambda: float(np.median(captured.replay()))
+        captured = self.timer.capture(case, dtype, direction, self.backend)
+
+        def replay() -> float:
+            with self.timer.on.entered():
+                return float(np.median(captured.replay()))
+
+        return replay
 
 
 class Search:
