@@ -13,7 +13,7 @@ from gpulayers.arrays import Spec, bfloat16, int64
 from gpulayers.export.recording import check_replay, record
 from gpulayers.fusing import by_hand, fuse, fusion
 from gpulayers.ops._random import normals, random_bits
-from gpulayers.testing import audit_op, check_layer, check_op
+from gpulayers.testing import audit_op, check_layer, check_op, cupy_like
 from gpulayers.testing.interpreter import interpreting
 
 
@@ -129,6 +129,14 @@ def test_numbers_are_the_librarys_words():
     gl.random.seed(3)
     assert gl.random.normal((2, 3), like=np.zeros(0, np.float16)).dtype == np.float32
     assert gl.random.get_state() == {"seed": 3, "count": 1}
+
+
+@pytest.mark.parametrize("numbers", [gl.random.bits, gl.random.uniform, gl.random.normal])
+def test_numbers_on_cupys_terms(numbers):
+    drawn = np.array([2**60 + 7, 3])
+    with cupy_like.room() as room:
+        found = room.get(numbers((3, 5), drawn=room.put([drawn])[0]))
+    assert np.array_equal(found, numbers((3, 5), drawn=drawn))
 
 
 def test_normal_numbers_are_normal():
