@@ -150,6 +150,31 @@ class SwiGLU(gl.Layer):
         return np.concatenate([dy * b * (s + a * s * (1 - s)), dy * a * s], -1)
 
 
+class ChannelNorm(gl.Layer):
+    """(N, C, *sizes): each pixel's channels with mean 0 and variance 1, times g, plus what its place adds."""
+
+    def build(self, input_shape):
+        self.g = self.add_weight("g", (input_shape[1], *[1] * (len(input_shape) - 2)), init=0.75)
+        self.place = self.add_weight("place", (1, *input_shape[2:]), init=0.25)
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        d = x - x.mean(1, keepdims=True)
+        r = 1 / np.sqrt((d * d).mean(1, keepdims=True) + 1e-5)
+        self.save(d, r)
+        return d * r * self.g + self.place
+
+    def backward(self, dy):
+        d, r = self.saved
+        y, g = d * r, dy * self.g
+        pixels = tuple(range(2, dy.ndim))
+        self.g.grad += (dy * y).sum((0, *pixels)).reshape(self.g.shape)
+        self.place.grad += dy.sum((0, 1))[None]
+        return r * (g - g.mean(1, keepdims=True) - y * (g * y).mean(1, keepdims=True))
+
+
 class OfChannels(gl.Layer):
     """(N, C, H, W): x g + tanh(b x), with a number for each channel."""
 

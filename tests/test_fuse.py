@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 import pathlib
 
 import numpy as np
@@ -10,6 +11,7 @@ from check_fuse import judged, wide
 from fused_layers import (
     Backwards,
     Centred,
+    ChannelNorm,
     Moments,
     OfChannels,
     Product,
@@ -133,7 +135,9 @@ def test_a_refusal_names_the_line():
         fuse(Product(), (None, 4))
 
 
-@pytest.mark.parametrize(("make", "shape"), [(Swish, (512, 1000)), (Centred, (512, 8192))])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(Swish, (512, 1000)), (Centred, (512, 8192)), (ChannelNorm, (16, 96, 56, 56))]
+)
 def test_machine_code(make, shape):
     layer = make()
     op = fusion(layer, (None, *shape[1:])).op
@@ -241,6 +245,27 @@ def test_weights_of_channels(shape):
     check_op(op, *arrays_for(OfChannels(), shape), backends=["definition", "triton"], dtypes=["float32", "bfloat16"])
     with wide(walked=4):
         check_op(op, *arrays_for(OfChannels(), shape), backends=["triton"], dtypes=["float32"])
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 4, 3, 5), (0, 3, 2, 2)])
+def test_sums_along_an_axis_between_others(shape):
+    """Rows lie side by side, and are loaded so."""
+    made = fusion(ChannelNorm(), (None, *shape[1:]))
+    beside = math.prod(shape[2:])
+    assert f"at = row // {beside} * {beside} * N + row % {beside}" in made.text
+    xs = arrays_for(ChannelNorm(), shape)
+    assert check_op(made.op, *xs, backends=["definition", "triton"], dtypes=["float32", "bfloat16"])
+    with wide(walked=64):
+        check_op(made.op, *xs, backends=["triton"], dtypes=["float32"])
+
+
+def test_launchers_by_hand_of_rows_side_by_side(tmp_path, triton):
+    torch = pytest.importorskip("torch")
+    path, made = tmp_path / "channel_norm_by_hand.py", fusion(ChannelNorm(), (None, 5, 3, 4))
+    path.write_text(by_hand(made))
+    xs = [x.astype(np.float32) for x in arrays_for(ChannelNorm(), (2, 5, 3, 4))]
+    y = module_of(path).triton_forward(*map(torch.from_numpy, xs), empty=lambda shape, dtype: torch.empty(shape))
+    np.testing.assert_allclose(y.numpy(), made.op(*xs), rtol=1e-6)
 
 
 def test_cumulative_sums_from_the_end():

@@ -9,7 +9,7 @@ from gpulayers.export.recording import Formula, Node
 from gpulayers.fusing._file import file_text
 from gpulayers.fusing._fusion import Fusion
 from gpulayers.fusing._kernel import Kernel
-from gpulayers.fusing._launch import ELEMENTS, Kernels, held_tile
+from gpulayers.fusing._launch import ELEMENTS, Kernels, beside, held_tile
 from gpulayers.fusing._piece import Part
 from gpulayers.fusing._program import COLUMN, FULL, ONE, REPEATED, Output, Program
 from gpulayers.fusing._split import Split
@@ -106,7 +106,10 @@ class _Launcher:
     def lines(self, name: str, parameters: Sequence[str], results: Sequence[str]) -> list[str]:
         outputs, first = self.program.whole, _launched(self.kernels)[0]
         totals = [t for kind, t in first.arguments if kind == "part"]
-        body = [f"{self.names[v]} = {self.names[v.attributes['of']]}[{self._spans(v)}]" for v in self.program.views]
+        whole = ".contiguous()" if self.program.inner > 1 else ""
+        body = [
+            f"{self.names[v]} = {self.names[v.attributes['of']]}[{self._spans(v)}]{whole}" for v in self.program.views
+        ]
         body.append(self._extents())
         body += [f"{o.name} = empty({self._shape(o)}, {self._dtype(o)})" for o in outputs]
         parts = [o for o in self.program.outputs if o.of]
@@ -152,7 +155,11 @@ class _Launcher:
     def _extents(self) -> str:
         program = self.program
         wide = next(n for n in program.given if program.layout[n] is FULL and n not in program.period)
-        x, columns = self.names[wide], self.program.columns_of(wide)
+        x, columns = self.names[wide], program.columns_of(wide)
+        if program.inner > 1:
+            between = [i - len(wide.shape) for i in program.column_axes(wide)]
+            sizes = " * ".join(f"{x}.shape[{i}]" for i in between)
+            return f"M, N = {x}.numel() // ({sizes}), {sizes}"
         if self.program.views or any(o.of for o in self.program.outputs):
             columns = max(columns, 1)  # rows of a part do not follow one another
         if not columns:
@@ -176,9 +183,10 @@ class _Launcher:
         return f"({text}) ** 0.5" if value.root else text
 
     def _tile(self) -> list[str]:
+        rows = beside(self.program)
         if not self.kernels.held:
             return [
-                f"BLOCK = min({ELEMENTS}, triton.next_power_of_2(N))",
+                f"BLOCK = min({ELEMENTS // rows}, triton.next_power_of_2(N))",
                 f"ROWS, WARPS = {ELEMENTS} // BLOCK, 4",
             ]
         widest = max(n for n in (1 << k for k in range(16)) if held_tile(self.program, n) is not None and n <= _MOST)
@@ -188,7 +196,8 @@ class _Launcher:
             "BLOCK = triton.next_power_of_2(N)  # a program holds whole rows",
             f"if BLOCK > {widest}:",
             f'    raise ValueError(f"the rule is rows of at most {widest} elements; got {{N}}")',
-            f"ROWS, WARPS = max(1, {elements} // BLOCK), 4 if BLOCK <= 2048 else 8 if BLOCK <= 4096 else 16",
+            f"ROWS = max({rows}, {elements} // BLOCK)",
+            "WARPS = 4 if ROWS * BLOCK <= 2048 else 8 if ROWS * BLOCK <= 4096 else 16",
         ]
 
     def _programs(self, tiles: str) -> list[str]:

@@ -185,7 +185,8 @@ class Writer:
         return f"{name}_kept_ptr" if any(o.name == name for o in self.outputs) else f"{name}_ptr"
 
     def _steps(self) -> list[Node]:
-        return [n for n in self.nodes if n.op == "input" and self.program.layout[n] is FULL]
+        wide = [n for n in self.nodes if n.op == "input" and self.program.layout[n] is FULL]
+        return wide if self.program.inner == 1 else []
 
     def _joined(self) -> list[Output]:
         """The outputs that are parts of wider ones."""
@@ -203,22 +204,24 @@ class Writer:
         along = [f"n = block * BLOCK + {columns}"] if tiled else []
         fixed = [f"n = {columns}"] if held else blocks
         row = f"row = tile{' // blocks' if tiled else ''} * ROWS + {rows}"
-        where = [row, *(["block = tile % blocks"] if tiled else []), *along]
+        inner = self.program.inner
+        beside = [f"at = row // {inner} * {inner} * N + row % {inner}"] if inner > 1 else []
+        where = [row, *beside, *(["block = tile % blocks"] if tiled else []), *along]
         mask = ["inside = (row < M) & (n < N)"] if tiled or held else []
         if tiled or held:
             self.body.inside[ROW] = "(row < M) & (block == 0)" if tiled else "row < M"
-        inner = self._tile()
+        body = self._tile()
         if not self.totals:
-            return [*fixed, "tile = tl.program_id(0).to(tl.int64)", *where, *mask, *inner]
+            return [*fixed, "tile = tl.program_id(0).to(tl.int64)", *where, *mask, *body]
         head = fixed
         if tiled and self.program.parts(COLUMN):
             head = [*blocks, "part = tl.program_id(0) // blocks", "parts = tl.num_programs(0) // blocks"]
             head += ["block = (tl.program_id(0) % blocks).to(tl.int64)", *along]
-            where = [f"row = (i * parts + part).to(tl.int64) * ROWS + {rows}"]
+            where = [f"row = (i * parts + part).to(tl.int64) * ROWS + {rows}", *beside]
         else:
             where = ["tile = (i * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)", *where]
         sums = [f"{self._sum(t)} = {self.body.start(t)}" for t in self.totals]
-        return [*head, *sums, "for i in range(each):", *_indented([*where, *mask, *inner]), *self._parts()]
+        return [*head, *sums, "for i in range(each):", *_indented([*where, *mask, *body]), *self._parts()]
 
     def _sum(self, total: Node) -> str:
         return _sum_name(self.program, total)
@@ -264,6 +267,7 @@ class Writer:
             value, pointer = self.body.text(output.node), f"{output.name}_ptr"
             step = f"{output.name}_row" if output.of else "N"
             at = f"row * {step} + n" if layout is FULL else f"row * {step}" if output.of else "row"
+            at = self.body.place("") if layout is FULL and self.program.inner > 1 else at
             mask = INSIDE[layout]
             if self.form is TILED and layout is ROW:
                 mask = "(row < M) & (block == 0)"

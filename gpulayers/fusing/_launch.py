@@ -15,6 +15,8 @@ WALKED, _WALKING = 4096, 16
 """Elements of a row that is walked, at a time, and the warps that do."""
 _HELD_BY_A_THREAD = 80
 """Registers for a row, at most: the rest compute."""
+_NEIGHBOURS = 32
+"""Rows side by side whose numbers fill a line of memory."""
 _WARPS = (4, 8, 16)
 _SIZES = (1024, 2048, 4096, 8192)
 
@@ -49,7 +51,7 @@ def held_tile(program: Program, columns: int) -> Tile | None:
     """For rows held in registers; None for those that are too wide."""
     block = 1 << max(columns - 1, 0).bit_length()
     tiles = program.tiles() + len(program.parts(COLUMN))
-    elements = max(block, ELEMENTS if tiles <= 4 else ELEMENTS // 2)
+    elements = max(block * beside(program), ELEMENTS if tiles <= 4 else ELEMENTS // 2)
     for warps in _WARPS:
         if tiles * elements <= _HELD_BY_A_THREAD * 32 * warps and (elements <= 512 * warps or warps == _WARPS[-1]):
             return Tile(elements // block, block, warps)
@@ -57,8 +59,19 @@ def held_tile(program: Program, columns: int) -> Tile | None:
 
 
 def tiled_tile(program: Program, columns: int) -> Tile:
-    block = min(ELEMENTS, 1 << max(columns - 1, 0).bit_length())
+    block = min(ELEMENTS // beside(program), 1 << max(columns - 1, 0).bit_length())
     return Tile(ELEMENTS // block, block, 4)
+
+
+def walked_tile(program: Program) -> Tile:
+    """For rows that are too wide to be held."""
+    rows = beside(program)
+    return Tile(rows, max(1, WALKED // rows), _WALKING)
+
+
+def beside(program: Program) -> int:
+    """Rows that a tile has at least: those that lie side by side in memory are loaded together."""
+    return 1 if program.inner == 1 else min(_NEIGHBOURS, 1 << (program.inner - 1).bit_length())
 
 
 def size_class(m: int, n: int) -> int:
@@ -71,7 +84,7 @@ def tiles(kernels: Kernels, columns: int) -> list[Tile]:
     program = kernels.program
     block = 1 << max(columns - 1, 0).bit_length()
     if kernels.held is None:
-        blocks = [(elements, min(elements, block)) for elements in _SIZES]
+        blocks = [(elements, min(elements // beside(program), block)) for elements in _SIZES]
         return [
             Tile(elements // block, block, warps)
             for elements, block in blocks
@@ -80,13 +93,14 @@ def tiles(kernels: Kernels, columns: int) -> list[Tile]:
         ]
     values = program.tiles() + len(program.parts(COLUMN))
     found = []
-    for elements in dict.fromkeys(max(block, size) for size in _SIZES):
+    for elements in dict.fromkeys(max(block * beside(program), size) for size in _SIZES):
         for warps in _WARPS:
             each = elements // (32 * warps)
             if each >= 4 and values * each <= _HELD_BY_A_THREAD:
                 found.append(Tile(elements // block, block, warps))
     if kernels.looped is not None and block > _SIZES[-1]:
-        found += [Tile(1, walked, warps) for walked in (WALKED // 2, WALKED, 2 * WALKED) for warps in _WARPS[1:]]
+        rows = beside(program)
+        found += [Tile(rows, w // rows, warps) for w in (WALKED // 2, WALKED, 2 * WALKED) for warps in _WARPS[1:]]
     return found
 
 
@@ -125,6 +139,8 @@ class Launch:
         layout, found = self.program.layout, {}
         wide = [x for node, x in given.items() if layout[node] is FULL]
         joined = any(o.of for o in self.program.outputs)
+        if self.program.inner > 1:
+            return {node: self.tools.dense(x, self.empty) for node, x in given.items()}
         if wide and self.m == 1 and (joined or not all(x.is_contiguous() for x in wide)):
             last = wide[0].shape[-1]
             if last and all(x.shape == wide[0].shape for x in wide):
@@ -164,7 +180,7 @@ class Launch:
             self._by_rows(kernels.held, tile)
         else:
             assert kernels.looped is not None
-            self._by_rows(kernels.looped, tile or Tile(1, WALKED, _WALKING))
+            self._by_rows(kernels.looped, tile or walked_tile(self.program))
             if kernels.tiled is not None:
                 self._tiled(kernels.tiled)
         for layout, kernel in kernels.finish.items():

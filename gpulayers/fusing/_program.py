@@ -111,22 +111,27 @@ class Program:
     # --- rows and columns --------------------------------------------------------------------------------------------
 
     def _split(self) -> None:
-        """Where rows end and columns begin: nowhere for what is computed number by number, else as late as will do."""
+        """Where rows end and columns begin: nowhere for what is computed number by number, else as late as will do, else
+        columns are axes between others."""
         count = len(self.axes.atoms)
         said: dict[int, Unrecordable] = {}
-        for first in (0, *range(count - 1, 0, -1)):
+        trailing = [(first, count) for first in (0, *range(count - 1, 0, -1))]
+        between = [(first, end) for end in range(count - 1, 1, -1) for first in range(end - 1, 0, -1)]
+        for first, end in (*trailing, *between):
             try:
-                self._arrange(first)
+                self._arrange(first, end)
                 return
             except Unrecordable as error:
-                said[first] = error
+                said.setdefault(first if end == count else 0, error)
         raise said[max(said)]
 
-    def _arrange(self, first_column: int) -> None:
-        everything = frozenset(range(len(self.axes.atoms)))
-        self.first_column = first_column
-        self._rows = frozenset(range(first_column))
-        self.columns = everything - self._rows
+    def _arrange(self, first_column: int, end: int) -> None:
+        count = len(self.axes.atoms)
+        self.columns = frozenset(range(first_column, end))
+        self._row_order = [*range(first_column), *range(end, count)]
+        self._rows = frozenset(self._row_order)
+        self.inner = math.prod(self.axes.atoms[a][0] for a in range(end, count))
+        """How many rows lie side by side in memory, each of its numbers so far from the next; 1 where rows lie along it."""
         self.layout: dict[Node, Layout] = {}
         self.stage: dict[Node, int] = {}
         """After how many passes over a row the value can be known."""
@@ -139,7 +144,7 @@ class Program:
         self.after: set[Node] = set()
         """What follows from sums over rows, those included."""
         if self._rows:
-            self._require_fixed(self.columns, self.outputs[0].node)
+            self._require_fixed(range(first_column, count), self.outputs[0].node)
         nodes, self.nodes = self._recorded, []
         for node in (*self.given, *nodes):
             self.layout[node] = self._layout(node)
@@ -161,7 +166,7 @@ class Program:
             return FULL
         if atoms in (self._rows, self.columns):
             return ROW if atoms == self._rows else COLUMN
-        if atoms == frozenset(range(min(atoms), self.first_column)):
+        if self._ends_rows(atoms):
             self._require_fixed(atoms, node)
             if any(i in self.after for i in node.inputs) or (node.op in ("sum", "mean") and self._gone(node)):
                 return REPEATED
@@ -175,13 +180,18 @@ class Program:
 
     def _comes_again(self, node: Node, atoms: frozenset[int]) -> bool:
         """Whether a value follows the last of the rows' axes: a table of positions, the same for each of the batch."""
-        if not atoms or atoms != frozenset(range(min(atoms), self.first_column)) or node.op == "random_bits":
+        period = math.prod(self.axes.atoms[a][0] for a in atoms)
+        if not self._ends_rows(atoms) or period % self.inner or node.op == "random_bits":
             return False
         if node.op in REDUCTIONS and self._gone(node) != self.columns:
             return False
         self._require_fixed(atoms, node)
-        self.period[node] = math.prod(self.axes.atoms[a][0] for a in atoms)
+        self.period[node] = period
         return True
+
+    def _ends_rows(self, atoms: frozenset[int]) -> bool:
+        """Whether they are the last of the rows' axes."""
+        return bool(atoms) and atoms == frozenset(self._row_order[-len(atoms) :])
 
     def _require_fixed(self, atoms: Iterable[int], node: Node) -> None:
         """Only the first axes of rows may follow the batch: the text has the other sizes."""
@@ -255,7 +265,8 @@ class Program:
         if len({self.repetition(t) for t in self.repeated}) > 1:
             raise misfit([*self.repeated][-1], "sums over some of the leading axes, and over others")
         for output in self.outputs:
-            if output.of and self._rows and self.layout[output.node] is FULL and self.columns_of(output.node) != 1:
+            wide = self._rows and self.layout[output.node] is FULL
+            if output.of and wide and (self.columns_of(output.node) != 1 or self.inner > 1):
                 raise misfit(output.node, "parts that are joined along one of several axes that are summed up together")
             if output.node in self.period:
                 raise misfit(output.node, "an output that is the same in every row, or in every few", "", self.nodes)
@@ -267,6 +278,11 @@ class Program:
         columns = math.prod(self.axes.atoms[a][0] for a in self.columns) if self._rows else 0
         size = math.prod(at_batch(self.space, batch))
         return (size // max(columns, 1), columns) if self._rows else (1, size)
+
+    def column_axes(self, node: Node) -> list[int]:
+        """Those of its axes that are columns."""
+        atoms = [set(() if axis is None else axis.atoms or ()) for axis in self.axes.of[node]]
+        return [i for i, run in enumerate(atoms) if run and run <= self.columns]
 
     def columns_of(self, node: Node) -> int:
         """How many of its axes are columns; 0 where nothing is a row."""

@@ -24,9 +24,7 @@ from gpulayers.fusing._expression import (
 from gpulayers.fusing._program import COLUMN, FULL, ONE, ROW, Program
 from gpulayers.fusing._tidy import number
 
-_WORDS = (
-    "tl triton libdevice row n inside tile block blocks part parts start i p M N P UNIT ROWS BLOCK each range float int"
-)
+_WORDS = "tl triton libdevice row n at inside tile block blocks part parts start i p M N P UNIT ROWS BLOCK each range float int"
 RESERVED = frozenset((*keyword.kwlist, *keyword.softkwlist, *_WORDS.split()))
 """Names that the text around has."""
 SHAPES = ("reshape", "broadcast", "transpose")
@@ -181,11 +179,22 @@ class Statements:
         self.helpers |= {name for name in ("_mod", "_sign", "_isinf", "_isfinite") if name == f"_{node.op}"}
         return expression(node, operands)
 
+    def place(self, name: str, again: str = "") -> str:
+        """Where a tile lies in a wide array. again: the remainder of the row that it follows."""
+        inner = self.program.inner
+        if inner == 1:
+            return f"row{again} * {name}_row + n"
+        return (
+            f"row{again} // {inner} * {inner} * N + row{again} % {inner} + n * {inner}"
+            if again
+            else f"at + n * {inner}"
+        )
+
     def loaded(self, node: Node) -> Expression:
         """A given array's tile, floating-point numbers as float32."""
         name, layout = self.names[node], self.program.layout[node]
         again = f" % {self.program.period[node]}" if node in self.program.period else ""
-        at = {FULL: f" + row{again} * {name}_row + n", ROW: f" + row{again}", COLUMN: " + n", ONE: ""}[layout]
+        at = {FULL: f" + {self.place(name, again)}", ROW: f" + row{again}", COLUMN: " + n", ONE: ""}[layout]
         other = {"f": "0.0", "i": "0", "b": "False"}[node.kind]
         mask = f", {INSIDE[layout]}, other={other}" if INSIDE[layout] else ""
         kind = TYPES[node.kind]
@@ -195,12 +204,17 @@ class Statements:
         """Random words, uint32, each by the number of its element."""
         layout, draw = self.program.layout[node], self.known[node.inputs[0]].text
         again = f" % {self.program.period[node]}" if node in self.program.period else ""
-        element = {FULL: "row * N + n", ROW: f"row{again}", COLUMN: "n.to(tl.int64)", ONE: "tl.full((), 0, tl.int64)"}
+        element = {
+            FULL: "row * N + n" if self.program.inner == 1 else self.place(""),
+            ROW: f"row{again}",
+            COLUMN: "n.to(tl.int64)",
+            ONE: "tl.full((), 0, tl.int64)",
+        }
         name, shift = self._name(node), node.attributes["shift"]
         self.known[node] = Expression(f"{name} >> {shift}", PRODUCT) if shift else Expression(name)
         self.helpers |= {"_draw", "_word_of"}
         single = f"{name} = _word_of({draw}, {element[layout]})"
-        if layout is not FULL:
+        if layout is not FULL or self.program.inner > 1:
             return [single]
         self.fours = True
         self.helpers.add("_words_of")
