@@ -99,11 +99,13 @@ def layer(seed: int, folder: pathlib.Path) -> tuple[Any, list[tuple]]:
     xs = ["x", "x1"][:count]
     forward = _Code(random, xs)
     forward.lines.append("mask = (x > -0.3) & (x < 0.6)")
+    chance = np.random.default_rng([seed, 1])
+    if chance.random() < 0.25:
+        forward.add("full", "gl.random.normal(x.shape, like=x)")
     for _ in range(int(random.integers(3, 10))):
         forward.step()
     outputs = [str(random.choice(forward.values["full"][-3:])) + " * 1.0" for _ in range(ys)]
     rows = len(forward.values["row"]) and random.random() < 0.3
-    chance = np.random.default_rng([seed, 1])
     drawn = [f"drawn{i} = {chance.choice(_DRAWN)}" for i in range(chance.integers(-2, 3))]
     masks = [line.partition(" ")[0] for line in drawn]
     outputs = [f"np.where({chance.choice(masks)}, {y}, 0.2 * x)" if drawn else y for y in outputs]

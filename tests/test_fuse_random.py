@@ -238,6 +238,12 @@ def test_evaluation_draws_nothing(triton):  # noqa: F811
     assert np.array_equal(layer(x), x) and gl.random.get_state() == before
 
 
+def test_explain_takes_a_layer_that_draws(triton):  # noqa: F811
+    layer, before = fuse(Noisy(), (None, 4)), gl.random.get_state()
+    found = gl.explain(layer, np.ones((2, 4), np.float32))
+    assert [e.backend for e in found] == ["triton"] * 2 and gl.random.get_state() == before
+
+
 def test_check_layer_passes_a_fused_layer_that_draws():
     check_layer(fuse(Dropped()), (None, 4), dtypes=["float32"], backends=["triton"])
 

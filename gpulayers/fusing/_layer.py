@@ -76,7 +76,8 @@ def explain(what: Op | Layer, *inputs: Any, needs: Sequence[str] = (), **options
     made, weights = _fusion_for(what, inputs), {name: w.data for name, w in what.named_weights().items()}
     if isinstance(made, Split):
         return made.explained(inputs, weights)
-    backend, reasons = dispatch.explain(made.op, *inputs, *weights.values(), needs=made.op.differentiable)
+    seeds = [transfer.beside(np.zeros(2, np.int64), inputs[0])] * len(made.draws)
+    backend, reasons = dispatch.explain(made.op, *inputs, *weights.values(), *seeds, needs=made.op.differentiable)
     return [Explained(way, f"{made.name}_{way}", "", backend, reasons) for way in ("forward", "backward")]
 
 
