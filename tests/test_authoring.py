@@ -192,6 +192,8 @@ SHAPES = [
     (lambda: gl.Linear(7, 3), [(4, 7)]),
     (lambda: gl.Linear(None, 3), [(4, 6)]),
     (lambda: gl.Conv2d(3, 5, 3), [(4, 3, 8, 6)]),
+    (lambda: gl.Conv1d(3, 5, 3), [(4, 3, 6)]),
+    (lambda: gl.ConvTranspose3d(3, 5, 3), [(4, 3, 5, 8, 6)]),
     (lambda: gl.MaxPool2d(2), [(4, 4, 8, 6)]),
     (Sum, [(4, 6), (4, 6)]),
     (Sequence, [(4, 5, 6)]),

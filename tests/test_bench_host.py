@@ -64,7 +64,7 @@ def test_what_is_held_to_a_limit(monkeypatch):
     monkeypatch.setattr(launching, "ADAMW_TENSORS", 2)
     found = launching.measured(turns=4, only=["linear"])
     assert [r["most"] for r in found["limits"]] == [1.3, 1.5, 0.45] and all(r["ratio"] > 0 for r in found["limits"])
-    assert {s.limit for s in launching.subjects()} == {"", "linear", "conv2d", "norm", "element-wise"}
+    assert {s.limit for s in launching.subjects()} == {"", "linear", "conv", "norm", "element-wise"}
 
 
 @pytest.mark.parametrize("name", launching.MODELS)

@@ -65,7 +65,7 @@ def convolutions(count):
         ({**fixed, "out_channels": o, "kernel_size": k, **cut(kwargs)}, s)
         for o in (4, 8) for k in (1, (2, 3, 2)[-count:]) for s in shapes for kwargs in options
     ]  # fmt: skip
-    return found if count == 2 else found[:: 2 if count == 1 else 5]
+    return found if count == 2 else found[:: 4 if count == 1 else 7]
 
 
 def transposed(count):
@@ -80,7 +80,7 @@ def transposed(count):
     shapes = [(2, 4, *sizes), (4, *sizes), (0, 4, *sizes)]
     fixed = {"in_channels": 4, "out_channels": 8}
     found = [({**fixed, "kernel_size": k, **o}, s) for k in ((2, 3, 2)[-count:], 4) for o in options for s in shapes]
-    return found if count == 2 else found[::2]
+    return found[:: 2 if count == 2 else 3]
 
 
 POOL = grid(kernel_size=(1, 2, (3, 2)), stride=(None, 1, (2, 3)), padding=(0, 1), ceil_mode=(False, True))

@@ -23,7 +23,7 @@ import gpulayers.torch as gt
 from gpulayers import dispatch, launch
 from gpulayers.testing.null_driver import null_driver, same_memory
 
-LIMITS = {"one launch": 1.5, "linear": 1.3, "conv2d": 1.3, "norm": 2.0, "element-wise": 2.6, "AdamW": 0.45, "step": 1.2}
+LIMITS = {"one launch": 1.5, "linear": 1.3, "conv": 1.3, "norm": 2.0, "element-wise": 2.6, "AdamW": 0.45, "step": 1.2}
 """A tape of one launch, as a multiple of torch's relu of 64 numbers; chains of layers, forward and backward, and AdamW's
 step of GPT-2's tensors (200 µs where torch's fused one takes 448), as multiples of torch's own; and so a training step of
 GPT-2 and ResNet-50 patched."""
@@ -62,7 +62,7 @@ _PLAIN = {
     "softmin": ("Softmin", -1), "log_softmax": ("LogSoftmax", -1),
 }  # fmt: skip
 _CHAINED = {"relu", "silu", "softmax"}
-_CAST = {"linear", "conv2d", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "prelu"}
+_CAST = {"linear", "conv", "conv_transpose", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "prelu"}
 """Layers whose weights have the dtype of x."""
 
 
@@ -110,10 +110,11 @@ def subjects() -> list[Subject]:
         *found,
         Subject("linear", lambda m: m.Linear(*[_width(m, 128, 8)] * 2), ROWS, FEW, "linear"),
         Subject(
-            "conv2d",
+            "conv",
             lambda m: m.Conv2d(*[_width(m, 64, 4)] * 2, 3, padding=1, bias=False).to(memory_format=torch.channels_last),
-            IMAGE, PIXELS, "conv2d",
+            IMAGE, PIXELS, "conv",
         ),
+        Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
         Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 128, 8)), ROWS, FEW, "norm"),
         Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 128, 8)), ROWS, FEW),
         Subject("add_layer_norm", _of_sum("layer_norm"), ROWS, FEW),

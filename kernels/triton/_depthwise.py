@@ -17,13 +17,17 @@ from . import _configs, _tile
 from ._conv import Walk
 from ._image import finish, pixel_tile, pixels_of, steps
 
+
+def _narrow(c: dict[str, Any]) -> str:
+    """Channels first, or channels whose number 16 does not divide: no row of theirs is known to begin at 16 bytes."""
+    return "loads, stores" if {"C", "O"} & c["odd"] else channels_first(c)
+
+
 BUDGETS = {
-    "_depthwise_forward_kernel": Budget(registers=255, blocks=2, narrow=channels_first),
-    "_depthwise_input_kernel": Budget(registers=255, blocks=2, narrow=channels_first),
+    "_depthwise_forward_kernel": Budget(registers=255, blocks=2, narrow=_narrow),
+    "_depthwise_input_kernel": Budget(registers=255, blocks=2, narrow=_narrow),
     # Sums over taps are few, and stored channel by channel.
-    "_depthwise_weight_kernel": Budget(
-        registers=136, blocks=2, narrow=lambda c: "stores" if c["BC"] > 1 else "loads, stores"
-    ),
+    "_depthwise_weight_kernel": Budget(registers=136, blocks=2, narrow=lambda c: f"stores, {_narrow(c)}"),
 }
 
 
