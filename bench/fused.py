@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ def _rms_norm(x: Any, weight: Any) -> torch.Tensor:
 KINDS = {
     "LayerNorm": Kind(lambda n: gl.LayerNorm(n), _layer_norm),
     "RMSNorm": Kind(lambda n: gl.RMSNorm(n), _rms_norm),
-    "Softmax": Kind(lambda n: gl.Softmax(-1), functools.partial(torch.softmax, dim=-1)),
+    "Softmax": Kind(lambda n: gl.Softmax(-1), partial(torch.softmax, dim=-1)),
     "GELU": Kind(lambda n: gl.GELU(), F.gelu, by_rows=False),
     "SiLU": Kind(lambda n: gl.SiLU(), F.silu, by_rows=False),
 }
@@ -59,25 +60,23 @@ def recorded(name: str, columns: int) -> Fusion:
 class _ByHand(Ours):
     """The op that stands in ``ops/``, on one backend."""
 
-    def __init__(self, case: Case, layer: gl.OpLayer, backend: str, waits_for: str = ""):
-        own = Case(layer.op, case.name, case.shapes, layer.options())
-        super().__init__(own, backend)
-        self.no_graph = waits_for
+    def __init__(self, case: Case, layer: gl.OpLayer, backend: str, no_graph: str = ""):
+        super().__init__(Case(layer.op, case.name, case.shapes, layer.options()), backend)
+        self.no_graph = no_graph
 
 
 def case_of(name: str, rows: int, columns: int) -> Case:
+    """One of ``KINDS`` on an array of this size."""
     kind, layer = KINDS[name], KINDS[name].layer(columns)
-    weights = [w.shape for w in layer.named_weights().values()]
+    by_hand = partial(_ByHand, layer=layer, backend="triton")
+    array_code = partial(_ByHand, layer=layer, backend="definition", no_graph="CuPy allocates as it goes")
     others = {
-        "hand-written": Other(kind.torch, "triton", made=lambda case: _ByHand(case, layer, "triton")),
-        "array code": Other(
-            kind.torch, "cupy", made=lambda case: _ByHand(case, layer, "definition", "CuPy allocates as it goes")
-        ),
+        "hand-written": Other(kind.torch, "triton", made=by_hand),
+        "array code": Other(kind.torch, "cupy", made=array_code),
     }
-    shapes = ((rows, columns), *weights)
-    return Case(
-        recorded(name, columns).op, f"{rows}×{columns}", shapes, {}, kind.torch, cpu=False, others=others
-    )  # fmt: skip
+    shapes = ((rows, columns), *(w.shape for w in layer.named_weights().values()))
+    op = recorded(name, columns).op
+    return Case(op, f"{rows}×{columns}", shapes, torch=kind.torch, cpu=False, others=others)
 
 
 def cases() -> list[Case]:
@@ -87,8 +86,3 @@ def cases() -> list[Case]:
             headline = (name, columns) == ("LayerNorm", 8192)
             found.append(case_of(name, _ELEMENTS // columns, columns)._replace(headline=headline))
     return found
-
-
-def audits() -> list[Case]:
-    """None: ``tests/check_fuse.py --audit`` compiles these kernels."""
-    return []

@@ -172,7 +172,8 @@ class Launch:
 
     def run(self) -> None:
         kernels = self.kernels
-        measured = kernels.measured.get(size_class(self.m, self.n))
+        dense = (self.m, self.n) == self.program.extents(self.batch)
+        measured = kernels.measured.get(size_class(self.m, self.n)) if dense else None
         if kernels.held is None:
             assert kernels.tiled is not None
             self._tiled(kernels.tiled, measured)
