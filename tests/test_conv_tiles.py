@@ -86,6 +86,33 @@ def test_weights(name):
         assert (run.constexprs["WAY"], run.constexprs["TAPS"]) == how
 
 
+WINDOWS = {
+    "a stem": ((2, 3, 7, 7), (32, 3, 3, 5), {"padding": ((2, 1), (3, 2)), "stride": 2}),
+    "channels enough": ((1, 8, 4, 3), (32, 8, 2, 2), {"padding": 1, "dilation": (2, 1), "stride": (1, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_few_channels_in_windows(name):
+    """Forward and weights, which are zero for no pixel that a window does not see."""
+    x, weight, options = WINDOWS[name]
+    x = last(*x)
+    x[0, 0, 0, 0], x[-1, 1, 3, 2] = np.inf, np.nan
+    half = ("bfloat16", "float16")[len(name) % 2]
+    kernels = checked(x, last(*weight), draw(32), dtypes=[half], needs=["weight", "bias"], **options)
+    assert {"_conv_tiles_kernel", "_conv_tiles_weight_kernel", "_conv_windows_kernel"} <= kernels
+    assert "_conv_kernel" not in kernels
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_one_tap_is_a_matrix_product(arch):
+    """Whatever refuses descriptors of tiles."""
+    options = {"dtypes": ["float16"], "dys": ["dense"], "backends": ["triton"]}
+    with interpreting(_tile.Device(arch, 4, 166912)) as session:
+        check_op(conv, last(2, 36, 5, 4), last(40, 36, 1, 1), draw(40), **options)
+    assert not {launch.kernel for launch in session.launches if "conv" in launch.kernel}
+
+
 def test_what_is_not_finite_stays_where_it_is_in_weights():
     """Boxes hang over images alone."""
     x = last(13, 32, 5, 3)

@@ -81,6 +81,10 @@ CASES = {
         conv, [half(2, 12, 20, 32).transpose(0, 3, 1, 2), half(72, 32, 3, 3), None], {"padding": 1}, None,
         "_conv_tiles_kernel", 18,
     ),
+    "windows of few channels": (
+        conv, [half(2, 24, 8, 3).transpose(0, 3, 1, 2), half(32, 3, 3, 3), None], {"padding": 1, "stride": (2, 1)}, ["weight"],
+        "_conv_tiles_kernel", 3,
+    ),
     "sums of channels": (
         conv, [half(2, 48, 48, 16).transpose(0, 3, 1, 2), half(64, 16, 1, 1), half(64)], {}, ["bias"],
         "_channel_sums_kernel", 18,

@@ -178,11 +178,8 @@ HALF = _configs.tiles("conv_tiles.half", _choose, inner=(64,))
 # --- what it serves --------------------------------------------------------------------------------------------------
 
 
-def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str | None:
-    """Why y = conv(x, taps), or ``turned`` the gradient y of an image from x, takes the kernels of pointers; None if it
-    does not. All of three spatial axes; taps: (O, C / groups, *kernel), channels last."""
-    stride, before, dilation, groups = walk
-    of_groups = x.shape[1] // groups, y.shape[1] // groups
+def machine_refusal(x: Any, y: Any) -> str | None:
+    """Why no kernel of descriptors computes y from x, whatever their geometry."""
     if _tile.device(x).arch < 90:
         return "tensor memory accelerators came with sm_90"
     if thread.compiler is not None:
@@ -191,6 +188,16 @@ def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str 
         return "operands of 32 bits"
     if 0 in x.shape or 0 in y.shape:
         return "nothing to compute"
+    return None
+
+
+def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str | None:
+    """Why y = conv(x, taps), or ``turned`` the gradient y of an image from x, takes the kernels of pointers; None if it
+    does not. All of three spatial axes; taps: (O, C / groups, *kernel), channels last."""
+    stride, before, dilation, groups = walk
+    of_groups = x.shape[1] // groups, y.shape[1] // groups
+    if reason := machine_refusal(x, y):
+        return reason
     if {x.shape[2], y.shape[2], taps.shape[2], stride[0]} != {1} or before[0]:
         return "a third spatial axis"
     if any(c % 8 for c in of_groups):
@@ -204,7 +211,7 @@ def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str 
     views = [s if turned or (k > 1 and d % s) else 1 for k, s, d in zip(taps.shape[2:], stride, dilation)]
     if math.prod(views) > VIEWS:
         return f"more than {VIEWS} views of an image in steps of its stride"
-    if not (_in_rows(x) and _in_rows(y) and _tile.begins_aligned(taps)):
+    if not (in_rows(x) and in_rows(y) and _tile.begins_aligned(taps)):
         return "channels that are not neighbours in memory, or do not begin at multiples of 16 bytes"
     return None
 
@@ -221,7 +228,7 @@ def rows_of(x: Any) -> Any:
     return rows.reshape(-1).view(rows.shape) if rows.is_contiguous() else rows
 
 
-def _in_rows(x: Any) -> bool:
+def in_rows(x: Any) -> bool:
     """Whether descriptors can describe ``x`` (N, C, 1, H, W): channels neighbouring, pixels at multiples of 16 bytes."""
     *steps, last = rows_of(x).stride()
     return last == 1 and all(s > 0 and s % 8 == 0 for s in steps) and _tile.begins_aligned(x)
@@ -271,17 +278,25 @@ def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> No
     if plain:
         source, target = as_images(source, target)
     walks = [Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
-    n, h, w, _ = target.shape
-    tile = HALF(_tile.device(x), n, h, w, c, o // groups, groups, groups > 1)
+    weights = taps.permute(0, 2, 3, 4, 1).reshape(o, kh * kw, c)
+    summed(source, weights, bias, target, walks, (kh, kw), groups)
+
+
+def summed(
+    source: Any, weights: Any, bias: Any, target: Any, walks: Sequence[Axis], kernel: tuple[int, int], groups: int
+) -> None:
+    """target = the sum that ``_conv_tiles_kernel`` states. source, target: (N, H, W, C). weights: (O, taps, C / groups),
+    dense; in ``source`` there may be fewer channels, which read as zero."""
+    (o, taps, c), (n, h, w, _) = weights.shape, target.shape
+    tile = HALF(_tile.device(source), n, h, w, c, o // groups, groups, groups > 1)
     pixels = box(tile.BM, n, h, w)
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*pixels, tile.BK))
     wide = c % tile.BK != 0
-    weights = _matrix(taps).view(o, kh * kw, c) if wide else _matrix(taps)
     block = (tile.BN, 1, tile.BK) if wide else (tile.BN, tile.BK)
     geometry = (*(a.start for a in walks), *(a.offset for a in walks), *(a.jump for a in walks), 1, 1, 1, 1, 0, 0)
     _launch(
-        tile, pixels, groups, 1, views[0], _tile.described(weights, block), bias,
-        _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, kh, kw), geometry,
+        tile, pixels, groups, 1, views[0], _tile.described(weights if wide else weights.view(o, taps * c), block), bias,
+        _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, *kernel), geometry,
         TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
     )  # fmt: skip
 
@@ -301,17 +316,12 @@ def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bo
     views = views_of(target, list(map(range, stride)), stride, (*pixels, tile.BN))
     back = (-d // g for d, g in zip(dilation, common))
     geometry = (*before, 0, 0, *back, *dilation, *common, *inverse)
-    weights = _tile.described(_matrix(taps), (tile.BK, tile.BN))
+    weights = _tile.described(taps.permute(0, 2, 3, 4, 1).reshape(o, kh * kw * c), (tile.BK, tile.BN))
     _launch(
         tile, pixels, groups, phases, _tile.described(source, (*pixels, tile.BK)), weights, bias, views[0], views[1:],
         (n, h, w, o // groups, c, kh, kw), geometry,
         TURNED=True, WIDE=False, IN_H=1, IN_W=1, OUT_H=stride[0], OUT_W=stride[1],
     )  # fmt: skip
-
-
-def _matrix(taps: Any) -> Any:
-    """(O, taps · C / groups)."""
-    return taps.permute(0, 2, 3, 4, 1).reshape(taps.shape[0], -1)
 
 
 def as_images(*rows: Any) -> tuple[Any, ...]:
@@ -321,9 +331,10 @@ def as_images(*rows: Any) -> tuple[Any, ...]:
 
 
 def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Sequence[int]) -> list[Any]:
-    """Descriptors of the views that begin at these rows and columns, four with Nones."""
+    """Descriptors of the views that begin at these rows and columns: four, with Nones after one and the first after more,
+    since a kernel picks among descriptors alone."""
     found = [_tile.described(rows[:, i :: steps[0], j :: steps[1]], block) for i in picks[0] for j in picks[1]]
-    return [*found, *[None] * (VIEWS - len(found))]
+    return [*found, *[found[0] if len(found) > 1 else None] * (VIEWS - len(found))]
 
 
 def _launch(

@@ -124,9 +124,10 @@ def _way(box: tuple[int, int, int], h: int, w: int) -> int:
     return STACKED if rows * columns == 1 else BOXED
 
 
-def _taps_at_once(tile: Tile, taps: int) -> int:
-    """3, where there are as many and their sums fit a thread's registers."""
-    return 3 if taps >= 3 and MOST_SUMS * 32 * tile.warps >= 3 * tile.BM * tile.BN else 1
+def _taps_at_once(tile: Tile, taps: int, arch: int) -> int:
+    """3, where there are as many and their sums fit a thread's registers; sm_100's compiler spills them in four warps."""
+    fit = MOST_SUMS * 32 * tile.warps >= 3 * tile.BM * tile.BN and (arch != 100 or tile.warps > 4)
+    return 3 if taps >= 3 and fit else 1
 
 
 MOST_SUMS = 192
@@ -148,7 +149,7 @@ def _choose(
         if pixels is None or (grouped and (o % tile.BM or c % tile.BN)):
             continue
         tile = tile._replace(BK=pixels)
-        at_once = _taps_at_once(tile, taps)
+        at_once = _taps_at_once(tile, taps, device.arch)
         loads = tile.BM + at_once * tile.BN
         if _shared(tile, at_once) > device.shared - 2048:
             continue
@@ -167,9 +168,14 @@ def refusal_of_weight(dy: Any, x: Any, dweight: Any, walk: Walk) -> str | None:
     """Why dweight takes the kernel of pointers; None if it does not. Arguments as in ``weight_gradient``."""
     if reason := refusal(x, dweight, dy, walk):
         return reason
-    n, _, _, h, w = dy.shape
     one = math.prod(dweight.shape[2:]) == 1 and x.shape[2:] == dy.shape[2:]
-    if not one and all(whole_box(pixels, n, h, w) is None for pixels in (64, 32, 16)):
+    return None if one else box_refusal(dy)
+
+
+def box_refusal(dy: Any) -> str | None:
+    """Why no box of pixels serves dy (N, O, 1, H, W)."""
+    n, _, _, h, w = dy.shape
+    if all(whole_box(pixels, n, h, w) is None for pixels in (64, 32, 16)):
         return "images that no box divides, too few for a box of one pixel of each"
     if math.prod(dy.shape) >= 2**31 * min(8, n):
         return "more pixels than 32 bits count"
@@ -188,15 +194,22 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empt
     g, source = rows_of(dy), rows_of(x)
     if plain:
         g, source = as_images(g, source)
-    n, h, w, _ = g.shape
-    tile = HALF(_tile.device(dy), n, h, w, c, o // groups, kh * kw, groups > 1)
-    (box, way), at_once = whole_box(tile.BK, n, h, w), _taps_at_once(tile, kh * kw)
     walks = [Axis.of(*along) for along in list(zip(dweight.shape[2:], *walk[:3]))[1:]]
+    partial = shares_of(g, source, walks, (o, c, kh, kw), groups, empty)
+    finish(partial, dweight)
+
+
+def shares_of(g: Any, source: Any, walks: Sequence[Axis], sizes: tuple, groups: int, empty: Any) -> Any:
+    """The shares (S, O, taps, C / groups) of dweight from dy and x, (N, H, W, C). sizes: O, C / groups, kh, kw; in
+    ``source`` there may be fewer channels, which read as zero."""
+    (o, c, kh, kw), (n, h, w, _) = sizes, g.shape
+    tile = HALF(_tile.device(g), n, h, w, c, o // groups, kh * kw, groups > 1)
+    (box, way), at_once = whole_box(tile.BK, n, h, w), _taps_at_once(tile, kh * kw, _tile.device(g).arch)
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*box, tile.BN))
 
     tiles = math.prod(map(_tile.cdiv, (n, h, w), box))
     blocks = _tile.cdiv(o // groups, tile.BM) * _tile.cdiv(c, tile.BN) * _tile.cdiv(kh * kw, at_once) * groups
-    most = resident(_tile.device(dy), _shared(tile, at_once), tile.warps)
+    most = resident(_tile.device(g), _shared(tile, at_once), tile.warps)
     programs, each = _tile.split(tiles * blocks, min(most, max(1, tiles * blocks // LEAST_STEPS)))
     shares = max(((b + 1) * tiles - 1) // each - b * tiles // each + 1 for b in range(blocks))
     partial = empty((shares, o, kh * kw, c), "float32")
@@ -208,7 +221,7 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empt
         IN_H=walks[0].views, IN_W=walks[1].views, WAY=way, TAPS=at_once,
         NB=box[0], HB=box[1], WB=box[2], BO=tile.BM, BC=tile.BN, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    finish(partial, dweight)
+    return partial
 
 
 def _described(g: Any, box: tuple, way: int, channels: int) -> Any:

@@ -5,7 +5,9 @@ array is turned first, since one pass over it costs less than gathering 2-byte e
 one tap needs no gathering and reads NCHW as it is. Outputs are written in any order.
 
 - dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``; on sm_90 and
-  newer ``_conv_tiles.py``, which loads tiles of pixels, for what it does not refuse.
+  newer ``_conv_tiles.py`` and ``_conv_tiles_weight.py``, which load tiles of pixels, for what they do not refuse.
+- of few channels: ``_conv_windows.py``, on those tiles.
+- of one tap over channels-last arrays: what those refuse is ``_matmul.py``'s.
 - depthwise: ``_depthwise.py``.
 """
 
@@ -15,7 +17,7 @@ import math
 from typing import Any
 
 from .._window import Window
-from . import _conv_product, _conv_tiles, _conv_tiles_weight, _conv_weight, _depthwise, _tile
+from . import _conv_product, _conv_tiles, _conv_tiles_weight, _conv_weight, _conv_windows, _depthwise, _matmul, _tile
 from ._conv import Walk, volume, walk_of
 from ._image import channel_sums, nhwc, output_order
 
@@ -44,6 +46,14 @@ def _taps(weight: Any, empty: Any) -> Any:
     return _tile.dense(volume(weight).permute(0, 2, 3, 4, 1), empty).permute(0, 4, 1, 2, 3)
 
 
+def _as_matrices(x: Any, y: Any, walk: Walk, plain: bool) -> tuple[Any, Any] | None:
+    """x and y (pixels, channels), where the convolution is a product of 16-bit matrices; float32 has TF32 rules of its own."""
+    if not plain or walk.groups > 1 or x.element_size() != 2 or x.numel() >= 2**31 * x.shape[1]:
+        return None
+    rows = [t.permute(0, 2, 3, 4, 1) for t in (x, y)]
+    return tuple(r.reshape(-1, r.shape[4]) for r in rows) if all(r.is_contiguous() for r in rows) else None  # type: ignore[return-value]
+
+
 # --- the three roles: x and dy are sources ---------------------------------------------------------------------------
 
 
@@ -54,6 +64,10 @@ def _forward(x: Any, weight: Any, bias: Any, y: Any, walk: Walk, plain: bool, em
     taps, y = _taps(weight, empty), volume(y)
     if _conv_tiles.refusal(x, taps, y, walk) is None:
         _conv_tiles.forward(x, taps, bias, y, walk, plain)
+    elif _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
+        _conv_windows.forward(x, taps, bias, y, walk, empty)
+    elif matrices := _as_matrices(x, y, walk, plain):
+        _matmul.matmul(matrices[0], taps[..., 0, 0, 0], matrices[1], empty, bias=bias)
     else:
         _conv_product.forward(x, taps, bias, y, walk, plain)
 
@@ -65,6 +79,8 @@ def _input_gradient(dy: Any, weight: Any, bias: Any, dx: Any, walk: Walk, plain:
     taps, dx = _taps(weight, empty), volume(dx)
     if _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
         _conv_tiles.input_gradient(dy, taps, bias, dx, walk, plain)
+    elif matrices := _as_matrices(dy, dx, walk, plain):
+        _matmul.matmul(matrices[0], taps[..., 0, 0, 0].T, matrices[1], empty, bias=bias)
     else:
         _conv_product.input_gradient(dy, taps, bias, dx, walk, plain)
 
@@ -76,6 +92,10 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, emp
     dweight = volume(dweight)
     if _conv_tiles_weight.refusal_of_weight(dy, x, dweight, walk) is None:
         _conv_tiles_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
+    elif (_conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _conv_tiles_weight.box_refusal(dy)) is None:
+        _conv_windows.weight_gradient(dy, x, dweight, walk, empty)
+    elif matrices := _as_matrices(dy, x, walk, plain):
+        _matmul.matmul(matrices[0].T, matrices[1].T, dweight[..., 0, 0, 0], empty)
     else:
         _conv_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
 
