@@ -19,7 +19,7 @@ from gpulayers.testing.interpreter import interpreting
 @pytest.fixture(autouse=True)
 def _views_stay_inside(monkeypatch):
     """No view that a NumPy kernel makes reaches out of its array: nothing else would tell."""
-    from gpulayers.kernels.numpy import _conv, _depth, _product
+    from gpulayers.kernels.numpy import _conv, _conv_images, _conv_volumes
 
     def inside(x, shape, strides):
         view, whole = as_strided(x, shape, strides), x
@@ -30,7 +30,7 @@ def _views_stay_inside(monkeypatch):
             assert first <= low and high <= last, f"{high - last} bytes too far"
         return view
 
-    for module in (_conv, _depth, _product):
+    for module in (_conv, _conv_volumes, _conv_images):
         monkeypatch.setattr(module, "as_strided", inside)
 
 

@@ -107,9 +107,9 @@ def test_kernels(number):
 
 def test_numpy_slices_in_blocks(monkeypatch):
     """Of a volume, a few slices of the output at a time."""
-    from gpulayers.kernels.numpy import _depth
+    from gpulayers.kernels.numpy import _conv_volumes
 
-    monkeypatch.setattr(_depth, "BYTES", 1 << 12)
+    monkeypatch.setattr(_conv_volumes, "BYTES", 1 << 12)
     for op, options in ((conv, {"padding": 1, "stride": (2, 1, 1)}), (conv_transpose, {"stride": 2, "groups": 2})):
         given = call(op, (2, 4, 7, 5, 4), 6, (3, 2, 2), options.get("groups", 1))
         check_op(op, *given, dtypes=["float32"], dys=["dense"], backends=("numpy",), **options)

@@ -195,3 +195,39 @@ def test_layer_errors():
         gl.ZeroPad2d((1, 2))
     with pytest.raises(ShapeError, match=r"ReflectionPad2d.*padding < H"):
         gl.ReflectionPad2d((0, 0, 4, 0))(draw(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    "shape, padding, calls",
+    [
+        ((2, 3, 7), (2, 1), 1),
+        ((3, 7), (1, 2), 1),
+        ((0, 3, 5), (1, 1), 1),
+        ((2, 3, 4, 5, 6), (1, 2, 0, 3, 2, 1), 2),
+        ((3, 4, 5, 6), (1, 2, 0, 3, 2, 1), 2),
+        ((2, 3, 4, 5, 6), (1, 1, 1, 1, 9, 0), 2),  # replicate alone repeats so often
+        ((2, 3, 5), (9, 1), 1),
+        ((2, 3, 4, 5), (1, 1), 0),
+    ],
+)
+def test_sequences_and_volumes_are_padded_as_images(monkeypatch, shape, padding, calls, mode):
+    from gpulayers.torch import padding as ours
+
+    run, pad2d = [], ours._pad2d
+    monkeypatch.setattr(ours, "_pad2d", lambda *args: run.append(args) or pad2d(*args))
+
+    def outcome(pad):
+        x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape)).requires_grad_()
+        try:
+            y = pad(x, padding, mode)
+        except Exception as error:
+            return type(error)
+        return y.detach(), torch.autograd.grad((y * y).sum(), x)[0]
+
+    theirs, mine = outcome(F.pad), outcome(ours.pad)
+    assert len(run) == calls
+    if isinstance(theirs, type):
+        assert mine is theirs
+    else:
+        torch.testing.assert_close(mine, theirs)

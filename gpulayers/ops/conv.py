@@ -80,9 +80,7 @@ def _padded(x: Any, padding: Sequence[Pair]) -> Any:
     return namespace(x).pad(x, ((0, 0), (0, 0), *padding))
 
 
-def _correlated(
-    x: Any, weight: Any, size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
-) -> Any:  # fmt: skip
+def _correlated(x: Any, weight: Any, size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Any:
     """y[n, o, p] = Σ_{c, tap} weight[o, c, tap] · x[n, c, p · stride + tap · dilation − before]: (N, O, *size)."""
     xp, v = namespace(x), _padded(up(x), padding)
     n, o, c_group, pixels = len(x), len(weight), weight.shape[1], math.prod(size)
@@ -94,9 +92,7 @@ def _correlated(
     return y.reshape(n, o, *size)
 
 
-def _walked_back(
-    dy: Any, weight: Any, size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
-) -> Any:  # fmt: skip
+def _walked_back(dy: Any, weight: Any, size: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Any:
     """What each y sends back along its taps, x[n, c, p · stride + tap · dilation − before] += weight[o, c, tap] · y[n, o, p]:
     (N, C, *size)."""
     xp, g = namespace(dy), up(dy)
@@ -111,9 +107,7 @@ def _walked_back(
     return wide.reshape(n, groups * c_group, *wide.shape[3:])[(slice(None), slice(None), *inside)]
 
 
-def _weight_sums(
-    dy: Any, x: Any, weight: Spec, stride: tuple, padding: tuple, dilation: tuple, groups: int
-) -> Any:  # fmt: skip
+def _weight_sums(dy: Any, x: Any, weight: Spec, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Any:
     """Σ_{n, p} dy[n, o, p] · x[n, c, p · stride + tap · dilation − before], of weight's shape."""
     xp, v = namespace(dy), _padded(up(x), padding)
     (o, c_group, *kernel), n, pixels = weight.shape, len(dy), math.prod(dy.shape[2:])
@@ -128,7 +122,7 @@ def _weight_sums(
 def _output(y: Any, bias: Any, x: Any) -> Any:
     """y + bias, as the op gives it."""
     if bias is not None:
-        y = y + up(bias).reshape(-1, *(1,) * (y.ndim - 2))
+        y += up(bias).reshape(-1, *(1,) * (y.ndim - 2))
     return ordered_as(y.astype(x.dtype, copy=False), x)
 
 
@@ -215,9 +209,7 @@ conv = Op(conv_rule, conv_forward, conv_backward)
 # --- conv_transpose --------------------------------------------------------------------------------------------------
 
 
-def _transposed_size(
-    size: Any, kernel: int, sides: Pair, stride: int, dilation: int, more: int, axis: str
-) -> Any:  # fmt: skip
+def _transposed_size(size: Any, kernel: int, sides: Pair, stride: int, dilation: int, more: int, axis: str) -> Any:
     if size is None:
         return None
     out = (size - 1) * stride - sum(sides) + dilation * (kernel - 1) + more + 1

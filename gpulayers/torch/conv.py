@@ -26,9 +26,7 @@ def _around(padding: Sequence[int], sign: int = 1) -> list[int]:
     return [sign * p for at in range(len(padding) - 2, -1, -2) for p in padding[at : at + 2]]
 
 
-def _conv_twin(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Tensor:  # fmt: skip
+def _conv_twin(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
     """padding: one number for each axis, or (before, after, …); or what torch's function takes."""
     axes = weight.dim() - 2
     if len(padding) == 2 * axes and not isinstance(padding, str):
@@ -141,8 +139,16 @@ def conv3d(
 
 
 def _walked_back(
-    axes: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, more: Any, groups: int, dilation: Any
-) -> Tensor:  # fmt: skip
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    more: Any,
+    groups: int,
+    dilation: Any,
+) -> Tensor:
     sides: Any = ()
     if _fits(weight, axes) and not isinstance(padding, str):
         sides = each(padding, axes)

@@ -24,13 +24,28 @@ _pad2d = TorchOp(ops.pad2d, _pad2d_twin, "SymInt[] padding, str mode, float valu
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """As ``torch.nn.functional.pad``. Images, (N, C, H, W) or (C, H, W), padded in height and width are gpulayers';
-    other ranks are torch's."""
-    image = isinstance(input, Tensor) and input.dim() in (3, 4) and len(pad) == 4
-    if not image or not input.is_floating_point() or (mode != "constant" and value):
+    """As ``torch.nn.functional.pad``. Images, (N, C, H, W) or (C, H, W), padded in height and width are gpulayers', and so
+    are sequences and volumes padded by other than a constant; all else is torch's."""
+    axes = len(pad) // 2
+    served = isinstance(input, Tensor) and input.is_floating_point() and input.dim() in (axes + 1, axes + 2)
+    if not served or len(pad) not in ((4,) if mode == "constant" else (2, 4, 6)) or (mode != "constant" and value):
         return F.pad(input, pad, mode, value)
     if mode in ("reflect", "replicate"):
         (input,) = _autocast.cast(_autocast.ON_CPU, (input,), 1)
+    rank = input.dim()
+    if axes == 1:
+        return _images(input.unsqueeze(-2), (*pad, 0, 0), mode, value).squeeze(-2)
+    if axes == 2:
+        return _images(input, pad, mode, value)
+    wide = _images(
+        input.flatten(rank - 4, rank - 3), pad[:4], mode, value
+    )  # height and width, the depth among channels
+    wide = wide.unflatten(rank - 4, input.shape[rank - 4 : rank - 2])
+    deep = _images(wide.flatten(rank - 2), (0, 0, *pad[4:]), mode, value)
+    return deep.unflatten(rank - 2, wide.shape[rank - 2 :])
+
+
+def _images(input: Tensor, pad: Sequence[int], mode: str, value: float | None) -> Tensor:
     left, right, top, bottom = pad
     return batched(_pad2d, 4, input, (top, bottom, left, right), mode, float(value or 0))
 

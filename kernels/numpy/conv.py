@@ -1,6 +1,6 @@
 """Convolution over one to three spatial axes, and transposed: three roles (forward, dx, dweight) over images.
 
-A sequence is an image of one column. Volumes are sliced into images, ``_depth.py``.
+A sequence is an image of one column. Volumes are sliced into images, ``_conv_volumes.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from gpulayers.arrays import Spec, arranged, compute_dtype, empty_numpy, float64, spec
 
 from .._window import Window, output_order
-from . import _depth, _product
+from . import _conv_images, _conv_volumes
 from ._conv import Options
 
 REFUSALS = {"float64": "float64 is left to the definition"}
@@ -30,7 +30,7 @@ def _options(stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Opt
 
 
 def _by(x: Any) -> Any:
-    return _depth if x.ndim == 5 else _product
+    return _conv_volumes if x.ndim == 5 else _conv_images
 
 
 def _forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, how: Options) -> None:

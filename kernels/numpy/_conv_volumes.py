@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from gpulayers.arrays import Spec
 
-from . import _conv, _product
+from . import _conv, _conv_images
 from ._conv import Options
 
 BYTES = 1 << 25
@@ -66,7 +66,7 @@ def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.nd
         of = _Slices(volume.shape, weight, out.shape[1], how, kind)
         wide = _volume(volume, of)
         for first, last in of.blocks():
-            _product.forward(of.gathered(wide, first, last), taps, bias, out[:, first:last].swapaxes(0, 1), of.how)
+            _conv_images.forward(of.gathered(wide, first, last), taps, bias, out[:, first:last].swapaxes(0, 1), of.how)
 
 
 def input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, how: Options) -> None:
@@ -76,7 +76,7 @@ def input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, how: Opti
         wide = of.wide()
         for first, last in of.blocks():
             part = np.empty((last - first, of.c * of.kd, *of.size), kind)
-            _product.input_gradient(g[:, first:last].swapaxes(0, 1), taps, part, of.how)
+            _conv_images.input_gradient(g[:, first:last].swapaxes(0, 1), taps, part, of.how)
             under, part = of.under(wide, first, last), part.reshape(last - first, of.c, of.kd, *of.size)
             for tap in range(of.kd):
                 under[:, :, tap] += part[:, :, tap]
@@ -92,5 +92,5 @@ def weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, how: Options) -
         wide = _volume(volume, of)
         for first, last in of.blocks():
             part = g[:, first:last].swapaxes(0, 1)
-            total += _product.weight_gradient(part, of.gathered(wide, first, last), flat, of.how)
+            total += _conv_images.weight_gradient(part, of.gathered(wide, first, last), flat, of.how)
     return total.reshape(weight.shape)
