@@ -1,4 +1,5 @@
-"""Layer norm, RMS norm (of x, or of a sum), batch norm. Statistics are float32 (float64 for float64) for any dtype."""
+"""Layer norm and RMS norm, of x or of a sum; batch norm is in _batch_norm.py. Statistics are float32 (float64 for float64)
+for any dtype."""
 
 from __future__ import annotations
 
@@ -8,20 +9,11 @@ from typing import Any
 
 import ml_dtypes
 
-from gpulayers.arrays import HALVES, Spec, arranged, compute_dtype, float32, namespace, spec, up
-from gpulayers.definition import ArgumentError, Rule, ShapeError
-from gpulayers.ops._activation import require_activation
+from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, up
+from gpulayers.definition import Rule, ShapeError
+from gpulayers.ops._batch_norm import batch_norm as batch_norm
+from gpulayers.ops._norm import require_parameter
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
-from gpulayers.ops.activation import ACTIVATIONS
-
-
-def require_parameter(x: Spec, **parameters: Spec | None) -> None:
-    """A norm's weights and statistics have x's dtype, or float32 where x has 16 bits."""
-    for name, p in parameters.items():
-        if p is not None and p.dtype != x.dtype and not (p.dtype == float32 and x.dtype in HALVES):
-            raise ShapeError(
-                name, f"{name}.dtype = x.dtype, or float32 for 16-bit x", f"{name} {p.dtype} with x {x.dtype}"
-            )
 
 
 def _normalized(x: Spec, normalized_shape: Any) -> tuple[int, ...]:
@@ -308,182 +300,3 @@ def add_rms_norm_backward(
 
 
 add_rms_norm = Op(add_rms_norm_rule, add_rms_norm_forward, add_rms_norm_backward, adds="sum")
-
-
-# --- batch norm ------------------------------------------------------------------------------------------------------
-
-
-def _kept(x: Spec) -> Spec:
-    """A dense spec of x's shape: channels-last where x is so, else row-major."""
-    last = tuple([0, *range(2, x.ndim), 1])
-    return Spec(x.shape, x.dtype, last if x.contiguous and x.order == last else None)
-
-
-def batch_norm_rule(
-    x: Spec,
-    weight: Spec | None = None,
-    bias: Spec | None = None,
-    running_mean: Spec | None = None,
-    running_var: Spec | None = None,
-    residual: Spec | None = None,
-    *,
-    needs: tuple = (),
-    training: bool = False,
-    eps: float = 1e-5,
-    activation: str | None = None,
-) -> Rule:
-    require_float("x", x)
-    require_activation(activation)
-    if x.ndim < 2:
-        raise ArgumentError("x", "x.shape = (N, C, *spatial)", list(x.shape))
-    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    require_parameter(x, **given)
-    channels = x.shape[1]
-    for name, p in given.items():
-        if p is not None:
-            require_shape(name, p, (channels,), f"{name}.shape = (C,)")
-    if residual is not None:
-        require_shape("residual", residual, x.shape, "residual.shape = x.shape")
-        require_same_dtype(x, residual=residual)
-    if eps < 0 or (eps == 0 and training):
-        raise ArgumentError("eps", "eps > 0 in training, eps ≥ 0 otherwise", eps)
-    if (running_mean is None) != (running_var is None):
-        raise ArgumentError("running_mean, running_var", "both or neither", "one of them")
-    if running_mean is None or training:
-        values = (x.shape[0], *x.shape[2:])
-        if all(v is not None and v == 1 for v in values):
-            raise ArgumentError("x", "more than one value per channel, N · ∏ spatial > 1, in training", list(x.shape))
-    y = _kept(x)
-    row = Spec((channels,), compute_dtype(x.dtype))
-    options = {"training": bool(training), "eps": float(eps), "activation": activation}
-    saved = _saved(activation, y, row, row, x, weight, bias, residual) if needs else {}
-    return Rule({"y": y}, saved, options, {"x": y, "residual": y})
-
-
-def _saved(
-    activation: str | None, y: Any, mean: Any, rstd: Any, x: Any, weight: Any, bias: Any, residual: Any
-) -> dict[str, Any]:
-    """What backward computes from: f'(z) from y where that does, else z again from all that made it."""
-    saved = {"x": x, "mean": mean, "rstd": rstd, "weight": weight}
-    if activation is not None:
-        saved |= {"y": y} if ACTIVATIONS[activation].keeps == "y" else {"bias": bias, "residual": residual}
-    return {name: a for name, a in saved.items() if a is not None}
-
-
-def _across(x: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """(the axes that statistics are taken over, the shape of a channel vector against x, values per channel)."""
-    axes = (0, *range(2, x.ndim))
-    return axes, (1, -1, *[1] * (x.ndim - 2)), math.prod(x.shape[a] for a in axes)
-
-
-def batch_norm_forward(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
-    running_mean: Any = None,
-    running_var: Any = None,
-    residual: Any = None,
-    *,
-    needs: tuple = (),
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    activation: str | None = None,
-) -> tuple[tuple, dict]:
-    """y = f((x − mean) rstd · weight + bias + residual) for each channel, with rstd = 1 / √(var + eps).
-
-    x: (N, C, *spatial), float. weight, bias, running_mean, running_var: (C,), of x's dtype, or float32 for 16-bit x.
-    residual: of x's shape and dtype. f: the activation, a name in ``ACTIVATIONS`` with torch's default numbers, or none.
-    Training, or no running statistics: mean and var (the biased one) are the batch's, over N and spatial; in training
-    the running statistics r become (1 − momentum) r + momentum · (the batch's, var unbiased), in place. Otherwise mean
-    and var are the running ones. Returns y with x's shape, dtype and memory order (channels-last or row-major).
-    Ioffe, Szegedy: Batch Normalization (2015). Raises ShapeError, and ArgumentError for one value per channel.
-    """
-    xp = namespace(x)
-    axes, across, count = _across(x)
-    v = up(x)
-    if training or running_mean is None:
-        n = max(count, 1)  # an empty batch has mean 0, and changes nothing that runs
-        mean = v.sum(axes) / n
-        d = v - mean.reshape(across)
-        var = (d * d).sum(axes) / n
-        if running_mean is not None and count:
-            for running, batch in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
-                running[...] = ((1 - momentum) * up(running) + momentum * batch).astype(running.dtype)
-    else:
-        mean, var = xp.array(running_mean, v.dtype), up(running_var)  # a copy: it is saved
-        d = v - mean.reshape(across)
-    rstd = (1 / xp.sqrt(var + eps)).astype(v.dtype, copy=False)
-    y = _combined(d * rstd.reshape(across), weight, bias, residual)
-    if activation is not None:
-        f = ACTIVATIONS[activation]
-        y = f.value(y, *f.numbers)
-    y = arranged(y.astype(x.dtype, copy=False), _kept(spec(x)).order)
-    return (y,), _saved(activation, y, mean, rstd, x, weight, bias, residual) if needs else {}
-
-
-def _combined(xhat: Any, weight: Any, bias: Any, residual: Any) -> Any:
-    """z = x̂ · weight + bias + residual, of those that there are."""
-    across = (1, -1, *[1] * (xhat.ndim - 2))
-    if weight is not None:
-        xhat = xhat * up(weight).reshape(across)
-    if bias is not None:
-        xhat = xhat + up(bias).reshape(across)
-    return xhat if residual is None else xhat + up(residual)
-
-
-def batch_norm_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    activation: str | None = None,
-) -> tuple:
-    """With z = x̂ · weight + bias + residual, x̂ = (x − mean) rstd, dz = dy f'(z), and sums over N and spatial:
-
-    dresidual = dz,  dweight = Σ dz x̂,  dbias = Σ dz,  dx = weight · rstd (dz − dbias / n − x̂ · dweight / n); by the
-    running statistics dx = weight · rstd · dz.
-    """
-    (dy,), x, weight = dys, saved["x"], saved.get("weight")
-    axes, across, count = _across(x)
-    order = _kept(spec(x)).order
-    rstd = saved["rstd"].reshape(across)
-    xhat = (up(x) - saved["mean"].reshape(across)) * rstd
-    dz = up(dy)
-    if activation is not None:
-        f = ACTIVATIONS[activation]
-        by_y = f.keeps == "y"
-        kept = up(saved["y"]) if by_y else _combined(xhat, weight, saved.get("bias"), saved.get("residual"))
-        dz = f.gradient(dz, kept, *f.numbers)
-    dweight, dbias, dx, dresidual = (dz * xhat).sum(axes), dz.sum(axes), None, None
-    if "residual" in needs:
-        dresidual = arranged(namespace(x).array(dz, x.dtype), order)
-    if "x" in needs:
-        dx = dz
-        if training or inputs[3] is None:
-            n = max(count, 1)
-            dx = dz - (dbias / n).reshape(across) - xhat * (dweight / n).reshape(across)
-        scale = rstd if weight is None else rstd * up(weight).reshape(across)
-        dx = arranged((dx * scale).astype(x.dtype, copy=False), order)
-    return (
-        dx,
-        dweight.astype(inputs[1].dtype, copy=False) if "weight" in needs else None,
-        dbias.astype(inputs[2].dtype, copy=False) if "bias" in needs else None,
-        None,
-        None,
-        dresidual,
-    )
-
-
-batch_norm = Op(
-    batch_norm_rule,
-    batch_norm_forward,
-    batch_norm_backward,
-    differentiable=("x", "weight", "bias", "residual"),
-    updates=("running_mean", "running_var"),
-    dynamic=("momentum",),
-)
