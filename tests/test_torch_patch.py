@@ -372,6 +372,34 @@ def test_fsdp_classes(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("axes", [2, 3])
+def test_convolutions_are_turned_to_channels_last(axes):
+    """On a CPU where that is asked for: the same model, whose activations follow its weights' memory."""
+    convs, norm = (nn.Conv2d, nn.ConvTranspose2d) if axes == 2 else (nn.Conv3d, nn.ConvTranspose3d), nn.GroupNorm
+    own = nn.Sequential(convs[0](3, 4, 3), norm(2, 4), convs[1](4, 2, 2), nn.ReLU())
+    x = torch.randn(2, 3, *[5] * axes, requires_grad=True)
+    (truth := own(x)).square().sum().backward()
+    grads, x.grad = [x.grad, *(p.grad.clone() for p in own.parameters())], None
+    own.zero_grad()
+    before = {n: id(p) for n, p in own.named_parameters()}
+    assert not gt.patch(copy.deepcopy(own)).turned
+    report = gt.patch(own, memory_format=torch.channels_last)
+    said = {2: "channels_last", 3: "channels_last_3d"}[axes]
+    assert report.turned == {"0": said, "2": said} and f"to {said}" in str(report)
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}[axes]
+    y = own(x)
+    assert own[0].weight.is_contiguous(memory_format=last) and own[0](x).is_contiguous(memory_format=last)
+    y.square().sum().backward()
+    same(y, truth)
+    for got, want in zip([x.grad, *(p.grad for p in own.parameters())], grads):
+        same(got, want)
+    assert before == {n: id(p) for n, p in own.named_parameters()}
+    assert gt.patch(own, memory_format=torch.contiguous_format).turned["0"] == "contiguous_format"
+    assert own[0].weight.is_contiguous()
+    with pytest.raises(ValueError, match="memory_format"):
+        gt.patch(own, memory_format="channels_last")
+
+
 def test_scripting_sees_torchs_modules():
     model = block()
     del model.act[2]  # super() cannot be scripted

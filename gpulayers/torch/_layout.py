@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpulayers.arrays import Spec
 from gpulayers.dispatch import Plan
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the rank of what convolutions take."""
+
+
+def as_weight(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in channels-last memory where a convolution's weight is, as torch takes it: itself, or a copy."""
+    if not isinstance(weight, Tensor) or weight.dim() not in CHANNELS_LAST or x.dim() != weight.dim():
+        return x
+    channels, strides = weight.shape[1], weight.stride()
+    if channels == 1 or strides[1] != 1 or strides[-1] != channels:
+        return x
+    return x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
 
 
 def in_layout(plan: Plan) -> Plan:

@@ -22,7 +22,9 @@ from torch import Tensor
 from gpulayers._table import table
 from gpulayers.torch import _flops
 from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
+from gpulayers.torch._layout import CHANNELS_LAST
 from gpulayers.torch._op import _PLAIN
+from gpulayers.torch.conv import Convolution
 from gpulayers.torch.norm import rms_norm
 
 _PACKAGE = "gpulayers.torch"
@@ -46,22 +48,26 @@ class Report:
     """What runs as one op in the module's forward ("bn1 → relu"); ``print(gt.source(module))`` shows that."""
     unfused: dict[str, str] = field(default_factory=dict)
     """Why the forward of a module with layers to fuse stays as it is."""
+    turned: dict[str, str] = field(default_factory=dict)
+    """The memory format that a convolution's weight has now; what goes into it follows."""
     _kinds: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [(name, self._kinds[name], "replaced", f"by {_title(c)}") for name, c in self.replaced.items()]
         rows += [(name, self._kinds[name], "bypassed", why) for name, why in self.bypassed.items()]
         rows += [(name, self._kinds[name], "left", why) for name, why in self.left.items()]
+        rows += [(name, self._kinds[name], "turned", f"to {found}") for name, found in self.turned.items()]
         rows += [(name, self._kinds[name], "fused", ", ".join(found)) for name, found in self.fused.items()]
         rows += [(name, self._kinds[name], "not fused", why) for name, why in self.unfused.items()]
         return table(("module", "class", "", "why"), [(name or "(the model)", *rest) for name, *rest in rows])
 
     def __repr__(self) -> str:
         fused = f", {sum(map(len, self.fused.values()))} rows fused" if self.fused else ""
+        fused += f", {len(self.turned)} turned to channels last" if self.turned else ""
         return f"<{len(self.replaced)} replaced, {len(self.left)} left, {len(self.bypassed)} bypassed{fused}>"
 
 
-def patch(model: nn.Module, fuse: bool = False) -> Report:
+def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_format | None = None) -> Report:
     """Replace every layer in ``model`` (itself too) that gpulayers.torch has a drop-in for, in place.
 
     Replaced are modules whose class is exactly torch.nn's (under FSDP2 or parametrizations too), and norms in the manner
@@ -75,11 +81,20 @@ def patch(model: nn.Module, fuse: bool = False) -> Report:
     for what is refused. Names, parameters and state_dict stay. A fused row keeps what it gives for its backward, so torch
     refuses a backward after it was written into (``y += 1``). Patch again after a change of what a forward depends on.
 
+    memory_format: of convolutions' weights of images and volumes; what goes into one follows its weight, as in torch, so
+    the first convolution of a model turns the images. By default channels last for those on a GPU, where the kernels want
+    it; ``torch.preserve_format`` keeps all as it is, ``torch.channels_last`` turns them on a CPU too. Images and volumes
+    have their formats, whichever is named.
+
     ``torch.jit.script`` takes a patched model, as torch.nn's modules; it puts those into the model that it is given.
-    ``unpatch`` restores the classes. Raises TypeError for what is no module.
+    ``unpatch`` restores the classes. Raises TypeError for what is no module, ValueError for a
+    memory_format that is no torch.memory_format.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: model: the rule is a torch.nn.Module; got {type(model).__name__}")
+    if not isinstance(memory_format, torch.memory_format | None):
+        rule = "None, torch.channels_last, torch.contiguous_format or torch.preserve_format"
+        raise ValueError(f"patch: memory_format: the rule is {rule}; got {memory_format!r}")
     _flops.tell()
     report, bypassed = Report(), _bypassed(model)
     for name, module in model.named_modules():
@@ -97,10 +112,25 @@ def patch(model: nn.Module, fuse: bool = False) -> Report:
             report.replaced[name] = replacement
         elif why and not why_bypassed:
             report.left[name] = why
+    if memory_format is not torch.preserve_format:
+        _turn(model, report, memory_format)
     if fuse:
         for name, module in model.named_modules():
             _fuse_rows(name, module, report)
     return report
+
+
+def _turn(model: nn.Module, report: Report, memory_format: torch.memory_format | None) -> None:
+    """Weights of convolutions in a memory format; None: channels last where they are on a GPU."""
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if not isinstance(module, Convolution) or type(weight) is not nn.Parameter:
+            continue
+        if weight.dim() not in CHANNELS_LAST or not (memory_format or weight.is_cuda):
+            continue
+        own = CHANNELS_LAST[weight.dim()] if memory_format in (None, *CHANNELS_LAST.values()) else memory_format
+        weight.data = weight.data.contiguous(memory_format=own)
+        report.turned[name] = str(own).removeprefix("torch.")
 
 
 def _fuse_rows(name: str, module: Any, report: Report) -> None:

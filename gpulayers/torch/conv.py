@@ -13,6 +13,7 @@ from torch import Tensor
 from gpulayers.ops import conv as ops
 from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import batched, each, held
+from gpulayers.torch._layout import as_weight
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.padding import pad
 
@@ -201,7 +202,11 @@ def conv_transpose3d(
     return _walked_back(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-class _Conv:
+class Convolution:
+    """A class of torch.nn's that convolves, one way or the other."""
+
+
+class _Conv(Convolution):
     """A class of torch.nn's that convolves: its forward, with ours in the place of torch's function."""
 
     _function: Callable[..., Tensor]
@@ -219,10 +224,11 @@ class _Conv:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        input = as_weight(input, weight)
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
-class _ConvTranspose:
+class _ConvTranspose(Convolution):
     _function: Callable[..., Tensor]
     kernel_size: Any
 
@@ -232,6 +238,7 @@ class _ConvTranspose:
             axes, sizes = len(self.kernel_size), (self.stride, self.padding, self.kernel_size)
             more = self._output_padding(input, output_size, *sizes, axes, self.dilation)
         weight, bias = held(self, "weight"), held(self, "bias")
+        input = as_weight(input, weight)
         return self._function(input, weight, bias, self.stride, self.padding, more, self.groups, self.dilation)
 
 
