@@ -11,7 +11,9 @@ from gpulayers.kernels.triton._conv import Walk  # noqa: E402
 from gpulayers.kernels.triton._conv_tiles_weight import BOXED, EVEN, STACKED  # noqa: E402
 
 from gpulayers.ops.conv import conv, conv_transpose  # noqa: E402
+from gpulayers.testing.audit import audit  # noqa: E402
 from gpulayers.testing.check_op import check_op  # noqa: E402
+from gpulayers.testing.compiling import compiling  # noqa: E402
 from gpulayers.testing.interpreter import interpreting  # noqa: E402
 
 
@@ -137,6 +139,58 @@ def test_what_is_not_finite_stays_where_it_is_in_weights():
 )
 def test_boxes_that_divide_images(pixels, images, found):
     assert _conv_tiles_weight.whole_box(pixels, *images) == found
+
+
+@pytest.mark.parametrize("size", [(3, 9, 10), (6, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_come_along(size, dtype):
+    """Those of the rounded results, without cancellation: their mean is large beside what they differ by."""
+    n, h, w = size
+    x = torch.tensor(last(n, 32, h, w)).to(dtype).unsqueeze(2)
+    taps = torch.tensor(last(72, 32, 1, 1) / 64).to(dtype).unsqueeze(2)
+    bias, y = torch.full((72,), 100.0, dtype=dtype), torch.empty(n, 1, h, w, 72, dtype=dtype).permute(0, 4, 1, 2, 3)
+    walk = Walk((1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
+
+    def empty(shape, dtype):
+        return torch.full(shape, np.nan)
+
+    with interpreting(_tile.Device(90, 2, 232448)):
+        assert _conv_tiles.forward(x, taps, bias, y, walk, False) == []
+        before = y.clone()
+        count, mean, squares = (t.double() for t in _conv_tiles.forward(x, taps, bias, y, walk, False, empty))
+    assert len(count) == 2 and torch.equal(y, before)
+    true, total = y.double(), count.sum(0)
+    merged = (count * mean).sum(0) / total
+    spread = (squares + count * (mean - merged) ** 2).sum(0) / total
+    assert (total == n * h * w).all()
+    torch.testing.assert_close(merged, true.mean((0, 2, 3, 4)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(spread, true.var((0, 2, 3, 4), correction=0), rtol=1e-3, atol=1e-6)
+
+
+def test_moments_cost_no_spills():
+    """Nor do the products wait for each other; both operands come from shared memory."""
+
+    def empty(*shape: int, dtype=torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, y = (empty(128, 1, 56, 56, 64).permute(0, 4, 1, 2, 3) for _ in range(2))
+    taps = empty(64, 1, 3, 3, 64).permute(0, 4, 1, 2, 3)
+    with compiling(90) as session:
+        _conv_tiles.forward(
+            x, taps, None, y, Walk((1, 1, 1), (0, 1, 1), (1, 1, 1), 1), False,
+            lambda shape, dtype: empty(*shape, dtype=torch.float32),
+        )  # fmt: skip
+    report = audit(session.compiled[0])
+    assert report.faults(aligned=True) == [] and report.tensor_core == "HGMMA" and "LDSM" not in report.mix
+    assert report.mix["UTMALDG"] and report.mix["UTMASTG"]
+
+
+def test_moments_by_another_road():
+    x = torch.empty(1, 32, 1, 4, 4, dtype=torch.bfloat16)
+    with interpreting(_tile.Device(100, 3, 232448)):
+        assert "sm_100's compiler" in _conv_tiles.moments_refusal(x, 1)
+    with interpreting(_tile.Device(90, 3, 232448)):
+        assert _conv_tiles.moments_refusal(x, 1) is None and "groups" in _conv_tiles.moments_refusal(x, 2)
 
 
 @pytest.mark.parametrize("entry", _configs.CHOICES["conv_tiles.half"].entries(90))

@@ -63,17 +63,37 @@ def under_tap(
 
 
 @triton.jit
+def _merge(value, n, i, j, N, H, W, count, mean, squares, EXACT: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr):
+    """Chan's merge of a tile's columns, the pixels that exist, into (count, mean, Σ (value − mean)²) of each row."""
+    here = value.shape[1] * 1.0
+    if not EXACT:
+        m = tl.arange(0, value.shape[1])
+        real = (n + m // (HB * WB) < N) & (i + m // WB % HB < H) & (j + m % WB < W)
+        here = tl.sum(real.to(tl.float32))
+        value = tl.where(real[None, :], value, 0.0)
+    centre = tl.sum(value, 1) / here
+    off = value - centre[:, None]
+    if not EXACT:
+        off = tl.where(real[None, :], off, 0.0)
+    delta = centre - mean
+    share = here / (count + here)
+    return count + here, mean + delta * share, squares + tl.sum(off * off, 1) + delta * delta * count * share
+
+
+@triton.jit
 def _conv_tiles_kernel(
-    x, w, bias, y, v1, v2, v3,
+    x, w, bias, y, v1, v2, v3, counts, means, squares,
     N, H, W, C, O, KH, KW, H0, W0, UP, LEFT, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W,
     TURNED: tl.constexpr, WIDE: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
-    NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    EXACT: tl.constexpr, NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y[n, i, j, o] = Σ_{tap, c} x[n, IN · (i + (H0, W0)) + (UP, LEFT) + tap · D, c] · weight[o, tap, c].
 
     x, w, y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where it is written in steps
     of OUT (dx of a strided convolution; H0 and W0 are then its padding). N, H, W: y's images and pixels. C, O: channels
-    in a group of x and y. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is (O, taps, C).
+    in a group of x and y. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is (O, taps, C). EXACT: no box overhangs.
+    counts, means, squares: where given, (programs / tiles of channels, O) float32, the moments of what a program wrote;
+    the grid is then a multiple of the tiles of channels, so that each program keeps its own.
     """
     BM: tl.constexpr = NB * HB * WB
     group = tl.program_id(1)
@@ -94,6 +114,9 @@ def _conv_tiles_kernel(
     tiles_h = tl.cdiv(H, HB)
     tiles_w = tl.cdiv(W, WB)
     tiles = tl.cdiv(N, NB) * tiles_h * tiles_w * tiles_o
+    count = 0.0
+    mean = tl.zeros((BN,), tl.float32)
+    spread = tl.zeros((BN,), tl.float32)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         o = tile % tiles_o * BN
         pixels = tile // tiles_o
@@ -122,7 +145,16 @@ def _conv_tiles_kernel(
         if bias is not None:
             at = o + tl.arange(0, BN)
             acc += tl.load(bias + group * O + at, at < O, other=0.0).to(tl.float32)[:, None]
-        y.store([n, i, j, group * O + o], acc.to(y.dtype).T.reshape(NB, HB, WB, BN))
+        out = acc.to(y.dtype)
+        y.store([n, i, j, group * O + o], out.T.reshape(NB, HB, WB, BN))
+        if counts is not None:  # of the rounded values, which a normalisation reads
+            count, mean, spread = _merge(out.to(tl.float32), n, i, j, N, H, W, count, mean, spread, EXACT, HB, WB)
+    if counts is not None:
+        channel = tl.program_id(0) % tiles_o * BN + tl.arange(0, BN)
+        at = tl.program_id(0) // tiles_o * O + channel
+        tl.store(counts + at, tl.zeros((BN,), tl.float32) + count, channel < O)
+        tl.store(means + at, mean, channel < O)
+        tl.store(squares + at, spread, channel < O)
 
 
 # --- choices ---------------------------------------------------------------------------------------------------------
@@ -272,31 +304,46 @@ class Axis(NamedTuple):
         return self.dilation if self.views > 1 else self.dilation // self.steps
 
 
-def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> None:
-    """y of a convolution for which nothing is refused. plain: one tap takes every pixel as it is."""
+def moments_refusal(x: Any, groups: int) -> str | None:
+    """Why ``forward`` leaves the moments of y to a pass of their own; None if it takes them along."""
+    if _tile.device(x).arch >= 100:
+        return "sm_100's compiler fails on sums over a product that stands in tensor memory"
+    return "programs of several groups" if groups > 1 else None
+
+
+def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool, moments: Any = None) -> list[Any]:
+    """y of a convolution for which nothing is refused. plain: one tap takes every pixel as it is.
+
+    moments: the ``empty`` that gives memory for [counts, means, Σ (y − mean)²], (shares, O) in float32, of each channel of
+    y, which batch norm merges (``_batch_norm.py``); returned where nothing refuses them, else, and for None, [].
+    """
     (o, c, _, kh, kw), source, target, groups = taps.shape, rows_of(x), rows_of(y), walk.groups
     if plain:
         source, target = as_images(source, target)
     walks = [Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
     weights = taps.permute(0, 2, 3, 4, 1).reshape(o, kh * kw, c)
-    summed(source, weights, bias, target, walks, (kh, kw), groups)
+    return summed(source, weights, bias, target, walks, (kh, kw), groups, moments)
 
 
 def summed(
-    source: Any, weights: Any, bias: Any, target: Any, walks: Sequence[Axis], kernel: tuple[int, int], groups: int
-) -> None:
+    source: Any, weights: Any, bias: Any, target: Any, walks: Sequence[Axis], kernel: tuple[int, int], groups: int,
+    moments: Any = None,
+) -> list[Any]:  # fmt: skip
     """target = the sum that ``_conv_tiles_kernel`` states. source, target: (N, H, W, C). weights: (O, taps, C / groups),
-    dense; in ``source`` there may be fewer channels, which read as zero."""
+    dense; in ``source`` there may be fewer channels, which read as zero. moments: as in ``forward``."""
     (o, taps, c), (n, h, w, _) = weights.shape, target.shape
     tile = HALF(_tile.device(source), n, h, w, c, o // groups, groups, groups > 1)
+    moments = None if moments_refusal(source, groups) else moments
+    if moments and tile.BM > 128:  # sums over more pixels spill
+        tile = tile._replace(BM=128, warps=4)
     pixels = box(tile.BM, n, h, w)
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*pixels, tile.BK))
     wide = c % tile.BK != 0
     block = (tile.BN, 1, tile.BK) if wide else (tile.BN, tile.BK)
     geometry = (*(a.start for a in walks), *(a.offset for a in walks), *(a.jump for a in walks), 1, 1, 1, 1, 0, 0)
-    _launch(
+    return _launch(
         tile, pixels, groups, 1, views[0], _tile.described(weights if wide else weights.view(o, taps * c), block), bias,
-        _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, *kernel), geometry,
+        _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, *kernel), geometry, moments,
         TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
     )  # fmt: skip
 
@@ -339,14 +386,21 @@ def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Seq
 
 def _launch(
     tile: Tile, pixels: tuple, groups: int, phases: int, x: Any, w: Any, bias: Any, y: Any, views: Sequence[Any],
-    sizes: tuple, geometry: tuple, **constants: Any,
-) -> None:  # fmt: skip
+    sizes: tuple, geometry: tuple, moments: Any = None, **constants: Any,
+) -> list[Any]:  # fmt: skip
     n, h, w_, _, o, *_ = sizes
     each = (n, _tile.cdiv(h, constants["OUT_H"]), _tile.cdiv(w_, constants["OUT_W"]))
-    tiles = boxes_of(pixels, *each) * _tile.cdiv(o, tile.BN)
-    room = resident(_tile.device(y.base), tile.shared(2) + tile.BM * tile.BN * 2, tile.warps)
-    programs = min(tiles, max(1, room // (groups * phases)))
+    wide = _tile.cdiv(o, tile.BN)
+    room = resident(_tile.device(y.base), tile.shared(2) + tile.BM * tile.BN * 2, tile.warps) // (groups * phases)
+    rounds = boxes_of(pixels, *each)
+    if moments:
+        rows = min(rounds, max(1, room // wide))
+        programs, found = rows * wide, [moments((rows, o), "float32") for _ in range(3)]
+    else:
+        programs, found = min(rounds * wide, max(1, room)), []
     _tile.launch(
-        _conv_tiles_kernel, (programs, groups, phases), x, w, bias, y, *views, *sizes, *geometry, **constants,
+        _conv_tiles_kernel, (programs, groups, phases), x, w, bias, y, *views, *(found or [None] * 3), *sizes, *geometry,
+        **constants, EXACT=moments is None or not any(a % b for a, b in zip(each, pixels)),
         NB=pixels[0], HB=pixels[1], WB=pixels[2], BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+    return found
