@@ -197,6 +197,29 @@ class OfChannels(gl.Layer):
         return dy * self.g[:, None, None] + dy * slope * self.b
 
 
+class Masked(gl.Layer):
+    """Dropout in array code, its mask kept."""
+
+    def __init__(self, p=0.4):
+        self.p = p
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, x):
+        if not self.training:
+            return x * 1.0
+        keep = gl.random.uniform(x.shape, like=x) >= self.p
+        self.save(keep)
+        return np.where(keep, x, 0) * (1 / (1 - self.p))
+
+    def backward(self, dy):
+        if not self.training:
+            return dy * 1.0
+        (keep,) = self.saved
+        return np.where(keep, dy, 0) * (1 / (1 - self.p))
+
+
 class Backwards(Swish):
     """A cumulative sum, whose gradient is one from the end; rows that are too wide for it are refused."""
 

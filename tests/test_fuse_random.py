@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from check_fuse import wide
+from fused_layers import Masked
 from test_fuse import arrays_for, cache, module_of, triton  # noqa: F401
 
 import gpulayers as gl
@@ -15,29 +16,6 @@ from gpulayers.fusing import by_hand, fuse, fusion
 from gpulayers.ops._random import normals, random_bits
 from gpulayers.testing import audit_op, check_layer, check_op, cupy_like
 from gpulayers.testing.interpreter import interpreting
-
-
-class Masked(gl.Layer):
-    """Dropout in array code, its mask kept."""
-
-    def __init__(self, p=0.4):
-        self.p = p
-
-    def output_shape(self, input_shape):
-        return input_shape
-
-    def forward(self, x):
-        if not self.training:
-            return x * 1.0
-        keep = gl.random.uniform(x.shape, like=x) >= self.p
-        self.save(keep)
-        return np.where(keep, x, 0) * (1 / (1 - self.p))
-
-    def backward(self, dy):
-        if not self.training:
-            return dy * 1.0
-        (keep,) = self.saved
-        return np.where(keep, dy, 0) * (1 / (1 - self.p))
 
 
 @gl.register

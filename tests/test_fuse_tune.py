@@ -5,11 +5,10 @@ import json
 import pytest
 
 pytest.importorskip("torch")
-from fused_layers import Centred, Swish
+from fused_layers import Centred, Masked, Swish
 from gpulayers.bench.measuring.device import Cpu
 from gpulayers.bench.tuning import fused
 from test_fuse import SWISH, arrays_for, cache  # noqa: F401
-from test_fuse_random import Masked
 
 from gpulayers import arrays, cli
 from gpulayers.fusing import _measured, fusion
