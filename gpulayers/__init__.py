@@ -95,5 +95,6 @@ from gpulayers.layers.pooling import (  # noqa: E402
     Pooling,
 )
 from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # noqa: E402
+from gpulayers.layers.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold  # noqa: E402
 from gpulayers.ops._own import op  # noqa: E402
 from gpulayers.train import SGD, AdamW, Callback, Checkpoint, EarlyStopping, History, Optimizer  # noqa: E402

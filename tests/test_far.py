@@ -15,6 +15,7 @@ from gpulayers.ops.norm import layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax
+from gpulayers.ops.window import fold, pixel_unshuffle, unfold
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
 
@@ -58,6 +59,9 @@ CALLS = {
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 3}),
     "adaptive_avg_pool2d to 1": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 1}),
     "pad2d": (pad2d, [draw(*IMAGE)], {"padding": 1, "mode": "reflect"}),
+    "unfold": (unfold, [draw(*IMAGE)], {"kernel_size": 2, "padding": 1}),
+    "fold": (fold, [draw(2, 12, 12)], {"output_size": (4, 5), "kernel_size": 2}),
+    "pixel_unshuffle": (pixel_unshuffle, [draw(2, 3, 4, 6)], {"downscale_factor": 2}),
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
+from gpulayers.ops.window import pixel_shuffle, unfold
 from gpulayers.testing.check_op import check_op
 
 
@@ -43,6 +44,8 @@ CALLS = {
     "avg_pool2d": (avg_pool2d, [IMAGES], {"kernel_size": 3, "stride": 2}),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [IMAGES], {"output_size": (4, 3)}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
+    "unfold": (unfold, [IMAGES], {"kernel_size": 3, "padding": 1}),
+    "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),
     "conv2d": (conv, [IMAGES, draw(6, 4, 3, 3), draw(6)], {"padding": 1}),
     "depthwise conv2d": (conv, [IMAGES, draw(4, 1, 3, 3), draw(4)], {"padding": 1, "groups": 4}),
 }

@@ -17,6 +17,7 @@ from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
+from gpulayers.ops.window import pixel_shuffle, unfold
 from gpulayers.testing.arena import arena, has_gpu
 
 torch = pytest.importorskip("torch")
@@ -59,6 +60,8 @@ OPS = [
     (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),
     (adaptive_avg_pool2d, [(4, 32, 15, 15)], {"output_size": 6}),
     (pad2d, [(4, 32, 15, 15)], {"padding": 2, "mode": "replicate"}),
+    (unfold, [(4, 32, 15, 15)], {"kernel_size": 3, "padding": 1, "stride": 2}),
+    (pixel_shuffle, [(4, 32, 15, 15)], {"upscale_factor": 4}),
     (dropout, [(65, 1031), SEED], {"p": 0.25}),
 ]
 CALLS = [

@@ -17,6 +17,7 @@ from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.ops.softmax import log_softmax, softmax
+from gpulayers.ops.window import channel_shuffle, pixel_shuffle, unfold
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
 
@@ -52,6 +53,9 @@ CALLS = {
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [IMAGES], {"output_size": (15, 30)}),
     "adaptive_avg_pool2d to 1": (adaptive_avg_pool2d, [IMAGES], {"output_size": 1}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
+    "unfold": (unfold, [(2 * 65535, 5, 16, 32)], {"kernel_size": 2, "padding": 1}),
+    "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),
+    "channel_shuffle": (channel_shuffle, [IMAGES], {"groups": 5}),
     "conv2d": (conv, [IMAGES, np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
     "depthwise conv2d": (conv, [IMAGES, np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
     "linear": (linear, [(2**31 // 64 + 3, 64), np.ones((64, 64), float16) / 8], {}),
@@ -110,6 +114,7 @@ ON_LONG_IMAGES = {
     "avg_pool2d": (avg_pool2d, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool2d": (adaptive_avg_pool2d, [], {"output_size": None}),  # by pairs of neighbours
     "pad2d": (pad2d, [], {"padding": 1, "mode": "replicate"}),
+    "channel_shuffle": (channel_shuffle, [], {"groups": 5}),
     "conv2d": (conv, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
     "depthwise conv2d": (conv, [np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
 }

@@ -60,6 +60,11 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "ReflectionPad2d": [({"padding": 1}, _IMAGE)],
     "ReplicationPad2d": [({"padding": 1}, _IMAGE)],
     "CircularPad2d": [({"padding": 1}, _IMAGE)],
+    "Unfold": [({"kernel_size": (2, 3), "stride": 2, "padding": 1}, _IMAGE)],
+    "Fold": [({"output_size": (4, 3), "kernel_size": 2, "stride": (2, 1)}, (2, 4, 4))],
+    "PixelShuffle": [({"upscale_factor": 2}, _IMAGE)],
+    "PixelUnshuffle": [({"downscale_factor": 2}, (2, 3, 4, 6))],
+    "ChannelShuffle": [({"groups": 2}, _IMAGE)],
     "Conv2d": [
         ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, _IMAGE),
         ({"in_channels": 4, "out_channels": 4, "kernel_size": 2, "groups": 2, "stride": 2, "bias": False}, _IMAGE),
@@ -180,6 +185,8 @@ class Everything(nn.Module):
         x = x + through("ConvTranspose2d", x) + through("Conv1d ConvTranspose1d", x.flatten(2)).reshape(x.shape)
         x = through("Conv3d ConvTranspose3d", x.unsqueeze(2)).squeeze(2)
         x = x + through("Softmax2d", x)
+        x = x + through("PixelShuffle ChannelShuffle PixelUnshuffle", x)
+        x = x + through("Unfold Fold", x).mean((2, 3), keepdim=True)
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)

@@ -48,6 +48,7 @@ from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 from gpulayers.torch.padding import CircularPad2d, ConstantPad2d, ReflectionPad2d, ReplicationPad2d, ZeroPad2d
 from gpulayers.torch.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
+from gpulayers.torch.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold
 
 # After the drop-ins: what is made of them.
 from gpulayers.torch import optim  # isort: skip

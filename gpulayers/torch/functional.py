@@ -39,6 +39,7 @@ from gpulayers.torch.norm import add_layer_norm, add_rms_norm, batch_norm, layer
 from gpulayers.torch.padding import pad
 from gpulayers.torch.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from gpulayers.torch.softmax import log_softmax, softmax, softmin
+from gpulayers.torch.window import channel_shuffle, fold, pixel_shuffle, pixel_unshuffle, unfold
 
 for _name in [name for name, value in globals().items() if inspect.isfunction(value)]:
     torch.fx.wrap(_name)  # symbolic tracing takes them as they are, as it does torch's

@@ -1,0 +1,339 @@
+"""Windows as columns, and back; pixels to channels, and back. Bound by memory: every kernel reads each element that its
+output shows, and adds nothing to memory in turn.
+
+- unfold gathers: a program copies one tap of a run of windows.
+- fold gathers, too: a pixel looks up the windows that it lies in, at most ⌈span / stride⌉ along each axis.
+- the shuffles are one copy of permuted axes, which reads along x's neighbours and writes along y's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .._budget import Budget
+from .._window import Window, output_order
+from . import _configs, _tile
+from ._image import evenly_spaced, image_pixel, pixel_tile, steps
+
+
+def _narrow_copy(c: dict[str, Any]) -> str:
+    """A copy that turns axes moves 16 bytes along one of its two arrays at most."""
+    return "" if c["BF"] == 1 and c["BL"] >= 8 else "loads, stores"
+
+
+BUDGETS = {
+    "_unfold_kernel": Budget(registers=96, blocks=4, narrow="loads, stores"),
+    "_fold_kernel": Budget(registers=128, blocks=3, narrow="loads, stores"),
+    "_shuffle_kernel": Budget(registers=96, blocks=4, narrow=_narrow_copy),
+}
+
+
+def is_wide(*arrays: Any) -> bool:
+    """Whether an offset in one of these arrays may not fit 32 bits."""
+    return any(sum((n - 1) * s for n, s in zip(a.shape, a.stride())) >= 2**31 - 2**16 for a in arrays)
+
+
+# --- unfold ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _unfold_kernel(
+    x, y,
+    C, H, W, OW, L, TAPS, KW, x_n, x_h, x_w, x_c, y_n, y_c, y_l, TOP, LEFT, DOWN, ACROSS, SH, SW,
+    WIDE: tl.constexpr, BC: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """y[n, c · TAPS + tap, l] = the tap's pixel of window l; DOWN, ACROSS: the dilation, SH, SW: the stride."""
+    pid = tl.program_id(0)
+    blocks = (L - 1) // BL + 1
+    l = pid % blocks * BL + tl.arange(0, BL)[None, :]
+    tap = pid // blocks % TAPS
+    n = pid // blocks // TAPS
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
+    h, w = l // OW * SH + tap // KW * DOWN - TOP, l % OW * SW + tap % KW * ACROSS - LEFT
+    there = (h >= 0) & (h < H) & (w >= 0) & (w < W) & (l < L) & (c < C)
+    row = c * TAPS + tap
+    if WIDE:
+        n, l, c, h, w, row = (
+            n.to(tl.int64), l.to(tl.int64), c.to(tl.int64), h.to(tl.int64), w.to(tl.int64), row.to(tl.int64)
+        )  # fmt: skip
+    v = tl.load(x + n * x_n + h * x_h + w * x_w + c * x_c, there, other=0.0)
+    tl.store(y + n * y_n + row * y_c + l * y_l, v, (l < L) & (c < C))
+
+
+UNFOLD = _configs.rows("unfold")
+
+
+def _unfold(x: Any, y: Any, window: Window) -> None:
+    """y (N, C · taps, windows) from images x; both of any strides."""
+    n, c, h, w = x.shape
+    counts = window.output_size((h, w), window.padding)
+    count = math.prod(counts)
+    entry = UNFOLD(_tile.device(x), count)
+    channels = min(_tile.next_power_of_2(c), 32) if x.stride(1) == 1 else 1
+    run = _tile.next_power_of_2(count, max(1, entry.elements // channels))
+    channels = min(_tile.next_power_of_2(c), max(1, entry.elements // run))
+    grid = (n * window.taps * _tile.cdiv(count, run), _tile.cdiv(c, channels))
+    _tile.launch(
+        _unfold_kernel, grid, x, y, c, h, w, counts[1], count, window.taps, window.kernel[1], *steps(x), *y.stride(),
+        *window.padding, *window.dilation, *window.stride,
+        WIDE=is_wide(x, y), BC=channels, BL=run, num_warps=entry.warps,
+    )  # fmt: skip
+
+
+# --- fold ------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _fold_kernel(
+    y, x,
+    M, P, W, C, OH, OW, KH, KW, TAPS, y_n, y_c, y_l, x_n, x_h, x_w, x_c, TOP, LEFT, DOWN, ACROSS, SH, SW,
+    UP: tl.constexpr, OVER: tl.constexpr, EVEN: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """x[pixel, c] = Σ of y over the windows that the pixel lies in: UP along a column, OVER along a row, at most."""
+    start = tl.program_id(0).to(tl.int64) * BP
+    n, pixel = image_pixel(start, P, ALIGNED, BP)
+    n, pixel = n[:, None], pixel[:, None]
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
+    mask = (start + tl.arange(0, BP) < M)[:, None] & (c < C)
+    if WIDE:
+        c, pixel = c.to(tl.int64), pixel.to(tl.int64)
+    else:
+        n = n.to(tl.int32)
+    h, w = pixel // W, pixel % W
+    acc = tl.zeros((BP, BC), tl.float32)
+    source = y + n * y_n + c * TAPS * y_c
+    for a in range(UP):
+        i = (h + TOP) // SH - a
+        down = h + TOP - i * SH
+        r = down // DOWN
+        of_row = (i >= 0) & (i < OH) & (r < KH) & (r * DOWN == down)
+        for b in range(OVER):
+            j = (w + LEFT) // SW - b
+            over = w + LEFT - j * SW
+            q = over // ACROSS
+            hit = of_row & (j >= 0) & (j < OW) & (q < KW) & (q * ACROSS == over) & mask
+            acc += tl.load(source + (r * KW + q) * y_c + (i * OW + j) * y_l, hit, other=0.0).to(tl.float32)
+    if EVEN:
+        place = x + n * x_n + pixel * x_w + c * x_c
+    else:
+        place = x + n * x_n + h * x_h + w * x_w + c * x_c
+    tl.store(place, acc.to(x.dtype.element_ty), mask)
+
+
+FOLD = _configs.rows("fold")
+
+
+def _fold(y: Any, x: Any, window: Window) -> None:
+    """Images x from y (N, C · taps, windows); both of any strides."""
+    n, c, h, w = x.shape
+    entry = FOLD(_tile.device(x), n * h * w)
+    pixels, channels = pixel_tile(x, n * h * w, entry.elements)
+    grid = (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels))
+    up, over = window.laps
+    _tile.launch(
+        _fold_kernel, grid, y, x, n * h * w, h * w, w, c, *window.output_size((h, w), window.padding), *window.kernel,
+        window.taps, *y.stride(), *steps(x), *window.padding, *window.dilation, *window.stride,
+        UP=up, OVER=over, EVEN=evenly_spaced(x), ALIGNED=h * w % 16 == 0 and pixels % 16 == 0, WIDE=is_wide(x, y),
+        BP=pixels, BC=channels, num_warps=entry.warps,
+    )  # fmt: skip
+
+
+def unfold_forward(
+    x: Any, *, needs: tuple = (), kernel_size: tuple, dilation: tuple, padding: tuple, stride: tuple, empty: Any
+) -> tuple[tuple, dict]:
+    window, (n, c, *size) = Window(kernel_size, stride, padding, dilation), x.shape
+    y = empty((n, c * window.taps, math.prod(window.output_size(size, padding))), x.dtype)
+    _unfold(x, y, window)
+    return (y,), {}
+
+
+def unfold_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    kernel_size: tuple,
+    dilation: tuple,
+    padding: tuple,
+    stride: tuple,
+    empty: Any,
+) -> tuple:
+    (x,) = inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    _fold(dys[0], dx, Window(kernel_size, stride, padding, dilation))
+    return (dx,)
+
+
+def fold_forward(
+    x: Any,
+    *,
+    needs: tuple = (),
+    output_size: tuple,
+    kernel_size: tuple,
+    dilation: tuple,
+    padding: tuple,
+    stride: tuple,
+    empty: Any,
+) -> tuple[tuple, dict]:
+    window = Window(kernel_size, stride, padding, dilation)
+    y = empty((x.shape[0], x.shape[1] // window.taps, *output_size), x.dtype)
+    _fold(x, y, window)
+    return (y,), {}
+
+
+def fold_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    output_size: tuple,
+    kernel_size: tuple,
+    dilation: tuple,
+    padding: tuple,
+    stride: tuple,
+    empty: Any,
+) -> tuple:
+    (x,) = inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    _unfold(dys[0], dx, Window(kernel_size, stride, padding, dilation))
+    return (dx,)
+
+
+# --- shuffles --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _shuffle_kernel(
+    x, y,
+    B, S1, S2, S3, F, L, x_0, x_1, x_2, x_3, x_f, x_l, y_0, y_1, y_2, y_3, y_f, y_l,
+    AXES: tl.constexpr, WIDE: tl.constexpr, BB: tl.constexpr, BF: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """y[b, f, l] = x[b, f, l], b a number for up to four axes, S3 the size of the last."""
+    tiles_f, tiles_l = (F - 1) // BF + 1, (L - 1) // BL + 1
+    pid = tl.program_id(0)
+    l = pid % tiles_l * BL + tl.arange(0, BL)[None, None, :]
+    f = pid // tiles_l % tiles_f * BF + tl.arange(0, BF)[None, :, None]
+    b = pid // tiles_l // tiles_f * BB + tl.arange(0, BB)[:, None, None]
+    mask = (b < B) & (f < F) & (l < L)
+    if WIDE:
+        b, f, l = b.to(tl.int64), f.to(tl.int64), l.to(tl.int64)
+    source, target = x + f * x_f + l * x_l, y + f * y_f + l * y_l
+    if AXES > 1:
+        source, target, b = source + b % S3 * x_3, target + b % S3 * y_3, b // S3
+    if AXES > 2:
+        source, target, b = source + b % S2 * x_2, target + b % S2 * y_2, b // S2
+    if AXES > 3:
+        source, target, b = source + b % S1 * x_1, target + b % S1 * y_1, b // S1
+    tl.store(target + b * y_0, tl.load(source + b * x_0, mask), mask)
+
+
+SHUFFLE = _configs.rows("shuffle")
+Axis = tuple[int, int, int]
+
+
+def _joined(x: Any, y: Any) -> list[Axis]:
+    """(size, step in x, step in y) of each axis, slowest in y first; axes that are one in both arrays count once."""
+    axes: list[Axis] = []
+    for n, x_step, y_step in sorted(zip(x.shape, x.stride(), y.stride()), key=lambda axis: -axis[2]):
+        if axes and axes[-1][1] == n * x_step and axes[-1][2] == n * y_step:
+            axes[-1] = axes[-1][0] * n, x_step, y_step
+        elif n != 1:
+            axes.append((n, x_step, y_step))
+    return axes or [(1, 1, 1)]
+
+
+def _shuffle(x: Any, y: Any) -> None:
+    """y[…] = x: views of one shape, whose axes lie in another order in each."""
+    if not x.numel():
+        return
+    *axes, last = _joined(x, y)
+    along = min(range(len(axes)), key=lambda i: (axes[i][1], -i), default=None)
+    first: Axis = (1, 0, 0) if along is None else axes.pop(along)
+    axes.sort(key=lambda axis: -axis[1])  # neighbours in x are neighbours in a tile
+    count = math.prod(axis[0] for axis in axes)
+    entry = SHUFFLE(_tile.device(x), x.numel())
+    most = entry.elements if first[0] == 1 or last[1] == 1 else 64
+    wide = _tile.next_power_of_2(last[0], most)
+    high = _tile.next_power_of_2(first[0], max(1, entry.elements // wide))
+    many = _tile.next_power_of_2(count, max(1, entry.elements // wide // high))
+    padded = [(1, 0, 0)] * (4 - len(axes)) + axes
+    if len(axes) < 2:  # the first of them is what is left of b
+        padded = [axes[0] if axes else (1, 0, 0), *[(1, 0, 0)] * 3]
+    elif len(axes) < 4:
+        padded = [axes[0], *[(1, 0, 0)] * (4 - len(axes)), *axes[1:]]
+    sizes, x_steps, y_steps = zip(*padded)
+    grid = (_tile.cdiv(count, many) * _tile.cdiv(first[0], high) * _tile.cdiv(last[0], wide),)
+    _tile.launch(
+        _shuffle_kernel, grid, x, y, count, *sizes[1:], first[0], last[0], *x_steps, first[1], last[1], *y_steps, first[2],
+        last[2], AXES=max(1, len(axes)), WIDE=is_wide(x, y), BB=many, BF=high, BL=wide, num_warps=entry.warps,
+    )  # fmt: skip
+
+
+def _pixel_shuffle(x: Any, y: Any, r: int) -> None:
+    n, c, h, w = x.shape
+    parts = x.view(n, c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3)
+    _shuffle(parts, y.view(parts.shape))
+
+
+def _pixel_unshuffle(x: Any, y: Any, r: int) -> None:
+    n, c, h, w = y.shape
+    parts = x.view(n, c // (r * r), h, r, w, r).permute(0, 1, 3, 5, 2, 4)
+    _shuffle(parts, y.view(parts.shape))
+
+
+def _channel_shuffle(x: Any, y: Any, groups: int) -> None:
+    n, c, *size = x.shape
+    parts = x.view(n, groups, c // groups, *size).transpose(1, 2)
+    _shuffle(parts, y.view(parts.shape))
+
+
+def pixel_shuffle_forward(x: Any, *, needs: tuple = (), upscale_factor: int, empty: Any) -> tuple[tuple, dict]:
+    r, (n, c, h, w) = upscale_factor, x.shape
+    y = empty((n, c // (r * r), h * r, w * r), x.dtype, output_order(x))
+    _pixel_shuffle(x, y, r)
+    return (y,), {}
+
+
+def pixel_shuffle_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, upscale_factor: int, empty: Any
+) -> tuple:
+    (x,) = inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    _pixel_unshuffle(dys[0], dx, upscale_factor)
+    return (dx,)
+
+
+def pixel_unshuffle_forward(x: Any, *, needs: tuple = (), downscale_factor: int, empty: Any) -> tuple[tuple, dict]:
+    r, (n, c, h, w) = downscale_factor, x.shape
+    y = empty((n, c * r * r, h // r, w // r), x.dtype, output_order(x))
+    _pixel_unshuffle(x, y, r)
+    return (y,), {}
+
+
+def pixel_unshuffle_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, downscale_factor: int, empty: Any
+) -> tuple:
+    (x,) = inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    _pixel_shuffle(dys[0], dx, downscale_factor)
+    return (dx,)
+
+
+def channel_shuffle_forward(x: Any, *, needs: tuple = (), groups: int, empty: Any) -> tuple[tuple, dict]:
+    y = empty(x.shape, x.dtype, output_order(x))
+    _channel_shuffle(x, y, groups)
+    return (y,), {}
+
+
+def channel_shuffle_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, groups: int, empty: Any) -> tuple:
+    (x,) = inputs
+    dx = empty(x.shape, x.dtype, x.like().order)
+    _channel_shuffle(dys[0], dx, x.shape[1] // groups)
+    return (dx,)
