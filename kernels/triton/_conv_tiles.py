@@ -181,7 +181,7 @@ def fitted(tile: Tile, c: int, exact: bool) -> Tile | None:
 def _choose(
     entries: Sequence[Tile], device: _tile.Device, n: int, h: int, w: int, c: int, o: int, others: int, grouped: bool
 ) -> tuple[int, Tile] | None:
-    """The tile that ends first: rounds of the GPU, each as long as its products and the loads and stores beside them.
+    """The tile that ends first: by its rounds of the GPU, or by what its boxes load from L2, whichever takes longer.
 
     others: products of pixels (n, h, w) and channels (c, o) beside this one; grouped: no block of theirs may overhang.
     """
@@ -190,13 +190,19 @@ def _choose(
         tile = fitted(entry, c, grouped)
         if tile is None or 2 * max(o, 64) <= tile.BN or (grouped and o % tile.BN):
             continue
-        if tile.shared(2) + tile.BM * tile.BN * 2 > device.shared - 2048:
+        shared = tile.shared(2) + tile.BM * tile.BN * 2
+        if shared > device.shared - 2048:
             continue
         tiles = boxes_of(box(tile.BM, n, h, w), n, h, w) * _tile.cdiv(o, tile.BN) * others
-        cost = _tile.cdiv(tiles, device.sms) * (tile.BM * tile.BN + 32 * (tile.BM + tile.BN))
+        held = resident(device, shared, tile.warps)
+        cost = max(_tile.cdiv(tiles, held) * held * tile.BM * tile.BN, PRODUCTS_A_LOAD * tiles * (tile.BM + tile.BN))
         if cost < least:
             best, least = (i, tile), cost
     return best
+
+
+PRODUCTS_A_LOAD = 80
+"""Products that an H200's tensor cores add while L2 delivers one of their operands' numbers."""
 
 
 def resident(device: _tile.Device, shared: int, warps: int) -> int:

@@ -124,7 +124,7 @@ def _way(box: tuple[int, int, int], h: int, w: int) -> int:
     return STACKED if rows * columns == 1 else BOXED
 
 
-def _taps_at_once(tile: Tile, taps: int, arch: int) -> int:
+def taps_at_once(tile: Tile, taps: int, arch: int) -> int:
     """3, where there are as many and their sums fit a thread's registers; sm_100's compiler spills them in four warps."""
     fit = MOST_SUMS * 32 * tile.warps >= 3 * tile.BM * tile.BN and (arch != 100 or tile.warps > 4)
     return 3 if taps >= 3 and fit else 1
@@ -149,7 +149,7 @@ def _choose(
         if pixels is None or (grouped and (o % tile.BM or c % tile.BN)):
             continue
         tile = tile._replace(BK=pixels)
-        at_once = _taps_at_once(tile, taps, device.arch)
+        at_once = taps_at_once(tile, taps, device.arch)
         loads = tile.BM + at_once * tile.BN
         if _shared(tile, at_once) > device.shared - 2048:
             continue
@@ -204,7 +204,7 @@ def shares_of(g: Any, source: Any, walks: Sequence[Axis], sizes: tuple, groups: 
     ``source`` there may be fewer channels, which read as zero."""
     (o, c, kh, kw), (n, h, w, _) = sizes, g.shape
     tile = HALF(_tile.device(g), n, h, w, c, o // groups, kh * kw, groups > 1)
-    (box, way), at_once = whole_box(tile.BK, n, h, w), _taps_at_once(tile, kh * kw, _tile.device(g).arch)
+    (box, way), at_once = whole_box(tile.BK, n, h, w), taps_at_once(tile, kh * kw, _tile.device(g).arch)
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*box, tile.BN))
 
     tiles = math.prod(map(_tile.cdiv, (n, h, w), box))
