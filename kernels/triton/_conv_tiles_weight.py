@@ -168,13 +168,14 @@ def refusal_of_weight(dy: Any, x: Any, dweight: Any, walk: Walk) -> str | None:
     """Why dweight takes the kernel of pointers; None if it does not. Arguments as in ``weight_gradient``."""
     if reason := refusal(x, dweight, dy, walk):
         return reason
-    one = math.prod(dweight.shape[2:]) == 1 and x.shape[2:] == dy.shape[2:]
-    return None if one else box_refusal(dy)
+    rows, one = rows_of(dy), math.prod((*dweight.shape[2:], *walk.stride)) == 1 and not any(walk.before)
+    plain = one and x.shape[2:] == dy.shape[2:]
+    return box_refusal(as_images(rows, rows_of(x))[0] if plain else rows)
 
 
 def box_refusal(dy: Any) -> str | None:
-    """Why no box of pixels serves dy (N, O, 1, H, W)."""
-    n, _, _, h, w = dy.shape
+    """Why no box of pixels serves dy (N, H, W, O)."""
+    n, h, w, _ = dy.shape
     if all(whole_box(pixels, n, h, w) is None for pixels in (64, 32, 16)):
         return "images that no box divides, too few for a box of one pixel of each"
     if math.prod(dy.shape) >= 2**31 * min(8, n):

@@ -92,7 +92,9 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, emp
     dweight = volume(dweight)
     if _conv_tiles_weight.refusal_of_weight(dy, x, dweight, walk) is None:
         _conv_tiles_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
-    elif (_conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _conv_tiles_weight.box_refusal(dy)) is None:
+    elif (
+        _conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _conv_tiles_weight.box_refusal(_conv_tiles.rows_of(dy))
+    ) is None:
         _conv_windows.weight_gradient(dy, x, dweight, walk, empty)
     elif matrices := _as_matrices(dy, x, walk, plain):
         _matmul.matmul(matrices[0].T, matrices[1].T, dweight[..., 0, 0, 0], empty)
