@@ -84,12 +84,18 @@ CALLS = [
     (conv, (1, 18, 3, 4, 5), 20, (3, 1, 2), {"stride": (2, 1, 3), "padding": 1, "dilation": (1, 2, 2)}),
     (conv, (1, 32, 4, 3, 4), 17, (1, 1, 1), {}),  # plain, 48 pixels
     (conv, (2, 4, 3, 4, 5), 4, (2, 3, 2), {"groups": 4, "stride": (1, 2, 1), "padding": 1}),
-    (conv, (1, 4, 1, 4, 5), 6, (3, 2, 2), {"padding": 1, "groups": 2}),  # a depth of one under three taps
+    (conv, (1, 4, 1, 4, 5), 6, (3, 2, 2), {"padding": 1, "groups": 2, "stride": 2}),  # one slice under three taps
     (conv_transpose, (2, 3, 5), 4, (3,), {"stride": 2, "output_padding": 1}),
     (conv_transpose, (2, 4, 5, 3), 8, (3, 2), {"groups": 4, "stride": (2, 1), "padding": 1}),
     (conv_transpose, (1, 20, 4, 3), 18, (3, 2), {"padding": ((1, 0), (0, 1)), "dilation": (1, 2)}),
     (conv_transpose, (2, 16, 4, 4), 20, (1, 1), {}),
-    (conv_transpose, (1, 17, 2, 3, 2), 8, (2, 3, 2), {"stride": (2, 1, 3), "output_padding": (1, 0, 2)}),
+    (
+        conv_transpose,
+        (1, 17, 2, 3, 2),
+        8,
+        (2, 3, 2),
+        {"stride": (2, 1, 3), "output_padding": (1, 0, 2), "dilation": (2, 1, 1)},
+    ),
     (conv_transpose, (1, 4, 2, 3, 4), 4, (2, 2, 3), {"groups": 4, "dilation": (2, 1, 1), "output_padding": (1, 0, 0)}),
 ]
 
@@ -116,15 +122,14 @@ def test_numpy_slices_in_blocks(monkeypatch):
 
 
 def test_any_strides():
-    """Volumes whose pixels no one step joins; images of one column between rows of channels."""
+    """Volumes whose pixels no one step joins; images of one column, its pixels farther apart than images."""
     x, weight, bias = call(conv, (2, 17, 4, 4, 3), 5, (2, 1, 2))
     how = {"dys": ["transposed"], "backends": ("numpy", "triton")}
     check_op(conv, x[:, :, ::2, ::2], weight, bias, padding=1, dtypes=["float16"], **how)
     moved = x[:1].transpose(0, 1, 4, 2, 3), weight.transpose(0, 1, 3, 2, 4)
     check_op(conv, *moved, bias, dtypes=["bfloat16"], **how)
     check_op(conv, x[:1, :4, :, ::2], draw(4, 1, 2, 2, 2), None, groups=4, dtypes=["float32"], **how)
-    rows = np.ascontiguousarray(draw(2, 17, 6, 1).transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
-    check_op(conv, rows, draw(5, 17, 2, 1), bias, dtypes=["float16"], **how)
+    check_op(conv, draw(6, 2, 17, 1).transpose(1, 2, 0, 3), draw(5, 17, 2, 1), bias, dtypes=["float16"], **how)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 6), (0, 3, 4, 5, 6)])
