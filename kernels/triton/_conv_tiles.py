@@ -7,6 +7,7 @@ both operands stay in shared memory. Programs walk many tiles, so that one tile'
 
 - With a stride, pixels that are neighbours in a box are neighbours in one of the views x[:, i::S, j::S]; a tap picks the
   view. Picking a descriptor is picking an address; a branch around the loads would end their pipelining.
+- Of a volume, frames are images, and a box lies in one of them: a plane of the kernel is another frame, or none.
 - dx with stride 1 is the same sum with the shift's sign turned and w transposed; with a stride, one for each view of dx.
 - The first operand of a product is read from shared memory only if no reshape stands between load and product. So w is
   a matrix (O, taps · C) to its descriptor; a third axis is there only where blocks of channels overhang.
@@ -63,6 +64,19 @@ def under_tap(
 
 
 @triton.jit
+def _frame(n, s, DY, DX, SD, D0, DD, TURNED: tl.constexpr):
+    """The frame of x under the s-th of a kernel's planes for frame n of y, both counted over all images; −1 outside."""
+    z = n % DY
+    if TURNED:
+        back = z + D0 - s * DD
+        there = (back >= 0) & (back % SD == 0) & (back // SD < DX)
+        return tl.where(there, n // DY * DX + back // SD, -1)
+    else:
+        ahead = z * SD + D0 + s * DD
+        return tl.where((ahead >= 0) & (ahead < DX), n // DY * DX + ahead, -1)
+
+
+@triton.jit
 def _merge(value, n, i, j, N, H, W, count, mean, squares, EXACT: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr):
     """Chan's merge of a tile's columns, the pixels that exist, into (count, mean, Σ (value − mean)²) of each row."""
     here = value.shape[1] * 1.0
@@ -83,15 +97,16 @@ def _merge(value, n, i, j, N, H, W, count, mean, squares, EXACT: tl.constexpr, H
 @triton.jit
 def _conv_tiles_kernel(
     x, w, bias, y, v1, v2, v3, counts, means, squares,
-    N, H, W, C, O, KH, KW, H0, W0, UP, LEFT, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W,
-    TURNED: tl.constexpr, WIDE: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
-    EXACT: tl.constexpr, NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    N, H, W, C, O, KH, KW, H0, W0, UP, LEFT, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W, DY, DX, KD, SD, D0, DD,
+    DEEP: tl.constexpr, TURNED: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr,
+    OUT_H: tl.constexpr, OUT_W: tl.constexpr, NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y[n, i, j, o] = Σ_{tap, c} x[n, IN · (i + (H0, W0)) + (UP, LEFT) + tap · D, c] · weight[o, tap, c].
 
     x, w, y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where it is written in steps
     of OUT (dx of a strided convolution; H0 and W0 are then its padding). N, H, W: y's images and pixels. C, O: channels
-    in a group of x and y. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is (O, taps, C). EXACT: no box overhangs.
+    in a group of x and y. DEEP: images are frames, DY and DX (of y and x) one after the other, under the KD planes of a
+    kernel, and a box lies in one frame. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is (O, taps, C). EXACT: no box overhangs.
     counts, means, squares: where given, (programs / tiles of channels, O) float32, the moments of what a program wrote;
     the grid is then a multiple of the tiles of channels, so that each program keeps its own.
     """
@@ -108,8 +123,10 @@ def _conv_tiles_kernel(
         W, first_q, taps_w, W0 = remainder(W, pw, KW, W0, OUT_W, DIL_W, GCD_W, INV_W)
         y = _picked(y, v1, v2, v3, tl.program_id(2))
     blocks = tl.cdiv(C, BK)
-    steps = taps_h * taps_w * blocks
+    plane = taps_h * taps_w
+    steps = KD * plane * blocks if DEEP else plane * blocks
     width = tl.maximum(taps_w, 1)  # divided by before it is asked whether there are any steps
+    plane = tl.maximum(plane, 1)
     tiles_o = tl.cdiv(O, BN)
     tiles_h = tl.cdiv(H, HB)
     tiles_w = tl.cdiv(W, WB)
@@ -129,12 +146,18 @@ def _conv_tiles_kernel(
         for k in range(steps):
             tap = k // blocks
             c = k % blocks * BK
+            frame = n
+            t = 0
+            if DEEP:
+                frame = _frame(n, tap // plane, DY, DX, SD, D0, DD, TURNED)
+                t = tap // plane * KH * KW
+                tap = tap % plane
             r = tap // width
             q = tap % width
             px = under_tap(
-                x, v1, v2, v3, n, i + H0, j + W0, UP + r * DH, LEFT + q * DW, group * C + c, IN_H, IN_W, BM, BK
+                x, v1, v2, v3, frame, i + H0, j + W0, UP + r * DH, LEFT + q * DW, group * C + c, IN_H, IN_W, BM, BK
             )
-            t = (first_r + r * (OUT_H // GCD_H)) * KW + first_q + q * (OUT_W // GCD_W)
+            t += (first_r + r * (OUT_H // GCD_H)) * KW + first_q + q * (OUT_W // GCD_W)
             if TURNED:
                 wt = w.load([group * C + c, t * O + o]).T
             elif WIDE:
@@ -232,21 +255,19 @@ def machine_refusal(x: Any, y: Any) -> str | None:
 def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str | None:
     """Why y = conv(x, taps), or ``turned`` the gradient y of an image from x, takes the kernels of pointers; None if it
     does not. All of three spatial axes; taps: (O, C / groups, *kernel), channels last."""
-    stride, before, dilation, groups = walk
+    stride, _, dilation, groups = walk
     of_groups = x.shape[1] // groups, y.shape[1] // groups
     if reason := machine_refusal(x, y):
         return reason
-    if {x.shape[2], y.shape[2], taps.shape[2], stride[0]} != {1} or before[0]:
-        return "a third spatial axis"
     if any(c % 8 for c in of_groups):
         return "channels that are no multiple of 8: a descriptor steps in 16 bytes"
     if min(of_groups) < FEW:
         return f"fewer than {FEW} channels in a group: most of a tile would be empty"
     if groups > 1 and any(c % 64 for c in of_groups):
         return "groups whose channels are no multiple of 64: a block would reach into the next group"
-    if any(n < s for n, s in zip((y if turned else x).shape[2:], stride)):
+    if any(n < s for n, s in zip((y if turned else x).shape[3:], stride[1:])):
         return "an image smaller than its stride"
-    views = [s if turned or (k > 1 and d % s) else 1 for k, s, d in zip(taps.shape[2:], stride, dilation)]
+    views = [s if turned or (k > 1 and d % s) else 1 for k, s, d in zip(taps.shape[3:], stride[1:], dilation[1:])]
     if math.prod(views) > VIEWS:
         return f"more than {VIEWS} views of an image in steps of its stride"
     if not (in_rows(x) and in_rows(y) and _tile.begins_aligned(taps)):
@@ -260,14 +281,21 @@ VIEWS = 4
 """Descriptors that the kernel picks from, at most."""
 
 
+def is_deep(kernel: Sequence[int], walk: Walk) -> bool:
+    """Whether frames of an image meet; else each is an image."""
+    return kernel[0] > 1 or walk.stride[0] > 1 or walk.before[0] > 0
+
+
 def rows_of(x: Any) -> Any:
-    """(N, H, W, C); where that is dense, with the strides of axes of one element as if they had more."""
-    rows = x.squeeze(2).permute(0, 2, 3, 1)
-    return rows.reshape(-1).view(rows.shape) if rows.is_contiguous() else rows
+    """(N · D, H, W, C); where that is dense, with the strides of axes of one element as if they had more."""
+    rows = x.permute(0, 2, 3, 4, 1)
+    return rows.reshape(-1).view(-1, *rows.shape[2:]) if rows.is_contiguous() else rows.flatten(0, 1)
 
 
 def in_rows(x: Any) -> bool:
-    """Whether descriptors can describe ``x`` (N, C, 1, H, W): channels neighbouring, pixels at multiples of 16 bytes."""
+    """Whether descriptors can describe ``x`` (N, C, D, H, W): channels neighbouring, pixels at multiples of 16 bytes."""
+    if x.shape[2] > 1 and not x.permute(0, 2, 3, 4, 1).is_contiguous():
+        return False
     *steps, last = rows_of(x).stride()
     return last == 1 and all(s > 0 and s % 8 == 0 for s in steps) and _tile.begins_aligned(x)
 
@@ -323,22 +351,26 @@ def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool, momen
     moments: the ``empty`` that gives memory for [counts, means, Σ (y − mean)²], (shares, O) in float32, of each channel of
     y, which batch norm merges (``_batch_norm.py``); returned where nothing refuses them, else, and for None, [].
     """
-    (o, c, _, kh, kw), source, target, groups = taps.shape, rows_of(x), rows_of(y), walk.groups
+    (o, c, kd, kh, kw), source, target, groups = taps.shape, rows_of(x), rows_of(y), walk.groups
+    depth = None
+    if is_deep(taps.shape[2:], walk):
+        depth = y.shape[2], x.shape[2], kd, walk.stride[0], -walk.before[0], walk.dilation[0]
     if plain:
         source, target = as_images(source, target)
     walks = [Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
-    weights = taps.permute(0, 2, 3, 4, 1).reshape(o, kh * kw, c)
-    return summed(source, weights, bias, target, walks, (kh, kw), groups, moments)
+    weights = taps.permute(0, 2, 3, 4, 1).reshape(o, kd * kh * kw, c)
+    return summed(source, weights, bias, target, walks, (kh, kw), groups, moments, depth)
 
 
 def summed(
     source: Any, weights: Any, bias: Any, target: Any, walks: Sequence[Axis], kernel: tuple[int, int], groups: int,
-    moments: Any = None,
+    moments: Any = None, depth: tuple | None = None,
 ) -> list[Any]:  # fmt: skip
     """target = the sum that ``_conv_tiles_kernel`` states. source, target: (N, H, W, C). weights: (O, taps, C / groups),
-    dense; in ``source`` there may be fewer channels, which read as zero. moments: as in ``forward``."""
+    dense; in ``source`` there may be fewer channels, which read as zero. moments: as in ``forward``. depth: DY … DD of a deep kernel."""
     (o, taps, c), (n, h, w, _) = weights.shape, target.shape
-    tile = HALF(_tile.device(source), n, h, w, c, o // groups, groups, groups > 1)
+    frames, n = (n, 1) if depth else (1, n)
+    tile = HALF(_tile.device(source), n, h, w, c, o // groups, groups * frames, groups > 1)
     moments = None if moments_refusal(source, groups) else moments
     if moments and tile.BM > 128:  # sums over more pixels spill
         tile = tile._replace(BM=128, warps=4)
@@ -349,30 +381,34 @@ def summed(
     geometry = (*(a.start for a in walks), *(a.offset for a in walks), *(a.jump for a in walks), 1, 1, 1, 1, 0, 0)
     return _launch(
         tile, pixels, groups, 1, views[0], _tile.described(weights if wide else weights.view(o, taps * c), block), bias,
-        _tile.described(target, (*pixels, tile.BN)), views[1:], (n, h, w, c, o // groups, *kernel), geometry, moments,
-        TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
+        _tile.described(target, (*pixels, tile.BN)), views[1:], (n * frames, h, w, c, o // groups, *kernel), geometry,
+        moments, depth, TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
     )  # fmt: skip
 
 
 def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bool) -> None:
     """dx of a convolution for which nothing is refused, + bias."""
-    (o, c, _, kh, kw), source, target, groups = taps.shape, rows_of(dy), rows_of(dx), walk.groups
+    (o, c, kd, kh, kw), source, target, groups = taps.shape, rows_of(dy), rows_of(dx), walk.groups
+    depth = None
+    if is_deep(taps.shape[2:], walk):
+        depth = dx.shape[2], dy.shape[2], kd, walk.stride[0], walk.before[0], walk.dilation[0]
     stride, before, dilation = (of[1:] for of in walk[:3])
     if plain:
         source, target = as_images(source, target)
     (n, h, w, _), phases = target.shape, math.prod(stride)
-    each = (n, _tile.cdiv(h, stride[0]), _tile.cdiv(w, stride[1]))
-    tile = HALF(_tile.device(dy), *each, o // groups, c, groups * phases, groups > 1)
+    frames = n if depth else 1
+    each = (n // frames, _tile.cdiv(h, stride[0]), _tile.cdiv(w, stride[1]))
+    tile = HALF(_tile.device(dy), *each, o // groups, c, groups * phases * frames, groups > 1)
     pixels = box(tile.BM, *each)
     common = tuple(map(math.gcd, stride, dilation))
     inverse = (pow(d // g, -1, s // g) if s > g else 0 for d, s, g in zip(dilation, stride, common))
     views = views_of(target, list(map(range, stride)), stride, (*pixels, tile.BN))
     back = (-d // g for d, g in zip(dilation, common))
     geometry = (*before, 0, 0, *back, *dilation, *common, *inverse)
-    weights = _tile.described(taps.permute(0, 2, 3, 4, 1).reshape(o, kh * kw * c), (tile.BK, tile.BN))
+    weights = _tile.described(taps.permute(0, 2, 3, 4, 1).reshape(o, kd * kh * kw * c), (tile.BK, tile.BN))
     _launch(
         tile, pixels, groups, phases, _tile.described(source, (*pixels, tile.BK)), weights, bias, views[0], views[1:],
-        (n, h, w, o // groups, c, kh, kw), geometry,
+        (n, h, w, o // groups, c, kh, kw), geometry, None, depth,
         TURNED=True, WIDE=False, IN_H=1, IN_W=1, OUT_H=stride[0], OUT_W=stride[1],
     )  # fmt: skip
 
@@ -392,7 +428,7 @@ def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Seq
 
 def _launch(
     tile: Tile, pixels: tuple, groups: int, phases: int, x: Any, w: Any, bias: Any, y: Any, views: Sequence[Any],
-    sizes: tuple, geometry: tuple, moments: Any = None, **constants: Any,
+    sizes: tuple, geometry: tuple, moments: Any, depth: tuple | None, **constants: Any,
 ) -> list[Any]:  # fmt: skip
     n, h, w_, _, o, *_ = sizes
     each = (n, _tile.cdiv(h, constants["OUT_H"]), _tile.cdiv(w_, constants["OUT_W"]))
@@ -406,7 +442,8 @@ def _launch(
         programs, found = min(rounds * wide, max(1, room)), []
     _tile.launch(
         _conv_tiles_kernel, (programs, groups, phases), x, w, bias, y, *views, *(found or [None] * 3), *sizes, *geometry,
-        **constants, EXACT=moments is None or not any(a % b for a, b in zip(each, pixels)),
+        *(depth or [1] * 6), **constants, DEEP=depth is not None,
+        EXACT=moments is None or not any(a % b for a, b in zip(each, pixels)),
         NB=pixels[0], HB=pixels[1], WB=pixels[2], BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return found

@@ -24,7 +24,7 @@ from .._budget import Budget
 from . import _configs, _tile
 from ._configs import Tile
 from ._conv import Walk
-from ._conv_tiles import Axis, as_images, refusal, resident, rows_of, under_tap, views_of
+from ._conv_tiles import Axis, as_images, is_deep, refusal, resident, rows_of, under_tap, views_of
 from ._image import finish
 
 BUDGETS = {"_conv_tiles_weight_kernel": Budget(registers=248, blocks=1)}
@@ -168,6 +168,8 @@ def refusal_of_weight(dy: Any, x: Any, dweight: Any, walk: Walk) -> str | None:
     """Why dweight takes the kernel of pointers; None if it does not. Arguments as in ``weight_gradient``."""
     if reason := refusal(x, dweight, dy, walk):
         return reason
+    if is_deep(dweight.shape[2:], walk):
+        return "planes of a kernel: a box of many images lies in none of their frames"
     rows, one = rows_of(dy), math.prod((*dweight.shape[2:], *walk.stride)) == 1 and not any(walk.before)
     plain = one and x.shape[2:] == dy.shape[2:]
     return box_refusal(as_images(rows, rows_of(x))[0] if plain else rows)
