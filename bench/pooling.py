@@ -6,28 +6,37 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:
-    def case(op, name: str, theirs, c: int, size: int, **options) -> Case:
+    def case(op, name: str, theirs, c: int, *sizes: int, **options) -> Case:
         def reference(x):
             return theirs(x, **options)
 
         headline = name in ("ResNet-50 3×3/2", "DenseNet 2×2") and not cpu
-        title = f"{name}, {n}×{c}×{size}²"
-        return Case(op, title, ((n, c, size, size),), options, reference, cpu=cpu, headline=headline)
+        sizes = sizes * 2 if len(sizes) == 1 else sizes
+        title = f"{name}, {n}×{c}×{'×'.join(map(str, sizes))}"
+        return Case(op, title, ((n, c, *sizes),), options, reference, cpu=cpu, headline=headline)
+
+    def sequence(op, name: str, theirs, c: int, size: int, **options) -> Case:
+        made = case(op, name, theirs, c, size, 1, **options)
+        return made._replace(name=f"{name}, {n}×{c}×{size}", shapes=((n, c, size),))
 
     def adaptive(name: str, c: int, size: int, output_size: int) -> Case:
-        return case(adaptive_avg_pool2d, name, F.adaptive_avg_pool2d, c, size, output_size=output_size)
+        return case(adaptive_avg_pool, name, F.adaptive_avg_pool2d, c, size, output_size=output_size)
 
     return [
-        case(max_pool2d, "ResNet-50 3×3/2", F.max_pool2d, 64, 112, kernel_size=3, stride=2, padding=1),
-        case(max_pool2d, "VGG 2×2", F.max_pool2d, 128, 56, kernel_size=2),
-        case(avg_pool2d, "DenseNet 2×2", F.avg_pool2d, 128, 56, kernel_size=2),
-        case(avg_pool2d, "Inception 3×3", F.avg_pool2d, 192, 28, kernel_size=3, stride=1, padding=1),
+        case(max_pool, "ResNet-50 3×3/2", F.max_pool2d, 64, 112, kernel_size=3, stride=2, padding=1),
+        case(max_pool, "VGG 2×2", F.max_pool2d, 128, 56, kernel_size=2),
+        case(avg_pool, "DenseNet 2×2", F.avg_pool2d, 128, 56, kernel_size=2),
+        case(avg_pool, "Inception 3×3", F.avg_pool2d, 192, 28, kernel_size=3, stride=1, padding=1),
+        sequence(max_pool, "audio 4/4", F.max_pool1d, 128, 4000, kernel_size=4),
+        sequence(avg_pool, "audio 4/2", F.avg_pool1d, 128, 4000, kernel_size=4, stride=2),
+        case(max_pool, "C3D 2×2×2", F.max_pool3d, 64, 4, 28, 28, kernel_size=2),
+        case(avg_pool, "volumes 3×3×3/2", F.avg_pool3d, 32, 8, 28, 28, kernel_size=3, stride=2, padding=1),
         adaptive("ResNet-50 head", 2048, 7, 1),
         adaptive("squeeze-and-excitation", 256, 56, 1),
         adaptive("VGG of 448² images, to 7²", 512, 14, 7),
@@ -42,10 +51,10 @@ def cases() -> list[Case]:
 def audits() -> list[Case]:
     """Channels last (128 bits at a time) everywhere; channels first, and windows of other sizes, for one."""
     calls: list[tuple[Any, dict[str, Any]]] = [
-        (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
-        (avg_pool2d, {"kernel_size": 2}),
-        (adaptive_avg_pool2d, {"output_size": 1}),
-        (adaptive_avg_pool2d, {"output_size": 6}),
+        (max_pool, {"kernel_size": 3, "stride": 2, "padding": 1}),
+        (avg_pool, {"kernel_size": 2}),
+        (adaptive_avg_pool, {"output_size": 1}),
+        (adaptive_avg_pool, {"output_size": 6}),
     ]
     indexed = {"kernel_size": 3, "stride": 2, "return_indices": True}
     image = ((32, 64, 112, 112),)
@@ -53,5 +62,10 @@ def audits() -> list[Case]:
     return [
         *last,
         *(case._replace(name="channels first", order=None, archs=ONE_ARCH) for case in last),
-        Case(max_pool2d, "indices", image, indexed, order=CHANNELS_LAST, archs=ONE_ARCH),
+        *(
+            Case(op, "volumes", ((8, 64, 16, 56, 56),), options, order=(0, 2, 3, 4, 1), archs=ONE_ARCH)
+            for op, options in calls
+            if options.get("output_size") != 1
+        ),
+        Case(max_pool, "indices", image, indexed, order=CHANNELS_LAST, archs=ONE_ARCH),
     ]

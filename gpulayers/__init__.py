@@ -88,10 +88,16 @@ from gpulayers.layers.padding import (  # noqa: E402
     ZeroPad2d,
 )
 from gpulayers.layers.pooling import (  # noqa: E402
+    AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AvgPool1d,
     AvgPool2d,
+    AvgPool3d,
     GlobalAvgPool2d,
+    MaxPool1d,
     MaxPool2d,
+    MaxPool3d,
     Pooling,
 )
 from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # noqa: E402

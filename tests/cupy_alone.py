@@ -94,9 +94,9 @@ CASES = [
     (activation.rrelu, [array(8, 64), array(2, dtype=np.int64)], {"training": True}),
     (activation.glu, [array(8, 64)], {}),
     (norm.layer_norm, [array(16, 64), array(64), array(64)], {"normalized_shape": (64,)}),
-    (pooling.max_pool2d, [array(2, 16, 8, 8)], POOL),
-    (pooling.avg_pool2d, [array(2, 16, 8, 8)], {"kernel_size": 2}),
-    (pooling.adaptive_avg_pool2d, [array(2, 16, 8, 8)], {"output_size": 3}),
+    (pooling.max_pool, [array(2, 16, 8, 8)], POOL),
+    (pooling.avg_pool, [array(2, 16, 8, 8)], {"kernel_size": 2}),
+    (pooling.adaptive_avg_pool, [array(2, 16, 8, 8)], {"output_size": 3}),
     (linear.linear, [array(8, 64), array(8, 64), None], {}),
 ]
 for op, inputs, options in CASES:

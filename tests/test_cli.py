@@ -56,9 +56,9 @@ EVERY_OP = {
     "rms_norm": ["4,8", "--options", "normalized_shape=[8]"],
     "add_layer_norm": ["4,8", "4,8", "--options", "normalized_shape=[8]"],
     "add_rms_norm": ["4,8", "4,8", "--options", "normalized_shape=[8]"],
-    "max_pool2d": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
-    "avg_pool2d": ["4,3,8,8", "--options", "kernel_size=2"],
-    "adaptive_avg_pool2d": ["4,3,8,8", "--options", "output_size=1"],
+    "max_pool": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
+    "avg_pool": ["4,3,8,8", "--options", "kernel_size=2"],
+    "adaptive_avg_pool": ["4,3,8,8", "--options", "output_size=1"],
     "pad2d": ["4,3,8,8", "--options", "padding=1"],
     "unfold": ["4,3,8,8", "--options", "kernel_size=2"],
     "fold": ["4,12,49", "--options", "output_size=8, kernel_size=2"],
@@ -81,7 +81,7 @@ def test_every_op_is_explained(op, capsys):
 
 
 WRONG = [
-    (["explain", "max_pool2d", "--shapes", "4,3,8,8"], "option kernel_size is required"),
+    (["explain", "max_pool", "--shapes", "4,3,8,8"], "option kernel_size is required"),
     (["explain", "relu", "--shapes", "4", "--options", "1+"], "--options: the rule is arguments as in"),
     (["explain", "relu", "--shapes", "4", "--options", "1"], "--options: the rule is name=value, …; got '1'"),
     (["explain", "relu", "--shapes", "4:float15"], "unknown dtype 'float15'"),

@@ -17,7 +17,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import batch_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
-from gpulayers.ops.pooling import max_pool2d
+from gpulayers.ops.pooling import max_pool
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.interpreter import interpreting
 from gpulayers.torch.dropout import _dropout as torch_dropout
@@ -146,21 +146,21 @@ def test_a_kernels_exception_is_not_swallowed(monkeypatch):
 def test_list_options_are_plans_too():
     """A list where a tuple is meant gives the same result, from one plan however often it comes."""
     x = np.arange(36.0, dtype=np.float32).reshape(1, 1, 6, 6)
-    expected = max_pool2d(x, kernel_size=(2, 3))
-    first = max_pool2d(x, kernel_size=[2, 3])
+    expected = max_pool(x, kernel_size=(2, 3))
+    first = max_pool(x, kernel_size=[2, 3])
     before = len(dispatch._plans)
-    again = max_pool2d(x, kernel_size=[2, 3])
+    again = max_pool(x, kernel_size=[2, 3])
     assert len(dispatch._plans) == before
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(again, expected)
 
 
 def test_options_and_gradients_are_named():
-    with pytest.raises(TypeError, match=r"max_pool2d: option kernel_size is required"):
-        max_pool2d(IMAGE)
+    with pytest.raises(TypeError, match=r"max_pool: option kernel_size is required"):
+        max_pool(IMAGE)
     for wrong in ({2}, {}, np.array([2, 2])):
-        with pytest.raises(TypeError, match=r"max_pool2d: kernel_size: the rule is .*; got (set|dict|ndarray)"):
-            max_pool2d(IMAGE, kernel_size=wrong)
+        with pytest.raises(TypeError, match=r"max_pool: kernel_size: the rule is .*; got (set|dict|ndarray)"):
+            max_pool(IMAGE, kernel_size=wrong)
     with pytest.raises(TypeError, match=r"on the CPU or on a CUDA device, got one on meta"):
         softmax(torch.empty(3, device="meta"))
     y, call = softmax.record(X)

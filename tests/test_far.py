@@ -13,7 +13,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.softmax import log_softmax
 from gpulayers.ops.window import fold, pixel_unshuffle, unfold
 from gpulayers.testing.emulator import emulating
@@ -56,10 +56,10 @@ CALLS = {
     "conv2d": (conv, [draw(*IMAGE), draw(4, 3, 3, 3), draw(4)], {"padding": 1, "stride": 2}),
     "volumes": (conv, [draw(1, 3, 2, 4, 3), draw(4, 3, 2, 2, 2), draw(4)], {"padding": 1, "stride": 2}),
     "depthwise volumes": (conv, [draw(1, 3, 2, 4, 3), draw(3, 1, 2, 2, 2), draw(3)], {"padding": 1, "groups": 3}),
-    "max_pool2d": (max_pool2d, [draw(*IMAGE)], {"kernel_size": 2}),
-    "avg_pool2d": (avg_pool2d, [draw(*IMAGE)], {"kernel_size": 3, "stride": 1, "padding": 1}),
-    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 3}),
-    "adaptive_avg_pool2d to 1": (adaptive_avg_pool2d, [draw(*IMAGE)], {"output_size": 1}),
+    "max_pool": (max_pool, [draw(*IMAGE)], {"kernel_size": 2}),
+    "avg_pool": (avg_pool, [draw(*IMAGE)], {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "adaptive_avg_pool": (adaptive_avg_pool, [draw(*IMAGE)], {"output_size": 3}),
+    "adaptive_avg_pool to 1": (adaptive_avg_pool, [draw(*IMAGE)], {"output_size": 1}),
     "pad2d": (pad2d, [draw(*IMAGE)], {"padding": 1, "mode": "reflect"}),
     "unfold": (unfold, [draw(*IMAGE)], {"kernel_size": 2, "padding": 1}),
     "fold": (fold, [draw(2, 12, 12)], {"output_size": (4, 5), "kernel_size": 2}),
@@ -96,6 +96,6 @@ def test_triton(name, axis):
     held(name, axis, "triton", interpreting(_tile.Device(90, 4, 232448), races=False))
 
 
-@pytest.mark.parametrize("name, axis", [(name, a) for name, a in PLACES if "pool2d" in name])
+@pytest.mark.parametrize("name, axis", [(name, a) for name, a in PLACES if "pool" in name])
 def test_cuda(name, axis):
     held(name, axis, "cuda", emulating(races=False))

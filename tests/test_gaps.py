@@ -10,7 +10,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.ops.window import pixel_shuffle, unfold
 from gpulayers.testing.check_op import check_op
@@ -40,9 +40,9 @@ CALLS = {
     "batch_norm of images": (batch_norm, [IMAGES, draw(4), draw(4)], {"training": True}),
     "linear": (linear, [ROWS, draw(8, 24), draw(8)], {"activation": "gelu"}),
     "mse": (mse, [ROWS, draw(5, 24) + 1], {"reduction": "none"}),
-    "max_pool2d": (max_pool2d, [IMAGES], {"kernel_size": 2}),
-    "avg_pool2d": (avg_pool2d, [IMAGES], {"kernel_size": 3, "stride": 2}),
-    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [IMAGES], {"output_size": (4, 3)}),
+    "max_pool": (max_pool, [IMAGES], {"kernel_size": 2}),
+    "avg_pool": (avg_pool, [IMAGES], {"kernel_size": 3, "stride": 2}),
+    "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (4, 3)}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
     "unfold": (unfold, [IMAGES], {"kernel_size": 3, "padding": 1}),
     "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),

@@ -15,7 +15,7 @@ from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.ops.padding import pad2d
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.ops.window import pixel_shuffle, unfold
 from gpulayers.testing.arena import arena, has_gpu
@@ -55,10 +55,10 @@ OPS = [
     (conv, [(2, 32, 6, 9, 9), (64, 32, 3, 3, 3), (64,)], {"padding": 1, "stride": 2}),
     (conv, [(2, 32, 6, 9, 9), (32, 1, 3, 3, 3), (32,)], {"padding": 1, "groups": 32}),
     (conv_transpose, [(4, 32, 70), (32, 48, 4), (48,)], {"padding": 1, "stride": 2}),
-    (max_pool2d, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
-    (avg_pool2d, [(4, 32, 15, 15)], {"kernel_size": 2}),
-    (adaptive_avg_pool2d, [(4, 32, 30, 30)], {"output_size": 1}),
-    (adaptive_avg_pool2d, [(4, 32, 15, 15)], {"output_size": 6}),
+    (max_pool, [(4, 32, 15, 15)], {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (avg_pool, [(4, 32, 15, 15)], {"kernel_size": 2}),
+    (adaptive_avg_pool, [(4, 32, 30, 30)], {"output_size": 1}),
+    (adaptive_avg_pool, [(4, 32, 15, 15)], {"output_size": 6}),
     (pad2d, [(4, 32, 15, 15)], {"padding": 2, "mode": "replicate"}),
     (unfold, [(4, 32, 15, 15)], {"kernel_size": 3, "padding": 1, "stride": 2}),
     (pixel_shuffle, [(4, 32, 15, 15)], {"upscale_factor": 4}),

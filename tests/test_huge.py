@@ -15,7 +15,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.ops.window import channel_shuffle, pixel_shuffle, unfold
 from gpulayers.testing.emulator import emulating
@@ -48,10 +48,10 @@ CALLS = {
     "layer_norm": (layer_norm, [ROWS], {"normalized_shape": (4096,)}),
     "rms_norm": (rms_norm, [ROWS], {"normalized_shape": (4096,)}),
     "batch_norm": (batch_norm, [IMAGES, None, None, *np.ones((2, 40), float16)], {"training": False}),
-    "max_pool2d": (max_pool2d, [IMAGES], {"kernel_size": 1, "return_indices": True}),
-    "avg_pool2d": (avg_pool2d, [IMAGES], {"kernel_size": 3, "stride": 1, "padding": 1}),
-    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [IMAGES], {"output_size": (15, 30)}),
-    "adaptive_avg_pool2d to 1": (adaptive_avg_pool2d, [IMAGES], {"output_size": 1}),
+    "max_pool": (max_pool, [IMAGES], {"kernel_size": 1, "return_indices": True}),
+    "avg_pool": (avg_pool, [IMAGES], {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (15, 30)}),
+    "adaptive_avg_pool to 1": (adaptive_avg_pool, [IMAGES], {"output_size": 1}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
     "unfold": (unfold, [(2 * 65535, 5, 16, 32)], {"kernel_size": 2, "padding": 1}),
     "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),
@@ -110,9 +110,9 @@ LONG = 2**31 // 39 // 16 * 16 + 16
 """Pixels of one image of 40 channels, whose last channel, row or column begins past the 2^31st element."""
 ON_LONG_IMAGES = {
     "prelu": (prelu, [np.full(40, 0.25, float16)], {}),
-    "max_pool2d": (max_pool2d, [], {"kernel_size": 1, "return_indices": True}),
-    "avg_pool2d": (avg_pool2d, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
-    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [], {"output_size": None}),  # by pairs of neighbours
+    "max_pool": (max_pool, [], {"kernel_size": 1, "return_indices": True}),
+    "avg_pool": (avg_pool, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "adaptive_avg_pool": (adaptive_avg_pool, [], {"output_size": None}),  # by pairs of neighbours
     "pad2d": (pad2d, [], {"padding": 1, "mode": "replicate"}),
     "channel_shuffle": (channel_shuffle, [], {"groups": 5}),
     "conv2d": (conv, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
@@ -251,10 +251,10 @@ CUDA = [
     "rrelu",
     "glu",
     "layer_norm",
-    "max_pool2d",
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool2d to 1",
+    "max_pool",
+    "avg_pool",
+    "adaptive_avg_pool",
+    "adaptive_avg_pool to 1",
 ]
 
 

@@ -26,7 +26,7 @@ CASES = {
     "glu": (activation.glu, [ROWS], {}),
     "layer_norm": (norm.layer_norm, [ROWS, WEIGHT, WEIGHT], {"normalized_shape": (64,)}),
     "layer_norm, strided": (norm.layer_norm, [torch.empty(64, 16).t(), WEIGHT, WEIGHT], {"normalized_shape": (64,)}),
-    "max_pool2d": (pooling.max_pool2d, [IMAGE], POOL),
+    "max_pool": (pooling.max_pool, [IMAGE], POOL),
 }
 
 

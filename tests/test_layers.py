@@ -281,7 +281,7 @@ def test_neuron_types_bring_weights_and_op(forgotten):
 
     @gl.register
     class SquaredMean(gl.Pooling):
-        op = gl.ops.pooling.avg_pool2d
+        op = gl.ops.pooling.avg_pool
 
         def __init__(self, size):
             self.size = size

@@ -24,7 +24,7 @@ from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
 from gpulayers.ops.norm import add_rms_norm, batch_norm, layer_norm, rms_norm
-from gpulayers.ops.pooling import adaptive_avg_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool
 from gpulayers.testing import _multiprocessors
 from gpulayers.testing.arena import arena
 from gpulayers.testing.emulator import emulating
@@ -94,7 +94,7 @@ CASES = {
         "_depthwise_weight_kernel", 64,
     ),
     "pixels of a global mean": (
-        adaptive_avg_pool2d, [draw(1, 2, 256, 256)], {"output_size": 1}, None, "_global_avg_pool2d_forward_kernel", 8,
+        adaptive_avg_pool, [draw(1, 2, 256, 256)], {"output_size": 1}, None, "_global_avg_pool_forward_kernel", 8,
     ),
 }  # fmt: skip
 
@@ -206,7 +206,7 @@ SMALL = {
     "more than 128 partial sums": (prelu, [draw(9000), draw(1)], {}, None),
     "columns of long rows": (layer_norm, [half(3, 17000), half(17000), half(17000)], CASES["columns of long rows"][2], None),
     "losses": (mse, [draw(9000), draw(9000)], {}, None),
-    "pixels of a global mean": (adaptive_avg_pool2d, [draw(1, 2, 64, 64)], {"output_size": 1}, None),
+    "pixels of a global mean": (adaptive_avg_pool, [draw(1, 2, 64, 64)], {"output_size": 1}, None),
 }  # fmt: skip
 
 

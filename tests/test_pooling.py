@@ -10,7 +10,7 @@ import gpulayers as gl
 from gpulayers.arrays import FLOATS, Spec, float32
 from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.inventory import backends_of
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.testing.arena import arena
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.emulator import emulating
@@ -41,16 +41,16 @@ AVERAGED = [{}, {"count_include_pad": False}, {"divisor_override": 5}]
 
 
 @pytest.mark.parametrize("shape, options", WINDOWS + DILATED)
-def test_max_pool2d_definition(shape, options):
-    check_op(max_pool2d, draw(*shape), numeric=True, backends=("definition",), **options)
-    check_op(max_pool2d, draw(*shape, last=True), backends=("definition",), **options)
+def test_max_pool_definition(shape, options):
+    check_op(max_pool, draw(*shape), numeric=True, backends=("definition",), **options)
+    check_op(max_pool, draw(*shape, last=True), backends=("definition",), **options)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
 @pytest.mark.parametrize("shape, options", WINDOWS)
-def test_avg_pool2d_definition(shape, options, more):
-    check_op(avg_pool2d, draw(*shape), numeric=True, backends=("definition",), **options, **more)
-    check_op(avg_pool2d, draw(*shape, last=True), backends=("definition",), **options, **more)
+def test_avg_pool_definition(shape, options, more):
+    check_op(avg_pool, draw(*shape), numeric=True, backends=("definition",), **options, **more)
+    check_op(avg_pool, draw(*shape, last=True), backends=("definition",), **options, **more)
 
 
 PARTS = [
@@ -67,10 +67,10 @@ PARTS = [
 
 
 @pytest.mark.parametrize("shape, size", PARTS)
-def test_adaptive_avg_pool2d_definition(shape, size):
+def test_adaptive_avg_pool_definition(shape, size):
     numeric = 0 not in shape
-    check_op(adaptive_avg_pool2d, draw(*shape), output_size=size, numeric=numeric, backends=("definition",))
-    check_op(adaptive_avg_pool2d, draw(*shape, last=True), output_size=size, backends=("definition",))
+    check_op(adaptive_avg_pool, draw(*shape), output_size=size, numeric=numeric, backends=("definition",))
+    check_op(adaptive_avg_pool, draw(*shape, last=True), output_size=size, backends=("definition",))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -81,47 +81,45 @@ GPU = ("triton", "cuda")
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape, options", WINDOWS + DILATED)
-def test_max_pool2d(shape, options, last):
-    served = check_op(max_pool2d, draw(*shape, last=last), dtypes=NARROW, dys=["dense", "expanded"], **options)
+def test_max_pool(shape, options, last):
+    served = check_op(max_pool, draw(*shape, last=last), dtypes=NARROW, dys=["dense", "expanded"], **options)
     by_torch = ["aten"] * (not options.get("ceil_mode") and options.get("dilation", 1) == 1)
     assert served == [*by_torch, "cuda", "definition", "numpy", "triton"]
     x = np.round(draw(*shape, last=last))  # ties
     x[np.random.default_rng(0).random(shape) < 0.2] = np.nan
     x[np.random.default_rng(1).random(shape) < 0.4] = -np.inf
-    check_op(max_pool2d, x, dtypes=["float32"], dys=["dense"], return_indices=True, **options)
+    check_op(max_pool, x, dtypes=["float32"], dys=["dense"], return_indices=True, **options)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape, options", WINDOWS)
-def test_avg_pool2d(shape, options, last, more):
+def test_avg_pool(shape, options, last, more):
     x = draw(*shape, last=last)
-    assert (
-        len(check_op(avg_pool2d, x, dtypes=["float16", "bfloat16"], dys=["dense", "strided"], **options, **more)) == 4
-    )
+    assert len(check_op(avg_pool, x, dtypes=["float16", "bfloat16"], dys=["dense", "strided"], **options, **more)) == 4
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(
     "shape, size", [*PARTS, ((3, 3, 6, 8), 1), ((1, 3, 70, 250), 1), ((2, 70, 5, 5), 1), ((1, 70, 5, 6), (3, 4))]
 )
-def test_adaptive_avg_pool2d(shape, size, last):
+def test_adaptive_avg_pool(shape, size, last):
     """Several tiles of channels, and an image whose pixels are split over programs."""
     x, options = draw(*shape, last=last), {"dtypes": NARROW, "dys": ["dense", "expanded"], "output_size": size}
-    assert len(check_op(adaptive_avg_pool2d, x, **options)) == 4
+    assert len(check_op(adaptive_avg_pool, x, **options)) == 4
 
 
 def test_a_pixel_of_many_windows():
     """Sums of 300 equal gradients of 16 bits, in float32: in bfloat16 the last of them would not count."""
     options = {"dtypes": ["bfloat16"], "dys": ["expanded"]}
-    check_op(adaptive_avg_pool2d, draw(1, 1, 2, 1), output_size=(601, 1), **options)
+    check_op(adaptive_avg_pool, draw(1, 1, 2, 1), output_size=(601, 1), **options)
 
 
 def test_cuda_leaves_huge_images():
     from gpulayers.kernels.cuda import pooling
 
     for side, refused in ((1 << 15, True), ((1 << 15) - 1, False)):
-        for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
+        for name in ("max_pool", "avg_pool", "adaptive_avg_pool"):
             reason = getattr(pooling, f"{name}_refuses")(
                 Spec((1, 1, side, 1 << 15), float32), needs=(), output_size=(1, 1)
             )
@@ -132,8 +130,8 @@ def test_wide_parts():
     """They divide the image, but are too wide to unroll."""
     x = draw(1, 2, 3, 66)
     with interpreting() as session:
-        check_op(adaptive_avg_pool2d, x, output_size=(1, 2), backends=("triton",), dtypes=["float32"], dys=["dense"])
-    assert {run.kernel for run in session.launches} == {"_adaptive_avg_pool2d_kernel"}
+        check_op(adaptive_avg_pool, x, output_size=(1, 2), backends=("triton",), dtypes=["float32"], dys=["dense"])
+    assert {run.kernel for run in session.launches} == {"_adaptive_avg_pool_kernel"}
 
 
 def test_packs_of_channels():
@@ -141,25 +139,25 @@ def test_packs_of_channels():
     x = draw(2, 16, 7, 8, last=True)
     options = {"backends": GPU, "dtypes": NARROW, "dys": ["dense"]}
     with emulating() as session:
-        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, return_indices=True, **options)
-        check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, **options)
-        check_op(adaptive_avg_pool2d, x, output_size=1, **options)
-        check_op(adaptive_avg_pool2d, x, output_size=3, **options)
+        check_op(max_pool, x, kernel_size=3, stride=2, padding=1, return_indices=True, **options)
+        check_op(avg_pool, x, kernel_size=3, stride=2, padding=1, **options)
+        check_op(adaptive_avg_pool, x, output_size=1, **options)
+        check_op(adaptive_avg_pool, x, output_size=3, **options)
     ran = {run.kernel for run in session.launches}
     for dtype in NARROW:
-        for name in ("max_pool2d_forward_{}_int8", "max_pool2d_backward_{}_int8", "avg_pool2d_forward_{}"):
+        for name in ("max_pool_forward_{}_int8", "max_pool_backward_{}_int8", "avg_pool_forward_{}"):
             assert f"{name.format(dtype)}_packs" in ran
-        assert {f"{kind}avg_pool2d_backward_{dtype}_packs" for kind in ("", "global_", "adaptive_")} <= ran
-        assert f"adaptive_avg_pool2d_forward_{dtype}_packs" in ran
+        assert {f"{kind}avg_pool_backward_{dtype}_packs" for kind in ("", "global_", "adaptive_")} <= ran
+        assert f"adaptive_avg_pool_forward_{dtype}_packs" in ran
 
 
 def test_any_strides():
     x = draw(3, 5, 9, 24)[:, ::2, 1:, ::3]
     for op, options in [
-        (max_pool2d, {"kernel_size": 2, "stride": 1}),
-        (avg_pool2d, {"kernel_size": 2, "stride": 1}),
-        (adaptive_avg_pool2d, {"output_size": 1}),
-        (adaptive_avg_pool2d, {"output_size": (3, 4)}),
+        (max_pool, {"kernel_size": 2, "stride": 1}),
+        (avg_pool, {"kernel_size": 2, "stride": 1}),
+        (adaptive_avg_pool, {"output_size": 1}),
+        (adaptive_avg_pool, {"output_size": (3, 4)}),
     ]:
         check_op(op, x, dtypes=NARROW, dys=["transposed"], **options)
         check_op(op, draw(2, 3, 5, 4).transpose(0, 1, 3, 2), dtypes=["float32"], dys=["dense"], **options)
@@ -167,20 +165,20 @@ def test_any_strides():
 
 def test_many_taps_and_empty_batches():
     options = {"dtypes": ["float32"], "dys": ["dense"], "return_indices": True}
-    check_op(max_pool2d, draw(1, 1, 24, 24), kernel_size=12, stride=1, **options)  # int16
-    check_op(max_pool2d, draw(0, 2, 3, 4), kernel_size=2, **options)
-    for op in (max_pool2d, avg_pool2d):
+    check_op(max_pool, draw(1, 1, 24, 24), kernel_size=12, stride=1, **options)  # int16
+    check_op(max_pool, draw(0, 2, 3, 4), kernel_size=2, **options)
+    for op in (max_pool, avg_pool):
         assert len(check_op(op, draw(0, 2, 3, 4), kernel_size=2, dtypes=NARROW)) == 4
 
 
 def test_a_window_without_a_pixel():
     """A dilated window may step over the whole image: −∞, and no gradient (torch writes out of bounds there)."""
     options = {"kernel_size": 2, "dilation": 3, "padding": 1, "stride": 1}
-    y, record = max_pool2d.record(draw(1, 1, 2, 2), **options)
+    y, record = max_pool.record(draw(1, 1, 2, 2), **options)
     assert y.shape == (1, 1, 1, 1) and y.item() == -np.inf
     assert not record.backward(np.ones_like(y))[0].any()
-    assert max_pool2d(draw(1, 1, 2, 2), return_indices=True, **options)[1].item() == -1
-    check_op(max_pool2d, draw(1, 1, 2, 2), dtypes=NARROW, return_indices=True, **options)
+    assert max_pool(draw(1, 1, 2, 2), return_indices=True, **options)[1].item() == -1
+    check_op(max_pool, draw(1, 1, 2, 2), dtypes=NARROW, return_indices=True, **options)
 
 
 def test_numpy_blocks(monkeypatch):
@@ -189,17 +187,17 @@ def test_numpy_blocks(monkeypatch):
     monkeypatch.setattr(_blocks, "BYTES", 1 << 9)
     for last in (False, True):
         x = draw(7, 3, 9, 8, last=last)
-        check_op(max_pool2d, x, kernel_size=3, stride=2, padding=1, return_indices=last, backends=("numpy",))
-        check_op(avg_pool2d, x, kernel_size=3, stride=2, padding=1, backends=("numpy",), dtypes=NARROW)
-        check_op(adaptive_avg_pool2d, x, output_size=(4, 3), backends=("numpy",), dtypes=NARROW)
-        check_op(adaptive_avg_pool2d, x, output_size=1, backends=("numpy",), dtypes=NARROW)
+        check_op(max_pool, x, kernel_size=3, stride=2, padding=1, return_indices=last, backends=("numpy",))
+        check_op(avg_pool, x, kernel_size=3, stride=2, padding=1, backends=("numpy",), dtypes=NARROW)
+        check_op(adaptive_avg_pool, x, output_size=(4, 3), backends=("numpy",), dtypes=NARROW)
+        check_op(adaptive_avg_pool, x, output_size=1, backends=("numpy",), dtypes=NARROW)
 
 
 CASES = [
-    (max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
-    (avg_pool2d, {"kernel_size": 2}),
-    (adaptive_avg_pool2d, {"output_size": 1}),
-    (adaptive_avg_pool2d, {"output_size": 6}),
+    (max_pool, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (avg_pool, {"kernel_size": 2}),
+    (adaptive_avg_pool, {"output_size": 1}),
+    (adaptive_avg_pool, {"output_size": 6}),
 ]
 
 
@@ -217,32 +215,32 @@ def compare_with_torch(op, function, x, **options):
 
 
 @pytest.mark.parametrize("shape, options", WINDOWS + DILATED)
-def test_max_pool2d_is_torchs(shape, options):
+def test_max_pool_is_torchs(shape, options):
     x = draw(*shape)
-    compare_with_torch(max_pool2d, F.max_pool2d, x, **options)
-    compare_with_torch(max_pool2d, F.max_pool2d, np.round(x), **options)  # ties
+    compare_with_torch(max_pool, F.max_pool2d, x, **options)
+    compare_with_torch(max_pool, F.max_pool2d, np.round(x), **options)  # ties
     x[np.random.default_rng(0).random(shape) < 0.3] = np.nan
     x[np.random.default_rng(1).random(shape) < 0.5] = -np.inf
-    compare_with_torch(max_pool2d, F.max_pool2d, x, **options)
+    compare_with_torch(max_pool, F.max_pool2d, x, **options)
     indices = F.max_pool2d(torch.from_numpy(x), return_indices=True, **options)[1].numpy()
     for backend in ("definition", "numpy"):
         with gl.only(backend):
-            np.testing.assert_array_equal(max_pool2d(x, return_indices=True, **options)[1], indices)
+            np.testing.assert_array_equal(max_pool(x, return_indices=True, **options)[1], indices)
 
 
 @pytest.mark.parametrize("more", AVERAGED)
 @pytest.mark.parametrize("shape, options", WINDOWS)
-def test_avg_pool2d_is_torchs(shape, options, more):
-    compare_with_torch(avg_pool2d, F.avg_pool2d, draw(*shape), **options, **more)
+def test_avg_pool_is_torchs(shape, options, more):
+    compare_with_torch(avg_pool, F.avg_pool2d, draw(*shape), **options, **more)
 
 
 @pytest.mark.parametrize("shape, size", [p for p in PARTS if 0 not in p[0][:2] and p[1] != (0, 2)])
-def test_adaptive_avg_pool2d_is_torchs(shape, size):
+def test_adaptive_avg_pool_is_torchs(shape, size):
     x = draw(*shape)
-    compare_with_torch(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size=size)
+    compare_with_torch(adaptive_avg_pool, F.adaptive_avg_pool2d, x, output_size=size)
     x[np.random.default_rng(0).random(shape) < 0.1] = np.inf
     x[np.random.default_rng(1).random(shape) < 0.1] = np.nan
-    compare_with_torch(adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size=size)
+    compare_with_torch(adaptive_avg_pool, F.adaptive_avg_pool2d, x, output_size=size)
 
 
 def test_adaptive_sizes_are_torchs():
@@ -254,9 +252,9 @@ def test_adaptive_sizes_are_torchs():
             ((2, 3, 4, 5), [3, 2]),
         ]:
             x = torch.randn(shape).to(memory_format=last)
-            y, expected = adaptive_avg_pool2d(x, output_size=size), F.adaptive_avg_pool2d(x, size)
+            y, expected = adaptive_avg_pool(x, output_size=size), F.adaptive_avg_pool2d(x, size)
             assert y.shape == expected.shape and (not y.numel() or y.stride() == expected.stride())
-    assert adaptive_avg_pool2d.rule(Spec((None, 3, None, 8), float32), output_size=(None, 2)).outputs["y"].shape == (
+    assert adaptive_avg_pool.rule(Spec((None, 3, None, 8), float32), output_size=(None, 2)).outputs["y"].shape == (
         *(None, 3, None, 2),
     )
 
@@ -264,31 +262,31 @@ def test_adaptive_sizes_are_torchs():
 @pytest.mark.parametrize(
     "op, shape, options, error, text",
     [
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 3, "padding": 2}, ShapeError, "padding ≤ kernel_size / 2"),
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 7}, ShapeError, "OH = ⌊(H + 2 · 0 − 1 · (7 − 1) − 1) / 7⌋ + 1 ≥ 1"),
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 0}, ShapeError, "kernel_size = (height, width), both ≥ 1; got 0"),
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 2.5}, KindError, "an integer or a pair of integers; got 2.5"),
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "stride": 0}, ShapeError, "stride"),
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "dilation": 0}, ShapeError, "dilation"),
-        (max_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "padding": -1}, ShapeError, "padding"),
-        (max_pool2d, (5, 5), {"kernel_size": 2}, ShapeError, "x.shape = (N, C, H, W)"),
-        (max_pool2d, (2, 0, 5, 5), {"kernel_size": 2}, ShapeError, "C, H, W ≥ 1"),
-        (avg_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "padding": 2}, ShapeError, "padding ≤ kernel_size / 2"),
-        (avg_pool2d, (2, 4, 5, 5), {"kernel_size": 2, "divisor_override": 0}, ShapeError, "divisor_override ≠ 0"),
-        (avg_pool2d, (2, 4, 5, 5), {"kernel_size": 7}, ShapeError, "OH = "),
-        (adaptive_avg_pool2d, (2, 3, 0, 4), {"output_size": 3}, ShapeError, "H, W ≥ 1 where output_size is not 1"),
-        (adaptive_avg_pool2d, (3, 4), {"output_size": 3}, ShapeError, "x.shape = (N, C, H, W)"),
-        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": (1, -1)}, ShapeError, "(height, width), both ≥ 0"),
-        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": (1, 2, 3)}, ShapeError, "output_size"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 3, "padding": 2}, ShapeError, "padding ≤ kernel_size / 2"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 7}, ShapeError, "OH = ⌊(H + 2 · 0 − 1 · (7 − 1) − 1) / 7⌋ + 1 ≥ 1"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 0}, ShapeError, "kernel_size = (height, width), both ≥ 1; got 0"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 2.5}, KindError, "an integer or a pair of integers; got 2.5"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 2, "stride": 0}, ShapeError, "stride"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 2, "dilation": 0}, ShapeError, "dilation"),
+        (max_pool, (2, 4, 5, 5), {"kernel_size": 2, "padding": -1}, ShapeError, "padding"),
+        (max_pool, (5, 5), {"kernel_size": 2}, ShapeError, "x.shape = (N, C, *sizes) with one to three sizes"),
+        (max_pool, (2, 0, 5, 5), {"kernel_size": 2}, ShapeError, "C, H, W ≥ 1"),
+        (avg_pool, (2, 4, 5, 5), {"kernel_size": 2, "padding": 2}, ShapeError, "padding ≤ kernel_size / 2"),
+        (avg_pool, (2, 4, 5, 5), {"kernel_size": 2, "divisor_override": 0}, ShapeError, "divisor_override ≠ 0"),
+        (avg_pool, (2, 4, 5, 5), {"kernel_size": 7}, ShapeError, "OH = "),
+        (adaptive_avg_pool, (2, 3, 0, 4), {"output_size": 3}, ShapeError, "H, W ≥ 1 where output_size is not 1"),
+        (adaptive_avg_pool, (3, 4), {"output_size": 3}, ShapeError, "x.shape = (N, C, *sizes)"),
+        (adaptive_avg_pool, (2, 3, 4, 4), {"output_size": (1, -1)}, ShapeError, "(height, width), both ≥ 0"),
+        (adaptive_avg_pool, (2, 3, 4, 4), {"output_size": (1, 2, 3)}, ShapeError, "output_size"),
         (
-            adaptive_avg_pool2d,
+            adaptive_avg_pool,
             (2, 3, 4, 4),
             {"output_size": 2.5},
             KindError,
             "an integer or a pair of integers; got 2.5",
         ),
-        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": None}, KindError, "output_size"),
-        (adaptive_avg_pool2d, (2, 3, 4, 4), {"output_size": (True, 2)}, KindError, "output_size"),
+        (adaptive_avg_pool, (2, 3, 4, 4), {"output_size": None}, KindError, "output_size"),
+        (adaptive_avg_pool, (2, 3, 4, 4), {"output_size": (True, 2)}, KindError, "output_size"),
     ],
 )
 def test_errors(op, shape, options, error, text):
@@ -298,7 +296,7 @@ def test_errors(op, shape, options, error, text):
     expected = TypeError if error is KindError else RuntimeError
     assert isinstance(raised.value, expected)
     with pytest.raises(expected):
-        getattr(F, op.name)(torch.from_numpy(draw(*shape)), **options)
+        getattr(F, f"{op.name}2d")(torch.from_numpy(draw(*shape)), **options)
 
 
 def test_other_errors():
@@ -342,10 +340,10 @@ def test_gradient_of_a_padded_average(order):
     torch's CUDA kernel for channels-last gradients left the padding out of its coordinates until 2026 (0 at an edge).
     """
     x = np.ascontiguousarray(np.zeros((1, 2, 4, 3), np.float64).transpose(order)).transpose(np.argsort(order))
-    for dtype, backend in itertools.product(FLOATS, ("definition", *backends_of(avg_pool2d))):
+    for dtype, backend in itertools.product(FLOATS, ("definition", *backends_of(avg_pool))):
         if dtype == np.float64 and backend in ("triton", "cuda", "numpy"):
             continue  # left to the definition
         with arena(backend) as room:
-            y, call = avg_pool2d.record(room.put(x.astype(dtype)), kernel_size=2, stride=1, padding=1)
+            y, call = avg_pool.record(room.put(x.astype(dtype)), kernel_size=2, stride=1, padding=1)
             dy = room.put(np.ones(y.shape, dtype))
             np.testing.assert_array_equal(room.get(call.backward(dy)[0]), np.ones(x.shape, dtype))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gpulayers import dispatch
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import layer_norm, rms_norm
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.testing.arena import BACKENDS, arena
 
@@ -90,10 +90,10 @@ WINDOWS = [
 
 @pytest.mark.parametrize("options", WINDOWS, ids=str)
 def test_pooling(options):
-    check(max_pool2d, lambda x: F.max_pool2d(x, **options), IMAGES, **options)
-    check(avg_pool2d, lambda x: F.avg_pool2d(x, **options), IMAGES, **options)
+    check(max_pool, lambda x: F.max_pool2d(x, **options), IMAGES, **options)
+    check(avg_pool, lambda x: F.avg_pool2d(x, **options), IMAGES, **options)
 
 
 @pytest.mark.parametrize("size", [1, 2, (1, 3)])
 def test_adaptive_pooling(size):
-    check(adaptive_avg_pool2d, lambda x: F.adaptive_avg_pool2d(x, size), IMAGES, output_size=size)
+    check(adaptive_avg_pool, lambda x: F.adaptive_avg_pool2d(x, size), IMAGES, output_size=size)

@@ -9,7 +9,7 @@ from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
-from gpulayers.ops.pooling import adaptive_avg_pool2d, avg_pool2d
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.testing.check_op import check_op
 
@@ -40,8 +40,8 @@ CALLS = {
     "conv2d of channels": (conv, [full(1, MANY, 1, 2), full(2, MANY, 1, 1), full(2)], {}),
     "conv2d of pixels": (conv, [full(1, 2, 30, 20), full(2, 2, 1, 1), full(2)], {}),
     "depthwise conv2d": (conv, [full(1, 2, 30, 20), full(2, 1, 3, 3), full(2)], {"groups": 2}),
-    "avg_pool2d": (avg_pool2d, [full(1, 1, MANY, 1)], {"kernel_size": (MANY, 1)}),
-    "adaptive_avg_pool2d": (adaptive_avg_pool2d, [full(1, 2, 30, 20)], {"output_size": 1}),
+    "avg_pool": (avg_pool, [full(1, 1, MANY, 1)], {"kernel_size": (MANY, 1)}),
+    "adaptive_avg_pool": (adaptive_avg_pool, [full(1, 2, 30, 20)], {"output_size": 1}),
     "prelu": (prelu, [full(MANY, 2, value=-1.0), full(2)], {}),
     "mse": (mse, [full(MANY), full(MANY, value=0.0)], {}),
     "cross_entropy": (cross_entropy, [full(MANY, 3), np.zeros(MANY, np.int64)], {"reduction": "sum"}),

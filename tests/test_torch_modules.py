@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from torch_calls import convolutions, pooled, rows, transposed
 
 import gpulayers.torch as gt
 from gpulayers.testing import check_torch as check_torch_module
@@ -43,44 +44,6 @@ def elementwise(*options):
 
 def images(*options, shapes=IMAGES):
     return [(kwargs, shape) for kwargs in options for shape in shapes]
-
-
-def convolutions(count):
-    """Calls of Conv1d, Conv2d and Conv3d: options of three axes, cut to the last so many; every one of an image's."""
-    cut = lambda kwargs: {k: v[-count:] if isinstance(v, tuple) else v for k, v in kwargs.items()}  # noqa: E731
-    options = [
-        {},
-        {"stride": 2, "padding": 1, "bias": False},
-        {"dilation": 2, "padding": (1, 2, 1)},
-        {"groups": 2, "padding": "same"},
-        {"groups": 4, "stride": (1, 2, 1)},
-        {"padding": 1, "padding_mode": "reflect"},
-        {"padding": (0, 2, 1), "padding_mode": "circular"},
-        {"padding": "same", "padding_mode": "replicate"},
-    ]
-    sizes = (3, 7, 6)[-count:]
-    shapes = [(2, 4, *sizes), (4, *sizes), (0, 4, *sizes)]
-    fixed = {"in_channels": 4}
-    found = [
-        ({**fixed, "out_channels": o, "kernel_size": k, **cut(kwargs)}, s)
-        for o in (4, 8) for k in (1, (2, 3, 2)[-count:]) for s in shapes for kwargs in options
-    ]  # fmt: skip
-    return found if count == 2 else found[:: 4 if count == 1 else 7]
-
-
-def transposed(count):
-    options = [
-        {},
-        {"stride": 2, "padding": 1, "output_padding": 1, "bias": False},
-        {"dilation": 2, "padding": (1, 2, 1)[-count:], "stride": 3, "output_padding": 2},
-        {"groups": 2, "stride": (1, 2, 3)[-count:]},
-        {"groups": 4, "stride": 2, "padding": 1},
-    ]
-    sizes = (2, 5, 4)[-count:]
-    shapes = [(2, 4, *sizes), (4, *sizes), (0, 4, *sizes)]
-    fixed = {"in_channels": 4, "out_channels": 8}
-    found = [({**fixed, "kernel_size": k, **o}, s) for k in ((2, 3, 2)[-count:], 4) for o in options for s in shapes]
-    return found[:: 2 if count == 2 else 3]
 
 
 POOL = grid(kernel_size=(1, 2, (3, 2)), stride=(None, 1, (2, 3)), padding=(0, 1), ceil_mode=(False, True))
@@ -154,6 +117,13 @@ CASES = {
             {"momentum": 0.7, "eps": 0.1},
         ]
     ],
+    **{
+        f"MaxPool{d}d": pooled(d, {}, {"padding": 1}, {"dilation": 2, "ceil_mode": True}, {"return_indices": True})
+        for d in (1, 3)
+    },
+    **{f"AvgPool{d}d": pooled(d, {}, {"padding": 1, "count_include_pad": False}, {"ceil_mode": True}) for d in (1, 3)},
+    "AdaptiveAvgPool1d": [({"output_size": size}, s) for size in (1, 3, (9,)) for s in rows(1)],
+    "AdaptiveAvgPool3d": [({"output_size": size}, s) for size in (1, 2, (2, None, 3)) for s in rows(3)],
     "MaxPool2d": images(*POOL, *grid(kernel_size=(2,), dilation=(2, (1, 2)), return_indices=(False, True))),
     "AvgPool2d": images(
         *POOL, *grid(kernel_size=(3,), padding=(1,), count_include_pad=(False,), divisor_override=(None, 7))
@@ -195,6 +165,9 @@ def draw(shape, dtype, seed=0, scale=2.0):
 # padded average over channels-last images was wrong on CUDA until 2026: their row-major one is the truth.
 TRUTH = {
     "AvgPool2d": lambda m: lambda x: m(x.contiguous()),
+    # On a CPU torch has it in 32 and 64 bits, and not of every memory order.
+    "AvgPool3d": lambda m: lambda x: m(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
+    "MaxPool3d": lambda m: lambda x: m(x.contiguous()),
     "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,
     "Hardswish": lambda m: lambda x: x * torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6,  # on CUDA
     "CELU": lambda m: lambda x: torch.where(x > 0, x, m.alpha * torch.expm1(torch.clamp(x, max=0) / m.alpha)),
@@ -254,7 +227,7 @@ def test_module(name, dtype):
             if kwargs.get("inplace") and 0 in given.stride() and given.numel() > 1:
                 continue  # torch forbids it
             ours, theirs = pair_of(name, kwargs, dtype, training)
-            if name in TRUTH and (dtype is torch.float64 or name == "AvgPool2d"):
+            if name in TRUTH and (dtype is torch.float64 or "Pool" in name):
                 theirs = TRUTH[name](theirs)
             if kwargs.get("inplace"):
                 a, b = ours, theirs
@@ -350,7 +323,7 @@ def test_torchs_own_module_samples(info, dtype):
             if sample.forward_input.kwargs:
                 assert sample.forward_input.kwargs == {"input": sample.forward_input.kwargs["input"]}
                 sample.forward_input.args = (sample.forward_input.kwargs["input"],)
-            if name in TRUTH and (dtype is torch.float64 or name == "AvgPool2d"):
+            if name in TRUTH and (dtype is torch.float64 or "Pool" in name):
                 theirs = TRUTH[name](theirs)
             found = check_torch(ours, theirs, sample.forward_input.args)
             complaints += [f"{name}{args}{kwargs}: {line}" for line in found]

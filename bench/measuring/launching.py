@@ -124,9 +124,9 @@ def subjects() -> list[Subject]:
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
         Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("pad2d", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),
-        Subject("max_pool2d", lambda m: m.MaxPool2d(2), IMAGE, PIXELS),
-        Subject("avg_pool2d", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
-        Subject("adaptive_avg_pool2d", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),
+        Subject("max_pool", lambda m: m.MaxPool2d(2), IMAGE, PIXELS),
+        Subject("avg_pool", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
+        Subject("adaptive_avg_pool", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),
     ]  # fmt: skip
 
 

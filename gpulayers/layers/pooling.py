@@ -1,26 +1,35 @@
-"""Pooling of images."""
+"""Pooling over one to three spatial axes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.definition import ShapeError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import pooling as ops
+from gpulayers.ops._window import AXES
 
 
 class Pooling(OpLayer):
     """The pooling neuron type: every output sums up a window; no weights. Start here for such a layer of your own.
 
-    A subclass names its ``op``, and its options.
+    A subclass names its ``op``, and its options; ``spatial``: how many spatial axes x has, None for any number.
     """
 
     neuron_type = "pooling"
+    spatial: int | None = None
+
+    def arguments(self, *xs: Any, **_: Any) -> tuple:
+        if self.spatial and len(xs[0].shape) != self.spatial + 2:
+            rule = f"x.shape = (N, C, {', '.join(AXES[self.spatial])})"
+            raise ShapeError(f"{self.name}: x", rule, list(xs[0].shape))
+        return xs
 
 
-class MaxPool2d(Pooling):
-    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW), and where it lies. As torch.nn.MaxPool2d."""
+class MaxPool(Pooling):
+    """What maxima under windows have in common."""
 
-    op = ops.max_pool2d
+    op = ops.max_pool
 
     def __init__(
         self,
@@ -45,10 +54,29 @@ class MaxPool2d(Pooling):
         }
 
 
-class AvgPool2d(Pooling):
-    """The mean under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AvgPool2d."""
+class MaxPool1d(MaxPool):
+    """The maximum under a window: (N, C, L) → (N, C, OL), and where it lies. As torch.nn.MaxPool1d."""
 
-    op = ops.avg_pool2d
+    spatial = 1
+
+
+class MaxPool2d(MaxPool):
+    """The maximum under a window: (N, C, H, W) → (N, C, OH, OW), and where it lies. As torch.nn.MaxPool2d."""
+
+    spatial = 2
+
+
+class MaxPool3d(MaxPool):
+    """The maximum under a window: (N, C, D, H, W) → (N, C, OD, OH, OW), and where it lies. As torch.nn.MaxPool3d."""
+
+    spatial = 3
+
+
+class AvgPool(Pooling):
+    """What means under windows have in common."""
+
+    op = ops.avg_pool
+    divisor_override: int | None = None
 
     def __init__(
         self,
@@ -73,10 +101,33 @@ class AvgPool2d(Pooling):
         }
 
 
-class AdaptiveAvgPool2d(Pooling):
-    """The means of OH × OW parts of the image: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AdaptiveAvgPool2d."""
+class AvgPool1d(AvgPool):
+    """The mean under a window: (N, C, L) → (N, C, OL). As torch.nn.AvgPool1d."""
 
-    op = ops.adaptive_avg_pool2d
+    spatial = 1
+
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+    ):  # fmt: skip
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+class AvgPool2d(AvgPool):
+    """The mean under a window: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AvgPool2d."""
+
+    spatial = 2
+
+
+class AvgPool3d(AvgPool):
+    """The mean under a window: (N, C, D, H, W) → (N, C, OD, OH, OW). As torch.nn.AvgPool3d."""
+
+    spatial = 3
+
+
+class AdaptiveAvgPool(Pooling):
+    """What means of so many parts have in common."""
+
+    op = ops.adaptive_avg_pool
 
     def __init__(self, output_size: Any):
         self.output_size = output_size
@@ -85,10 +136,29 @@ class AdaptiveAvgPool2d(Pooling):
         return {"output_size": self.output_size}
 
 
+class AdaptiveAvgPool1d(AdaptiveAvgPool):
+    """The means of OL parts of the sequence: (N, C, L) → (N, C, OL). As torch.nn.AdaptiveAvgPool1d."""
+
+    spatial = 1
+
+
+class AdaptiveAvgPool2d(AdaptiveAvgPool):
+    """The means of OH × OW parts of the image: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AdaptiveAvgPool2d."""
+
+    spatial = 2
+
+
+class AdaptiveAvgPool3d(AdaptiveAvgPool):
+    """The means of OD × OH × OW parts: (N, C, D, H, W) → (N, C, OD, OH, OW). As torch.nn.AdaptiveAvgPool3d."""
+
+    spatial = 3
+
+
 class GlobalAvgPool2d(Pooling):
     """The mean of each channel: (N, C, H, W) → (N, C, 1, 1)."""
 
-    op = ops.adaptive_avg_pool2d
+    op = ops.adaptive_avg_pool
+    spatial = 2
 
     def options(self) -> dict[str, Any]:
         return {"output_size": 1}

@@ -18,6 +18,17 @@ def require_image(x: Spec) -> None:
         raise ShapeError("x", "x.shape = (N, C, H, W)", list(x.shape))
 
 
+AXES = {1: "L", 2: "HW", 3: "DHW"}
+"""The names of so many spatial axes."""
+
+
+def require_images(x: Spec) -> int:
+    """How many spatial axes x has: one to three."""
+    if x.ndim - 2 not in AXES:
+        raise ShapeError("x", "x.shape = (N, C, *sizes) with one to three sizes", list(x.shape))
+    return x.ndim - 2
+
+
 class _Words(NamedTuple):
     """How errors speak of so many spatial axes."""
 

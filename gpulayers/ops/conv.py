@@ -13,9 +13,8 @@ from typing import Any
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
-from gpulayers.ops._window import Pair, around, numbers, ordered_as, output_order, window
+from gpulayers.ops._window import AXES, Pair, around, numbers, ordered_as, output_order, window
 
-_AXES = {1: "L", 2: "HW", 3: "DHW"}
 _KERNELS = {1: "k", 2: "kh, kw", 3: "kd, kh, kw"}
 
 
@@ -38,12 +37,12 @@ def _checked(x: Spec, weight: Spec, bias: Spec | None, groups: Any, channels: st
     """How many spatial axes there are. channels: what the first two axes of weight count."""
     require_float("x", x)
     require_same_dtype(x, weight=weight, bias=bias)
-    count = (weight if weight.ndim - 2 in _AXES else x).ndim - 2
-    if count not in _AXES:
+    count = (weight if weight.ndim - 2 in AXES else x).ndim - 2
+    if count not in AXES:
         raise ShapeError("x", "x.shape = (N, C, *sizes) with one to three sizes", list(x.shape))
     form = f"weight.shape = ({channels}, {_KERNELS[count]})"
     if x.ndim != count + 2:
-        raise ShapeError("x", f"x.shape = (N, C, {', '.join(_AXES[count])}) where {form}", list(x.shape))
+        raise ShapeError("x", f"x.shape = (N, C, {', '.join(AXES[count])}) where {form}", list(x.shape))
     if weight.ndim != count + 2 or 0 in weight.shape:
         raise ShapeError("weight", f"{form}, none of them 0", list(weight.shape))
     if not isinstance(groups, int):
@@ -156,7 +155,7 @@ def conv_rule(
     if bias is not None:
         require_shape("bias", bias, (o,), "bias.shape = (O,)")
     around = padding_sides(padding, kernel, stride, dilation)
-    size = map(_output_size, sizes, kernel, around, stride, dilation, _AXES[count])
+    size = map(_output_size, sizes, kernel, around, stride, dilation, AXES[count])
     options = {"stride": stride, "padding": around, "dilation": dilation, "groups": groups}
     return Rule({"y": Spec((n, o, *size), x.dtype, output_order(x))}, _saved(x, weight, needs), options)
 
@@ -182,7 +181,7 @@ def conv_forward(
     Returns y: (N, O, OH, OW), OH = ⌊(H + top + bottom − dilation · (kh − 1) − 1) / stride⌋ + 1 and the other sizes
     likewise, in x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not fit.
     """
-    size = tuple(map(_output_size, x.shape[2:], weight.shape[2:], padding, stride, dilation, _AXES[x.ndim - 2]))
+    size = tuple(map(_output_size, x.shape[2:], weight.shape[2:], padding, stride, dilation, AXES[x.ndim - 2]))
     y = _correlated(x, weight, size, stride, padding, dilation, groups)
     return (_output(y, bias, x),), _saved(x, weight, needs)
 
@@ -242,7 +241,7 @@ def conv_transpose_rule(
         raise ShapeError("output_padding", f"output_padding < stride or dilation, {stride} or {dilation}", more)
     if bias is not None:
         require_shape("bias", bias, (o_group * groups,), "bias.shape = (O,)")
-    size = map(_transposed_size, sizes, kernel, around, stride, dilation, more, _AXES[count])
+    size = map(_transposed_size, sizes, kernel, around, stride, dilation, more, AXES[count])
     options = {"stride": stride, "padding": around, "output_padding": more, "dilation": dilation, "groups": groups}
     y = Spec((n, o_group * groups, *size), x.dtype, output_order(x))
     return Rule({"y": y}, _saved(x, weight, needs), options)
@@ -271,7 +270,7 @@ def conv_transpose_forward(
     sizes likewise, in x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not
     fit.
     """
-    kernel, axes = weight.shape[2:], _AXES[x.ndim - 2]
+    kernel, axes = weight.shape[2:], AXES[x.ndim - 2]
     size = tuple(map(_transposed_size, x.shape[2:], kernel, padding, stride, dilation, output_padding, axes))
     y = _walked_back(x, weight, size, stride, padding, dilation, groups)
     return (_output(y, bias, x),), _saved(x, weight, needs)

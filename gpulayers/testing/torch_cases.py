@@ -33,7 +33,7 @@ PLAIN = (
     ),
 )
 """Activations that have no arguments without a default."""
-_IMAGE = (2, 4, 6, 5)
+_ROW, _IMAGE, _VOLUME = (2, 4, 5), (2, 4, 6, 5), (2, 4, 3, 2, 4)
 _SAME: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1}
 """A convolution that keeps its input's shape."""
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
@@ -52,6 +52,12 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "RMSNorm": [({"normalized_shape": (5,)}, (3, 5)), ({"normalized_shape": (5,), "elementwise_affine": False}, (2, 3, 5))],
     "BatchNorm1d": [({"num_features": 5}, (4, 5)), ({"num_features": 3, "affine": False}, (4, 3, 5))],
     "BatchNorm2d": [({"num_features": 4}, _IMAGE), ({"num_features": 4, "track_running_stats": False}, _IMAGE)],
+    "MaxPool1d": [({"kernel_size": 2}, _ROW)],
+    "MaxPool3d": [({"kernel_size": 2, "padding": 1, "return_indices": True}, _VOLUME)],
+    "AvgPool1d": [({"kernel_size": 2, "padding": 1}, _ROW)],
+    "AvgPool3d": [({"kernel_size": 2, "padding": 1}, _VOLUME)],
+    "AdaptiveAvgPool1d": [({"output_size": 3}, _ROW)],
+    "AdaptiveAvgPool3d": [({"output_size": (2, 1, 3)}, _VOLUME)],
     "MaxPool2d": [({"kernel_size": 2}, _IMAGE), ({"kernel_size": 3, "padding": 1, "return_indices": True}, _IMAGE)],
     "AvgPool2d": [({"kernel_size": 2, "padding": 1}, _IMAGE)],
     "AdaptiveAvgPool2d": [({"output_size": (2, 3)}, _IMAGE)],
@@ -69,11 +75,11 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
         ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1}, _IMAGE),
         ({"in_channels": 4, "out_channels": 4, "kernel_size": 2, "groups": 2, "stride": 2, "bias": False}, _IMAGE),
     ],
-    "Conv1d": [(_SAME, (2, 4, 5))],
-    "Conv3d": [(_SAME, (2, 4, 3, 2, 4))],
-    "ConvTranspose1d": [(_SAME, (2, 4, 5))],
+    "Conv1d": [(_SAME, _ROW)],
+    "Conv3d": [(_SAME, _VOLUME)],
+    "ConvTranspose1d": [(_SAME, _ROW)],
     "ConvTranspose2d": [(_SAME, _IMAGE), ({**_SAME, "stride": 2, "groups": 2, "output_padding": 1, "bias": False}, _IMAGE)],
-    "ConvTranspose3d": [(_SAME, (2, 4, 3, 2, 4))],
+    "ConvTranspose3d": [(_SAME, _VOLUME)],
     "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
     "MSELoss": [({}, (3, 5))],

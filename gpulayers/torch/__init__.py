@@ -46,7 +46,17 @@ from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss
 from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
 from gpulayers.torch.padding import CircularPad2d, ConstantPad2d, ReflectionPad2d, ReplicationPad2d, ZeroPad2d
-from gpulayers.torch.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from gpulayers.torch.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
 from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 from gpulayers.torch.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold
 

@@ -37,7 +37,17 @@ from gpulayers.torch.linear import linear
 from gpulayers.torch.loss import cross_entropy, mse_loss, nll_loss
 from gpulayers.torch.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
 from gpulayers.torch.padding import pad
-from gpulayers.torch.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from gpulayers.torch.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
 from gpulayers.torch.softmax import log_softmax, softmax, softmin
 from gpulayers.torch.window import channel_shuffle, fold, pixel_shuffle, pixel_unshuffle, unfold
 

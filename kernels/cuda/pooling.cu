@@ -44,7 +44,7 @@ template <bool PIXELS, int V, class F> __device__ void for_each(const Walk& walk
     }
 }
 
-// --- max_pool2d ------------------------------------------------------------------------------------------------------
+// --- max_pool ------------------------------------------------------------------------------------------------------
 
 template <class T, class I, bool PIXELS, int V>
 __device__ void max_forward(const T* x, T* y, I* tap, int64* indices, bool save, bool indexed, Walk walk, Window win) {
@@ -121,17 +121,17 @@ __device__ void max_backward(const T* dy, const I* tap, T* dx, int64 tap_n, int6
     });
 }
 
-#define MAX_POOL2D(T, NAME, I, INDEX, LAYOUT, PIXELS, V)                                                                  \
-    extern "C" __global__ void max_pool2d_forward_##NAME##_##INDEX##_##LAYOUT(                                            \
+#define MAX_POOL(T, NAME, I, INDEX, LAYOUT, PIXELS, V)                                                                  \
+    extern "C" __global__ void max_pool_forward_##NAME##_##INDEX##_##LAYOUT(                                            \
         const T* x, T* y, I* tap, int64* indices, bool save, bool indexed, WALK, WINDOW) {                                \
         max_forward<T, I, PIXELS, V>(x, y, tap, indices, save, indexed, Walk WALK_OF, Window WINDOW_OF);                  \
     }                                                                                                                     \
-    extern "C" __global__ void max_pool2d_backward_##NAME##_##INDEX##_##LAYOUT(                                           \
+    extern "C" __global__ void max_pool_backward_##NAME##_##INDEX##_##LAYOUT(                                           \
         const T* dy, const I* tap, T* dx, int64 tap_n, int64 tap_c, int64 tap_h, int64 tap_w, WALK, WINDOW) {             \
         max_backward<T, I, PIXELS, V>(dy, tap, dx, tap_n, tap_c, tap_h, tap_w, Walk WALK_OF, Window WINDOW_OF);           \
     }
 
-// --- avg_pool2d ------------------------------------------------------------------------------------------------------
+// --- avg_pool ------------------------------------------------------------------------------------------------------
 
 struct Divisor {
     float override_by;  // 0: count the pixels
@@ -198,7 +198,7 @@ __device__ void avg_backward(const T* dy, T* dx, Divisor divisor, Walk walk, Win
     });
 }
 
-// --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
+// --- adaptive_avg_pool ---------------------------------------------------------------------------------------------
 
 // The i-th of so many parts of `size`: [first, last). They overlap where they do not divide it. With pixels and windows
 // exchanged: the windows that pixel i lies in.
@@ -271,35 +271,35 @@ template <class T, bool PIXELS, int V> __device__ void global_avg_backward(const
     });
 }
 
-#define AVG_POOL2D(T, NAME, LAYOUT, PIXELS, V)                                                                            \
-    extern "C" __global__ void avg_pool2d_forward_##NAME##_##LAYOUT(const T* x, T* y, float by, bool include_pad, WALK,   \
+#define AVG_POOL(T, NAME, LAYOUT, PIXELS, V)                                                                            \
+    extern "C" __global__ void avg_pool_forward_##NAME##_##LAYOUT(const T* x, T* y, float by, bool include_pad, WALK,   \
                                                                     WINDOW) {                                             \
         avg_forward<T, PIXELS, V>(x, y, Divisor{by, include_pad}, Walk WALK_OF, Window WINDOW_OF);                        \
     }                                                                                                                     \
-    extern "C" __global__ void avg_pool2d_backward_##NAME##_##LAYOUT(const T* dy, T* dx, float by, bool include_pad,      \
+    extern "C" __global__ void avg_pool_backward_##NAME##_##LAYOUT(const T* dy, T* dx, float by, bool include_pad,      \
                                                                      WALK, WINDOW) {                                      \
         avg_backward<T, PIXELS, V>(dy, dx, Divisor{by, include_pad}, Walk WALK_OF, Window WINDOW_OF);                     \
     }                                                                                                                     \
-    extern "C" __global__ void adaptive_avg_pool2d_forward_##NAME##_##LAYOUT(const T* x, T* y, WALK) {                    \
+    extern "C" __global__ void adaptive_avg_pool_forward_##NAME##_##LAYOUT(const T* x, T* y, WALK) {                    \
         adaptive_avg<T, false, PIXELS, V>(x, y, Walk WALK_OF);                                                            \
     }                                                                                                                     \
-    extern "C" __global__ void adaptive_avg_pool2d_backward_##NAME##_##LAYOUT(const T* dy, T* dx, WALK) {                 \
+    extern "C" __global__ void adaptive_avg_pool_backward_##NAME##_##LAYOUT(const T* dy, T* dx, WALK) {                 \
         adaptive_avg<T, true, PIXELS, V>(dy, dx, Walk WALK_OF);                                                           \
     }                                                                                                                     \
-    extern "C" __global__ void global_avg_pool2d_backward_##NAME##_##LAYOUT(const T* dy, T* dx, WALK) {                   \
+    extern "C" __global__ void global_avg_pool_backward_##NAME##_##LAYOUT(const T* dy, T* dx, WALK) {                   \
         global_avg_backward<T, PIXELS, V>(dy, dx, Walk WALK_OF);                                                          \
     }
 
 #define EACH_LAYOUT(T, NAME, LAYOUT, PIXELS, V)                       \
-    MAX_POOL2D(T, NAME, signed char, int8, LAYOUT, PIXELS, V)         \
-    MAX_POOL2D(T, NAME, short, int16, LAYOUT, PIXELS, V)              \
-    MAX_POOL2D(T, NAME, int, int32, LAYOUT, PIXELS, V)                \
-    AVG_POOL2D(T, NAME, LAYOUT, PIXELS, V)
+    MAX_POOL(T, NAME, signed char, int8, LAYOUT, PIXELS, V)         \
+    MAX_POOL(T, NAME, short, int16, LAYOUT, PIXELS, V)              \
+    MAX_POOL(T, NAME, int, int32, LAYOUT, PIXELS, V)                \
+    AVG_POOL(T, NAME, LAYOUT, PIXELS, V)
 #define POOLING(T, NAME)                                                                                                  \
     EACH_LAYOUT(T, NAME, pixels, true, 1)                                                                                 \
     EACH_LAYOUT(T, NAME, channels, false, 1)                                                                              \
     EACH_LAYOUT(T, NAME, packs, false, 16 / sizeof(T))                                                                    \
-    extern "C" __global__ void global_avg_pool2d_forward_##NAME(const T* x, T* y, int channels, int pixels, int width,    \
+    extern "C" __global__ void global_avg_pool_forward_##NAME(const T* x, T* y, int channels, int pixels, int width,    \
                                                                 int64 x_n, int64 x_c, int64 x_h, int64 x_w) {             \
         global_avg_forward<T>(x, y, channels, pixels, width, x_n, x_c, x_h, x_w);                                         \
     }

@@ -5,6 +5,7 @@ They serve where Triton or torch is not installed; where both are, Triton's kern
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,42 +13,45 @@ import numpy as np
 from gpulayers.arrays import Spec
 
 from .._budget import Budget
-from .._pooling import Divisor, adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window
 from . import _launch
 
 THREADS = 256
 REFUSALS = {
-    "image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more"
+    "volume": "volumes, of three spatial axes, are left to Triton's kernels and the definition",
+    "image": "one image has 2^30 elements or more: its pixels are counted in 32 bits, with room for one step more",
 }
 
 BUDGETS = {
-    "max_pool2d_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
+    "max_pool_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
     # For sm_100 the compiler reads packs of float16 in pieces.
-    "max_pool2d_backward_*": Budget(registers=72, blocks=3, threads=THREADS, narrow="loads"),
-    "avg_pool2d_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
-    "avg_pool2d_backward_*": Budget(registers=64, blocks=4, threads=THREADS),
-    "adaptive_avg_pool2d_forward_*": Budget(registers=64, blocks=4, threads=THREADS),
-    "adaptive_avg_pool2d_backward_*": Budget(registers=88, blocks=2, threads=THREADS),
-    "global_avg_pool2d_forward_*": Budget(registers=32, blocks=6, threads=THREADS, shared=4 * THREADS),
+    "max_pool_backward_*": Budget(registers=72, blocks=3, threads=THREADS, narrow="loads"),
+    "avg_pool_forward_*": Budget(registers=56, blocks=4, threads=THREADS),
+    "avg_pool_backward_*": Budget(registers=64, blocks=4, threads=THREADS),
+    "adaptive_avg_pool_forward_*": Budget(registers=64, blocks=4, threads=THREADS),
+    "adaptive_avg_pool_backward_*": Budget(registers=88, blocks=2, threads=THREADS),
+    "global_avg_pool_forward_*": Budget(registers=32, blocks=6, threads=THREADS, shared=4 * THREADS),
     # One dy serves a whole image.
-    "global_avg_pool2d_backward_*": Budget(registers=40, blocks=6, threads=THREADS, narrow="loads"),
+    "global_avg_pool_backward_*": Budget(registers=40, blocks=6, threads=THREADS, narrow="loads"),
 }
 
 
 def _refuses(x: Spec) -> str | None:
-    return REFUSALS["image"] if x.shape[1] * x.shape[2] * x.shape[3] >= 2**30 else None
+    if x.ndim == 5:
+        return REFUSALS["volume"]
+    return REFUSALS["image"] if math.prod(x.shape[1:]) >= 2**30 else None
 
 
-def max_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+def max_pool_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return _refuses(x)
 
 
-def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+def avg_pool_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return _refuses(x)
 
 
-def adaptive_avg_pool2d_refuses(x: Spec, *, needs: tuple, output_size: tuple) -> str | None:
+def adaptive_avg_pool_refuses(x: Spec, *, needs: tuple, output_size: tuple) -> str | None:
     return _refuses(x) or _refuses(Spec((*x.shape[:2], *output_size), x.dtype))
 
 
@@ -101,37 +105,37 @@ def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: 
     pointers = [empty((0,), kind) if a is None else a for a, kind in ((tap, window.tap_dtype), (indices, "int64"))]
     packed = (x, y) if tap is None else (x, y, tap)
     given = (x, y, *pointers, tap is not None, indices is not None)
-    _launch_over("max_pool2d_forward", y, x, given, packed, _options(window), window.tap_dtype)
+    _launch_over("max_pool_forward", y, x, given, packed, _options(window), window.tap_dtype)
 
 
 def _max_backward(dy: Any, tap: Any, dx: Any, window: Window) -> None:
     given = (dy, tap, dx, *_steps(tap))
-    _launch_over("max_pool2d_backward", dx, dy, given, (dy, tap, dx), _options(window), window.tap_dtype)
+    _launch_over("max_pool_backward", dx, dy, given, (dy, tap, dx), _options(window), window.tap_dtype)
 
 
 def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
     given = (x, y, float(divisor.override or 0), divisor.include_pad)
-    _launch_over("avg_pool2d_forward", y, x, given, (x, y), _options(window))
+    _launch_over("avg_pool_forward", y, x, given, (x, y), _options(window))
 
 
 def _avg_backward(dy: Any, dx: Any, window: Window, divisor: Divisor) -> None:
     given = (dy, dx, float(divisor.override or 0), divisor.include_pad)
-    _launch_over("avg_pool2d_backward", dx, dy, given, (dy, dx), _options(window))
+    _launch_over("avg_pool_backward", dx, dy, given, (dy, dx), _options(window))
 
 
 def _adaptive_forward(x: Any, y: Any, empty: Any) -> None:
     if y.shape[2:] == (1, 1):
         _global_mean(x, y)
     else:
-        _launch_over("adaptive_avg_pool2d_forward", y, x, (x, y), (x, y))
+        _launch_over("adaptive_avg_pool_forward", y, x, (x, y), (x, y))
 
 
 def _adaptive_backward(dy: Any, dx: Any) -> None:
     if dy.shape[2:] == (1, 1):
         # One pixel stands for all: dy is read with its strides over images and channels alone.
-        _launch_over("global_avg_pool2d_backward", dx, dy, (dy, dx), (dx,))
+        _launch_over("global_avg_pool_backward", dx, dy, (dy, dx), (dx,))
     else:
-        _launch_over("adaptive_avg_pool2d_backward", dx, dy, (dy, dx), (dy, dx))
+        _launch_over("adaptive_avg_pool_backward", dx, dy, (dy, dx), (dy, dx))
 
 
 def _global_mean(x: Any, y: Any) -> None:
@@ -139,13 +143,13 @@ def _global_mean(x: Any, y: Any) -> None:
     wide = 32 if _steps(x)[1] == 1 and c > 1 else 1
     high = min(THREADS // wide, 1 << max(h * w - 1, 0).bit_length())
     args = (x, y, *map(np.int32, (c, h * w, w)), *_steps(x))
-    name = f"global_avg_pool2d_forward_{x.dtype}"
+    name = f"global_avg_pool_forward_{x.dtype}"
     shared, only = 4 * wide * high, str(x.dtype)
     _launch.launch("pooling", name, (n * -(-c // wide),), (wide, high), args, shared, only)
 
 
-max_pool2d_forward, max_pool2d_backward = max_pool2d(_max_forward, _max_backward)
-avg_pool2d_forward, avg_pool2d_backward = avg_pool2d(_avg_forward, _avg_backward)
-adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward = adaptive_avg_pool2d(
-    (avg_pool2d_forward, avg_pool2d_backward), _adaptive_forward, _adaptive_backward
+max_pool_forward, max_pool_backward = max_pool(_max_forward, _max_backward)
+avg_pool_forward, avg_pool_backward = avg_pool(_avg_forward, _avg_backward)
+adaptive_avg_pool_forward, adaptive_avg_pool_backward = adaptive_avg_pool(
+    (avg_pool_forward, avg_pool_backward), _adaptive_forward, _adaptive_backward
 )

@@ -14,18 +14,21 @@ from . import _blocks
 
 def empty_like(x: np.ndarray, size: tuple, kind: Any) -> np.ndarray:
     """(n, c, *size), its axes in memory as x's are."""
-    order = tuple(sorted(range(4), key=lambda a: -x.strides[a]))
+    order = tuple(sorted(range(x.ndim), key=lambda a: -x.strides[a]))
     return empty_numpy(Spec((*x.shape[:2], *size), np.dtype(kind), order))
 
 
-def along_both(place: Callable[[np.ndarray, np.ndarray, int], None], dy: np.ndarray, dx: np.ndarray, kind: Any) -> None:
-    """dx from dy by place(wide, narrow, axis), first along the rows and then along the columns; sums in ``kind``."""
-    part = empty_like(dx, (dx.shape[2], dy.shape[3]), kind)
-    place(part, dy, 2)
-    wide = dx if dx.dtype == kind else empty_like(dx, dx.shape[2:], kind)
-    place(wide, part, 3)
-    if wide is not dx:
-        dx[...] = wide
+def along_axes(place: Callable[[np.ndarray, np.ndarray, int], None], dy: np.ndarray, dx: np.ndarray, kind: Any) -> None:
+    """dx from dy by place(wide, narrow, axis) along one spatial axis after the other, the first first; sums in ``kind``."""
+    part = dy
+    for axis in range(2, dx.ndim):
+        narrow, last = part, axis == dx.ndim - 1
+        part = (
+            dx if last and dx.dtype == kind else empty_like(dx, (*dx.shape[2 : axis + 1], *dy.shape[axis + 1 :]), kind)
+        )
+        place(part, narrow, axis)
+    if part is not dx:
+        dx[...] = part
 
 
 def over_blocks(work: Callable[..., None], results: list[np.ndarray], given: list[np.ndarray]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64
 
 from .._window import output_order
-from ._images import along_both, over_blocks
+from ._images import along_axes, over_blocks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -79,7 +79,7 @@ def pad2d_backward(
             _place(dx[:, :, rows.shown], dy[:, :, rows.own], columns, 3)
             _clear(dx, rows.shown, 2)
             return
-        along_both(lambda wide, narrow, axis: _place(wide, narrow, (rows, columns)[axis - 2], axis), dy, dx, kind)
+        along_axes(lambda wide, narrow, axis: _place(wide, narrow, (rows, columns)[axis - 2], axis), dy, dx, kind)
 
     over_blocks(work, [dx], [dy])
     return (dx,)

@@ -5,6 +5,8 @@ Which tap won is kept with arithmetic on bytes and bits: NumPy's masked assignme
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,9 @@ import numpy as np
 from gpulayers.arrays import Spec, compute_dtype, float64
 
 from .._layout import own_memory
-from .._pooling import Divisor, adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window, output_order
-from ._images import along_both, empty_like, over_blocks
+from ._images import along_axes, empty_like, over_blocks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -29,24 +31,25 @@ class _Taps:
         self.apart = max(of.laps) == 1
         """No pixel lies in two windows."""
 
-    def rows(self, tap: int) -> slice:
-        return self._slice(tap, 0)
-
-    def columns(self, tap: int) -> slice:
-        return self._slice(tap, 1)
-
-    def _slice(self, tap: int, axis: int) -> slice:
+    def along(self, axis: int, tap: int) -> tuple:
+        """The index of what lies under one row (or column) of taps, along this spatial axis."""
         start, step = tap * self.of.dilation[axis], self.of.stride[axis]
-        return slice(start, start + step * (self.size[axis] - 1) + 1, step)
+        under = slice(start, start + step * (self.size[axis] - 1) + 1, step)
+        return (..., under, *(slice(None),) * (len(self.size) - 1 - axis))
 
-    def each(self) -> list[tuple[int, slice, slice]]:
-        """(number, rows, columns) of each tap."""
-        kh, kw = self.kernel
-        return [(r * kw + q, self.rows(r), self.columns(q)) for r in range(kh) for q in range(kw)]
+    def each(self) -> list[tuple[int, tuple]]:
+        """(number, index of what lies under it) of each tap."""
+        places = itertools.product(*map(range, self.kernel))
+        return [(t, (..., *[self.along(a, k)[1] for a, k in enumerate(tap)])) for t, tap in enumerate(places)]
+
+    def spread(self, wide: np.ndarray, narrow: np.ndarray, number: int) -> None:
+        """``wide``: along an axis the sum of ``narrow`` over the taps that fall on each place."""
+        wide.fill(0)
+        for tap in range(self.kernel[number - 2]):
+            wide[self.along(number - 2, tap)] += narrow
 
     def inside(self, full: np.ndarray) -> np.ndarray:
-        (top, left), (h, w) = self.of.padding, self.image
-        return full[:, :, top : top + h, left : left + w]
+        return full[(..., *[slice(p, p + n) for p, n in zip(self.of.padding, self.image)])]
 
     def widen(self, x: np.ndarray, kind: np.dtype, fill: float) -> np.ndarray:
         """x in dtype ``kind`` with ``fill`` around it; x itself where it is so already."""
@@ -64,18 +67,27 @@ class _Taps:
             start = np.arange(o) * s - p
             tap = np.maximum(0, -(start // d))
             first.append(np.where((tap < k) & (start + tap * d < n), tap, -1))
-        rows, columns = first[0][:, None], first[1][None, :]
-        return np.where((rows < 0) | (columns < 0), -1, rows * self.kernel[1] + columns)
+        total = np.zeros((), np.int64)
+        for axis, (tap, k) in enumerate(zip(first, self.kernel)):
+            tap = _spread_out(tap, axis, len(first))
+            total = np.where((total < 0) | (tap < 0), -1, total * k + tap)
+        return total
 
     def places(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(a, b): h · W + w of tap t of window (i, j) is a[i, j] + b[t]; b has a last element for the tap −1."""
-        top, left = (np.arange(o) * s - p for o, s, p in zip(self.size, self.of.stride, self.of.padding))
-        down, right = (np.arange(k) * d for k, d in zip(self.kernel, self.of.dilation))
-        windows = np.where(first < 0, -1, top[:, None] * self.image[1] + left)
-        return windows, np.append(down[:, None] * self.image[1] + right, 0)
+        windows, taps = np.zeros((), np.int64), np.zeros((), np.int64)
+        for axis, (n, o, k, s, p, d) in enumerate(zip(self.image, self.size, *self.of)):
+            windows = windows * n + _spread_out(np.arange(o) * s - p, axis, len(self.size))
+            taps = taps * n + _spread_out(np.arange(k) * d, axis, len(self.size))
+        return np.where(first < 0, -1, windows), np.append(taps, 0)
 
 
-# --- max_pool2d ------------------------------------------------------------------------------------------------------
+def _spread_out(values: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """One number for each step along one of ``count`` axes, so that it meets arrays over all of them."""
+    return values.reshape(-1, *(1,) * (count - 1 - axis))
+
+
+# --- max_pool ------------------------------------------------------------------------------------------------------
 
 
 def _max_forward(x: np.ndarray, y: np.ndarray, tap: Any, indices: Any, window: Window, empty: Any) -> None:
@@ -99,13 +111,11 @@ def _max_forward(x: np.ndarray, y: np.ndarray, tap: Any, indices: Any, window: W
 
 def _maxima(x: np.ndarray, y: np.ndarray, taps: _Taps, kind: np.dtype) -> None:
     """y: each row's maxima over the columns of the windows, and of these the maxima over the rows."""
-    wide = taps.widen(x, kind, -np.inf)
-    across = wide[..., taps.columns(0)].copy("K")
-    for q in range(1, taps.kernel[1]):
-        np.maximum(across, wide[..., taps.columns(q)], out=across)
-    best = across[:, :, taps.rows(0)].copy("K")
-    for r in range(1, taps.kernel[0]):
-        np.maximum(best, across[:, :, taps.rows(r)], out=best)
+    best = taps.widen(x, kind, -np.inf)
+    for axis in reversed(range(len(taps.kernel))):
+        wide, best = best, best[taps.along(axis, 0)].copy("K")
+        for tap in range(1, taps.kernel[axis]):
+            np.maximum(best, wide[taps.along(axis, tap)], out=best)
     y[...] = best
 
 
@@ -116,16 +126,16 @@ def _winners(x: np.ndarray, y: np.ndarray, won: np.ndarray, first: np.ndarray, t
     best.fill(-np.inf)
     won[...] = first + 1
     better, number = empty_like(y, taps.size, bool), np.empty_like(won)
-    for tap, rows, columns in taps.each():
-        under = wide[:, :, rows, columns]
+    for tap, at in taps.each():
+        under = wide[at]
         np.greater(under, best, out=better)
         np.maximum(best, under, out=best)
         np.multiply(better, won.dtype.type(tap + 1), out=number)
         np.maximum(won, number, out=won)  # taps come in rising order
     won -= 1
     if np.isnan(best.sum()):  # some NaN: the last one in its window wins
-        for tap, rows, columns in taps.each():
-            np.copyto(won, tap, where=np.isnan(wide[:, :, rows, columns]))
+        for tap, at in taps.each():
+            np.copyto(won, tap, where=np.isnan(wide[at]))
     y[...] = best
 
 
@@ -140,8 +150,8 @@ def _max_backward(dy: np.ndarray, tap: np.ndarray, dx: np.ndarray, window: Windo
         wide = dx if direct else empty_like(dx, taps.full, kind)
         wide.fill(0)
         share = np.empty_like(g)
-        for number, rows, columns in taps.each():
-            under = wide[:, :, rows, columns]
+        for number, at in taps.each():
+            under = wide[at]
             # Of its bits all or none: 0 · ∞ would be NaN.
             chosen = won == number
             if taps.apart:
@@ -155,7 +165,7 @@ def _max_backward(dy: np.ndarray, tap: np.ndarray, dx: np.ndarray, window: Windo
     over_blocks(work, [dx], [tap, dy])
 
 
-# --- avg_pool2d ------------------------------------------------------------------------------------------------------
+# --- avg_pool ------------------------------------------------------------------------------------------------------
 
 
 def _weights(taps: _Taps, kind: np.dtype, divisor: Divisor) -> Any:
@@ -167,7 +177,7 @@ def _weights(taps: _Taps, kind: np.dtype, divisor: Divisor) -> Any:
         start = np.arange(o) * s - p
         end = np.minimum(start + k, n + p)
         counts.append(end - start if divisor.include_pad else np.minimum(end, n) - np.maximum(start, 0))
-    return (1 / np.outer(*counts)).astype(kind)
+    return (1 / math.prod(_spread_out(c, axis, len(counts)) for axis, c in enumerate(counts))).astype(kind)
 
 
 def _avg_forward(x: np.ndarray, y: np.ndarray, window: Window, divisor: Divisor) -> None:
@@ -175,13 +185,11 @@ def _avg_forward(x: np.ndarray, y: np.ndarray, window: Window, divisor: Divisor)
     weights = _weights(taps, kind, divisor)
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
-        wide = taps.widen(x, kind, 0)
-        across = wide[..., taps.columns(0)].copy("K")
-        for q in range(1, taps.kernel[1]):
-            across += wide[..., taps.columns(q)]
-        total = across[:, :, taps.rows(0)].copy("K")
-        for r in range(1, taps.kernel[0]):
-            total += across[:, :, taps.rows(r)]
+        total = taps.widen(x, kind, 0)
+        for axis in reversed(range(len(taps.kernel))):
+            wide, total = total, total[taps.along(axis, 0)].copy("K")
+            for tap in range(1, taps.kernel[axis]):
+                total += wide[taps.along(axis, tap)]
         np.multiply(total, weights, out=y, casting="same_kind")
 
     over_blocks(work, [y], [x])
@@ -196,65 +204,62 @@ def _avg_backward(dy: np.ndarray, dx: np.ndarray, window: Window, divisor: Divis
         np.multiply(dy, weights, out=g)
         direct = taps.full == taps.image and dx.dtype == kind
         wide = dx if direct else empty_like(dx, taps.full, kind)
-        wide.fill(0)
         if taps.apart:
-            for _, rows, columns in taps.each():
-                wide[:, :, rows, columns] = g
+            wide.fill(0)
+            for _, at in taps.each():
+                wide[at] = g
         else:
-            across = empty_like(dx, (taps.full[0], taps.size[1]), kind)
-            across.fill(0)
-            for r in range(taps.kernel[0]):
-                across[:, :, taps.rows(r)] += g
-            for q in range(taps.kernel[1]):
-                wide[..., taps.columns(q)] += across
+            along_axes(taps.spread, g, wide, kind)
         if not direct:
             dx[...] = taps.inside(wide)
 
     over_blocks(work, [dx], [dy])
 
 
-# --- adaptive_avg_pool2d ---------------------------------------------------------------------------------------------
+# --- adaptive_avg_pool ---------------------------------------------------------------------------------------------
 
 
-def _parts(size: int, count: int) -> list[slice]:
-    return [slice(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+def _parts_of(image: tuple, parts: tuple) -> list[list[slice]]:
+    """The parts along each axis."""
+    return [[slice(i * n // o, -(-(i + 1) * n // o)) for i in range(o)] for n, o in zip(image, parts)]
 
 
-def _shares(rows: list[slice], columns: list[slice], kind: np.dtype) -> np.ndarray:
-    """1 / pixels of each window: (OH, OW); NaN for a window without one."""
-    counts = np.outer(*([p.stop - p.start for p in parts] for parts in (rows, columns)))
+def _shares(parts: list[list[slice]], kind: np.dtype) -> np.ndarray:
+    """1 / pixels of each part: (OH, OW); NaN for one without any."""
+    lengths = [np.array([p.stop - p.start for p in along], np.int64) for along in parts]
+    counts = math.prod(_spread_out(c, axis, len(parts)) for axis, c in enumerate(lengths))
     return np.where(counts, 1 / np.maximum(counts, 1), np.nan).astype(kind)
 
 
 def _adaptive_forward(x: np.ndarray, y: np.ndarray, empty: Any) -> None:
-    kind, (rows, columns) = compute_dtype(x.dtype), map(_parts, x.shape[2:], y.shape[2:])
-    shares = _shares(rows, columns, kind)
+    kind, parts = compute_dtype(x.dtype), _parts_of(x.shape[2:], y.shape[2:])
+    shares, axes = _shares(parts, kind), tuple(range(2, x.ndim))
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
-        if y.shape[2:] == (1, 1):
-            total = x.sum((2, 3), dtype=kind, keepdims=True)
+        total = x
+        if set(y.shape[2:]) == {1}:
+            total = x.sum(axes, dtype=kind, keepdims=True)
         else:
-            across = empty_like(x, (len(rows), x.shape[3]), kind)
-            for i, part in enumerate(rows):
-                np.add.reduce(x[:, :, part], 2, kind, out=across[:, :, i])
-            total = empty_like(x, y.shape[2:], kind)
-            for j, part in enumerate(columns):
-                np.add.reduce(across[..., part], 3, out=total[..., j])
+            for axis, along in zip(axes, parts):
+                wide, total = total, empty_like(x, (*y.shape[2 : axis + 1], *x.shape[axis + 1 :]), kind)
+                behind = (slice(None),) * (x.ndim - 1 - axis)
+                for i, part in enumerate(along):
+                    np.add.reduce(wide[(..., part, *behind)], axis, kind, out=total[(..., i, *behind)])
         np.multiply(total, shares, out=y, casting="same_kind")
 
     over_blocks(work, [y], [x])
 
 
 def _adaptive_backward(dy: np.ndarray, dx: np.ndarray) -> None:
-    kind, (rows, columns) = compute_dtype(dx.dtype), map(_parts, dx.shape[2:], dy.shape[2:])
-    shares = _shares(rows, columns, kind)
+    kind, parts = compute_dtype(dx.dtype), _parts_of(dx.shape[2:], dy.shape[2:])
+    shares = _shares(parts, kind)
 
     def work(dx: np.ndarray, dy: np.ndarray) -> None:
         g = dy * shares
-        if dy.shape[2:] == (1, 1):
+        if set(dy.shape[2:]) == {1}:
             dx[...] = g
             return
-        along_both(lambda wide, narrow, axis: _spread(wide, narrow, (rows, columns)[axis - 2], axis), g, dx, kind)
+        along_axes(lambda wide, narrow, axis: _spread(wide, narrow, parts[axis - 2], axis), g, dx, kind)
 
     over_blocks(work, [dx], [dy])
 
@@ -273,16 +278,16 @@ def _spread(wide: np.ndarray, narrow: np.ndarray, parts: list[slice], axis: int)
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-max_pool2d_forward, max_pool2d_backward = map(own_memory, max_pool2d(_max_forward, _max_backward))
-_average = avg_pool2d(_avg_forward, _avg_backward)
-avg_pool2d_forward, avg_pool2d_backward = map(own_memory, _average)
-adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward = map(
-    own_memory, adaptive_avg_pool2d(_average, _adaptive_forward, _adaptive_backward)
+max_pool_forward, max_pool_backward = map(own_memory, max_pool(_max_forward, _max_backward))
+_average = avg_pool(_avg_forward, _avg_backward)
+avg_pool_forward, avg_pool_backward = map(own_memory, _average)
+adaptive_avg_pool_forward, adaptive_avg_pool_backward = map(
+    own_memory, adaptive_avg_pool(_average, _adaptive_forward, _adaptive_backward)
 )
 
 
-def avg_pool2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+def avg_pool_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
 
 
-adaptive_avg_pool2d_refuses = avg_pool2d_refuses
+adaptive_avg_pool_refuses = avg_pool_refuses

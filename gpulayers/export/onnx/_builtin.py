@@ -15,7 +15,7 @@ from gpulayers.export.onnx._graph import ModelGraph, Tensor
 from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.ops._op import normal_axis
-from gpulayers.ops._window import numbers, pair, sides
+from gpulayers.ops._window import numbers, sides
 from gpulayers.ops.conv import padding_sides
 
 
@@ -153,15 +153,18 @@ def _steps(layer: Any) -> dict[str, Any]:
 
 
 def _windows(layer: Any) -> dict[str, Any]:
-    kernel = pair("kernel_size", layer.kernel_size, 1)
-    stride = kernel if layer.stride is None else pair("stride", layer.stride, 1)
-    return {"kernel_shape": kernel, "strides": stride, "pads": pair("padding", layer.padding, 0) * 2}
+    axes = layer.spatial
+    kernel = numbers("kernel_size", layer.kernel_size, 1, axes)
+    stride = kernel if layer.stride is None else numbers("stride", layer.stride, 1, axes)
+    return {"kernel_shape": kernel, "strides": stride, "pads": numbers("padding", layer.padding, 0, axes) * 2}
 
 
 def _max_pool(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     if layer.ceil_mode or layer.return_indices:
         return None
-    return graph.op("MaxPool", x.name, **_windows(layer), dilations=pair("dilation", layer.dilation, 1))
+    return graph.op(
+        "MaxPool", x.name, **_windows(layer), dilations=numbers("dilation", layer.dilation, 1, layer.spatial)
+    )
 
 
 def _avg_pool(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
@@ -223,8 +226,8 @@ def _reshape(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
 
 BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     **ACTIVATIONS, linear.FullyConnected: _fully_connected, conv.Convolutional: _conv,
-    conv.Transposed: _conv_transpose, pooling.MaxPool2d: _max_pool,
-    pooling.AvgPool2d: _avg_pool, pooling.AdaptiveAvgPool2d: _adaptive_pool, pooling.GlobalAvgPool2d: _adaptive_pool,
+    conv.Transposed: _conv_transpose, pooling.MaxPool: _max_pool,
+    pooling.AvgPool: _avg_pool, pooling.AdaptiveAvgPool: _adaptive_pool, pooling.GlobalAvgPool2d: _adaptive_pool,
     norm.LayerNorm: _layer_norm, norm.BatchNorm1d: _batch_norm, norm.BatchNorm2d: _batch_norm, dropout.Dropout: _dropout,
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,

@@ -1,0 +1,194 @@
+"""Adaptive pooling: so many parts of an image, of one pixel or of all, and in backward the parts that each pixel lies in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .._budget import Budget, channels_first
+from . import _configs, _tile
+from ._image import as_images, evenly_spaced, finish, image_pixel, pixel_tile, steps
+from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, three, voxels_of
+
+BUDGETS = {
+    "_adaptive_avg_pool_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
+    "_global_avg_pool_forward_kernel": Budget(registers=176, blocks=3),
+    # One dy serves a whole image.
+    "_global_avg_pool_backward_kernel": Budget(
+        registers=64, blocks=9, narrow=lambda c: "loads" if c["BC"] == 1 else ""
+    ),
+}
+
+
+@triton.jit
+def _part(i, parts, size):
+    """[first, last) of the i-th of so many parts of ``size``; they overlap where they do not divide it.
+
+    With pixels and windows exchanged: the windows that pixel i lies in.
+    """
+    start = i.to(tl.int64) * size
+    return (start // parts).to(tl.int32), ((start + size + parts - 1) // parts).to(tl.int32)
+
+
+@triton.jit
+def _length(i, parts, size):
+    first, last = _part(i, tl.maximum(parts, 1), size)  # where there are none, the compiler divides all the same
+    return last - first
+
+
+@triton.jit
+def _adaptive_avg_pool_kernel(
+    x, y, M, DY, HY, WY, DX, HX, WX, C, x_n, x_d, x_h, x_w, x_c, y_n, y_d, y_h, y_w, y_c, MOST_D, MOST_H, MOST_W,
+    GRAD: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y: the means of parts of x. GRAD: y is dx, x is dy, and each term is divided by the pixels of its own window."""
+    n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
+    front = 0
+    if DEEP:
+        front, back = _part(k, DY, DX)
+    top, bottom = _part(i, HY, HX)
+    left, right = _part(j, WY, WX)
+    x += n * x_n + step_to(c, x_c, WIDE)
+    acc = tl.zeros((BP, BC), tl.float32)
+    for z in range(MOST_D if DEEP else 1):
+        d = front + z
+        for r in range(MOST_H):
+            h = top + r
+            row = step_to(h, x_h, WIDE)
+            tall = _length(h, HX, HY)
+            inside = mask
+            if DEEP:
+                row += step_to(d, x_d, WIDE)
+                inside = mask & (d < back)
+                tall *= _length(d, DX, DY)
+            for q in range(MOST_W):
+                w = left + q
+                there = inside & (h < bottom) & (w < right)
+                v = tl.load(x + row + step_to(w, x_w, WIDE), there, other=0.0).to(tl.float32)
+                if GRAD:
+                    v = v / (tall * _length(w, WX, WY)).to(tl.float32)
+                acc += v
+    if not GRAD:
+        count = (bottom - top) * (right - left)
+        if DEEP:
+            count *= back - front
+        acc = acc / count.to(tl.float32)
+    place = n * y_n + step_to(c, y_c, WIDE) + placed(k, i, j, y_d, y_h, y_w, DEEP, WIDE)
+    tl.store(y + place, acc.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _global_avg_pool_forward_kernel(
+    x, out, P, EACH, C, W, x_n, x_h, x_w, x_c, out_s, out_n, SCALE,
+    EVEN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """out[s, n, c] = SCALE · Σ over the s-th EACH pixels of x[n, c, pixel]."""
+    blocks = tl.cdiv(C, BC)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)[None, :]  # (1, BC)
+    split = tl.program_id(1).to(tl.int64)
+    first = split * EACH
+    last = tl.minimum(first + EACH, P)
+    x += n * x_n + c.to(tl.int64) * x_c
+    acc = tl.zeros((BP, BC), tl.float32)
+    for start in range(first, last, BP):
+        p = start + tl.arange(0, BP)[:, None]  # (BP, 1)
+        if EVEN:
+            rows = p * x_w
+        else:
+            rows = p // W * x_h + p % W * x_w
+        acc += tl.load(x + rows, (p < last) & (c < C), other=0.0).to(tl.float32)
+    total = tl.sum(acc, 0, keep_dims=True) * SCALE
+    tl.store(out + split * out_s + n * out_n + c, total.to(out.dtype.element_ty), c < C)
+
+
+@triton.jit
+def _global_avg_pool_backward_kernel(
+    dy, dx, M, H, W, P, C, dy_n, dy_c, x_n, x_d, x_h, x_w, x_c, SCALE,
+    EVEN: tl.constexpr, ALIGNED: tl.constexpr, DEEP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * BP
+    n, pixel = image_pixel(start, P, ALIGNED, BP)
+    c = (tl.program_id(1) * BC + tl.arange(0, BC)).to(tl.int64)[None, :]  # (1, BC)
+    mask = (start + tl.arange(0, BP) < M)[:, None] & (c < C)
+    g = tl.load(dy + (n * dy_n)[:, None] + c * dy_c, mask, other=0.0).to(tl.float32) * SCALE
+    if EVEN:
+        rows = n * x_n + pixel.to(tl.int64) * x_w
+    else:
+        row = pixel // W
+        rows = n * x_n + (pixel % W).to(tl.int64) * x_w
+        if DEEP:
+            rows += (row // H).to(tl.int64) * x_d
+            row = row % H
+        rows += row.to(tl.int64) * x_h
+    tl.store(dx + rows[:, None] + c * x_c, g.to(dx.dtype.element_ty), mask)
+
+
+# --- launches --------------------------------------------------------------------------------------------------------
+
+
+AVG_FORWARD = _configs.rows("adaptive_avg_pool_forward")
+AVG_BACKWARD = _configs.rows("adaptive_avg_pool_backward")
+GLOBAL_FORWARD = _configs.rows("global_avg_pool_forward")
+GLOBAL_BACKWARD = _configs.rows("global_avg_pool_backward")
+
+
+def most(source: Any, out: Any) -> tuple[int, ...]:
+    """The most places of ``source`` that one of ``out`` looks up, along each of three axes."""
+    each = [
+        n // o if o and n % o == 0 else _tile.cdiv(n, max(o, 1)) + 1 for n, o in zip(source.shape[2:], out.shape[2:])
+    ]
+    return three(each, 1)
+
+
+def _avg(source: Any, out: Any, grad: bool) -> None:
+    grid, tile = pixel_plan(AVG_BACKWARD if grad else AVG_FORWARD, out, source)
+    _tile.launch(
+        _adaptive_avg_pool_kernel, grid, source, out, *sizes_of(out, source), *steps_of(source), *steps_of(out),
+        *most(source, out), GRAD=grad, **tile,
+    )  # fmt: skip
+
+
+def avg_forward(x: Any, y: Any, empty: Any) -> None:
+    if math.prod(y.shape[2:]) == 1:
+        _global_mean(x, y, empty)
+    else:
+        _avg(x, y, False)
+
+
+def avg_backward(dy: Any, dx: Any) -> None:
+    if math.prod(dy.shape[2:]) != 1:
+        _avg(dy, dx, True)
+        return
+    grid, tile = pixel_plan(GLOBAL_BACKWARD, dx)
+    n, c, *sizes = dx.shape
+    d, h, w = three(sizes, 1)
+    pixels = d * h * w
+    _tile.launch(
+        _global_avg_pool_backward_kernel, grid, dy, dx, n * pixels, h, w, pixels, c, dy.stride(0), dy.stride(1),
+        *steps_of(dx), 1 / max(pixels, 1), EVEN=evenly_spaced(dx), ALIGNED=pixels % 16 == 0 and tile["BP"] % 16 == 0,
+        **{name: value for name, value in tile.items() if name != "WIDE"},
+    )  # fmt: skip
+
+
+def _global_mean(x: Any, y: Any, empty: Any) -> None:
+    source = as_images(x, empty)
+    even = evenly_spaced(source)
+    n, c, h, w = source.shape
+    device = _tile.device(x)
+    entry = GLOBAL_FORWARD(device, h * w)
+    pixels, channels = pixel_tile(source, h * w, entry.elements)
+    blocks, rounds = _tile.cdiv(c, channels), _tile.cdiv(h * w, pixels)
+    # Few large images are split, so that every multiprocessor has work; the parts are added in a second stage.
+    splits, each = _tile.split(rounds, max(1, min(device.sms // max(1, n * blocks), rounds // 4)))
+    scale = 1 / (h * w) if h * w else float("nan")
+    out, own_scale = (y, scale) if splits == 1 else (empty((splits, n, 1, c), "float32"), 1.0)
+    _tile.launch(
+        _global_avg_pool_forward_kernel, (n * blocks, splits), source, out, h * w, each * pixels, c, source.shape[3],
+        *steps(source), n * c, c, own_scale, EVEN=even, BP=pixels, BC=channels, num_warps=entry.warps,
+    )  # fmt: skip
+    if splits != 1:
+        finish(out, y, scale)

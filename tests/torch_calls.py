@@ -1,0 +1,51 @@
+"""Calls of torch.nn's classes over one to three spatial axes, (arguments, shape of the input), for tests that compare."""
+
+
+def convolutions(count):
+    """Calls of Conv1d, Conv2d and Conv3d: options of three axes, cut to the last so many; every one of an image's."""
+    cut = lambda kwargs: {k: v[-count:] if isinstance(v, tuple) else v for k, v in kwargs.items()}  # noqa: E731
+    options = [
+        {},
+        {"stride": 2, "padding": 1, "bias": False},
+        {"dilation": 2, "padding": (1, 2, 1)},
+        {"groups": 2, "padding": "same"},
+        {"groups": 4, "stride": (1, 2, 1)},
+        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": (0, 2, 1), "padding_mode": "circular"},
+        {"padding": "same", "padding_mode": "replicate"},
+    ]
+    sizes = (3, 7, 6)[-count:]
+    shapes = [(2, 4, *sizes), (4, *sizes), (0, 4, *sizes)]
+    fixed = {"in_channels": 4}
+    found = [
+        ({**fixed, "out_channels": o, "kernel_size": k, **cut(kwargs)}, s)
+        for o in (4, 8) for k in (1, (2, 3, 2)[-count:]) for s in shapes for kwargs in options
+    ]  # fmt: skip
+    return found if count == 2 else found[:: 4 if count == 1 else 7]
+
+
+def transposed(count):
+    options = [
+        {},
+        {"stride": 2, "padding": 1, "output_padding": 1, "bias": False},
+        {"dilation": 2, "padding": (1, 2, 1)[-count:], "stride": 3, "output_padding": 2},
+        {"groups": 2, "stride": (1, 2, 3)[-count:]},
+        {"groups": 4, "stride": 2, "padding": 1},
+    ]
+    sizes = (2, 5, 4)[-count:]
+    shapes = [(2, 4, *sizes), (4, *sizes), (0, 4, *sizes)]
+    fixed = {"in_channels": 4, "out_channels": 8}
+    found = [({**fixed, "kernel_size": k, **o}, s) for k in ((2, 3, 2)[-count:], 4) for o in options for s in shapes]
+    return found[:: 2 if count == 2 else 3]
+
+
+def rows(count):
+    """Sequences or volumes: a batch, one, none."""
+    sizes = (5, 6, 7)[-count:]
+    return [(2, 3, *sizes), (3, *sizes), (0, 3, *sizes)]
+
+
+def pooled(count, *options):
+    """Calls of pooling over sequences and volumes."""
+    strides = (None, (1, 2, 3)[-count:])
+    return [({"kernel_size": 3, "stride": s, **o}, shape) for o in options for s in strides for shape in rows(count)]
