@@ -21,9 +21,9 @@ def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(list(shape)).standard_normal(shape)
 
 
-def last(n, c, h, w) -> np.ndarray:
+def last(n, c, *sizes: int) -> np.ndarray:
     """Channels-last in memory."""
-    return draw(n, h, w, c).transpose(0, 3, 1, 2)
+    return np.moveaxis(draw(n, *sizes, c), -1, 1)
 
 
 def checked(*inputs, op=conv, **options) -> set[str]:
@@ -73,10 +73,7 @@ def test_transposed_convolutions():
 )
 def test_frames(x, weight, options):
     """Those before and after a clip are zeros, not the next clip's."""
-    n, c, *sizes = x
-    o, _, *kernel = weight
-    given = draw(n, *sizes, c).transpose(0, 4, 1, 2, 3), draw(o, *kernel, c).transpose(0, 4, 1, 2, 3), None
-    assert checked(*given, dtypes=[("bfloat16", "float16")[n % 2]], **options) == TILES
+    assert checked(last(*x), last(*weight), None, dtypes=[("bfloat16", "float16")[x[0] % 2]], **options) == TILES
 
 
 WEIGHTS = {
@@ -85,6 +82,12 @@ WEIGHTS = {
     "rows": ((2, 32, 4, 8), (32, 32, 3, 3), {"padding": (1, 1)}, (EVEN, 3)),
     "boxes of steps": ((2, 32, 12, 8), (40, 32, 3, 2), {"padding": (1, 0), "stride": 2}, (BOXED, 3)),
     "a product": ((3, 32, 5, 5), (136, 32, 1, 1), {}, (EVEN, 1)),
+    "frames": (
+        (2, 32, 3, 4, 8),
+        (32, 32, 2, 1, 2),
+        {"padding": ((1, 0), (0, 0), (1, 0)), "stride": (2, 1, 1)},
+        (EVEN, 3),
+    ),
     "groups": ((2, 128, 1, 16), (128, 64, 1, 2), {"padding": (0, 0), "stride": (1, 2), "groups": 2}, (EVEN, 1)),
 }
 

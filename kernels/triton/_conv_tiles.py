@@ -64,7 +64,7 @@ def under_tap(
 
 
 @triton.jit
-def _frame(n, s, DY, DX, SD, D0, DD, TURNED: tl.constexpr):
+def frame_under(n, s, DY, DX, SD, D0, DD, TURNED: tl.constexpr):
     """The frame of x under the s-th of a kernel's planes for frame n of y, both counted over all images; −1 outside."""
     z = n % DY
     if TURNED:
@@ -149,7 +149,7 @@ def _conv_tiles_kernel(
             frame = n
             t = 0
             if DEEP:
-                frame = _frame(n, tap // plane, DY, DX, SD, D0, DD, TURNED)
+                frame = frame_under(n, tap // plane, DY, DX, SD, D0, DD, TURNED)
                 t = tap // plane * KH * KW
                 tap = tap % plane
             r = tap // width
@@ -286,6 +286,13 @@ def is_deep(kernel: Sequence[int], walk: Walk) -> bool:
     return kernel[0] > 1 or walk.stride[0] > 1 or walk.before[0] > 0
 
 
+def depth_of(x: Any, y: Any, kernel: Sequence[int], walk: Walk) -> tuple | None:
+    """DY … DD of a kernel whose frames meet, from x to y."""
+    if not is_deep(kernel, walk):
+        return None
+    return y.shape[2], x.shape[2], kernel[0], walk.stride[0], -walk.before[0], walk.dilation[0]
+
+
 def rows_of(x: Any) -> Any:
     """(N · D, H, W, C); where that is dense, with the strides of axes of one element as if they had more."""
     rows = x.permute(0, 2, 3, 4, 1)
@@ -352,14 +359,11 @@ def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool, momen
     y, which batch norm merges (``_batch_norm.py``); returned where nothing refuses them, else, and for None, [].
     """
     (o, c, kd, kh, kw), source, target, groups = taps.shape, rows_of(x), rows_of(y), walk.groups
-    depth = None
-    if is_deep(taps.shape[2:], walk):
-        depth = y.shape[2], x.shape[2], kd, walk.stride[0], -walk.before[0], walk.dilation[0]
     if plain:
         source, target = as_images(source, target)
     walks = [Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
     weights = taps.permute(0, 2, 3, 4, 1).reshape(o, kd * kh * kw, c)
-    return summed(source, weights, bias, target, walks, (kh, kw), groups, moments, depth)
+    return summed(source, weights, bias, target, walks, (kh, kw), groups, moments, depth_of(x, y, taps.shape[2:], walk))
 
 
 def summed(

@@ -24,7 +24,18 @@ from .._budget import Budget
 from . import _configs, _tile
 from ._configs import Tile
 from ._conv import Walk
-from ._conv_tiles import Axis, as_images, is_deep, refusal, resident, rows_of, under_tap, views_of
+from ._conv_tiles import (
+    Axis,
+    as_images,
+    depth_of,
+    frame_under,
+    is_deep,
+    refusal,
+    resident,
+    rows_of,
+    under_tap,
+    views_of,
+)
 from ._image import finish
 
 BUDGETS = {"_conv_tiles_weight_kernel": Budget(registers=248, blocks=1)}
@@ -35,8 +46,8 @@ STACKED, EVEN, BOXED = 0, 1, 2
 @triton.jit
 def _conv_tiles_weight_kernel(
     dy, x, v1, v2, v3, partial,
-    N, H, W, C, O, ALL_O, KW, ALL_TAPS, H0, W0, UP, LEFT, DH, DW, EACH, SHARES, STEPS,
-    IN_H: tl.constexpr, IN_W: tl.constexpr, WAY: tl.constexpr, TAPS: tl.constexpr,
+    N, H, W, C, O, ALL_O, KH, KW, ALL_TAPS, H0, W0, UP, LEFT, DH, DW, DY, DX, SD, D0, DD, EACH, SHARES, STEPS,
+    DEEP: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr, WAY: tl.constexpr, TAPS: tl.constexpr,
     NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """partial[share, o, tap, c] = Σ over a share of the pixels of dy[pixel, o] · x[pixel under the tap, c].
@@ -59,11 +70,11 @@ def _conv_tiles_weight_kernel(
         c = block // blocks_o % blocks_c * BC
         tap = block // blocks_o // blocks_c % runs * TAPS
         group = block // blocks_o // blocks_c // runs
-        r0 = UP + tap // KW * DH
+        r0 = UP + tap // KW % KH * DH
         q0 = LEFT + tap % KW * DW
-        r1 = UP + (tap + 1) // KW * DH
+        r1 = UP + (tap + 1) // KW % KH * DH
         q1 = LEFT + (tap + 1) % KW * DW
-        r2 = UP + (tap + 2) // KW * DH
+        r2 = UP + (tap + 2) // KW % KH * DH
         q2 = LEFT + (tap + 2) % KW * DW
         start = tl.maximum(first, block * tiles)
         end = tl.minimum(last, (block + 1) * tiles)
@@ -83,10 +94,15 @@ def _conv_tiles_weight_kernel(
             else:
                 g = dy.load([n, i, j, group * O + o]).reshape(PIXELS, BO).T
             ch = group * C + c
-            acc0 = tl.dot(g, under_tap(x, v1, v2, v3, n, i + H0, j + W0, r0, q0, ch, IN_H, IN_W, PIXELS, BC), acc0)
+            n0, n1, n2 = n, n, n
+            if DEEP:
+                n0 = frame_under(n, tap // (KH * KW), DY, DX, SD, D0, DD, False)
+                n1 = frame_under(n, (tap + 1) // (KH * KW), DY, DX, SD, D0, DD, False)
+                n2 = frame_under(n, (tap + 2) // (KH * KW), DY, DX, SD, D0, DD, False)
+            acc0 = tl.dot(g, under_tap(x, v1, v2, v3, n0, i + H0, j + W0, r0, q0, ch, IN_H, IN_W, PIXELS, BC), acc0)
             if TAPS == 3:
-                acc1 = tl.dot(g, under_tap(x, v1, v2, v3, n, i + H0, j + W0, r1, q1, ch, IN_H, IN_W, PIXELS, BC), acc1)
-                acc2 = tl.dot(g, under_tap(x, v1, v2, v3, n, i + H0, j + W0, r2, q2, ch, IN_H, IN_W, PIXELS, BC), acc2)
+                acc1 = tl.dot(g, under_tap(x, v1, v2, v3, n1, i + H0, j + W0, r1, q1, ch, IN_H, IN_W, PIXELS, BC), acc1)
+                acc2 = tl.dot(g, under_tap(x, v1, v2, v3, n2, i + H0, j + W0, r2, q2, ch, IN_H, IN_W, PIXELS, BC), acc2)
         share = tl.program_id(0) - block * tiles // EACH
         row = group * O + o
         partial.store([share, row, tap, c], acc0.reshape(1, BO, 1, BC))
@@ -168,16 +184,15 @@ def refusal_of_weight(dy: Any, x: Any, dweight: Any, walk: Walk) -> str | None:
     """Why dweight takes the kernel of pointers; None if it does not. Arguments as in ``weight_gradient``."""
     if reason := refusal(x, dweight, dy, walk):
         return reason
-    if is_deep(dweight.shape[2:], walk):
-        return "planes of a kernel: a box of many images lies in none of their frames"
     rows, one = rows_of(dy), math.prod((*dweight.shape[2:], *walk.stride)) == 1 and not any(walk.before)
     plain = one and x.shape[2:] == dy.shape[2:]
-    return box_refusal(as_images(rows, rows_of(x))[0] if plain else rows)
+    return box_refusal(as_images(rows, rows_of(x))[0] if plain else rows, is_deep(dweight.shape[2:], walk))
 
 
-def box_refusal(dy: Any) -> str | None:
-    """Why no box of pixels serves dy (N, H, W, O)."""
+def box_refusal(dy: Any, deep: bool = False) -> str | None:
+    """Why no box of pixels serves dy (N, H, W, O). deep: a box lies in one frame."""
     n, h, w, _ = dy.shape
+    n = 1 if deep else n
     if all(whole_box(pixels, n, h, w) is None for pixels in (64, 32, 16)):
         return "images that no box divides, too few for a box of one pixel of each"
     if math.prod(dy.shape) >= 2**31 * min(8, n):
@@ -189,39 +204,43 @@ def box_refusal(dy: Any) -> str | None:
 
 
 def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
-    """dweight (O, C / groups, 1, kh, kw), of any strides, from dy and x (N, C, 1, H, W) with channels last.
+    """dweight (O, C / groups, *kernel), of any strides, from dy and x with channels last; three spatial axes.
 
     plain: one tap takes every pixel as it is.
     """
-    (o, c, _, kh, kw), groups = dweight.shape, walk.groups
+    (o, c, *kernel), groups = dweight.shape, walk.groups
     g, source = rows_of(dy), rows_of(x)
     if plain:
         g, source = as_images(g, source)
     walks = [Axis.of(*along) for along in list(zip(dweight.shape[2:], *walk[:3]))[1:]]
-    partial = shares_of(g, source, walks, (o, c, kh, kw), groups, empty)
+    depth = depth_of(x, dy, kernel, walk)
+    partial = shares_of(g, source, walks, (o, c, *kernel), groups, empty, depth)
     finish(partial, dweight)
 
 
-def shares_of(g: Any, source: Any, walks: Sequence[Axis], sizes: tuple, groups: int, empty: Any) -> Any:
-    """The shares (S, O, taps, C / groups) of dweight from dy and x, (N, H, W, C). sizes: O, C / groups, kh, kw; in
-    ``source`` there may be fewer channels, which read as zero."""
-    (o, c, kh, kw), (n, h, w, _) = sizes, g.shape
-    tile = HALF(_tile.device(g), n, h, w, c, o // groups, kh * kw, groups > 1)
-    (box, way), at_once = whole_box(tile.BK, n, h, w), taps_at_once(tile, kh * kw, _tile.device(g).arch)
+def shares_of(
+    g: Any, source: Any, walks: Sequence[Axis], sizes: tuple, groups: int, empty: Any, depth: tuple | None = None
+) -> Any:
+    """The shares (S, O, taps, C / groups) of dweight from dy and x, (N, H, W, C). sizes: O, C / groups, and three of the
+    kernel; in ``source`` there may be fewer channels, which read as zero. depth: as in ``_conv_tiles.summed``."""
+    (o, c, *kernel), (n, h, w, _), taps = sizes, g.shape, math.prod(sizes[2:])
+    frames, n = (n, 1) if depth else (1, n)
+    tile = HALF(_tile.device(g), n, h, w, c, o // groups, taps, groups > 1)
+    (box, way), at_once = whole_box(tile.BK, n, h, w), taps_at_once(tile, taps, _tile.device(g).arch)
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*box, tile.BN))
 
-    tiles = math.prod(map(_tile.cdiv, (n, h, w), box))
-    blocks = _tile.cdiv(o // groups, tile.BM) * _tile.cdiv(c, tile.BN) * _tile.cdiv(kh * kw, at_once) * groups
+    tiles = frames * math.prod(map(_tile.cdiv, (n, h, w), box))
+    blocks = _tile.cdiv(o // groups, tile.BM) * _tile.cdiv(c, tile.BN) * _tile.cdiv(taps, at_once) * groups
     most = resident(_tile.device(g), _shared(tile, at_once), tile.warps)
     programs, each = _tile.split(tiles * blocks, min(most, max(1, tiles * blocks // LEAST_STEPS)))
     shares = max(((b + 1) * tiles - 1) // each - b * tiles // each + 1 for b in range(blocks))
-    partial = empty((shares, o, kh * kw, c), "float32")
+    partial = empty((shares, o, taps, c), "float32")
     _tile.launch(
         _conv_tiles_weight_kernel, (programs,), _described(g, box, way, tile.BM), *views,
         _tile.described(partial, (1, tile.BM, 1, tile.BN)),
-        n, h, w, c, o // groups, o, kw, kh * kw, *(a.start for a in walks), *(a.offset for a in walks),
-        *(a.jump for a in walks), each, shares, tiles * blocks,
-        IN_H=walks[0].views, IN_W=walks[1].views, WAY=way, TAPS=at_once,
+        n * frames, h, w, c, o // groups, o, *kernel[1:], taps, *(a.start for a in walks), *(a.offset for a in walks),
+        *(a.jump for a in walks), *(depth[:2] + depth[3:] if depth else [1] * 5), each, shares, tiles * blocks,
+        DEEP=depth is not None, IN_H=walks[0].views, IN_W=walks[1].views, WAY=way, TAPS=at_once,
         NB=box[0], HB=box[1], WB=box[2], BO=tile.BM, BC=tile.BN, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial

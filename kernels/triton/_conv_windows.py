@@ -107,7 +107,7 @@ def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, empty: Any) -> Non
 def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, empty: Any) -> None:
     o, c, *kernel = dweight.shape
     windows, channels, run = _windows(x, dy, tuple(kernel), walk, empty)
-    partial = shares_of(rows_of(dy), windows, _walks(tuple(kernel), walk), (o, run, kernel[1], 1), 1, empty)
+    partial = shares_of(rows_of(dy), windows, _walks(tuple(kernel), walk), (o, run, 1, kernel[1], 1), 1, empty)
     whole = empty((o, kernel[1], run), dweight.dtype)
     finish(partial, whole.permute(0, 2, 1).unsqueeze(3))
     taps = whole[:, :, : kernel[2] * channels].unflatten(2, (kernel[2], channels))[..., :c]
