@@ -5,10 +5,20 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from gpulayers.arrays import Spec, float32
-from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import (
+    add_layer_norm,
+    add_rms_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    local_response_norm,
+    rms_norm,
+)
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Other, sweep
 
@@ -87,6 +97,52 @@ def _end_of_block(name: str, *shape: int) -> Case:
     return Case(batch_norm, f"{name} {shape}", shapes, options, theirs, cpu=False, needs=needs)
 
 
+def _group_norm(name: str, groups: int, *shape: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, weight: Any, bias: Any) -> Any:
+        return F.group_norm(x, groups, weight, bias)
+
+    shapes, options = (shape, (shape[1],), (shape[1],)), {"num_groups": groups}
+    return Case(group_norm, f"{name} {shape}, {groups} groups", shapes, options, theirs, cpu=cpu)
+
+
+def _instance_norm(name: str, *shape: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, weight: Any, bias: Any) -> Any:
+        return F.instance_norm(x, None, None, weight, bias)
+
+    shapes = shape, (shape[1],), (shape[1],)
+    return Case(instance_norm, f"{name} {shape}", shapes, torch=theirs, cpu=cpu)
+
+
+def _local_response_norm(name: str, *shape: int, cpu: bool = False) -> Case:
+    def theirs(x: Any) -> Any:
+        return F.local_response_norm(x, 5)
+
+    return Case(local_response_norm, f"{name} {shape}", (shape,), {"size": 5}, theirs, cpu=cpu)
+
+
+def _channels_last(x: Any) -> Any:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _of_samples() -> list[Case]:
+    """Group, instance and local response norm, in both memory orders."""
+    found = [
+        _group_norm("small", 8, 4, 32, 16, 16, cpu=True),
+        _group_norm("Stable Diffusion", 32, 2, 320, 64, 64),
+        _group_norm("Stable Diffusion", 32, 2, 640, 32, 32),
+        _group_norm("Stable Diffusion", 32, 2, 1280, 16, 16),
+        _group_norm("Stable Diffusion, decoder", 32, 1, 128, 512, 512),
+        _group_norm("ResNet-50 stage 1", 32, 128, 256, 56, 56),
+        _group_norm("ResNet-50 stage 4", 32, 128, 2048, 7, 7),
+        _instance_norm("small", 4, 32, 16, 16, cpu=True),
+        _instance_norm("style transfer", 8, 64, 256, 256),
+        _local_response_norm("small", 4, 16, 13, 13, cpu=True),
+        _local_response_norm("AlexNet", 128, 96, 55, 55),
+    ]
+    last = [c._replace(name=f"{c.name}, channels last", put=_channels_last, cpu=False) for c in found if not c.cpu]
+    return found + last
+
+
 def cases() -> list[Case]:
     return [
         _layer_norm("small", 64, 256, cpu=True),
@@ -110,6 +166,7 @@ def cases() -> list[Case]:
         _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56)._replace(headline=True),
         _batch_norm("ResNet-50 stage 4", 128, 2048, 7, 7),
         _end_of_block("ResNet-50 stage 1, + residual, relu", 128, 256, 56, 56),
+        *_of_samples(),
         *sweep("row length, 4,096 rows", [(n, _layer_norm("", 4096, n)) for n in _LENGTHS]),
         *sweep("row length, 4,096 rows", [(n, _rms_norm("", 4096, n)) for n in _LENGTHS]),
     ]
@@ -146,6 +203,16 @@ def audits() -> list[Case]:
         needs = ("x", "weight", "bias")
         archs = (80, 90, 100) if training else ONE_ARCH
         found.append(Case(batch_norm, "images", (IMAGES, *channels), options, needs=needs, order=order, archs=archs))
+    for name, shape, order in (
+        ("a program a group", IMAGES, None),
+        ("several programs a group", (2, 256, 56, 56), None),
+        ("images", IMAGES, CHANNELS_LAST),
+    ):
+        options, arrays = {"num_groups": 32}, (shape, *[Spec((256,), float32)] * 2)
+        found.append(Case(group_norm, name, arrays, options, order=order, archs=ONE_ARCH))
+    found.append(Case(instance_norm, "images", (IMAGES, *channels), needs=("x",), archs=ONE_ARCH))
+    for order in (None, CHANNELS_LAST):
+        found.append(Case(local_response_norm, "images", (IMAGES,), {"size": 5}, order=order, archs=ONE_ARCH))
     for order, activation, added, archs in EPILOGUES:
         shapes = (IMAGES, *channels, *[IMAGES] * added)
         options = {"training": True, "activation": activation}

@@ -79,7 +79,18 @@ from gpulayers.layers.conv import (  # noqa: E402
 from gpulayers.layers.dropout import Dropout  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
 from gpulayers.layers.loss import CrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
-from gpulayers.layers.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm  # noqa: E402
+from gpulayers.layers.norm import (  # noqa: E402
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LocalResponseNorm,
+    RMSNorm,
+)
 from gpulayers.layers.padding import (  # noqa: E402
     CircularPad2d,
     ConstantPad2d,

@@ -312,6 +312,12 @@ def test_neuron_types_bring_weights_and_op(forgotten):
         (lambda: gl.Linear(6, 4), lambda nn: nn.Linear(6, 4), (5, 6)),
         (lambda: gl.Conv2d(4, 6, 3, 2, 1, groups=2), lambda nn: nn.Conv2d(4, 6, 3, 2, 1, groups=2), (2, 4, 7, 7)),
         (lambda: gl.BatchNorm2d(4), lambda nn: nn.BatchNorm2d(4), (3, 4, 5, 5)),
+        (lambda: gl.GroupNorm(2, 4), lambda nn: nn.GroupNorm(2, 4), (3, 4, 5)),
+        (
+            lambda: gl.InstanceNorm2d(4, affine=True, track_running_stats=True),
+            lambda nn: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+            (3, 4, 5, 5),
+        ),
         (lambda: gl.LayerNorm((4, 5)), lambda nn: nn.LayerNorm((4, 5)), (3, 4, 5)),
         (lambda: gl.RMSNorm(6), lambda nn: nn.RMSNorm(6), (3, 6)),
     ],

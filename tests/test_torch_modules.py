@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from norm_calls import NORMS, local_response_norm
 from torch_calls import convolutions, pooled, rows, transposed
 
 import gpulayers.torch as gt
@@ -83,40 +84,7 @@ CASES = {
         for i, o, b in [(5, 7, True), (8, 1, False), (1, 3, True), (16, 16, True)]
         for lead in [(), (3,), (2, 3), (0,), (1, 1, 4)]
     ],
-    "LayerNorm": [
-        ({"normalized_shape": s[len(s) - k :], **o}, s)
-        for s in [(3, 5), (4,), (2, 3, 4), (0, 3), (33, 17), (2, 1)]
-        for k in range(1, len(s) + 1)
-        for o in [{}, {"elementwise_affine": False}, {"bias": False, "eps": 1e-2}]
-    ],
-    "RMSNorm": [
-        ({"normalized_shape": s[len(s) - k :], **o}, s)
-        for s in [(3, 5), (4,), (2, 3, 4), (0, 3), (33, 17), (2, 1)]
-        for k in range(1, len(s) + 1)
-        for o in [{}, {"elementwise_affine": False}, {"eps": 1e-2}]
-    ],
-    "BatchNorm1d": [
-        ({"num_features": s[1], **o}, s)
-        for s in [(3, 5), (2, 3, 4), (7, 1), (0, 3), (4, 2, 1)]
-        for o in [
-            {},
-            {"affine": False},
-            {"track_running_stats": False},
-            {"momentum": None},
-            {"momentum": 0.7, "eps": 0.1},
-        ]
-    ],
-    "BatchNorm2d": [
-        ({"num_features": s[1], **o}, s)
-        for s in [(2, 4, 7, 6), (1, 4, 5, 5), (0, 4, 5, 6), (3, 1, 2, 9)]
-        for o in [
-            {},
-            {"affine": False},
-            {"track_running_stats": False},
-            {"momentum": None},
-            {"momentum": 0.7, "eps": 0.1},
-        ]
-    ],
+    **NORMS,
     **{
         f"MaxPool{d}d": pooled(d, {}, {"padding": 1}, {"dilation": 2, "ceil_mode": True}, {"return_indices": True})
         for d in (1, 3)
@@ -162,12 +130,14 @@ def draw(shape, dtype, seed=0, scale=2.0):
 
 
 # Where torch computes with a constant rounded to float32, in float64 too, the truth is the formula. Its gradient of a
-# padded average over channels-last images was wrong on CUDA until 2026: their row-major one is the truth.
+# padded average over channels-last images was wrong on CUDA until 2026: their row-major one is the truth. Of 16 bits and of
+# some layouts it has no local response norm on the CPU.
 TRUTH = {
     "AvgPool2d": lambda m: lambda x: m(x.contiguous()),
     # On a CPU torch has it in 32 and 64 bits, and not of every memory order.
     "AvgPool3d": lambda m: lambda x: m(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
     "MaxPool3d": lambda m: lambda x: m(x.contiguous()),
+    "LocalResponseNorm": local_response_norm,
     "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,
     "Hardswish": lambda m: lambda x: x * torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6,  # on CUDA
     "CELU": lambda m: lambda x: torch.where(x > 0, x, m.alpha * torch.expm1(torch.clamp(x, max=0) / m.alpha)),
@@ -220,14 +190,14 @@ def test_module(name, dtype):
         if dtype in TURNS and len(CASES[name]) > 9 and number % 2 != TURNS[dtype]:
             continue
         x = draw(shape, dtype, seed=number)
-        modes = (True, False) if name.startswith(("BatchNorm", "RReLU")) else (True,)
+        modes = (True, False) if name.startswith(("BatchNorm", "InstanceNorm", "RReLU")) else (True,)
         for training, given in itertools.product(modes, some_layouts(x, number)):
             if name == "RReLU" and training and kwargs.get("lower") is None:
                 continue  # random: judged below
             if kwargs.get("inplace") and 0 in given.stride() and given.numel() > 1:
                 continue  # torch forbids it
             ours, theirs = pair_of(name, kwargs, dtype, training)
-            if name in TRUTH and (dtype is torch.float64 or "Pool" in name):
+            if name in TRUTH and (dtype is torch.float64 or "Pool" in name or name == "LocalResponseNorm"):
                 theirs = TRUTH[name](theirs)
             if kwargs.get("inplace"):
                 a, b = ours, theirs
@@ -323,7 +293,7 @@ def test_torchs_own_module_samples(info, dtype):
             if sample.forward_input.kwargs:
                 assert sample.forward_input.kwargs == {"input": sample.forward_input.kwargs["input"]}
                 sample.forward_input.args = (sample.forward_input.kwargs["input"],)
-            if name in TRUTH and (dtype is torch.float64 or "Pool" in name):
+            if name in TRUTH and (dtype is torch.float64 or "Pool" in name or name == "LocalResponseNorm"):
                 theirs = TRUTH[name](theirs)
             found = check_torch(ours, theirs, sample.forward_input.args)
             complaints += [f"{name}{args}{kwargs}: {line}" for line in found]
@@ -360,7 +330,7 @@ def test_torchs_own_function_samples(name, dtype):
             lambda *xs, f=f, n=count, names=names, fixed=fixed: f(*xs[:n], **dict(zip(names, xs[n:])), **fixed)
             for f in (ours, theirs)
         ]
-        constant = 2 if name == "batch_norm" else 0  # running statistics
+        constant = 2 if name in ("batch_norm", "instance_norm") else 0  # running statistics
         grad = [not (1 <= i <= constant) and i < count for i in range(len(inputs))]
         found = check_torch(*call, inputs, grad=grad)
         complaints += [f"{name}{sample.summary()}: {line}" for line in found]

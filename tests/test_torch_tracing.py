@@ -30,7 +30,15 @@ from gpulayers.testing.torch_cases import (  # noqa: E402
     loss,
 )
 
-EMPTY_IS_WRONG = ("BatchNorm1d", "BatchNorm2d", "CrossEntropyLoss", "NLLLoss", "MSELoss")
+EMPTY_IS_WRONG = (
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "InstanceNorm2d",
+    "CrossEntropyLoss",
+    "NLLLoss",
+    "MSELoss",
+)
 """torch raises, or gives NaN, which opcheck takes for a difference."""
 same = torch.testing.assert_close
 
@@ -88,7 +96,7 @@ def test_opcheck(case):
         check_ops(calls, traced=number == 0 or (number == 3 and case.name == "Conv2d"))
     half = [t.bfloat16() if t.is_floating_point() else t for t in (x, *others)]
     check_ops(recorded(case, half[0], half[1:]), traced=False)
-    if case.name.startswith("BatchNorm") or case.name == "RReLU":
+    if case.name.startswith(("BatchNorm", "InstanceNorm2")) or case.name == "RReLU":
         check_ops(recorded(case, x, others, training=False), traced=False)
 
 
@@ -240,7 +248,7 @@ def second(module, inputs, mixed=True):
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
 def test_double_backward(case):
-    for training in (True, False) if case.name.startswith("BatchNorm") else (True,):
+    for training in (True, False) if case.name.startswith(("BatchNorm", "InstanceNorm2")) else (True,):
         agree(*(lambda m=m: second(m, case.inputs(DOUBLE)) for m in both(case, training=training)))
 
 

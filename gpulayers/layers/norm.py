@@ -1,4 +1,4 @@
-"""Layer norm, RMS norm and batch norm layers."""
+"""Layers that normalise: over the last axes, over a batch, over each sample, over neighbouring channels."""
 
 from __future__ import annotations
 
@@ -66,26 +66,13 @@ class RMSNorm(OpLayer):
         return {"normalized_shape": self.normalized_shape, "eps": self.eps}
 
 
-class _BatchNorm(OpLayer):
-    """y = (x − mean) / √(var + eps) · weight + bias for each channel.
+class _OfChannels(OpLayer):
+    """A norm with weights, and running statistics, of one number for each channel."""
 
-    In training mean and var are the batch's, and move the running ones by ``momentum`` (None: to the average of all
-    batches so far); in evaluation, and where it is frozen (``trainable = False``), they are the running ones, or the
-    batch's without track_running_stats.
-    """
-
-    op = ops.batch_norm
     skips_input_grad = True
     ranks: tuple[int, ...] = ()
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-    ):
+    def __init__(self, num_features: int, eps: float, momentum: float | None, affine: bool, track_running_stats: bool):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         shape = (num_features,)
         self.weight = self.add_weight("weight", shape, "ones") if affine else None
@@ -99,9 +86,6 @@ class _BatchNorm(OpLayer):
     def arguments(self, *xs: Any) -> tuple:
         return (*xs, self.weight, self.bias, self.running_mean, self.running_var)
 
-    def options(self) -> dict[str, Any]:
-        return {"training": self.training and self.trainable, "eps": self.eps}
-
     def forward(self, x: Any) -> Any:
         if x.ndim not in self.ranks:
             ranks = " or ".join(f"{r}-dim" for r in self.ranks)
@@ -109,15 +93,44 @@ class _BatchNorm(OpLayer):
             error.where = self.name
             raise error
         factor: Any = 0.0
-        options = self.options()
-        if options["training"] and self.num_batches_tracked is not None:
-            tracked = self.num_batches_tracked
-            tracked.data = tracked.data + 1
-            factor = 1 / transfer.to_numpy(tracked.data) if self.momentum is None else self.momentum
-        return self.run(self.op, *self.arguments(x), **options, momentum=factor)
+        if self.training and self.trainable and self.num_batches_tracked is not None:
+            factor = self.factor(self.num_batches_tracked)
+        return self.run(self.op, *self.arguments(x), **self.options(), momentum=factor)
+
+    def factor(self, tracked: Any) -> Any:
+        """How far this call moves the running statistics."""
+        return 0.0 if self.momentum is None else self.momentum
 
     def backward(self, dy: Any) -> Any:
         return self.run_backward(dy)
+
+
+class _BatchNorm(_OfChannels):
+    """y = (x − mean) / √(var + eps) · weight + bias for each channel.
+
+    In training mean and var are the batch's, and move the running ones by ``momentum`` (None: to the average of all
+    batches so far); in evaluation, and where it is frozen (``trainable = False``), they are the running ones, or the
+    batch's without track_running_stats.
+    """
+
+    op = ops.batch_norm
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+
+    def options(self) -> dict[str, Any]:
+        return {"training": self.training and self.trainable, "eps": self.eps}
+
+    def factor(self, tracked: Any) -> Any:
+        tracked.data = tracked.data + 1
+        return 1 / transfer.to_numpy(tracked.data) if self.momentum is None else self.momentum
 
 
 class BatchNorm1d(_BatchNorm):
@@ -130,3 +143,88 @@ class BatchNorm2d(_BatchNorm):
     """Batch norm of images, (N, C, H, W), channels-last in memory or not. As torch.nn.BatchNorm2d."""
 
     ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch norm of volumes, (N, C, D, H, W), channels-last in memory or not. As torch.nn.BatchNorm3d."""
+
+    ranks = (5,)
+
+
+class GroupNorm(OpLayer):
+    """y = (x − mean) / √(var + eps) · weight + bias over each group of channels of each sample. As torch.nn.GroupNorm.
+
+    Input and output: (N, num_channels, *), of any rank; its channels make num_groups groups of neighbours.
+    """
+
+    op = ops.group_norm
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, bias: bool = True):
+        if num_groups < 1 or num_channels % num_groups:
+            raise ArgumentError("num_groups", "num_groups ≥ 1 divides num_channels", f"{num_groups}, {num_channels}")
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.weight = self.add_weight("weight", (num_channels,), "ones") if affine else None
+        self.bias = self.add_weight("bias", (num_channels,)) if affine and bias else None
+
+    def arguments(self, *xs: Any) -> tuple:
+        return (*xs, self.weight, self.bias)
+
+    def options(self) -> dict[str, Any]:
+        return {"num_groups": self.num_groups, "eps": self.eps}
+
+
+class LocalResponseNorm(OpLayer):
+    """y = x / (k + alpha / size · Σ x²)^beta, over ``size`` neighbouring channels. As torch.nn.LocalResponseNorm.
+
+    Input and output: (N, C, *spatial), with a spatial axis at least.
+    """
+
+    op = ops.local_response_norm
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def options(self) -> dict[str, Any]:
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "k": self.k}
+
+
+class _InstanceNorm(_OfChannels):
+    """y = (x − mean) / √(var + eps) · weight + bias for each channel of each sample.
+
+    mean and var are those of the input, and with track_running_stats move the running ones by ``momentum`` in training;
+    in evaluation they are then the running ones.
+    """
+
+    op = ops.instance_norm
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+
+    def options(self) -> dict[str, Any]:
+        by_input = (self.training and self.trainable) or self.running_mean is None
+        return {"use_input_stats": by_input, "eps": self.eps}
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Instance norm of sequences, (N, C, L). As torch.nn.InstanceNorm1d."""
+
+    ranks = (3,)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Instance norm of images, (N, C, H, W), channels-last in memory or not. As torch.nn.InstanceNorm2d."""
+
+    ranks = (4,)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Instance norm of volumes, (N, C, D, H, W), channels-last in memory or not. As torch.nn.InstanceNorm3d."""
+
+    ranks = (5,)

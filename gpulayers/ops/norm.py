@@ -1,5 +1,5 @@
-"""Layer norm and RMS norm, of x or of a sum; batch norm is in _batch_norm.py. Statistics are float32 (float64 for float64)
-for any dtype."""
+"""Layer norm and RMS norm, of x or of a sum; the norms of channels are in files beside this. Statistics are float32
+(float64 for float64) for any dtype."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import ml_dtypes
 from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, up
 from gpulayers.definition import Rule, ShapeError
 from gpulayers.ops._batch_norm import batch_norm as batch_norm
+from gpulayers.ops._group_norm import group_norm as group_norm
+from gpulayers.ops._group_norm import instance_norm as instance_norm
+from gpulayers.ops._local_response_norm import local_response_norm as local_response_norm
 from gpulayers.ops._norm import require_parameter
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 

@@ -58,6 +58,12 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "AvgPool3d": [({"kernel_size": 2, "padding": 1}, _VOLUME)],
     "AdaptiveAvgPool1d": [({"output_size": 3}, _ROW)],
     "AdaptiveAvgPool3d": [({"output_size": (2, 1, 3)}, _VOLUME)],
+    "BatchNorm3d": [({"num_features": 4}, (2, 4, 3, 2, 4))],
+    "GroupNorm": [({"num_groups": 2, "num_channels": 4}, _IMAGE), ({"num_groups": 1, "num_channels": 4, "affine": False}, (3, 4))],
+    "InstanceNorm1d": [({"num_features": 3, "affine": True}, (2, 3, 5)), ({"num_features": 3}, (3, 5))],
+    "InstanceNorm2d": [({"num_features": 4, "affine": True, "track_running_stats": True}, _IMAGE)],
+    "InstanceNorm3d": [({"num_features": 4}, (2, 4, 3, 2, 4))],
+    "LocalResponseNorm": [({"size": 3, "alpha": 0.3}, _IMAGE), ({"size": 2, "k": 0.5, "beta": 0.5}, (2, 4, 5))],
     "MaxPool2d": [({"kernel_size": 2}, _IMAGE), ({"kernel_size": 3, "padding": 1, "return_indices": True}, _IMAGE)],
     "AvgPool2d": [({"kernel_size": 2, "padding": 1}, _IMAGE)],
     "AdaptiveAvgPool2d": [({"output_size": (2, 3)}, _IMAGE)],
@@ -166,6 +172,7 @@ _IN_THE_MODEL: dict[str, dict[str, Any]] = {
     "LayerNorm": {"normalized_shape": 10},
     "RMSNorm": {"normalized_shape": 10},
     "BatchNorm1d": {"num_features": 10},
+    "InstanceNorm1d": {"num_features": 4, "affine": True},
 }
 
 
@@ -189,7 +196,12 @@ class Everything(nn.Module):
 
         x = through("ReflectionPad2d Conv2d BatchNorm2d PReLU MaxPool2d AvgPool2d AdaptiveAvgPool2d", x)
         x = x + through("ConvTranspose2d", x) + through("Conv1d ConvTranspose1d", x.flatten(2)).reshape(x.shape)
-        x = through("Conv3d ConvTranspose3d", x.unsqueeze(2)).squeeze(2)
+        x = through("Conv3d BatchNorm3d InstanceNorm3d ConvTranspose3d", x.unsqueeze(2)).squeeze(2)
+        x = (
+            x
+            + through("GroupNorm InstanceNorm2d LocalResponseNorm", x)
+            + through("InstanceNorm1d", x.flatten(2)).reshape(x.shape)
+        )
         x = x + through("Softmax2d", x)
         x = x + through("PixelShuffle ChannelShuffle PixelUnshuffle", x)
         x = x + through("Unfold Fold", x).mean((2, 3), keepdim=True)

@@ -44,7 +44,24 @@ from gpulayers.torch.conv import (
 from gpulayers.torch.dropout import Dropout
 from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss
-from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
+from gpulayers.torch.norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LocalResponseNorm,
+    RMSNorm,
+)
 from gpulayers.torch.padding import CircularPad2d, ConstantPad2d, ReflectionPad2d, ReplicationPad2d, ZeroPad2d
 from gpulayers.torch.pooling import (
     AdaptiveAvgPool1d,

@@ -35,7 +35,16 @@ from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_
 from gpulayers.torch.dropout import dropout
 from gpulayers.torch.linear import linear
 from gpulayers.torch.loss import cross_entropy, mse_loss, nll_loss
-from gpulayers.torch.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
+from gpulayers.torch.norm import (
+    add_layer_norm,
+    add_rms_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    local_response_norm,
+    rms_norm,
+)
 from gpulayers.torch.padding import pad
 from gpulayers.torch.pooling import (
     adaptive_avg_pool1d,

@@ -11,6 +11,11 @@ import torch
 from gpulayers.arrays import Spec
 
 from .._norm import for_both, norms_own
+from ._group_norm import gradients, normalise
+from ._group_norm import group_norm_backward as group_norm_backward
+from ._group_norm import group_norm_forward as group_norm_forward
+from ._local_response_norm import local_response_norm_backward as local_response_norm_backward
+from ._local_response_norm import local_response_norm_forward as local_response_norm_forward
 from ._tensors import FLOAT32, plainly, refusal
 
 REFUSALS = {
@@ -145,6 +150,77 @@ def _gradients(dy: torch.Tensor, saved: dict, needs: tuple, normalized_shape: tu
         dot = (g * xhat).mean(1, keepdim=True)
         dx = (g - g.mean(1, keepdim=True)).sub_(xhat.mul_(dot)).mul_(rstd).view(x.shape)
     return dx, dweight, dbias
+
+
+def instance_norm_refuses(
+    x: Spec,
+    weight: Spec | None = None,
+    bias: Spec | None = None,
+    running_mean: Spec | None = None,
+    running_var: Spec | None = None,
+    *,
+    needs: tuple = (),
+    use_input_stats: bool = True,
+    **options: Any,
+) -> str | None:
+    if use_input_stats:
+        return group_norm_refuses(x)
+    return batch_norm_refuses(x, weight, bias, running_mean, running_var, needs=needs)
+
+
+def instance_norm_forward(
+    x: torch.Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    needs: tuple = (),
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    if not use_input_stats:
+        return batch_norm_forward(x, weight, bias, running_mean, running_var, needs=needs, eps=eps)
+    y, mean, var, rstd = plainly(normalise, x, weight, bias, x.shape[1], eps)
+    if running_mean is not None:
+        count = math.prod(x.shape[2:])
+        plainly(_move, running_mean, mean, 1, momentum)
+        plainly(_move, running_var, var, count / max(count - 1, 1), momentum)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def _move(running: torch.Tensor, found: torch.Tensor, unbiased: float, momentum: float) -> None:
+    """Towards the mean over samples."""
+    running.mul_(1 - momentum).add_(found.mean(0).mul_(unbiased), alpha=momentum)  # no difference: Inf − Inf is NaN
+
+
+def instance_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple:
+    if not use_input_stats:
+        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)[:5]
+    return *plainly(gradients, dys[0], saved, needs, saved["x"].shape[1]), None, None
+
+
+def local_response_norm_refuses(x: Spec, *, needs: tuple = (), **options: Any) -> str | None:
+    return group_norm_refuses(x)
+
+
+def group_norm_refuses(
+    x: Spec, weight: Spec | None = None, bias: Spec | None = None, *, needs: tuple = (), **options: Any
+) -> str | None:
+    if (reason := layer_norm_refuses(x)) is not None:
+        return reason
+    return None if x.contiguous and x.order is None else REFUSALS["order"]
 
 
 # --- layer norm of a sum ---------------------------------------------------------------------------------------------

@@ -16,6 +16,12 @@ from .._activation import numbers_of
 from .._norm import batch_norm_saved, for_both, norms_own
 from . import _blocks
 from . import activation as activations
+from ._channels import Channels, block_of
+from ._group_norm import gradients, normalise
+from ._group_norm import group_norm_backward as group_norm_backward
+from ._group_norm import group_norm_forward as group_norm_forward
+from ._local_response_norm import local_response_norm_backward as local_response_norm_backward
+from ._local_response_norm import local_response_norm_forward as local_response_norm_forward
 
 REFUSALS = {
     "dtype": "only float32 is faster than the definition",
@@ -55,6 +61,18 @@ def batch_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -
     return None if x.contiguous and (x.order is None or x.order == last) else REFUSALS["order"]
 
 
+def group_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -> str | None:
+    return batch_norm_refuses(x, needs=needs)
+
+
+def instance_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -> str | None:
+    return batch_norm_refuses(x, needs=needs)
+
+
+def local_response_norm_refuses(x: Any, *, needs: tuple, **options: Any) -> str | None:
+    return batch_norm_refuses(x, needs=needs)
+
+
 # --- layer norm and RMS norm -----------------------------------------------------------------------------------------
 
 
@@ -65,11 +83,6 @@ def _tiled(p: np.ndarray | None, rows: int) -> np.ndarray | None:
     tile = np.empty((rows, p.size), np.float32)
     tile[...] = p.reshape(-1)
     return tile
-
-
-def _rows(n: int, m: int) -> int:
-    """Rows of n elements in a block, of m."""
-    return max(1, min(_blocks.block_rows(n), m))
 
 
 def _forward(
@@ -84,7 +97,7 @@ def _forward(
     rows = rows if total is None else total.reshape(m, n)
     mean, rstd = np.empty(lead, np.float32), np.empty(lead, np.float32)
     means, rstds = mean.reshape(m, 1), rstd.reshape(m, 1)
-    size = _rows(n, m)
+    size = block_of(n, m)
     w, b, count = _tiled(weight, size), _tiled(bias, size), np.float32(n)
 
     def work(lo: int, hi: int) -> None:
@@ -117,7 +130,7 @@ def _backward(
     rstds, means = saved["rstd"].reshape(m, 1), None if mean is None else mean.reshape(m, 1)
     dx = np.empty(x.shape, np.float32) if "x" in needs else None
     added = None if dsum is None else dsum.reshape(m, n)
-    size = _rows(n, m)
+    size = block_of(n, m)
     w, ones, count = _tiled(weight, size), np.ones(size, np.float32), np.float32(n)
 
     def work(lo: int, hi: int) -> tuple:
@@ -231,62 +244,10 @@ def add_rms_norm_backward(
 # --- batch norm ------------------------------------------------------------------------------------------------------
 
 
-FEW = 256
-"""Rows that are summed in one go."""
-
-
-class _Channels:
-    """x as blocks of (images, C, S), or of (rows, C) where channels come last, and sums over all but the channels."""
-
-    def __init__(self, x: np.ndarray):
-        self.last = x.ndim == 2 or not x.flags.c_contiguous
-        self.channels = x.shape[1]
-        self.count = x.size // self.channels
-        rows = self.view(x)
-        self.total, self.size = len(rows), _rows(rows[0].size, len(rows))
-        self.elements = x.size
-        self.ones = np.ones(FEW, np.float32)
-
-    def view(self, x: np.ndarray) -> np.ndarray:
-        if self.last:
-            turned = np.moveaxis(x, 1, -1)
-            return turned.reshape(-1, x.shape[1])
-        return x.reshape(x.shape[0], x.shape[1], -1)
-
-    def spread(self, p: np.ndarray) -> np.ndarray:
-        """A channel vector to combine with a block."""
-        if not self.last:
-            return p[:, None]
-        tile = np.empty((self.size, p.size), np.float32)
-        tile[...] = p
-        return tile
-
-    def of(self, p: np.ndarray, block: np.ndarray) -> np.ndarray:
-        return p[: len(block)] if self.last else p
-
-    def sum(self, a: np.ndarray) -> np.ndarray:
-        """Over all but the channels; few at a time, since sums run from one end to the other."""
-        if not self.last:
-            return a.sum(-1).sum(0)
-        head = len(a) - len(a) % FEW
-        parts = self.ones[:FEW] @ a[:head].reshape(-1, FEW, self.channels) if head else np.zeros((1, self.channels))
-        return parts.sum(0, dtype=np.float32) + self.ones[: len(a) - head] @ a[head:]
-
-    def dot(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self.sum(a * b) if self.last else _blocks.dots(a, b).sum(0)
-
-    def over(self, work: Callable) -> list:
-        return _blocks.over(self.total, self.size, work, elements=self.elements)
-
-    def total_of(self, work: Callable) -> np.ndarray:
-        """The sum of what work gives for each block, in float64: there are few."""
-        return np.sum(self.over(work), 0, dtype=np.float64)
-
-
 class _Combined:
     """z = x̂ · weight + bias + residual, block by block."""
 
-    def __init__(self, c: _Channels, x: np.ndarray, mu: np.ndarray, rstd: Any, weight: Any, bias: Any, residual: Any):
+    def __init__(self, c: Channels, x: np.ndarray, mu: np.ndarray, rstd: Any, weight: Any, bias: Any, residual: Any):
         self.c, self.x, self.mu = c, c.view(x), mu
         self.scale = c.spread(rstd if weight is None else rstd * weight)
         self.bias = None if bias is None else c.spread(bias)
@@ -315,7 +276,7 @@ def batch_norm_forward(
     eps: float = 1e-5,
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    c = _Channels(x)
+    c = Channels(x)
     y = np.empty_like(x)  # in x's memory order
     rows, out = c.view(x), c.view(y)
     if training or running_mean is None:
@@ -348,7 +309,7 @@ def batch_norm_forward(
 
 
 def _slopes(
-    c: _Channels, dy: np.ndarray, saved: dict, mu: np.ndarray, activation: str | None, out: np.ndarray
+    c: Channels, dy: np.ndarray, saved: dict, mu: np.ndarray, activation: str | None, out: np.ndarray
 ) -> Callable[[int, int], None]:
     """What puts dz = dy f'(z) in a block of ``out``: from y where that does, else from z computed again."""
     if activation is None:
@@ -380,7 +341,7 @@ def batch_norm_backward(
     activation: str | None = None,
 ) -> tuple:
     x, mean, rstd, weight = saved["x"], saved["mean"], saved["rstd"], saved.get("weight")
-    c = _Channels(x)
+    c = Channels(x)
     rows, mu, batch = c.view(x), c.spread(mean), training or inputs[3] is None
     dy = dz = c.view(dys[0])
     dx, dresidual = (np.empty_like(x) if name in needs else None for name in ("x", "residual"))
@@ -419,3 +380,45 @@ def batch_norm_backward(
         c.over(second)
     weights = (dot if "weight" in needs else None, total if "bias" in needs else None)
     return dx, *weights, None, None, dresidual
+
+
+# --- instance norm: group norm with a group for each channel, or batch norm by running statistics --------------------
+
+
+def instance_norm_forward(
+    x: np.ndarray,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    needs: tuple = (),
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[tuple, dict]:
+    if not use_input_stats:
+        return batch_norm_forward(x, weight, bias, running_mean, running_var, needs=needs, eps=eps)
+    y, mean, var, rstd = normalise(x, weight, bias, x.shape[1], eps)
+    if running_mean is not None:
+        count = math.prod(x.shape[2:])
+        unbiased = var * np.float32(count / max(count - 1, 1))
+        for running, found in ((running_mean, mean), (running_var, unbiased)):
+            running[...] = (1 - momentum) * running + momentum * found.mean(0)
+    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
+    return (y,), saved if needs else {}
+
+
+def instance_norm_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple:
+    if not use_input_stats:
+        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)[:5]
+    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1]), None, None

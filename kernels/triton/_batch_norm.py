@@ -265,14 +265,14 @@ def _batch_norm_backward_kernel(
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-def _last(x: Any) -> tuple[int, ...] | None:
+def channels_last(x: Any) -> tuple[int, ...] | None:
     """The order of channels-last memory, if x has it (or is a matrix); None for row-major, which all else becomes."""
     order = (0, *range(2, x.ndim), 1)
     turned = x.permute(order)
     return order if x.ndim > 2 and turned.is_contiguous() and not x.is_contiguous() else None
 
 
-def _dense(x: Any, order: tuple[int, ...] | None, empty: Any) -> Any:
+def in_order(x: Any, order: tuple[int, ...] | None, empty: Any) -> Any:
     """x dense in this memory order."""
     if order is None:
         return _tile.dense(x, empty)
@@ -344,12 +344,12 @@ def batch_norm_forward(
     activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    given, order = (x, weight, bias, residual), _last(x)
-    x, walk = _dense(x, order, empty), _Walk(FORWARD, x, order)
+    given, order = (x, weight, bias, residual), channels_last(x)
+    x, walk = in_order(x, order, empty), _Walk(FORWARD, x, order)
     y = empty(x.shape, x.dtype, order)
     mean, rstd = (empty((x.shape[1],), "float32") if needs else None for _ in range(2))
     weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
-    residual = None if residual is None else _dense(residual, order, empty)
+    residual = None if residual is None else in_order(residual, order, empty)
     running = [None if r is None else _tile.dense(r, empty) for r in (running_mean, running_var)]
     batch = training or running_mean is None
     partials: list[Any] = [None, None, None]
@@ -385,9 +385,9 @@ def batch_norm_backward(
     activation: str | None = None,
     empty: Any,
 ) -> tuple:
-    order, batch = _last(saved["x"]), training or inputs[3] is None
+    order, batch = channels_last(saved["x"]), training or inputs[3] is None
     x, dy, residual, y = (
-        None if a is None else _dense(a, order, empty)
+        None if a is None else in_order(a, order, empty)
         for a in (saved["x"], *dys, saved.get("residual"), saved.get("y"))
     )
     weight, bias = (None if (p := saved.get(k)) is None else _tile.dense(p, empty) for k in ("weight", "bias"))

@@ -246,7 +246,7 @@ def backward(
         held = BACKWARD(_tile.device(x), n)
         found = _walked(*how, empty) if held is None else _held(*how, *held, summed)
     if summed:
-        _finalise(*found, dweight, dbias, n, x)
+        finalise(*found, dweight, dbias, n, x)
     return dx, dweight, dbias
 
 
@@ -289,7 +289,8 @@ def _walked(arrays: tuple, dx: Any, steps: tuple, m: int, n: int, shares: Callab
     return found
 
 
-def _finalise(programs: int, dweights: Any, dbiases: Any, dweight: Any, dbias: Any, n: int, x: Any) -> None:
+def finalise(programs: int, dweights: Any, dbiases: Any, dweight: Any, dbias: Any, n: int, x: Any) -> None:
+    """dweight and dbias from the shares that so many programs have summed, in float32: (programs, n)."""
     cols, entry = 16 if n <= 1024 else 32, FINALISE(_tile.device(x), n)
     unit, units = _tile.in_units(n)
     arrays, tile = (dweights, dbiases, dweight, dbias), dict(UNIT=unit, ROWS=entry.elements // cols, COLS=cols)

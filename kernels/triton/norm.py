@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm, of x or of the sum h of x and a residual; batch norm is in _batch_norm.py. Bound by memory.
+"""Layer norm and RMS norm, of x or of the sum h of x and a residual. Bound by memory. Norms of channels stand beside this.
 
 Forward moves 2 elements for each element of x, backward 3; of a sum 4 each. A row that fits in registers is read once.
 Longer rows are walked twice, the second time mostly from L2 (h by the program that wrote it, or by a later launch);
@@ -18,6 +18,13 @@ from .._norm import for_both, norms_own
 from . import _configs, _tile
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
+from ._group_norm import group_norm_backward as group_norm_backward
+from ._group_norm import group_norm_forward as group_norm_forward
+from ._instance_norm import instance_norm_backward as instance_norm_backward
+from ._instance_norm import instance_norm_forward as instance_norm_forward
+from ._local_response_norm import local_response_norm_backward as local_response_norm_backward
+from ._local_response_norm import local_response_norm_forward as local_response_norm_forward
+from ._moments import added, moments
 from ._norm_backward import backward, walk
 
 # --- forward ---------------------------------------------------------------------------------------------------------
@@ -40,14 +47,6 @@ def _scaled(xhat, weight, bias, n, inside):
     if bias is not None:
         xhat = xhat + tl.load(bias + n, inside, other=0.0).to(tl.float32)
     return xhat
-
-
-@triton.jit
-def _added(v, residual, h, mask):
-    """v + residual as it is in h: rounded."""
-    v = (v + tl.load(residual, mask, other=0.0).to(tl.float32)).to(h.dtype.element_ty)
-    tl.store(h, v, mask)
-    return v.to(tl.float32)
 
 
 @triton.jit
@@ -77,7 +76,7 @@ def _norm_forward_kernel(
     mask = (row < M) & inside
     d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
     if residual is not None:
-        d = _added(d, residual + row * (residual_row * UNIT) + n, h + row * N + n, mask)
+        d = added(d, residual + row * (residual_row * UNIT) + n, h + row * N + n, mask)
     if not RMS:
         m = tl.div_rn(tl.sum(d, 1, keep_dims=True), tl.maximum(N, 1).to(tl.float32))  # `/` is off by a bit: 3c / 3 ≠ c
         d = tl.where(inside, d - m, 0.0)
@@ -87,38 +86,6 @@ def _norm_forward_kernel(
     if rstd is not None:
         tl.store(rstd + row, r, row < M)
     tl.store(y + row * N + n, _scaled(d * r, weight, bias, n, inside).to(y.dtype.element_ty), mask)
-
-
-@triton.jit
-def _moments(x, residual, h, lo, hi, RMS: tl.constexpr, BLOCK: tl.constexpr):
-    """(mean, Σ (x − mean)²) of x[lo:hi], lane by lane as Welford did, then merged; for RMS the mean is 0.
-
-    With a residual they are those of h, the sum, which is written.
-    """
-    lane = tl.arange(0, BLOCK).to(tl.int64)
-    mean = tl.zeros((BLOCK,), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    seen = 0.0
-    for start in range(lo, hi, BLOCK):
-        mask = start + lane < hi
-        v = tl.load(x + start + lane, mask, other=0.0).to(tl.float32)
-        if residual is not None:
-            v = _added(v, residual + start + lane, h + start + lane, mask)
-        if RMS:
-            squares += v * v
-        else:
-            seen += 1.0
-            d = v - mean
-            mean += tl.where(mask, d * (1.0 / seen), 0.0)
-            squares += tl.where(mask, d * (v - mean), 0.0)
-    if RMS:
-        total = 0.0
-        spread = tl.sum(squares, 0)
-    else:
-        count = tl.maximum((hi - lo - lane + BLOCK - 1) // BLOCK, 0).to(tl.float32)
-        total = tl.sum(count * mean, 0) / (hi - lo)
-        spread = tl.sum(squares + count * (mean - total) * (mean - total), 0)
-    return total, spread
 
 
 @triton.jit
@@ -140,7 +107,7 @@ def _norm_forward_looped_kernel(
     if residual is not None:
         residual += row * residual_row
         h += row * N
-    m, spread = _moments(x, residual, h, 0, N, RMS, BLOCK)
+    m, spread = moments(x, residual, h, 0, N, RMS, BLOCK)
     if residual is not None:
         tl.debug_barrier()  # what one thread wrote to h, another may read
         x = h
@@ -156,7 +123,7 @@ def _norm_forward_looped_kernel(
 def _norm_moments_kernel(x, means, squares, N, x_row, parts, each, RMS: tl.constexpr, BLOCK: tl.constexpr):
     row = (tl.program_id(0) // parts).to(tl.int64)
     lo = (tl.program_id(0) % parts).to(tl.int64) * each
-    m, spread = _moments(x + row * x_row, None, None, lo, tl.minimum(lo + each, N), RMS, BLOCK)
+    m, spread = moments(x + row * x_row, None, None, lo, tl.minimum(lo + each, N), RMS, BLOCK)
     tl.store(means + tl.program_id(0), m)
     tl.store(squares + tl.program_id(0), spread)
 
@@ -169,7 +136,7 @@ def _norm_moments_of_sum_kernel(
     row = (tl.program_id(0) // parts).to(tl.int64)
     lo = (tl.program_id(0) % parts).to(tl.int64) * each
     hi = tl.minimum(lo + each, N)
-    m, spread = _moments(x + row * x_row, residual + row * residual_row, h + row * N, lo, hi, RMS, BLOCK)
+    m, spread = moments(x + row * x_row, residual + row * residual_row, h + row * N, lo, hi, RMS, BLOCK)
     tl.store(means + tl.program_id(0), m)
     tl.store(squares + tl.program_id(0), spread)
 
