@@ -16,6 +16,7 @@ from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
 from gpulayers.ops.padding import pad2d
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
+from gpulayers.ops.resize import interpolate
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.ops.window import channel_shuffle, pixel_shuffle, unfold
 from gpulayers.testing.emulator import emulating
@@ -53,6 +54,7 @@ CALLS = {
     "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (15, 30)}),
     "adaptive_avg_pool to 1": (adaptive_avg_pool, [IMAGES], {"output_size": 1}),
     "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
+    "interpolate": (interpolate, [IMAGES], {"size": (15, 31), "mode": "linear"}),
     "unfold": (unfold, [(2 * 65535, 5, 16, 32)], {"kernel_size": 2, "padding": 1}),
     "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),
     "channel_shuffle": (channel_shuffle, [IMAGES], {"groups": 5}),

@@ -187,7 +187,7 @@ def test_every_gradient_of_a_model(kind, inplace):
     torch.testing.assert_close(mine, step(plain, x, dy))
     assert len(found) == len(ours(model))
     wrong = [m for m, (g, layout) in found.items() if significant(g) != layout and g.data_ptr() != dy.data_ptr()]
-    assert not wrong
+    assert not [m for m in wrong if not isinstance(m, nn.Upsample)]  # its dy is a part of what torch.cat's is given
     assert [significant(g) for g in mine[1:]] == [strides(t) for t in (x, *model.parameters())]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from images_calls import OF_IMAGES
 from norm_calls import NORMS, local_response_norm
 from torch_calls import convolutions, pooled, rows, transposed
 
@@ -102,19 +103,7 @@ CASES = {
     "ReflectionPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),
     "ReplicationPad2d": images(*grid(padding=(1, (0, 2, 1, 9)))),
     "CircularPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),
-    "Unfold": images(*grid(kernel_size=(2, (1, 3)), dilation=(1, (2, 1)), padding=(1, (2, 0)), stride=(1, (2, 3)))),
-    "Fold": [
-        ({"output_size": (4, 5), "kernel_size": 2, **o}, (*lead, 8, count))
-        for o, count in (({}, 12), ({"padding": (1, 0), "stride": 2}, 6), ({"dilation": (3, 2)}, 3))
-        for lead in ((2,), (), (0,))
-    ],
-    "PixelShuffle": [({"upscale_factor": r}, s) for r in (1, 2) for s in ((2, 4, 7, 6), (4, 3, 2), (2, 1, 4, 3, 2))],
-    "PixelUnshuffle": [
-        ({"downscale_factor": r}, s) for r in (1, 3) for s in ((2, 2, 6, 3), (2, 6, 9), (2, 1, 4, 3, 6))
-    ],
-    "ChannelShuffle": [
-        ({"groups": g}, s) for g in (1, 2, 4) for s in ((2, 4, 3, 2), (2, 4, 5), (0, 4, 3), (2, 4, 2, 3, 2))
-    ],
+    **OF_IMAGES,
     **{f"Conv{d}d": convolutions(d) for d in (1, 2, 3)},
     **{f"ConvTranspose{d}d": transposed(d) for d in (1, 2, 3)},
 }

@@ -72,6 +72,9 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "ReflectionPad2d": [({"padding": 1}, _IMAGE)],
     "ReplicationPad2d": [({"padding": 1}, _IMAGE)],
     "CircularPad2d": [({"padding": 1}, _IMAGE)],
+    "Upsample": [({"size": (4, 7), "mode": "bicubic"}, _IMAGE), ({"scale_factor": 1.7, "mode": "linear"}, (2, 3, 5))],
+    "UpsamplingNearest2d": [({"scale_factor": 2}, _IMAGE)],
+    "UpsamplingBilinear2d": [({"size": (3, 4)}, _IMAGE)],
     "Unfold": [({"kernel_size": (2, 3), "stride": 2, "padding": 1}, _IMAGE)],
     "Fold": [({"output_size": (4, 3), "kernel_size": 2, "stride": (2, 1)}, (2, 4, 4))],
     "PixelShuffle": [({"upscale_factor": 2}, _IMAGE)],
@@ -203,8 +206,9 @@ class Everything(nn.Module):
             + through("InstanceNorm1d", x.flatten(2)).reshape(x.shape)
         )
         x = x + through("Softmax2d", x)
-        x = x + through("PixelShuffle ChannelShuffle PixelUnshuffle", x)
-        x = x + through("Unfold Fold", x).mean((2, 3), keepdim=True)
+        x = x + through("ChannelShuffle PixelShuffle PixelUnshuffle", x)
+        x = x + through("Upsample UpsamplingNearest2d UpsamplingBilinear2d", x).mean((2, 3), keepdim=True)
+        x = x + through("Unfold Fold", x).mean((1, 2, 3), keepdim=True)
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)

@@ -54,5 +54,5 @@ def is_a(kind: str, value: Any) -> bool:
     if kind.endswith("?"):
         return value is None or is_a(kind[:-1], value)
     if kind.endswith("[]"):
-        return isinstance(value, tuple) and all(is_a("int", v) for v in value)
+        return isinstance(value, tuple) and all(is_a(kind[:-2], v) for v in value)
     return isinstance(value, _NUMBERS[kind]) and (kind != "int" or not isinstance(value, bool))

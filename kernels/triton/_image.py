@@ -27,6 +27,11 @@ def evenly_spaced(x: Any) -> bool:
     return all([step == size * inner for (_, step), (size, inner) in itertools.pairwise(axes)])
 
 
+def is_wide(*arrays: Any) -> bool:
+    """Whether an offset in one of these arrays may not fit 32 bits."""
+    return any(sum((n - 1) * s for n, s in zip(a.shape, a.stride())) >= 2**31 - 2**16 for a in arrays)
+
+
 def flattened(x: Any) -> Any:
     """All pixels of an image in one row: (N, C, 1, H · W), a view of an evenly spaced array."""
     n, c, *sizes = x.shape

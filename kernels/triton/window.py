@@ -17,7 +17,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._window import Window, output_order
 from . import _configs, _tile
-from ._image import evenly_spaced, image_pixel, pixel_tile, steps
+from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, steps
 
 
 def _narrow_copy(c: dict[str, Any]) -> str:
@@ -30,11 +30,6 @@ BUDGETS = {
     "_fold_kernel": Budget(registers=128, blocks=3, narrow="loads, stores"),
     "_shuffle_kernel": Budget(registers=96, blocks=4, narrow=_narrow_copy),
 }
-
-
-def is_wide(*arrays: Any) -> bool:
-    """Whether an offset in one of these arrays may not fit 32 bits."""
-    return any(sum((n - 1) * s for n, s in zip(a.shape, a.stride())) >= 2**31 - 2**16 for a in arrays)
 
 
 # --- unfold ----------------------------------------------------------------------------------------------------------

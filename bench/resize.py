@@ -1,0 +1,44 @@
+"""Resizing in U-Nets, feature pyramids, segmentation heads, super-resolution and data pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from gpulayers.ops.resize import interpolate
+
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
+
+_THEIRS = {"linear": "bilinear", "cubic": "bicubic"}
+
+
+def _case(name: str, n: int, c: int, size: int, out: int, cpu: bool, **options: Any) -> Case:
+    mode = _THEIRS.get(options["mode"], options["mode"])
+    how = {k: v for k, v in options.items() if k == "antialias" or (k == "align_corners" and mode in _THEIRS.values())}
+
+    def theirs(x: Any) -> Any:
+        return F.interpolate(x, (out, out), mode=mode, **how)
+
+    title = f"{name}, {n}×{c}×{size}² to {out}²"
+    return Case(interpolate, title, ((n, c, size, size),), {"size": (out, out), **options}, theirs, cpu=cpu)
+
+
+def _cases(n: int, cpu: bool) -> list[Case]:
+    return [
+        _case("a feature pyramid's, nearest", n, 256, 32, 64, cpu, mode="nearest"),
+        _case("U-Net's, bilinear", n, 128, 56, 112, cpu, mode="linear", align_corners=True),
+        _case("a segmentation head's, bilinear", n, 21, 64, 250, cpu, mode="linear"),
+        _case("super-resolution, bicubic", n, 3, 128, 256, cpu, mode="cubic"),
+        _case("photos made smaller, antialiased", n, 3, 500, 224, cpu, mode="linear", antialias=True),
+        _case("by areas", n, 64, 64, 24, cpu, mode="area"),
+    ]
+
+
+def cases() -> list[Case]:
+    return [*_cases(2, cpu=True), *_cases(32, cpu=False)]
+
+
+def audits() -> list[Case]:
+    linear = _cases(32, cpu=False)[1]
+    return [linear, linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]
