@@ -38,7 +38,7 @@ from ._conv_tiles import (
 )
 from ._image import finish
 
-BUDGETS = {"_conv_tiles_weight_kernel": Budget(registers=248, blocks=1)}
+BUDGETS = {"_conv_tiles_weight_kernel": Budget(registers=252, blocks=1)}
 STACKED, EVEN, BOXED = 0, 1, 2
 """How a box lies in dy: one pixel of many images, pixels in a row, or neither."""
 
