@@ -1,6 +1,7 @@
 """Every branch of every launcher compiles in its largest configuration for three architectures, within its budget: the
 calls are the `audits()` of bench/<family>.py. (`gpulayers audit` compiles every configuration, for six.)"""
 
+import functools
 import importlib
 from collections.abc import Iterator
 
@@ -44,22 +45,46 @@ def runs() -> Iterator[tuple[str, str, int]]:
 
 
 def planned(family: str, dtype: str, arch: int) -> _plan.Plan:
-    """All calls in bfloat16 on sm_90, and half of them in float32 where TF32 gives it instructions of its own; on the others
-    the calls take bfloat16 and float32 in turn, where there are more than two. What is compiled for one architecture is so
-    in bfloat16."""
-    everywhere = [c for c in audits(family) if c.archs == EVERYWHERE]
+    """All calls in bfloat16 on sm_90, and half of them in float32 where TF32 gives it instructions of its own; what is
+    compiled for one architecture is so in bfloat16. For the others see ``elsewhere``."""
     if dtype == "float16":
-        chosen = everywhere[:1]
-    elif arch != 90:
-        chosen = everywhere[(dtype == "float32") ^ (arch == 80) :: 2] if len(everywhere) > 2 else everywhere
-        chosen += [c for c in audits(family) if dtype == "bfloat16" and c.archs != EVERYWHERE and arch in c.archs]
+        chosen = [c for c in audits(family) if c.archs == EVERYWHERE][:1]
+    elif arch == 90 and dtype == "float32":
+        chosen = [c for c in audits(family) if c.archs == EVERYWHERE][::2]
+    elif arch == 90:
+        chosen = [c for c in audits(family) if arch in c.archs]
     else:
-        chosen = everywhere[::2] if dtype == "float32" else [c for c in audits(family) if arch in c.archs]
+        chosen = [call for call, own in elsewhere(family, arch) if own == dtype]
     plan = _plan.Plan()
     for call in _calls.calls(chosen, [dtype], layouts=False):
         if (dtype, arch) != ("float32", 90) or call.tf32:
             plan.add(call, arch)
     return plan
+
+
+@functools.cache
+def elsewhere(family: str, arch: int) -> list[tuple[Case, str]]:
+    """(call, dtype) on sm_80 or sm_100: each takes half of the calls, bfloat16 and float32 in turn, and of the others'
+    those that bring a kernel; a family of one or two calls is compiled whole."""
+    everywhere, own = ([c for c in audits(family) if (c.archs == EVERYWHERE) is all_of] for all_of in (True, False))
+    alone = [(c, "bfloat16") for c in own if arch in c.archs]
+    if len(everywhere) <= 2:
+        return [(c, dtype) for c in everywhere for dtype in ("bfloat16", "float32")] + alone
+    each = [(c, "float32" if i % 2 == (arch == 100) else "bfloat16") for i, c in enumerate(everywhere)]
+    found = [pair for i, pair in enumerate(each) if (i % 4 < 2) == (arch == 80)]
+    known = set().union(*(kernels_of(*pair, arch) for pair in (*found, *alone)))
+    for pair in each:
+        if more := kernels_of(*pair, arch) - known:
+            found.append(pair)
+            known |= more
+    return found + alone
+
+
+def kernels_of(case: Case, dtype: str, arch: int) -> set[str]:
+    plan = _plan.Plan()
+    for call in _calls.calls([case], [dtype], layouts=False):
+        plan.add(call, arch)
+    return {job.launch.kernel for job in plan.jobs.values()}
 
 
 @pytest.mark.parametrize("family, dtype, arch", [*runs()])
