@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from gpulayers.ops.padding import pad2d
+from gpulayers.ops.padding import pad
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
 
-def _case(name: str, n: int, c: int, size: int, pad: int, mode: str, cpu: bool) -> Case:
+def _case(name: str, n: int, c: int, size: int, by: int, mode: str, cpu: bool, axes: int = 2) -> Case:
     def theirs(x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x, (pad, pad, pad, pad), mode)
+        return F.pad(x, (by,) * (2 * axes), mode)
 
-    options = {"padding": pad, "mode": mode}
-    headline = mode == "reflect" and pad == 1 and not cpu
-    title = f"{name}, {n}×{c}×{size}²"
-    return Case(pad2d, title, ((n, c, size, size),), options, theirs, cpu=cpu, headline=headline)
+    options = {"padding": by, "mode": mode}
+    headline = mode == "reflect" and by == 1 and not cpu
+    title = f"{name}, {n}×{c}×{size}{('', '²', '³')[axes - 1]}"
+    return Case(pad, title, ((n, c, *(size,) * axes),), options, theirs, cpu=cpu, headline=headline)
 
 
 def cases() -> list[Case]:
@@ -30,6 +30,8 @@ def cases() -> list[Case]:
             _case("edges repeated", n, 64, 128, 1, "replicate", cpu),
             _case("around a panorama", n, 64, 128, 1, "circular", cpu),
             _case("zeros", n, 64, 128, 1, "constant", cpu),
+            _case("EnCodec's, reflected by 3", n, 32, 24000, 3, "reflect", cpu, axes=1),
+            _case("edges of volumes", n, 16, 32, 1, "replicate", cpu, axes=3),
         )
     ]
 
@@ -40,4 +42,10 @@ def audits() -> list[Case]:
         for mode in ("constant", "replicate", "circular")
     ]
     last = _case("channels last", 32, 64, 112, 1, "reflect", False)._replace(order=CHANNELS_LAST)
-    return [*found, last, _case("channels first", 32, 64, 112, 3, "reflect", False)]
+    deep = _case("volumes", 8, 64, 32, 1, "replicate", False, axes=3)
+    return [
+        *found,
+        deep._replace(order=(0, 2, 3, 4, 1), archs=ONE_ARCH),
+        last,
+        _case("channels first", 32, 64, 112, 3, "reflect", False),
+    ]

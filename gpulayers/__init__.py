@@ -92,11 +92,21 @@ from gpulayers.layers.norm import (  # noqa: E402
     RMSNorm,
 )
 from gpulayers.layers.padding import (  # noqa: E402
+    CircularPad1d,
     CircularPad2d,
+    CircularPad3d,
+    ConstantPad1d,
     ConstantPad2d,
+    ConstantPad3d,
+    ReflectionPad1d,
     ReflectionPad2d,
+    ReflectionPad3d,
+    ReplicationPad1d,
     ReplicationPad2d,
+    ReplicationPad3d,
+    ZeroPad1d,
     ZeroPad2d,
+    ZeroPad3d,
 )
 from gpulayers.layers.pooling import (  # noqa: E402
     AdaptiveAvgPool1d,

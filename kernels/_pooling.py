@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ._window import Window, output_order
+from ._window import Window, image, output_order
 
 
 class Divisor(NamedTuple):
@@ -16,11 +16,6 @@ class Divisor(NamedTuple):
     """This number, where one is given."""
     include_pad: bool
     """Else the window's taps on the image, or on the image and its padding."""
-
-
-def image(x: Any) -> Any:
-    """A sequence as an image of one row, a view; images and volumes as they are."""
-    return x[:, :, None] if x.ndim == 3 else x
 
 
 def _pooling(kernel: tuple, stride: tuple, padding: tuple, dilation: tuple | None = None) -> Window:

@@ -61,3 +61,8 @@ def output_order(x: Any) -> tuple[int, ...] | None:
     row-major."""
     of = spec(x)
     return of.order if of.contiguous and of.order == channels_last(of.ndim) else None
+
+
+def image(x: Any) -> Any:
+    """A sequence as an image of one row, a view; images and volumes as they are."""
+    return x[:, :, None] if x.ndim == 3 else x

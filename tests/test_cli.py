@@ -62,7 +62,7 @@ EVERY_OP = {
     "max_pool": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
     "avg_pool": ["4,3,8,8", "--options", "kernel_size=2"],
     "adaptive_avg_pool": ["4,3,8,8", "--options", "output_size=1"],
-    "pad2d": ["4,3,8,8", "--options", "padding=1"],
+    "pad": ["4,3,8,8", "--options", "padding=1"],
     "interpolate": ["4,3,8,8", "--options", "size=5"],
     "unfold": ["4,3,8,8", "--options", "kernel_size=2"],
     "fold": ["4,12,49", "--options", "output_size=8, kernel_size=2"],

@@ -12,7 +12,7 @@ from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import layer_norm, rms_norm
-from gpulayers.ops.padding import pad2d
+from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
 from gpulayers.ops.softmax import log_softmax
@@ -61,7 +61,7 @@ CALLS = {
     "avg_pool": (avg_pool, [draw(*IMAGE)], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool": (adaptive_avg_pool, [draw(*IMAGE)], {"output_size": 3}),
     "adaptive_avg_pool to 1": (adaptive_avg_pool, [draw(*IMAGE)], {"output_size": 1}),
-    "pad2d": (pad2d, [draw(*IMAGE)], {"padding": 1, "mode": "reflect"}),
+    "pad": (pad, [draw(*IMAGE)], {"padding": 1, "mode": "reflect"}),
     "interpolate": (interpolate, [draw(*IMAGE)], {"size": (6, 3), "mode": "linear"}),
     "unfold": (unfold, [draw(*IMAGE)], {"kernel_size": 2, "padding": 1}),
     "fold": (fold, [draw(2, 12, 12)], {"output_size": (4, 5), "kernel_size": 2}),

@@ -9,7 +9,7 @@ from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
-from gpulayers.ops.padding import pad2d
+from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
@@ -44,7 +44,7 @@ CALLS = {
     "max_pool": (max_pool, [IMAGES], {"kernel_size": 2}),
     "avg_pool": (avg_pool, [IMAGES], {"kernel_size": 3, "stride": 2}),
     "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (4, 3)}),
-    "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
+    "pad": (pad, [IMAGES], {"padding": 1, "mode": "reflect"}),
     "interpolate": (interpolate, [IMAGES], {"size": (4, 9), "mode": "linear"}),
     "unfold": (unfold, [IMAGES], {"kernel_size": 3, "padding": 1}),
     "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),

@@ -14,7 +14,7 @@ from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
-from gpulayers.ops.padding import pad2d
+from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
@@ -60,7 +60,7 @@ OPS = [
     (avg_pool, [(4, 32, 15, 15)], {"kernel_size": 2}),
     (adaptive_avg_pool, [(4, 32, 30, 30)], {"output_size": 1}),
     (adaptive_avg_pool, [(4, 32, 15, 15)], {"output_size": 6}),
-    (pad2d, [(4, 32, 15, 15)], {"padding": 2, "mode": "replicate"}),
+    (pad, [(4, 32, 15, 15)], {"padding": 2, "mode": "replicate"}),
     (interpolate, [(4, 32, 15, 15)], {"size": (30, 9), "mode": "linear"}),
     (unfold, [(4, 32, 15, 15)], {"kernel_size": 3, "padding": 1, "stride": 2}),
     (pixel_shuffle, [(4, 32, 15, 15)], {"upscale_factor": 4}),

@@ -14,7 +14,7 @@ from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
 from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
-from gpulayers.ops.padding import pad2d
+from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
 from gpulayers.ops.softmax import log_softmax, softmax
@@ -53,7 +53,7 @@ CALLS = {
     "avg_pool": (avg_pool, [IMAGES], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (15, 30)}),
     "adaptive_avg_pool to 1": (adaptive_avg_pool, [IMAGES], {"output_size": 1}),
-    "pad2d": (pad2d, [IMAGES], {"padding": 1, "mode": "reflect"}),
+    "pad": (pad, [IMAGES], {"padding": 1, "mode": "reflect"}),
     "interpolate": (interpolate, [IMAGES], {"size": (15, 31), "mode": "linear"}),
     "unfold": (unfold, [(2 * 65535, 5, 16, 32)], {"kernel_size": 2, "padding": 1}),
     "pixel_shuffle": (pixel_shuffle, [IMAGES], {"upscale_factor": 2}),
@@ -115,7 +115,7 @@ ON_LONG_IMAGES = {
     "max_pool": (max_pool, [], {"kernel_size": 1, "return_indices": True}),
     "avg_pool": (avg_pool, [], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool": (adaptive_avg_pool, [], {"output_size": None}),  # by pairs of neighbours
-    "pad2d": (pad2d, [], {"padding": 1, "mode": "replicate"}),
+    "pad": (pad, [], {"padding": 1, "mode": "replicate"}),
     "channel_shuffle": (channel_shuffle, [], {"groups": 5}),
     "conv2d": (conv, [np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
     "depthwise conv2d": (conv, [np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),

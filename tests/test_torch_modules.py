@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from images_calls import OF_IMAGES
 from norm_calls import NORMS, local_response_norm
-from torch_calls import convolutions, pooled, rows, transposed
+from torch_calls import convolutions, padded, pooled, rows, transposed
 
 import gpulayers.torch as gt
 from gpulayers.testing import check_torch as check_torch_module
@@ -98,6 +98,10 @@ CASES = {
         *POOL, *grid(kernel_size=(3,), padding=(1,), count_include_pad=(False,), divisor_override=(None, 7))
     ),
     "AdaptiveAvgPool2d": images(*grid(output_size=(1, 3, (2, None), (None, 5), (4, 9)))),
+    "ConstantPad1d": [({"padding": p, "value": 3.5}, s) for p in (1, (-1, 2)) for s in rows(1)],
+    "ConstantPad3d": [({"padding": p, "value": 3.5}, s) for p in (1, (-1, 2, 0, 1, 2, -1)) for s in rows(3)],
+    **{f"{kind}Pad1d": padded(1) for kind in ("Zero", "Reflection", "Replication", "Circular")},
+    **{f"{kind}Pad3d": padded(3) for kind in ("Zero", "Reflection", "Replication", "Circular")},
     "ConstantPad2d": images(*grid(padding=(1, (0, 2, 1, 3), (-1, 2, 0, -1)), value=(0.0, 3.5))),
     "ZeroPad2d": images(*grid(padding=(1, (0, 2, 1, 3), (-1, 2, 0, -1)))),
     "ReflectionPad2d": images(*grid(padding=(1, (0, 2, 1, 3)))),

@@ -49,3 +49,8 @@ def pooled(count, *options):
     """Calls of pooling over sequences and volumes."""
     strides = (None, (1, 2, 3)[-count:])
     return [({"kernel_size": 3, "stride": s, **o}, shape) for o in options for s in strides for shape in rows(count)]
+
+
+def padded(count):
+    """Calls of padding of sequences and volumes."""
+    return [({"padding": p}, s) for p in (1, (0, 2, 1, 3, 2, 0)[: 2 * count]) for s in rows(count)]

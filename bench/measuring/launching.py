@@ -123,7 +123,7 @@ def subjects() -> list[Subject]:
         Subject("cross_entropy", _loss("CrossEntropyLoss", labels), ROWS, FEW),
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
         Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),
-        Subject("pad2d", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),
+        Subject("pad", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),
         Subject("max_pool", lambda m: m.MaxPool2d(2), IMAGE, PIXELS),
         Subject("avg_pool", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
         Subject("adaptive_avg_pool", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from gpulayers import arrays
@@ -14,11 +13,9 @@ from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import conv as ops
 from gpulayers.ops._window import numbers
-from gpulayers.ops.padding import pad2d
+from gpulayers.ops.padding import pad
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-_PLANES: dict[int, tuple] = {1: ((None, 0),), 2: ((0, 1),), 3: ((1, 2), (0, None))}
-"""The spatial axes that pad2d pads as (rows, columns), one call after the other."""
 
 
 class _Windows(OpLayer):
@@ -60,7 +57,7 @@ class Convolutional(_Windows):
 
     weight: (O, C / groups, kh, kw), bias: (O,), both uniform in ±1 / √(C / groups · kh · kw). padding: an integer, one
     for each axis, ((top, bottom), (left, right)), "valid" or "same". padding_mode says what lies there: "zeros", or as
-    pad2d has it, "reflect", "replicate" or "circular".
+    pad has it, "reflect", "replicate" or "circular".
     """
 
     op = ops.conv
@@ -89,7 +86,7 @@ class Convolutional(_Windows):
         self._add_weights(out_channels, in_channels // groups, bias)
 
     def options(self) -> dict[str, Any]:
-        padding = self.padding if self.padding_mode == "zeros" else 0  # pad2d comes before
+        padding = self.padding if self.padding_mode == "zeros" else 0  # pad comes before
         return {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
 
     def _around(self) -> tuple[tuple[int, int], ...]:
@@ -101,65 +98,24 @@ class Convolutional(_Windows):
         sides = ops.padding_sides(self.padding, self.kernel_size, *options)
         return sides if any(map(any, sides)) else ()
 
-    def _planes(self) -> list[tuple[Any, Any, dict[str, Any]]]:
-        """(rows, columns, options) of the calls of pad2d that come before."""
-        sides: dict[int | None, tuple] = {None: (0, 0), **dict(enumerate(self._around()))}
-        planes = _PLANES[self.spatial] if len(sides) > 1 else ()
-        return [(r, q, {"padding": (sides[r], sides[q]), "mode": self.padding_mode}) for r, q in planes]
-
     def forward(self, x: Any) -> Any:
-        for r, q, how in self._planes():
-            shape = _grown(x.shape, r, q, how, 1)
-            x = self._view(self.run(pad2d, self._view(x, _plane(x.shape, r, q)), **how), shape)
+        if around := self._around():
+            x = self.run(pad, x, padding=around, mode=self.padding_mode)
         return super().forward(x)
-
-    def _view(self, x: Any, shape: tuple) -> Any:
-        """``x`` in this shape; nobody asks for its gradient where nobody asks for that of x."""
-        if tuple(x.shape) == shape:
-            return x
-        view, frame = x.reshape(shape), self._frame("for forward")
-        if frame.is_data(x):
-            frame.data.append(view)
-        return view
 
     def backward(self, dy: Any) -> Any:
         dx = super().backward(dy)
-        for r, q, how in reversed(self._planes()):
-            if dx is None:
-                break
-            shape = _grown(dx.shape, r, q, how, -1)
-            dx = self.run_backward(dx.reshape(_plane(dx.shape, r, q)))
-            dx = dx if dx is None else dx.reshape(shape)
-        return dx
+        return self.run_backward(dx) if dx is not None and self._around() else dx
 
     def output_shape(self, input_shape: tuple) -> tuple:
-        shape = tuple(input_shape)
-        for r, q, how in self._planes() if len(shape) == self.spatial + 2 else ():
+        shape, around = tuple(input_shape), self._around()
+        if around and len(shape) == self.spatial + 2:
             try:
-                pad2d.rule(Spec(tuple(_plane(shape, r, q)), arrays.float32), **how)
+                shape = pad.rule(Spec(shape, arrays.float32), padding=around, mode=self.padding_mode).outputs["y"].shape
             except RuleError as error:
                 error.where = self.name
                 raise
-            shape = _grown(shape, r, q, how, 1)
         return super().output_shape(shape)
-
-
-def _plane(shape: tuple, rows: int | None, columns: int | None) -> tuple:
-    """(N, C · what is before, rows, columns · what is behind): the shape in which pad2d sees two axes, or one."""
-    n, c, *sizes = shape
-    before, behind = rows if rows is not None else columns, len(sizes) if columns is not None else (rows or 0) + 1
-    high = 1 if rows is None else sizes[rows]
-    wide = sizes[columns] if columns is not None else math.prod(sizes[behind:])
-    return n, c * math.prod(sizes[:before]), high, wide
-
-
-def _grown(shape: tuple, rows: int | None, columns: int | None, how: dict, sign: int) -> tuple:
-    """The shape with what pad2d adds; sign = −1: without it."""
-    grown = list(shape)
-    for axis, around in zip((rows, columns), how["padding"]):
-        if axis is not None:
-            grown[axis + 2] += sign * sum(around)
-    return tuple(grown)
 
 
 class Conv1d(Convolutional):

@@ -1,13 +1,17 @@
-"""Padding of images: with a constant, by reflection, by repeating the edge, or around in a circle."""
+"""Padding over one to three spatial axes: with a constant, by reflection, by repeating the edge, or around in a circle.
+
+x's rank says how many axes there are: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError, UnsupportedTypeError
 from gpulayers.ops._op import Op, require_float
-from gpulayers.ops._window import Pair, Sides, ordered_as, output_order, require_image, sides
+from gpulayers.ops._window import AXES, Pair, around, ordered_as, output_order, require_images
 
 MODES = ("constant", "reflect", "replicate", "circular")
 
@@ -28,9 +32,9 @@ def _output_size(size: Any, around: Pair, mode: str, axis: str) -> Any:
     return out
 
 
-def pad2d_rule(x: Spec, *, needs: tuple = (), padding: Any, mode: str = "constant", value: float = 0.0) -> Rule:
+def pad_rule(x: Spec, *, needs: tuple = (), padding: Any, mode: str = "constant", value: float = 0.0) -> Rule:
     require_float("x", x)
-    require_image(x)
+    axes = AXES[require_images(x)]
     if mode not in MODES:
         raise UnsupportedTypeError("mode", f"one of {', '.join(MODES)}", repr(mode))
     if not isinstance(value, int | float):
@@ -38,10 +42,10 @@ def pad2d_rule(x: Spec, *, needs: tuple = (), padding: Any, mode: str = "constan
     if mode != "constant" and value != 0:
         raise ShapeError("value", 'value = 0 (not used) where mode is not "constant"', value)
     if mode in ("reflect", "replicate") and 0 in x.shape[1:]:
-        raise ShapeError("x", f"C, H, W ≥ 1 (N may be 0) for {mode} padding", list(x.shape))
-    around = sides("padding", padding, None)
-    size = tuple(_output_size(n, p, mode, axis) for n, p, axis in zip(x.shape[2:], around, "HW"))
-    options = {"padding": around, "mode": mode, "value": float(value)}
+        raise ShapeError("x", f"C, {', '.join(axes)} ≥ 1 (N may be 0) for {mode} padding", list(x.shape))
+    sides = around("padding", padding, None, len(axes))
+    size = tuple([_output_size(n, p, mode, axis) for n, p, axis in zip(x.shape[2:], sides, axes)])
+    options = {"padding": sides, "mode": mode, "value": float(value)}
     return Rule({"y": Spec((*x.shape[:2], *size), x.dtype, output_order(x))}, {}, options)
 
 
@@ -50,6 +54,11 @@ def _own(size: int, around: Pair) -> tuple[slice, slice]:
     before, after = around
     first, last = max(0, -before), size - max(0, -after)
     return slice(first + before, last + before), slice(first, last)
+
+
+def _same(sizes: tuple, padding: tuple) -> Iterator[tuple]:
+    """Twice an index: of y, and of x, where they are the same pixels."""
+    return ((slice(None), slice(None), *own) for own in zip(*map(_own, sizes, padding)))
 
 
 def _sources(size: int, around: Pair, mode: str) -> list[int]:
@@ -63,46 +72,48 @@ def _sources(size: int, around: Pair, mode: str) -> list[int]:
     return [(a - there.start) % (there.stop - there.start) + there.start for a in at]
 
 
-def pad2d_forward(
+def pad_forward(
     x: Any, *, needs: tuple = (), padding: Any, mode: str = "constant", value: float = 0.0
 ) -> tuple[tuple, dict]:
     """y[n, c, i, j] = x[n, c, i − top, j − left], and what lies outside of x is, by mode,
 
     "constant": value; "reflect": x mirrored at the centre of its edge pixels; "replicate": the nearest pixel of x;
-    "circular": x again. x: (N, C, H, W), float. padding: ((top, bottom), (left, right)), a pair (height, width) or an
-    integer; a negative one cuts off. "reflect": padding < H, W; "circular": padding ≤ H, W (of what is left of them).
+    "circular": x again. x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), float. padding: ((before, after), …) for each axis,
+    one number for each, or an integer for all; a negative one cuts off. "reflect": padding < H, W; "circular": padding ≤
+    H, W (of what is left of them).
 
     Returns y: (N, C, H + top + bottom, W + left + right), x's dtype, channels-last in memory where x is. Saves nothing.
     """
-    xp, (h, w) = namespace(x), x.shape[2:]
+    xp, sizes = namespace(x), x.shape[2:]
     if mode == "constant":
-        y = xp.full((*x.shape[:2], h + sum(padding[0]), w + sum(padding[1])), value, x.dtype)
-        (rows, tall), (columns, wide) = map(_own, (h, w), padding)
-        y[:, :, rows, columns] = x[:, :, tall, wide]
+        y = xp.full((*x.shape[:2], *[n + sum(p) for n, p in zip(sizes, padding)]), value, x.dtype)
+        place, shown = _same(sizes, padding)
+        y[place] = x[shown]
     else:
-        of_rows, of_columns = (xp.asarray(_sources(n, p, mode), "int64") for n, p in zip((h, w), padding))
-        y = x[:, :, of_rows][..., of_columns]
+        y = x
+        for axis, (n, p) in enumerate(zip(sizes, padding)):
+            y = y[(*(slice(None),) * (2 + axis), xp.asarray(_sources(n, p, mode), "int64"))]
     return (ordered_as(y, x),), {}
 
 
-def pad2d_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, padding: Sides, mode: str, value: float
+def pad_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, padding: tuple, mode: str, value: float
 ) -> tuple:
     """dx[n, c, h, w] = the sum of dy over the places that show (h, w)."""
     (dy,), (x,) = dys, inputs
-    g = up(dy)
-    dx = namespace(dy).zeros(x.shape, g.dtype)
-    (h, w), (top, left) = x.shape[2:], padding
+    xp, g, sizes = namespace(dy), up(dy), x.shape[2:]
     if mode == "constant":
-        (rows, tall), (columns, wide) = _own(h, top), _own(w, left)
-        dx[:, :, tall, wide] = g[:, :, rows, columns]
+        dx = xp.zeros(x.shape, g.dtype)
+        place, shown = _same(sizes, padding)
+        dx[shown] = g[place]
     else:
-        part = namespace(dy).zeros((*x.shape[:3], dy.shape[3]), g.dtype)
-        for i, row in enumerate(_sources(h, top, mode)):
-            part[:, :, row] += g[:, :, i]
-        for j, column in enumerate(_sources(w, left, mode)):
-            dx[..., column] += part[..., j]
+        dx = g
+        for axis, (n, p) in enumerate(zip(sizes, padding)):
+            before, narrow = (slice(None),) * (2 + axis), dx
+            dx = xp.zeros((*x.shape[: 3 + axis], *g.shape[3 + axis :]), g.dtype)
+            for i, source in enumerate(_sources(n, p, mode)):
+                dx[(*before, source)] += narrow[(*before, i)]
     return (arranged(dx.astype(x.dtype, copy=False), x.like().order),)
 
 
-pad2d = Op(pad2d_rule, pad2d_forward, pad2d_backward)
+pad = Op(pad_rule, pad_forward, pad_backward)

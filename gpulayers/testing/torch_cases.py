@@ -53,7 +53,7 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "BatchNorm1d": [({"num_features": 5}, (4, 5)), ({"num_features": 3, "affine": False}, (4, 3, 5))],
     "BatchNorm2d": [({"num_features": 4}, _IMAGE), ({"num_features": 4, "track_running_stats": False}, _IMAGE)],
     "MaxPool1d": [({"kernel_size": 2}, _ROW)],
-    "MaxPool3d": [({"kernel_size": 2, "padding": 1, "return_indices": True}, _VOLUME)],
+    "MaxPool3d": [({"kernel_size": 2}, _VOLUME), ({"kernel_size": 2, "padding": 1, "return_indices": True}, _VOLUME)],
     "AvgPool1d": [({"kernel_size": 2, "padding": 1}, _ROW)],
     "AvgPool3d": [({"kernel_size": 2, "padding": 1}, _VOLUME)],
     "AdaptiveAvgPool1d": [({"output_size": 3}, _ROW)],
@@ -67,6 +67,10 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "MaxPool2d": [({"kernel_size": 2}, _IMAGE), ({"kernel_size": 3, "padding": 1, "return_indices": True}, _IMAGE)],
     "AvgPool2d": [({"kernel_size": 2, "padding": 1}, _IMAGE)],
     "AdaptiveAvgPool2d": [({"output_size": (2, 3)}, _IMAGE)],
+    "ConstantPad1d": [({"padding": (2, -1), "value": 3.5}, _ROW)],
+    "ConstantPad3d": [({"padding": (0, 2, 1, -1, 1, 0), "value": 3.5}, _VOLUME)],
+    **{f"{kind}Pad1d": [({"padding": (1, 2)}, _ROW)] for kind in ("Zero", "Reflection", "Replication", "Circular")},
+    **{f"{kind}Pad3d": [({"padding": 1}, _VOLUME)] for kind in ("Zero", "Reflection", "Replication", "Circular")},
     "ConstantPad2d": [({"padding": (0, 2, 1, -1), "value": 3.5}, _IMAGE)],
     "ZeroPad2d": [({"padding": 1}, _IMAGE)],
     "ReflectionPad2d": [({"padding": 1}, _IMAGE)],
@@ -209,6 +213,11 @@ class Everything(nn.Module):
         x = x + through("ChannelShuffle PixelShuffle PixelUnshuffle", x)
         x = x + through("Upsample UpsamplingNearest2d UpsamplingBilinear2d", x).mean((2, 3), keepdim=True)
         x = x + through("Unfold Fold", x).mean((1, 2, 3), keepdim=True)
+        pads = ("ConstantPad", "ZeroPad", "ReplicationPad", "CircularPad", "ReflectionPad")
+        pools = ("MaxPool", "AvgPool", "AdaptiveAvgPool")
+        row = through(" ".join(f"{name}1d" for name in pads + pools), x.flatten(2))
+        volume = through(" ".join(f"{name}3d" for name in pads + pools), torch.stack([x, x], 2))
+        x = x + row.mean(2)[..., None, None] + volume.mean((2, 3, 4))[..., None, None]
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)

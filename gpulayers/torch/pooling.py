@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import pooling as ops
+from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import batched, each
 from gpulayers.torch._op import TorchOp
 
@@ -70,6 +71,11 @@ _avg_pool = TorchOp(
 _adaptive_avg_pool = TorchOp(ops.adaptive_avg_pool, _adaptive_avg_twin, "SymInt[] output_size")
 
 
+def _of_volumes(axes: int, input: Any) -> Any:
+    """``input``; under autocast on a CPU, as torch, in float32 where it is volumes."""
+    return _autocast.cast(_autocast.ON_CPU, (input,), 1)[0] if axes == 3 and isinstance(input, Tensor) else input
+
+
 def _windows(axes: int, kernel_size: Any, stride: Any, *more: Any) -> tuple:
     """Each option for each axis, the stride the kernel's size where none is given; empty where one has another length."""
     stride = kernel_size if stride is None or stride == [] or stride == () else stride
@@ -83,7 +89,7 @@ def _largest(
     windows = _windows(axes, kernel, stride, padding, dilation)
     if not windows:
         return _MAX[axes - 1](input, kernel, stride, padding, dilation, ceil_mode, indices)  # raises
-    found = batched(_max_pool, axes + 2, input, *windows, ceil_mode, indices)
+    found = batched(_max_pool, axes + 2, input if indices else _of_volumes(axes, input), *windows, ceil_mode, indices)
     return found[0] if isinstance(found, tuple) and not indices else found
 
 
@@ -132,7 +138,7 @@ def _averaged(
     windows = _windows(axes, kernel, stride, padding)
     if not windows:
         return _AVG[axes - 1](input, kernel, stride, padding, ceil, include)  # raises
-    return batched(_avg_pool, axes + 2, input, *windows, ceil, include, divisor)
+    return batched(_avg_pool, axes + 2, _of_volumes(axes, input), *windows, ceil, include, divisor)
 
 
 def avg_pool1d(
@@ -179,7 +185,7 @@ def _in_parts(axes: int, op: Callable, theirs: Callable, input: Any, output_size
     if not isinstance(input, Tensor) or len(sizes) != axes or input.dim() < axes or (axes == 1 and None in sizes):
         return theirs(input, output_size, *more)  # raises
     sizes = tuple([n if o is None else o for o, n in zip(sizes, input.shape[-axes:])])
-    return batched(op, axes + 2, input, sizes, *more)
+    return batched(op, axes + 2, _of_volumes(axes, input), sizes, *more)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:

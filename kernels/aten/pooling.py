@@ -9,8 +9,7 @@ import torch
 
 from gpulayers.arrays import Spec, spec
 
-from .._pooling import image
-from .._window import output_order
+from .._window import image, output_order
 from ._tensors import FLOAT32, arranged, plainly, refusal
 
 REFUSALS = {

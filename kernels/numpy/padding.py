@@ -1,4 +1,4 @@
-"""Padding of images by slices: the image at once, then the rows and columns around it one by one."""
+"""Padding by slices: the image at once, then the rows and columns around it one by one."""
 
 from __future__ import annotations
 
@@ -44,42 +44,44 @@ def _source(at: int, size: int, first: int, last: int, mode: str) -> int:
     return (at - first) % (last - first) + first
 
 
-def pad2d_forward(x: np.ndarray, *, needs: tuple = (), padding: tuple, mode: str, value: float) -> tuple[tuple, dict]:
-    rows, columns = (_axis(n, p, mode) for n, p in zip(x.shape[2:], padding))
+def pad_forward(x: np.ndarray, *, needs: tuple = (), padding: tuple, mode: str, value: float) -> tuple[tuple, dict]:
+    axes = [_axis(n, p, mode) for n, p in zip(x.shape[2:], padding)]
     size = [n + sum(p) for n, p in zip(x.shape[2:], padding)]
     y = empty_numpy(Spec((*x.shape[:2], *size), x.dtype, output_order(x)))
-
-    def work(y: np.ndarray, x: np.ndarray) -> None:
-        middle, tall = y[:, :, rows.own], x[:, :, rows.shown]
-        middle[..., columns.own] = tall[..., columns.shown]
-        for j, column in columns.around:
-            middle[..., j] = value if mode == "constant" else tall[..., column]
-        for i, row in rows.around:
-            if mode == "constant":
-                y[:, :, i] = value
-                continue
-            y[:, :, i, columns.own] = x[:, :, row, columns.shown]
-            for j, column in columns.around:
-                y[:, :, i, j] = x[:, :, row, column]
-
-    over_blocks(work, [y], [x])
+    over_blocks(lambda y, x: _fill(y, x, axes, value), [y], [x])
     return (y,), {}
 
 
-def pad2d_backward(
+def _fill(y: np.ndarray, x: np.ndarray, axes: list[_Axis], value: float) -> None:
+    """y of x: along the first of ``axes``, and of each row (or column) along the others. Those before are done."""
+    if not axes:
+        y[...] = x
+        return
+    axis, *others = axes
+    behind = (slice(None),) * len(others)
+    _fill(y[(..., axis.own, *behind)], x[(..., axis.shown, *behind)], others, value)
+    for place, source in axis.around:
+        if source < 0:
+            y[(..., place, *behind)] = value
+        else:
+            _fill(y[(..., place, *behind)], x[(..., source, *behind)], others, value)
+
+
+def pad_backward(
     dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, padding: tuple, mode: str, value: float
 ) -> tuple:
     (dy,), (x,) = dys, inputs
-    rows, columns = (_axis(n, p, mode) for n, p in zip(x.shape[2:], padding))
+    axes = [_axis(n, p, mode) for n, p in zip(x.shape[2:], padding)]
     kind = compute_dtype(x.dtype)
     dx = empty_numpy(x.like())
 
     def work(dx: np.ndarray, dy: np.ndarray) -> None:
         if mode == "constant":
-            _place(dx[:, :, rows.shown], dy[:, :, rows.own], columns, 3)
-            _clear(dx, rows.shown, 2)
+            dx[(..., *[axis.shown for axis in axes])] = dy[(..., *[axis.own for axis in axes])]
+            for number, axis in enumerate(axes, 2):
+                _clear(dx, axis.shown, number)
             return
-        along_axes(lambda wide, narrow, axis: _place(wide, narrow, (rows, columns)[axis - 2], axis), dy, dx, kind)
+        along_axes(lambda wide, narrow, number: _place(wide, narrow, axes[number - 2], number), dy, dx, kind)
 
     over_blocks(work, [dx], [dy])
     return (dx,)
@@ -102,5 +104,5 @@ def _clear(dx: np.ndarray, there: slice, number: int) -> None:
     dx[there.stop :] = 0
 
 
-def pad2d_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+def pad_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None

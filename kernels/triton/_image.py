@@ -166,21 +166,6 @@ def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
     return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
 
 
-def pixel_plan(choice: _configs.Choice, x: Any) -> tuple[tuple, dict]:
-    """(grid, tile) for a kernel that makes every pixel of every channel of ``x``."""
-    n, c, h, w = x.shape
-    entry = choice(_tile.device(x), n * h * w)
-    pixels, channels = pixel_tile(x, n * h * w, entry.elements)
-    tile = {"BP": pixels, "BC": channels, "num_warps": entry.warps}
-    return (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels)), tile
-
-
-def sizes_of(out: Any, other: Any) -> tuple:
-    """(pixels of ``out``, its H, W, the other's H, W, C)."""
-    n, c, h, w = out.shape
-    return n * h * w, h, w, other.shape[2], other.shape[3], c
-
-
 CHANNEL_SUMS = _configs.rows("channel_sums")
 FINISH = _configs.rows("image_finish")
 

@@ -1,4 +1,4 @@
-"""Padding of images. Bound by memory: each pixel of y is read from where it shows x, so forward is one copy.
+"""Padding. Bound by memory: each pixel of y is read from where it shows x, so forward is one copy.
 
 Backward gathers: each pixel of x looks up the places that show it (one inside, a few near the edges), so nothing is
 added to in turn.
@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget, channels_first
-from .._window import output_order
+from .._window import image, output_order
 from . import _configs, _tile
-from ._image import pixel_plan, pixels_of, sizes_of, steps
+from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, three, voxels_of
 
 BUDGETS = {
-    "_pad2d_forward_kernel": Budget(registers=80, blocks=7, narrow=channels_first),
-    "_pad2d_backward_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
+    "_pad_forward_kernel": Budget(registers=80, blocks=7, narrow=channels_first),
+    "_pad_backward_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
 }
 
 
@@ -36,22 +36,25 @@ def _source(at, LOW, HIGH, MODE: tl.constexpr):
 
 
 @triton.jit
-def _pad2d_forward_kernel(
+def _pad_forward_kernel(
     x, y,
-    M, HY, WY, HX, WX, C, x_n, x_h, x_w, x_c, y_n, y_h, y_w, y_c,
-    TOP, LEFT, H0, H1, W0, W1, VALUE,
-    MODE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    M, DY, HY, WY, DX, HX, WX, C, x_n, x_d, x_h, x_w, x_c, y_n, y_d, y_h, y_w, y_c,
+    FRONT, TOP, LEFT, D0, D1, H0, H1, W0, W1, VALUE,
+    MODE: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    n, i, j, c, mask = pixels_of(M, HY * WY, WY, C, BP, BC)
+    n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
     h, w = _source(i - TOP, H0, H1, MODE), _source(j - LEFT, W0, W1, MODE)
+    d = _source(k - FRONT, D0, D1, MODE)
     there = mask
     if MODE == "constant":
         there = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
-    place = n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
+        if DEEP:
+            there &= (d >= 0) & (d < DX)
+    place = n * x_n + step_to(c, x_c, WIDE) + placed(d, h, w, x_d, x_h, x_w, DEEP, WIDE)
     v = tl.load(x + place, there, other=0.0).to(tl.float32)
     if MODE == "constant":
         v = tl.where(there, v, VALUE)
-    place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w + c.to(tl.int64) * y_c
+    place = n * y_n + step_to(c, y_c, WIDE) + placed(k, i, j, y_d, y_h, y_w, DEEP, WIDE)
     tl.store(y + place, v.to(y.dtype.element_ty), mask)
 
 
@@ -75,32 +78,41 @@ def _shown(a, h, OUT, BEFORE, LOW, HIGH, MODE: tl.constexpr):
 
 
 @triton.jit
-def _pad2d_backward_kernel(
+def _pad_backward_kernel(
     dy, dx,
-    M, HX, WX, HY, WY, C, dy_n, dy_h, dy_w, dy_c, x_n, x_h, x_w, x_c,
-    TOP, LEFT, H0, H1, W0, W1,
-    UP: tl.constexpr, ACROSS: tl.constexpr, MODE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    M, DX, HX, WX, DY, HY, WY, C, dy_n, dy_d, dy_h, dy_w, dy_c, x_n, x_d, x_h, x_w, x_c,
+    FRONT, TOP, LEFT, D0, D1, H0, H1, W0, W1,
+    INWARD: tl.constexpr, UP: tl.constexpr, ACROSS: tl.constexpr,
+    MODE: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """UP, ACROSS: how many places may show one row, and one column."""
-    n, h, w, c, mask = pixels_of(M, HX * WX, WX, C, BP, BC)
-    dy += n * dy_n + c.to(tl.int64) * dy_c
+    """INWARD, UP, ACROSS: how many places may show one slice, one row, and one column."""
+    n, d, h, w, c, mask = voxels_of(M, DX, HX, WX, C, DEEP, BP, BC)
+    dy += n * dy_n + step_to(c, dy_c, WIDE)
     acc = tl.zeros((BP, BC), tl.float32)
-    for a in range(UP):
-        i = _shown(a, h, HY, TOP, H0, H1, MODE)
-        for b in range(ACROSS):
-            j = _shown(b, w, WY, LEFT, W0, W1, MODE)
-            hit = mask & (i >= 0) & (j >= 0)
-            acc += tl.load(dy + i.to(tl.int64) * dy_h + j.to(tl.int64) * dy_w, hit, other=0.0).to(tl.float32)
-    place = dx + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
-    tl.store(place, acc.to(dx.dtype.element_ty), mask)
+    for e in range(INWARD):
+        k = _shown(e, d, DY, FRONT, D0, D1, MODE)
+        for a in range(UP):
+            i = _shown(a, h, HY, TOP, H0, H1, MODE)
+            row = mask & (i >= 0)
+            if DEEP:
+                row &= k >= 0
+            for b in range(ACROSS):
+                j = _shown(b, w, WY, LEFT, W0, W1, MODE)
+                at = placed(k, i, j, dy_d, dy_h, dy_w, DEEP, WIDE)
+                acc += tl.load(dy + at, row & (j >= 0), other=0.0).to(tl.float32)
+    place = n * x_n + step_to(c, x_c, WIDE) + placed(d, h, w, x_d, x_h, x_w, DEEP, WIDE)
+    tl.store(dx + place, acc.to(dx.dtype.element_ty), mask)
 
 
-def _frame(size: tuple, padding: tuple, mode: str) -> tuple:
-    """(TOP, LEFT, H0, H1, W0, W1) for an image of this size."""
-    (top, bottom), (left, right) = padding
+def _frame(sizes: tuple, padding: tuple, mode: str) -> tuple:
+    """(FRONT, TOP, LEFT, D0, D1, H0, H1, W0, W1) for images of this size."""
+    more = 3 - len(sizes)
+    befores = three(tuple([before for before, _ in padding]), 0)
     if mode != "circular":
-        return top, left, 0, size[0], 0, size[1]
-    return top, left, max(0, -top), size[0] - max(0, -bottom), max(0, -left), size[1] - max(0, -right)
+        ends = [(0, size) for size in sizes]
+    else:
+        ends = [(max(0, -before), size - max(0, -after)) for size, (before, after) in zip(sizes, padding)]
+    return *befores, *(0, 1) * more, *[end for both in ends for end in both]
 
 
 def _places(size: int, around: tuple, mode: str) -> int:
@@ -112,32 +124,39 @@ def _places(size: int, around: tuple, mode: str) -> int:
     return size + sum(around) if size == 1 else max(around) + 1
 
 
-FORWARD = _configs.rows("pad2d_forward")
-BACKWARD = _configs.rows("pad2d_backward")
+FORWARD = _configs.rows("pad_forward")
+BACKWARD = _configs.rows("pad_backward")
 
 
-def pad2d_forward(
+def _of_images(padding: tuple) -> tuple:
+    """For sequences, as images of one row."""
+    return ((0, 0), *padding) if len(padding) == 1 else padding
+
+
+def pad_forward(
     x: Any, *, needs: tuple = (), padding: tuple, mode: str, value: float, empty: Any
 ) -> tuple[tuple, dict]:
     size = [n + sum(p) for n, p in zip(x.shape[2:], padding)]
     y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
-    grid, tile = pixel_plan(FORWARD, y)
+    source, out = image(x), image(y)
+    grid, tile = pixel_plan(FORWARD, out, source)
     _tile.launch(
-        _pad2d_forward_kernel, grid, x, y, *sizes_of(y, x), *steps(x), *steps(y),
-        *_frame(x.shape[2:], padding, mode), value, MODE=mode, **tile,
+        _pad_forward_kernel, grid, source, out, *sizes_of(out, source), *steps_of(source), *steps_of(out),
+        *_frame(source.shape[2:], _of_images(padding), mode), value, MODE=mode, **tile,
     )  # fmt: skip
     return (y,), {}
 
 
-def pad2d_backward(
+def pad_backward(
     dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, padding: tuple, mode: str, value: float, empty: Any
 ) -> tuple:
-    (dy,), (x,) = dys, inputs
+    (x,) = inputs
     dx = empty(x.shape, x.dtype, x.like().order)
-    grid, tile = pixel_plan(BACKWARD, dx)
-    up, across = (_places(n, p, mode) for n, p in zip(x.shape[2:], padding))
+    dy, out, around = image(dys[0]), image(dx), _of_images(padding)
+    grid, tile = pixel_plan(BACKWARD, out, dy)
+    each = three([_places(n, p, mode) for n, p in zip(out.shape[2:], around)], 1)
     _tile.launch(
-        _pad2d_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps(dy), *steps(dx),
-        *_frame(x.shape[2:], padding, mode), UP=up, ACROSS=across, MODE=mode, **tile,
+        _pad_backward_kernel, grid, dy, out, *sizes_of(out, dy), *steps_of(dy), *steps_of(out),
+        *_frame(out.shape[2:], around, mode), **dict(zip(("INWARD", "UP", "ACROSS"), each)), MODE=mode, **tile,
     )  # fmt: skip
     return (dx,)

@@ -15,7 +15,7 @@ from gpulayers.export.onnx._graph import ModelGraph, Tensor
 from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.ops._op import normal_axis
-from gpulayers.ops._window import numbers, sides
+from gpulayers.ops._window import around, numbers
 from gpulayers.ops.conv import padding_sides
 
 
@@ -115,8 +115,7 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def _padded(graph: ModelGraph, x: Tensor, padding: Any, mode: str, value: float = 0.0) -> str | None:
-    around = sides("padding", padding, None) if len(x.shape) == 4 else padding
-    before, after = zip(*around)
+    before, after = zip(*around("padding", padding, None, len(x.shape) - 2))
     if min(*before, *after) < 0:
         return None
     edges = graph.constant([0, 0, *before, 0, 0, *after])
@@ -131,8 +130,8 @@ def _pad(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
 
 def _conv(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     name = x.name
-    if around := layer._around():
-        name = _padded(graph, x, around, layer.padding_mode) or ""
+    if before := layer._around():
+        name = _padded(graph, x, before, layer.padding_mode) or ""
     return graph.op("Conv", name, *_filter(graph, layer), **_steps(layer))
 
 
@@ -232,6 +231,5 @@ BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     norm.BatchNorm3d: _batch_norm, dropout.Dropout: _dropout,
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
-    padding.ZeroPad2d: _pad, padding.ConstantPad2d: _pad, padding.ReflectionPad2d: _pad, padding.ReplicationPad2d: _pad,
-    padding.CircularPad2d: _pad,
+    padding.Pad: _pad,
 }  # fmt: skip
