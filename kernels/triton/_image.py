@@ -192,14 +192,17 @@ def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
 
 @triton.jit
 def _finish_kernel(
-    partial, y, S, SIZE, C, T, KH, KW, y_o, y_c, y_d, y_h, y_w, scale, DEEP: tl.constexpr, BLOCK: tl.constexpr
+    partial, y, S, SIZE, C, T, KH, KW, y_o, y_c, y_d, y_h, y_w, scale,
+    DEEP: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y[o, c, tap] = scale · Σ_s partial[s, o, tap, c], in the order of s."""
+    """y[o, c, tap] = scale · Σ_s partial[s, o, tap, c], SHARES of them at a time, always in one order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < SIZE
     total = tl.zeros((BLOCK,), tl.float32)
-    for s in range(0, S):
-        total += tl.load(partial + tl.cast(s, tl.int64) * SIZE + at, mask, other=0.0)
+    for first in range(0, S, SHARES):
+        s = first + tl.arange(0, SHARES)[:, None]
+        place = partial + s.to(tl.int64) * SIZE + at[None, :]
+        total += tl.sum(tl.load(place, (s < S) & mask[None, :], other=0.0), 0)
     c, tap, o = at % C, at // C % T, at // C // T
     where = y + o * y_o + c * y_c + tap % KW * y_w
     if DEEP:
@@ -217,5 +220,5 @@ def finish(partial: Any, y: Any, scale: float = 1.0) -> None:
     y = y if y.ndim == 5 else y.unsqueeze(2)
     _tile.launch(
         _finish_kernel, (_tile.cdiv(size, entry.elements),), partial, y, s, size, c, taps, *y.shape[3:], *y.stride(), scale,
-        DEEP=y.shape[2] > 1, BLOCK=entry.elements, num_warps=entry.warps,
+        DEEP=y.shape[2] > 1, SHARES=8 if s > 8 else 1, BLOCK=entry.elements, num_warps=entry.warps,
     )  # fmt: skip
