@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.resize import interpolate
+from gpulayers.ops.resize import grid_sample, interpolate
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
@@ -35,10 +35,18 @@ def _cases(n: int, cpu: bool) -> list[Case]:
     ]
 
 
+def _sampled(n: int, c: int, size: int) -> Case:
+    def theirs(x: Any, grid: Any) -> Any:
+        return F.grid_sample(x, grid, align_corners=False)
+
+    shapes = (n, c, size, size), (n, size, size, 2)
+    return Case(grid_sample, f"looked up anywhere, {n}×{c}×{size}²", shapes, {}, theirs, cpu=False)
+
+
 def cases() -> list[Case]:
-    return [*_cases(2, cpu=True), *_cases(32, cpu=False)]
+    return [*_cases(2, cpu=True), *_cases(32, cpu=False), _sampled(16, 32, 64)]
 
 
 def audits() -> list[Case]:
-    linear = _cases(32, cpu=False)[1]
-    return [linear, linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]
+    linear, sampled = _cases(32, cpu=False)[1], _sampled(16, 32, 64)
+    return [linear, sampled._replace(archs=ONE_ARCH), linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]

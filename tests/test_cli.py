@@ -63,6 +63,7 @@ EVERY_OP = {
     "avg_pool": ["4,3,8,8", "--options", "kernel_size=2"],
     "adaptive_avg_pool": ["4,3,8,8", "--options", "output_size=1"],
     "pad": ["4,3,8,8", "--options", "padding=1"],
+    "grid_sample": ["4,3,8,8", "4,5,6,2"],
     "interpolate": ["4,3,8,8", "--options", "size=5"],
     "unfold": ["4,3,8,8", "--options", "kernel_size=2"],
     "fold": ["4,12,49", "--options", "output_size=8, kernel_size=2"],

@@ -14,7 +14,7 @@ from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import layer_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
-from gpulayers.ops.resize import interpolate
+from gpulayers.ops.resize import grid_sample, interpolate
 from gpulayers.ops.softmax import log_softmax
 from gpulayers.ops.window import fold, pixel_unshuffle, unfold
 from gpulayers.testing.emulator import emulating
@@ -63,6 +63,7 @@ CALLS = {
     "adaptive_avg_pool to 1": (adaptive_avg_pool, [draw(*IMAGE)], {"output_size": 1}),
     "pad": (pad, [draw(*IMAGE)], {"padding": 1, "mode": "reflect"}),
     "interpolate": (interpolate, [draw(*IMAGE)], {"size": (6, 3), "mode": "linear"}),
+    "grid_sample": (grid_sample, [draw(*IMAGE), draw(2, 3, 4, 2) / 2], {}),
     "unfold": (unfold, [draw(*IMAGE)], {"kernel_size": 2, "padding": 1}),
     "fold": (fold, [draw(2, 12, 12)], {"output_size": (4, 5), "kernel_size": 2}),
     "pixel_unshuffle": (pixel_unshuffle, [draw(2, 3, 4, 6)], {"downscale_factor": 2}),

@@ -10,6 +10,9 @@ from typing import Any
 from gpulayers._taps import Taps, taps, transposed
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._grid_sample import grid_sample as grid_sample
+from gpulayers.ops._grid_sample import grid_sample_backward as grid_sample_backward
+from gpulayers.ops._grid_sample import grid_sample_forward as grid_sample_forward
 from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._window import numbers, ordered_as, output_order
 

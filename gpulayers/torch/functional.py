@@ -57,7 +57,7 @@ from gpulayers.torch.pooling import (
     max_pool2d,
     max_pool3d,
 )
-from gpulayers.torch.resize import interpolate, upsample
+from gpulayers.torch.resize import grid_sample, interpolate, upsample
 from gpulayers.torch.softmax import log_softmax, softmax, softmin
 from gpulayers.torch.window import channel_shuffle, fold, pixel_shuffle, pixel_unshuffle, unfold
 

@@ -1,4 +1,4 @@
-"""Resizing: ``torch.nn.functional.interpolate`` and ``upsample``, and torch.nn's classes."""
+"""Resizing: ``torch.nn.functional.interpolate``, ``upsample`` and ``grid_sample``, and torch.nn's classes."""
 
 from __future__ import annotations
 
@@ -94,6 +94,19 @@ def upsample(
 ) -> Tensor:
     """As ``torch.nn.functional.upsample``, ``interpolate`` under its old name."""
     return interpolate(input, size, scale_factor, mode, align_corners)
+
+
+_grid_sample = TorchOp(ops.grid_sample, F.grid_sample, "str mode, str padding_mode, bool align_corners")
+
+
+def grid_sample(
+    input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None
+) -> Tensor:
+    """As ``torch.nn.functional.grid_sample``: input (N, C, H, W) or (N, C, D, H, W), grid (N, *sizes, 2 or 3)."""
+    if align_corners is None:
+        return F.grid_sample(input, grid, mode, padding_mode, align_corners)  # it warns
+    input, grid = _autocast.cast(_autocast.ON_CPU, (input, grid), 2)
+    return _grid_sample(input, grid, mode, padding_mode, align_corners)
 
 
 class Upsample(nn.Upsample):

@@ -20,6 +20,8 @@ from .._budget import Budget
 from .._window import output_order
 from . import _configs, _tile
 from ._conv import volume
+from ._grid_sample import grid_sample_backward as grid_sample_backward
+from ._grid_sample import grid_sample_forward as grid_sample_forward
 from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, steps
 from ._tracing import thread
 

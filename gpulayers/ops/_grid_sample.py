@@ -1,0 +1,193 @@
+"""Images and volumes looked up at any places: grid_sample."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from gpulayers.arrays import Spec, arranged, namespace, up
+from gpulayers.definition import KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._op import Op, require_float, require_same_dtype
+from gpulayers.ops._window import ordered_as, output_order
+
+SAMPLING = ("bilinear", "nearest", "bicubic")
+PADDING = ("zeros", "border", "reflection")
+_A = -0.75
+
+
+def grid_sample_rule(
+    x: Spec,
+    grid: Spec,
+    *,
+    needs: tuple = (),
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Rule:
+    require_float("x", x)
+    require_same_dtype(x, grid=grid)
+    axes = x.ndim - 2
+    if axes not in (2, 3) or 0 in x.shape[1:]:
+        raise ShapeError("x", "x.shape = (N, C, H, W) or (N, C, D, H, W), C and sizes ≥ 1", list(x.shape))
+    batches = x.shape[0], *grid.shape[:1]
+    if grid.ndim != x.ndim or grid.shape[-1] != axes or not (None in batches or len(set(batches)) == 1):
+        raise ShapeError("grid", f"grid.shape = (N, *sizes of y, {axes})", f"{list(grid.shape)} with x {list(x.shape)}")
+    for name, value, known in (("mode", mode, SAMPLING), ("padding_mode", padding_mode, PADDING)):
+        if value not in known:
+            raise UnsupportedTypeError(name, f"one of {', '.join(known)}", repr(value))
+    if mode == "bicubic" and axes == 3:
+        raise ShapeError("mode", "bilinear or nearest for volumes", repr(mode))
+    if not isinstance(align_corners, bool):
+        raise KindError("align_corners", "True or False", repr(align_corners))
+    y = Spec((*x.shape[:2], *grid.shape[1:-1]), x.dtype, output_order(x))
+    return Rule({"y": y}, {"x": x, "grid": grid} if needs else {})
+
+
+class _Tap(NamedTuple):
+    """One of the neighbours along an axis of every place, (N, P)."""
+
+    index: Any
+    inside: Any
+    weight: Any
+    slope: Any
+    """Of the weight, by grid's coordinate."""
+
+
+def _padded(v: Any, slope: Any, size: int, padding: str, align: bool) -> tuple[Any, Any]:
+    """Coordinates that lie on the image, and what a step of them comes to."""
+    xp = namespace(v)
+    if padding == "zeros":
+        return v, slope
+    if padding == "reflection":
+        low, span = (0.0, size - 1) if align else (-0.5, size)
+        if span == 0:
+            return v * 0, slope * 0
+        slope, v = xp.where(v < low, -slope, slope), abs(v - low)
+        flips = xp.floor(v / span)
+        odd = flips - 2 * xp.floor(flips / 2) > 0
+        v = v - flips * span
+        slope, v = xp.where(odd, -slope, slope), xp.where(odd, span - v, v) + low
+    slope = xp.where((v <= 0) | (v >= size - 1), slope * 0, slope)
+    return xp.clip(v, 0.0, float(size - 1)), slope
+
+
+def _cubic(d: Any) -> tuple[Any, Any]:
+    """(weight, slope) of taps at the distances −1 − t, −t, 1 − t, 2 − t, of Keys' kernel, by the coordinate."""
+    xp, far = namespace(d), abs(d)
+    near = far < 1
+    weight = xp.where(near, ((_A + 2) * far - (_A + 3)) * far * far + 1, ((far - 5) * far + 8) * far * _A - 4 * _A)
+    rate = xp.where(near, (3 * (_A + 2) * far - 2 * (_A + 3)) * far, ((3 * far - 10) * far + 8) * _A)
+    return weight, xp.where(d > 0, -rate, rate)
+
+
+def _taps(g: Any, size: int, mode: str, padding: str, align: bool) -> list[_Tap]:
+    """The neighbours of every place along one axis; g: coordinates from −1 to 1, (N, P)."""
+    xp = namespace(g)
+    v = (g + 1) * ((size - 1) / 2) if align else ((g + 1) * size - 1) / 2
+    slope = v * 0 + ((size - 1) / 2 if align else size / 2)
+    if mode != "bicubic":
+        v, slope = _padded(v, slope, size, padding, align)
+    v = xp.where(abs(v) < 2.0**30, v, v * 0 - 100 if padding == "zeros" else v * 0)
+    v = xp.where(v == v, v, xp.full(v.shape, -100.0 if padding == "zeros" else 0.0, v.dtype))  # NaN
+    first = xp.rint(v) if mode == "nearest" else xp.floor(v)
+    t, found = v - first, []
+    for k in {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}[mode]:
+        at = first + k
+        if mode == "nearest":
+            weight, rate = t * 0 + 1, t * 0
+        elif mode == "bilinear":
+            weight, rate = (t, t * 0 + 1) if k else (1 - t, t * 0 - 1)
+        else:
+            weight, rate = _cubic(k - t)
+            at, _ = _padded(at, at, size, padding, align)
+            at = xp.rint(at) if align else xp.floor(at)
+        inside = (at >= 0) & (at < size)
+        found.append(_Tap(xp.where(inside, at, at * 0).astype("int64"), inside, weight, rate * slope))
+    return found
+
+
+def _axes(x: Any, grid: Any, mode: str, padding: str, align: bool) -> list[list[_Tap]]:
+    places = up(grid).reshape(grid.shape[0], math.prod(grid.shape[1:-1]), grid.shape[-1])
+    sizes = x.shape[2:]
+    return [_taps(places[..., len(sizes) - 1 - a], n, mode, padding, align) for a, n in enumerate(sizes)]
+
+
+def _corners(axes: list[list[_Tap]], sizes: tuple) -> Iterator[tuple[tuple[_Tap, ...], Any, Any]]:
+    """(a tap of each axis, the pixel's number, whether it is on the image) for each of a place's neighbours."""
+    for taps in itertools.product(*axes):
+        index, inside = taps[0].index, taps[0].inside
+        for tap, size in zip(taps[1:], sizes[1:]):
+            index, inside = index * size + tap.index, inside & tap.inside
+        yield taps, index, inside
+
+
+def grid_sample_forward(
+    x: Any,
+    grid: Any,
+    *,
+    needs: tuple = (),
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> tuple[tuple, dict]:
+    """y[n, c, i, j] = x[n, c] at the place grid[n, i, j] = (x, y), −1 the image's left or upper end, 1 the other.
+
+    x: (N, C, H, W) or (N, C, D, H, W), float. grid: (N, OH, OW, 2) or (N, OD, OH, OW, 3), x's dtype, the last axis of x
+    first. mode: "bilinear" (between the neighbours, of volumes too), "nearest", "bicubic" (images; A = −0.75).
+    padding_mode, outside of the image: "zeros"; "border": the nearest pixel; "reflection": mirrored. align_corners: the
+    ends are the centres of the outermost pixels, else their outer sides. A place that is NaN is outside (zeros) or 0.
+
+    Returns y: (N, C, OH, OW) or (N, C, OD, OH, OW), x's dtype, channels-last in memory where x is. Saves x and grid. As
+    torch.nn.functional.grid_sample.
+    """
+    xp, (n, c, *sizes) = namespace(x), x.shape
+    pixels = up(x).reshape(n, c, math.prod(sizes)).swapaxes(1, 2)
+    rows = xp.arange(n)[:, None]
+    axes = _axes(x, grid, mode, padding_mode, align_corners)
+    y = xp.zeros((n, axes[0][0].index.shape[1], c), pixels.dtype)
+    for taps, index, inside in _corners(axes, tuple(sizes)):
+        weight = math.prod(tap.weight for tap in taps)
+        y += xp.where(inside[..., None], pixels[rows, index] * weight[..., None], y[..., :1] * 0)
+    y = y.swapaxes(1, 2).reshape(n, c, *grid.shape[1:-1]).astype(x.dtype, copy=False)
+    return (ordered_as(y, x),), {"x": x, "grid": grid} if needs else {}
+
+
+def grid_sample_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+) -> tuple:
+    """dx[n, c, pixel] = Σ weight · dy over the places that it is a neighbour of, in their order; dgrid = Σ_c dy · dy/dplace."""
+    (dy,), x, grid = dys, saved["x"], saved["grid"]
+    xp, (n, c, *sizes) = namespace(dy), x.shape
+    axes = _axes(x, grid, mode, padding_mode, align_corners)
+    g = up(dy).reshape(n, c, math.prod(dy.shape[2:])).swapaxes(1, 2)
+    pixels, rows = up(x).reshape(n, c, math.prod(sizes)).swapaxes(1, 2), xp.arange(n)
+    dx, dgrid = xp.zeros(pixels.shape, g.dtype), xp.zeros((*g.shape[:2], len(sizes)), g.dtype)
+    for taps, index, inside in _corners(axes, tuple(sizes)):
+        if "grid" in needs:
+            along = xp.where(inside, (pixels[rows[:, None], index] * g).sum(2), g[..., 0] * 0)
+            for a, tap in enumerate(taps):
+                others = [o.weight for b, o in enumerate(taps) if b != a]
+                dgrid[..., len(sizes) - 1 - a] += along * tap.slope * math.prod(others)
+        if "x" in needs:
+            part = xp.where(inside[..., None], math.prod(t.weight for t in taps)[..., None] * g, dx[:, :1, :1] * 0)
+            for p in range(g.shape[1]):  # one place of each image: no pixel twice
+                dx[rows, index[:, p]] += part[:, p]
+    grads: list[Any] = [None, None]
+    if "x" in needs:
+        found = dx.swapaxes(1, 2).reshape(x.shape).astype(x.dtype, copy=False)
+        grads[0] = arranged(found, inputs[0].like().order)
+    if "grid" in needs:
+        grads[1] = arranged(dgrid.reshape(grid.shape).astype(grid.dtype, copy=False), inputs[1].like().order)
+    return tuple(grads)
+
+
+grid_sample = Op(grid_sample_rule, grid_sample_forward, grid_sample_backward, family="resize")

@@ -1,0 +1,127 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from halves import check_op
+
+import gpulayers as gl
+import gpulayers.torch as gt
+from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
+from gpulayers.ops.resize import grid_sample
+
+MODES, PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
+
+
+def draw(*shape: int, last: bool = False) -> np.ndarray:
+    """Random values; ``last``: channels-last in memory."""
+    x = np.random.default_rng(list(shape)).standard_normal(shape)
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1)).transpose(0, -1, *range(1, x.ndim - 1)) if last else x
+
+
+def places(n: int, *size: int) -> np.ndarray:
+    """On the image and beside it."""
+    return np.random.default_rng([n, *size]).uniform(-1.8, 1.8, (n, *size, len(size)))
+
+
+CALLS = [
+    ((2, 3, 4, 5), (3, 4), {}),
+    ((1, 2, 4, 3), (2, 3), {"mode": "bicubic", "padding_mode": "reflection"}),
+    ((1, 2, 1, 3), (2, 3), {"mode": "bicubic", "padding_mode": "border", "align_corners": True}),
+    ((1, 2, 4, 3), (3, 2), {"mode": "nearest", "padding_mode": "reflection"}),
+    ((1, 2, 2, 3, 4), (2, 2, 2), {"padding_mode": "border", "align_corners": True}),
+    ((1, 2, 2, 1, 4), (1, 2, 3), {"mode": "nearest", "padding_mode": "reflection", "align_corners": True}),
+    ((0, 2, 3, 4), (2, 2), {}),
+]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, size, options", CALLS)
+def test_every_backend(shape, size, options, last):
+    numeric = not last and options.get("mode") != "nearest" and 0 < np.prod(shape) < 30
+    given = draw(*shape, last=last), places(shape[0], *size)
+    served = check_op(grid_sample, *given, numeric=numeric, dys=["dense"], **options)
+    assert served == ["definition", "triton"]
+
+
+def test_several_tiles():
+    """Runs of pixels and blocks of places: some of which do not meet."""
+    rows = np.linspace(-1, 1, 9)
+    smooth = np.stack(np.broadcast_arrays(rows[None, :], rows[:, None] ** 3), -1)[None]
+    check_op(grid_sample, draw(1, 36, 9, 15), smooth, dtypes=["float32", "bfloat16"], dys=["transposed"])
+    check_op(grid_sample, draw(2, 3, 5, 9)[:, ::2, :, 1:], places(2, 4, 6)[:, ::2], dtypes=["float16"], dys=["strided"])
+
+
+SHAPES = [((2, 3, 4, 5), (3, 6)), ((1, 2, 1, 3), (4, 2)), ((2, 2, 3, 4, 2), (2, 3, 2))]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_torchs(mode, padding):
+    for (shape, size), align in itertools.product(SHAPES, (False, True)):
+        if mode == "bicubic" and len(size) == 3:
+            continue
+        x, grid, options = draw(*shape), places(shape[0], *size), {"mode": mode, "padding_mode": padding}
+        tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, grid)]
+        expected = F.grid_sample(*tensors, align_corners=align, **options)
+        y, record = grid_sample.record(x, grid, align_corners=align, **options)
+        np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-11, atol=1e-11)
+        dy = draw(*y.shape)
+        expected.backward(torch.from_numpy(dy))
+        for mine, tensor in zip(record.backward(dy), tensors):
+            np.testing.assert_allclose(mine, tensor.grad.numpy(), rtol=1e-10, atol=1e-10)
+
+
+def test_infinities_stay_with_their_neighbours():
+    """A gradient that is NaN reaches the pixels that its place looks at, and no others; no number is a place outside."""
+    grid = places(1, 2, 3)
+    grid[0, 0, 0], grid[0, 1, 2] = (np.nan, 0.1), (0.1, 0.2)
+    x, dy = draw(1, 2, 4, 5), draw(1, 2, 2, 3)
+    with gl.only("definition"):
+        y, record = grid_sample.record(x, grid)
+        clean = record.backward(dy)[0]
+        dy[0, :, 1, 2] = np.nan
+        spoilt = record.backward(dy)[0]
+    assert not y[0, :, 0, 0].any() and np.isfinite(clean).all()
+    assert 0 < np.isnan(spoilt[0, 0]).sum() <= 4
+    np.testing.assert_array_equal(spoilt[~np.isnan(spoilt)], clean[~np.isnan(spoilt)])
+    check_op(grid_sample, x, places(1, 2, 3), dtypes=["float32"], backends=("triton",), dys=["dense"])
+
+
+def test_the_drop_in_is_torchs():
+    for shape, size in (((2, 3, 4, 5), (3, 6)), ((1, 2, 3, 4, 2), (2, 3, 2))):
+        tensors = [torch.from_numpy(a).float().requires_grad_() for a in (draw(*shape), places(shape[0], *size))]
+        theirs, ours = (f(*tensors, "bilinear", "border", True) for f in (F.grid_sample, gt.functional.grid_sample))
+        torch.testing.assert_close(ours, theirs)
+        dy = torch.randn_like(ours)
+        for a, b in zip(*(torch.autograd.grad(y, tensors, dy) for y in (ours, theirs))):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    with pytest.warns(UserWarning, match="align_corners=False"):
+        gt.functional.grid_sample(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 1, 2))
+    for wrong in (torch.zeros(1, 3, 3, 3), torch.zeros(2, 3, 3, 2), torch.zeros(1, 3, 3, 2).double()):
+        with pytest.raises(RuntimeError):
+            gt.functional.grid_sample(torch.ones(1, 1, 2, 2), wrong, align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "shapes, options, error, text",
+    [
+        (((2, 3, 4), (2, 3, 1)), {}, ShapeError, "x.shape = (N, C, H, W) or (N, C, D, H, W)"),
+        (((2, 3, 4, 5), (2, 3, 4, 3)), {}, ShapeError, "grid.shape = (N, *sizes of y, 2)"),
+        (((2, 3, 4, 5), (1, 3, 4, 2)), {}, ShapeError, "grid.shape = (N, *sizes of y, 2)"),
+        (((2, 3, 4, 5), (2, 3, 4, 2)), {"mode": "linear"}, UnsupportedTypeError, "one of bilinear, nearest, bicubic"),
+        (
+            ((2, 3, 4, 5), (2, 3, 4, 2)),
+            {"padding_mode": "wrap"},
+            UnsupportedTypeError,
+            "one of zeros, border, reflection",
+        ),
+        (((2, 3, 4, 5), (2, 3, 4, 2)), {"align_corners": None}, KindError, "True or False"),
+        (((1, 1, 2, 3, 4), (1, 2, 2, 2, 3)), {"mode": "bicubic"}, ShapeError, "bilinear or nearest for volumes"),
+    ],
+)
+def test_errors(shapes, options, error, text):
+    with pytest.raises(error) as raised:
+        grid_sample(*map(np.ones, shapes), **options)
+    assert text in str(raised.value) and str(raised.value).startswith("grid_sample: ")
