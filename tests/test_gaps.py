@@ -8,7 +8,7 @@ from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
-from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_response_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
@@ -39,6 +39,8 @@ CALLS = {
     "rms_norm of long rows": (rms_norm, [draw(2, 3000), draw(3000)], {"normalized_shape": 3000}),
     "batch_norm": (batch_norm, [ROWS, draw(24), draw(24)], {"training": True}),
     "batch_norm of images": (batch_norm, [IMAGES, draw(4), draw(4)], {"training": True}),
+    "group_norm": (group_norm, [IMAGES, draw(4), draw(4)], {"num_groups": 2}),
+    "local_response_norm": (local_response_norm, [IMAGES], {"size": 3}),
     "linear": (linear, [ROWS, draw(8, 24), draw(8)], {"activation": "gelu"}),
     "mse": (mse, [ROWS, draw(5, 24) + 1], {"reduction": "none"}),
     "max_pool": (max_pool, [IMAGES], {"kernel_size": 2}),

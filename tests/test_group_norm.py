@@ -9,7 +9,7 @@ from test_norm import against_torch, draw, last, running
 import gpulayers as gl
 from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import group_norm, instance_norm
-from gpulayers.testing import check_layer
+from gpulayers.testing import _multiprocessors, check_layer
 from gpulayers.testing.interpreter import interpreting
 
 torch = pytest.importorskip("torch")
@@ -118,6 +118,23 @@ def test_instances(launched):
     assert launched >= ALONE | SHARED | {"_instance_norm_running_kernel"}
     given = draw(20, 2, 3), None, None, mean[:2], variance[:2]
     check_op(instance_norm, *given, dtypes=["float16"], dys=["dense"])
+
+
+@pytest.mark.parametrize(
+    "op, given, options",
+    [
+        (group_norm, (draw(3, 8, 5), *weights(8)), {"num_groups": 4}),
+        (group_norm, (draw(1, 4, 3000), *weights(4)), {"num_groups": 2}),
+        (instance_norm, (last(draw(2, 4, 3, 40)), None, None, *running(4)), {}),
+    ],
+    ids=["a program a group", "several programs a group", "channels-last"],
+)
+def test_on_a_large_gpu(op, given, options):
+    """As for 132 multiprocessors, and for the one that is left of them."""
+    for sms in (132, 1):
+        with interpreting(_tile.Device(90, sms, 232448)) as session:
+            check_op(op, *given, dtypes=["float32"], dys=["dense"], backends=("triton",), **options)
+        assert {(each.kernel, sms) for each in session.launches} <= _multiprocessors.launched
 
 
 def test_what_is_empty():

@@ -13,7 +13,7 @@ from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
-from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_response_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
@@ -49,6 +49,8 @@ CALLS = {
     "layer_norm": (layer_norm, [ROWS], {"normalized_shape": (4096,)}),
     "rms_norm": (rms_norm, [ROWS], {"normalized_shape": (4096,)}),
     "batch_norm": (batch_norm, [IMAGES, None, None, *np.ones((2, 40), float16)], {"training": False}),
+    "group_norm": (group_norm, [IMAGES], {"num_groups": 40}),
+    "local_response_norm": (local_response_norm, [IMAGES], {"size": 3}),
     "max_pool": (max_pool, [IMAGES], {"kernel_size": 1, "return_indices": True}),
     "avg_pool": (avg_pool, [IMAGES], {"kernel_size": 3, "stride": 1, "padding": 1}),
     "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (15, 30)}),
@@ -63,7 +65,9 @@ CALLS = {
     "linear": (linear, [(2**31 // 64 + 3, 64), np.ones((64, 64), float16) / 8], {}),
     "mse": (mse, [ROWS, ROWS], {"reduction": "none"}),
 }
-IMAGE_OPS = [name for name, (op, given, _) in CALLS.items() if given[0] == IMAGES and op is not batch_norm]
+IMAGE_OPS = [
+    name for name, (op, given, _) in CALLS.items() if given[0] == IMAGES and op not in (batch_norm, group_norm)
+]
 
 
 def device_for(op):

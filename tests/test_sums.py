@@ -8,7 +8,7 @@ from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
-from gpulayers.ops.norm import batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.testing.check_op import check_op
@@ -34,6 +34,7 @@ CALLS = {
     "rms_norm": (rms_norm, [full(2, MANY), full(MANY)], {"normalized_shape": MANY}),
     "batch_norm": (batch_norm, [signs(MANY, 2), full(2), full(2)], {"training": True}),
     "batch_norm of images": (batch_norm, [signs(2, 1, MANY), full(1), full(1)], {"training": True}),
+    "group_norm": (group_norm, [signs(2, 2, MANY), full(2), full(2)], {"num_groups": 1}),
     "linear": (linear, [full(2, MANY), full(3, MANY), full(3)], {}),
     "linear in large tiles": (linear, [full(64, MANY), full(64, MANY), None], {}),
     "linear of many rows": (linear, [full(MANY, 3), full(2, 3), full(2)], {}),

@@ -21,14 +21,16 @@ from ._moments import moments
 from ._norm_backward import finalise
 
 BUDGETS = {
-    "_group_norm_forward_kernel": Budget(registers=96, blocks=4),
-    "_group_norm_backward_kernel": Budget(registers=128, blocks=4),
-    "_group_norm_moments_kernel": Budget(registers=128, blocks=4),
-    "_group_norm_statistics_kernel": Budget(registers=64, blocks=8, narrow="loads"),
-    "_group_norm_apply_kernel": Budget(registers=96, blocks=4),
-    "_group_norm_sums_kernel": Budget(registers=128, blocks=4),
-    "_group_norm_means_kernel": Budget(registers=64, blocks=8, narrow="loads"),
-    "_group_norm_gradient_kernel": Budget(registers=96, blocks=4),
+    "_group_norm_forward_kernel": Budget(registers=88, blocks=5),
+    "_group_norm_backward_kernel": Budget(registers=96, blocks=5),
+    "_group_norm_moments_kernel": Budget(registers=80, blocks=6),
+    # A group's partial results are few, and lie in runs as long as its channels.
+    "_group_norm_statistics_kernel": Budget(registers=72, blocks=16, narrow="loads"),
+    "_group_norm_apply_kernel": Budget(registers=72, blocks=7),
+    # On sm_100 one register is put aside, once.
+    "_group_norm_sums_kernel": Budget(registers=80, blocks=6, spills=2),
+    "_group_norm_means_kernel": Budget(registers=72, blocks=16, narrow="loads"),
+    "_group_norm_gradient_kernel": Budget(registers=80, blocks=6),
 }
 
 # --- one program a group ---------------------------------------------------------------------------------------------
@@ -307,6 +309,11 @@ MERGE = 256
 """Partial results of a group that are loaded at a time."""
 
 
+def _warps(entry: _configs.Row, elements: int) -> int:
+    """As many as have 128 bits of 16-bit numbers for each lane."""
+    return max(1, min(entry.warps, elements // 256))
+
+
 class _Walk:
     """How programs walk over x, dense in memory order ``last`` or row-major, in groups of channels.
 
@@ -323,7 +330,7 @@ class _Walk:
         depth = channels // max(groups, 1)
         cols = _tile.next_power_of_2(max(channels if last else pixels, 1), 64 if last else entry.elements)
         rows = max(1, entry.elements // cols)
-        self.depth, tile = depth, dict(COLS=cols, num_warps=entry.warps)
+        self.depth = depth
         unit, length = _tile.in_units(channels if last else pixels)
         # A merge and a second launch cost more than to read a few tiles with a part of the GPU.
         few = samples * groups < device.sms and depth * pixels > 4 * entry.elements
@@ -332,7 +339,7 @@ class _Walk:
             rows = min(rows, _tile.next_power_of_2(depth))
             self.sizes: tuple = (groups, depth, length)
             self.grid: tuple = (samples * groups,)
-            self.tile = tile | dict(UNIT=unit, ROWS=rows)
+            self.tile = dict(UNIT=unit, ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
             self.shares = 1
             return
         step = rows if last else cols
@@ -344,7 +351,9 @@ class _Walk:
         sizes = (length, pixels) if last else (channels, length)
         self.sizes = (*sizes, columns, self.shares, self.each)
         self.grid = (samples * columns * self.shares,)
-        self.tile = tile | dict(UNIT=unit, LAST=last is not None, ROWS=rows if last else 1)
+        rows = rows if last else 1
+        tile = dict(ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
+        self.tile = tile | dict(UNIT=unit, LAST=last is not None)
 
     def partials(self, empty: Any) -> Any:
         """A number for each channel of each share of each sample."""

@@ -13,7 +13,7 @@ from . import _tile
 from ._batch_norm import batch_norm_backward, batch_norm_forward
 from ._group_norm import gradients, normalise
 
-BUDGETS = {"_instance_norm_running_kernel": Budget(registers=64, blocks=8)}
+BUDGETS = {"_instance_norm_running_kernel": Budget(registers=56, blocks=9)}
 
 
 @triton.jit

@@ -17,10 +17,10 @@ from ._batch_norm import channels_last, in_order
 BUDGETS = {
     # Channels-last, a neighbour's row begins at any channel.
     "_local_response_norm_forward_kernel": Budget(
-        registers=96, blocks=4, narrow=lambda c: "loads" if c["LAST"] else ""
+        registers=80, blocks=6, narrow=lambda c: "loads" if c["LAST"] else ""
     ),
     "_local_response_norm_backward_kernel": Budget(
-        registers=128, blocks=3, narrow=lambda c: "loads" if c["LAST"] else ""
+        registers=80, blocks=6, narrow=lambda c: "loads" if c["LAST"] else ""
     ),
 }
 
