@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
+from gpulayers.ops.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, lp_pool, max_pool
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
@@ -37,6 +37,8 @@ def _cases(n: int, cpu: bool) -> list[Case]:
         sequence(avg_pool, "audio 4/2", F.avg_pool1d, 128, 4000, kernel_size=4, stride=2),
         case(max_pool, "C3D 2×2×2", F.max_pool3d, 64, 4, 28, 28, kernel_size=2),
         case(avg_pool, "volumes 3×3×3/2", F.avg_pool3d, 32, 8, 28, 28, kernel_size=3, stride=2, padding=1),
+        case(adaptive_max_pool, "to 6²", F.adaptive_max_pool2d, 256, 13, output_size=6),
+        case(lp_pool, "of squares 2×2", F.lp_pool2d, 128, 56, norm_type=2.0, kernel_size=2),
         adaptive("ResNet-50 head", 2048, 7, 1),
         adaptive("squeeze-and-excitation", 256, 56, 1),
         adaptive("VGG of 448² images, to 7²", 512, 14, 7),
@@ -66,6 +68,14 @@ def audits() -> list[Case]:
             Case(op, "volumes", ((8, 64, 16, 56, 56),), options, order=(0, 2, 3, 4, 1), archs=ONE_ARCH)
             for op, options in calls
             if options.get("output_size") != 1
+        ),
+        *(
+            Case(op, "channels last", image, options, order=CHANNELS_LAST, archs=ONE_ARCH)
+            for op, options in (
+                (adaptive_max_pool, {"output_size": 6}),
+                (lp_pool, {"norm_type": 2, "kernel_size": 3, "stride": 2}),
+                (lp_pool, {"norm_type": 3, "kernel_size": 2}),
+            )
         ),
         Case(max_pool, "indices", image, indexed, order=CHANNELS_LAST, archs=ONE_ARCH),
     ]

@@ -18,7 +18,7 @@ class Divisor(NamedTuple):
     """Else the window's taps on the image, or on the image and its padding."""
 
 
-def _pooling(kernel: tuple, stride: tuple, padding: tuple, dilation: tuple | None = None) -> Window:
+def pooling_window(kernel: tuple, stride: tuple, padding: tuple, dilation: tuple | None = None) -> Window:
     """Of images where it is of sequences."""
     dilation = dilation or (1,) * len(kernel)
     if len(kernel) == 1:
@@ -43,7 +43,7 @@ def max_pool(forward: Callable, backward: Callable) -> tuple[Callable, Callable]
         empty: Any,
     ) -> tuple[tuple, dict]:
         size = Window(kernel_size, stride, padding, dilation).output_size(x.shape[2:], padding, ceil_mode)
-        window, order = _pooling(kernel_size, stride, padding, dilation), output_order(x)
+        window, order = pooling_window(kernel_size, stride, padding, dilation), output_order(x)
         y = empty((*x.shape[:2], *size), x.dtype, order)
         tap = empty(y.shape, window.tap_dtype, order) if needs else None
         indices = empty(y.shape, "int64", order) if return_indices else None
@@ -67,7 +67,7 @@ def max_pool(forward: Callable, backward: Callable) -> tuple[Callable, Callable]
     ) -> tuple:
         (x,) = inputs
         dx = empty(x.shape, x.dtype, x.like().order)
-        window = _pooling(kernel_size, stride, padding, dilation)
+        window = pooling_window(kernel_size, stride, padding, dilation)
         backward(image(dys[0]), image(saved["tap"]), image(dx), window)
         return (dx,)
 
@@ -92,7 +92,7 @@ def avg_pool(forward: Callable, backward: Callable) -> tuple[Callable, Callable]
         plain = Window(kernel_size, stride, padding, (1,) * len(kernel_size))
         y = empty((*x.shape[:2], *plain.output_size(x.shape[2:], padding, ceil_mode)), x.dtype, output_order(x))
         divisor = Divisor(divisor_override, bool(count_include_pad))
-        forward(image(x), image(y), _pooling(kernel_size, stride, padding), divisor)
+        forward(image(x), image(y), pooling_window(kernel_size, stride, padding), divisor)
         return (y,), {}
 
     def avg_pool_backward(
@@ -112,7 +112,7 @@ def avg_pool(forward: Callable, backward: Callable) -> tuple[Callable, Callable]
         (x,) = inputs
         dx = empty(x.shape, x.dtype, x.like().order)
         divisor = Divisor(divisor_override, bool(count_include_pad))
-        backward(image(dys[0]), image(dx), _pooling(kernel_size, stride, padding), divisor)
+        backward(image(dys[0]), image(dx), pooling_window(kernel_size, stride, padding), divisor)
         return (dx,)
 
     return avg_pool_forward, avg_pool_backward

@@ -61,6 +61,8 @@ EVERY_OP = {
     "add_rms_norm": ["4,8", "4,8", "--options", "normalized_shape=[8]"],
     "max_pool": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
     "avg_pool": ["4,3,8,8", "--options", "kernel_size=2"],
+    "adaptive_max_pool": ["4,3,8,8", "--options", "output_size=2"],
+    "lp_pool": ["4,3,8,8", "--options", "kernel_size=2, norm_type=2"],
     "adaptive_avg_pool": ["4,3,8,8", "--options", "output_size=1"],
     "pad": ["4,3,8,8", "--options", "padding=1"],
     "grid_sample": ["4,3,8,8", "4,5,6,2"],

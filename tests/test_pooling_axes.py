@@ -97,9 +97,9 @@ def test_any_strides_and_packs():
 
 def test_wide_windows_are_unrolled_in_parts():
     """As narrow ones are in one; and sizes of 2^31 elements an image take 64 bits."""
-    from gpulayers.kernels.triton import pooling
+    from gpulayers.kernels.triton import _windows
 
-    assert pooling._unrolled(pooling.WIDEST) == pooling.WIDEST and pooling._unrolled(33) == pooling.AT_A_TIME
+    assert [_windows.unrolled(n) for n in (_windows.WIDEST, 33)] == [_windows.WIDEST, _windows.AT_A_TIME]
     with interpreting() as session:
         check_op(max_pool, draw(1, 1, 90), backends=("triton",), dtypes=["float32"], kernel_size=45, stride=1)
         check_op(avg_pool, draw(1, 1, 90), backends=("triton",), dtypes=["float32"], kernel_size=45, stride=1)

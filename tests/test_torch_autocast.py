@@ -47,7 +47,7 @@ def compare(case, of_module, of_input):
         return  # torch has none on the CPU
     if case.name == "LocalResponseNorm" and of_input in HALVES and not torch.is_autocast_enabled("cpu"):
         return  # nor does it pool images of 16 bits there
-    if case.name == "AvgPool3d" and of_input in HALVES and not torch.is_autocast_enabled("cpu"):
+    if case.name in ("AvgPool3d", "LPPool3d") and of_input in HALVES and not torch.is_autocast_enabled("cpu"):
         return  # nor volumes
     ours, theirs = (dtypes(case.module(m, of_module), case.inputs(of_input)) for m in (gt, nn))
     if isinstance(theirs, type):

@@ -91,6 +91,13 @@ CASES = {
         for d in (1, 3)
     },
     **{f"AvgPool{d}d": pooled(d, {}, {"padding": 1, "count_include_pad": False}, {"ceil_mode": True}) for d in (1, 3)},
+    **{f"AdaptiveMaxPool{d}d": [({"output_size": n}, s) for n in (1, 3) for s in rows(d)] for d in (1, 2, 3)},
+    **{
+        f"LPPool{d}d": [
+            ({"norm_type": p, "kernel_size": 2, "ceil_mode": c}, s) for p, c in ((2, True), (1, False)) for s in rows(d)
+        ]
+        for d in (1, 2, 3)
+    },
     "AdaptiveAvgPool1d": [({"output_size": size}, s) for size in (1, 3, (9,)) for s in rows(1)],
     "AdaptiveAvgPool3d": [({"output_size": size}, s) for size in (1, 2, (2, None, 3)) for s in rows(3)],
     "MaxPool2d": images(*POOL, *grid(kernel_size=(2,), dilation=(2, (1, 2)), return_indices=(False, True))),
@@ -129,6 +136,7 @@ TRUTH = {
     "AvgPool2d": lambda m: lambda x: m(x.contiguous()),
     # On a CPU torch has it in 32 and 64 bits, and not of every memory order.
     "AvgPool3d": lambda m: lambda x: m(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
+    "LPPool3d": lambda m: lambda x: m(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
     "MaxPool3d": lambda m: lambda x: m(x.contiguous()),
     "LocalResponseNorm": local_response_norm,
     "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,

@@ -162,3 +162,64 @@ class GlobalAvgPool2d(Pooling):
 
     def options(self) -> dict[str, Any]:
         return {"output_size": 1}
+
+
+class AdaptiveMaxPool(Pooling):
+    """What maxima of so many parts have in common."""
+
+    op = ops.adaptive_max_pool
+
+    def __init__(self, output_size: Any, return_indices: bool = False):
+        self.output_size, self.return_indices = output_size, return_indices
+
+    def options(self) -> dict[str, Any]:
+        return {"output_size": self.output_size, "return_indices": self.return_indices}
+
+
+class AdaptiveMaxPool1d(AdaptiveMaxPool):
+    """The maxima of OL parts of the sequence, and where they lie: (N, C, L) → (N, C, OL). As torch.nn.AdaptiveMaxPool1d."""
+
+    spatial = 1
+
+
+class AdaptiveMaxPool2d(AdaptiveMaxPool):
+    """The maxima of OH × OW parts, and where they lie: (N, C, H, W) → (N, C, OH, OW). As torch.nn.AdaptiveMaxPool2d."""
+
+    spatial = 2
+
+
+class AdaptiveMaxPool3d(AdaptiveMaxPool):
+    """The maxima of OD × OH × OW parts, and where they lie: (N, C, D, H, W) → (N, C, OD, OH, OW). As
+    torch.nn.AdaptiveMaxPool3d."""
+
+    spatial = 3
+
+
+class LPPool(Pooling):
+    """What norms under windows have in common."""
+
+    op = ops.lp_pool
+
+    def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False):
+        self.norm_type, self.kernel_size, self.stride, self.ceil_mode = norm_type, kernel_size, stride, ceil_mode
+
+    def options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("norm_type", "kernel_size", "stride", "ceil_mode")}
+
+
+class LPPool1d(LPPool):
+    """The p-norm under a window, p = norm_type: (N, C, L) → (N, C, OL). As torch.nn.LPPool1d."""
+
+    spatial = 1
+
+
+class LPPool2d(LPPool):
+    """The p-norm under a window, p = norm_type: (N, C, H, W) → (N, C, OH, OW). As torch.nn.LPPool2d."""
+
+    spatial = 2
+
+
+class LPPool3d(LPPool):
+    """The p-norm under a window, p = norm_type: (N, C, D, H, W) → (N, C, OD, OH, OW). As torch.nn.LPPool3d."""
+
+    spatial = 3

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
-from gpulayers.arrays import Spec, arranged, namespace, up
+from gpulayers.arrays import Spec, arranged, int64, namespace, up
 from gpulayers.definition import Rule, ShapeError
 from gpulayers.ops._op import Op, require_float
+from gpulayers.ops._pooling import place_dtype, to_where_it_won
 from gpulayers.ops._window import AXES, numbers, ordered_as, output_order, require_images
 
 
@@ -73,3 +75,50 @@ def adaptive_avg_pool_backward(dys: tuple, saved: dict, *, inputs: tuple, needs:
 
 
 adaptive_avg_pool = Op(adaptive_avg_pool_rule, adaptive_avg_pool_forward, adaptive_avg_pool_backward, family="pooling")
+
+# --- adaptive_max_pool -----------------------------------------------------------------------------------------------
+
+
+def adaptive_max_pool_rule(x: Spec, *, needs: tuple = (), output_size: Any, return_indices: bool = False) -> Rule:
+    require_float("x", x)
+    size = _output_size(x, output_size)
+    if 0 in x.shape[1:]:
+        axes = ", ".join(AXES[len(size)])
+        raise ShapeError("x", f"C, {axes} ≥ 1 (N may be 0)", list(x.shape))
+    y = Spec((*x.shape[:2], *size), x.dtype, output_order(x))
+    outputs = {"y": y} | ({"indices": y._replace(dtype=int64)} if return_indices else {})
+    options = {"output_size": size, "return_indices": bool(return_indices)}
+    return Rule(outputs, {"index": y._replace(dtype=place_dtype)} if needs else {}, options)
+
+
+def adaptive_max_pool_forward(
+    x: Any, *, needs: tuple = (), output_size: Any, return_indices: bool = False
+) -> tuple[tuple, dict]:
+    """y[n, c, i, j] = the maximum of x[n, c, h, w] over ⌊i · H / OH⌋ ≤ h < ⌈(i + 1) · H / OH⌉, and w likewise.
+
+    x, output_size: as adaptive_avg_pool's. Returns y: (N, C, OH, OW), x's dtype, channels-last in memory where x is; a NaN
+    in a part gives NaN. The gradient goes to the first of equal maxima, to the last NaN, as in torch. return_indices: also
+    returns where each maximum lies in its channel, counted row-major (h · W + w), int64. Saves that place in place_dtype.
+    """
+    xp, v = namespace(x), up(x)
+    y = xp.zeros((*x.shape[:2], *output_size), v.dtype)
+    index = xp.zeros(y.shape, place_dtype)
+    numbers = xp.arange(math.prod(x.shape[2:]), dtype=place_dtype).reshape(x.shape[2:])
+    for at, part, count in _parts(x, output_size):
+        values, places = v[part].reshape(*x.shape[:2], count), numbers[part].reshape(count)
+        none = xp.isnan(values)
+        last = count - 1 - none[..., ::-1].argmax(-1)
+        won = xp.where(none.any(-1), last, values.argmax(-1))
+        y[at], index[at] = xp.take_along_axis(values, won[..., None], -1)[..., 0], places[won]
+    outputs = (ordered_as(y.astype(x.dtype, copy=False), x), ordered_as(index.astype(int64), x))
+    return outputs if return_indices else outputs[:1], {"index": ordered_as(index, x)} if needs else {}
+
+
+def adaptive_max_pool_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, return_indices: bool
+) -> tuple:
+    """dx[n, c, h, w] = the sum of dy over the parts in which (h, w) won."""
+    return (to_where_it_won(dys[0], saved["index"], inputs[0]),)
+
+
+adaptive_max_pool = Op(adaptive_max_pool_rule, adaptive_max_pool_forward, adaptive_max_pool_backward, family="pooling")

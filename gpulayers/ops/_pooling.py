@@ -7,10 +7,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpulayers.arrays import Spec, arranged, int64, namespace
+import numpy as np
+
+from gpulayers.arrays import Spec, arranged, int64, namespace, up
 from gpulayers.definition import ShapeError
 from gpulayers.ops._op import require_float
 from gpulayers.ops._window import AXES, numbers, require_images
+
+place_dtype = np.dtype(np.int32)
+"""Of the places that are saved, each in its image."""
 
 
 def _output_size(size: Any, kernel: int, stride: int, padding: int, dilation: int, ceil: bool, axis: str) -> Any:
@@ -92,3 +97,12 @@ def positions(
         total = at if total is None else total + at
         tap = tap // kernel[axis]
     return xp.where(won < 0, xp.asarray(-1, int64), total)
+
+
+def to_where_it_won(dy: Any, index: Any, x: Spec) -> Any:
+    """The gradient for x of the places, counted row-major in their image, whose numbers came out: sums of dy."""
+    xp, rows, pixels = namespace(dy), math.prod(x.shape[:2]), math.prod(x.shape[2:])
+    at = index.reshape(rows, math.prod(index.shape[2:])) + xp.arange(rows).reshape(-1, 1) * pixels
+    g = up(dy)
+    dx = xp.bincount(at.reshape(-1), weights=g.reshape(-1), minlength=rows * pixels)
+    return arranged(dx.reshape(x.shape).astype(x.dtype), x.like().order)

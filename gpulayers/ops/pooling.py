@@ -1,11 +1,12 @@
 """Pooling over one to three spatial axes: the maximum, the mean or a norm under a window; the maximum or the mean of so many
-parts (``_adaptive_pooling.py``); maxima put back where they were, and windows of random steps (``_unpooling.py``).
+parts (``_adaptive_pooling.py``).
 
 x's rank says how many axes there are: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from gpulayers.arrays import Spec, int64, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError
 from gpulayers.ops._adaptive_pooling import adaptive_avg_pool as adaptive_avg_pool
+from gpulayers.ops._adaptive_pooling import adaptive_max_pool as adaptive_max_pool
 from gpulayers.ops._op import Op
 from gpulayers.ops._pooling import along, full, inside, output_size, positions, taps, windows
 from gpulayers.ops._window import ordered_as, output_order, window
@@ -217,3 +219,81 @@ def avg_pool_backward(
 
 
 avg_pool = Op(avg_pool_rule, avg_pool_forward, avg_pool_backward)
+
+# --- lp_pool ---------------------------------------------------------------------------------------------------------
+
+
+def lp_pool_rule(
+    x: Spec, *, needs: tuple = (), norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> Rule:
+    kernel, stride, _, _, size = windows(x, kernel_size, stride, 0, 1, ceil_mode)
+    if isinstance(norm_type, bool) or not isinstance(norm_type, int | float):
+        raise KindError("norm_type", "a number", repr(norm_type))
+    if norm_type == 0:
+        raise ShapeError("norm_type", "norm_type ≠ 0", 0)
+    y = Spec((*x.shape[:2], *size), x.dtype, output_order(x))
+    options = {"norm_type": float(norm_type), "kernel_size": kernel, "stride": stride, "ceil_mode": ceil_mode}
+    return Rule({"y": y}, {"x": x, "y": y} if needs else {}, options)
+
+
+def _overhang(xp: Any, shape: tuple, size: tuple, dtype: Any, kernel: tuple, stride: tuple) -> Any:
+    """Taps of each window by those of them on the image."""
+    zeros = (0,) * len(kernel)
+    return _weights(xp, shape, size, dtype, (kernel, stride, zeros, True, None)) * math.prod(kernel)
+
+
+def lp_pool_forward(
+    x: Any, *, needs: tuple = (), norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+) -> tuple[tuple, dict]:
+    """y[n, c, i, j] = (Σ_{r, q} x[n, c, i·stride + r, j·stride + q]^p)^(1/p), p = norm_type: powers of x, not of |x|, as torch.
+
+    x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), float. kernel_size, stride, ceil_mode: as max_pool's; the sum of a window
+    that hangs over the image's end is scaled up to all its taps. Returns y: (N, C, OH, OW), sizes and memory order as
+    max_pool's without padding. Saves x and y.
+    """
+    xp, count = namespace(x), len(kernel_size)
+    ones, zeros = (1,) * count, (0,) * count
+    size = output_size(x.shape[2:], kernel_size, stride, zeros, ones, ceil_mode)
+    powers = up(x)
+    powers = powers * powers if norm_type == 2 else powers**norm_type
+    v = full(powers, kernel_size, stride, zeros, ones, size, 0.0)
+    total = xp.zeros((*x.shape[:2], *size), v.dtype)
+    for _, tap in taps(kernel_size):
+        total += window(v, tap, ones, stride, size)
+    total *= _overhang(xp, x.shape, size, v.dtype, kernel_size, stride)
+    if norm_type == 2:
+        y = xp.sqrt(total)
+    else:
+        y = xp.where(total == 0, xp.asarray(0, v.dtype), total ** (1 / norm_type))
+    y = ordered_as(y.astype(x.dtype, copy=False), x)
+    return (y,), {"x": x, "y": y} if needs else {}
+
+
+def lp_pool_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    norm_type: float,
+    kernel_size: tuple,
+    stride: tuple,
+    ceil_mode: bool,
+) -> tuple:
+    """dx[n, c, h, w] = x^(p − 1) · the sum of dy · y^(1 − p) over the windows that (h, w) lies under; none where y is 0,
+    nor where it is NaN and p = 1, as in torch."""
+    (dy,), (x,), count = dys, inputs, len(kernel_size)
+    xp, size, ones, zeros = namespace(dy), dy.shape[2:], (1,) * count, (0,) * count
+    g, y, v = up(dy), up(saved["y"]), up(saved["x"])
+    there = (y != 0) & (y == y) if norm_type == 1 else y != 0
+    g = g * _overhang(xp, x.shape, size, g.dtype, kernel_size, stride)
+    g = xp.where(there, g * xp.where(there, y, xp.asarray(1, y.dtype)) ** (1 - norm_type), 0)
+    dx = full(xp.zeros(x.shape, g.dtype), kernel_size, stride, zeros, ones, size, 0.0)
+    for _, tap in taps(kernel_size):
+        window(dx, tap, ones, stride, size)[...] += g
+    powers = v if norm_type == 2 else v ** (norm_type - 1)
+    own = (slice(None), slice(None), *[slice(n) for n in x.shape[2:]])
+    return (inside(dx[own] * powers, x, zeros),)
+
+
+lp_pool = Op(lp_pool_rule, lp_pool_forward, lp_pool_backward)

@@ -1,6 +1,14 @@
 """Drop-ins for ``torch.nn``: each class is a subclass of torch's own of the same name, over gpulayers' ops."""
 
 from gpulayers.torch import functional
+from gpulayers.torch._rare_pooling import (
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
+)
 from gpulayers.torch.activation import (
     CELU,
     ELU,

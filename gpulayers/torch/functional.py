@@ -5,6 +5,14 @@ import inspect
 
 import torch.fx
 
+from gpulayers.torch._rare_pooling import (
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+)
 from gpulayers.torch.activation import (
     celu,
     elu,

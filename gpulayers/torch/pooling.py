@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import pooling as ops
-from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import batched, each
 from gpulayers.torch._op import TorchOp
+from gpulayers.torch._pooling import Pool, Size, in_parts, of_volumes
 
-Size = int | Sequence[int]
 _MAX: list[Any] = [F.max_pool1d, F.max_pool2d, F.max_pool3d]
 _MAX_INDICES: list[Any] = [F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices]
 _AVG: list[Any] = [F.avg_pool1d, F.avg_pool2d, F.avg_pool3d]
@@ -71,11 +70,6 @@ _avg_pool = TorchOp(
 _adaptive_avg_pool = TorchOp(ops.adaptive_avg_pool, _adaptive_avg_twin, "SymInt[] output_size")
 
 
-def _of_volumes(axes: int, input: Any) -> Any:
-    """``input``; under autocast on a CPU, as torch, in float32 where it is volumes."""
-    return _autocast.cast(_autocast.ON_CPU, (input,), 1)[0] if axes == 3 and isinstance(input, Tensor) else input
-
-
 def _windows(axes: int, kernel_size: Any, stride: Any, *more: Any) -> tuple:
     """Each option for each axis, the stride the kernel's size where none is given; empty where one has another length."""
     stride = kernel_size if stride is None or stride == [] or stride == () else stride
@@ -89,7 +83,7 @@ def _largest(
     windows = _windows(axes, kernel, stride, padding, dilation)
     if not windows:
         return _MAX[axes - 1](input, kernel, stride, padding, dilation, ceil_mode, indices)  # raises
-    found = batched(_max_pool, axes + 2, input if indices else _of_volumes(axes, input), *windows, ceil_mode, indices)
+    found = batched(_max_pool, axes + 2, input if indices else of_volumes(axes, input), *windows, ceil_mode, indices)
     return found[0] if isinstance(found, tuple) and not indices else found
 
 
@@ -138,7 +132,7 @@ def _averaged(
     windows = _windows(axes, kernel, stride, padding)
     if not windows:
         return _AVG[axes - 1](input, kernel, stride, padding, ceil, include)  # raises
-    return batched(_avg_pool, axes + 2, _of_volumes(axes, input), *windows, ceil, include, divisor)
+    return batched(_avg_pool, axes + 2, of_volumes(axes, input), *windows, ceil, include, divisor)
 
 
 def avg_pool1d(
@@ -179,42 +173,22 @@ def avg_pool3d(
     return _averaged(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def _in_parts(axes: int, op: Callable, theirs: Callable, input: Any, output_size: Any, *more: Any) -> Any:
-    """``op`` with the input's size in the place of each None."""
-    sizes = each(output_size, axes)
-    if not isinstance(input, Tensor) or len(sizes) != axes or input.dim() < axes or (axes == 1 and None in sizes):
-        return theirs(input, output_size, *more)  # raises
-    sizes = tuple([n if o is None else o for o, n in zip(sizes, input.shape[-axes:])])
-    return batched(op, axes + 2, _of_volumes(axes, input), sizes, *more)
-
-
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
     """As ``torch.nn.functional.adaptive_avg_pool1d``."""
-    return _in_parts(1, _adaptive_avg_pool, F.adaptive_avg_pool1d, input, output_size)
+    return in_parts(1, _adaptive_avg_pool, F.adaptive_avg_pool1d, input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     """As ``torch.nn.functional.adaptive_avg_pool2d``: output_size is a number or a pair; None keeps a size."""
-    return _in_parts(2, _adaptive_avg_pool, F.adaptive_avg_pool2d, input, output_size)
+    return in_parts(2, _adaptive_avg_pool, F.adaptive_avg_pool2d, input, output_size)
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """As ``torch.nn.functional.adaptive_avg_pool3d``: output_size is a number or three; None keeps a size."""
-    return _in_parts(3, _adaptive_avg_pool, F.adaptive_avg_pool3d, input, output_size)
+    return in_parts(3, _adaptive_avg_pool, F.adaptive_avg_pool3d, input, output_size)
 
 
-class _Pool:
-    """A class of torch.nn's that pools: its forward, with ours in the place of torch's function."""
-
-    _function: Callable[..., Any]
-    _options: tuple[str, ...]
-    """Its attributes that the function takes, in that order."""
-
-    def forward(self, input: Tensor) -> Any:
-        return self._function(input, *[getattr(self, name) for name in self._options])
-
-
-class _MaxPool(_Pool):
+class _MaxPool(Pool):
     _options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -236,7 +210,7 @@ class MaxPool3d(_MaxPool, nn.MaxPool3d):
     _function = staticmethod(max_pool3d)
 
 
-class _AvgPool(_Pool):
+class _AvgPool(Pool):
     _options: tuple[str, ...] = (
         *("kernel_size", "stride", "padding", "ceil_mode"),
         *("count_include_pad", "divisor_override"),
@@ -262,7 +236,7 @@ class AvgPool3d(_AvgPool, nn.AvgPool3d):
     _function = staticmethod(avg_pool3d)
 
 
-class _AdaptivePool(_Pool):
+class _AdaptivePool(Pool):
     _options = ("output_size",)
 
 

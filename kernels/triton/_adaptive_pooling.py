@@ -24,7 +24,7 @@ BUDGETS = {
 
 
 @triton.jit
-def _part(i, parts, size):
+def part(i, parts, size):
     """[first, last) of the i-th of so many parts of ``size``; they overlap where they do not divide it.
 
     With pixels and windows exchanged: the windows that pixel i lies in.
@@ -35,7 +35,7 @@ def _part(i, parts, size):
 
 @triton.jit
 def _length(i, parts, size):
-    first, last = _part(i, tl.maximum(parts, 1), size)  # where there are none, the compiler divides all the same
+    first, last = part(i, tl.maximum(parts, 1), size)  # where there are none, the compiler divides all the same
     return last - first
 
 
@@ -48,9 +48,9 @@ def _adaptive_avg_pool_kernel(
     n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
     front = 0
     if DEEP:
-        front, back = _part(k, DY, DX)
-    top, bottom = _part(i, HY, HX)
-    left, right = _part(j, WY, WX)
+        front, back = part(k, DY, DX)
+    top, bottom = part(i, HY, HX)
+    left, right = part(j, WY, WX)
     x += n * x_n + step_to(c, x_c, WIDE)
     acc = tl.zeros((BP, BC), tl.float32)
     for z in range(MOST_D if DEEP else 1):

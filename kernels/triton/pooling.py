@@ -17,7 +17,12 @@ from .._budget import Budget, channels_first
 from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window
 from . import _adaptive_pooling, _configs, _tile
-from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, three, voxels_of
+from ._adaptive_max import adaptive_max_pool_backward as adaptive_max_pool_backward
+from ._adaptive_max import adaptive_max_pool_forward as adaptive_max_pool_forward
+from ._lp_pool import lp_pool_backward as lp_pool_backward
+from ._lp_pool import lp_pool_forward as lp_pool_forward
+from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
+from ._windows import WIDEST, backward_constants, forward_constants
 
 BUDGETS = {
     "_max_pool_forward_kernel": Budget(registers=224, blocks=2, narrow=channels_first),
@@ -197,38 +202,15 @@ MAX_FORWARD = _configs.rows("max_pool_forward")
 MAX_BACKWARD = _configs.rows("max_pool_backward")
 AVG_FORWARD = _configs.rows("avg_pool_forward")
 AVG_BACKWARD = _configs.rows("avg_pool_backward")
-WIDEST = 32
-"""Columns of a window that are unrolled all at once; of a wider one, so many at a time."""
-AT_A_TIME = 8
-
-
-def _unrolled(columns: int) -> int:
-    return columns if columns <= WIDEST else AT_A_TIME
-
-
-def _constants(window: Window, dilated: bool = True) -> dict:
-    of = {
-        ("KD", "KH", "KW"): three(window.kernel, 1),
-        ("SD", "SH", "SW"): three(window.stride, 1),
-        ("FRONT", "TOP", "LEFT"): three(window.padding, 0),
-    } | ({("DD", "DH", "DW"): three(window.dilation, 1)} if dilated else {})
-    return {name: value for names, values in of.items() for name, value in zip(names, values)}
-
-
-def _forward(window: Window, dilated: bool = True) -> dict:
-    return {**_constants(window, dilated), "UNROLL": _unrolled(window.kernel[-1])}
-
-
-def _backward(window: Window, dilated: bool = True) -> dict:
-    laps = dict(zip(("LAPS_D", "LAPS_H", "LAPS_W"), three(window.laps, 1)))
-    return {**_constants(window, dilated), **laps, "UNROLL": _unrolled(window.laps[-1])}
+PLAIN = ("kernel", "stride", "padding")
+DILATED = (*PLAIN, "dilation")
 
 
 def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: Any) -> None:
     grid, tile = pixel_plan(MAX_FORWARD, y, x)
     _tile.launch(
         _max_pool_forward_kernel, grid, x, y, tap, indices, *sizes_of(y, x), *steps_of(x), *steps_of(y),
-        **_forward(window), **tile,
+        **forward_constants(window, *DILATED), **tile,
     )  # fmt: skip
 
 
@@ -236,7 +218,7 @@ def _max_backward(dy: Any, tap: Any, dx: Any, window: Window) -> None:
     grid, tile = pixel_plan(MAX_BACKWARD, dx, dy, tap)
     _tile.launch(
         _max_pool_backward_kernel, grid, dy, tap, dx, *sizes_of(dx, dy), *steps_of(dy), *steps_of(tap), *steps_of(dx),
-        **_backward(window), **tile,
+        **backward_constants(window, *DILATED), **tile,
     )  # fmt: skip
 
 
@@ -248,7 +230,7 @@ def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
     grid, tile = pixel_plan(AVG_FORWARD, y, x)
     _tile.launch(
         _avg_pool_forward_kernel, grid, x, y, *sizes_of(y, x), *steps_of(x), *steps_of(y), float(divisor.override or 1),
-        **_forward(window, dilated=False), **_divided_by(divisor), **tile,
+        **forward_constants(window, *PLAIN), **_divided_by(divisor), **tile,
     )  # fmt: skip
 
 
@@ -256,7 +238,7 @@ def _avg_backward(dy: Any, dx: Any, window: Window, divisor: Divisor) -> None:
     grid, tile = pixel_plan(AVG_BACKWARD, dx, dy)
     _tile.launch(
         _avg_pool_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps_of(dy), *steps_of(dx), float(divisor.override or 1),
-        **_backward(window, dilated=False), **_divided_by(divisor), **tile,
+        **backward_constants(window, *PLAIN), **_divided_by(divisor), **tile,
     )  # fmt: skip
 
 

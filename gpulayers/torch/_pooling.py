@@ -1,0 +1,38 @@
+"""What poolings' drop-ins share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gpulayers.torch import _autocast
+from gpulayers.torch._arguments import batched, each
+
+Size = int | Sequence[int]
+
+
+def of_volumes(axes: int, input: Any) -> Any:
+    """``input``; under autocast on a CPU, as torch, in float32 where it is volumes."""
+    return _autocast.cast(_autocast.ON_CPU, (input,), 1)[0] if axes == 3 and isinstance(input, Tensor) else input
+
+
+def in_parts(axes: int, op: Callable, theirs: Callable, input: Any, output_size: Any, *more: Any) -> Any:
+    """``op`` with the input's size in the place of each None."""
+    sizes = each(output_size, axes)
+    if not isinstance(input, Tensor) or len(sizes) != axes or input.dim() < axes or (axes == 1 and None in sizes):
+        return theirs(input, output_size, *more)  # raises
+    sizes = tuple([n if o is None else o for o, n in zip(sizes, input.shape[-axes:])])
+    return batched(op, axes + 2, of_volumes(axes, input), sizes, *more)
+
+
+class Pool:
+    """A class of torch.nn's that pools: its forward, with ours in the place of torch's function."""
+
+    _function: Callable[..., Any]
+    _options: tuple[str, ...]
+    """Its attributes that the function takes, in that order."""
+
+    def forward(self, input: Tensor) -> Any:
+        return self._function(input, *[getattr(self, name) for name in self._options])

@@ -1,0 +1,152 @@
+"""Maxima of so many parts, whose places are kept. Backward gathers: each pixel of x asks the parts that it lies in which pixel
+won."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .._budget import Budget, channels_first
+from .._window import image, output_order
+from . import _configs, _tile
+from ._adaptive_pooling import most, part
+from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
+
+BUDGETS = {
+    "_adaptive_max_pool_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
+    "_adaptive_max_pool_backward_kernel": Budget(registers=240, blocks=2, narrow=channels_first),
+}
+
+
+@triton.jit
+def _kept(
+    y, index, indices, best, won, n, k, i, j, c, mask, y_n, y_d, y_h, y_w, y_c, DEEP: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    place = n * y_n + step_to(c, y_c, WIDE) + placed(k, i, j, y_d, y_h, y_w, DEEP, WIDE)
+    tl.store(y + place, best.to(y.dtype.element_ty), mask)
+    if index is not None:
+        tl.store(index + place, won, mask)
+    if indices is not None:
+        tl.store(indices + place, won.to(tl.int64), mask)
+
+
+@triton.jit
+def _adaptive_max_pool_kernel(
+    x, y, index, indices,
+    M, DY, HY, WY, DX, HX, WX, C, x_n, x_d, x_h, x_w, x_c, y_n, y_d, y_h, y_w, y_c, MOST_D, MOST_H, MOST_W,
+    DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
+    front, back = part(k, DY, DX)
+    top, bottom = part(i, HY, HX)
+    left, right = part(j, WY, WX)
+    x += n * x_n + step_to(c, x_c, WIDE)
+    best = tl.full((BP, BC), float("-inf"), tl.float32)
+    won = tl.full((BP, BC), -1, tl.int32)
+    for z in range(MOST_D if DEEP else 1):
+        d = front + z
+        for r in range(MOST_H):
+            h = top + r
+            row = mask & (h < bottom)
+            first = h * WX
+            if DEEP:
+                row &= d < back
+                first += d * HX * WX
+            for q in range(MOST_W):
+                w = left + q
+                there = row & (w < right)
+                at = placed(d, h, w, x_d, x_h, x_w, DEEP, WIDE)
+                v = tl.load(x + at, there, other=float("-inf")).to(tl.float32)
+                better = there & ((v > best) | (v != v) | (won < 0))
+                best = tl.where(better, v, best)
+                won = tl.where(better, first + w, won)
+    _kept(y, index, indices, best, won, n, k, i, j, c, mask, y_n, y_d, y_h, y_w, y_c, DEEP, WIDE)
+
+
+@triton.jit
+def _adaptive_max_pool_backward_kernel(
+    dy, index, dx,
+    M, DX, HX, WX, DY, HY, WY, C, dy_n, dy_d, dy_h, dy_w, dy_c, i_n, i_d, i_h, i_w, i_c, x_n, x_d, x_h, x_w, x_c,
+    MOST_D, MOST_H, MOST_W, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    n, d, h, w, c, mask = voxels_of(M, DX, HX, WX, C, DEEP, BP, BC)
+    dy += n * dy_n + step_to(c, dy_c, WIDE)
+    index += n * i_n + step_to(c, i_c, WIDE)
+    own = h * WX + w
+    if DEEP:
+        own += d * HX * WX
+    acc = tl.zeros((BP, BC), tl.float32)
+    top, bottom = part(h, HX, HY)
+    left, right = part(w, WX, WY)
+    front, back = 0, DY
+    if DEEP:
+        front, back = part(d, DX, DY)
+    for e in range(MOST_D if DEEP else 1):
+        k = front + e
+        for a in range(MOST_H):
+            i = top + a
+            row = mask & (i < bottom)
+            if DEEP:
+                row &= k < back
+            for b in range(MOST_W):
+                j = left + b
+                hit = row & (j < right)
+                won = tl.load(index + placed(k, i, j, i_d, i_h, i_w, DEEP, WIDE), hit, other=-1)
+                hit &= won == own
+                acc += tl.load(dy + placed(k, i, j, dy_d, dy_h, dy_w, DEEP, WIDE), hit, other=0.0).to(tl.float32)
+    place = n * x_n + step_to(c, x_c, WIDE) + placed(d, h, w, x_d, x_h, x_w, DEEP, WIDE)
+    tl.store(dx + place, acc.to(dx.dtype.element_ty), mask)
+
+
+# --- launches --------------------------------------------------------------------------------------------------------
+
+
+ADAPTIVE = _configs.rows("adaptive_max_pool_forward")
+BACKWARD = _configs.rows("adaptive_max_pool_backward")
+
+
+def _outputs(x: Any, size: tuple, needs: tuple, return_indices: bool, empty: Any) -> list:
+    """[y, index or None, indices or None]."""
+    shape, order = (*x.shape[:2], *size), output_order(x)
+    index = empty(shape, "int32", order) if needs else None
+    return [empty(shape, x.dtype, order), index, empty(shape, "int64", order) if return_indices else None]
+
+
+def _views(arrays: list) -> list:
+    return [a if a is None else image(a) for a in arrays]
+
+
+def _returned(y: Any, index: Any, indices: Any) -> tuple[tuple, dict]:
+    return (y,) if indices is None else (y, indices), {} if index is None else {"index": index}
+
+
+def _backward(dy: Any, index: Any, x: Any, empty: Any) -> Any:
+    dx = empty(x.shape, x.dtype, x.like().order)
+    dy, index, out = image(dy), image(index), image(dx)
+    grid, tile = pixel_plan(BACKWARD, out, dy, index)
+    _tile.launch(
+        _adaptive_max_pool_backward_kernel, grid, dy, index, out, *sizes_of(out, dy), *steps_of(dy), *steps_of(index),
+        *steps_of(out), *most(dy, out), **tile,
+    )  # fmt: skip
+    return dx
+
+
+def adaptive_max_pool_forward(
+    x: Any, *, needs: tuple = (), output_size: tuple, return_indices: bool, empty: Any
+) -> tuple[tuple, dict]:
+    found = _outputs(x, output_size, needs, return_indices, empty)
+    source, (y, index, indices) = image(x), _views(found)
+    grid, tile = pixel_plan(ADAPTIVE, y, source)
+    _tile.launch(
+        _adaptive_max_pool_kernel, grid, source, y, index, indices, *sizes_of(y, source), *steps_of(source), *steps_of(y),
+        *most(source, y), **tile,
+    )  # fmt: skip
+    return _returned(*found)
+
+
+def adaptive_max_pool_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, return_indices: bool, empty: Any
+) -> tuple:
+    return (_backward(dys[0], saved["index"], inputs[0], empty),)

@@ -1,0 +1,119 @@
+"""Maxima of so many parts, and norms."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from halves import check_op
+
+import gpulayers as gl
+from gpulayers.definition import KindError, ShapeError
+from gpulayers.ops.pooling import adaptive_max_pool, lp_pool
+from gpulayers.testing.check_layer import check_layer
+from gpulayers.torch import functional
+
+
+def draw(*shape: int, last: bool = False) -> np.ndarray:
+    """Random values; ``last``: channels-last in memory."""
+    x = np.random.default_rng(list(shape)).standard_normal(shape)
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if last else x
+
+
+def special(x: np.ndarray) -> np.ndarray:
+    """Ties, NaN, and many −∞."""
+    x = np.round(x)
+    x[np.random.default_rng(0).random(x.shape) < 0.1] = np.nan
+    x[np.random.default_rng(1).random(x.shape) < 0.4] = -np.inf
+    return x
+
+
+HALVES = {"dtypes": ["float16", "bfloat16"], "dys": ["dense"]}
+PARTS = [((2, 3, 7), 3), ((2, 3, 5, 6), (2, None)), ((2, 3, 4, 6), 1), ((1, 2, 3, 4, 5), (2, 1, 3)), ((0, 3, 4, 5), 2)]
+NORMS = [
+    ((2, 3, 9), {"norm_type": 2, "kernel_size": 3, "stride": 2}),
+    ((1, 2, 7, 6), {"norm_type": 3, "kernel_size": 2, "ceil_mode": True}),
+    ((1, 2, 5, 5), {"norm_type": 1, "kernel_size": 3, "stride": 1}),
+    ((1, 2, 3, 4, 5), {"norm_type": 2, "kernel_size": 2, "ceil_mode": True}),
+]
+
+
+@pytest.mark.parametrize("shape, size", PARTS)
+def test_adaptive_max_pool(shape, size):
+    x = draw(*shape, last=shape[-1] % 2 == 1)
+    options = {"output_size": size, "return_indices": shape[-1] % 2 == 0}
+    assert check_op(adaptive_max_pool, x, dtypes=["float32"], **options) == ["definition", "triton"]
+    if shape in (PARTS[1][0], PARTS[3][0]):
+        check_op(adaptive_max_pool, special(x), **HALVES, **options)
+
+
+@pytest.mark.parametrize("shape, options", NORMS)
+def test_lp_pool(shape, options):
+    x = np.abs(draw(*shape, last=shape[-1] % 2 == 1)) + 0.1
+    assert check_op(lp_pool, x, dtypes=["float32"], dys=["expanded"], **options) == ["definition", "triton"]
+    if shape in (NORMS[0][0], NORMS[3][0]):
+        check_op(lp_pool, x, **HALVES, **options)
+
+
+# --- against torch ---------------------------------------------------------------------------------------------------
+
+
+def same(name, x, *more, **options):
+    """Our function and torch's give the same numbers, and gradients."""
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    mine, truth = getattr(functional, name)(a, *more, **options), getattr(F, name)(b, *more, **options)
+    if isinstance(truth, tuple):
+        assert torch.equal(mine[1], truth[1])
+        mine, truth = mine[0], truth[0]
+    torch.testing.assert_close(mine, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
+    dy = torch.randn_like(truth)
+    mine.backward(dy)
+    truth.backward(dy)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape, size", PARTS[:-1])
+def test_adaptive_max_pool_is_torchs(shape, size):
+    name = f"adaptive_max_pool{len(shape) - 2}d"
+    for x in (draw(*shape), special(draw(*shape))):
+        same(name, torch.from_numpy(x), size, True)
+        same(name, torch.from_numpy(x)[0], size)
+
+
+@pytest.mark.parametrize("shape, options", NORMS)
+def test_lp_pool_is_torchs(shape, options):
+    """Of negative numbers, too, and of zeros."""
+    name = f"lp_pool{len(shape) - 2}d"
+    x = draw(*shape)
+    for given in (x, np.where(np.random.default_rng(0).random(shape) < 0.7, 0, np.abs(x))):
+        same(name, torch.from_numpy(given), **options)
+
+
+# --- layers and errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (gl.AdaptiveMaxPool2d((2, 3), True), (2, 2, 4, 5)),
+        (gl.AdaptiveMaxPool1d(3), (2, 2, 7)),
+        (gl.AdaptiveMaxPool3d(2), (2, 1, 3, 2, 4)),
+        (gl.LPPool2d(2, 2), (2, 2, 4, 5)),
+    ],
+    ids=str,
+)
+def test_layer(layer, shape):
+    check_layer(layer, shape)
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        (lambda x: adaptive_max_pool(x[:, :0], output_size=2), ShapeError, "C, H, W ≥ 1"),
+        (lambda x: lp_pool(x, norm_type=0, kernel_size=2), ShapeError, "norm_type ≠ 0"),
+        (lambda x: lp_pool(x, norm_type="2", kernel_size=2), KindError, "norm_type"),
+    ],
+)
+def test_errors(call, error, text):
+    with pytest.raises(error) as raised:
+        call(draw(2, 3, 4, 5))
+    assert text in str(raised.value)
