@@ -53,9 +53,9 @@ CALLS = [
 ]
 
 
-@layouts
-@pytest.mark.parametrize("shape, options", CALLS)
+@pytest.mark.parametrize("shape, options, last", [(*call, i % 2 == 1) for i, call in enumerate(CALLS)])
 def test_every_backend(shape, options, last):
+    """Channels-first and channels-last in turn."""
     numeric = not last and 0 < np.prod(shape) < 40
     served = check_op(interpolate, draw(*shape, last=last), numeric=numeric, dys=["dense", "strided"], **options)
     assert served == ["definition", "numpy", "triton"]

@@ -28,9 +28,9 @@ WINDOWS = [
 ]
 
 
-@layouts
-@pytest.mark.parametrize("shape, options", WINDOWS)
+@pytest.mark.parametrize("shape, options, last", [(*call, i % 2 == 1) for i, call in enumerate(WINDOWS)])
 def test_unfold(shape, options, last):
+    """Channels-first and channels-last in turn."""
     numeric = not last and 0 < np.prod(shape) < 100
     served = check_op(unfold, draw(*shape, last=last), numeric=numeric, **options)
     assert served == ["definition", "numpy", "triton"]
@@ -69,9 +69,9 @@ SHUFFLES = [
 ]
 
 
-@layouts
-@pytest.mark.parametrize("op, shape, options", SHUFFLES)
+@pytest.mark.parametrize("op, shape, options, last", [(*call, i % 2 == 1) for i, call in enumerate(SHUFFLES)])
 def test_shuffles(op, shape, options, last):
+    """Channels-first and channels-last in turn."""
     assert check_op(op, draw(*shape, last=last), **options) == ["definition", "triton"]
 
 
