@@ -53,7 +53,7 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "BatchNorm1d": [({"num_features": 5}, (4, 5)), ({"num_features": 3, "affine": False}, (4, 3, 5))],
     "BatchNorm2d": [({"num_features": 4}, _IMAGE), ({"num_features": 4, "track_running_stats": False}, _IMAGE)],
     "AdaptiveMaxPool1d": [({"output_size": 3}, _ROW)],
-    "AdaptiveMaxPool2d": [({"output_size": (2, 3), "return_indices": True}, _IMAGE)],
+    "AdaptiveMaxPool2d": [({"output_size": 3}, _IMAGE), ({"output_size": (2, 3), "return_indices": True}, _IMAGE)],
     "AdaptiveMaxPool3d": [({"output_size": 2}, _VOLUME)],
     "LPPool1d": [({"norm_type": 1, "kernel_size": 2}, _ROW)],
     "LPPool2d": [({"norm_type": 1, "kernel_size": 2, "stride": 1}, _IMAGE)],
@@ -224,7 +224,7 @@ class Everything(nn.Module):
         row = through(" ".join(f"{name}1d" for name in pads + pools), x.flatten(2))
         volume = through(" ".join(f"{name}3d" for name in pads + pools), torch.stack([x, x], 2))
         x = x + row.mean(2)[..., None, None] + volume.mean((2, 3, 4))[..., None, None]
-        x = x + first(through("LPPool2d AdaptiveMaxPool2d", x)).mean((2, 3), keepdim=True)
+        x = x + through("LPPool2d AdaptiveMaxPool2d", x).mean((2, 3), keepdim=True)
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)
