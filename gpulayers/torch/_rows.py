@@ -17,9 +17,18 @@ from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.torch import _epilogue, activation
 from gpulayers.torch._arguments import held
 from gpulayers.torch.linear import Linear, linear
-from gpulayers.torch.norm import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm, add_layer_norm, add_rms_norm, alike
+from gpulayers.torch.norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LayerNorm,
+    RMSNorm,
+    add_layer_norm,
+    add_rms_norm,
+    alike,
+)
 
-BATCH_NORMS = (BatchNorm1d, BatchNorm2d)
+BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 _ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
 
 Act: TypeAlias = nn.Module | str
