@@ -21,7 +21,10 @@ def _case(name: str, n: int, c: int, size: int, out: int, cpu: bool, **options: 
         return F.interpolate(x, (out, out), mode=mode, **how)
 
     title = f"{name}, {n}×{c}×{size}² to {out}²"
-    return Case(interpolate, title, ((n, c, size, size),), {"size": (out, out), **options}, theirs, cpu=cpu)
+    headline = name.startswith("U-Net") and not cpu
+    return Case(
+        interpolate, title, ((n, c, size, size),), {"size": (out, out), **options}, theirs, cpu=cpu, headline=headline
+    )
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:

@@ -17,7 +17,9 @@ def _case(op: Any, name: str, shape: tuple, cpu: bool, **options: Any) -> Case:
     def theirs(x: Any) -> Any:
         return function(x, **options)
 
-    return Case(op, f"{name}, {'×'.join(map(str, shape))}", (shape,), options, theirs, cpu=cpu)
+    headline = name == "3×3 windows" and op is unfold and not cpu
+    title = f"{name}, {'×'.join(map(str, shape))}"
+    return Case(op, title, (shape,), options, theirs, cpu=cpu, headline=headline)
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:

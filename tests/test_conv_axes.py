@@ -241,7 +241,7 @@ def test_layer_errors():
         RuntimeError, match=r"Conv1d: x: the rule is x.shape = \(N, C, L\) where .*; got \[2, 3, 4, 5\]"
     ):
         gl.Conv1d(3, 4, 2)(draw(2, 3, 4, 5).astype(np.float32))
-    with pytest.raises(ShapeError, match="Conv1d: padding: the rule is padding < W where it reflects"):
+    with pytest.raises(ShapeError, match="Conv1d: padding: the rule is padding < L where it reflects"):
         gl.Conv1d(3, 4, 2, padding=9, padding_mode="reflect").output_shape((None, 3, 5))
 
 

@@ -65,10 +65,10 @@ def planned(family: str, dtype: str, arch: int) -> _plan.Plan:
 @functools.cache
 def elsewhere(family: str, arch: int) -> list[tuple[Case, str]]:
     """(call, dtype) on sm_80 or sm_100: each takes half of the calls, bfloat16 and float32 in turn, and of the others'
-    those that bring a kernel; a family of one or two calls is compiled whole."""
+    those that bring a kernel; a family of up to three calls is compiled whole."""
     everywhere, own = ([c for c in audits(family) if (c.archs == EVERYWHERE) is all_of] for all_of in (True, False))
     alone = [(c, "bfloat16") for c in own if arch in c.archs]
-    if len(everywhere) <= 2:
+    if len(everywhere) <= 3:
         return [(c, dtype) for c in everywhere for dtype in ("bfloat16", "float32")] + alone
     each = [(c, "float32" if i % 2 == (arch == 100) else "bfloat16") for i, c in enumerate(everywhere)]
     found = [pair for i, pair in enumerate(each) if (i % 4 < 2) == (arch == 80)]

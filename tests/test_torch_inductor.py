@@ -149,7 +149,7 @@ def test_norms_of_a_sum(norm, weights):
 
 
 def test_every_class():
-    """One graph of all: no op of ours is left in it, forward and backward; it computes what eager launches compute."""
+    """One graph of all: no op of ours but one is left in it, forward and backward; it computes what eager launches compute."""
     model = Everything(gt)
 
     def trained(call):
@@ -165,7 +165,8 @@ def test_every_class():
         (found,), targets = traced(loss, trained)
         model.load_state_dict(before)
         same(found, trained(loss), rtol=0, atol=0)
-    assert len(targets) > 100 and set(targets) == {"triton_kernel_wrapper_functional"}
+    tables = {"gpulayers.interpolate.default", "gpulayers.interpolate_backward.default"}  # are made outside of a graph
+    assert len(targets) > 100 and set(targets) == {"triton_kernel_wrapper_functional"} | tables
 
 
 def test_torchs_kernels_on_the_cpu():

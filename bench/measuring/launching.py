@@ -99,6 +99,12 @@ def _of_sum(norm: str) -> Callable[[Any], Any]:
     return lambda m: _OfSum(m, norm)
 
 
+def _sampled(m: Any) -> Callable[[Tensor], Tensor]:
+    n, dtype = _width(m, IMAGE[0], PIXELS[0]), torch.bfloat16 if m is gt else torch.float32
+    grid = torch.zeros(n, 4, 4, 2, dtype=dtype)
+    return lambda x: m.functional.grid_sample(x, grid, align_corners=False)
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -127,6 +133,18 @@ def subjects() -> list[Subject]:
         Subject("max_pool", lambda m: m.MaxPool2d(2), IMAGE, PIXELS),
         Subject("avg_pool", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
         Subject("adaptive_avg_pool", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),
+        Subject("adaptive_max_pool", lambda m: m.AdaptiveMaxPool2d(2), IMAGE, PIXELS),
+        Subject("lp_pool", lambda m: m.LPPool2d(2, 2), IMAGE, PIXELS),
+        Subject("group_norm", lambda m: m.GroupNorm(2, _width(m, 64, 4)), IMAGE, PIXELS),
+        Subject("instance_norm", lambda m: m.InstanceNorm2d(_width(m, 64, 4)), IMAGE, PIXELS),
+        Subject("local_response_norm", lambda m: m.LocalResponseNorm(3), IMAGE, PIXELS),
+        Subject("interpolate", lambda m: m.Upsample(scale_factor=2, mode="bilinear"), IMAGE, PIXELS),
+        Subject("grid_sample", _sampled, IMAGE, PIXELS),
+        Subject("unfold", lambda m: m.Unfold(2), IMAGE, PIXELS),
+        Subject("fold", lambda m: m.Fold((5, 5), 2), (2, 64, 16), (1, 4, 16)),
+        Subject("pixel_shuffle", lambda m: m.PixelShuffle(2), IMAGE, PIXELS),
+        Subject("pixel_unshuffle", lambda m: m.PixelUnshuffle(2), IMAGE, PIXELS),
+        Subject("channel_shuffle", lambda m: m.ChannelShuffle(2), IMAGE, PIXELS),
     ]  # fmt: skip
 
 

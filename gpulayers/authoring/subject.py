@@ -85,7 +85,7 @@ def _usual(layer: gl.Layer) -> Iterator[list[tuple]]:
     parameters = list(inspect.signature(layer.forward).parameters.values())
     count = sum(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters) or 1
     features, channels = _size(layer, FEATURES), _size(layer, CHANNELS)
-    sizes = (5, 8, 6)[-getattr(layer, "spatial", 2) :]
+    sizes = (5, 8, 6)[-(getattr(layer, "spatial", None) or 2) :]
     rows, images, sequences = (4, features or 6), (4, channels or 4, *sizes), (4, 5, features or 6)
     first = [images, rows] if channels or layer.neuron_type in ("convolutional", "pooling") else [rows, images]
     for shape in (*first, sequences, (4,)):

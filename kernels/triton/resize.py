@@ -13,8 +13,8 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from gpulayers import arrays
 from gpulayers._taps import taps, transposed
-from gpulayers.arrays import float32
 
 from .._budget import Budget
 from .._window import output_order
@@ -103,7 +103,7 @@ def _table(make: Any, how: tuple, like: Any) -> tuple[Any, Any, int]:
     if key not in _tables:
         if like.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a CUDA graph cannot capture the first resizing to a size: run one before")
-        found = make(*how, kind=float32)
+        found = make(*how, kind=arrays.float32)
         more = ((0, 0), (0, _length(found.places.shape[1]) - found.places.shape[1]))
         index, weight = np.pad(found.places, more, constant_values=-1), np.pad(found.weights, more)
         # These copies wait for the GPU, once: every stream may read them from then on.
