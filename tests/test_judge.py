@@ -67,7 +67,7 @@ def _cut(case):
     def few(s):
         if isinstance(s, Labels):
             return Labels((2, *s.shape[1:]), s.high)
-        return (2, *s[1:]) if s == shapes[0] else s
+        return (2, *s[1:]) if s == shapes[0] or case.op.name == "grid_sample" else s
 
     return case._replace(shapes=tuple(map(few, shapes)))
 
