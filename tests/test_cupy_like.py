@@ -7,6 +7,7 @@ pytest.importorskip("cupy")
 
 from gpulayers.arrays import arranged, bfloat16, float32, namespace, spec
 from gpulayers.definition import Rule
+from gpulayers.inventory import ops
 from gpulayers.ops._op import Op
 from gpulayers.testing.check_op import CheckError, check_op
 from gpulayers.testing.cupy_like import unwrap, wrap
@@ -105,3 +106,18 @@ def test_wrong_definitions_are_noticed(forward, message):
     """They are right on NumPy's arrays, and those of its memory orders."""
     with pytest.raises((CheckError, TypeError, AttributeError), match=message):
         check_op(_op(forward, lambda dy, x: _kept(dy * 2, x)), X.T.astype(np.float64), backends=["definition"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "options", "dtype"),
+    [
+        ("conv_transpose", ((2, 3, 4), (3, 2, 2)), {"stride": 2}, "float64"),
+        ("adaptive_max_pool", ((2, 3, 5),), {"output_size": 2}, "float64"),
+        ("lp_pool", ((2, 3, 5),), {"norm_type": 2, "kernel_size": 2}, "float64"),
+        ("pixel_unshuffle", ((2, 1, 4, 6),), {"downscale_factor": 2}, "bfloat16"),
+    ],
+)
+def test_definitions_that_other_tests_take_in_other_dtypes(name, shapes, options, dtype):
+    (op,) = (op for op in ops() if op.name == name)
+    xs = map(np.random.default_rng(0).standard_normal, shapes)
+    assert check_op(op, *xs, backends=["definition"], dtypes=[dtype], **options) == ["definition"]
