@@ -12,6 +12,7 @@ from test_fuse import OTHERS, cache, made, module_of, shapes_and_dtypes, triton 
 import gpulayers as gl
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import Spec, bfloat16, float32
+from gpulayers.export.recording.graph import at_batch
 from gpulayers.fusing import FusionError, by_hand, fuse, fusion
 from gpulayers.testing import audit_op, check_op
 from gpulayers.testing.cupy_like import unwrap, wrap
@@ -126,18 +127,14 @@ def test_each_piece_is_an_op(name):
     ((shape,), _), rng = shapes_and_dtypes(OTHERS[name][1]), np.random.default_rng(2)
     split = fusion(made(name), (None, *shape[1:]))
     for part in split.parts:
-        xs = [rng.standard_normal(arrays_shape(n, 3)) for n in part.loads]
+        xs = [rng.standard_normal(at_batch(n.shape, 3)) for n in part.loads]
         assert check_op(part.op, *xs, backends=["definition", "triton"], dtypes=["float32", "bfloat16"])
-
-
-def arrays_shape(node, batch: int) -> tuple:
-    return tuple(n if isinstance(n, int) else int(n(batch)) for n in node.shape)
 
 
 def test_machine_code_of_pieces():
     split = fusion(Gated(), (None, 512))
     for part in split.parts:
-        specs = [Spec(arrays_shape(n, 1024), bfloat16 if len(n.shape) > 1 else float32) for n in part.loads]
+        specs = [Spec(at_batch(n.shape, 1024), bfloat16 if len(n.shape) > 1 else float32) for n in part.loads]
         for report in audit_op(part.op, *specs, archs=[90]):
             assert not report.spills
 
@@ -180,7 +177,7 @@ def test_launchers_by_hand(tmp_path, triton):  # noqa: F811
     path.write_text(by_hand(split))
     module = module_of(path)
     for part in split.parts:
-        xs = [rng.standard_normal(arrays_shape(n, 3), np.float32) for n in part.loads]
+        xs = [rng.standard_normal(at_batch(n.shape, 3), np.float32) for n in part.loads]
         launch = getattr(module, f"launch_{part.name}")
         got = launch(*map(torch.from_numpy, xs), empty=lambda shape, dtype: torch.empty(shape, dtype=torch.float32))
         assert error(got.numpy(), part.op(*xs)) <= 1e-6

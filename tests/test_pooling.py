@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from halves import check_op
+from pooling_calls import compare_with_torch, draw
 
 import gpulayers as gl
 from gpulayers.arrays import FLOATS, Spec, float32
@@ -15,13 +16,6 @@ from gpulayers.testing.arena import arena
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.interpreter import interpreting
-
-
-def draw(*shape: int, last: bool = False) -> np.ndarray:
-    """Random values; ``last``: channels-last in memory."""
-    x = np.random.default_rng(list(shape)).standard_normal(shape)
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if last else x
-
 
 WINDOWS = [
     ((2, 3, 6, 6), {"kernel_size": 2}),
@@ -202,16 +196,6 @@ CASES = [
 
 
 # --- against torch ---------------------------------------------------------------------------------------------------
-
-
-def compare_with_torch(op, function, x, **options):
-    y, record = op.record(x, **options)
-    tensor = torch.from_numpy(x.copy()).requires_grad_()
-    expected = function(tensor, **options)
-    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-12)
-    dy = draw(*y.shape)
-    expected.backward(torch.from_numpy(dy))
-    np.testing.assert_allclose(record.backward(dy)[0], tensor.grad.numpy(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape, options", WINDOWS + DILATED)

@@ -5,27 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from halves import check_op
+from pooling_calls import draw, special
 
 import gpulayers as gl
 from gpulayers.definition import KindError, ShapeError
 from gpulayers.ops.pooling import adaptive_max_pool, lp_pool
 from gpulayers.testing.check_layer import check_layer
 from gpulayers.torch import functional
-
-
-def draw(*shape: int, last: bool = False) -> np.ndarray:
-    """Random values; ``last``: channels-last in memory."""
-    x = np.random.default_rng(list(shape)).standard_normal(shape)
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if last else x
-
-
-def special(x: np.ndarray) -> np.ndarray:
-    """Ties, NaN, and many −∞."""
-    x = np.round(x)
-    x[np.random.default_rng(0).random(x.shape) < 0.1] = np.nan
-    x[np.random.default_rng(1).random(x.shape) < 0.4] = -np.inf
-    return x
-
 
 HALVES = {"dtypes": ["float16", "bfloat16"], "dys": ["dense"]}
 PARTS = [((2, 3, 7), 3), ((2, 3, 5, 6), (2, None)), ((2, 3, 4, 6), 1), ((1, 2, 3, 4, 5), (2, 1, 3)), ((0, 3, 4, 5), 2)]

@@ -56,7 +56,12 @@ class Alone:
         raise NotImplementedError
 
     def attributes(self, around: Around) -> dict[str, Any]:
-        return {name: at_batch(value, around.batch) for name, value in self.node.attributes.items()}
+        return _at(self.node, around)
+
+
+def _at(node: Node, around: Around) -> dict[str, Any]:
+    """Its attributes, with numbers for formulas."""
+    return {name: at_batch(value, around.batch) for name, value in node.attributes.items()}
 
 
 def drawn(nodes: Sequence[Node], around: Around) -> dict[Node, Any]:
@@ -68,9 +73,10 @@ def drawn(nodes: Sequence[Node], around: Around) -> dict[Node, Any]:
             found[node] = random.draw()
             continue
         (draw,) = node.inputs
-        generator = generators.setdefault(draw, np.random.default_rng(found[draw]))
-        attributes = {name: at_batch(value, around.batch) for name, value in node.attributes.items()}
-        found[node] = from_generator(generator, **attributes).astype(compute_dtype(around.dtype))
+        if draw not in generators:
+            generators[draw] = np.random.default_rng(found[draw])
+        numbers = from_generator(generators[draw], **_at(node, around))
+        found[node] = numbers.astype(compute_dtype(around.dtype))
     return {node: transfer.beside(value, around.like) for node, value in found.items()}
 
 
@@ -119,10 +125,10 @@ class ArrayCode(Alone):
         return xp.asarray(y).astype(dtype, copy=False)
 
     def plan(self, specs: Sequence[Any], around: Around) -> tuple[str, dict[str, str]]:
-        policy, device = dispatch._policy.get(), arrays.library(around.like).device(around.like)
-        if "definition" not in policy.backends:
+        device = arrays.library(around.like).device(around.like)
+        if "definition" not in dispatch.permitted():
             return "", {"definition": "array code is not permitted"}
-        if policy.strict and device != "cpu":
+        if dispatch._policy.get().strict and device != "cpu":
             return "", {"definition": "strict mode forbids array code"}
         return "definition", {}
 

@@ -75,13 +75,12 @@ def _in_pieces(split: Split) -> str:
 
 def _batch(part: Part) -> str:
     """The batch's size, in terms of a piece's arrays."""
-    for stand in part.stands.values():
-        for i, size in enumerate(stand.shape):
-            if isinstance(size, Formula) and size.is_whole and size.b:
-                count = f"{stand.name}.shape[{i}]"
-                count = count if not size.a else f"({count} - {size.a})"
-                return count if size.b == 1 else f"{count} // {size.b}"
-    return "1"
+    if part.counted is None:
+        return "1"
+    i, axis, size = part.counted
+    count = f"{[*part.stands.values()][i].name}.shape[{axis}]"
+    count = count if not size.a else f"({count} - {size.a})"
+    return count if size.b == 1 else f"{count} // {size.b}"
 
 
 def _launched(kernels: Kernels) -> list[Kernel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
@@ -199,6 +200,7 @@ class Fusion:
         """What its file is called."""
         return key_of(self.name, self.text)
 
+    @functools.cached_property
     def module(self) -> Any:
         """The kernels, compiled by nobody yet."""
         return module_with(self.name, self.text, [k for each in self.kernels.values() for k in each.texts()])
@@ -227,7 +229,7 @@ class Fusion:
     def _launch(self, program: Program, given: dict, outputs: dict, xs: Sequence[Any], empty: Callable) -> None:
         joined = [(o, outputs[o.of]) for o in program.outputs if o.of]
         parts = {o.name: None if x is None else x[..., slice(*o.span)] for o, x in joined}
-        Launch(self.kernels[program], self.module(), given, outputs | parts, self._batch(xs), empty).run()
+        Launch(self.kernels[program], self.module, given, outputs | parts, self._batch(xs), empty).run()
 
 
 def snake(name: str) -> str:

@@ -224,8 +224,7 @@ def _split_forward(layer: Any, made: Split, own: Callable, xs: tuple) -> Any:
 
 def _split_backward(layer: Any, frame: Frame, dys: tuple) -> Any:
     made, kept = frame.saved[Split]
-    wanted = [frame.wanted[i] if i < len(frame.wanted) else True for i in range(len(frame.inputs))]
-    dxs, gradients = made.run_backward(kept, dys, wanted)
+    dxs, gradients = made.run_backward(kept, dys, frame.wanted or [True] * len(frame.inputs))
     weights = layer.named_weights()
     for name, gradient in gradients.items():
         weights[name].add_grad(arrays.cast(gradient, weights[name].dtype))

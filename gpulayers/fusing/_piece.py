@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -79,12 +80,20 @@ class Part:
         """The names of the outputs."""
         return [o.name for o in self.program.whole]
 
-    def _batch(self, xs: Sequence[Any]) -> int:
-        for node, x in zip(self.loads, xs):
-            for size, n in zip(node.shape, x.shape):
+    @functools.cached_property
+    def counted(self) -> tuple[int, int, Formula] | None:
+        """(array, axis, its size) by which the batch's size is known; None where no array follows it."""
+        for i, node in enumerate(self.loads):
+            for axis, size in enumerate(node.shape):
                 if isinstance(size, Formula) and size.is_whole and size.b:
-                    return (n - size.a) // size.b
-        return 1
+                    return i, axis, size
+        return None
+
+    def _batch(self, xs: Sequence[Any]) -> int:
+        if self.counted is None:
+            return 1
+        i, axis, size = self.counted
+        return (xs[i].shape[axis] - int(size.a)) // int(size.b)
 
     def _specs(self, xs: Sequence[Any]) -> dict[str, Spec]:
         """Of the outputs: values with an element for each row and column have the dtype of such inputs."""

@@ -286,9 +286,9 @@ class Program:
 
     def columns_of(self, node: Node) -> int:
         """How many of its axes are columns; 0 where nothing is a row."""
-        atoms = [set(axis.atoms or ()) for axis in self.axes.of[node] if axis is not None]
-        inner = sum(bool(run) and run <= self.columns for run in atoms)
-        return inner + self.axes.of[node][len(atoms) - inner :].count(None) if self._rows else 0
+        axes, inner = self.axes.of[node], len(self.column_axes(node))
+        known = len(axes) - axes.count(None)
+        return inner + axes[known - inner :].count(None) if self._rows else 0
 
     # --- what the writer asks ----------------------------------------------------------------------------------------
 

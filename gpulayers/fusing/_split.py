@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -76,6 +77,9 @@ class Split:
         self.kept = {*last, *(n for s in self.backward for n in s.loads)}.intersection(known)
         self._require_worth()
         self.text = file_text(self.docstring, self._kernels())
+        self._forward = _scheduled(self.forward, {*given, *self.ys, *self.states.values(), *self.kept})
+        self._backward: dict[tuple[bool, ...], list[tuple[Step, list[Node]]]] = {}
+        """By which inputs' gradients are wanted."""
 
     @property
     def parts(self) -> list[Part]:
@@ -102,7 +106,9 @@ class Split:
     def _kernels(self) -> list[Kernel]:
         return [k for part in self.parts for k in part.texts()]
 
-    def _module(self) -> Any:
+    @functools.cached_property
+    def module(self) -> Any:
+        """The kernels, compiled by nobody yet."""
         return module_with(self.name, self.text, self._kernels())
 
     def _named(self, roots: Sequence[Node], given: Sequence[Node]) -> dict[Node, str]:
@@ -128,7 +134,7 @@ class Split:
         final = {*self.ys, *(n for n in self.dxs if n is not None)}
 
         def make(group: Group) -> Part:
-            return Part(f"{self.name}_{self.names[group.outputs[0]]}", group, self.names, final, self._module)
+            return Part(f"{self.name}_{self.names[group.outputs[0]]}", group, self.names, final, lambda: self.module)
 
         return [step.made if isinstance(step, Piece) else alone(step) for step in pieces(roots, given, make)]
 
@@ -184,7 +190,7 @@ class Split:
         around = self._around(xs)
         values = dict(zip(self.inputs, xs)) | {node: weights[name] for name, node in self.weights.items()}
         values |= drawn(self.drawn, around)
-        self._run(self.forward, values, around, {*self.ys, *self.states.values(), *self.kept})
+        _run(self._forward, values, around)
         states = {name: values[node] for name, node in self.states.items()}
         kept = {n: values[n] for n in self.kept}
         return tuple(values[y] for y in self.ys), states, (kept, around.batch, around.dtype)
@@ -195,30 +201,16 @@ class Split:
         around = Around(self.layer, dys[0], batch, dtype)
         values = known | dict(zip(self.dys, dys)) | drawn(self.late, around)
         dxs = [dx if want else None for dx, want in zip(self.dxs, wanted)]
-        roots = {*filter(None, dxs), *self.gradients.values()}
-        steps = _asked(self.backward, roots)
-        self._run(steps, values, around, roots)
+        if (steps := self._backward.get(key := tuple(wanted))) is None:
+            roots = {*filter(None, dxs), *self.gradients.values()}
+            given = {*known, *self.dys, *self.late}
+            steps = self._backward[key] = _scheduled(_asked(self.backward, roots), given | roots)
+        _run(steps, values, around)
         return [None if dx is None else values[dx] for dx in dxs], {n: values[g] for n, g in self.gradients.items()}
 
     def _around(self, xs: Sequence[Any]) -> Around:
         dtype = next((d for x in xs if (d := arrays.library(x).dtype(x)) in FLOATS), arrays.float32)
         return Around(self.layer, xs[0], xs[0].shape[0], dtype)
-
-    @staticmethod
-    def _run(steps: Sequence[Step], values: dict[Node, Any], around: Around, kept: set[Node]) -> None:
-        """Fills ``values``, of which only what is ``kept``, or was given, stays."""
-        given = {*values, *kept}
-        last = {n: i for i, s in enumerate(steps) for n in s.loads}
-        for i, step in enumerate(steps):
-            xs = [values[n] for n in step.loads]
-            if isinstance(step, Part):
-                ys = step.op(*xs)
-                values.update(zip(step.outputs, ys if isinstance(ys, tuple) else (ys,)))
-            else:
-                values[step.node] = step.run(xs, around)
-            for node in step.loads:
-                if last[node] == i and node not in given:
-                    values.pop(node, None)
 
     def serves(self) -> bool:
         """Whether dispatch may launch its kernels."""
@@ -230,6 +222,25 @@ def _rows(first: Sequence[Node], last: Sequence[Node], given: Sequence[Node]) ->
     forward = needed(first, given)
     backward = {*needed(last, given)}
     return [n for n in forward if n in backward and n.op in REDUCTIONS and n.kind == "f" and number(n) is None]
+
+
+def _scheduled(steps: Sequence[Step], kept: set[Node]) -> list[tuple[Step, list[Node]]]:
+    """Each step with the values that nobody takes after it, but for those that are ``kept``."""
+    last = {n: step for step in steps for n in step.loads}
+    return [(step, [n for n in dict.fromkeys(step.loads) if last[n] is step and n not in kept]) for step in steps]
+
+
+def _run(steps: Sequence[tuple[Step, list[Node]]], values: dict[Node, Any], around: Around) -> None:
+    """Fills ``values``."""
+    for step, gone in steps:
+        xs = [values[n] for n in step.loads]
+        if isinstance(step, Part):
+            ys = step.op(*xs)
+            values.update(zip(step.outputs, ys if isinstance(ys, tuple) else (ys,)))
+        else:
+            values[step.node] = step.run(xs, around)
+        for node in gone:
+            del values[node]
 
 
 def _asked(steps: Sequence[Step], roots: set[Node]) -> list[Step]:

@@ -8,6 +8,7 @@ import torch
 
 from gpulayers.arrays import Spec, spec
 
+from .._conv import conv_saved
 from .._window import output_order
 from ._tensors import FLOAT32, arranged, plainly, refusal
 
@@ -34,10 +35,6 @@ def _flat(padding: tuple, both: list, sign: int = 1) -> list[int]:
 def _padded(x: torch.Tensor, padding: tuple, both: list, sign: int = 1) -> torch.Tensor:
     left = _flat(padding, both, sign)
     return torch.nn.functional.pad(x, left) if any(left) else x
-
-
-def _saved(x: torch.Tensor, weight: torch.Tensor, needs: tuple) -> dict:
-    return ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
 
 
 def _output(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -80,7 +77,7 @@ def conv_forward(
     groups: int,
 ) -> tuple[tuple, dict]:
     y = plainly(_convolved, x, weight, bias, stride, padding, dilation, groups)
-    return (_output(y, x),), _saved(x, weight, needs)
+    return (_output(y, x),), conv_saved(x, weight, needs)
 
 
 def _conv_gradients(
@@ -134,7 +131,7 @@ def conv_transpose_forward(
     groups: int,
 ) -> tuple[tuple, dict]:
     y = plainly(_transposed, x, weight, bias, stride, padding, output_padding, dilation, groups)
-    return (_output(y, x),), _saved(x, weight, needs)
+    return (_output(y, x),), conv_saved(x, weight, needs)
 
 
 def _transposed_gradients(

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpulayers.arrays import Spec, arranged, compute_dtype, empty_numpy, float64, spec
 
+from .._conv import conv_saved
 from .._window import Window, output_order
 from . import _conv_images, _conv_volumes
 from ._conv import Options
@@ -51,10 +52,6 @@ def _bias_gradient(dy: np.ndarray, bias: Spec) -> np.ndarray:
     return dy.sum((0, *range(2, dy.ndim)), dtype=compute_dtype(dy.dtype)).astype(bias.dtype, copy=False)
 
 
-def _saved(x: np.ndarray, weight: np.ndarray, needs: tuple) -> dict:
-    return ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
-
-
 def conv_forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -70,7 +67,7 @@ def conv_forward(
     size = Window(tuple(weight.shape[2:]), stride, before, dilation).output_size(x.shape[2:], after)
     y = empty_numpy(Spec((len(x), len(weight), *size), x.dtype, output_order(spec(x))))
     _forward(x, weight, bias, y, _options(stride, padding, dilation, groups))
-    return (y,), _saved(x, weight, needs)
+    return (y,), conv_saved(x, weight, needs)
 
 
 def conv_backward(
@@ -114,7 +111,7 @@ def conv_transpose_forward(
     _input_gradient(x, weight, y, _options(stride, padding, dilation, groups))
     if bias is not None:
         y += bias.astype(kind, copy=False).reshape(-1, *(1,) * len(size))
-    return (y.astype(x.dtype, copy=False),), _saved(x, weight, needs)
+    return (y.astype(x.dtype, copy=False),), conv_saved(x, weight, needs)
 
 
 def conv_transpose_backward(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .._conv import conv_saved
 from .._window import Window
 from . import _conv_product, _conv_tiles, _conv_tiles_weight, _conv_weight, _conv_windows, _depthwise, _matmul, _tile
 from ._conv import Walk, volume, walk_of
@@ -108,10 +109,6 @@ def _bias_gradient(dy: Any, bias: Any, empty: Any) -> Any:
     return dbias
 
 
-def _saved(x: Any, weight: Any, needs: tuple) -> dict:
-    return ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
-
-
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +131,7 @@ def conv_forward(
     plain = _is_plain(x, y, weight, walk)
     bias = None if bias is None else _tile.dense(bias, empty)
     _forward(_source(x, weight, walk, plain, empty), weight, bias, y, walk, plain, empty)
-    return (y,), _saved(x, weight, needs)
+    return (y,), conv_saved(x, weight, needs)
 
 
 def conv_backward(
@@ -185,7 +182,7 @@ def conv_transpose_forward(
     plain = _is_plain(y, x, weight, walk)
     bias = None if bias is None else _tile.dense(bias, empty)
     _input_gradient(_source(x, weight, walk, plain, empty), weight, bias, y, walk, plain, empty)
-    return (y,), _saved(x, weight, needs)
+    return (y,), conv_saved(x, weight, needs)
 
 
 def conv_transpose_backward(

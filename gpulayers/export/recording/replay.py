@@ -65,8 +65,9 @@ class Replay:
             exact = [at_batch(n.attributes.get("value"), self.batch) for n in node.inputs]
             xs = [x if n.op != "const" else value for n, x, value in zip(node.inputs, xs, exact)]
         if node.op in ("random_uniform", "random_normal"):
-            generator = self.generators.setdefault(node.inputs[0], np.random.default_rng(xs[0]))
-            return from_generator(generator, **attributes)
+            if node.inputs[0] not in self.generators:
+                self.generators[node.inputs[0]] = np.random.default_rng(xs[0])
+            return from_generator(self.generators[node.inputs[0]], **attributes)
         return computed(node.op, xs, attributes, np)
 
 
