@@ -1,4 +1,5 @@
 """Convolution over one to three spatial axes, dense, grouped and depthwise; and transposed: the same sums, walked back.
+And what may follow in the same pass, the epilogue: y = f(scale · sum + bias + residual).
 
 x's rank says how many axes there are: (N, C, L), (N, C, H, W) or (N, C, D, H, W).
 """
@@ -10,10 +11,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpulayers.arrays import Spec, arranged, namespace, up
+from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError
+from gpulayers.ops._activation import require_activation
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 from gpulayers.ops._window import AXES, Pair, around, numbers, ordered_as, output_order, window
+from gpulayers.ops.activation import ACTIVATIONS
 
 _KERNELS = {1: "k", 2: "kh, kw", 3: "kd, kh, kw"}
 
@@ -33,10 +36,10 @@ def padding_sides(padding: Any, kernel: Sequence[int], stride: Sequence[int], di
     return around("padding", padding, 0, count)
 
 
-def _checked(x: Spec, weight: Spec, bias: Spec | None, groups: Any, channels: str) -> int:
+def _checked(x: Spec, weight: Spec, groups: Any, channels: str) -> int:
     """How many spatial axes there are. channels: what the first two axes of weight count."""
     require_float("x", x)
-    require_same_dtype(x, weight=weight, bias=bias)
+    require_same_dtype(x, weight=weight)
     count = (weight if weight.ndim - 2 in AXES else x).ndim - 2
     if count not in AXES:
         raise ShapeError("x", "x.shape = (N, C, *sizes) with one to three sizes", list(x.shape))
@@ -64,8 +67,67 @@ def _output_size(size: Any, kernel: int, sides: Pair, stride: int, dilation: int
     return room // stride + 1
 
 
-def _saved(x: Any, weight: Any, needs: tuple) -> dict:
-    return ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
+# --- the epilogue ----------------------------------------------------------------------------------------------------
+
+
+def _require_epilogue(
+    y: Spec, bias: Spec | None, scale: Spec | None, residual: Spec | None, activation: str | None
+) -> None:
+    require_activation(activation)
+    for name, row in (("bias", bias), ("scale", scale)):
+        if row is None:
+            continue
+        if scale is None:
+            require_same_dtype(y, bias=row)
+        elif row.dtype not in (y.dtype, compute_dtype(y.dtype)):
+            rule = f"{name}.dtype ∈ {{x.dtype, {compute_dtype(y.dtype)}}}"
+            raise ShapeError(name, rule, f"{name} {row.dtype} with x {y.dtype}")
+        require_shape(name, row, y.shape[1:2], f"{name}.shape = (O,)")
+    if residual is not None:
+        require_shape("residual", residual, y.shape, "residual.shape = y.shape")
+        require_same_dtype(y, residual=residual)
+
+
+def _saved(
+    needs: tuple, activation: str | None, y: Any, z: Any, x: Any, weight: Any, bias: Any, scale: Any, residual: Any
+) -> dict[str, Any]:
+    """What backward computes from: f'(z) from y where that does, else from z, beside what the gradient of a gradient
+    computes z again from."""
+    saved = ({"x": x} if "weight" in needs else {}) | ({"weight": weight} if "x" in needs else {})
+    if saved:
+        saved["scale"] = scale
+    if activation is not None and needs:
+        by_y = ACTIVATIONS[activation].keeps == "y"
+        saved |= {"y": y} if by_y else {"z": z, "weight": weight, "bias": bias, "scale": scale, "residual": residual}
+    return {name: a for name, a in saved.items() if a is not None}
+
+
+def _row(values: Any, ndim: int) -> Any:
+    """One value for each channel, beside (N, O, *sizes)."""
+    return up(values).reshape(-1, *(1,) * (ndim - 2))
+
+
+def _finished(total: Any, bias: Any, scale: Any, residual: Any, activation: str | None, x: Any) -> tuple[Any, Any]:
+    """(y, z) of the sum, as the op gives them: z is y before f."""
+    if scale is not None:
+        total = total * _row(scale, total.ndim)
+    if bias is not None:
+        total = total + _row(bias, total.ndim)
+    if residual is not None:
+        total = total + up(residual)
+    y = z = ordered_as(total.astype(x.dtype, copy=False), x)
+    if activation is not None:
+        f = ACTIVATIONS[activation]
+        y = ordered_as(f.value(total, *f.numbers).astype(x.dtype, copy=False), x)
+    return y, z
+
+
+def _before_activation(dy: Any, saved: dict, activation: str | None) -> Any:
+    """dz = dy f'(z), in the dtype that sums are in."""
+    if activation is None:
+        return up(dy)
+    f = ACTIVATIONS[activation]
+    return f.gradient(up(dy), up(saved["z" if f.keeps == "x" else "y"]), *f.numbers)
 
 
 # --- the three sums, in the dtype that they are computed in ----------------------------------------------------------
@@ -118,13 +180,6 @@ def _weight_sums(dy: Any, x: Any, weight: Spec, stride: tuple, padding: tuple, d
     return arranged(total.reshape(weight.shape).astype(weight.dtype, copy=False), weight.like().order)
 
 
-def _output(y: Any, bias: Any, x: Any) -> Any:
-    """y + bias, as the op gives it."""
-    if bias is not None:
-        y += up(bias).reshape(-1, *(1,) * (y.ndim - 2))
-    return ordered_as(y.astype(x.dtype, copy=False), x)
-
-
 def _input_gradient(dx: Any, x: Spec) -> Any:
     return arranged(dx.astype(x.dtype), x.like().order)
 
@@ -140,41 +195,51 @@ def conv_rule(
     x: Spec,
     weight: Spec,
     bias: Spec | None = None,
+    scale: Spec | None = None,
+    residual: Spec | None = None,
     *,
     needs: tuple = (),
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Rule:
-    count = _checked(x, weight, bias, groups, "O, C / groups")
+    count = _checked(x, weight, groups, "O, C / groups")
     stride, dilation = numbers("stride", stride, 1, count), numbers("dilation", dilation, 1, count)
     (n, c, *sizes), (o, c_group, *kernel) = x.shape, weight.shape
     if c is not None and c != c_group * groups:
         raise ShapeError("x", f"C = groups · weight.shape[1] = {groups} · {c_group}", f"C = {c} in {list(x.shape)}")
-    if bias is not None:
-        require_shape("bias", bias, (o,), "bias.shape = (O,)")
     around = padding_sides(padding, kernel, stride, dilation)
     size = map(_output_size, sizes, kernel, around, stride, dilation, AXES[count])
-    options = {"stride": stride, "padding": around, "dilation": dilation, "groups": groups}
-    return Rule({"y": Spec((n, o, *size), x.dtype, output_order(x))}, _saved(x, weight, needs), options)
+    y = Spec((n, o, *size), x.dtype, output_order(x))
+    _require_epilogue(y, bias, scale, residual, activation)
+    options = {"stride": stride, "padding": around, "dilation": dilation, "groups": groups, "activation": activation}
+    saved = _saved(needs, activation, y, y, x, weight, bias, scale, residual)
+    return Rule({"y": y}, saved, options, {"residual": y})
 
 
 def conv_forward(
     x: Any,
     weight: Any,
     bias: Any = None,
+    scale: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    """y[n, o, i, j] = bias[o] + Σ_{c, r, q} weight[o, c, r, q] · x[n, c, i·stride + r·dilation − top, j·stride + …].
+    """y = f(z), z[n, o, i, j] = scale[o] · Σ_{c, r, q} weight[o, c, r, q] · x[n, c, i·stride + r·dilation − top, j·stride
+    + …] + bias[o] + residual[n, o, i, j].
 
     x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), float; zeros lie around it. weight: (O, C / groups, *kernel). bias:
-    (O,). All of one dtype. stride, dilation: an integer, or one for each axis. padding: an integer, one for each axis,
+    (O,). residual: of y's shape. All of one dtype. scale: (O,), as of a norm by statistics that do not change: it has no
+    gradient; it and a bias beside it may be float32 where x has 16 bits. activation: f, a name in ``ACTIVATIONS`` with
+    torch's default numbers, or none. stride, dilation: an integer, or one for each axis. padding: an integer, one for each axis,
     ((before, after), …), "valid" (none) or "same" (y has x's sizes; what is odd lies behind; stride 1).
     groups: output channel o sees the C / groups input channels of its group; groups = C is a depthwise convolution.
 
@@ -182,27 +247,43 @@ def conv_forward(
     likewise, in x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not fit.
     """
     size = tuple(map(_output_size, x.shape[2:], weight.shape[2:], padding, stride, dilation, AXES[x.ndim - 2]))
-    y = _correlated(x, weight, size, stride, padding, dilation, groups)
-    return (_output(y, bias, x),), _saved(x, weight, needs)
+    total = _correlated(x, weight, size, stride, padding, dilation, groups)
+    y, z = _finished(total, bias, scale, residual, activation, x)
+    return (y,), _saved(needs, activation, y, z, x, weight, bias, scale, residual)
 
 
 def conv_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, stride: tuple, padding: tuple, dilation: tuple, groups: int
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    stride: tuple,
+    padding: tuple,
+    dilation: tuple,
+    groups: int,
+    activation: str | None = None,
 ) -> tuple:
-    """Each tap of the kernel joins one view of x with dy, in both directions.
+    """With dz = dy f'(z), each tap of the kernel joins one view of x with g = scale · dz, in both directions.
 
-    dx under the tap += weight[tap]ᵀ · dy; dweight[tap] = Σ_n dy · (x under the tap)ᵀ; dbias = Σ_{n, i, j} dy.
+    dx under the tap += weight[tap]ᵀ · g; dweight[tap] = Σ_n g · (x under the tap)ᵀ; dbias = Σ_{n, i, j} dz; dresidual = dz.
     """
-    (dy,), (x, weight, bias), how = dys, inputs, (stride, padding, dilation, groups)
-    dx = dweight = None
+    (dy,), (x, weight, bias, _, residual), how = dys, inputs, (stride, padding, dilation, groups)
+    dx = dweight = dbias = dresidual = None
+    dz = _before_activation(dy, saved, activation)
+    if "residual" in needs:
+        dresidual = arranged(namespace(dz).array(dz, residual.dtype), output_order(x))
+    if "bias" in needs:
+        dbias = _bias_gradient(dz, bias)
+    g = dz * _row(saved["scale"], dz.ndim) if "scale" in saved else dz
     if "x" in needs:
-        dx = _input_gradient(_walked_back(dy, saved["weight"], x.shape[2:], *how), x)
+        dx = _input_gradient(_walked_back(g, saved["weight"], x.shape[2:], *how), x)
     if "weight" in needs:
-        dweight = _weight_sums(dy, saved["x"], weight, *how)
-    return dx, dweight, _bias_gradient(dy, bias) if "bias" in needs else None
+        dweight = _weight_sums(g, saved["x"], weight, *how)
+    return dx, dweight, dbias, None, dresidual
 
 
-conv = Op(conv_rule, conv_forward, conv_backward)
+conv = Op(conv_rule, conv_forward, conv_backward, differentiable=("x", "weight", "bias", "residual"))
 
 
 # --- conv_transpose --------------------------------------------------------------------------------------------------
@@ -229,8 +310,9 @@ def conv_transpose_rule(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Rule:
-    count = _checked(x, weight, bias, groups, "C, O / groups")
+    count = _checked(x, weight, groups, "C, O / groups")
     stride, dilation = numbers("stride", stride, 1, count), numbers("dilation", dilation, 1, count)
     more = numbers("output_padding", output_padding, 0, count)
     around = padding_sides(padding if padding != "same" else repr(padding), weight.shape[2:], stride, dilation)
@@ -239,12 +321,12 @@ def conv_transpose_rule(
         raise ShapeError("x", f"C = weight.shape[0] = {channels}", f"C = {c} in {list(x.shape)}")
     if any(m >= max(s, d) for m, s, d in zip(more, stride, dilation)):
         raise ShapeError("output_padding", f"output_padding < stride or dilation, {stride} or {dilation}", more)
-    if bias is not None:
-        require_shape("bias", bias, (o_group * groups,), "bias.shape = (O,)")
     size = map(_transposed_size, sizes, kernel, around, stride, dilation, more, AXES[count])
     options = {"stride": stride, "padding": around, "output_padding": more, "dilation": dilation, "groups": groups}
     y = Spec((n, o_group * groups, *size), x.dtype, output_order(x))
-    return Rule({"y": y}, _saved(x, weight, needs), options)
+    _require_epilogue(y, bias, None, None, activation)
+    saved = _saved(needs, activation, y, y, x, weight, bias, None, None)
+    return Rule({"y": y}, saved, options | {"activation": activation})
 
 
 def conv_transpose_forward(
@@ -258,13 +340,14 @@ def conv_transpose_forward(
     output_padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    """y[n, o, i·stride + r·dilation − top, …] += weight[c, o, r, q] · x[n, c, i, j], and bias[o]: the gradient of a
+    """y = f(z), z[n, o, i·stride + r·dilation − top, …] += weight[c, o, r, q] · x[n, c, i, j], and bias[o]: the gradient of a
     convolution for its input, of x in the place of its output's gradient.
 
     x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), float. weight: (C, O / groups, *kernel). bias: (O,). All of one dtype.
-    Options: as conv's; padding is cut off from y (no "same"), and output_padding, an integer or one for each axis, lets y
-    reach so much further behind; it is less than stride or dilation.
+    activation: f, as conv's. Options: as conv's; padding is cut off from y (no "same"), and output_padding, an integer or
+    one for each axis, lets y reach so much further behind; it is less than stride or dilation.
 
     Returns y: (N, O, OH, OW), OH = (H − 1) · stride − top − bottom + dilation · (kh − 1) + output_padding + 1 and the other
     sizes likewise, in x's dtype, channels-last in memory where x is. Raises ShapeError (a RuntimeError) for what does not
@@ -272,8 +355,9 @@ def conv_transpose_forward(
     """
     kernel, axes = weight.shape[2:], AXES[x.ndim - 2]
     size = tuple(map(_transposed_size, x.shape[2:], kernel, padding, stride, dilation, output_padding, axes))
-    y = _walked_back(x, weight, size, stride, padding, dilation, groups)
-    return (_output(y, bias, x),), _saved(x, weight, needs)
+    total = _walked_back(x, weight, size, stride, padding, dilation, groups)
+    y, z = _finished(total, bias, None, None, activation, x)
+    return (y,), _saved(needs, activation, y, z, x, weight, bias, None, None)
 
 
 def conv_transpose_backward(
@@ -287,15 +371,18 @@ def conv_transpose_backward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple:
-    """dx is the convolution of dy; dweight a convolution's, of x and dy in each other's place; dbias = Σ_{n, i, j} dy."""
+    """With dz = dy f'(z), dx is the convolution of dz; dweight a convolution's, of x and dz in each other's place; dbias =
+    Σ_{n, i, j} dz."""
     (dy,), (x, weight, bias), how = dys, inputs, (stride, padding, dilation, groups)
     dx = dweight = None
+    dz = _before_activation(dy, saved, activation)
     if "x" in needs:
-        dx = _input_gradient(_correlated(dy, saved["weight"], x.shape[2:], *how), x)
+        dx = _input_gradient(_correlated(dz, saved["weight"], x.shape[2:], *how), x)
     if "weight" in needs:
-        dweight = _weight_sums(saved["x"], dy, weight, *how)
-    return dx, dweight, _bias_gradient(dy, bias) if "bias" in needs else None
+        dweight = _weight_sums(saved["x"], dz, weight, *how)
+    return dx, dweight, _bias_gradient(dz, bias) if "bias" in needs else None
 
 
 conv_transpose = Op(conv_transpose_rule, conv_transpose_forward, conv_transpose_backward)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import conv as ops
-from gpulayers.torch import _autocast
+from gpulayers.torch import _autocast, _epilogue
 from gpulayers.torch._arguments import batched, each, held
 from gpulayers.torch._layout import as_weight
 from gpulayers.torch._op import TorchOp
@@ -27,22 +27,49 @@ def _around(padding: Sequence[int], sign: int = 1) -> list[int]:
     return [sign * p for at in range(len(padding) - 2, -1, -2) for p in padding[at : at + 2]]
 
 
-def _conv_twin(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+def _conv_twin(
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    scale: Any,
+    residual: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None = None,
+) -> Tensor:
     """padding: one number for each axis, or (before, after, …); or what torch's function takes."""
     axes = weight.dim() - 2
     if len(padding) == 2 * axes and not isinstance(padding, str):
         x, padding = F.pad(x, _around(padding)), 0
-    return _CONVS[axes - 1](x, weight, bias, stride, padding, dilation, groups)
+    z = _CONVS[axes - 1](x, weight, None if scale is not None else bias, stride, padding, dilation, groups)
+    if scale is not None:
+        rows = [None if row is None else row.reshape(-1, *(1,) * axes) for row in (scale, bias)]
+        z = (z * rows[0] if rows[1] is None else z * rows[0] + rows[1]).to(z.dtype)
+    if residual is not None:
+        z = z + residual
+    return _epilogue.applied(activation, z)
 
 
 def _transpose_twin(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None = None,
 ) -> Tensor:
     axes = weight.dim() - 2
     function = _TRANSPOSED[axes - 1]
     if len(padding) == 2 * axes:
-        return F.pad(function(x, weight, bias, stride, 0, output_padding, groups, dilation), _around(padding, -1))
-    return function(x, weight, bias, stride, padding, output_padding, groups, dilation)
+        z = F.pad(function(x, weight, bias, stride, 0, output_padding, groups, dilation), _around(padding, -1))
+    else:
+        z = function(x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _epilogue.applied(activation, z)
 
 
 def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
@@ -57,7 +84,8 @@ def _transpose_flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) 
 _conv = TorchOp(
     ops.conv,
     _conv_twin,
-    "int[] stride, int[] padding, int[] dilation, int groups",
+    "int[] stride, int[] padding, int[] dilation, int groups, str? activation",
+    buffers=("z",),
     cast=_autocast.LOWER,
     flops=_flops,
     direct=True,
@@ -65,7 +93,8 @@ _conv = TorchOp(
 _conv_transpose = TorchOp(
     ops.conv_transpose,
     _transpose_twin,
-    "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups",
+    "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, str? activation",
+    buffers=("z",),
     cast=_autocast.LOWER,
     flops=_transpose_flops,
     direct=True,
@@ -97,7 +126,7 @@ def _convolved(
             sides = (0,) * axes
     if sides is None or (len(sides) != axes and padding != "same"):
         return _CONVS[axes - 1](input, weight, bias, stride, padding, dilation, groups)  # raises
-    return batched(_conv, axes + 2, input, weight, bias, strides, sides, dilations, groups)
+    return batched(_conv, axes + 2, input, weight, bias, None, None, strides, sides, dilations, groups, None)
 
 
 def conv1d(
@@ -155,7 +184,7 @@ def _walked_back(
         sides = each(padding, axes)
     if len(sides) != axes:
         return _TRANSPOSED[axes - 1](input, weight, bias, stride, padding, more, groups, dilation)  # raises
-    options = each(stride, axes), sides, each(more, axes), each(dilation, axes), groups
+    options = each(stride, axes), sides, each(more, axes), each(dilation, axes), groups, None
     return batched(_conv_transpose, axes + 2, input, weight, bias, *options)
 
 

@@ -12,10 +12,26 @@ from .._conv import conv_saved
 from .._window import output_order
 from ._tensors import FLOAT32, arranged, plainly, refusal
 
-REFUSALS = {"dtype": FLOAT32, "empty": "an empty array is left to the NumPy kernel"}
+REFUSALS = {
+    "dtype": FLOAT32,
+    "empty": "an empty array is left to the NumPy kernel",
+    "epilogue": "with a scale, a residual or an activation the NumPy kernel computes",
+}
 
 
-def conv_refuses(x: Spec, weight: Spec, bias: Spec | None = None, *, needs: tuple, **options: Any) -> str | None:
+def conv_refuses(
+    x: Spec,
+    weight: Spec,
+    bias: Spec | None = None,
+    scale: Spec | None = None,
+    residual: Spec | None = None,
+    *,
+    needs: tuple,
+    activation: str | None = None,
+    **options: Any,
+) -> str | None:
+    if activation is not None or scale is not None or residual is not None:
+        return REFUSALS["epilogue"]
     return refusal(x) or (REFUSALS["empty"] if 0 in (*x.shape, *weight.shape) else None)
 
 
@@ -69,15 +85,18 @@ def conv_forward(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: Any = None,
+    scale: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     stride: tuple,
     padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
     y = plainly(_convolved, x, weight, bias, stride, padding, dilation, groups)
-    return (_output(y, x),), conv_saved(x, weight, needs)
+    return (_output(y, x),), conv_saved(needs, None, y, None, x, weight)
 
 
 def _conv_gradients(
@@ -102,9 +121,10 @@ def conv_backward(
     padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple:
-    found = plainly(_conv_gradients, dys[0], saved, inputs, needs, stride, padding, dilation, groups)
-    return _arranged_gradients(found, inputs)
+    found = plainly(_conv_gradients, dys[0], saved, inputs[:3], needs, stride, padding, dilation, groups)
+    return *_arranged_gradients(found, inputs), None, None
 
 
 # --- conv_transpose --------------------------------------------------------------------------------------------------
@@ -129,9 +149,10 @@ def conv_transpose_forward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
     y = plainly(_transposed, x, weight, bias, stride, padding, output_padding, dilation, groups)
-    return (_output(y, x),), conv_saved(x, weight, needs)
+    return (_output(y, x),), conv_saved(needs, None, y, None, x, weight)
 
 
 def _transposed_gradients(
@@ -154,6 +175,7 @@ def conv_transpose_backward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple:
     how = (stride, padding, output_padding, dilation, groups)
     return _arranged_gradients(plainly(_transposed_gradients, dys[0], saved, inputs, needs, *how), inputs)

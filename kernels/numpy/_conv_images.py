@@ -15,6 +15,7 @@ from gpulayers.arrays import Spec, guests
 
 from . import _blocks, _conv, _depthwise, _winograd
 from ._conv import Back, Options, Shape, by_channels, planes_of, runs_of, shape_of, taps_by_phase
+from ._epilogue import Epilogue
 
 
 def _padded(x: np.ndarray, of: Shape) -> np.ndarray:
@@ -107,13 +108,12 @@ def _taps(weight: np.ndarray, of: Shape) -> np.ndarray:
     return np.ascontiguousarray(weight, of.kind).reshape(of.groups, of.o // of.groups, of.depth)
 
 
-def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Shape, y: np.ndarray) -> None:
-    """y = x * weight + bias, by blocks of images."""
-    if of.winograd and _winograd.convolve(x, weight, bias, of.padding, y):
+def _convolve(x: np.ndarray, weight: np.ndarray, end: Epilogue, of: Shape, y: np.ndarray) -> None:
+    """y = x * weight and its epilogue, by blocks of images."""
+    if of.winograd and _winograd.convolve(x, weight, end, of.padding, y):
         return
     taps = _taps(weight, of)
-    add = None if bias is None else bias.astype(of.kind, copy=False).reshape(of.groups, -1, 1)
-    direct = y.flags.c_contiguous and y.dtype == of.kind
+    direct = y.flags.c_contiguous and y.dtype == of.kind and end.affine
 
     def work(block: tuple) -> None:
         images, rows = block
@@ -121,10 +121,9 @@ def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Sh
         for first, last in rows:
             out = _rows(y[images], of, first, last) if direct and pixels.n == 1 and not pixels.split else None
             part = guests.matmul(taps, pixels.columns(first, last), out=out)
-            if add is not None:
-                part += add
+            end.scaled(part.reshape(of.o, -1))
             if out is None:
-                y[images, :, first:last] = pixels.images(part)
+                end.put(pixels.images(part), y, (images, slice(None), slice(first, last)), part)
 
     _blocks.apart(of.blocks(), work)
 
@@ -136,12 +135,12 @@ def _dense_input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of
         _scattered_gradient(dy, weight, dx, of)
     elif of.strided:
         _gathered_gradient(dy, weight, dx, of)
-    elif not (of.winograd and _winograd.convolve(dy, weight, None, back, dx, turned=True)):
+    elif not (of.winograd and _winograd.convolve(dy, weight, Epilogue(), back, dx, turned=True)):
         # A convolution too: of dy, with the kernel turned around.
         turned = weight.reshape(of.groups, -1, *weight.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
         turned = turned.reshape(of.c, of.o // of.groups, *of.kernel)
         there = of._replace(c=of.o, h=of.size[0], w=of.size[1], o=of.c, size=(of.h, of.w), padding=back)
-        _convolve(dy, turned, None, there, dx)
+        _convolve(dy, turned, Epilogue(), there, dx)
 
 
 def _scattered_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: Shape) -> None:
@@ -219,10 +218,10 @@ def _dense_weight_gradient(dy: np.ndarray, x: np.ndarray, weight: Spec, of: Shap
 # --- the three roles, dense, grouped or depthwise --------------------------------------------------------------------
 
 
-def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, how: Options) -> None:
-    """y = x * weight + bias, of images."""
+def forward(x: np.ndarray, weight: np.ndarray, end: Epilogue, y: np.ndarray, how: Options) -> None:
+    """y = x * weight and its epilogue, of images."""
     of = shape_of(x, weight, y.shape[2:], how)
-    (_depthwise.convolve if of.depthwise else _convolve)(x, weight, bias, of, y)
+    (_depthwise.convolve if of.depthwise else _convolve)(x, weight, end, of, y)
 
 
 def input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, how: Options) -> None:

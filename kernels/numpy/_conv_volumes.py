@@ -12,6 +12,7 @@ from gpulayers.arrays import Spec
 
 from . import _conv, _conv_images
 from ._conv import Options
+from ._epilogue import Epilogue
 
 BYTES = 1 << 25
 """Of gathered slices at a time."""
@@ -60,13 +61,17 @@ def _volume(x: np.ndarray, of: _Slices) -> np.ndarray:
     return wide
 
 
-def forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, how: Options) -> None:
+def forward(x: np.ndarray, weight: np.ndarray, end: Epilogue, y: np.ndarray, how: Options) -> None:
     kind, taps = _conv.compute_dtype(x.dtype), _flat(weight)
-    for volume, out in zip(x, y):
-        of = _Slices(volume.shape, weight, out.shape[1], how, kind)
+    for i, volume in enumerate(x):
+        of = _Slices(volume.shape, weight, y.shape[2], how, kind)
         wide = _volume(volume, of)
         for first, last in of.blocks():
-            _conv_images.forward(of.gathered(wide, first, last), taps, bias, out[:, first:last].swapaxes(0, 1), of.how)
+
+            def images(a: np.ndarray) -> np.ndarray:
+                return a[i, :, first:last].swapaxes(0, 1)  # noqa: B023
+
+            _conv_images.forward(of.gathered(wide, first, last), taps, end.viewed(images), images(y), of.how)
 
 
 def input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, how: Options) -> None:

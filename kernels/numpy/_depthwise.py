@@ -11,6 +11,7 @@ from gpulayers.arrays import Spec, guests
 
 from . import _blocks, _conv
 from ._conv import Back, Shape, planes_of, runs_of, taps_by_phase
+from ._epilogue import Epilogue
 
 ALONE = 9000
 """Elements of a matrix below which BLAS multiplies it with a row in one thread."""
@@ -48,8 +49,8 @@ def _over_planes(of: Shape, work: Any) -> list:
     return _blocks.over(len(starts), 1, block, of.n * of.o * of.size[0] * of.size[1])
 
 
-def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Shape, y: np.ndarray) -> None:
-    """y = x * weight + bias."""
+def convolve(x: np.ndarray, weight: np.ndarray, end: Epilogue, of: Shape, y: np.ndarray) -> None:
+    """y = x * weight and its epilogue."""
     many, (oh, ow) = of.o // of.groups, of.size
     taps = weight.astype(of.kind, copy=False).reshape(of.c, 1, many, -1)
 
@@ -57,10 +58,10 @@ def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of: Sha
         total = guests.matmul(taps[channels], _gathered(x[images, channels], of))  # (n, c, pieces, many, run)
         total = total.swapaxes(2, 3).reshape(len(total), -1, oh, total.shape[2] * total.shape[4] // oh)[..., :ow]
         outs = slice(channels.start * many, channels.stop * many)
-        if bias is None:
-            y[images, outs] = total
-        else:
-            np.add(total, bias[outs, None, None], out=y[images, outs], casting="same_kind")
+        if not end.affine:
+            total = np.ascontiguousarray(total)
+        end.scaled(total.swapaxes(0, 1), outs)
+        end.put(total, y, (images, outs), total)
 
     _over_planes(of, work)
 

@@ -20,6 +20,7 @@ import numpy as np
 from gpulayers.arrays import guests
 
 from . import _blocks
+from ._epilogue import Epilogue
 
 BYTES = 1 << 23
 """Of transformed pixels at a time."""
@@ -128,9 +129,10 @@ def _inputs(x: np.ndarray, block: _Block, padding: tuple, watch: _Watch) -> np.n
     return out.reshape(16, x.shape[1], -1)
 
 
-def _outputs(products: np.ndarray, bias: np.ndarray | None, block: _Block, y: np.ndarray) -> None:
-    """y's tiles = Aᵀ products A + bias."""
+def _outputs(products: np.ndarray, end: Epilogue, block: _Block, y: np.ndarray) -> None:
+    """y's tiles = Aᵀ products A, and their epilogue."""
     products = products.reshape(4, 4, y.shape[1], *block.shape)
+    phases = list(_phases(y.shape[2:], (2 * block.first, 0), block.shape[:2]))  # type: ignore[arg-type]
 
     def work(lo: int, hi: int) -> None:
         m = products[:, :, lo:hi]
@@ -144,9 +146,12 @@ def _outputs(products: np.ndarray, bias: np.ndarray | None, block: _Block, y: np
         np.subtract(above[:, 1], above[:, 2], out=out[:, 1])
         out[:, 0] += above[:, 0]
         out[:, 1] += above[:, 3]
-        if bias is not None:
-            out += bias[lo:hi, None, None, None]
-        for a, b, (i, j), (r, q) in _phases(y.shape[2:], (2 * block.first, 0), block.shape[:2]):  # type: ignore[arg-type]
+        end.scaled(np.moveaxis(out, 2, 0), slice(lo, hi))
+        if not end.affine:
+            for a, b, (i, j), pixels in phases:
+                end.added(out[a, b][:, i, j].transpose(3, 0, 1, 2), (block.images, slice(lo, hi), *pixels))
+            end.activated(out)
+        for a, b, (i, j), (r, q) in phases:
             y[block.images, lo:hi, r, q] = out[a, b][:, i, j].transpose(3, 0, 1, 2)
 
     _over(y.shape[1], work, products[:, :, 0].size)
@@ -170,9 +175,9 @@ def _gradients(dy: np.ndarray, block: _Block, watch: _Watch) -> np.ndarray:
 
 
 def convolve(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, padding: tuple, y: np.ndarray, turned: bool = False
+    x: np.ndarray, weight: np.ndarray, end: Epilogue, padding: tuple, y: np.ndarray, turned: bool = False
 ) -> bool:
-    """y = x * weight + bias; whether it is: all of x was finite. turned: with the kernel turned around, from
+    """y = x * weight and its epilogue; whether it is: all of x was finite. turned: with the kernel turned around, from
     its outputs to its inputs."""
     o, c = weight.shape[:2]
     taps = TAPS[:, ::-1] if turned else TAPS
@@ -183,10 +188,10 @@ def convolve(
 
     _blocks.over(o * c, KERNELS, transform)
     spread = flat.reshape(16, o, c).swapaxes(1, 2) if turned else flat.reshape(16, o, c)
-    bias, watch = None if bias is None else bias.astype(np.float32, copy=False), _Watch()
+    watch = _Watch()
 
     def work(block: _Block) -> None:
-        _outputs(guests.matmul(spread, _inputs(x, block, padding, watch)), bias, block, y)
+        _outputs(guests.matmul(spread, _inputs(x, block, padding, watch)), end, block, y)
 
     _blocks.apart(_blocks_of(len(x), y.shape[2:], max(o, c)), work)  # type: ignore[arg-type]
     return watch.finite

@@ -13,8 +13,9 @@ from gpulayers.arrays import Spec, arranged, compute_dtype, empty_numpy, float64
 
 from .._conv import conv_saved
 from .._window import Window, output_order
-from . import _conv_images, _conv_volumes
+from . import _blocks, _conv_images, _conv_volumes
 from ._conv import Options
+from ._epilogue import Epilogue, before, epilogue
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -34,8 +35,8 @@ def _by(x: Any) -> Any:
     return _conv_volumes if x.ndim == 5 else _conv_images
 
 
-def _forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, y: np.ndarray, how: Options) -> None:
-    _by(x).forward(_image(x), _image(weight), bias, _image(y), how)
+def _forward(x: np.ndarray, weight: np.ndarray, end: Epilogue, y: np.ndarray, how: Options) -> None:
+    _by(x).forward(_image(x), _image(weight), end.viewed(_image), _image(y), how)
 
 
 def _input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, how: Options) -> None:
@@ -56,18 +57,22 @@ def conv_forward(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
     *,
     needs: tuple = (),
     stride: tuple,
     padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    before, after = zip(*padding)
-    size = Window(tuple(weight.shape[2:]), stride, before, dilation).output_size(x.shape[2:], after)
+    front, behind = zip(*padding)
+    size = Window(tuple(weight.shape[2:]), stride, front, dilation).output_size(x.shape[2:], behind)
     y = empty_numpy(Spec((len(x), len(weight), *size), x.dtype, output_order(spec(x))))
-    _forward(x, weight, bias, y, _options(stride, padding, dilation, groups))
-    return (y,), conv_saved(x, weight, needs)
+    end = epilogue(y, needs, bias, scale, residual, activation)
+    _forward(x, weight, end, y, _options(stride, padding, dilation, groups))
+    return (y,), conv_saved(needs, activation, y, end.z, x, weight, bias, scale, residual)
 
 
 def conv_backward(
@@ -80,15 +85,24 @@ def conv_backward(
     padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple:
-    (dy,), (x, weight, bias), how = dys, inputs, _options(stride, padding, dilation, groups)
-    dx = dweight = None
+    (x, weight, bias, _, residual), how = inputs, _options(stride, padding, dilation, groups)
+    dx = dweight = dbias = dresidual = None
+    dz = before(dys[0], saved, activation)
+    if "residual" in needs:
+        dresidual = empty_numpy(Spec(residual.shape, residual.dtype, output_order(x)))
+        dresidual[...] = dz
+    if "bias" in needs:
+        dbias = _bias_gradient(dz, bias)
+    if "scale" in saved:
+        dz = dz * saved["scale"].astype(np.float32, copy=False).reshape(-1, *(1,) * (dz.ndim - 2))
     if "x" in needs:
         dx = empty_numpy(x.like())
-        _input_gradient(dy, saved["weight"], dx, how)
+        _input_gradient(dz, saved["weight"], dx, how)
     if "weight" in needs:
-        dweight = _weight_gradient(dy, saved["x"], weight, how)
-    return dx, dweight, _bias_gradient(dy, bias) if "bias" in needs else None
+        dweight = _weight_gradient(dz, saved["x"], weight, how)
+    return dx, dweight, dbias, None, dresidual
 
 
 def conv_transpose_forward(
@@ -102,16 +116,19 @@ def conv_transpose_forward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    before, after = zip(*padding)
-    reach = Window(tuple(weight.shape[2:]), stride, before, dilation).reach(x.shape[2:])
-    size = [r - b - a + m for r, b, a, m in zip(reach, before, after, output_padding)]
-    kind = compute_dtype(x.dtype)
-    y = empty_numpy(Spec((len(x), weight.shape[1] * groups, *size), kind, output_order(spec(x))))
+    front, behind = zip(*padding)
+    reach = Window(tuple(weight.shape[2:]), stride, front, dilation).reach(x.shape[2:])
+    size = [r - b - a + m for r, b, a, m in zip(reach, front, behind, output_padding)]
+    y = empty_numpy(Spec((len(x), weight.shape[1] * groups, *size), compute_dtype(x.dtype), output_order(spec(x))))
     _input_gradient(x, weight, y, _options(stride, padding, dilation, groups))
-    if bias is not None:
-        y += bias.astype(kind, copy=False).reshape(-1, *(1,) * len(size))
-    return (y.astype(x.dtype, copy=False),), conv_saved(x, weight, needs)
+    end = epilogue(y, needs, bias, None, None, activation)
+    end.scaled(y.swapaxes(0, 1))
+    end.added(y, ())
+    end.activated(_blocks.flat(y))
+    y, z = (None if a is None else a.astype(x.dtype, copy=False) for a in (y, end.z))
+    return (y,), conv_saved(needs, activation, y, z, x, weight, bias)
 
 
 def conv_transpose_backward(
@@ -125,18 +142,20 @@ def conv_transpose_backward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
 ) -> tuple:
-    (dy,), (x, weight, bias), how = dys, inputs, _options(stride, padding, dilation, groups)
+    (x, weight, bias), how = inputs, _options(stride, padding, dilation, groups)
     dx = dweight = None
+    dz = before(dys[0], saved, activation)
     if "x" in needs:
         dx = empty_numpy(x.like())
-        _forward(dy, saved["weight"], None, dx, how)
+        _forward(dz, saved["weight"], Epilogue(), dx, how)
     if "weight" in needs:
-        dweight = _weight_gradient(saved["x"], dy, weight, how)
-    return dx, dweight, _bias_gradient(dy, bias) if "bias" in needs else None
+        dweight = _weight_gradient(saved["x"], dz, weight, how)
+    return dx, dweight, _bias_gradient(dz, bias) if "bias" in needs else None
 
 
-def conv_refuses(x: Spec, weight: Spec, bias: Spec | None, *, needs: tuple, **options: Any) -> str | None:
+def conv_refuses(x: Spec, *others: Spec | None, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
 
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from .._budget import Budget
 from . import _tile
 from ._conv import FEW_CHANNELS, Walk, bounded, channels_first, narrow_accesses, precision, tile_for
+from ._epilogue import Epilogue, finished
 from ._image import evenly_spaced, flattened, image_pixel, steps
 
 BUDGETS = {
@@ -40,20 +41,21 @@ def remainder(size, phase, taps, pad, stride, dilation, common, inverse):
 
 @triton.jit
 def _conv_kernel(
-    x, weight, bias, y,
+    x, weight, bias, scale, residual, kept, y,
     M, DY, HY, WY, DX, HX, WX, C, O, KD, KH, KW,
     x_n, x_d, x_h, x_w, x_c, w_o, w_t, w_c, w_group, y_n, y_d, y_h, y_w, y_c,
     SD, SH, SW, D0, H0, W0, DD, DH, DW, DIL_D, DIL_H, DIL_W, GCD_D, GCD_H, GCD_W, INV_D, INV_H, INV_W,
     DEEP: tl.constexpr, PHASED: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr,
     EVEN: tl.constexpr, FIRST: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y[m, o] = Σ_{tap, c} x[pixel m · S + (D0, H0, W0) + tap · D, c] · weight[o, tap, c].
+    """y[m, o] = Σ_{tap, c} x[pixel m · S + (D0, H0, W0) + tap · D, c] · weight[o, tap, c], and its epilogue.
 
-    M: pixels of y (of the largest remainder). C, O: channels in a group. DEEP: there is a third spatial axis. PHASED: dx of
-    a strided convolution, where SD, SH and SW step y, not x. FLAT: taps and channels are one inner axis. PLAIN: a kernel of
-    one tap, all pixels of x and y in one row. ALIGNED: an image has a multiple of 16 pixels. EVEN: y_w leads from each
-    pixel of y to the next. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists.
+    kept: where y before f goes. M: pixels of y (of the largest remainder). C, O: channels in a group. DEEP: there is a third
+    spatial axis. PHASED: dx of a strided convolution, where SD, SH and SW step y, not x. FLAT: taps and channels are one
+    inner axis. PLAIN: a kernel of one tap, all pixels of x and y in one row. ALIGNED: an image has a multiple of 16 pixels.
+    EVEN: y_w leads from each pixel of y to the next. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists.
     """
     tiles_n = tl.cdiv(O, BN)
     pid = tl.program_id(0)
@@ -82,6 +84,13 @@ def _conv_kernel(
         if DEEP:
             DY = tl.maximum(DY, 1)
         y += ph.to(tl.int64) * y_h + pw * y_w
+        phase = ph.to(tl.int64) * y_h + pw * y_w
+        if DEEP:
+            phase += pd.to(tl.int64) * y_d
+        if residual is not None:
+            residual += phase
+        if kept is not None:
+            kept += phase
 
     if DEEP:
         n, pixel = image_pixel(first_row, DY * HY * WY, ALIGNED, BM)
@@ -171,6 +180,8 @@ def _conv_kernel(
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
     o = group * O + column
+    if scale is not None:
+        acc *= tl.load(scale + o, column < O, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
         acc += tl.load(bias + o, column < O, other=0.0).to(tl.float32)[None, :]
     if PHASED:
@@ -183,15 +194,21 @@ def _conv_kernel(
         place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
         if DEEP:
             place += z.to(tl.int64) * y_d
-    out, mask = acc.to(y.dtype.element_ty), real[:, None] & (column < O)[None, :]
+    end = (ACTIVATION, NUMBER_A, NUMBER_B)
+    mask = real[:, None] & (column < O)[None, :]
     if FIRST:  # written along pixels
+        acc = finished(acc, residual, kept, place[None, :], (o.to(tl.int64) * y_c)[:, None], tl.trans(mask), True, *end)
+        out = acc.to(y.dtype.element_ty)
         tl.store(y + place[None, :] + (o.to(tl.int64) * y_c)[:, None], tl.trans(out), tl.trans(mask))
     else:
-        tl.store(y + place[:, None] + (o.to(tl.int64) * y_c)[None, :], out, mask)
+        acc = finished(acc, residual, kept, place[:, None], (o.to(tl.int64) * y_c)[None, :], mask, False, *end)
+        tl.store(y + place[:, None] + (o.to(tl.int64) * y_c)[None, :], acc.to(y.dtype.element_ty), mask)
 
 
-def _summed(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple, jumps: tuple, plain: bool) -> None:
-    """y = the sum that ``_conv_kernel`` states. x: channels last, or plain NCHW. weight: any array with the strides in
+def _summed(
+    x: Any, weight: Any, end: Epilogue, y: Any, sizes: tuple, walk: tuple, jumps: tuple, plain: bool
+) -> None:  # fmt: skip
+    """y = what ``_conv_kernel`` states. x: channels last, or plain NCHW. weight: any array with the strides in
     ``jumps``, over y's channel, tap, x's channel, group.
 
     sizes: (channels of x and of y in a group, groups, kernel). walk: stride, first pixel and dilation in x.
@@ -206,34 +223,34 @@ def _summed(x: Any, weight: Any, bias: Any, y: Any, sizes: tuple, walk: tuple, j
         tile = tile._replace(BN=min(tile.BN, 64))  # sums stand in registers there, and every channel has addresses
     grid = (_tile.cdiv(n * pixels, tile.BM) * _tile.cdiv(o, tile.BN), groups)
     _tile.launch(
-        _conv_kernel, grid, x, weight, bias, y,
+        _conv_kernel, grid, x, weight, *end.arrays, y,
         n * pixels, *out, *size, c, o, *kernel, *steps(x), *jumps, *steps(flattened(y) if even else y),
         *(n for axes in walk for n in axes), *(1,) * 9,
         DEEP=max(size[0], out[0], kernel[0]) > 1, PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=pixels % 16 == 0,
         EVEN=even, FIRST=channels_first(y), BOUNDED=bounded(out, tuple(size), kernel, *walk), PRECISION=precision(x),
-        BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+        **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
-def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool) -> None:
+def forward(x: Any, taps: Any, end: Epilogue, y: Any, walk: Walk, plain: bool) -> None:
     """y of a convolution. All of three spatial axes. taps: the weight, (O, C / groups, *kernel), channels last."""
     (o, c, *kernel), groups = taps.shape, walk.groups
     each = c * math.prod(kernel)
     start = tuple([-b for b in walk.before])
     sizes, jumps = (c, o // groups, groups, tuple(kernel)), (each, c, 1, o // groups * each)
     plain = plain and evenly_spaced(y)
-    _summed(x, taps, bias, y, sizes, (walk.stride, start, walk.dilation), jumps, plain)
+    _summed(x, taps, end, y, sizes, (walk.stride, start, walk.dilation), jumps, plain)
 
 
-def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bool) -> None:
-    """dx[pixel, c] = bias[c] + Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c]."""
+def input_gradient(dy: Any, taps: Any, end: Epilogue, dx: Any, walk: Walk, plain: bool) -> None:
+    """dx[pixel, c] = Σ_{tap, o} dy[the pixel whose tap this is, o] · weight[o, tap, c], and its epilogue."""
     (o, c, *kernel), (stride, before, dilation, groups) = taps.shape, walk
     each, o_group = c * math.prod(kernel), o // groups
     jumps = (1, c, each, o_group * each)
     if stride == (1, 1, 1):
         back = (stride, before, tuple([-d for d in dilation]))
         sizes = (o_group, c, groups, tuple(kernel))
-        _summed(dy, taps, bias, dx, sizes, back, jumps, plain and evenly_spaced(dx))
+        _summed(dy, taps, end, dx, sizes, back, jumps, plain and evenly_spaced(dx))
         return
     common = tuple(map(math.gcd, stride, dilation))
     back = tuple([-d // g for d, g in zip(dilation, common)])
@@ -244,10 +261,10 @@ def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bo
     tile = tile_for(dy, largest, c, o_group * math.prod(kernel) if flat else o_group, groups * phases, flat)
     grid = (_tile.cdiv(largest, tile.BM) * _tile.cdiv(c, tile.BN), groups, phases)
     _tile.launch(
-        _conv_kernel, grid, dy, taps, bias, dx,
+        _conv_kernel, grid, dy, taps, *end.arrays, dx,
         n, *size, *dy.shape[2:], o_group, c, *kernel, *steps(dy), *jumps, *steps(dx),
         *stride, *before, *back, *dilation, *common, *inverse,
         DEEP=max(size[0], dy.shape[2], kernel[0]) > 1, PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=False, EVEN=False,
         FIRST=channels_first(dx), BOUNDED=False, PRECISION=precision(dy),
-        BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+        **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import triton.language as tl
 from .._budget import Budget, channels_first
 from . import _configs, _tile
 from ._conv import Walk
+from ._epilogue import Epilogue, finished
 from ._image import finish, pixel_tile, pixels_of, steps
 
 
@@ -33,13 +34,14 @@ BUDGETS = {
 
 @triton.jit
 def _depthwise_forward_kernel(
-    x, weight, bias, y,
+    x, weight, bias, scale, residual, kept, y,
     M, DY, HY, WY, DX, HX, WX, O, MANY,
     x_n, x_d, x_h, x_w, x_c, w_o, w_d, w_h, w_w, y_n, y_d, y_h, y_w, y_c,
     SD, SH, SW, D0, H0, W0, DD, DH, DW,
-    DEEP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    DEEP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """DEEP: there is a third spatial axis; without it KD is 1."""
+    """DEEP: there is a third spatial axis; without it KD is 1. kept: where y before f goes."""
     n, i, j, o, mask = pixels_of(M, DY * HY * WY, WY, O, BP, BC)
     if DEEP:
         z = i // HY
@@ -65,23 +67,29 @@ def _depthwise_forward_kernel(
             v = tl.load(line + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w, there, other=0.0).to(tl.float32)
             tap = tl.load(of_line + r * w_h + q * w_w, o < O, other=0.0).to(tl.float32)
             acc += v * tap
+    if scale is not None:
+        acc *= tl.load(scale + o, o < O, other=0.0).to(tl.float32)
     if bias is not None:
         acc += tl.load(bias + o, o < O, other=0.0).to(tl.float32)
+    at = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
     place = y + n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w + o.to(tl.int64) * y_c
     if DEEP:
+        at += z.to(tl.int64) * y_d
         place += z.to(tl.int64) * y_d
+    acc = finished(acc, residual, kept, at, o.to(tl.int64) * y_c, mask, False, ACTIVATION, NUMBER_A, NUMBER_B)
     tl.store(place, acc.to(y.dtype.element_ty), mask)
 
 
 @triton.jit
 def _depthwise_input_kernel(
-    dy, weight, bias, dx,
+    dy, weight, bias, scale, residual, kept, dx,
     M, DX, HX, WX, DY, HY, WY, C, MANY,
     dy_n, dy_d, dy_h, dy_w, dy_c, w_o, w_d, w_h, w_w, x_n, x_d, x_h, x_w, x_c,
     SD, SH, SW, FRONT, TOP, LEFT, DD, DH, DW,
-    DEEP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    DEEP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """dx[pixel, c] = bias[c] + Σ_{o of c, tap} dy[the pixel whose tap this is, o] · weight[o, tap]."""
+    """dx[pixel, c] = Σ_{o of c, tap} dy[the pixel whose tap this is, o] · weight[o, tap], and its epilogue."""
     n, h, w, c, mask = pixels_of(M, DX * HX * WX, WX, C, BP, BC)
     if DEEP:
         d = h // HX
@@ -111,11 +119,16 @@ def _depthwise_input_kernel(
                 g = tl.load(place, reached & hit, other=0.0).to(tl.float32)
                 tap = tl.load(taps + o.to(tl.int64) * w_o + r * w_h + q * w_w, c < C, other=0.0).to(tl.float32)
                 acc += g * tap
+    if scale is not None:
+        acc *= tl.load(scale + c, c < C, other=0.0).to(tl.float32)
     if bias is not None:
         acc += tl.load(bias + c, c < C, other=0.0).to(tl.float32)
+    at = n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
     place = dx + n * x_n + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w + c.to(tl.int64) * x_c
     if DEEP:
+        at += d.to(tl.int64) * x_d
         place += d.to(tl.int64) * x_d
+    acc = finished(acc, residual, kept, at, c.to(tl.int64) * x_c, mask, False, ACTIVATION, NUMBER_A, NUMBER_B)
     tl.store(place, acc.to(dx.dtype.element_ty), mask)
 
 
@@ -177,7 +190,7 @@ def _deep(*shapes: Any) -> bool:
     return max(shape[2] for shape in shapes) > 1
 
 
-def forward(x: Any, weight: Any, bias: Any, y: Any, walk: Walk) -> None:
+def forward(x: Any, weight: Any, end: Epilogue, y: Any, walk: Walk) -> None:
     """All of three spatial axes, x and y of any strides."""
     (n, o, *out), (c, *size), kernel = y.shape, x.shape[1:], weight.shape[2:]
     w_o, _, *w = weight.stride()
@@ -186,15 +199,15 @@ def forward(x: Any, weight: Any, bias: Any, y: Any, walk: Walk) -> None:
     pixels, channels = pixel_tile(x, total, entry.elements)
     grid = (_tile.cdiv(total, pixels), _tile.cdiv(o, channels))
     _tile.launch(
-        _depthwise_forward_kernel, grid, x, weight, bias, y,
+        _depthwise_forward_kernel, grid, x, weight, *end.arrays, y,
         total, *out, *size, o, o // c, *steps(x), w_o, *w, *steps(y),
         *walk.stride, *[-b for b in walk.before], *walk.dilation,
-        DEEP=_deep(x.shape, y.shape, weight.shape), KD=kernel[0], KH=kernel[1], KW=kernel[2], BP=pixels, BC=channels,
-        num_warps=entry.warps,
+        DEEP=_deep(x.shape, y.shape, weight.shape), KD=kernel[0], KH=kernel[1], KW=kernel[2],
+        **end.constants, BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
 
-def input_gradient(dy: Any, weight: Any, bias: Any, dx: Any, walk: Walk) -> None:
+def input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk) -> None:
     (_, o, *out), (n, c, *size), kernel = dy.shape, dx.shape, weight.shape[2:]
     w_o, _, *w = weight.stride()
     total = n * math.prod(size)
@@ -202,11 +215,11 @@ def input_gradient(dy: Any, weight: Any, bias: Any, dx: Any, walk: Walk) -> None
     pixels, channels = pixel_tile(dx, total, entry.elements)
     grid = (_tile.cdiv(total, pixels), _tile.cdiv(c, channels))
     _tile.launch(
-        _depthwise_input_kernel, grid, dy, weight, bias, dx,
+        _depthwise_input_kernel, grid, dy, weight, *end.arrays, dx,
         total, *size, *out, c, o // c, *steps(dy), w_o, *w, *steps(dx),
         *walk.stride, *walk.before, *walk.dilation,
-        DEEP=_deep(dx.shape, dy.shape, weight.shape), KD=kernel[0], KH=kernel[1], KW=kernel[2], BP=pixels, BC=channels,
-        num_warps=entry.warps,
+        DEEP=_deep(dx.shape, dy.shape, weight.shape), KD=kernel[0], KH=kernel[1], KW=kernel[2],
+        **end.constants, BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ one tap needs no gathering and reads NCHW as it is. Outputs are written in any o
 - of few channels: ``_conv_windows.py``, on those tiles.
 - of one tap over channels-last arrays: what those refuse is ``_matmul.py``'s.
 - depthwise: ``_depthwise.py``.
+
+All have the epilogue of ``_epilogue.py``; backward begins with dz = dy f'(z), which all gradients read.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .._activation import numbers_of
 from .._conv import conv_saved
 from .._window import Window
 from . import _conv_product, _conv_tiles, _conv_tiles_weight, _conv_weight, _conv_windows, _depthwise, _matmul, _tile
 from ._conv import Walk, volume, walk_of
-from ._image import channel_sums, nhwc, output_order
+from ._epilogue import Epilogue, before, epilogue
+from ._image import nhwc, output_order
 
 
 def _is_plain(x: Any, y: Any, weight: Any, walk: Walk) -> bool:
@@ -47,43 +51,50 @@ def _taps(weight: Any, empty: Any) -> Any:
     return _tile.dense(volume(weight).permute(0, 2, 3, 4, 1), empty).permute(0, 4, 1, 2, 3)
 
 
-def _as_matrices(x: Any, y: Any, walk: Walk, plain: bool) -> tuple[Any, Any] | None:
+def _as_matrices(x: Any, y: Any, end: Epilogue, walk: Walk, plain: bool) -> tuple[Any, Any] | None:
     """x and y (pixels, channels), where the convolution is a product of 16-bit matrices; float32 has TF32 rules of its own."""
     if not plain or walk.groups > 1 or x.element_size() != 2 or x.numel() >= 2**31 * x.shape[1]:
+        return None
+    if end.scale is not None or end.residual is not None:
         return None
     rows = [t.permute(0, 2, 3, 4, 1) for t in (x, y)]
     return tuple(r.reshape(-1, r.shape[4]) for r in rows) if all(r.is_contiguous() for r in rows) else None  # type: ignore[return-value]
 
 
+def _multiply(matrices: tuple[Any, Any], weight: Any, end: Epilogue, empty: Any) -> None:
+    numbers = numbers_of(end.activation, 2)
+    _matmul.matmul(matrices[0], weight, matrices[1], empty, bias=end.bias, z=end.z, f=end.activation, numbers=numbers)
+
+
 # --- the three roles: x and dy are sources ---------------------------------------------------------------------------
 
 
-def _forward(x: Any, weight: Any, bias: Any, y: Any, walk: Walk, plain: bool, empty: Any) -> None:
+def _forward(x: Any, weight: Any, end: Epilogue, y: Any, walk: Walk, plain: bool, empty: Any) -> None:
     if _is_depthwise(weight, walk):
-        _depthwise.forward(x, volume(weight), bias, volume(y), walk)
+        _depthwise.forward(x, volume(weight), end, volume(y), walk)
         return
     taps, y = _taps(weight, empty), volume(y)
-    if _conv_tiles.refusal(x, taps, y, walk) is None:
-        _conv_tiles.forward(x, taps, bias, y, walk, plain)
-    elif _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
-        _conv_windows.forward(x, taps, bias, y, walk, empty)
-    elif matrices := _as_matrices(x, y, walk, plain):
-        _matmul.matmul(matrices[0], taps[..., 0, 0, 0], matrices[1], empty, bias=bias)
+    if end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
+        _conv_tiles.forward(x, taps, end.bias, y, walk, plain)
+    elif end.is_bias and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
+        _conv_windows.forward(x, taps, end.bias, y, walk, empty)
+    elif matrices := _as_matrices(x, y, end, walk, plain):
+        _multiply(matrices, taps[..., 0, 0, 0], end, empty)
     else:
-        _conv_product.forward(x, taps, bias, y, walk, plain)
+        _conv_product.forward(x, taps, end, y, walk, plain)
 
 
-def _input_gradient(dy: Any, weight: Any, bias: Any, dx: Any, walk: Walk, plain: bool, empty: Any) -> None:
+def _input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk, plain: bool, empty: Any) -> None:
     if _is_depthwise(weight, walk):
-        _depthwise.input_gradient(dy, volume(weight), bias, volume(dx), walk)
+        _depthwise.input_gradient(dy, volume(weight), end, volume(dx), walk)
         return
     taps, dx = _taps(weight, empty), volume(dx)
-    if _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
-        _conv_tiles.input_gradient(dy, taps, bias, dx, walk, plain)
-    elif matrices := _as_matrices(dy, dx, walk, plain):
-        _matmul.matmul(matrices[0], taps[..., 0, 0, 0].T, matrices[1], empty, bias=bias)
+    if end.is_bias and _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
+        _conv_tiles.input_gradient(dy, taps, end.bias, dx, walk, plain)
+    elif matrices := _as_matrices(dy, dx, end, walk, plain):
+        _multiply(matrices, taps[..., 0, 0, 0].T, end, empty)
     else:
-        _conv_product.input_gradient(dy, taps, bias, dx, walk, plain)
+        _conv_product.input_gradient(dy, taps, end, dx, walk, plain)
 
 
 def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
@@ -97,16 +108,10 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, emp
         _conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _conv_tiles_weight.box_refusal(_conv_tiles.rows_of(dy))
     ) is None:
         _conv_windows.weight_gradient(dy, x, dweight, walk, empty)
-    elif matrices := _as_matrices(dy, x, walk, plain):
+    elif matrices := _as_matrices(dy, x, Epilogue(), walk, plain):
         _matmul.matmul(matrices[0].T, matrices[1].T, dweight[..., 0, 0, 0], empty)
     else:
         _conv_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
-
-
-def _bias_gradient(dy: Any, bias: Any, empty: Any) -> Any:
-    dbias = empty(bias.shape, bias.dtype)
-    channel_sums(dy, dbias, empty)
-    return dbias
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------
@@ -116,22 +121,26 @@ def conv_forward(
     x: Any,
     weight: Any,
     bias: Any = None,
+    scale: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     stride: tuple,
     padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    before, after = zip(*padding)
-    size = Window(tuple(weight.shape[2:]), stride, before, dilation).output_size(x.shape[2:], after)
-    y = empty((x.shape[0], weight.shape[0], *size), x.dtype, output_order(x))
+    front, behind = zip(*padding)
+    size = Window(tuple(weight.shape[2:]), stride, front, dilation).output_size(x.shape[2:], behind)
+    order = output_order(x)
+    y = empty((x.shape[0], weight.shape[0], *size), x.dtype, order)
     walk = walk_of(stride, padding, dilation, groups)
     plain = _is_plain(x, y, weight, walk)
-    bias = None if bias is None else _tile.dense(bias, empty)
-    _forward(_source(x, weight, walk, plain, empty), weight, bias, y, walk, plain, empty)
-    return (y,), conv_saved(x, weight, needs)
+    end = epilogue(y, order, needs, empty, bias, scale, residual, activation)
+    _forward(_source(x, weight, walk, plain, empty), weight, end, y, walk, plain, empty)
+    return (y,), conv_saved(needs, activation, y, end.z, x, weight, bias, scale, residual)
 
 
 def conv_backward(
@@ -144,20 +153,23 @@ def conv_backward(
     padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple:
-    (dy,), (x, weight, bias) = dys, inputs
+    x, weight, bias = inputs[:3]
     walk = walk_of(stride, padding, dilation, groups)
-    plain = _is_plain(x, dy, weight, walk)
+    total, dbias, dresidual = before(dys[0], saved, activation, output_order(x), needs, bias, empty)
     dx = dweight = None
-    dy = _source(dy, weight, walk, plain, empty)
+    if total is not None:
+        plain = _is_plain(x, total, weight, walk)
+        total = _source(total, weight, walk, plain, empty)
     if "x" in needs:
         dx = empty(x.shape, x.dtype, x.like().order)
-        _input_gradient(dy, saved["weight"], None, dx, walk, plain, empty)
+        _input_gradient(total, saved["weight"], Epilogue(), dx, walk, plain, empty)
     if "weight" in needs:
         dweight = empty(weight.shape, weight.dtype, weight.like().order)
-        _weight_gradient(dy, _source(saved["x"], weight, walk, plain, empty), dweight, walk, plain, empty)
-    return dx, dweight, _bias_gradient(dy, bias, empty) if "bias" in needs else None
+        _weight_gradient(total, _source(saved["x"], weight, walk, plain, empty), dweight, walk, plain, empty)
+    return dx, dweight, dbias, None, dresidual
 
 
 def conv_transpose_forward(
@@ -171,18 +183,19 @@ def conv_transpose_forward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
     """A convolution's dx, of x in dy's place."""
-    before, after = zip(*padding)
-    window = Window(tuple(weight.shape[2:]), stride, before, dilation)
-    size = [r - b - a + m for r, b, a, m in zip(window.reach(x.shape[2:]), before, after, output_padding)]
-    y = empty((x.shape[0], weight.shape[1] * groups, *size), x.dtype, output_order(x))
+    front, behind = zip(*padding)
+    window, order = Window(tuple(weight.shape[2:]), stride, front, dilation), output_order(x)
+    size = [r - b - a + m for r, b, a, m in zip(window.reach(x.shape[2:]), front, behind, output_padding)]
+    y = empty((x.shape[0], weight.shape[1] * groups, *size), x.dtype, order)
     walk = walk_of(stride, padding, dilation, groups)
     plain = _is_plain(y, x, weight, walk)
-    bias = None if bias is None else _tile.dense(bias, empty)
-    _input_gradient(_source(x, weight, walk, plain, empty), weight, bias, y, walk, plain, empty)
-    return (y,), conv_saved(x, weight, needs)
+    end = epilogue(y, order, needs, empty, bias, activation=activation)
+    _input_gradient(_source(x, weight, walk, plain, empty), weight, end, y, walk, plain, empty)
+    return (y,), conv_saved(needs, activation, y, end.z, x, weight, bias)
 
 
 def conv_transpose_backward(
@@ -196,18 +209,21 @@ def conv_transpose_backward(
     output_padding: tuple,
     dilation: tuple,
     groups: int,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple:
     """A convolution's forward and dweight, of dy in x's place and x in dy's."""
-    (dy,), (x, weight, bias) = dys, inputs
+    x, weight, bias = inputs
     walk = walk_of(stride, padding, dilation, groups)
-    plain = _is_plain(dy, x, weight, walk)
+    dz, dbias, _ = before(dys[0], saved, activation, output_order(x), needs, bias, empty)
     dx = dweight = None
-    dy = _source(dy, weight, walk, plain, empty)
+    if dz is not None:
+        plain = _is_plain(dz, x, weight, walk)
+        dz = _source(dz, weight, walk, plain, empty)
     if "x" in needs:
         dx = empty(x.shape, x.dtype, x.like().order)
-        _forward(dy, saved["weight"], None, dx, walk, plain, empty)
+        _forward(dz, saved["weight"], Epilogue(), dx, walk, plain, empty)
     if "weight" in needs:
         dweight = empty(weight.shape, weight.dtype, weight.like().order)
-        _weight_gradient(_source(saved["x"], weight, walk, plain, empty), dy, dweight, walk, plain, empty)
-    return dx, dweight, _bias_gradient(dy, bias, empty) if "bias" in needs else None
+        _weight_gradient(_source(saved["x"], weight, walk, plain, empty), dz, dweight, walk, plain, empty)
+    return dx, dweight, dbias
