@@ -6,9 +6,9 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, lp_pool, max_pool
+from gpulayers.ops.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, lp_pool, max_pool, max_unpool
 
-from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Places
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:
@@ -39,11 +39,21 @@ def _cases(n: int, cpu: bool) -> list[Case]:
         case(avg_pool, "volumes 3×3×3/2", F.avg_pool3d, 32, 8, 28, 28, kernel_size=3, stride=2, padding=1),
         case(adaptive_max_pool, "to 6²", F.adaptive_max_pool2d, 256, 13, output_size=6),
         case(lp_pool, "of squares 2×2", F.lp_pool2d, 128, 56, norm_type=2.0, kernel_size=2),
+        _put_back(n, 64, 56, cpu),
         adaptive("ResNet-50 head", 2048, 7, 1),
         adaptive("squeeze-and-excitation", 256, 56, 1),
         adaptive("VGG of 448² images, to 7²", 512, 14, 7),
         adaptive("AlexNet of 256² images, to 6²", 256, 7, 6),
     ]
+
+
+def _put_back(n: int, c: int, size: int, cpu: bool) -> Case:
+    def theirs(x: Any, indices: Any) -> Any:
+        return F.max_unpool2d(x, indices, 2)
+
+    title = f"SegNet's, to where 2×2 maxima were, {n}×{c}×{size}²"
+    shapes = (n, c, size, size), Places((n, c, size, size), 2)
+    return Case(max_unpool, title, shapes, {"output_size": (2 * size, 2 * size)}, theirs, cpu=cpu, headline=not cpu)
 
 
 def cases() -> list[Case]:
@@ -77,5 +87,7 @@ def audits() -> list[Case]:
                 (lp_pool, {"norm_type": 3, "kernel_size": 2}),
             )
         ),
+        _put_back(32, 64, 56, cpu=False)._replace(order=CHANNELS_LAST, archs=ONE_ARCH),
+        _put_back(32, 64, 56, cpu=False),
         Case(max_pool, "indices", image, indexed, order=CHANNELS_LAST, archs=ONE_ARCH),
     ]

@@ -125,6 +125,9 @@ from gpulayers.layers.pooling import (  # noqa: E402
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
     Pooling,
 )
 from gpulayers.layers.resize import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d  # noqa: E402

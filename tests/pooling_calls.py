@@ -2,6 +2,9 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from gpulayers.torch import functional
 
 
 def draw(*shape: int, last: bool = False) -> np.ndarray:
@@ -26,3 +29,17 @@ def compare_with_torch(op, function, x, **options):
     dy = draw(*y.shape)
     expected.backward(torch.from_numpy(dy))
     np.testing.assert_allclose(record.backward(dy)[0], tensor.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+def same(name, x, *more, **options):
+    """Our function and torch's give the same numbers, and gradients."""
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    mine, truth = getattr(functional, name)(a, *more, **options), getattr(F, name)(b, *more, **options)
+    if isinstance(truth, tuple):
+        assert torch.equal(mine[1], truth[1])
+        mine, truth = mine[0], truth[0]
+    torch.testing.assert_close(mine, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
+    dy = torch.randn_like(truth)
+    mine.backward(dy)
+    truth.backward(dy)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10, equal_nan=True)

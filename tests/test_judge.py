@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gpulayers.bench.cases import providers
-from gpulayers.bench.cases.case import Case, Labels, Other, Seeds, every_case
+from gpulayers.bench.cases.case import Case, Labels, Other, Places, Seeds, every_case
 from gpulayers.bench.judging import judge
 from gpulayers.bench.measuring import harness
 from gpulayers.bench.measuring.device import Cpu
@@ -65,8 +65,8 @@ def _cut(case):
         return case
 
     def few(s):
-        if isinstance(s, Labels):
-            return Labels((2, *s.shape[1:]), s.high)
+        if isinstance(s, Labels | Places):
+            return s._replace(shape=(2, *s.shape[1:]))
         return (2, *s[1:]) if s == shapes[0] or case.op.name == "grid_sample" else s
 
     return case._replace(shapes=tuple(map(few, shapes)))

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from halves import check_op
-from pooling_calls import draw, special
+from pooling_calls import draw, same, special
 
 import gpulayers as gl
 from gpulayers.definition import KindError, ShapeError
 from gpulayers.ops.pooling import adaptive_max_pool, lp_pool
 from gpulayers.testing.check_layer import check_layer
-from gpulayers.torch import functional
 
 HALVES = {"dtypes": ["float16", "bfloat16"], "dys": ["dense"]}
 PARTS = [((2, 3, 7), 3), ((2, 3, 5, 6), (2, None)), ((2, 3, 4, 6), 1), ((1, 2, 3, 4, 5), (2, 1, 3)), ((0, 3, 4, 5), 2)]
@@ -41,20 +39,6 @@ def test_lp_pool(shape, options):
 
 
 # --- against torch ---------------------------------------------------------------------------------------------------
-
-
-def same(name, x, *more, **options):
-    """Our function and torch's give the same numbers, and gradients."""
-    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    mine, truth = getattr(functional, name)(a, *more, **options), getattr(F, name)(b, *more, **options)
-    if isinstance(truth, tuple):
-        assert torch.equal(mine[1], truth[1])
-        mine, truth = mine[0], truth[0]
-    torch.testing.assert_close(mine, truth, rtol=1e-12, atol=1e-12, equal_nan=True)
-    dy = torch.randn_like(truth)
-    mine.backward(dy)
-    truth.backward(dy)
-    torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape, size", PARTS[:-1])

@@ -32,6 +32,20 @@ class Labels(NamedTuple):
     high: int
 
 
+class Places(NamedTuple):
+    """An int64 input as max_pool's indices: of images (N, C, OH, OW), each the place of a pixel under a window of its own."""
+
+    shape: tuple[int, int, int, int]
+    window: int
+    """Its rows and columns."""
+
+    def of(self, taps: Any, arange: Callable[..., Any]) -> Any:
+        """``taps``: which pixel of each window."""
+        (h, w), k = self.shape[2:], self.window
+        rows, columns = arange(h).reshape(h, 1) * k + taps // k, arange(w) * k + taps % k
+        return rows * (w * k) + columns
+
+
 class Seeds(NamedTuple):
     """A Philox seed and offset."""
 
@@ -83,7 +97,7 @@ class Case(NamedTuple):
     """The shape in a reader's words: "ResNet-50 3×3, 56²"."""
     shapes: tuple
     """One for each input: a shape (random normal values), a list of shapes, a Spec (its dtype is
-    fixed), Labels, Seeds, Squares, or None."""
+    fixed), Labels, Places, Seeds, Squares, or None."""
     options: dict[str, Any] = {}
     torch: Callable | None = None
     """torch's function for the same call: takes tensors for the inputs, gives the output."""
@@ -145,8 +159,12 @@ class Case(NamedTuple):
 
     def specs(self, dtype: np.dtype = float32) -> tuple:
         def one(s: Any) -> Spec:
-            if isinstance(s, Labels | Seeds):
-                return Spec(s.shape if isinstance(s, Labels) else (2,), arrays.int64)
+            if isinstance(s, Labels):
+                return Spec(s.shape, arrays.int64)
+            if isinstance(s, Places):
+                return Spec(s.shape, arrays.int64, self.order)
+            if isinstance(s, Seeds):
+                return Spec((2,), arrays.int64)
             if isinstance(s, Spec):
                 return s
             shape = s.shape if isinstance(s, Squares) else tuple(s)
@@ -160,6 +178,8 @@ class Case(NamedTuple):
         def one(s: Any) -> np.ndarray:
             if isinstance(s, Labels):
                 return random.integers(0, s.high, s.shape)
+            if isinstance(s, Places):
+                return s.of(random.integers(0, s.window**2, s.shape), np.arange)
             if isinstance(s, Seeds):
                 return random.integers(0, 2**40, 2)
             if isinstance(s, Spec):
@@ -178,6 +198,9 @@ class Case(NamedTuple):
         def one(s: Any) -> Any:
             if isinstance(s, Labels):
                 return torch.randint(0, s.high, s.shape, **where)
+            if isinstance(s, Places):
+                taps = torch.randint(0, s.window**2, s.shape, **where)
+                return s.of(taps if self.put is None else self.put(taps), lambda n: torch.arange(n, device=taps.device))
             if isinstance(s, Seeds):
                 return torch.randint(0, 2**40, (2,), **where)
             shape = s.shape if isinstance(s, Squares) else s

@@ -105,6 +105,12 @@ def _sampled(m: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: m.functional.grid_sample(x, grid, align_corners=False)
 
 
+def _put_back(m: Any) -> Callable[[Tensor], Tensor]:
+    layer, shape = m.MaxUnpool2d(2), IMAGE if m is gt else PIXELS
+    places = torch.zeros(shape, dtype=torch.int64)
+    return lambda x: layer(x, places)
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -134,6 +140,7 @@ def subjects() -> list[Subject]:
         Subject("avg_pool", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
         Subject("adaptive_avg_pool", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),
         Subject("adaptive_max_pool", lambda m: m.AdaptiveMaxPool2d(2), IMAGE, PIXELS),
+        Subject("max_unpool", _put_back, IMAGE, PIXELS),
         Subject("lp_pool", lambda m: m.LPPool2d(2, 2), IMAGE, PIXELS),
         Subject("group_norm", lambda m: m.GroupNorm(2, _width(m, 64, 4)), IMAGE, PIXELS),
         Subject("instance_norm", lambda m: m.InstanceNorm2d(_width(m, 64, 4)), IMAGE, PIXELS),

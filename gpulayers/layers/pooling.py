@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers.arrays import Spec, float32, int64
 from gpulayers.definition import ShapeError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import pooling as ops
-from gpulayers.ops._window import AXES
+from gpulayers.ops._window import AXES, numbers
 
 
 class Pooling(OpLayer):
@@ -221,5 +222,62 @@ class LPPool2d(LPPool):
 
 class LPPool3d(LPPool):
     """The p-norm under a window, p = norm_type: (N, C, D, H, W) → (N, C, OD, OH, OW). As torch.nn.LPPool3d."""
+
+    spatial = 3
+
+
+class MaxUnpool(Pooling):
+    """What layers that put maxima back have in common: of (x, indices), both what max pooling with return_indices gives."""
+
+    op = ops.max_unpool
+    skips_input_grad = True
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0):
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def _sized(self, shape: Any) -> tuple:
+        """The least size that such a pooling makes this one of."""
+        kernel, stride, padding = (
+            numbers(name, value, least, self.spatial or 0)
+            for name, value, least in (
+                ("kernel_size", self.kernel_size, 1),
+                ("stride", self.kernel_size if self.stride is None else self.stride, 1),
+                ("padding", self.padding, 0),
+            )
+        )
+        each = zip(shape[2:], kernel, stride, padding)
+        return tuple([None if n is None else (n - 1) * s - 2 * p + k for n, k, s, p in each])
+
+    def forward(self, x: Any, indices: Any, **_: Any) -> Any:
+        xs = self.arguments(x, indices)
+        return self.run(self.op, *xs, output_size=self._sized(x.shape))
+
+    def backward(self, dy: Any, **_: Any) -> Any:
+        return self.run_backward(dy)
+
+    def output_shape(self, input_shape: Any, *_: Any, **__: Any) -> tuple:
+        x = Spec(tuple(input_shape), float32)
+        self.arguments(x)
+        rule = self.op.rule(x, x._replace(dtype=int64), output_size=self._sized(input_shape))
+        return rule.outputs["y"].shape
+
+
+class MaxUnpool1d(MaxUnpool):
+    """Maxima where they were, zeros elsewhere: (N, C, OL) and indices → (N, C, L), L = (OL − 1) · stride − 2 · padding +
+    kernel_size. As torch.nn.MaxUnpool1d."""
+
+    spatial = 1
+
+
+class MaxUnpool2d(MaxUnpool):
+    """Maxima where they were, zeros elsewhere: (N, C, OH, OW) and indices → (N, C, H, W), H = (OH − 1) · stride − 2 · padding
+    + kernel_size, W likewise. As torch.nn.MaxUnpool2d."""
+
+    spatial = 2
+
+
+class MaxUnpool3d(MaxUnpool):
+    """Maxima where they were, zeros elsewhere: (N, C, OD, OH, OW) and indices → (N, C, D, H, W), sizes as MaxUnpool2d's. As
+    torch.nn.MaxUnpool3d."""
 
     spatial = 3

@@ -17,6 +17,7 @@ from gpulayers.ops._adaptive_pooling import adaptive_avg_pool as adaptive_avg_po
 from gpulayers.ops._adaptive_pooling import adaptive_max_pool as adaptive_max_pool
 from gpulayers.ops._op import Op
 from gpulayers.ops._pooling import along, full, inside, output_size, positions, taps, windows
+from gpulayers.ops._unpooling import max_unpool as max_unpool
 from gpulayers.ops._window import ordered_as, output_order, window
 
 # --- max_pool --------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "LPPool1d": [({"norm_type": 1, "kernel_size": 2}, _ROW)],
     "LPPool2d": [({"norm_type": 1, "kernel_size": 2, "stride": 1}, _IMAGE)],
     "LPPool3d": [({"norm_type": 1, "kernel_size": 2}, _VOLUME)],
+    **{f"MaxUnpool{d}d": [({"kernel_size": 2}, s)] for d, s in ((1, _ROW), (2, _IMAGE), (3, _VOLUME))},
     "MaxPool1d": [({"kernel_size": 2}, _ROW)],
     "MaxPool3d": [({"kernel_size": 2}, _VOLUME), ({"kernel_size": 2, "padding": 1, "return_indices": True}, _VOLUME)],
     "AvgPool1d": [({"kernel_size": 2, "padding": 1}, _ROW)],
@@ -128,6 +129,8 @@ class Case(NamedTuple):
             return [x, _draw(self.shape, f"target{seed}").to(dtype)]
         if self.name in ("CrossEntropyLoss", "NLLLoss"):
             return [x, torch.arange(x.numel() // x.shape[1]).reshape(x.shape[:1] + x.shape[2:]) % x.shape[1]]
+        if self.name.startswith("MaxUnpool"):
+            return [x, _places(x)]
         return [x]
 
 
@@ -162,6 +165,11 @@ def agree(ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
         assert isinstance(a, type) and issubclass(a, b)
     else:
         torch.testing.assert_close(a, b)
+
+
+def _places(x: Tensor) -> Tensor:
+    """Places for the maxima of a channel, in an image twice as large along each axis."""
+    return (torch.arange(x[0, 0].numel(), device=x.device) * 2 + 1).reshape(x.shape[2:]).expand(x.shape)
 
 
 def _draw(shape: Any, name: str) -> Tensor:
@@ -216,6 +224,9 @@ class Everything(nn.Module):
             + through("InstanceNorm1d", x.flatten(2)).reshape(x.shape)
         )
         x = x + through("Softmax2d", x)
+        for axes, given in ((1, x.flatten(2)), (2, x), (3, torch.stack([x, x], 2))):
+            y = found[f"MaxUnpool{axes}d"] = self.layers[f"MaxUnpool{axes}d"](given, _places(given))
+            x = x + y.flatten(2).mean(2)[..., None, None]
         x = x + through("ChannelShuffle PixelShuffle PixelUnshuffle", x)
         x = x + through("Upsample UpsamplingNearest2d UpsamplingBilinear2d", x).mean((2, 3), keepdim=True)
         x = x + through("Unfold Fold", x).mean((1, 2, 3), keepdim=True)

@@ -9,6 +9,7 @@ from gpulayers.torch._rare_pooling import (
     LPPool2d,
     LPPool3d,
 )
+from gpulayers.torch._unpooling import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
 from gpulayers.torch.activation import (
     CELU,
     ELU,

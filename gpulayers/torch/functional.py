@@ -13,6 +13,7 @@ from gpulayers.torch._rare_pooling import (
     lp_pool2d,
     lp_pool3d,
 )
+from gpulayers.torch._unpooling import max_unpool1d, max_unpool2d, max_unpool3d
 from gpulayers.torch.activation import (
     celu,
     elu,

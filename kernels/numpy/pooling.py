@@ -17,6 +17,8 @@ from .._layout import own_memory
 from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window, output_order
 from ._images import along_axes, empty_like, over_blocks
+from ._unpooling import max_unpool_backward as max_unpool_backward
+from ._unpooling import max_unpool_forward as max_unpool_forward
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -287,6 +289,10 @@ adaptive_avg_pool_forward, adaptive_avg_pool_backward = map(
 
 
 def avg_pool_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None
+
+
+def max_unpool_refuses(x: Spec, indices: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
 
 

@@ -51,9 +51,13 @@ def pixel_plan(choice: _configs.Choice, x: Any, *others: Any) -> tuple[tuple, di
     pixels = n * math.prod(sizes)
     entry = choice(_tile.device(x), pixels)
     rows, channels = pixel_tile(x, pixels, entry.elements)
-    wide = any([_reach(a) >= 2**31 for a in (x, *others)])
-    tile = {"DEEP": x.ndim == 5, "WIDE": wide, "BP": rows, "BC": channels, "num_warps": entry.warps}
+    tile = {"DEEP": x.ndim == 5, "WIDE": is_far(x, *others), "BP": rows, "BC": channels, "num_warps": entry.warps}
     return (_tile.cdiv(pixels, rows), _tile.cdiv(c, channels)), tile
+
+
+def is_far(*arrays: Any) -> bool:
+    """Whether an element may lie too far from its image's first for 32 bits."""
+    return any([_reach(a) >= 2**31 for a in arrays])
 
 
 def _reach(x: Any) -> int:

@@ -22,6 +22,8 @@ from ._adaptive_max import adaptive_max_pool_forward as adaptive_max_pool_forwar
 from ._lp_pool import lp_pool_backward as lp_pool_backward
 from ._lp_pool import lp_pool_forward as lp_pool_forward
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
+from ._unpooling import max_unpool_backward as max_unpool_backward
+from ._unpooling import max_unpool_forward as max_unpool_forward
 from ._windows import WIDEST, backward_constants, forward_constants
 
 BUDGETS = {

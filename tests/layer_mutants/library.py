@@ -57,6 +57,8 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
     cases += [(gl.Conv2d, (3, 6, (3, 2)), {"stride": 2, "groups": 3, "bias": False}, (x,)) for x in _IMAGES]
     cases += [(gl.Conv2d, (3, 4, 3), same, (_IMAGES[0],)), (gl.PReLU, (3,), {}, (_IMAGES[1],))]
     cases += [(gl.MaxPool2d, (3, 2, 1), {"return_indices": True, "ceil_mode": True}, (x,)) for x in _IMAGES]
+    places = np.arange(20).reshape(4, 5) * 4 + np.zeros((2, 3, 1, 1), np.int64)
+    cases += [(gl.MaxUnpool2d, (2,), {}, (x, places)) for x in _IMAGES]
     zeros = _ROWS[1]
     cases += [
         (gl.CrossEntropyLoss, (), {"label_smoothing": 0.1}, ((4, 6), _LABELS)),
