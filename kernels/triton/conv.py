@@ -4,6 +4,7 @@ Kernels see three axes: those that are not there have one pixel. They read chann
 array is turned first, since one pass over it costs less than gathering 2-byte elements kernel-many times; but a kernel of
 one tap needs no gathering and reads NCHW as it is. Outputs are written in any order.
 
+- of one tap over NCHW arrays: ``_conv_first.py``, on sm_90 and newer.
 - dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``; on sm_90 and
   newer ``_conv_tiles.py`` and ``_conv_tiles_weight.py``, which load tiles of pixels, for what they do not refuse.
 - of few channels: ``_conv_windows.py``, on those tiles.
@@ -21,7 +22,17 @@ from typing import Any
 from .._activation import numbers_of
 from .._conv import conv_saved
 from .._window import Window
-from . import _conv_product, _conv_tiles, _conv_tiles_weight, _conv_weight, _conv_windows, _depthwise, _matmul, _tile
+from . import (
+    _conv_first,
+    _conv_product,
+    _conv_tiles,
+    _conv_tiles_weight,
+    _conv_weight,
+    _conv_windows,
+    _depthwise,
+    _matmul,
+    _tile,
+)
 from ._conv import Walk, volume, walk_of
 from ._epilogue import Epilogue, before, epilogue
 from ._image import nhwc, output_order
@@ -41,7 +52,7 @@ def _is_depthwise(weight: Any, walk: Walk) -> bool:
 def _source(x: Any, weight: Any, walk: Walk, plain: bool, empty: Any) -> Any:
     """x (or dy) as the kernels read it: channels last in memory, NCHW for a plain kernel, anything for a depthwise one."""
     x = volume(x)
-    if _is_depthwise(weight, walk) or (plain and x.is_contiguous() and math.prod(x.shape[2:]) % 16 == 0):
+    if _is_depthwise(weight, walk) or (plain and x.is_contiguous()):
         return x
     return nhwc(x, empty)
 
@@ -74,7 +85,9 @@ def _forward(x: Any, weight: Any, end: Epilogue, y: Any, walk: Walk, plain: bool
         _depthwise.forward(x, volume(weight), end, volume(y), walk)
         return
     taps, y = _taps(weight, empty), volume(y)
-    if end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
+    if end.is_bias and _conv_first.refusal(x, y, plain, walk.groups) is None:
+        _conv_first.product(x, taps[..., 0, 0, 0], end.bias, y, empty)
+    elif end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
         _conv_tiles.forward(x, taps, end.bias, y, walk, plain)
     elif end.is_bias and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
         _conv_windows.forward(x, taps, end.bias, y, walk, empty)
@@ -89,7 +102,9 @@ def _input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk, pl
         _depthwise.input_gradient(dy, volume(weight), end, volume(dx), walk)
         return
     taps, dx = _taps(weight, empty), volume(dx)
-    if end.is_bias and _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
+    if end.is_bias and _conv_first.refusal(dy, dx, plain, walk.groups) is None:
+        _conv_first.product(dy, taps[..., 0, 0, 0], end.bias, dx, empty, turned=True)
+    elif end.is_bias and _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
         _conv_tiles.input_gradient(dy, taps, end.bias, dx, walk, plain)
     elif matrices := _as_matrices(dy, dx, end, walk, plain):
         _multiply(matrices, taps[..., 0, 0, 0].T, end, empty)
@@ -102,7 +117,9 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, emp
         _depthwise.weight_gradient(dy, x, volume(dweight), walk, empty)
         return
     dweight = volume(dweight)
-    if _conv_tiles_weight.refusal_of_weight(dy, x, dweight, walk) is None:
+    if _conv_first.refusal(dy, x, plain, walk.groups) is None:
+        _conv_first.weight_gradient(dy, x, dweight, empty)
+    elif _conv_tiles_weight.refusal_of_weight(dy, x, dweight, walk) is None:
         _conv_tiles_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
     elif (
         _conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _conv_tiles_weight.box_refusal(_conv_tiles.rows_of(dy))
