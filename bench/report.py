@@ -1,6 +1,6 @@
 """Writes the figures of docs/performance.md from bench/results: ``python bench/report.py [--add FOLDER]``.
 
---add: take the results that ``gpulayers bench --gpu --out FOLDER`` wrote into ``bench/results/<gpu>/``, and draw them. Why a
+--add: take the results that ``gpulayers bench --gpu --out FOLDER`` (or ``--models``) wrote into ``bench/results/<gpu>/``, and draw them. Why a
 kernel stays below its limit stands beside them, by hand, in ``reasons.json``: {"op" or "op: case": "the reason"}.
 """
 
@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a file, from a bare checkout
 from gpulayers.bench.cases.case import BESIDE  # noqa: E402
 from gpulayers.bench.measuring.records import Results, Row, failed, load, slug, write_json  # noqa: E402
 from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
-from gpulayers.bench.reporting import against, plots  # noqa: E402
+from gpulayers.bench.reporting import against, models, plots  # noqa: E402
 from gpulayers.bench.reporting.tables import call  # noqa: E402
 from gpulayers.bench.suite.reach import in_words  # noqa: E402
 
@@ -74,27 +74,40 @@ def _span(rows: list[dict[str, Any]], key: str) -> str:
 
 def gpu_markdown(results: pathlib.Path) -> str:
     """A section for each GPU folder; without one, that there is none."""
-    folders = [p.parent for p in sorted(results.glob("*/bench.json"))]
+    there = {p.parent for name in ("bench", "models") for p in results.glob(f"*/{name}.json")}
+    folders = sorted(there - {results / "cpu"})
     return "\n\n".join(map(_gpu_section, folders)) or NONE
 
 
 def _gpu_section(folder: pathlib.Path) -> str:
-    found, where = load(folder / "bench.json"), f"bench/results/{folder.name}"
+    where = f"bench/results/{folder.name}"
+    drawn = [f"![{p.stem}](../{where}/{p.name})" for p in sorted(folder.glob("*.png"))]
+    parts, device = [], folder.name
+    if (folder / "bench.json").exists():
+        found = load(folder / "bench.json")
+        device, parts = found["processes"][-1]["about"].get("device"), _ops(found, folder, where)
+    if (folder / "models.json").exists():
+        whole = json.loads((folder / "models.json").read_text())
+        device = whole["about"]["device"]
+        parts += [
+            f"Whole models, {whole['machine']['date'][:10]} at {whole['machine']['commit']}.",
+            models.markdown(whole),
+        ]
+    return "\n\n".join(filter(None, [f"### {device}", *parts, "\n".join(drawn)]))
+
+
+def _ops(found: Results, folder: pathlib.Path, where: str) -> list[str]:
     dtype = found["rows"][0]["dtype"] if found["rows"] else "bfloat16"
     rows = [r for r in found["rows"] if r["family"] not in BESIDE]
-    drawn = [f"![{p.stem}](../{where}/{p.name})" for p in sorted(folder.glob("*.png"))]
     reasons = folder / "reasons.json"
-    parts = [
-        f"### {found['processes'][-1]['about'].get('device')}",
+    return [
         _head(found, where),
         _tests(folder / "tests.json"),
         _table([r for r in rows if r["dtype"] == dtype], dtype),
         _slow([r for r in rows if r["dtype"] == dtype], json.loads(reasons.read_text()) if reasons.exists() else {}),
         _written(found["rows"]),
         _without(found["rows"]),
-        "\n".join(drawn),
     ]
-    return "\n\n".join(filter(None, parts))
 
 
 def _head(found: Results, where: str) -> str:
@@ -236,14 +249,21 @@ def replaced(text: str, found: dict[str, str]) -> str:
 
 def add(folder: pathlib.Path, results: pathlib.Path = RESULTS) -> pathlib.Path:
     """Take a run's results in, under its GPU's name, with their plots. Raises ValueError for a broken file."""
-    found = load(folder / "bench.json")
-    if not found["rows"]:
-        raise ValueError(f"{folder / 'bench.json'}: nothing was measured")
-    target = results / slug(str(found["processes"][-1]["about"]["device"]))
-    write_json(target / "bench.json", found)
+    target = None
+    if (folder / "models.json").exists():
+        whole = json.loads((folder / "models.json").read_text())
+        target = results / (slug(whole["about"]["device"]) if "arch" in whole["about"] else "cpu")
+        write_json(target / "models.json", whole)
+        models.draw(whole, target / "models.png")
+    if target is None or (folder / "bench.json").exists():
+        found = load(folder / "bench.json")
+        if not found["rows"]:
+            raise ValueError(f"{folder / 'bench.json'}: nothing was measured")
+        target = results / slug(str(found["processes"][-1]["about"]["device"]))
+        write_json(target / "bench.json", found)
+        plots.write(found, target)
     if (folder / "tests.json").exists():
         shutil.copy(folder / "tests.json", target)
-    plots.write(found, target)
     return target
 
 

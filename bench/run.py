@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a file
 from gpulayers.bench.cases.case import BESIDE, every_case  # noqa: E402
 from gpulayers.bench.measuring import cpu, host, lab, warm  # noqa: E402
 from gpulayers.bench.measuring.device import Device, device  # noqa: E402
-from gpulayers.bench.measuring.records import Store, failed, machine, write_json  # noqa: E402
+from gpulayers.bench.measuring.records import Store, failed, machine, write_json, write_text  # noqa: E402
 from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
 from gpulayers.bench.reporting import against, plots, tables  # noqa: E402
 from gpulayers.bench.suite import suite  # noqa: E402
@@ -34,6 +34,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def bench(options: Any) -> int:
     """``gpulayers bench`` with its parsed options; the exit status."""
+    if options.models is not None:
+        return _with_models(options)
     if options.host:
         return _with_null_driver(options)
     if options.cpu or not (options.device or has_gpu()):
@@ -58,7 +60,7 @@ def _with_device(options: Any) -> int:
     on = device(options.device or "cuda")
     families = options.family or ([*inventory.families(), *BESIDE] if on.name == "cuda" else ())
     cases = [(f, c) for f, c in every_case(families) if c.cpu or on.name == "cuda"]
-    dtypes = [*map(arrays.dtype, options.dtypes)]
+    dtypes = [*map(arrays.dtype, options.dtypes or ("bfloat16", "float32"))]
     if unknown := [str(d) for d in dtypes if str(d) not in DTYPES]:
         raise ValueError(f"--dtypes: the rule is some of {', '.join(DTYPES)}; got {', '.join(unknown)}")
     tasks = lab.ordered(cases, dtypes)
@@ -76,6 +78,34 @@ def _with_device(options: Any) -> int:
     print(f"{len(store.results['rows'])} rows in {store.path}" + (f"; {bad} FAILED" if bad else ""))
     if status == lab.DIED:
         print("the device does not answer this process any more: run again with --resume")
+    return status
+
+
+def _with_models(options: Any) -> int:
+    """Whole models; each row is on disk, in ``--out``/models.json, as soon as it exists."""
+    from gpulayers.bench.measuring import whole, zoo
+    from gpulayers.bench.models.zoo import kinds
+    from gpulayers.bench.reporting import models
+
+    on = device(options.device or ("cuda" if has_gpu() and not options.cpu else "cpu"))
+    size = "tiny" if options.tiny or on.name == "cpu" else "full"
+    precisions = options.dtypes or ["float32" if on.name == "cpu" else "bfloat16"]
+    for name, asked, known in (("dtypes", precisions, whole.WIDER), ("providers", options.providers, whole.WAYS)):
+        if unknown := [word for word in asked if word not in known]:
+            raise ValueError(f"--{name}: the rule is some of {', '.join(known)}; got {', '.join(unknown)}")
+    chosen = kinds(size, options.models)
+    store = zoo.Store(options.out, on.about(), size, options.resume)
+    jobs = zoo.ordered(list(chosen), options.providers or whole.WAYS, precisions)
+    status = zoo.run(on, store, chosen, jobs, time.monotonic() + 60 * options.minutes)
+    models.show(store.whole)
+    if not options.no_plots:
+        write_text(options.out / "models.md", models.markdown(store.whole) + "\n")
+        try:
+            print(f"drawn: {models.draw(store.whole, options.out / 'models.png') or 'nothing'}")
+        except RuntimeError as error:  # no matplotlib
+            print(f"not drawn: {error}")
+    bad = sum(map(zoo.failed, store.rows))
+    print(f"{len(store.rows)} rows in {store.path}" + (f"; {bad} FAILED" if bad else ""))
     return status
 
 

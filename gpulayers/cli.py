@@ -125,6 +125,10 @@ def _lab(commands: Any) -> None:
     p.add_argument(
         "--cpu", action="store_true", help="the NumPy side against torch, the cost of dispatch and of imports"
     )
+    p.add_argument(
+        "--models", nargs="*", help="train and run whole models, these or all: plain, patched, compiled, both"
+    )
+    p.add_argument("--tiny", action="store_true", help="with --models: in small (on a CPU always)")
     p.add_argument("--host", action="store_true", help="what launching costs, without a GPU, beside torch's own layers")
     p.add_argument(
         "--gpu", dest="device", action="store_const", const="cuda", help="the kernels against others on the GPU"
@@ -137,8 +141,13 @@ def _lab(commands: Any) -> None:
     )
     p.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bench-results"), help="folder to write to")
     p.add_argument("--resume", action="store_true", help="go on with the results that are in --out")
-    p.add_argument("--providers", nargs="+", default=(), help="only these: triton, cuda, torch, torch.compile, …")
-    p.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="in this order")
+    p.add_argument(
+        "--providers",
+        nargs="+",
+        default=(),
+        help="only these: triton, cuda, torch, torch.compile, …; plain, patched, …",
+    )
+    p.add_argument("--dtypes", nargs="+", default=(), help="in this order (default: bfloat16 float32)")
     p.add_argument("--seconds", type=_console.positive, default=1.0, help="for each case and provider, with --cpu")
     p.add_argument("--no-plots", action="store_true", help="bench/report.py --add draws them, too")
     p.set_defaults(run=bench)
@@ -444,7 +453,7 @@ def _bench_own(options: Any) -> int:
         if not op.required <= len(shapes) <= len(op.inputs):
             rule = f"--input-shape with a shape for each of {', '.join(op.inputs)}"
             raise ValueError(f"{op.name}: the rule is {rule}; got {len(shapes)}")
-        rows = bench_op(op, *shapes, dtypes=options.dtypes, on=on)
+        rows = bench_op(op, *shapes, dtypes=options.dtypes or ["bfloat16", "float32"], on=on)
         if any(row["status"] != "ok" for row in rows):
             return 1
     return 0

@@ -383,39 +383,17 @@ def test_torchs_updates_are_compiled_on_a_gpu_too(monkeypatch):
 
 def test_training_steps_of_a_model_patched_and_not(monkeypatch):
     torch = pytest.importorskip("torch")
-    from gpulayers.bench.measuring import models, steps
+    from gpulayers.bench.measuring import steps
+    from gpulayers.bench.models.gpt import GPT
+    from gpulayers.bench.models.kind import Kind, NextToken, images, tokens
+    from gpulayers.bench.models.resnet import ResNet
 
-    tokens = models.Kind(lambda: models.GPT(7, 8, 2, 1, 4), lambda: (torch.randint(7, (2, 4)),), "AdamW")
-    images = models.Kind(
-        lambda: models.ResNet((1, 1), 4, 3), lambda: (torch.randn(2, 3, 16, 16), torch.randint(3, (2,))), "SGD"
-    )
-    monkeypatch.setattr(steps, "KINDS", {"tokens": tokens, "images": images})
+    text = Kind(lambda: GPT(7, 8, 2, 1, 4), tokens(2, 4, 7), NextToken)
+    pictures = Kind(lambda: ResNet((1, 1), 4, 3), images(2, 16, 3), optimizer="SGD")
+    monkeypatch.setattr(steps, "KINDS", {"tokens": text, "images": pictures})
     monkeypatch.setattr(steps, "MOST", {k: v for k, v in steps.MOST.items() if k != "compiled"})
     before = torch.get_num_threads()
     rows = steps.against_torch(0.0, progress=False)
     torch.set_num_threads(before)
     assert {(r["model"], r["mode"]) for r in rows} == {(m, d) for m in ("tokens", "images") for d in steps.MOST}
     assert all(r["ms"] > 0 and r["ratio"] == pytest.approx(r["ms"] / r["torch_ms"]) for r in rows)
-
-
-def test_whole_models_in_every_way(monkeypatch, tmp_path, capsys):
-    """What the GPU suite measures, tiny and on the CPU: the ways agree in their losses; one that fails is a row."""
-    torch = pytest.importorskip("torch")
-    from gpulayers.bench.measuring import models, training
-
-    tokens = models.Kind(lambda: models.GPT(7, 8, 2, 1, 4, 0.0), lambda: (torch.randint(7, (2, 4)),), "AdamW")
-    images = models.Kind(
-        lambda: models.ResNet((1,), 4, 3), lambda: (torch.randn(2, 3, 16, 16), torch.randint(3, (2,))), "SGD"
-    )
-    broken = models.Kind(lambda: models.GPT(7, 8, 2, 1, 4), lambda: (torch.zeros(2),), "AdamW")
-    ways = [way for way in training.WAYS if "compiled" not in way]
-    for name, value in (("WAYS", ways), ("WARM", 2), ("TIMED", 1)):
-        monkeypatch.setattr(training, name, value)
-    assert training.main(tmp_path, 60.0, {"tokens": tokens, "images": images, "broken": broken}, "cpu") == 1
-    rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
-    assert [r["way"] for r in rows if r["model"] == "tokens"] == ways
-    for name in ("tokens", "images"):
-        plain, *others = [r["losses"] for r in rows if r["model"] == name]
-        assert all(other == pytest.approx(plain, rel=2e-2) for other in others)
-    assert "Error" in next(r for r in rows if r["model"] == "broken")["error"]
-    assert "broken: torch: " in capsys.readouterr().out

@@ -117,7 +117,7 @@ def test_kernels_import_nothing_above_them(path):
     assert imported(path) <= {"arrays", "_named", "_taps"}
 
 
-BENCH_ROOMS = ["cases", "judging", "measuring", "reporting", "tuning", "suite"]
+BENCH_ROOMS = ["models", "cases", "judging", "measuring", "reporting", "tuning", "suite"]
 """Each may import those before it."""
 
 

@@ -181,7 +181,7 @@ def test_the_whole_path_with_the_cpu_in_place_of_a_gpu(tmp_path):
         assert {r["status"] for r in rows} == {"ok", "refused"}
         found = statuses(out)
         assert found["tests"] == found["bench"] == "done" and found["tune"] == "tuning needs a GPU"
-        assert found["training"] == "models of their real size need a GPU"
+        assert found["models"] == "models of their real size need a GPU"
     assert {p.name for p in out.iterdir()} == {"suite.json", "log.txt", "tests.jsonl", "tests.json", "bench.json"}
     assert [i.rpartition("/")[2] for i in device_tests.read(out / "tests.jsonl")] == ["test_small.py::test_small"]
 

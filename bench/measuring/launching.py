@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 from gpulayers.bench.measuring.host import forget
-from gpulayers.bench.measuring.models import GPT, Kind, ResNet, stepping
+from gpulayers.bench.models.gpt import GPT
+from gpulayers.bench.models.kind import Kind, NextToken, images, stepping, tokens
+from gpulayers.bench.models.resnet import ResNet
 from torch import Tensor
 
 import gpulayers.torch as gt
@@ -284,18 +286,9 @@ def chain(subject: Subject, turns: int = TURNS) -> float:
     return found["ours"] / found["torch"]
 
 
-def _images() -> tuple[Tensor, ...]:
-    x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
-    return x, torch.zeros(1, dtype=torch.int64)
-
-
 MODELS = {
-    "GPT-2": Kind(lambda: GPT(64, 64, 4, 12, 16), lambda: (torch.zeros(1, 8, dtype=torch.int64),), "AdamW"),
-    "ResNet-50": Kind(
-        lambda: ResNet((3, 4, 6, 3), 4, 10).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        _images,
-        "AdamW",
-    ),
+    "GPT-2": Kind(lambda: GPT(64, 64, 4, 12, 16), tokens(1, 8, 64), NextToken),
+    "ResNet-50": Kind(lambda: ResNet((3, 4, 6, 3), 4, 10), images(1, 64, 10)),
 }
 """Whole, but narrow."""
 
@@ -303,7 +296,7 @@ MODELS = {
 def training_steps(kind: Kind, turns: int = TURNS) -> dict[str, float]:
     """Forward, backward and AdamW of a patched model, and of one whose rows are fused too, as multiples of torch's own
     (with its fused AdamW)."""
-    model, batch = kind.make(), kind.batch()
+    model, batch = kind.made()
 
     calls = {"torch": stepping(model, batch, torch.optim.AdamW(model.parameters(), fused=True))}
     for how, fuse in (("patched", False), ("fused", True)):

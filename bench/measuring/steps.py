@@ -10,21 +10,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpulayers.bench.measuring.models import KINDS, Kind, stepping
 from gpulayers.bench.measuring.timing import quantiles, take_turns
+from gpulayers.bench.models.gpt import GPT
+from gpulayers.bench.models.kind import Kind, NextToken, images, stepping, tokens
+from gpulayers.bench.models.resnet import ResNet
 from tqdm.auto import tqdm
 
 import gpulayers.torch as gt
 
 MOST = {"float32": 1.3, "bfloat16": 1.5, "autocast": 1.5, "compiled": 1.3}
 """How many times torch's time a patched model's step may take."""
+ROW_MAJOR = torch.contiguous_format
+KINDS = {
+    "GPT, 4 blocks of 128, 4 × 128 tokens": Kind(lambda: GPT(512, 128, 4, 4, 128), tokens(4, 128, 512), NextToken),
+    "ResNet, 4 blocks of 32, 8 × 64²": Kind(
+        lambda: ResNet((1, 1, 1, 1), 32, 10), images(8, 64, 10), optimizer="SGD", memory_format=ROW_MAJOR
+    ),
+}
+"""Small enough for a CPU."""
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"AdamW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
 def prepared(kind: Kind, mode: str, patched: bool) -> Callable[[], torch.Tensor]:
     """A step of training in this mode."""
-    torch.manual_seed(0)
-    model, batch = kind.make(), kind.batch()
+    model, batch = kind.made()
     if mode == "bfloat16":
         model, batch = model.bfloat16(), tuple(t.bfloat16() if t.is_floating_point() else t for t in batch)
     if patched:

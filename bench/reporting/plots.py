@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ COLOURS = {  # Okabe and Ito's, that colour-blind people tell apart
     "cudnn": "#E69F00",
     "liger": "#6B4C9A",
 }
-_OTHER, _INK, _FAINT, _PALE = "#B9BEC6", "#30353B", "#E3E6EA", "#6B7178"
+_OTHER, _INK, _FAINT, PALE = "#B9BEC6", "#30353B", "#E3E6EA", "#6B7178"
 _MANY = 8
 LAUNCH_US = 10.0
 """What must take less by its limit is bound by its launch: its share of the limit says nothing of the kernel."""
@@ -36,17 +37,21 @@ def colour(provider: str) -> str:
     return COLOURS.get(provider, "#777777")
 
 
-def write(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draw what the results allow into PNG files; their paths. Raises RuntimeError without matplotlib."""
+def styled() -> contextlib.AbstractContextManager:
+    """Within, figures look as ours do. Raises RuntimeError without matplotlib."""
     try:
         import matplotlib
-        from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError('plots need matplotlib (pip install "gpulayers[demo]")') from None
+    return matplotlib.rc_context(_STYLE)
+
+
+def write(results: Results, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draw what the results allow into PNG files; their paths. Raises RuntimeError without matplotlib."""
     rows = [r for r in results["rows"] if r["us"] is not None]
     written: list[pathlib.Path] = []
-    with matplotlib.rc_context(_STYLE):
-        drawn: dict[str, Figure | None] = {}
+    with styled():
+        drawn: dict[str, Any] = {}
         for name, some in _by_family(rows).items():
             drawn[name] = _shares(some, f"Share of the limit, {some[0]['dtype']}", _title(results))
         for op, some in _sweeps(rows).items():
@@ -133,7 +138,7 @@ def _shares(rows: Sequence[Row], heading: str, title: str) -> Any:
         axes.tick_params(length=0)
     both[0].set(xlim=(0, max(112.0, both[0].get_xlim()[1] * 1.06)), ylim=(len(ops) - 0.4, -0.6))
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
-    figure.supxlabel(title, x=0.99, ha="right", fontsize=7, color=_PALE)
+    figure.supxlabel(title, x=0.99, ha="right", fontsize=7, color=PALE)
     return figure
 
 
@@ -167,7 +172,7 @@ def _sweep(rows: Sequence[Row], title: str) -> Any:
         axes.tick_params(length=0)
         _label_ends(axes, max(limit), ends)
     figure.axes[0].set_ylabel("µs")
-    figure.supxlabel(title, x=0.99, ha="right", fontsize=7, color=_PALE)
+    figure.supxlabel(title, x=0.99, ha="right", fontsize=7, color=PALE)
     return figure
 
 

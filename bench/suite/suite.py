@@ -1,9 +1,9 @@
 """A GPU hour, or any part of one, in one command: ``python bench/run.py --gpu-suite --minutes N --out DIR``.
 
 The most valuable first: the tests on the device (parity in every dtype, the same bits in 20 runs, side streams), its
-memory checked by compute-sanitizer, whole training steps, the benchmarks, tuning of the kernels furthest from their limit.
+memory checked by compute-sanitizer, whole models, the benchmarks, tuning of the kernels furthest from their limit.
 Every step is a process of its own, keeps its part of the time, and has on disk what it knows: the same command on the same
-folder goes on. The folder holds eight files at most: suite.json, log.txt, steps.json, tests.jsonl, tests.json and bench.json
+folder goes on. The folder holds eight files at most: suite.json, log.txt, models.json, tests.jsonl, tests.json and bench.json
 (``bench/report.py --add`` takes these two into docs/performance.md, with plots), tune.json and the tuned table (sm_90.json,
 for kernels/configs).
 """
@@ -99,10 +99,11 @@ def _sanitize(tool: str) -> Callable[[Suite, float], list[str] | str]:
     return command
 
 
-def _train(suite: Suite, seconds: float) -> list[str] | str:
+def _models(suite: Suite, seconds: float) -> list[str] | str:
     if suite.device != "cuda":
         return "models of their real size need a GPU"
-    return _python("-m", "gpulayers.bench.measuring.training", suite.out, seconds)
+    limit = [f"--minutes={seconds / 60}", f"--out={suite.out}"]
+    return _python(ROOT / "bench/run.py", "--models", "--gpu", "--resume", "--no-plots", *limit)
 
 
 def _bench(suite: Suite, seconds: float) -> list[str]:
@@ -133,7 +134,7 @@ STEPS = (
     Step("tests", 0.4, _test),
     Step("memcheck", 0.1, _sanitize("memcheck"), least=180, after="tests", once=True),
     Step("racecheck", 0.05, _sanitize("racecheck"), least=150, after="tests", once=True),
-    Step("training", 0.35, _train, once=True),
+    Step("models", 0.35, _models),
     Step("bench", 0.7, _bench),
     Step("tune", 1.0, _tune),
 )
