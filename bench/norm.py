@@ -13,6 +13,7 @@ from gpulayers.ops.norm import (
     add_layer_norm,
     add_rms_norm,
     batch_norm,
+    conv_batch_norm,
     group_norm,
     instance_norm,
     layer_norm,
@@ -97,6 +98,22 @@ def _end_of_block(name: str, *shape: int) -> Case:
     return Case(batch_norm, f"{name} {shape}", shapes, options, theirs, cpu=False, needs=needs)
 
 
+def _conv_batch_norm(name: str, x: tuple, o: int, k: int, added: bool = False, cpu: bool = False) -> Case:
+    """relu(bn(conv(x)) + residual), what ResNet's blocks are made of."""
+
+    def theirs(x: Any, w: Any, b: Any, gamma: Any, beta: Any, mean: Any, var: Any, *residual: Any) -> Any:
+        y = F.batch_norm(F.conv2d(x, w, padding=k // 2), mean, var, gamma, beta, training=True)
+        return F.relu(y + residual[0] if added else y)
+
+    n, c, h, w = x
+    shapes = (x, (o, c, k, k), None, *[(o,)] * 4, *[(n, o, h, w)] * added)
+    options = {"padding": k // 2, "training": True, "activation": "relu"}
+    needs = ("x", "weight", "gamma", "beta", *["residual"] * added)
+    text = f"{name} {k}×{k} {c}→{o}, {n}×{h}²{', + residual' * added}, relu"
+    flops = 2 * n * o * h * w * c * k * k
+    return Case(conv_batch_norm, text, shapes, options, theirs, flops, cpu=cpu, needs=needs, tf32="cudnn.conv")
+
+
 def _group_norm(name: str, groups: int, *shape: int, cpu: bool = False) -> Case:
     def theirs(x: Any, weight: Any, bias: Any) -> Any:
         return F.group_norm(x, groups, weight, bias)
@@ -166,6 +183,15 @@ def cases() -> list[Case]:
         _batch_norm("ResNet-50 stage 1", 128, 256, 56, 56)._replace(headline=True),
         _batch_norm("ResNet-50 stage 4", 128, 2048, 7, 7),
         _end_of_block("ResNet-50 stage 1, + residual, relu", 128, 256, 56, 56),
+        _conv_batch_norm("ResNet-18 stage 3", (8, 256, 14, 14), 256, 3, cpu=True),
+        *[
+            _conv_batch_norm(*case)._replace(put=_channels_last, headline=case[2] == 256)
+            for case in (
+                ("ResNet-50 stage 1", (128, 64, 56, 56), 64, 3),
+                ("ResNet-50 stage 1", (128, 64, 56, 56), 256, 1, True),
+                ("ResNet-50 stage 4", (128, 512, 7, 7), 2048, 1, True),
+            )
+        ],
         *_of_samples(),
         *sweep("row length, 4,096 rows", [(n, _layer_norm("", 4096, n)) for n in _LENGTHS]),
         *sweep("row length, 4,096 rows", [(n, _rms_norm("", 4096, n)) for n in _LENGTHS]),
@@ -213,6 +239,11 @@ def audits() -> list[Case]:
     found.append(Case(instance_norm, "images", (IMAGES, *channels), needs=("x",), archs=ONE_ARCH))
     for order in (None, CHANNELS_LAST):
         found.append(Case(local_response_norm, "images", (IMAGES,), {"size": 5}, order=order, archs=ONE_ARCH))
+    for archs, activation, added in (((80, 90, 100), "relu", True), (ONE_ARCH, "silu", False)):
+        case = _conv_batch_norm("images", (64, 64, 56, 56), 256, 1, added)
+        shapes = *case.shapes[:3], *channels, *case.shapes[7:]
+        options = case.options | {"activation": activation}
+        found.append(case._replace(shapes=shapes, options=options, order=CHANNELS_LAST, archs=archs))
     for order, activation, added, archs in EPILOGUES:
         shapes = (IMAGES, *channels, *[IMAGES] * added)
         options = {"training": True, "activation": activation}

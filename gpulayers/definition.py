@@ -79,6 +79,8 @@ class Definition:
     on a GPU looking would mean to wait, and kernels answer with NaN.
     adds: the output that is the sum of the first two inputs, rounded to their dtype, where all else comes from that sum
     alone: the gradients of both inputs are one array.
+    rounds: what it computes first is rounded to x's dtype before the rest takes it, forward and backward, so the plain
+    formula in 16 bits is the definition on 16-bit arrays.
     family: its family's name, where the definition stands in a private file beside the family's.
     kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
@@ -97,6 +99,7 @@ class Definition:
         check: Callable[..., None] | None = None,
         family: str = "",
         adds: str = "",
+        rounds: bool = False,
     ):
         self.rule, self.forward, self.backward, self.check, self.guard = rule, forward, backward, check, guard
         self.name = forward.__name__.removesuffix("_forward")
@@ -108,6 +111,7 @@ class Definition:
         self.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "needs"}
         self.needed = tuple(n for n, default in self.options.items() if default is inspect.Parameter.empty)
         self.differentiable = () if backward is None else tuple(differentiable or self.inputs)
+        self.rounds = rounds
         self.adds, self.summands = adds, self.inputs[:2] if adds else ()
         self.__doc__ = forward.__doc__
 

@@ -52,6 +52,7 @@ EVERY_OP = {
     "prelu": ["4,8", "8"],
     "mse": ["4,8", "4,8"],
     "batch_norm": ["4,8", "8", "8", "8", "8"],
+    "conv_batch_norm": ["8,3,32,32", "16,3,3,3", "-", "16", "16", "16", "16"],
     "group_norm": ["4,8,3", "--options", "num_groups=2"],
     "instance_norm": ["4,8,3", "8", "8", "8", "8"],
     "local_response_norm": ["4,8,3", "--options", "size=5"],

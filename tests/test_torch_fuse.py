@@ -73,10 +73,15 @@ def row():
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3), nn.LeakyReLU(0.3))
 
 
+def norm_first():
+    return nn.Sequential(nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 4, 3))
+
+
 MODELS = {
-    "residual": (lambda: Residual(4, 4), (2, 4, 5, 5), ["bn1 → relu", "bn2 → add → relu"]),
-    "downsample": (lambda: Residual(3, 4), (2, 3, 5, 5), ["bn1 → relu", "bn2 → add → relu"]),
-    "silu": (lambda: Residual(3, 4, nn.SiLU()), (2, 3, 5, 5), ["bn1 → relu", "bn2 → add → relu"]),
+    "residual": (lambda: Residual(4, 4), (2, 4, 5, 5), ["conv1 → bn1 → relu", "conv2 → bn2 → add → relu"]),
+    "downsample": (lambda: Residual(3, 4), (2, 3, 5, 5), ["conv1 → bn1 → relu", "conv2 → bn2 → add → relu"]),
+    "silu": (lambda: Residual(3, 4, nn.SiLU()), (2, 3, 5, 5), ["conv1 → bn1 → relu", "conv2 → bn2 → add → relu"]),
+    "norm first": (norm_first, (2, 4, 5), ["0 → 1"]),
     "block": (lambda: Block(6), (2, 3, 6), ["add → norm2", "mlp.up → gelu"]),
     "rms": (lambda: Block(6, nn.RMSNorm), (2, 3, 6), ["add → norm2", "mlp.up → gelu"]),
     "post norm": (lambda: PostNorm(6), (2, 6), ["add → norm"]),
@@ -114,7 +119,7 @@ def test_what_is_fused_computes_the_same(name, training):
         nn.init.normal_(p, std=0.5)
     ours, judge = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
     report = gt.patch(ours, fuse=True)
-    assert rows_of(report) == rows and not report.unfused
+    assert rows_of(report) == rows and report.unfused.keys() <= {"downsample", "2"}
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = images(*shape)
     found = []
@@ -139,7 +144,7 @@ def test_the_fused_forward_can_be_read():
     assert source(model) == ""
     gt.patch(model, fuse=True)
     text = source(model)
-    assert text.startswith("def forward(self, x):") and "norm_add_act" in text and "self.bn2" in text
+    assert text.startswith("def forward(self, x):") and "conv_norm_act" in text and "self.bn2" in text
 
 
 def test_copies_and_pickles_are_fused_and_unpatch_undoes_it():
@@ -339,7 +344,7 @@ def test_what_is_used_elsewhere_is_no_row(forward):
     x = torch.randn(3, 4)
     expected = copy.deepcopy(model)(x)
     report = gt.patch(model, fuse=True)
-    assert not report.fused and not report.unfused
+    assert not report.fused and report.unfused.keys() <= {"bn"}
     torch.testing.assert_close(model(x), expected)
 
 

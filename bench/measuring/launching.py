@@ -64,7 +64,17 @@ _PLAIN = {
     "softmin": ("Softmin", -1), "log_softmax": ("LogSoftmax", -1),
 }  # fmt: skip
 _CHAINED = {"relu", "silu", "softmax"}
-_CAST = {"linear", "conv", "conv_transpose", "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "prelu"}
+_CAST = {
+    "linear",
+    "conv",
+    "conv_transpose",
+    "conv_batch_norm",
+    "layer_norm",
+    "rms_norm",
+    "add_layer_norm",
+    "add_rms_norm",
+    "prelu",
+}
 """Layers whose weights have the dtype of x."""
 
 
@@ -101,6 +111,14 @@ def _of_sum(norm: str) -> Callable[[Any], Any]:
     return lambda m: _OfSum(m, norm)
 
 
+def _chain(m: Any) -> nn.Module:
+    width = _width(m, *(s[1] for s in (IMAGE, PIXELS)))
+    model = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    if m is gt:
+        gt.patch(model, fuse=True, memory_format=torch.channels_last)
+    return model
+
+
 def _sampled(m: Any) -> Callable[[Tensor], Tensor]:
     n, dtype = _width(m, IMAGE[0], PIXELS[0]), torch.bfloat16 if m is gt else torch.float32
     grid = torch.zeros(n, 4, 4, 2, dtype=dtype)
@@ -134,6 +152,7 @@ def subjects() -> list[Subject]:
         Subject("add_layer_norm", _of_sum("layer_norm"), ROWS, FEW),
         Subject("add_rms_norm", _of_sum("rms_norm"), ROWS, FEW),
         Subject("batch_norm", lambda m: m.BatchNorm2d(_width(m, 64, 4)), IMAGE, PIXELS, "norm"),
+        Subject("conv_batch_norm", _chain, IMAGE, PIXELS),
         Subject("cross_entropy", _loss("CrossEntropyLoss", labels), ROWS, FEW),
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
         Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),

@@ -12,6 +12,7 @@ import ml_dtypes
 from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, up
 from gpulayers.definition import Rule, ShapeError
 from gpulayers.ops._batch_norm import batch_norm as batch_norm
+from gpulayers.ops._conv_norm import conv_batch_norm as conv_batch_norm
 from gpulayers.ops._group_norm import group_norm as group_norm
 from gpulayers.ops._group_norm import instance_norm as instance_norm
 from gpulayers.ops._local_response_norm import local_response_norm as local_response_norm

@@ -262,7 +262,8 @@ class _Case:
 
 
 class _Reference:
-    """The definition computed in ``work`` (None: in the dtype it computes in, then rounded once to the call's)."""
+    """The definition computed in ``work`` (None: in the dtype it computes in, then rounded once to the call's; in the call's
+    own, where an op rounds on its way)."""
 
     def __init__(self, case: _Case, work: np.dtype | None):
         self.case, self.work = case, work
@@ -296,7 +297,7 @@ class _Reference:
             return [self._in(a, copy) for a in x]
         if not _floats(x.dtype):
             return x.copy() if copy else x
-        work = self.work or compute_dtype(x.dtype)
+        work = self.work or (x.dtype if self.case.op.rounds else compute_dtype(x.dtype))
         return x.astype(work, copy=True) if copy else x.astype(work)
 
     def _out(self, x: Any, dtype: np.dtype) -> Any:

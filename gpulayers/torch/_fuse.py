@@ -1,4 +1,5 @@
-"""Modules that a model runs in a row become one op: linear → activation, norm (+ residual) → activation, add → norm.
+"""Modules that a model runs in a row become one op: convolution → batch norm (+ residual) → activation and its parts,
+linear → activation, add → norm.
 
 torch.fx traces the forward of each module that has children, one level deep. Where it finds such a row, the module's
 forward becomes the traced one with the row in one call, as source that can be read (``print(gt.source(module))``). All
@@ -20,22 +21,20 @@ import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 import torch.fx
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from gpulayers.torch import _rows, functional
-from gpulayers.torch._epilogue import TWINS
+from gpulayers.torch import _rows
+from gpulayers.torch._chains import chain, chain_act, chain_add, why_left
+from gpulayers.torch._row import Row, activation_of, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.norm import LayerNorm, RMSNorm
 
 PLAN = "_gpulayers_rows"
 _ROW_NORMS = (LayerNorm, RMSNorm)
 _KINDS = (Linear, *_rows.BATCH_NORMS, *_ROW_NORMS)
-_ADDS = (operator.add, operator.iadd, torch.add)
 
 
 class Unfusable(Exception):
@@ -54,9 +53,11 @@ class Plan(NamedTuple):
     """How many the module had."""
     rows: tuple[str, ...]
     """What was fused, in words."""
+    left: dict[str, str] | None
+    """{child: why not} of the convolutions and norms that are in no row; None where nothing was read."""
 
 
-_NONE = Plan("", None, -1, -1, ())
+_NONE = Plan("", None, -1, -1, (), None)
 """Of a module whose own forward runs."""
 
 
@@ -140,14 +141,17 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     for node in graph.nodes:
         if node.op == "call_module" and any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
             raise Unfusable("its forward calls modules in a ModuleList or ModuleDict, which may grow")
+    left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
     rows = tuple(_fuse(graph, module))
+    kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    left = {child: why for child, why in left.items() if child in kept or child not in called}
     if not rows:
-        return _NONE
+        return _NONE._replace(left=left)
     graph.lint()
     code = graph.python_code("self")
     scope: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<fused {own.__qualname__}.forward>", "exec"), scope)
-    return Plan(code.src.strip(), scope["forward"], len(names), len(module._modules), rows)
+    return Plan(code.src.strip(), scope["forward"], len(names), len(module._modules), rows, left)
 
 
 # --- reading a forward -----------------------------------------------------------------------------------------------
@@ -239,129 +243,37 @@ def _above(module: nn.Module, node: Node) -> Iterator[nn.Module]:
 
 
 def _fuse(graph: Graph, module: nn.Module) -> Iterator[str]:
-    """Put each row of the graph into one call; gives what was fused, in words."""
-    for last in list(graph.nodes):
-        for find in (_linear_act, _norm_act, _add_norm):
-            row = find(last, module)
-            if row is not None and _undisturbed(row):
+    """Put each row of the graph into one call, the longest ones first; gives what was fused, in words."""
+    for finders in ((chain_act, _linear_act, _norm_act, _add_norm), (chain_add,), (chain,)):
+        for last in list(graph.nodes):
+            rows = (row for find in finders for row in find(last, module))
+            row = next((row for row in rows if undisturbed(row, module)), None)
+            if row is not None:
                 yield row.put(graph)
-                break
 
 
-class _Row(NamedTuple):
-    function: Any
-    members: tuple[Node, ...]
-    """In the order in which they run; the last one's place is the row's."""
-    layers: tuple[Any, ...]
-    """Names of modules, of activations, that the function takes first."""
-    inputs: tuple[Node, ...]
-    also: Node | None = None
-    """The member whose value is the row's second output."""
-
-    def put(self, graph: Graph) -> str:
-        last = self.members[-1]
-        with graph.inserting_before(last):
-            layers = [graph.get_attr(a.target) if isinstance(a, Node) else a for a in self.layers]
-            row = graph.call_function(self.function, (*layers, *self.inputs))
-            y = row if self.also is None else graph.call_function(operator.getitem, (row, 0))
-            if self.also is not None:
-                self.also.replace_all_uses_with(graph.call_function(operator.getitem, (row, 1)))
-        last.replace_all_uses_with(y)
-        for node in reversed(self.members):
-            graph.erase_node(node)
-        return " → ".join(map(_title, self.members))
-
-
-def _title(node: Node) -> str:
-    return node.target if isinstance(node.target, str) else node.target.__name__.removeprefix("i")
-
-
-def _module(node: Any, module: nn.Module) -> Any:
-    """The child that a node calls with one argument, else None."""
-    if not isinstance(node, Node) or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-        return None
-    return module._modules.get(str(node.target))
-
-
-def _activation(node: Node, module: nn.Module) -> Any:
-    """The activation that a node applies to its first argument: the node of a module, a name in ACTIVATIONS, or None."""
-    if not node.args or not isinstance(node.args[0], Node):
-        return None
-    if node.op == "call_module":
-        return node if _rows.name_of(_module(node, module)) is not None else None
-    named = dict(node.kwargs)
-    named.pop("inplace", None)
-    if node.op == "call_method" and len(node.args) == 1 and not named:
-        return {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}.get(str(node.target))
-    if node.op != "call_function":
-        return None
-    name = _FUNCTIONS.get(node.target)
-    if name == "gelu" and set(named) <= {"approximate"}:
-        name = {"none": "gelu", "tanh": "gelu_tanh"}.get(str(named.pop("approximate", "none")))
-    return name if len(node.args) == 1 and not named else None
-
-
-def _functions() -> dict[Any, str]:
-    """{a function, torch's or ours: the activation's name}, of those that need no argument but x."""
-    found: dict[Any, str] = {torch.relu: "relu", torch.sigmoid: "sigmoid", torch.tanh: "tanh"}
-    for name in TWINS.keys() - {"gelu_tanh", "threshold"}:
-        found |= {getattr(home, name): name for home in (F, functional)}
-    return found
-
-
-_FUNCTIONS = _functions()
-
-
-def _only_used_by(node: Any, user: Node) -> bool:
-    return isinstance(node, Node) and list(node.users) == [user]
-
-
-def _linear_act(last: Node, module: nn.Module) -> _Row | None:
-    act = _activation(last, module)
+def _linear_act(last: Node, module: nn.Module) -> Iterator[Row]:
+    act = activation_of(last, module)
     first: Any = last.args[0] if act is not None else None
-    if type(_module(first, module)) is not Linear or not _only_used_by(first, last):
-        return None
-    return _Row(_rows.linear_act, (first, last), (first, act), first.args)
+    if type(module_of(first, module)) is Linear and only_used_by(first, last):
+        yield Row(_rows.linear_act, (first, last), (first, act), first.args)
 
 
-def _norm_act(last: Node, module: nn.Module) -> _Row | None:
-    act = _activation(last, module)
+def _norm_act(last: Node, module: nn.Module) -> Iterator[Row]:
+    act = activation_of(last, module)
     first: Any = last.args[0] if act is not None else None
-    if not _only_used_by(first, last):
-        return None
-    if isinstance(_module(first, module), _rows.BATCH_NORMS):
-        return _Row(_rows.norm_act, (first, last), (first, act), first.args)
-    for norm, residual in _operands(first):
-        if isinstance(_module(norm, module), _rows.BATCH_NORMS) and _only_used_by(norm, first):
-            return _Row(_rows.norm_add_act, (norm, first, last), (norm, act), (*norm.args, residual))
-    return None
+    if not only_used_by(first, last):
+        return
+    if isinstance(module_of(first, module), _rows.BATCH_NORMS):
+        yield Row(_rows.norm_act, (first, last), (first, act), first.args)
+    for norm, residual in operands(first):
+        if isinstance(module_of(norm, module), _rows.BATCH_NORMS) and only_used_by(norm, first):
+            yield Row(_rows.norm_add_act, (norm, first, last), (norm, act), (*norm.args, residual))
 
 
-def _add_norm(last: Node, module: nn.Module) -> _Row | None:
-    if not isinstance(_module(last, module), _ROW_NORMS):
-        return None
+def _add_norm(last: Node, module: nn.Module) -> Iterator[Row]:
+    if not isinstance(module_of(last, module), _ROW_NORMS):
+        return
     first: Any = last.args[0]
-    if first.target is operator.iadd or not _operands(first):
-        return None
-    return _Row(_rows.add_norm, (first, last), (last,), first.args, also=first)
-
-
-def _operands(node: Node) -> list[tuple[Any, Any]]:
-    """(the operand that may be written to, the other) of a sum: both orders, unless it is written into its first; none
-    where a node is no sum of two tensors."""
-    if node.target not in _ADDS or node.kwargs or len(node.args) != 2:
-        return []
-    a, b = node.args
-    if not (isinstance(a, Node) and isinstance(b, Node)) or a is b:
-        return []
-    return [(a, b)] if node.target is operator.iadd else [(a, b), (b, a)]
-
-
-def _undisturbed(row: _Row) -> bool:
-    """Whether nothing between the row's first and last member, which now runs later, may write to what it reads."""
-    node = row.members[0]
-    while node is not row.members[-1]:
-        if node not in row.members and any(x in row.inputs for x in node.all_input_nodes):
-            return False
-        node = node.next
-    return True
+    if first.target is not operator.iadd and operands(first):
+        yield Row(_rows.add_norm, (first, last), (last,), first.args, also=first)

@@ -76,16 +76,20 @@ class _Known(NamedTuple):
     """torch's own function, where it is what the plan runs, forward and backward: it records itself at less cost."""
 
 
-def _checker(tensors: Sequence[Tensor], second: bool) -> Callable[..., bool]:
+def _checker(tensors: Sequence[Tensor | None], second: bool) -> Callable[..., bool]:
     """Compares tensors with these by type, dtype, device, shape, strides, need of a gradient and dispatch keys, which
     autocast, torch.func, tracing and inference mode change: all in C++. A nested tensor ends the process there: the
     caller looks at the first, and the check at the ``second`` where that may be one."""
+    there = [i for i, t in enumerate(tensors) if t is not None]
     try:
         from torch._C._dynamo.guards import TensorGuards
 
-        check = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        check = TensorGuards(*[tensors[i] for i in there], dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     except (ImportError, TypeError):  # a torch without them, or with others: calls are found by their key
         return _never
+    if len(there) < len(tensors):
+        known, missing = check, [i for i, t in enumerate(tensors) if t is None]
+        check = lambda *now: all([now[i] is None for i in missing]) and known(*[now[i] for i in there])  # noqa: E731
     return (lambda *now: getattr(now[1], "is_nested", True) is False and check(*now)) if second else check
 
 
@@ -127,7 +131,7 @@ class TorchOp:
     outputs: the names of what it returns; options may leave out the last.
     updating: the option without which the op updates none of its inputs.
     buffers: what the op may save besides its inputs and outputs.
-    cast: what autocast does to the inputs, see ``_autocast.py``.
+    cast: what autocast does to the inputs, see ``_autocast.py``; to the first ``casts`` of them, where that is given.
     again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
         or None for each input. Needed where what is saved is not the inputs; else the twin is differentiated.
     flops: what an op counts that is a product of matrices, see ``_flops.py``.
@@ -144,6 +148,7 @@ class TorchOp:
         outputs: Sequence[str] = ("y",),
         buffers: Sequence[str] = (),
         cast: str | dict[str, str] | None = None,
+        casts: int | None = None,
         again: Callable | None = None,
         updating: str | None = None,
         flops: Callable[..., dict[str, int]] | None = None,
@@ -153,6 +158,7 @@ class TorchOp:
         self.op, self.twin, self.cast, self.again = op, twin, cast, again
         self.direct, self.pointwise = direct, pointwise
         self.name, self.n = op.name, len(op.inputs)
+        self._casts = self.n if casts is None else casts
         # Subclasses of tensors ask for its name, torch.fx and pickle for where it is.
         self.__name__ = self.__qualname__ = f"_{op.name}"
         self.__module__ = f"gpulayers.torch.{op.family}"
@@ -235,7 +241,7 @@ class TorchOp:
             return self._elsewhere(args)
         cast, given = self.cast is not None and _any_autocast(), args
         if cast:
-            args = _autocast.cast(self.cast, args, self.n)
+            args = _autocast.cast(self.cast, args, self._casts)
         grad = _grad_enabled()
         options, values = self._split(args) if self._dynamic else (args[self.n :], _NO_VALUES)
         try:
@@ -300,8 +306,7 @@ class TorchOp:
 
     def _make_known(self, plan: dispatch.Plan, args: tuple, *, grad: bool, never: bool, recorded: bool) -> _Known:
         ins = args[: self.n]
-        count = next((i for i, t in enumerate(ins) if t is None), self.n)
-        never = never or any(t is not None for t in ins[count:])
+        count = max(i for i, t in enumerate(ins, 1) if t is not None)
         check = _never if never else _checker(ins[:count], self._paired)
         options, updated = self._split(args)[0], tuple(self.library.updates(args))
         apply = self._apply if recorded else None
@@ -318,7 +323,7 @@ class TorchOp:
         return ins[0].dtype in _FLOATS and not _transforming()
 
     def _traced(self, args: Sequence[Any]) -> Any:
-        args = _autocast.cast(self.cast, args, self.n)
+        args = _autocast.cast(self.cast, args, self._casts)
         ins = args[: self.n]
         save = _grad_enabled() and any([t is not None and t.requires_grad for t in ins])
         return self.library(args, save)
@@ -364,7 +369,7 @@ class TorchOp:
         return outputs
 
     def _autocast(self, *args: Any) -> tuple:
-        return _autocast.cast(self.cast, args, self.n)
+        return _autocast.cast(self.cast, args, self._casts)
 
     def gradients(
         self, dys: Sequence[Any], saved: dict[str, Any], plan: dispatch.Plan, options: Sequence[Any], needs: tuple

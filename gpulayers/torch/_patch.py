@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpulayers._table import table
 from gpulayers.torch import _flops
+from gpulayers.torch._chains import is_link, why_unlinked
 from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
 from gpulayers.torch._layout import CHANNELS_LAST
 from gpulayers.torch._op import _PLAIN
@@ -47,7 +48,8 @@ class Report:
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What runs as one op in the module's forward ("bn1 → relu"); ``print(gt.source(module))`` shows that."""
     unfused: dict[str, str] = field(default_factory=dict)
-    """Why the forward of a module with layers to fuse stays as it is."""
+    """Why the forward of a module with layers to fuse stays as it is; and why a convolution, or a norm of channels, runs
+    alone."""
     turned: dict[str, str] = field(default_factory=dict)
     """The memory format that a convolution's weight has now; what goes into it follows."""
     _kinds: dict[str, str] = field(default_factory=dict)
@@ -76,10 +78,11 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     from torch.nn's, a ``forward`` set on the instance, lazy modules that are not initialised, scripted ones, and what is
     quantised or marked for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
 
-    fuse: also let layers that the model runs in a row be one op each: linear → activation, batch norm (+ residual) →
-    activation, sum → layer or RMS norm. Rows are found in each module's own forward, traced by torch.fx; see ``_fuse.py``
-    for what is refused. Names, parameters and state_dict stay. A fused row keeps what it gives for its backward, so torch
-    refuses a backward after it was written into (``y += 1``). Patch again after a change of what a forward depends on.
+    fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
+    and its parts, linear → activation, sum → layer or RMS norm. Rows are found in each module's own forward, traced by
+    torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict stay. A fused row keeps what it gives
+    for its backward, so torch refuses a backward after it was written into (``y += 1``). Patch again after a change of
+    what a forward depends on.
 
     memory_format: of convolutions' weights of images and volumes; what goes into one follows its weight, as in torch, so
     the first convolution of a model turns the images. By default channels last for those on a GPU, where the kernels want
@@ -135,14 +138,20 @@ def _turn(model: nn.Module, report: Report, memory_format: torch.memory_format |
 
 def _fuse_rows(name: str, module: Any, report: Report) -> None:
     own: Any = module._own if isinstance(module, Fused) else _own_class(module)
-    if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
-        return
-    try:
-        plan = plan_of(module, own)
-    except Unfusable as why:
-        report.unfused[name] = str(why)
-        return
-    if plan.rows:
+    plan, refused = None, "its parent is scripted" if isinstance(module, torch.jit.ScriptModule) else ""
+    if "forward" in vars(module):
+        refused = "its parent's forward is set on the instance"
+    if not refused:
+        try:
+            plan = plan_of(module, own)
+        except Unfusable as error:
+            report.unfused[name] = str(error)
+            refused = f"its parent's forward stays as it is: {error}"
+    left = plan and plan.left
+    for child, layer in module._modules.items():
+        if is_link(layer) and (why := why_unlinked(child, layer, left, module, refused)):
+            report.unfused[f"{name}.{child}" if name else child] = why
+    if plan is not None and plan.rows:
         report.fused[name] = plan.rows
         vars(module)[PLAN] = plan
         if not isinstance(module, Fused):

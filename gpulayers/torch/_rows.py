@@ -16,6 +16,7 @@ from torch.nn.modules import module as _module
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.torch import _epilogue, activation
 from gpulayers.torch._arguments import held
+from gpulayers.torch._conv_norm import NORMS, conv_norm
 from gpulayers.torch.linear import Linear, linear
 from gpulayers.torch.norm import (
     BatchNorm1d,
@@ -59,7 +60,7 @@ def name_of(act: Any) -> str | None:
     return name
 
 
-def _bare(module: Any) -> bool:
+def is_bare(module: Any) -> bool:
     """Whether nothing but its forward runs when a module is called."""
     return isinstance(module, str) or not (
         module._forward_pre_hooks
@@ -78,7 +79,7 @@ def _apply(act: Act, z: Tensor) -> Tensor:
 def linear_act(layer: Any, act: Act, x: Tensor) -> Tensor:
     """act(layer(x))"""
     name = name_of(act)
-    if type(layer) is not Linear or name is None or not (_bare(layer) and _bare(act)):
+    if type(layer) is not Linear or name is None or not (is_bare(layer) and is_bare(act)):
         return _apply(act, layer(x))
     weight = held(layer, "weight")
     if name not in _epilogue.BY_Y and torch.is_grad_enabled() and not weight.requires_grad:
@@ -94,16 +95,42 @@ def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:
 def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor | None) -> Tensor:
     """act(norm(x) + residual)"""
     name = name_of(act)
-    if type(norm) not in BATCH_NORMS or name is None or not (_bare(norm) and _bare(act)):
+    if type(norm) not in BATCH_NORMS or name is None or not (is_bare(norm) and is_bare(act)):
         z = norm(x)
         return _apply(act, z if residual is None else z + residual)
     return norm.fused(x, residual, name)
 
 
+def conv_norm_act(
+    conv: Any, norm: Any, act: Act | None, x: Tensor, residual: Tensor | None = None, steps: tuple = ()
+) -> Tensor:
+    """act(norm(conv(x)) + residual); steps: these and the modules among them that do nothing, None where is added."""
+    name = None if act is None else name_of(act)
+    if (
+        NORMS.get(type(conv)) is type(norm)
+        and (act is None or (name is not None and is_bare(act)))
+        and is_bare(conv)
+        and is_bare(norm)
+        and (not steps or _is_quiet([s for s in steps if s is not None and s not in (conv, norm, act)]))
+    ):
+        y = conv_norm(conv, norm, x, residual, name)
+        if y is not NotImplemented:
+            return y
+    if not steps:
+        steps = (conv, norm, *[None] * (residual is not None), *[act] * (act is not None))
+    for step in steps:
+        x = x + residual if step is None else _apply(step, x)
+    return x
+
+
+def _is_quiet(modules: list) -> bool:
+    return all([type(m) is nn.Identity and is_bare(m) for m in modules])
+
+
 def add_norm(norm: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     """(norm(x + residual), x + residual)"""
     fused = _ADD_NORMS.get(type(norm))
-    if fused is None or not _bare(norm) or not _summed_alike(x, residual):
+    if fused is None or not is_bare(norm) or not _summed_alike(x, residual):
         total = x + residual
         return norm(total), total
     if fused is add_rms_norm:

@@ -112,9 +112,8 @@ def _fits(weight: Any, axes: int) -> bool:
     return weight.dim() == axes + 2 if isinstance(weight, Tensor) else hasattr(weight, "__torch_function__")
 
 
-def _convolved(
-    axes: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Tensor:
+def walks(axes: int, weight: Any, stride: Any, padding: Any, dilation: Any) -> tuple[tuple, tuple, tuple] | None:
+    """(stride, padding, dilation) as the op takes them; None for what torch refuses."""
     sides: Any = None
     strides, dilations = each(stride, axes), each(dilation, axes)
     if _fits(weight, axes):
@@ -124,9 +123,16 @@ def _convolved(
             sides = _same(weight, strides, dilations)
         elif padding == "valid":
             sides = (0,) * axes
-    if sides is None or (len(sides) != axes and padding != "same"):
+    return None if sides is None or (len(sides) != axes and padding != "same") else (strides, sides, dilations)
+
+
+def _convolved(
+    axes: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    how = walks(axes, weight, stride, padding, dilation)
+    if how is None:
         return _CONVS[axes - 1](input, weight, bias, stride, padding, dilation, groups)  # raises
-    return batched(_conv, axes + 2, input, weight, bias, None, None, strides, sides, dilations, groups, None)
+    return batched(_conv, axes + 2, input, weight, bias, None, None, *how, groups, None)
 
 
 def conv1d(
@@ -249,11 +255,15 @@ class _Conv(Convolution):
     def forward(self: Any, input: Tensor) -> Tensor:
         return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def ready(self, input: Tensor, weight: Tensor) -> tuple[Tensor, Any]:
+        """(the input, padded by what is no zeros and in the weight's memory layout; what is left to pad)."""
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input, padding = pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        input = as_weight(input, weight)
+        return as_weight(input, weight), padding
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = self.ready(input, weight)
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 

@@ -309,7 +309,10 @@ class _Walk:
         self.sizes = (rows, *sizes, step, self.groups, self.each)
         self.grid = (self.groups * self.shares,)
         self.tile = dict(UNIT=unit, LAST=last, ROWS=tile, COLS=cols, num_warps=entry.warps)
-        self.merge = dict(MERGE=_tile.next_power_of_2(self.shares, 16 if last else 256))
+
+    def merge(self, shares: int) -> dict:
+        """How a kernel merges the partial results of so many shares."""
+        return dict(MERGE=_tile.next_power_of_2(shares, 16 if self.tile["LAST"] else 256))
 
     def finer(self, more: bool) -> dict:
         """The tile of a kernel that has more arrays in registers than x and dy, or an activation's temporaries."""
@@ -344,6 +347,16 @@ def batch_norm_forward(
     activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
+    given = x, weight, bias, running_mean, running_var, residual
+    return normalised(*given, [], needs, training, momentum, eps, activation, empty)
+
+
+def normalised(
+    x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, residual: Any, moments: list[Any],
+    needs: tuple, training: bool, momentum: float, eps: float, activation: str | None, empty: Any,
+) -> tuple[tuple, dict]:  # fmt: skip
+    """What batch_norm_forward gives. moments: [counts, means, Σ (x − mean)²], (shares, C) in float32 each, of x's parts,
+    where someone has taken them already; else []."""
     given, order = (x, weight, bias, residual), channels_last(x)
     x, walk = in_order(x, order, empty), _Walk(FORWARD, x, order)
     y = empty(x.shape, x.dtype, order)
@@ -352,19 +365,20 @@ def batch_norm_forward(
     residual = None if residual is None else in_order(residual, order, empty)
     running = [None if r is None else _tile.dense(r, empty) for r in (running_mean, running_var)]
     batch = training or running_mean is None
-    partials: list[Any] = [None, None, None]
-    if batch:
+    partials: list[Any] = moments or [None, None, None]
+    if batch and not moments:
         partials = walk.partials(3, empty)
         _tile.launch(_batch_norm_moments_kernel, walk.grid, x, *partials, *walk.sizes, **walk.tile)
+    shares = partials[0].shape[0] if batch else walk.shares
     _tile.launch(
         _batch_norm_forward_kernel,
         walk.grid,
         *(x, weight, bias, residual, *running, y, mean, rstd, *partials),
-        *(*walk.sizes, walk.shares, momentum, eps),
+        *(*walk.sizes, shares, momentum, eps),
         BATCH=batch,
         UPDATE=batch and running_mean is not None and walk.count > 0,
         **_epilogue(activation),
-        **walk.merge,
+        **walk.merge(shares),
         **walk.finer(activation is not None or residual is not None),
     )
     for target, copy in zip((running_mean, running_var), running):
@@ -416,7 +430,7 @@ def batch_norm_backward(
         *(*walk.sizes, walk.shares, max(walk.count, 1)),
         BATCH=batch,
         **epilogue,
-        **walk.merge,
+        **walk.merge(walk.shares),
         **walk.finer(rest is not None or epilogue["ACTIVATION"] is not None),
     )
     return dx, dweight, dbias, None, None, dresidual

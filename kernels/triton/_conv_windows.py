@@ -96,12 +96,12 @@ def _walks(kernel: tuple, walk: Walk) -> list[Axis]:
     return [Axis.of(kernel[1], walk.stride[1], walk.before[1], walk.dilation[1]), Axis.of(1, 1, 0, 1)]
 
 
-def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, empty: Any) -> None:
-    """y of a convolution that is not refused. taps: (O, C, 1, kh, kw)."""
+def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, empty: Any, moments: Any = None) -> list[Any]:
+    """y of a convolution that is not refused. taps: (O, C, 1, kh, kw). moments: as in ``_conv_tiles.forward``."""
     kernel = tuple(taps.shape[2:])
     windows, channels, run = _windows(x, y, kernel, walk, empty)
     weights = _spread(taps, 0, channels, run, empty).view(taps.shape[0], kernel[1], run)
-    summed(windows, weights, bias, rows_of(y), _walks(kernel, walk), (kernel[1], 1), 1)
+    return summed(windows, weights, bias, rows_of(y), _walks(kernel, walk), (kernel[1], 1), 1, moments)
 
 
 def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, empty: Any) -> None:

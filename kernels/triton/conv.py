@@ -80,21 +80,26 @@ def _multiply(matrices: tuple[Any, Any], weight: Any, end: Epilogue, empty: Any)
 # --- the three roles: x and dy are sources ---------------------------------------------------------------------------
 
 
-def _forward(x: Any, weight: Any, end: Epilogue, y: Any, walk: Walk, plain: bool, empty: Any) -> None:
+def _forward(
+    x: Any, weight: Any, end: Epilogue, y: Any, walk: Walk, plain: bool, empty: Any, moments: Any = None
+) -> list[Any]:
+    """Writes y; gives its moments where they are asked for and come along (``_conv_tiles.forward``), else []."""
     if _is_depthwise(weight, walk):
         _depthwise.forward(x, volume(weight), end, volume(y), walk)
-        return
+        return []
     taps, y = _taps(weight, empty), volume(y)
     if end.is_bias and _conv_first.refusal(x, y, plain, walk.groups) is None:
         _conv_first.product(x, taps[..., 0, 0, 0], end.bias, y, empty)
-    elif end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
-        _conv_tiles.forward(x, taps, end.bias, y, walk, plain)
-    elif end.is_bias and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
-        _conv_windows.forward(x, taps, end.bias, y, walk, empty)
-    elif matrices := _as_matrices(x, y, end, walk, plain):
+        return []
+    if end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
+        return _conv_tiles.forward(x, taps, end.bias, y, walk, plain, moments)
+    if end.is_bias and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
+        return _conv_windows.forward(x, taps, end.bias, y, walk, empty, moments)
+    if matrices := _as_matrices(x, y, end, walk, plain):
         _multiply(matrices, taps[..., 0, 0, 0], end, empty)
     else:
         _conv_product.forward(x, taps, end, y, walk, plain)
+    return []
 
 
 def _input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk, plain: bool, empty: Any) -> None:
@@ -149,6 +154,17 @@ def conv_forward(
     activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
+    how = stride, padding, dilation, groups
+    y, z, _ = convolved(x, weight, bias, scale, residual, how, needs, activation, empty)
+    return (y,), conv_saved(needs, activation, y, z, x, weight, bias, scale, residual)
+
+
+def convolved(
+    x: Any, weight: Any, bias: Any, scale: Any, residual: Any, how: tuple, needs: tuple, activation: str | None, empty: Any,
+    with_moments: bool = False,
+) -> tuple[Any, Any, list[Any]]:  # fmt: skip
+    """(y and z of conv_forward, the moments of y that ``_forward`` gives). how: its stride, padding, dilation, groups."""
+    stride, padding, dilation, groups = how
     front, behind = zip(*padding)
     size = Window(tuple(weight.shape[2:]), stride, front, dilation).output_size(x.shape[2:], behind)
     order = output_order(x)
@@ -156,8 +172,8 @@ def conv_forward(
     walk = walk_of(stride, padding, dilation, groups)
     plain = _is_plain(x, y, weight, walk)
     end = epilogue(y, order, needs, empty, bias, scale, residual, activation)
-    _forward(_source(x, weight, walk, plain, empty), weight, end, y, walk, plain, empty)
-    return (y,), conv_saved(needs, activation, y, end.z, x, weight, bias, scale, residual)
+    source = _source(x, weight, walk, plain, empty)
+    return y, end.z, _forward(source, weight, end, y, walk, plain, empty, empty if with_moments else None)
 
 
 def conv_backward(

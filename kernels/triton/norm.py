@@ -18,6 +18,8 @@ from .._norm import for_both, norms_own
 from . import _configs, _tile
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
+from ._conv_norm import conv_batch_norm_backward as conv_batch_norm_backward
+from ._conv_norm import conv_batch_norm_forward as conv_batch_norm_forward
 from ._group_norm import group_norm_backward as group_norm_backward
 from ._group_norm import group_norm_forward as group_norm_forward
 from ._instance_norm import instance_norm_backward as instance_norm_backward

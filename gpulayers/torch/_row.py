@@ -1,0 +1,117 @@
+"""A row of modules in the graph of a forward: what its nodes call, and the one call that they become."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.fx import Graph, Node
+
+from gpulayers.torch import _rows, functional
+from gpulayers.torch._epilogue import TWINS
+
+_ADDS = (operator.add, operator.iadd, torch.add)
+
+
+class Row(NamedTuple):
+    function: Any
+    members: tuple[Node, ...]
+    """In the order in which they run; the last one's place is the row's."""
+    layers: tuple[Any, ...]
+    """Names of modules, of activations, that the function takes first."""
+    inputs: tuple[Node, ...]
+    also: Node | None = None
+    """The member whose value is the row's second output."""
+    steps: tuple[Any, ...] = ()
+    """All that the function would run one after the other, which it takes last; where its layers and inputs do not say it."""
+
+    def put(self, graph: Graph) -> str:
+        last = self.members[-1]
+        with graph.inserting_before(last):
+            nodes = [a for a in (*self.layers, *self.steps) if isinstance(a, Node)]
+            named = {node: graph.get_attr(str(node.target)) for node in dict.fromkeys(nodes)}
+            layers, steps = (tuple([named.get(a, a) for a in of]) for of in (self.layers, self.steps))
+            row = graph.call_function(self.function, (*layers, *self.inputs, *[steps] * bool(steps)))
+            y = row if self.also is None else graph.call_function(operator.getitem, (row, 0))
+            if self.also is not None:
+                self.also.replace_all_uses_with(graph.call_function(operator.getitem, (row, 1)))
+        last.replace_all_uses_with(y)
+        for node in reversed(self.members):
+            graph.erase_node(node)
+        return " → ".join(map(title, self.members))
+
+
+def title(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else node.target.__name__.removeprefix("i")
+
+
+def module_of(node: Any, module: nn.Module) -> Any:
+    """The child that a node calls with one argument, else None."""
+    if not isinstance(node, Node) or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    return module._modules.get(str(node.target))
+
+
+def activation_of(node: Node, module: nn.Module) -> Any:
+    """The activation that a node applies to its first argument: the node of a module, a name in ACTIVATIONS, or None."""
+    if not node.args or not isinstance(node.args[0], Node):
+        return None
+    if node.op == "call_module":
+        return node if _rows.name_of(module_of(node, module)) is not None else None
+    named = dict(node.kwargs)
+    named.pop("inplace", None)
+    if node.op == "call_method" and len(node.args) == 1 and not named:
+        return {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}.get(str(node.target))
+    if node.op != "call_function":
+        return None
+    name = _FUNCTIONS.get(node.target)
+    if name == "gelu" and set(named) <= {"approximate"}:
+        name = {"none": "gelu", "tanh": "gelu_tanh"}.get(str(named.pop("approximate", "none")))
+    return name if len(node.args) == 1 and not named else None
+
+
+def _functions() -> dict[Any, str]:
+    """{a function, torch's or ours: the activation's name}, of those that need no argument but x."""
+    found: dict[Any, str] = {torch.relu: "relu", torch.sigmoid: "sigmoid", torch.tanh: "tanh"}
+    for name in TWINS.keys() - {"gelu_tanh", "threshold"}:
+        found |= {getattr(home, name): name for home in (F, functional)}
+    return found
+
+
+_FUNCTIONS = _functions()
+
+
+def only_used_by(node: Any, user: Node) -> bool:
+    return isinstance(node, Node) and list(node.users) == [user]
+
+
+def operands(node: Node) -> list[tuple[Any, Any]]:
+    """(the operand that may be written to, the other) of a sum: both orders, unless it is written into its first; none
+    where a node is no sum of two tensors."""
+    if node.target not in _ADDS or node.kwargs or len(node.args) != 2:
+        return []
+    a, b = node.args
+    if not (isinstance(a, Node) and isinstance(b, Node)) or a is b:
+        return []
+    return [(a, b)] if node.target is operator.iadd else [(a, b), (b, a)]
+
+
+def undisturbed(row: Row, module: nn.Module) -> bool:
+    """Whether nothing between the row's first and last member, which now runs later, may write to what it reads, or calls
+    a module of the row: what a module counts depends on which call is the first."""
+    layers = {_called(n, module) for n in row.members} - {None}
+    node = row.members[0]
+    while node is not row.members[-1]:
+        if node not in row.members:
+            called = _called(node, module)
+            if any(x in row.inputs for x in node.all_input_nodes) or (called and layers & set(called.modules())):
+                return False
+        node = node.next
+    return True
+
+
+def _called(node: Node, module: nn.Module) -> Any:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
