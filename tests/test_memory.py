@@ -172,6 +172,21 @@ def test_hazards_between_programs(hazard):
         accumulate[(4,)](x, total, BLOCK=16, HAZARD=hazard)
 
 
+def test_many_reads_before_the_first_write(monkeypatch):
+    """They are entered when it comes, or when there are too many of them."""
+    x = np.zeros(64, np.float32)
+    for most in (0, 40, 1000):
+        monkeypatch.setattr("gpulayers.testing.memory.MOST_WAITING", most)
+        room = Memory("test", (3, 1, 1))
+        where = room.add("x", x) + 4 * np.arange(16, dtype=np.uint64)
+        for room.program in (1, 2):
+            room.load(where + np.uint64(64 * room.program), None, x.dtype, None)
+        room.program = 3
+        room.store(where, x[:16], None)
+        with pytest.raises(KernelMemoryError, match=r"write-after-read .* element 32 .* by program \(1, 0, 0\)"):
+            room.store(where + np.uint64(128), x[:16], None)
+
+
 def test_hazards_between_overlapping_arguments():
     """In place through two arguments: an element is the same element under either name."""
     x = torch.zeros(65)

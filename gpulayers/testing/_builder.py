@@ -20,51 +20,8 @@ from triton.runtime import interpreter as stock
 
 from gpulayers.testing import _integers, _libdevice
 from gpulayers.testing._descriptor import Descriptor
+from gpulayers.testing._values import INT1, INT32, SIZES, Handle, block_type, converter, factors, made, storage
 from gpulayers.testing.memory import Memory
-
-STORAGE: dict[str, np.dtype] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "int1": np.bool_,
-        "int8": np.int8,
-        "int16": np.int16,
-        "int32": np.int32,
-        "int64": np.int64,
-        "uint8": np.uint8,
-        "uint16": np.uint16,
-        "uint32": np.uint32,
-        "uint64": np.uint64,
-        "fp16": np.float16,
-        "fp32": np.float32,
-        "fp64": np.float64,
-        "bf16": ml_dtypes.bfloat16,
-        "fp8e4nv": ml_dtypes.float8_e4m3fn,
-        "fp8e5": ml_dtypes.float8_e5m2,
-        "fp8e4b8": ml_dtypes.float8_e4m3fnuz,
-        "fp8e5b16": ml_dtypes.float8_e5m2fnuz,
-    }.items()
-}
-POINTER = np.dtype(np.uint64)
-INT1, INT32 = tl.int1, tl.int32
-
-
-def storage(ty: Any) -> np.dtype:
-    """The NumPy dtype that holds values of a Triton scalar, pointer or block type."""
-    ty = ty.scalar
-    return POINTER if ty.is_ptr() else STORAGE[ty.name]
-
-
-class Handle(stock.TensorHandle):
-    """A value: its array (shape (1,) for a scalar) and its Triton element type."""
-
-    def __init__(self, data: np.ndarray, dtype: Any):  # replaces the dataclass's __init__, which validates each time
-        self.data, self.dtype = data, dtype
-        self.attr: dict[str, Any] = {}
-
-
-def factors(handle: stock.TensorHandle) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of a product that a sum takes unrounded (`Builder.fused`)."""
-    return handle.attr.get("factors")
 
 
 def _options() -> Any:
@@ -153,8 +110,10 @@ class Builder(stock.InterpreterBuilder):
             raise NotImplementedError("atomics on bfloat16 are not interpreted")
 
     def create_addptr(self, ptr: Handle, offset: Handle) -> Handle:
-        size = max(1, ptr.get_element_ty().primitive_bitwidth // 8)
-        return Handle(ptr.data + offset.data.astype(np.int64).view(np.uint64) * np.uint64(size), ptr.dtype)
+        size = SIZES.get(id(ptr.dtype.element_ty))
+        if size is None:
+            size = np.uint64(max(1, ptr.get_element_ty().primitive_bitwidth // 8))
+        return Handle(ptr.data + offset.data.astype(np.int64).view(np.uint64) * size, ptr.dtype)
 
     # Tensor descriptors. Outside the tensor they read their padding, and write nothing.
 
@@ -225,7 +184,7 @@ class Builder(stock.InterpreterBuilder):
     def create_fmul(self, lhs: Handle, rhs: Handle) -> Handle:
         out = self.binary_op(lhs, rhs, np.multiply)
         if self.fused and out.data.dtype == np.float32:
-            out.attr["factors"] = lhs.data, rhs.data
+            out.set_attr("factors", (lhs.data, rhs.data))
         return out
 
     def create_fadd(self, lhs: Handle, rhs: Handle) -> Handle:
@@ -397,30 +356,6 @@ for table, make in ((BINARY, _binary), (COMPARE, _compare), (UNARY, _unary)):
             setattr(Builder, f"create_{name}", make(function))
 
 
-_blocks: dict[tuple[Any, ...], Any] = {}
-
-
-def block_type(scalar: Any, shape: tuple[int, ...]) -> Any:
-    """A block type, made once: Triton checks and wraps the shape each time."""
-    key = (scalar.name, shape)
-    found = _blocks.get(key)
-    if found is None:
-        found = _blocks[key] = tl.block_type(scalar, list(shape))
-    return found
-
-
-FLOATS = {id(ty): STORAGE[ty.name] for ty in (tl.float16, tl.bfloat16, tl.float32, tl.float64)}
-INTEGERS = {id(ty): STORAGE[ty.name] for ty in (tl.int32, tl.int64)}
-"""By identity: Triton's types are single objects, whose hash is Python code."""
-
-
-def converted(data: np.ndarray, source: Any, target: Any) -> np.ndarray | None:
-    """Between widths of one kind and from integers to floats, where it is NumPy's; None where Triton's rules have to say."""
-    if id(target) in FLOATS:
-        return data.astype(FLOATS[id(target)]) if id(source) in FLOATS or id(source) in INTEGERS else None
-    return data.astype(INTEGERS[id(target)]) if id(target) in INTEGERS and id(source) in INTEGERS else None
-
-
 class Semantic(TritonSemantic):
     """Triton's type rules over `Builder`."""
 
@@ -429,8 +364,9 @@ class Semantic(TritonSemantic):
         source, target = input.dtype, dst_ty.scalar
         if source is target:
             return input
-        if fp_downcast_rounding is None and (data := converted(input.handle.data, source, target)) is not None:
-            return tl.tensor(Handle(data, target), block_type(target, data.shape) if input.type.is_block() else target)
+        if fp_downcast_rounding is None and (kind := converter(source, target)) is not None:
+            data = input.handle.data.astype(kind)
+            return made(data, target, block_type(target, data.shape) if input.type.is_block() else target)
         return super().cast(input, dst_ty, fp_downcast_rounding)
 
     def load(self, ptr: Any, mask: Any, other: Any, *rest: Any) -> Any:
@@ -456,7 +392,8 @@ class Semantic(TritonSemantic):
             if rhs.dtype is ty:
                 return self.broadcast_impl_value(lhs, rhs)
         elif type(rhs) is float and ty.is_floating():
-            return lhs, tl.tensor(Handle(np.full(lhs.handle.data.shape, rhs, storage(ty)), ty), lhs.type)
+            wide = np.full(lhs.handle.data.shape, rhs or 0.0, storage(ty))  # Triton knows one zero
+            return lhs, tl.tensor(Handle(wide, ty), lhs.type)
         elif type(rhs) is int and ty is INT32 and -(2**31) <= rhs < 2**31:
             return lhs, tl.tensor(Handle(np.full(lhs.handle.data.shape, rhs, np.int32), ty), lhs.type)
         return super().binary_op_type_checking_impl(lhs, rhs, *flags, **named)

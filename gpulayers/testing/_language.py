@@ -16,9 +16,10 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gpulayers.testing import _operators, _rewriting
-from gpulayers.testing._builder import SEMANTIC, Handle, block_type, factors
+from gpulayers.testing import _functions, _operators, _rewriting, _values
+from gpulayers.testing._builder import SEMANTIC
 from gpulayers.testing._rewriting import Loop, StaticLoop, interpreted, rewritten
+from gpulayers.testing._values import block_type, factors, made
 from gpulayers.testing.memory import ADDRESS_BITS
 
 MISSING = object()
@@ -29,9 +30,7 @@ MISSING = object()
 
 def tensor(data: np.ndarray, dtype: Any) -> Any:
     """A Triton tensor around an array; an array of shape () becomes a scalar."""
-    if data.ndim:
-        return tl.tensor(Handle(data, dtype), block_type(dtype, data.shape))
-    return tl.tensor(Handle(data.reshape(1), dtype), dtype)
+    return _values.of(data, dtype) if data.ndim else made(data.reshape(1), dtype, dtype)
 
 
 def _combined(combine: Any, first: list[np.ndarray], second: list[np.ndarray], types: list[Any]) -> list[np.ndarray]:
@@ -81,7 +80,7 @@ def reduce(input: Any, axis: Any, combine_fn: Any, keep_dims: bool = False, **_:
     data = [d.reshape(kept) if keep_dims else d.squeeze(axis) for d in data]
     out = tuple(tensor(d, ty) for d, ty in zip(data, types))
     if not many and (pair := factors(input.handle)) and data[0].size == input.handle.data.size:  # no sum
-        out[0].handle.attr["factors"] = [np.broadcast_to(f, shape).reshape(out[0].handle.data.shape) for f in pair]
+        out[0].handle.set_attr("factors", [np.broadcast_to(f, shape).reshape(out[0].handle.data.shape) for f in pair])
     return out if many else out[0]
 
 
@@ -159,23 +158,6 @@ def _transposed(self: Any) -> Any:
     return SEMANTIC.permute(self, (*range(len(self.shape) - 2), len(self.shape) - 1, len(self.shape) - 2))
 
 
-def _init_tensor(original: Callable[..., None]) -> Callable[..., None]:
-    """tl.tensor.__init__, which derives everything but the handle from the type: once a type."""
-
-    def init(self: Any, handle: Any, type: Any) -> None:
-        if "_derived" not in vars(type) and type.is_block():  # made just now by Triton's code
-            type = block_type(type.scalar, type.shape)
-        derived = vars(type).get("_derived")
-        if derived is None:
-            original(self, handle, type)
-            type._derived = {k: v for k, v in vars(self).items() if k != "handle"}
-        else:
-            vars(self).update(derived)
-            self.handle = handle
-
-    return init
-
-
 def _identity_type(self: Any, builder: Any) -> Any:
     return self
 
@@ -201,9 +183,8 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
         "multiple_of": _hint("multiple_of", _runs_start_at_multiples),
         "max_contiguous": _hint("max_contiguous", _in_runs(1)),
         "max_constancy": _hint("max_constancy", _in_runs(0)),
-    }
-    methods = {
-        "__init__": _init_tensor(tl.tensor.__init__),
+    } | _functions.functions(lambda name: interpreted(getattr(tl, name)))
+    methods: dict[str, Any] = _values.TENSOR | {
         "__bool__": _truth,
         "__repr__": lambda self: repr(self.handle.data),
         "__str__": lambda self: str(self.handle.data),
@@ -215,6 +196,7 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
         (owner, name, new) for owner in (tl, tl.core) for name, new in functions.items()
     ]
     methods |= _operators.operators(lambda name: interpreted(getattr(tl.tensor, name)))
+    methods |= _functions.methods(lambda name: interpreted(getattr(tl.tensor, name)))
     changes += [(tl.tensor, name, new) for name, new in methods.items()]
     changes += [(ty, "to_ir", _identity_type) for ty in (tl.dtype, tl.pointer_type, tl.block_type)]
     changes += [(tl.block_type, "with_element_ty", lambda self, scalar: block_type(scalar, tuple(self.shape)))]

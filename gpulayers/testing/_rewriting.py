@@ -23,7 +23,8 @@ import numpy as np
 import triton.language as tl
 from triton.compiler.code_generator import CodeGenerator
 
-from gpulayers.testing._builder import BUILDER, INT32, SEMANTIC, Handle, storage
+from gpulayers.testing._builder import BUILDER, SEMANTIC
+from gpulayers.testing._values import INT32, made, storage
 from gpulayers.testing.memory import Nowhere
 
 LIBDEVICE = "triton.language.extra.libdevice"
@@ -250,16 +251,17 @@ class Loop:
     def __init__(self, start: Any, stop: Any = None, step: Any = 1, **_: Any):
         bounds = [tl.core._unwrap_if_constexpr(n) for n in ((0, start, step) if stop is None else (start, stop, step))]
         self.constant = not any(isinstance(n, tl.tensor) for n in bounds)
-        tensors = [SEMANTIC.to_tensor(n) for n in bounds]
-        if not all(t.dtype.is_int() and not t.type.is_block() for t in tensors):
-            raise TypeError(
-                f"a loop's bounds and step are whole numbers, not {', '.join(str(t.type) for t in tensors)}"
-            )
-        self.type = INT32
-        if any(t.dtype is not INT32 for t in tensors):
-            promote = SEMANTIC.integer_promote_impl
-            self.type = promote(promote(tensors[0].dtype, tensors[1].dtype), tensors[2].dtype)
-        self.first, last, by = (int(t.handle.data.item()) for t in tensors)
+        self.type, whole = INT32, bounds
+        if not all(type(n) is int and -(2**31) <= n < 2**31 for n in bounds):
+            tensors = [SEMANTIC.to_tensor(n) for n in bounds]
+            if not all(t.dtype.is_int() and not t.type.is_block() for t in tensors):
+                kinds = ", ".join(str(t.type) for t in tensors)
+                raise TypeError(f"a loop's bounds and step are whole numbers, not {kinds}")
+            if any(t.dtype is not INT32 for t in tensors):
+                promote = SEMANTIC.integer_promote_impl
+                self.type = promote(promote(tensors[0].dtype, tensors[1].dtype), tensors[2].dtype)
+            whole = [int(t.handle.data.item()) for t in tensors]
+        self.first, last, by = whole
         self.values = self._checked(range(self.first, last, by), bounds[2])
 
     def _checked(self, values: range, step: Any) -> range:
@@ -271,7 +273,7 @@ class Loop:
         return values
 
     def tensor(self, value: int) -> Any:
-        return tl.tensor(Handle(np.array([value], storage(self.type)), self.type), self.type)
+        return made(np.array([value], storage(self.type)), self.type, self.type)
 
     def __iter__(self) -> Iterator[Any]:
         for value in self.values:

@@ -150,14 +150,15 @@ def _value(arg: Any, name: str, annotation: str, memory: Any, ones: bool) -> Any
     import triton.language as tl
     from triton.runtime.jit import mangle_type
 
-    from gpulayers.testing._builder import SEMANTIC, STORAGE, Handle
+    from gpulayers.testing._builder import SEMANTIC
+    from gpulayers.testing._values import STORAGE, made, pointer_to
 
     def part(value: Any, name: str = name) -> Any:
         return _value(value, name, "", memory, False)
 
     if isinstance(arg, np.ndarray) or hasattr(arg, "data_ptr"):
-        ty = tl.pointer_type(_element_type(arg))
-        return tl.tensor(Handle(np.array([memory.add(name, arg)], np.uint64), ty), ty)
+        ty = pointer_to(_element_type(arg))
+        return made(np.array([memory.add(name, arg)], np.uint64), ty, ty)
     if isinstance(arg, np.generic):
         arg = arg.item()
     if isinstance(arg, tuple):
@@ -170,7 +171,7 @@ def _value(arg: Any, name: str, annotation: str, memory: Any, ones: bool) -> Any
     if not isinstance(arg, bool | int | float) or (type(arg) is int and arg == 1 and ones and not annotation):
         return arg
     ty = tl.str_to_ty(annotation or mangle_type(arg), None)  # a float is float32, an int as wide as it needs
-    return tl.tensor(Handle(np.array([arg]).astype(STORAGE[ty.name]), ty), ty)
+    return made(np.array([arg]).astype(STORAGE[ty.name]), ty, ty)
 
 
 def _element_type(array: Any) -> Any:

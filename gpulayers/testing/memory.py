@@ -11,6 +11,8 @@ argument lies right behind it in memory. Found are
 - lanes masked off in a load without `other`: they come back as NaN (0xFF bytes), because a GPU promises nothing.
 """
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +23,10 @@ from typing import Any
 import numpy as np
 
 TAG_SHIFT = 48  # user-space addresses have 47 bits
+SHIFTS = {1 << n: np.uint64(n) for n in range(4)}
+"""What divides by the bytes of an element."""
 ADDRESS_BITS = np.uint64((1 << TAG_SHIFT) - 1)
+MOST_WAITING = 1 << 22
 SHARED_BY_MANY = np.iinfo(np.int32).min  # an element that several programs reached atomically
 
 
@@ -44,6 +49,10 @@ class Hazards:
     writer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     reader: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     written: bool = False
+    reads: list[tuple[int, np.ndarray, np.ndarray | None, int, int]] = field(default_factory=list)
+    """(lowest address, offsets from it, mask, bytes of a lane, program) of reads before the first write, which are entered when it comes."""
+    waiting: int = 0
+    """How many lanes those are."""
 
     @property
     def cells(self) -> int:
@@ -54,6 +63,31 @@ class Hazards:
         if not len(self.writer):
             self.writer = np.zeros(self.cells + 1, np.int32)
             self.reader = np.zeros(self.cells + 1, np.int32)
+
+    def of(self, low: int, offsets: np.ndarray, mask: np.ndarray | None, size: int) -> np.ndarray:
+        """The cells of an access at byte offsets from an address."""
+        cells = (offsets // np.uint64(self.unit)).view(np.int64) + (low - self.low) // self.unit
+        if mask is not None:
+            cells = np.where(mask, cells, self.cells)
+        if size > self.unit:
+            cells = np.minimum(cells[..., None] + np.arange(size // self.unit), self.cells)
+        return cells
+
+    def read_later(self, low: int, offsets: np.ndarray, mask: np.ndarray | None, size: int, program: int) -> bool:
+        """Whether a read can wait for the first write: what nobody writes, all may read."""
+        if self.written:
+            return False
+        self.reads.append((low, offsets, mask, size, program))
+        self.waiting += offsets.size
+        if self.waiting > MOST_WAITING:
+            self.enter_reads()
+        return True
+
+    def enter_reads(self) -> None:
+        """In the order they came."""
+        reads, self.reads, self.waiting = self.reads, [], 0
+        for low, offsets, mask, size, program in reads:
+            self.read(self.of(low, offsets, mask, size), program)
 
     def read(self, cells: np.ndarray, program: int) -> tuple[str, np.ndarray] | None:
         """Record a read; the kind of hazard and the lanes in it, or None."""
@@ -143,7 +177,9 @@ class Region:
         """Whether all lanes are inside: the quick test that nearly every access passes."""
         if size != self.unit or self.holes is not None:
             return not self.fault(offsets, size).any()
-        return int(offsets.max()) <= self.nbytes - size and not (offsets & np.uint64(size - 1)).any()
+        union = int(np.bitwise_or.reduce(offsets, axis=None))  # at least as large as the largest of them
+        limit = self.nbytes - size
+        return not union & (size - 1) and (union <= limit or int(offsets.max()) <= limit)
 
 
 def _layout(array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int, str]:
@@ -250,7 +286,7 @@ class Memory:
             return data
         if self.races:
             self._record("read", region, offsets, mask, dtype.itemsize)
-        data = region.view(dtype).take((offsets // np.uint64(dtype.itemsize)).view(np.int64))
+        data = region.view(dtype).take((offsets >> SHIFTS[dtype.itemsize]).view(np.int64))
         return data if mask is None else np.where(mask, data, fill)
 
     def store(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> None:
@@ -265,7 +301,7 @@ class Memory:
             return
         if self.races:
             self._record("write", region, offsets, mask, size)
-        index = (offsets // np.uint64(size)).view(np.int64)
+        index = (offsets >> SHIFTS[size]).view(np.int64)
         values = np.broadcast_to(values, index.shape)
         if mask is not None:
             index, values = index[mask], values[mask]
@@ -332,11 +368,10 @@ class Memory:
             self.group()
         hazards = region.hazards
         assert hazards is not None
-        cells = (offsets // np.uint64(hazards.unit)).view(np.int64) + (region.low - hazards.low) // hazards.unit
-        if mask is not None:
-            cells = np.where(mask, cells, hazards.cells)
-        if size > hazards.unit:
-            cells = np.minimum(cells[..., None] + np.arange(size // hazards.unit), hazards.cells)
+        if kind == "read" and hazards.read_later(region.low, offsets, mask, size, self.program):
+            return
+        hazards.enter_reads()
+        cells = hazards.of(region.low, offsets, mask, size)
         found = getattr(hazards, kind)(cells, self.program)
         if found is None:
             return
