@@ -42,6 +42,7 @@ def test_explain(capsys):
 
 
 EVERY_OP = {
+    "attention": ["2,4,8,16", "2,2,9,16", "2,2,9,16"],
     "conv": ["8,3,32,32", "16,3,3,3"],
     "conv_transpose": ["8,16,32,32", "16,3,3,3"],
     "cross_entropy": ["8,10", "8:int64"],

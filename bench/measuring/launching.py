@@ -131,6 +131,11 @@ def _put_back(m: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: layer(x, places)
 
 
+def _attended(m: Any) -> Callable[[Tensor], Tensor]:
+    attend = m.functional.scaled_dot_product_attention
+    return lambda x: attend(x, x, x)
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -140,6 +145,7 @@ def subjects() -> list[Subject]:
     ]
     return [
         *found,
+        Subject("attention", _attended, (2, 4, 64, 64), (1, 1, 2, 4)),
         Subject("linear", lambda m: m.Linear(*[_width(m, 128, 8)] * 2), ROWS, FEW, "linear"),
         Subject(
             "conv",

@@ -1,5 +1,6 @@
-"""``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments; and two that torch lacks,
-add_layer_norm and add_rms_norm: the sum of a layer's result and its residual, and the norm of that."""
+"""``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments; and three that torch lacks:
+add_layer_norm and add_rms_norm, the sum of a layer's result and its residual, and the norm of that; and attention, with
+windows, caps, sinks and packed sequences."""
 
 import inspect
 
@@ -40,6 +41,7 @@ from gpulayers.torch.activation import (
     tanhshrink,
     threshold,
 )
+from gpulayers.torch.attention import attention, scaled_dot_product_attention
 from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpulayers.torch.dropout import dropout
 from gpulayers.torch.linear import linear

@@ -1,0 +1,161 @@
+"""Attention: ``torch.nn.functional.scaled_dot_product_attention``, and ``attention``, which does more."""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpulayers.ops import _attention as rules
+from gpulayers.ops import attention as ops
+from gpulayers.torch import _autocast
+from gpulayers.torch._op import TorchOp
+from gpulayers.torch.dropout import _dropout, draw_seed
+
+
+def _flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], y: Sequence[int]) -> dict[str, int]:
+    pairs = 2 * math.prod(q[:3]) * k[2]
+    return {"y": pairs * (k[3] + v[3]), "q": 2 * pairs * k[3], "k": pairs * (k[3] + v[3]), "v": pairs * v[3]}
+
+
+def _seen(q: Tensor, k: Tensor, window: Sequence[int], corner: str, cu_q: Any, cu_k: Any) -> Any:
+    """(Lq, Lk) bool, as in the op's definition."""
+    xp = types.SimpleNamespace(
+        arange=functools.partial(torch.arange, device=q.device), searchsorted=torch.searchsorted, clip=torch.clip
+    )
+    cu_q, cu_k = (None if cu is None else cu.long() for cu in (cu_q, cu_k))
+    return rules.allowed(xp, q.shape[2], k.shape[2], tuple(window), corner, cu_q, cu_k)
+
+
+def _composed(
+    q: Tensor, k: Tensor, v: Tensor, bias: Any, sinks: Any, seed: Any, cu_q: Any, cu_k: Any,
+    causal: bool, window: Sequence[int], corner: str, scale: float | None, softcap: float, p: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(y, lse) in torch's operations, which can be differentiated again."""
+    dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    group = q.shape[1] // max(k.shape[1], 1)
+    q, k, v = q.to(work), *(x.to(work).repeat_interleave(group, 1) for x in (k, v))
+    s = q @ k.transpose(2, 3) * (1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale)
+    if softcap:
+        s = torch.tanh(s / softcap) * softcap
+    if bias is not None:
+        s = s.masked_fill(~bias, -math.inf) if bias.dtype is torch.bool else s + bias.to(work)
+    seen = _seen(q, k, (window[0], 0 if causal else window[1]), corner, cu_q, cu_k)
+    if seen is not None:
+        s = s.masked_fill(~seen, -math.inf)
+    wide = s if sinks is None else torch.cat([s, sinks.to(work)[None, :, None, None].expand(*s.shape[:3], 1)], 3)
+    nothing = (wide == -math.inf).all(3, keepdim=True)  # their gradient would be NaN
+    wide = wide.masked_fill(nothing, 0.0)
+    lse = torch.logsumexp(wide, 3, keepdim=True).masked_fill(nothing, -math.inf)
+    weights = torch.exp(wide - lse.masked_fill(nothing, 0.0))[..., : s.shape[3]].masked_fill(nothing, 0.0)
+    if seed is not None:
+        weights = weights * _mask(weights, seed, p)
+    y = (weights @ v).to(dtype)
+    return y, lse[..., 0]
+
+
+def _mask(weights: Tensor, seed: Tensor, p: float) -> Tensor:
+    """m / (1 − p), as the op draws it."""
+    *rows, keys = weights.shape
+    ones = torch.ones(*rows, -(-keys // 4) * 4, dtype=weights.dtype, device=weights.device)
+    return _dropout.library((ones, seed, p), False)[..., :keys]
+
+
+def _torchs(
+    q: Tensor, k: Tensor, v: Tensor, bias: Any, sinks: Any, seed: Any, cu_q: Any, cu_k: Any,
+    causal: bool, window: Sequence[int], corner: str, scale: float | None, softcap: float, p: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(y, lse): y is torch's own function's where it has all that is asked for, so that errors are torch's."""
+    args: Any = (q, k, v, bias, sinks, seed, cu_q, cu_k, causal, window, corner, scale, softcap, p)
+    if sinks is not None or cu_q is not None or softcap or tuple(window) != (-1, -1) or corner != rules.CORNERS[0]:
+        return _composed(*args)
+    gqa = {} if q.dim() != 4 or k.dim() != 4 or q.shape[1] == k.shape[1] else {"enable_gqa": True}
+    y = F.scaled_dot_product_attention(q, k, v, bias, p if seed is not None else 0.0, causal, scale=scale, **gqa)
+    with torch.no_grad():
+        lse = _composed(*args)[1]
+    return y, lse
+
+
+_attention = TorchOp(
+    ops.attention,
+    _composed,
+    "bool causal, SymInt[] window, str corner, float? scale, float softcap, float p",
+    outputs=("y", "lse"),
+    cast=_autocast.LOWER,
+    flops=_flops,
+)
+_attention._caller = _torchs
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As ``torch.nn.functional.scaled_dot_product_attention``: query (…, Hq, L, E), key (…, H, S, E), value (…, H, S, Ev).
+
+    A query that sees no key gives zeros. Dropout's mask is Philox's, the same on every device for the same seed.
+    """
+    plain = isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
+    if not plain or not _fits(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    seed = draw_seed(query) if dropout_p > 0 else None
+    rest = (None, seed, None, None, is_causal, (-1, -1), rules.CORNERS[0], scale, 0.0, dropout_p)
+    missing = 4 - query.dim()
+    if not missing:
+        return _attention(query, key, value, attn_mask, *rest)[0]
+    ahead = (None,) * missing
+    y = _attention(query[ahead], key[ahead], value[ahead], attn_mask, *rest)[0]
+    return y[(0,) * missing]
+
+
+def _fits(q: Tensor, k: Tensor, v: Tensor, mask: Any, p: float, causal: bool, gqa: bool) -> bool:
+    """Whether it is a call that the op serves, as far as torch allows it: torch serves the others, or raises."""
+    dims = q.dim()
+    if not (2 <= dims <= 4 and k.dim() == v.dim() == dims and 0 <= p <= 1) or (mask is not None and causal):
+        return False
+    if mask is not None and (mask.dim() < 2 or mask.dim() > dims):
+        return False
+    return dims == 2 or (q.shape[-3] == k.shape[-3] == v.shape[-3]) or (gqa and k.shape[-3] == v.shape[-3])
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    *,
+    sinks: Tensor | None = None,
+    cu_q: Tensor | None = None,
+    cu_k: Tensor | None = None,
+    causal: bool = False,
+    window: Sequence[int] = (-1, -1),
+    corner: str = "top_left",
+    scale: float | None = None,
+    softcap: float = 0.0,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+) -> Any:
+    """``gpulayers.ops.attention``'s op for tensors: query (N, Hq, Lq, D), key (N, Hk, Lk, D), value (N, Hk, Lk, Dv).
+
+    Beyond torch's function it takes windows, a diagonal from either corner, a cap, sinks, and packed sequences; all are
+    described there. return_lse: (y, lse), both differentiable, in the place of y.
+    """
+    seed = draw_seed(query) if dropout_p > 0 else None
+    found = _attention(
+        query, key, value, bias, sinks, seed, cu_q, cu_k, causal, tuple(window), corner, scale, softcap, dropout_p
+    )
+    return found if return_lse else found[0]

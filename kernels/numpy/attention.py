@@ -1,0 +1,261 @@
+"""Attention through BLAS: for each head, blocks of queries with all keys that they see, whose scores stay in the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpulayers.arrays import guests, layout
+
+from .._attention import spans
+from . import _blocks, _masks
+
+REFUSALS = {"float64": "float64 is left to the definition"}
+SCORES = 1 << 17
+"""Of a block: more leave the cache, and fewer make products that are too thin."""
+
+
+def attention_refuses(q: Any, *others: Any, needs: tuple = (), **options: Any) -> str | None:
+    return REFUSALS["float64"] if q.dtype == np.float64 else None
+
+
+class _Call(NamedTuple):
+    """A call's arrays in float32, and what is done to its scores."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    bias: Any
+    mask: Any
+    """(N, Hq, Lq, ≥ Lk): dropout's m / (1 − p), or None."""
+    low: np.ndarray
+    high: np.ndarray
+    scale: float
+    softcap: float
+
+    @property
+    def group(self) -> int:
+        return self.q.shape[1] // max(self.k.shape[1], 1)
+
+
+def _call(
+    q: Any, k: Any, v: Any, bias: Any, seed: Any, cu_q: Any, cu_k: Any, options: dict[str, Any], first: bool
+) -> _Call:
+    (n, heads, rows, width), keys = q.shape, k.shape[2]
+    scale, softcap, p = (options[name] for name in ("scale", "softcap", "p"))
+    if bias is not None:
+        bias = np.broadcast_to(bias, (n, heads, rows, keys))
+    mask = None
+    if seed is not None:
+        wide = -(-keys // 4) * 4
+        mask = _masks.mask(seed, p, n * heads * rows * wide, first).reshape(n, heads, rows, wide)
+    seen = spans(rows, keys, options["window"], options["corner"], cu_q, cu_k)
+    single = [x.astype(np.float32, copy=False) for x in (q, k, v)]
+    return _Call(*single, bias, mask, *seen, 1 / math.sqrt(max(width, 1)) if scale is None else scale, softcap)
+
+
+class _Block(NamedTuple):
+    """Queries of one head, and the keys that any of them sees."""
+
+    n: int
+    head: int
+    rows: slice
+    keys: slice
+
+
+def _blocks_of(call: _Call, n: int, head: int) -> Iterator[_Block]:
+    rows, keys = call.q.shape[2], call.k.shape[2]
+    size = max(16, SCORES // max(keys, 1) // 16 * 16)
+    if (call.low.size and (call.low != call.low[0]).any()) or (call.high != call.high[:1]).any():
+        size = min(size, 128)  # or much would be computed that nobody sees
+    for start in range(0, rows, size):
+        end = min(start + size, rows)
+        seen = call.high[start:end] > call.low[start:end]
+        if seen.any():
+            low, high = call.low[start:end][seen].min(), call.high[start:end][seen].max()
+            yield _Block(n, head, slice(start, end), slice(int(low), int(high)))
+
+
+def _scores(call: _Call, b: _Block, out: np.ndarray) -> tuple[np.ndarray, Any]:
+    """(scores of a block, −∞ where a query sees no key, in ``out``; the cap's slope or None)."""
+    q, k = call.q[b.n, b.head, b.rows], call.k[b.n, b.head // call.group, b.keys]
+    s, slope = _product(q * np.float32(call.scale), k.T, out), None
+    if call.softcap:
+        s *= np.float32(1 / call.softcap)
+        np.tanh(s, out=s)
+        slope = 1 - s * s
+        s *= np.float32(call.softcap)
+    if call.bias is not None:
+        part = call.bias[b.n, b.head, b.rows, b.keys]
+        if part.dtype == bool:
+            np.copyto(s, -np.inf, where=~part)
+        else:
+            s += part.astype(np.float32, copy=False)
+    low, high = (ends[b.rows, None] - b.keys.start for ends in (call.low, call.high))
+    inner, outer = max(int(low.max()), 0), min(int(high.min()), s.shape[1])  # seen by all
+    for lo, hi in ((0, min(inner, s.shape[1])), (max(outer, inner), s.shape[1])):
+        if lo < hi:
+            j = np.arange(lo, hi)
+            np.copyto(s[:, lo:hi], -np.inf, where=(j < low) | (j >= high))
+    return s, slope
+
+
+def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """a b, in the scratch memory ``out``."""
+    found = out[: a.shape[0] * b.shape[1]].reshape(a.shape[0], b.shape[1])
+    guests.matmul(a, b, out=found)
+    return found
+
+
+def _scratch(call: _Call, count: int) -> list[np.ndarray]:
+    rows, keys = call.q.shape[2], call.k.shape[2]
+    size = min(max(SCORES, 16 * keys), rows * keys)
+    return [np.empty(max(size, 1), np.float32) for _ in range(count)]
+
+
+def _shared_out(items: list, work: Callable[[list], None], alone: bool = False) -> None:
+    """work(items) by a few threads, each with its share of them."""
+    count = 1 if alone else max(1, min(_blocks.threads(), len(items)))
+    _blocks.apart([items[i::count] for i in range(count)], work)
+
+
+def _empty(shape: tuple, dtype: np.dtype, order: tuple[int, ...] | None) -> np.ndarray:
+    axes = tuple(range(len(shape))) if order is None else order
+    return np.empty([shape[a] for a in axes], dtype).transpose(sorted(range(len(shape)), key=axes.__getitem__))
+
+
+def attention_forward(
+    q: Any, k: Any, v: Any, bias: Any = None, sinks: Any = None, seed: Any = None, cu_q: Any = None, cu_k: Any = None,
+    *, needs: tuple = (), causal: bool = False, window: tuple = (-1, -1), corner: str = "top_left",
+    scale: float | None = None, softcap: float = 0.0, p: float = 0.0,
+) -> tuple[tuple, dict]:  # fmt: skip
+    options = dict(window=window, corner=corner, scale=scale, softcap=softcap, p=p)
+    call = _call(q, k, v, bias, seed, cu_q, cu_k, options, bool(needs))
+    n, heads, rows, _ = q.shape
+    order, dense = layout(q.shape, tuple(s // q.itemsize for s in q.strides))
+    y = _empty((n, heads, rows, v.shape[3]), q.dtype, order if dense else (0, 2, 1, 3))
+    lse = np.full((n, heads, rows), -np.inf, np.float32)
+    single = None if sinks is None else sinks.astype(np.float32, copy=False)
+
+    def work(items: list) -> None:
+        (scores,) = _scratch(call, 1)
+        with np.errstate(all="ignore"):
+            for at, head in items:
+                y[at, head] = 0
+                if single is not None:
+                    lse[at, head] = single[head]
+                for b in _blocks_of(call, at, head):
+                    sink = None if single is None else single[head]
+                    y[at, head, b.rows], lse[at, head, b.rows] = _attended(call, b, scores, sink)
+
+    _shared_out([(at, head) for at in range(n) for head in range(heads)], work)
+    inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
+    saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
+    return (y, lse), saved if needs else {}
+
+
+def _attended(call: _Call, b: _Block, scores: np.ndarray, sink: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(y, lse) of a block."""
+    s, _ = _scores(call, b, scores)
+    top = s.max(1, keepdims=True)
+    if sink is not None:
+        np.maximum(top, sink, out=top)
+    top[top == -np.inf] = 0
+    s -= top
+    np.exp(s, out=s)
+    total = s.sum(1, keepdims=True)
+    if sink is not None:
+        total += np.exp(sink - top)
+    if call.mask is not None:
+        s *= call.mask[b.n, b.head, b.rows, b.keys]
+    y = guests.matmul(s, call.v[b.n, b.head // call.group, b.keys])
+    y /= np.where(total == 0, np.float32(1), total)
+    return y, (np.log(total) + top)[:, 0]
+
+
+def attention_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, causal: bool = False, window: tuple = (-1, -1),
+    corner: str = "top_left", scale: float | None = None, softcap: float = 0.0, p: float = 0.0,
+) -> tuple:  # fmt: skip
+    options = dict(window=window, corner=corner, scale=scale, softcap=softcap, p=p)
+    bias, sinks, seed, cu_q, cu_k = (saved.get(name) for name in ("bias", "sinks", "seed", "cu_q", "cu_k"))
+    call = _call(*(saved[name] for name in "qkv"), bias, seed, cu_q, cu_k, options, False)
+    y, lse = saved["y"].astype(np.float32, copy=False), saved["lse"]
+    dy = np.zeros_like(y) if dys[0] is None else dys[0].astype(np.float32, copy=False)
+    with np.errstate(all="ignore"):
+        delta = (dy * y).sum(-1)
+        if dys[1] is not None:
+            delta -= dys[1]
+    grads = {
+        name: np.zeros(spec.shape, np.float32) if name in needs else None
+        for name, spec in zip(("q", "k", "v", "bias"), inputs)
+    }
+    n, groups = call.k.shape[:2]
+
+    def work(items: list) -> None:
+        memory = _scratch(call, 2)
+        with np.errstate(all="ignore"):
+            for at, g in items:
+                for head in range(g * call.group, (g + 1) * call.group):
+                    for b in _blocks_of(call, at, head):
+                        _gradients(call, b, g, dy, lse, delta, grads, memory)
+
+    _shared_out([(at, g) for at in range(n) for g in range(groups)], work, alone=grads["bias"] is not None)
+    found = [None if g is None else _rounded(g, spec) for g, spec in zip(grads.values(), inputs)]
+    return *found, _sinks(sinks, lse, delta, q_dtype=saved["q"].dtype) if "sinks" in needs else None, None, None, None
+
+
+def _gradients(
+    call: _Call, b: _Block, g: int, dy: np.ndarray, lse: np.ndarray, delta: np.ndarray, grads: dict, memory: list
+) -> None:
+    """Adds what a block brings to the gradients."""
+    s, slope = _scores(call, b, memory[0])
+    top = lse[b.n, b.head, b.rows, None]
+    s -= np.where(top == -np.inf, np.float32(np.inf), top)
+    np.exp(s, out=s)
+    dy, v = dy[b.n, b.head, b.rows], call.v[b.n, g, b.keys]
+    ds = _product(dy, v.T, memory[1])
+    if call.mask is not None:
+        ds *= call.mask[b.n, b.head, b.rows, b.keys]
+    ds -= delta[b.n, b.head, b.rows, None]
+    ds *= s
+    if grads["v"] is not None:
+        if call.mask is not None:
+            s *= call.mask[b.n, b.head, b.rows, b.keys]
+        grads["v"][b.n, g, b.keys] += guests.matmul(s.T, dy)
+    if grads["bias"] is not None:
+        _add_summed(grads["bias"], ds, b)
+    if slope is not None:
+        ds *= slope
+    scale = np.float32(call.scale)
+    if grads["k"] is not None:
+        grads["k"][b.n, g, b.keys] += guests.matmul(ds.T, call.q[b.n, b.head, b.rows] * scale)
+    if grads["q"] is not None:
+        grads["q"][b.n, b.head, b.rows] = guests.matmul(ds, call.k[b.n, g, b.keys] * scale)
+
+
+def _add_summed(db: np.ndarray, ds: np.ndarray, b: _Block) -> None:
+    """db += ds of a block, summed along the axes that the bias was repeated along."""
+    wide = db.reshape((1,) * (4 - db.ndim) + db.shape)
+    part = wide[b.n if wide.shape[0] > 1 else 0, b.head if wide.shape[1] > 1 else 0]
+    rows, keys = (b.rows if part.shape[0] > 1 else slice(None)), (b.keys if part.shape[1] > 1 else slice(None))
+    axes = tuple(a for a in range(2) if part.shape[a] == 1)
+    part[rows, keys] += ds.sum(axes, keepdims=True) if axes else ds
+
+
+def _sinks(sinks: np.ndarray, lse: np.ndarray, delta: np.ndarray, q_dtype: np.dtype) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        share = np.exp(sinks.astype(np.float32)[None, :, None] - lse)
+        return -(np.where(lse == -np.inf, np.float32(0), share) * delta).sum((0, 2)).astype(q_dtype)
+
+
+def _rounded(g: np.ndarray, spec: Any) -> np.ndarray:
+    like = spec.like()
+    if like.order is None and g.dtype == like.dtype:
+        return g
+    found = _empty(like.shape, like.dtype, like.order)
+    found[...] = g
+    return found

@@ -1,0 +1,185 @@
+"""Attention's launchers: forward 4 N Hq Lq Lk D flops, backward two and a half times that and, without atomics, one pass
+more of the scores; blocks outside of a mask are not visited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from . import _configs, _matmul, _tile
+from ._attention_backward import _attention_delta_kernel, _attention_keys_kernel, _attention_queries_kernel
+from ._attention_forward import _attention_forward_kernel
+from ._configs import Tile
+
+LEAST = 16
+"""Of what a product of matrices has in each direction."""
+PART = 16
+"""Of a head's elements, what is multiplied at a time without tensor cores."""
+
+
+def _choose(entries: Sequence[Tile], device: _tile.Device, width: int, rows: int) -> tuple[int, Tile] | None:
+    """The tiles for heads so wide (BK: the widest that a tile is for), of them the lowest that holds all rows."""
+    wide = [(i, c) for i, c in enumerate(entries) if width <= c.BK]
+    fitting = [(i, c) for i, c in wide if c.BK == wide[0][1].BK]
+    return next(((i, c) for i, c in reversed(fitting) if rows <= c.BM), fitting[0] if fitting else None)
+
+
+def _choices(name: str) -> dict[str, _configs.Choice]:
+    return {kind: _configs.tiles(f"{name}.{kind}", _choose, inner=()) for kind in ("half", "tf32", "single")}
+
+
+FORWARD, KEYS, QUERIES = (_choices(f"attention_{name}") for name in ("forward", "keys", "queries"))
+DELTA = _configs.rows("attention_delta")
+
+
+def _along(x: Any, empty: Callable) -> Any:
+    """``x`` with the last axis contiguous; a copy where it is not."""
+    return x if x.stride(3) == 1 or x.shape[3] < 2 else _tile.copied(x, None, empty)
+
+
+class _Call(NamedTuple):
+    """What all kernels of a call take."""
+
+    arrays: tuple
+    """q, k, v, with the last axis contiguous."""
+    bias: Any
+    seed: Any
+    cu: tuple
+    sizes: dict[str, int]
+    numbers: dict[str, Any]
+    how: dict[str, Any]
+
+    @property
+    def steps(self) -> dict[str, int]:
+        found = {}
+        for name, x in zip("qkv", self.arrays):
+            found |= _steps(name, x)
+        n, heads, rows = self.arrays[0].shape[:3]
+        full = (n, heads, rows, self.arrays[1].shape[2])
+        wide = (0, 0, 0, 0) if self.bias is None else self.bias.expand(full).stride()
+        return found | dict(zip(("b_n", "b_h", "b_i", "b_j"), wide))
+
+    def tile(self, choices: dict[str, _configs.Choice], rows: int) -> tuple[Tile, dict[str, Any]]:
+        """(the tile, what a launch takes of it)."""
+        q, _, v = self.arrays
+        half = q.element_size() == 2
+        tf32 = not half and _tile.tf32("cuda.matmul")
+        width = [_tile.next_power_of_2(max(x.shape[3], LEAST)) for x in (q, v)]
+        c = choices["half" if half else "tf32" if tf32 else "single"](_tile.device(q), max(width), rows)
+        even = dict(EVEN_D=q.shape[3] == width[0], EVEN_V=v.shape[3] == width[1])
+        part = width[0] if half or tf32 else PART
+        precision = "tf32" if tf32 else "ieee"
+        sizes = dict(BM=c.BM, BN=c.BN, BD=width[0], BV=width[1], PART=part, PRECISION=precision)
+        return c, sizes | even | dict(num_warps=c.warps, num_stages=c.stages)
+
+
+def _steps(name: str, x: Any) -> dict[str, int]:
+    return dict(zip((f"{name}_n", f"{name}_h", f"{name}_l"), (0, 0, 0) if x is None else x.stride()))
+
+
+def _call(
+    q: Any, k: Any, v: Any, bias: Any, seed: Any, cu_q: Any, cu_k: Any,
+    window: tuple, corner: str, scale: float | None, softcap: float, p: float, empty: Callable,
+) -> _Call:  # fmt: skip
+    (_, heads, rows, width), (_, groups, keys, _) = q.shape, k.shape
+    scale = 1 / math.sqrt(max(width, 1)) if scale is None else scale
+    before, after = window
+    sequences = 0 if cu_q is None else cu_q.shape[0] - 1
+    sizes = dict(Hq=heads, Lq=rows, Lk=keys, D=width, DV=v.shape[3], group=heads // max(groups, 1))
+    sizes |= dict(sequences=sequences, depth=sequences.bit_length())
+    dropped = seed is not None
+    numbers = dict(
+        scale=scale,
+        softcap=softcap,
+        before=before,
+        after=after,
+        quarters=_tile.cdiv(keys, 4),
+        threshold=min(round(p * 2**32), 2**32 - 1) if dropped else 0,
+        gain=(1 / (1 - p) if p < 1 else 0.0) if dropped else 1.0,
+    )
+    how = dict(BEFORE=before >= 0, AFTER=after >= 0, BOTTOM=corner == "bottom_right", CAPPED=softcap > 0)
+    arrays = tuple(_along(x, empty) for x in (q, k, v))
+    rest = (None if x is None else _tile.dense(x, empty) for x in (seed, cu_q, cu_k))
+    seed, *cu = rest
+    return _Call(arrays, bias, seed, tuple(cu), sizes, numbers, how)
+
+
+def attention_forward(
+    q: Any, k: Any, v: Any, bias: Any = None, sinks: Any = None, seed: Any = None, cu_q: Any = None, cu_k: Any = None,
+    *, needs: tuple = (), causal: bool = False, window: tuple = (-1, -1), corner: str = "top_left",
+    scale: float | None = None, softcap: float = 0.0, p: float = 0.0, empty: Any,
+) -> tuple[tuple, dict]:  # fmt: skip
+    n, heads, rows, _ = q.shape
+    y = empty((n, heads, rows, v.shape[3]), q.dtype, _order(q))
+    lse = empty((n, heads, rows), "float32")
+    call = _call(q, k, v, bias, seed, cu_q, cu_k, window, corner, scale, softcap, p, empty)
+    c, tile = call.tile(FORWARD, rows)
+    plain = bias is None and softcap == 0 and call.numbers["scale"] > 0
+    _tile.launch(
+        _attention_forward_kernel, (_tile.cdiv(rows, c.BM) * heads * n,),
+        *call.arrays, bias, None if sinks is None else _tile.dense(sinks, empty), call.seed, *call.cu, y, lse,
+        **call.sizes, **call.steps, **_steps("y", y), **call.numbers, **call.how, PLAIN=plain, **tile,
+    )  # fmt: skip
+    inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
+    saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
+    return (y, lse), saved if needs else {}
+
+
+def _order(q: Any) -> tuple[int, ...] | None:
+    """The memory order of y: q's, or heads last where q has gaps."""
+    order, dense = _tile.layout(tuple(q.shape), tuple(q.stride()))
+    return order if dense else (0, 2, 1, 3)
+
+
+def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Callable) -> Any:
+    """(N, Hq, Lq) float32: Σ dy y − dlse; and dsinks, where it is wanted."""
+    y, lse, sinks = saved["y"], saved["lse"], saved.get("sinks")
+    n, heads, rows, width = y.shape
+    delta = empty((n, heads, rows), "float32")
+    block = max(LEAST, _tile.next_power_of_2(width))
+    entry = DELTA(_tile.device(y), block)
+    high = max(LEAST, entry.elements // block)
+    tiles = _tile.cdiv(rows, high)
+    parts = None if dsinks is None else empty((n * tiles, 1, heads), "float32")
+    _tile.launch(
+        _attention_delta_kernel, (tiles * heads * n,), y, dy, dlse, lse,
+        None if dsinks is None else _tile.dense(sinks, empty), delta, parts, heads, rows, width,
+        *y.stride()[:3], *_steps("dy", dy).values(), *_steps("dl", dlse).values(), BM=high, BV=block, num_warps=entry.warps,
+    )  # fmt: skip
+    if parts is not None:
+        _matmul.finish(parts, dsinks)
+    return delta
+
+
+def attention_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, causal: bool = False, window: tuple = (-1, -1),
+    corner: str = "top_left", scale: float | None = None, softcap: float = 0.0, p: float = 0.0, empty: Any,
+) -> tuple:  # fmt: skip
+    dy, dlse = dys
+    dy = None if dy is None else _along(dy, empty)
+    q, k, v = (saved[name] for name in "qkv")
+    bias, seed, cu_q, cu_k = (saved.get(name) for name in ("bias", "seed", "cu_q", "cu_k"))
+    call = _call(q, k, v, bias, seed, cu_q, cu_k, window, corner, scale, softcap, p, empty)
+    names = ("q", "k", "v", "bias", "sinks")
+    grads = {
+        name: empty(spec.shape, q.dtype, spec.like().order) if name in needs else None
+        for name, spec in zip(names, inputs)
+    }
+    delta = _delta(call, saved, dy, dlse, grads["sinks"], empty)
+    common = call.sizes | call.steps | _steps("dy", dy) | call.numbers | call.how
+    given = *call.arrays, bias, call.seed, *call.cu, dy, saved["lse"], delta
+    n, heads, rows, _ = q.shape
+    groups, keys = k.shape[1:3]
+    dk, dv, dq = (grads[name] for name in "kvq")
+    if dk is not None or dv is not None:
+        c, tile = call.tile(KEYS, rows)
+        _tile.launch(
+            _attention_keys_kernel, (_tile.cdiv(keys, c.BN) * groups * n,), *given, dk, dv,
+            **common, **_steps("dk", dk), **_steps("dv", dv), **tile,
+        )  # fmt: skip
+    if dq is not None:
+        c, tile = call.tile(QUERIES, rows)
+        grid = (_tile.cdiv(rows, c.BM) * heads * n,)
+        _tile.launch(_attention_queries_kernel, grid, *given, dq, **common, **_steps("dq", dq), **tile)
+    return (*(grads[name] for name in names), None, None, None)
