@@ -1,4 +1,4 @@
-"""Convolutions of ResNet-50, ResNeXt, MobileNet, ConvNeXt, a U-Net, audio codecs and video networks."""
+"""Convolutions of ResNet-50, ResNeXt, MobileNet, ConvNeXt, ViT, a U-Net, audio codecs and video networks."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ def _networks() -> list[Case]:
     """Layers of whole networks, for a GPU; ResNet-50's are declared above."""
     convnext = [_case("ConvNeXt", 128, c, size, c, 7, 1, c) for c, size in ((192, 28), (384, 14), (768, 7))]
     convnext += [_case("ConvNeXt", 128, 3, 224, 96, 4, 4), _case("ConvNeXt", 128, 96, 56, 192, 2, 2)]
+    vit = [_case("ViT", 128, 3, 224, 768, 16, 16)]
     unet = [
         _case("U-Net", 8, *shape, 3) for shape in ((64, 256, 64), (128, 128, 128), (1024, 32, 512), (512, 16, 1024))
     ]
@@ -144,7 +145,7 @@ def _networks() -> list[Case]:
         _case("X3D-M", 8, 108, (16, 28, 28), 108, 3, 1, 108, axes=3),
         _case("3-D U-Net", 2, 128, 32, 64, 2, 2, axes=3, transposed=True),
     ]
-    return [*convnext, *unet, *codec, *video]
+    return [*convnext, *vit, *unet, *codec, *video]
 
 
 def _each_gradient(case: Case) -> list[Case]:
@@ -180,6 +181,7 @@ def audits() -> list[Case]:
         _case("flat", 32, 256, 56, 512, 1),
         _case("channels first, one tap", 32, 1024, 14, 256, 1),
         _case("channels first, odd pixels", 32, 2048, 7, 512, 1)._replace(archs=ONE_ARCH),
+        _case("patches", 32, 3, 224, 768, 16, 16)._replace(**one),
         _case("channels first", 32, 128, 56, 128, 3)._replace(archs=ONE_ARCH),
         _case("depthwise", 32, 128, 56, 128, 3, 1, 128)._replace(**last),
         _case("three channels", 32, 3, 224, 64, 7, 2)._replace(**one),

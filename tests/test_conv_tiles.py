@@ -125,6 +125,31 @@ def test_few_channels_in_windows(name):
     assert "_conv_kernel" not in kernels
 
 
+PATCHES = {
+    "patches": ((2, 3, 16, 32), (40, 3, 8, 8), {"stride": 8}, TILES),
+    "rows and columns of their own": ((4, 8, 6, 9), (16, 8, 3, 2), {"stride": (3, 4)}, {"_conv_kernel"}),
+    "frames": ((1, 8, 2, 6, 20), (24, 8, 1, 3, 5), {"stride": (1, 3, 5)}, TILES),
+    "a sequence": ((4, 8, 40), (24, 8, 10), {"stride": 10}, TILES),
+}
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_patches(name):
+    """Forward, dx and weights; a pixel that is not finite stays in its patch."""
+    x, weight, options, of_dx = PATCHES[name]
+    images = last(*x)
+    images[0, 1, *(0,) * (len(x) - 2)] = np.inf
+    kernels = checked(images, last(*weight), draw(weight[0]), needs=["weight", "bias"], **options)
+    served = {"_conv_tiles_kernel", "_conv_tiles_weight_kernel"}
+    assert served <= kernels and not {"_conv_kernel", "_conv_windows_kernel"} & kernels
+    assert checked(last(*x), last(*weight), None, dtypes=["float16"], **options) - TILES == of_dx - TILES
+
+
+def test_transposed_patches():
+    """Each pixel of a patch has its channel's bias."""
+    assert checked(last(2, 16, 3, 2), last(16, 8, 4, 3), draw(8), op=conv_transpose, stride=(4, 3)) == TILES
+
+
 @pytest.mark.parametrize("arch", [80, 90])
 def test_one_tap_is_a_matrix_product(arch):
     """Whatever refuses descriptors of tiles."""

@@ -53,9 +53,12 @@ def under_tap(
 ):
     """(PIXELS, BK): channels c … of the pixels (n, SH · h + down, SW · w + right) … of an image in SH · SW views.
 
-    down, right: not negative where there are views, since ``//`` and ``%`` floor in the interpreter alone.
+    down, right: not negative where there are views, since ``//`` and ``%`` floor in the interpreter alone. No views: x is
+    (images, rows, rows of a patch, columns, channels of a row of a patch).
     """
-    if SH * SW == 1:
+    if SH * SW == 0:
+        box = x.load([n, h, down, w, c])
+    elif SH * SW == 1:
         box = x.load([n, h + down, w + right, c])
     else:
         view = _picked(x, v1, v2, v3, down % SH * SW + right % SW)
@@ -103,10 +106,11 @@ def _conv_tiles_kernel(
 ):  # fmt: skip
     """y[n, i, j, o] = Σ_{tap, c} x[n, IN · (i + (H0, W0)) + (UP, LEFT) + tap · D, c] · weight[o, tap, c].
 
-    x, w, y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where it is written in steps
-    of OUT (dx of a strided convolution; H0 and W0 are then its padding). N, H, W: y's images and pixels. C, O: channels
-    in a group of x and y. DEEP: images are frames, DY and DX (of y and x) one after the other, under the KD planes of a
-    kernel, and a box lies in one frame. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is (O, taps, C). EXACT: no box overhangs.
+    x, w, y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where it is written in steps of OUT
+    (dx of a strided convolution; H0 and W0 are then its padding); 0: in patches, as ``under_tap`` says. N, H, W: y's images
+    and pixels. C, O: channels in a group of x and y. DEEP: images are frames, DY and DX (of y and x) one after the other,
+    under the KD planes of a kernel, and a box lies in one frame. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is
+    (O, taps, C). EXACT: no box overhangs.
     counts, means, squares: where given, (programs / tiles of channels, O) float32, the moments of what a program wrote;
     the grid is then a multiple of the tiles of channels, so that each program keeps its own.
     """
@@ -122,6 +126,8 @@ def _conv_tiles_kernel(
         H, first_r, taps_h, H0 = remainder(H, ph, KH, H0, OUT_H, DIL_H, GCD_H, INV_H)
         W, first_q, taps_w, W0 = remainder(W, pw, KW, W0, OUT_W, DIL_W, GCD_W, INV_W)
         y = _picked(y, v1, v2, v3, tl.program_id(2))
+    if OUT_H == 0:
+        first_r = tl.program_id(2)
     blocks = tl.cdiv(C, BK)
     plane = taps_h * taps_w
     steps = KD * plane * blocks if DEEP else plane * blocks
@@ -140,7 +146,7 @@ def _conv_tiles_kernel(
         n = pixels // tiles_w // tiles_h * NB
         i = pixels // tiles_w % tiles_h * HB
         j = pixels % tiles_w * WB
-        if OUT_H * OUT_W == 1:
+        if OUT_H * OUT_W <= 1:
             tl.assume(steps > 0)
         acc = tl.zeros((BN, BM), tl.float32)
         for k in range(steps):
@@ -169,7 +175,10 @@ def _conv_tiles_kernel(
             at = o + tl.arange(0, BN)
             acc += tl.load(bias + group * O + at, at < O, other=0.0).to(tl.float32)[:, None]
         out = acc.to(y.dtype)
-        y.store([n, i, j, group * O + o], out.T.reshape(NB, HB, WB, BN))
+        if OUT_H == 0:
+            y.store([n, i, first_r, j, group * O + o], out.T.reshape(NB, HB, 1, WB, BN))
+        else:
+            y.store([n, i, j, group * O + o], out.T.reshape(NB, HB, WB, BN))
         if counts is not None:  # of the rounded values, which a normalisation reads
             count, mean, spread = _merge(out.to(tl.float32), n, i, j, N, H, W, count, mean, spread, EXACT, HB, WB)
     if counts is not None:
@@ -383,7 +392,7 @@ def summed(
     wide = c % tile.BK != 0
     block = (tile.BN, 1, tile.BK) if wide else (tile.BN, tile.BK)
     geometry = (*(a.start for a in walks), *(a.offset for a in walks), *(a.jump for a in walks), 1, 1, 1, 1, 0, 0)
-    return _launch(
+    return launch(
         tile, pixels, groups, 1, views[0], _tile.described(weights if wide else weights.view(o, taps * c), block), bias,
         _tile.described(target, (*pixels, tile.BN)), views[1:], (n * frames, h, w, c, o // groups, *kernel), geometry,
         moments, depth, TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
@@ -410,7 +419,7 @@ def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bo
     back = (-d // g for d, g in zip(dilation, common))
     geometry = (*before, 0, 0, *back, *dilation, *common, *inverse)
     weights = _tile.described(taps.permute(0, 2, 3, 4, 1).reshape(o, kd * kh * kw * c), (tile.BK, tile.BN))
-    _launch(
+    launch(
         tile, pixels, groups, phases, _tile.described(source, (*pixels, tile.BK)), weights, bias, views[0], views[1:],
         (n, h, w, o // groups, c, kh, kw), geometry, None, depth,
         TURNED=True, WIDE=False, IN_H=1, IN_W=1, OUT_H=stride[0], OUT_W=stride[1],
@@ -425,17 +434,19 @@ def as_images(*rows: Any) -> tuple[Any, ...]:
 
 def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Sequence[int]) -> list[Any]:
     """Descriptors of the views that begin at these rows and columns: four, with Nones after one and the first after more,
-    since a kernel picks among descriptors alone."""
+    since a kernel picks among descriptors alone. Of patches, one."""
+    if rows.ndim == 5:
+        return [_tile.described(rows, (*block[:2], 1, *block[2:])), *[None] * (VIEWS - 1)]
     found = [_tile.described(rows[:, i :: steps[0], j :: steps[1]], block) for i in picks[0] for j in picks[1]]
     return [*found, *[found[0] if len(found) > 1 else None] * (VIEWS - len(found))]
 
 
-def _launch(
+def launch(
     tile: Tile, pixels: tuple, groups: int, phases: int, x: Any, w: Any, bias: Any, y: Any, views: Sequence[Any],
     sizes: tuple, geometry: tuple, moments: Any, depth: tuple | None, **constants: Any,
 ) -> list[Any]:  # fmt: skip
     n, h, w_, _, o, *_ = sizes
-    each = (n, _tile.cdiv(h, constants["OUT_H"]), _tile.cdiv(w_, constants["OUT_W"]))
+    each = (n, *(_tile.cdiv(size, constants[step] or 1) for size, step in ((h, "OUT_H"), (w_, "OUT_W"))))
     wide = _tile.cdiv(o, tile.BN)
     room = resident(_tile.device(y.base), tile.shared(2) + tile.BM * tile.BN * 2, tile.warps) // (groups * phases)
     rounds = boxes_of(pixels, *each)

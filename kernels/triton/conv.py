@@ -7,6 +7,7 @@ one tap needs no gathering and reads NCHW as it is. Outputs are written in any o
 - of one tap over NCHW arrays: ``_conv_first.py``, on sm_90 and newer.
 - dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``; on sm_90 and
   newer ``_conv_tiles.py`` and ``_conv_tiles_weight.py``, which load tiles of pixels, for what they do not refuse.
+- of windows that do not overlap: ``_conv_patches.py``, on those tiles.
 - of few channels: ``_conv_windows.py``, on those tiles.
 - of one tap over channels-last arrays: what those refuse is ``_matmul.py``'s.
 - depthwise: ``_depthwise.py``.
@@ -24,6 +25,7 @@ from .._conv import conv_saved
 from .._window import Window
 from . import (
     _conv_first,
+    _conv_patches,
     _conv_product,
     _conv_tiles,
     _conv_tiles_weight,
@@ -93,6 +95,8 @@ def _forward(
         return []
     if end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
         return _conv_tiles.forward(x, taps, end.bias, y, walk, plain, moments)
+    if end.is_bias and _conv_patches.refusal(x, taps, y, walk) is None:
+        return _conv_patches.forward(x, taps, end.bias, y, walk, moments)
     if end.is_bias and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
         return _conv_windows.forward(x, taps, end.bias, y, walk, empty, moments)
     if matrices := _as_matrices(x, y, end, walk, plain):
@@ -111,10 +115,16 @@ def _input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk, pl
         _conv_first.product(dy, taps[..., 0, 0, 0], end.bias, dx, empty, turned=True)
     elif end.is_bias and _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
         _conv_tiles.input_gradient(dy, taps, end.bias, dx, walk, plain)
+    elif end.is_bias and _conv_patches.refusal(dx, taps, dy, walk, whole=True) is None:
+        _conv_patches.input_gradient(dy, taps, end.bias, dx, walk, empty)
     elif matrices := _as_matrices(dy, dx, end, walk, plain):
         _multiply(matrices, taps[..., 0, 0, 0].T, end, empty)
     else:
         _conv_product.input_gradient(dy, taps, end, dx, walk, plain)
+
+
+def _no_box(dy: Any) -> str | None:
+    return _conv_tiles_weight.box_refusal(_conv_tiles.rows_of(dy))
 
 
 def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
@@ -126,9 +136,9 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, emp
         _conv_first.weight_gradient(dy, x, dweight, empty)
     elif _conv_tiles_weight.refusal_of_weight(dy, x, dweight, walk) is None:
         _conv_tiles_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
-    elif (
-        _conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _conv_tiles_weight.box_refusal(_conv_tiles.rows_of(dy))
-    ) is None:
+    elif (_conv_patches.refusal(x, dweight, dy, walk) or _no_box(dy)) is None:
+        _conv_patches.weight_gradient(dy, x, dweight, walk, empty)
+    elif (_conv_windows.refusal(x, dy, dweight.shape[2:], walk) or _no_box(dy)) is None:
         _conv_windows.weight_gradient(dy, x, dweight, walk, empty)
     elif matrices := _as_matrices(dy, x, Epilogue(), walk, plain):
         _matmul.matmul(matrices[0].T, matrices[1].T, dweight[..., 0, 0, 0], empty)
