@@ -366,3 +366,14 @@ def test_nothing_falls_back():
             m(numbers(dtype=dtype))
             m(numbers(dtype=dtype).requires_grad_() * 1).sum().backward()
     assert not _op.fallbacks
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("make", [lambda: gt.Conv2d(4, 4, 1), lambda: gt.GroupNorm(2, 4), lambda: gt.LayerNorm(5)])
+def test_what_a_layer_gives_may_be_written_into(make, order):
+    """``y += identity``: it is no view, whichever way a kernel made it."""
+    layer, x = make(), torch.randn(2, 4, 5, 5).contiguous(memory_format=order).requires_grad_()
+    y = layer(x)
+    expected = torch.autograd.grad((y + x).sin().sum(), x, retain_graph=True)
+    y += x
+    torch.testing.assert_close(torch.autograd.grad(y.sin().sum(), x), expected)

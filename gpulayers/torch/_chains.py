@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from gpulayers.torch import _rows
 from gpulayers.torch._conv_norm import NORMS
-from gpulayers.torch._row import Row, activation_of, module_of, only_used_by, operands, undisturbed
+from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
@@ -42,11 +42,13 @@ def _row(normed: Any, residual: Any, tail: list[Node], act: Any, module: nn.Modu
     if not only_used_by(conv, [*before, norm][0]):
         return
     if _pair(conv, norm, module):
-        inputs = (*conv.args, residual) if residual is not None else conv.args
         members, steps = (conv, *before, norm, *after, *tail), ()
+        inputs = (*conv.args, residual) if residual is not None else conv.args
         if before or after:
             steps = (conv, *before, norm, *after, *[None] * (residual is not None), *[act] * (act is not None))
-            inputs = (*conv.args, residual)
+            inputs = (*conv.args, residual, residual is not None and in_place(tail[0]))
+        elif residual is not None and in_place(tail[0]):
+            inputs = (*inputs, True)
         yield Row(_rows.conv_norm_act, members, (conv, norm, act), inputs, steps=steps)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpulayers.ops import norm as ops
-from gpulayers.torch import _autocast, _epilogue
+from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import held
 from gpulayers.torch._batch_norm import (
     BatchNorm1d,
@@ -86,18 +86,18 @@ _conv_batch_norm = TorchOp(
 
 
 def conv_norm(conv: Any, norm: Any, x: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """f(norm(conv(x)) + residual) of two drop-ins that belong together, by ``NORMS``; None for x without a batch, and for
-    padding that torch refuses."""
+    """f(norm(conv(x)) + residual) of two drop-ins that belong together, by ``NORMS``; NotImplemented for x without a batch,
+    padding that torch refuses, and a residual of another shape or dtype."""
     weight = held(conv, "weight")
     axes = weight.dim() - 2
     how = walks(axes, weight, conv.stride, conv.padding, conv.dilation) if x.dim() == axes + 2 else None
     if how is None:
         return NotImplemented
-    if conv.padding_mode != "zeros":
-        how = (how[0], (0,) * axes, how[2])
-    x, _ = conv.ready(x, weight)
     if residual is not None and not _is_alike(residual, x, weight, how):
-        return _epilogue.applied(activation, conv_norm(conv, norm, x, None, None) + residual)
+        return NotImplemented
+    x, _ = conv.ready(x, weight)
+    if conv.padding_mode != "zeros":  # it is done
+        how = (how[0], (0,) * axes, how[2])
     gamma, beta, mean, var, by_batch, momentum = norm.counted()
     tensors = x, weight, held(conv, "bias"), gamma, beta, mean, var, residual
     return _conv_batch_norm(*tensors, *how, conv.groups, by_batch, momentum, norm.eps, activation)

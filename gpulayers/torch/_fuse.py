@@ -25,10 +25,11 @@ import torch.fx
 import torch.nn as nn
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.graph import inplace_methods
 
 from gpulayers.torch import _rows
 from gpulayers.torch._chains import chain, chain_act, chain_add, why_left
-from gpulayers.torch._row import Row, activation_of, module_of, only_used_by, operands, undisturbed
+from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.norm import LayerNorm, RMSNorm
 
@@ -157,9 +158,25 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
 # --- reading a forward -----------------------------------------------------------------------------------------------
 
 
+class _Proxy(torch.fx.Proxy):
+    """Of a tensor: ``y += x`` writes to y, where torch's own proxy makes a sum of it."""
+
+
+def _writing(name: str) -> Any:
+    function = getattr(operator, name)
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in inplace_methods:
+    setattr(_Proxy, f"__{_name}__", _writing(_name))
+
+
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: Node) -> _Proxy:
+        return _Proxy(node, self)
 
 
 def _tensors_of(own: Any) -> list[str]:
@@ -268,12 +285,13 @@ def _norm_act(last: Node, module: nn.Module) -> Iterator[Row]:
         yield Row(_rows.norm_act, (first, last), (first, act), first.args)
     for norm, residual in operands(first):
         if isinstance(module_of(norm, module), _rows.BATCH_NORMS) and only_used_by(norm, first):
-            yield Row(_rows.norm_add_act, (norm, first, last), (norm, act), (*norm.args, residual))
+            inputs = (*norm.args, residual, *[True] * in_place(first))
+            yield Row(_rows.norm_add_act, (norm, first, last), (norm, act), inputs)
 
 
 def _add_norm(last: Node, module: nn.Module) -> Iterator[Row]:
     if not isinstance(module_of(last, module), _ROW_NORMS):
         return
     first: Any = last.args[0]
-    if first.target is not operator.iadd and operands(first):
+    if not in_place(first) and operands(first):
         yield Row(_rows.add_norm, (first, last), (last,), first.args, also=first)

@@ -491,7 +491,10 @@ def function(of: TorchOp, compute: Callable, extra: int = 0, over_first: bool = 
 
 
 def _compute(ctx: Any, known: _Known, values: dict[str, Any], ins: tuple) -> tuple[tuple, dict]:
-    found = known.plan.run_forward(*ins, **values)
+    outputs, saved = known.plan.run_forward(*ins, **values)
     for i in known.updated:
         _written(ins[i])
-    return found
+    if any([y._is_view() for y in outputs]):  # torch lets nobody write into what a Function gives as a view
+        owned = {id(y): y.new_empty(0).set_(y) if y._is_view() else y for y in outputs}
+        outputs, saved = tuple(owned.values()), {k: owned.get(id(t), t) for k, t in saved.items()}
+    return outputs, saved

@@ -96,7 +96,12 @@ def operands(node: Node) -> list[tuple[Any, Any]]:
     a, b = node.args
     if not (isinstance(a, Node) and isinstance(b, Node)) or a is b:
         return []
-    return [(a, b)] if node.target is operator.iadd else [(a, b), (b, a)]
+    return [(a, b)] if in_place(node) else [(a, b), (b, a)]
+
+
+def in_place(node: Any) -> bool:
+    """Whether a sum is written into its first operand, whose dtype and shape it keeps."""
+    return isinstance(node, Node) and node.target is operator.iadd
 
 
 def undisturbed(row: Row, module: nn.Module) -> bool:
@@ -107,11 +112,15 @@ def undisturbed(row: Row, module: nn.Module) -> bool:
     while node is not row.members[-1]:
         if node not in row.members:
             called = _called(node, module)
-            if any(x in row.inputs for x in node.all_input_nodes) or (called and layers & set(called.modules())):
+            if any(x in row.inputs for x in node.all_input_nodes):
+                return False
+            if called is not None and layers & set(called.modules()):
                 return False
         node = node.next
     return True
 
 
 def _called(node: Node, module: nn.Module) -> Any:
-    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    """The module that a node calls, or hands to a row."""
+    found = operator.attrgetter(str(node.target))(module) if node.op in ("call_module", "get_attr") else None
+    return found if isinstance(found, nn.Module) else None

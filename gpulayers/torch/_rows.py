@@ -6,6 +6,7 @@ that the fused op has not, they run one after the other, as the model says.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, TypeAlias
 
 import torch
@@ -30,6 +31,7 @@ from gpulayers.torch.norm import (
 )
 
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_ADDS = operator.add, operator.iadd
 _ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
 
 Act: TypeAlias = nn.Module | str
@@ -92,38 +94,50 @@ def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:
     return norm_add_act(norm, act, x, None)
 
 
-def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor | None) -> Tensor:
-    """act(norm(x) + residual)"""
+def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor | None, in_place: bool = False) -> Tensor:
+    """act(norm(x) + residual); in_place: by ``+=``, which keeps the dtype."""
     name = name_of(act)
     if type(norm) not in BATCH_NORMS or name is None or not (is_bare(norm) and is_bare(act)):
         z = norm(x)
-        return _apply(act, z if residual is None else z + residual)
+        return _apply(act, z if residual is None else _ADDS[in_place](z, residual))
+    if residual is not None and not alike(x, residual):
+        return _apply(act, _ADDS[in_place](norm(x), residual))
     return norm.fused(x, residual, name)
 
 
 def conv_norm_act(
-    conv: Any, norm: Any, act: Act | None, x: Tensor, residual: Tensor | None = None, steps: tuple = ()
+    conv: Any,
+    norm: Any,
+    act: Act | None,
+    x: Tensor,
+    residual: Tensor | None = None,
+    in_place: bool = False,
+    steps: tuple = (),
 ) -> Tensor:
-    """act(norm(conv(x)) + residual); steps: these and the modules among them that do nothing, None where is added."""
+    """act(norm(conv(x)) + residual); in_place: by ``+=``, which keeps the dtype. steps: these and the modules among them that
+    do nothing, None where is added."""
     name = None if act is None else name_of(act)
     if (
         NORMS.get(type(conv)) is type(norm)
         and (act is None or (name is not None and is_bare(act)))
         and is_bare(conv)
         and is_bare(norm)
-        and (not steps or _is_quiet([s for s in steps if s is not None and s not in (conv, norm, act)]))
+        and (not steps or _are_quiet([s for s in steps if s is not None and s not in (conv, norm, act)]))
     ):
         y = conv_norm(conv, norm, x, residual, name)
         if y is not NotImplemented:
             return y
+        if residual is not None and (y := conv_norm(conv, norm, x)) is not NotImplemented:
+            y = _ADDS[in_place](y, residual)
+            return y if act is None else _apply(act, y)
     if not steps:
         steps = (conv, norm, *[None] * (residual is not None), *[act] * (act is not None))
     for step in steps:
-        x = x + residual if step is None else _apply(step, x)
+        x = _ADDS[in_place](x, residual) if step is None else _apply(step, x)
     return x
 
 
-def _is_quiet(modules: list) -> bool:
+def _are_quiet(modules: list) -> bool:
     return all([type(m) is nn.Identity and is_bare(m) for m in modules])
 
 
