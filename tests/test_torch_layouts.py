@@ -242,3 +242,33 @@ def test_the_launches_of_a_step(kind, inplace):
     launched, copied = counted(lambda: step(model, x, y))
     assert launched == sorted(alone)
     assert copied == (sum(type(m).__name__ in KEEPS_A_COPY for m in ours(model)) if inplace else 0)
+
+
+# --- parts of arrays --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "images, size, kernel, stride, groups, skipped",
+    [(2, 4, 3, 1, 1, 0), (2, 8, 3, 2, 1, 1), (3, 5, 1, 1, 1, 0), (3, 5, 1, 1, 1, 1), (16, 3, 3, 1, 1, 0), (2, 4, 3, 1, 32, 1)],
+    ids=["3×3", "a stride", "a product", "a product of rows", "one pixel of many images", "depthwise"],
+)  # fmt: skip
+def test_parts_are_read_where_they_are(images, size, kernel, stride, groups, skipped, dtype):
+    """Some channels, or some rows too, as torch.cat's gradients are: not copied, and the same bits as of whole arrays."""
+    torch.manual_seed(0)
+    out = size // stride
+    x, dy = torch.randn(images, 48, size + skipped, size), torch.randn(images, 64, out + skipped, out)
+    x, dy = (t.to(dtype, memory_format=LAST) for t in (x, dy))
+    layer = gt.Conv2d(32, 32, kernel, stride, kernel // 2, groups=groups, dtype=dtype).to(memory_format=LAST)
+    parts = x[:, 8:40, skipped:], dy[:, 16:48, skipped:]
+    found, launched = [], []
+    for given, of_dy in (parts, [t.contiguous(memory_format=LAST) for t in parts]):
+        leaf = given.detach().requires_grad_()
+
+        def step(leaf=leaf, of_dy=of_dy):
+            y = layer(leaf)
+            found.append([y.detach(), *torch.autograd.grad(y, [leaf, *layer.parameters()], of_dy)])
+
+        launched += counted(step)[0]
+    assert not {"_nhwc_kernel", "_copy_kernel"} & {*launched}
+    torch.testing.assert_close(*found, rtol=0, atol=0)

@@ -193,20 +193,20 @@ def _profiled(run: Callable[[], Any], device: str) -> dict[str, Any]:
     raw = found.profiler.kineto_results  # type: ignore[union-attr]
     kernels = [e for e in raw.events() if "CUDA" in str(e.device_type()) and not e.is_user_annotation()]
     ours = sum(e.name().startswith(COPY_KERNELS) for e in kernels)
-    copies = (ours + sum(map(_turns, _all(raw.experimental_event_tree())))) / PROFILED
+    copies = (ours + sum(map(turns_memory, every(raw.experimental_event_tree())))) / PROFILED
     if device != "cuda":
         return {"busy_ms": None, "launches": None, "copies": copies}
     busy = sum(e.duration_ns() for e in kernels) / 1e6 / PROFILED
     return {"busy_ms": busy, "launches": len(kernels) / PROFILED, "copies": copies}
 
 
-def _all(events: Iterable[Any]) -> Iterator[Any]:
+def every(events: Iterable[Any]) -> Iterator[Any]:
     for event in events:
         yield event
-        yield from _all(event.children)
+        yield from every(event.children)
 
 
-def _turns(event: Any) -> bool:
+def turns_memory(event: Any) -> bool:
     """Whether it is a copy of torch's whose result lies otherwise in memory than its source."""
     if event.name != "aten::copy_":
         return False

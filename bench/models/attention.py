@@ -17,7 +17,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, T, W) → the same
         n, t, width = x.shape
-        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (N, H, T, W/H)
+        q, k, v = (
+            z.view(n, t, self.heads, -1).transpose(1, 2) for z in self.qkv(x).chunk(3, -1)
+        )  # each (N, H, T, W/H)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (N, H, T, W/H)
         return self.out(y.transpose(1, 2).reshape(n, t, width))
 

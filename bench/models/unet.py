@@ -45,7 +45,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:  # (N, C, H, W) → the same
         n, c, h, w = x.shape
         y = self.norm(x).flatten(2).transpose(1, 2)  # (N, H W, C), which is how channels_last lies in memory
-        q, k, v = self.qkv(y).reshape(n, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (N, heads, H W, D)
+        q, k, v = (
+            z.view(n, h * w, self.heads, -1).transpose(1, 2) for z in self.qkv(y).chunk(3, -1)
+        )  # (N, heads, H W, D)
         y = F.scaled_dot_product_attention(q, k, v)  # (N, heads, H W, D)
         y = self.out(y.transpose(1, 2).reshape(n, h * w, c))
         return x + y.transpose(1, 2).view(n, c, h, w)

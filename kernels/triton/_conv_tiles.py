@@ -29,6 +29,7 @@ from . import _configs, _tile
 from ._configs import Tile
 from ._conv import Walk
 from ._conv_product import remainder
+from ._image import in_line
 from ._tracing import thread
 
 BUDGETS = {"_conv_tiles_kernel": Budget(registers=224, blocks=1)}
@@ -428,8 +429,8 @@ def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bo
 
 def as_images(*rows: Any) -> tuple[Any, ...]:
     """For a matrix product, each pixel an image, so that any tile fits; as they are where that is no view."""
-    dense = all(a.is_contiguous() and math.prod(a.shape[:3]) < 2**31 for a in rows)
-    return tuple(a.view(-1, 1, 1, a.shape[3]) for a in rows) if dense else rows
+    viewed = all(in_line(a.shape[:3], a.stride()[:3]) and math.prod(a.shape[:3]) < 2**31 for a in rows)
+    return tuple(a.view(-1, 1, 1, a.shape[3]) for a in rows) if viewed else rows
 
 
 def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Sequence[int]) -> list[Any]:

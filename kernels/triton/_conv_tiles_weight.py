@@ -36,7 +36,7 @@ from ._conv_tiles import (
     under_tap,
     views_of,
 )
-from ._image import finish
+from ._image import finish, in_line
 
 BUDGETS = {"_conv_tiles_weight_kernel": Budget(registers=252, blocks=1)}
 STACKED, EVEN, BOXED = 0, 1, 2
@@ -227,6 +227,8 @@ def shares_of(
     frames, n = (n, 1) if depth else (1, n)
     tile = HALF(_tile.device(g), n, h, w, c, o // groups, taps, groups > 1)
     (box, way), at_once = whole_box(tile.BK, n, h, w), taps_at_once(tile, taps, _tile.device(g).arch)
+    if not (g.is_contiguous() if way == STACKED else in_line(g.shape[:3], g.stride()[:3])):
+        way = BOXED  # a part of an array is no such matrix
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*box, tile.BN))
 
     tiles = frames * math.prod(map(_tile.cdiv, (n, h, w), box))

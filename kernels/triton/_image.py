@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -23,7 +24,12 @@ def steps(x: Any) -> tuple[int, ...]:
 
 def evenly_spaced(x: Any) -> bool:
     """Whether one step leads from each pixel of an image to the next."""
-    axes = [(size, step) for size, step in zip(x.shape[2:], x.stride()[2:]) if size != 1]
+    return in_line(x.shape[2:], x.stride()[2:])
+
+
+def in_line(sizes: Sequence[int], steps: Sequence[int]) -> bool:
+    """Whether one step leads from each element to the next, along all these axes."""
+    axes = [(size, step) for size, step in zip(sizes, steps) if size != 1]
     return all([step == size * inner for (_, step), (size, inner) in itertools.pairwise(axes)])
 
 

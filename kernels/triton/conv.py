@@ -37,7 +37,7 @@ from . import (
 )
 from ._conv import Walk, volume, walk_of
 from ._epilogue import Epilogue, before, epilogue
-from ._image import nhwc, output_order
+from ._image import evenly_spaced, nhwc, output_order
 
 
 def _is_plain(x: Any, y: Any, weight: Any, walk: Walk) -> bool:
@@ -52,11 +52,18 @@ def _is_depthwise(weight: Any, walk: Walk) -> bool:
 
 
 def _source(x: Any, weight: Any, walk: Walk, plain: bool, empty: Any) -> Any:
-    """x (or dy) as the kernels read it: channels last in memory, NCHW for a plain kernel, anything for a depthwise one."""
+    """x (or dy) as the kernels read it: channels last in memory, or a part of such an array, as torch.cat's gradients are;
+    NCHW for a plain kernel, anything for a depthwise one."""
     x = volume(x)
-    if _is_depthwise(weight, walk) or (plain and x.is_contiguous()):
+    if _is_depthwise(weight, walk) or (plain and x.is_contiguous()) or _is_part(x):
         return x
     return nhwc(x, empty)
+
+
+def _is_part(x: Any) -> bool:
+    """Whether neighbouring channels are neighbours, and one step leads from each pixel of an image to the next. In 16 bits
+    they are descriptors' to load."""
+    return x.stride(1) == 1 and evenly_spaced(x) and (x.element_size() != 2 or _conv_tiles.in_rows(x))
 
 
 def _taps(weight: Any, empty: Any) -> Any:
