@@ -66,7 +66,8 @@ def _cut(case):
 
     def few(s):
         if isinstance(s, Labels | Places):
-            return s._replace(shape=(2, *s.shape[1:]))
+            cut = s._replace(shape=(2, *s.shape[1:]))
+            return cut._replace(high=2) if case.op.family == "embedding" else cut
         return (2, *s[1:]) if s == shapes[0] or case.op.name == "grid_sample" else s
 
     return case._replace(shapes=tuple(map(few, shapes)))

@@ -16,11 +16,13 @@ from gpulayers.testing.torch_cases import (  # noqa: E402
     CASES,
     DIFFERENTIABLE,
     DOUBLE,
+    LOOKUPS,
     RANDOM,
     agree,
     both,
     first,
     layouts,
+    leaf,
     outcome,
 )
 from gpulayers.torch import _op  # noqa: E402
@@ -42,7 +44,7 @@ class Logged(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LOOKUPS], ids=str)
 def test_a_subclass_hears_of_the_call(case):
     module, (x, *others) = case.module(gt).eval(), case.inputs()
     Logged.seen = []
@@ -197,7 +199,7 @@ def test_scalars():
         same(*runs, msg=lambda text, case=case: f"{case}: {text}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LOOKUPS], ids=str)
 def test_nothing_falls_back(case):
     """In plain eager mode gpulayers computes, in every dtype and memory order."""
     _op.fallbacks.clear()
@@ -207,7 +209,7 @@ def test_nothing_falls_back(case):
             for given in layouts(x):
                 if not len(given):
                     continue
-                y = first(module(given.detach().requires_grad_(), *others))
+                y = first(module(leaf(given), *others))
                 y.backward(torch.ones_like(y))
                 with torch.no_grad():
                     module(given, *others)

@@ -20,6 +20,7 @@ from gpulayers.testing.torch_cases import (  # noqa: E402
     CASES,
     DIFFERENTIABLE,
     DOUBLE,
+    LOOKUPS,
     PLAIN,
     RANDOM,
     Everything,
@@ -27,6 +28,7 @@ from gpulayers.testing.torch_cases import (  # noqa: E402
     both,
     first,
     layouts,
+    leaf,
     loss,
 )
 
@@ -48,7 +50,7 @@ def test_every_class_has_a_case():
     classes = {
         n for n, c in vars(gt).items() if isinstance(c, type) and issubclass(c, nn.Module) and not issubclass(c, lazy)
     }
-    assert {c.name for c in CASES} == classes == Everything(gt).layers.keys()
+    assert {c.name for c in (*CASES, *LOOKUPS)} == classes == Everything(gt).layers.keys()
 
 
 # --- custom ops -------------------------------------------------------------------------------------------------------
@@ -68,8 +70,8 @@ class _Recorded(TorchDispatchMode):
 
 
 def recorded(case, x, others, training=True):
-    module = case.module(gt, x.dtype).train(training)
-    x = x.detach().requires_grad_()
+    module = case.module(gt, x.dtype if x.is_floating_point() else torch.float32).train(training)
+    x = leaf(x)
     with _Recorded() as mode:
         y = first(module(x, *others))
         if y.requires_grad:
@@ -85,7 +87,7 @@ def check_ops(calls, traced=True):
             torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LOOKUPS], ids=str)
 def test_opcheck(case):
     x, *others = case.inputs()
     for number, given in enumerate(layouts(x)):
@@ -197,7 +199,7 @@ def test_checkpoint_replays(use_reentrant):
     same(*runs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LOOKUPS], ids=str)
 def test_copies(case):
     """deepcopy, pickle, functional_call, state dicts."""
     module = case.module(gt).eval()

@@ -136,6 +136,12 @@ def _attended(m: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: attend(x, x, x)
 
 
+def _looked_up(m: Any) -> Callable[[Tensor], Tensor]:
+    """Its x is the table."""
+    indices = torch.arange(_width(m, 32, 2))
+    return lambda x: m.functional.embedding(indices, x)
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -153,6 +159,7 @@ def subjects() -> list[Subject]:
             IMAGE, PIXELS, "conv",
         ),
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
+        Subject("embedding", _looked_up, (64, 128), (4, 8)),
         Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 128, 8)), ROWS, FEW, "norm"),
         Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 128, 8)), ROWS, FEW),
         Subject("add_layer_norm", _of_sum("layer_norm"), ROWS, FEW),

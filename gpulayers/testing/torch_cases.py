@@ -104,6 +104,10 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
     "MSELoss": [({}, (3, 5))],
 }  # fmt: skip
+_OF_INDICES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
+    "Embedding": [({"num_embeddings": 6, "embedding_dim": 3, "padding_idx": 1}, (2, 4))],
+}
+"""Classes whose input is integers, which have no gradient."""
 
 
 class Case(NamedTuple):
@@ -125,6 +129,8 @@ class Case(NamedTuple):
 
     def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
         x = _draw(self.shape, f"{self.name}{seed}").to(dtype)
+        if self.name in _OF_INDICES:
+            return [torch.arange(x.numel()).reshape(x.shape) * (7 + seed) % self.arguments["num_embeddings"]]
         if self.name == "MSELoss":
             return [x, _draw(self.shape, f"target{seed}").to(dtype)]
         if self.name in ("CrossEntropyLoss", "NLLLoss"):
@@ -135,6 +141,7 @@ class Case(NamedTuple):
 
 
 CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
+LOOKUPS = [Case(name, *call) for name, calls in _OF_INDICES.items() for call in calls]
 RANDOM = ("Dropout", "RReLU")
 DIFFERENTIABLE = [c for c in CASES if c.name not in RANDOM]
 DOUBLE = torch.float64
@@ -143,6 +150,11 @@ DOUBLE = torch.float64
 def first(found: Any) -> Any:
     """The first output."""
     return found[0] if isinstance(found, tuple) else found
+
+
+def leaf(x: Tensor) -> Tensor:
+    """``x`` with a gradient of its own, where it may have one."""
+    return x.detach().requires_grad_() if x.is_floating_point() else x
 
 
 def both(case: Case, dtype: torch.dtype = DOUBLE, training: bool = True) -> tuple[nn.Module, nn.Module]:
@@ -190,6 +202,7 @@ def layouts(x: Tensor) -> Iterator[Tensor]:
 _IN_THE_MODEL: dict[str, dict[str, Any]] = {
     "Conv2d": {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1},
     "Linear": {"in_features": 352, "out_features": 10},
+    "Embedding": {"num_embeddings": 10, "embedding_dim": 3},
     "LayerNorm": {"normalized_shape": 10},
     "RMSNorm": {"normalized_shape": 10},
     "BatchNorm1d": {"num_features": 10},
@@ -202,7 +215,7 @@ class Everything(nn.Module):
 
     def __init__(self, library: Any):
         super().__init__()
-        arguments = {name: calls[0][0] for name, calls in _SHAPES.items()} | _IN_THE_MODEL
+        arguments = {name: calls[0][0] for name, calls in (_SHAPES | _OF_INDICES).items()} | _IN_THE_MODEL
         self.layers = nn.ModuleDict({name: getattr(library, name)(**kwargs) for name, kwargs in arguments.items()})
         for name, p in self.named_parameters():
             p.data = _draw(p.shape, name).float() / max(1, p[:1].numel()) ** 0.5
@@ -240,6 +253,7 @@ class Everything(nn.Module):
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)
         through("GLU", x.unsqueeze(-1))
+        through("Embedding", labels.unsqueeze(-1))
         p, q = through("Softmax", x), through("Softmin", x)
         found["MSELoss"] = self.layers["MSELoss"](p, q)
         found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
@@ -250,5 +264,11 @@ class Everything(nn.Module):
 def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """(a number on which all classes have an influence, every class's output)."""
     found = model(x, labels)
-    total = found["GLU"].mean() + found["MSELoss"] + found["NLLLoss"] + found["CrossEntropyLoss"]
+    total = (
+        found["GLU"].mean()
+        + found["Embedding"].mean()
+        + found["MSELoss"]
+        + found["NLLLoss"]
+        + found["CrossEntropyLoss"]
+    )
     return total, {name: y.detach() for name, y in found.items()}
