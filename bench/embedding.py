@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.embedding import embedding
+from gpulayers.ops.embedding import embedding, embedding_bag
 
 from .cases.case import ONE_ARCH, Case, Labels
 
@@ -29,8 +29,18 @@ def _embedding(name: str, rows: int, width: int, tokens: int, cpu: bool = False)
     )
 
 
+def _bag(name: str, rows: int, width: int, bags: int, length: int, mode: str = "sum", cpu: bool = False) -> Case:
+    def theirs(weight: Any, indices: Any) -> Any:
+        return F.embedding_bag(indices, weight, mode=mode)
+
+    title, shapes = f"{name}, {bags}×{length} of {rows}×{width}", ((rows, width), Labels((bags, length), rows))
+    return Case(embedding_bag, title, shapes, {"mode": mode}, theirs, cpu=cpu, hardly_read=("weight",))
+
+
 def cases() -> list[Case]:
     return [
+        _bag("text", 4096, 128, 256, 24, "mean", cpu=True),
+        _bag("a recommender's", 1_000_000, 128, 16384, 32),
         _embedding("words", 4096, 256, 2048, cpu=True),
         _embedding("GPT-2", 50257, 768, 512, cpu=True),
         _embedding("GPT-2", 50257, 768, 16384),
@@ -40,5 +50,8 @@ def cases() -> list[Case]:
 
 
 def audits() -> list[Case]:
-    words, positions = cases()[2], cases()[4]
-    return [words, positions._replace(archs=ONE_ARCH)]
+    found = [_embedding("GPT-2", 50257, 768, 16384), _embedding("positions", 1024, 768, 16384)._replace(archs=ONE_ARCH)]
+    for mode in ("sum", "mean", "max"):
+        found.append(_bag(mode, 100_000, 128, 16384, 32, mode)._replace(archs=ONE_ARCH))
+    factors = ((100_000, 128), Labels((65536,), 100_000), Labels((4096,), 1), (65536,))
+    return [*found, Case(embedding_bag, "offsets and factors", factors, {"mode": "sum"}, archs=ONE_ARCH)]

@@ -136,10 +136,14 @@ def _attended(m: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: attend(x, x, x)
 
 
-def _looked_up(m: Any) -> Callable[[Tensor], Tensor]:
+def _looked_up(name: str) -> Callable[[Any], Callable[[Tensor], Tensor]]:
     """Its x is the table."""
-    indices = torch.arange(_width(m, 32, 2))
-    return lambda x: m.functional.embedding(indices, x)
+
+    def make(m: Any) -> Callable[[Tensor], Tensor]:
+        indices = torch.arange(_width(m, 32, 2)).reshape(-1, 1)
+        return lambda x: getattr(m.functional, name)(indices, x)
+
+    return make
 
 
 def subjects() -> list[Subject]:
@@ -159,7 +163,8 @@ def subjects() -> list[Subject]:
             IMAGE, PIXELS, "conv",
         ),
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
-        Subject("embedding", _looked_up, (64, 128), (4, 8)),
+        Subject("embedding", _looked_up("embedding"), (64, 128), (4, 8)),
+        Subject("embedding_bag", _looked_up("embedding_bag"), (64, 128), (4, 8)),
         Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 128, 8)), ROWS, FEW, "norm"),
         Subject("rms_norm", lambda m: m.RMSNorm(_width(m, 128, 8)), ROWS, FEW),
         Subject("add_layer_norm", _of_sum("layer_norm"), ROWS, FEW),

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import embedding as ops
+from gpulayers.ops._embedding import row_of_padding
 
 
 class Embedding(OpLayer):
@@ -29,7 +30,7 @@ class Embedding(OpLayer):
         scale_grad_by_freq: bool = False,
     ):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.padding_idx = ops.row_of_padding(padding_idx, num_embeddings)
+        self.padding_idx = row_of_padding(padding_idx, num_embeddings)
         self.scale_grad_by_freq = scale_grad_by_freq
         self.weight = self.add_weight("weight", (num_embeddings, embedding_dim), self._start)
 

@@ -106,6 +106,7 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
 }  # fmt: skip
 _OF_INDICES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "Embedding": [({"num_embeddings": 6, "embedding_dim": 3, "padding_idx": 1}, (2, 4))],
+    "EmbeddingBag": [({"num_embeddings": 6, "embedding_dim": 3, "mode": m}, (2, 4)) for m in ("max", "mean")],
 }
 """Classes whose input is integers, which have no gradient."""
 
@@ -203,6 +204,7 @@ _IN_THE_MODEL: dict[str, dict[str, Any]] = {
     "Conv2d": {"in_channels": 3, "out_channels": 4, "kernel_size": 3, "padding": 1},
     "Linear": {"in_features": 352, "out_features": 10},
     "Embedding": {"num_embeddings": 10, "embedding_dim": 3},
+    "EmbeddingBag": {"num_embeddings": 10, "embedding_dim": 3},
     "LayerNorm": {"normalized_shape": 10},
     "RMSNorm": {"normalized_shape": 10},
     "BatchNorm1d": {"num_features": 10},
@@ -254,6 +256,7 @@ class Everything(nn.Module):
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)
         through("GLU", x.unsqueeze(-1))
         through("Embedding", labels.unsqueeze(-1))
+        through("EmbeddingBag", labels.unsqueeze(-1))
         p, q = through("Softmax", x), through("Softmin", x)
         found["MSELoss"] = self.layers["MSELoss"](p, q)
         found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
@@ -266,6 +269,7 @@ def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str
     found = model(x, labels)
     total = (
         found["GLU"].mean()
+        + found["EmbeddingBag"].mean()
         + found["Embedding"].mean()
         + found["MSELoss"]
         + found["NLLLoss"]

@@ -51,7 +51,7 @@ from gpulayers.torch.conv import (
     LazyConvTranspose3d,
 )
 from gpulayers.torch.dropout import Dropout
-from gpulayers.torch.embedding import Embedding
+from gpulayers.torch.embedding import Embedding, EmbeddingBag
 from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss
 from gpulayers.torch.norm import (

@@ -1,6 +1,8 @@
-"""Embeddings: ``torch.nn.Embedding`` and ``torch.nn.functional.embedding``."""
+"""Embeddings: ``torch.nn.Embedding`` and ``EmbeddingBag``, ``torch.nn.functional.embedding`` and ``embedding_bag``."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -40,6 +42,82 @@ def embedding(
         return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
     renormed(weight, input, max_norm, norm_type)
     return _embedding(weight, input, padding_idx, scale_grad_by_freq)
+
+
+def _bag_twin(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Any,
+    per_sample_weights: Any,
+    mode: str,
+    padding_idx: int | None,
+    include_last_offset: bool,
+    scale_grad_by_freq: bool,
+) -> Tensor:
+    return F.embedding_bag(
+        indices,
+        weight,
+        offsets,
+        scale_grad_by_freq=scale_grad_by_freq,
+        mode=mode,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+    )
+
+
+_embedding_bag = TorchOp(
+    ops.embedding_bag,
+    _bag_twin,
+    "str mode, int? padding_idx, bool include_last_offset, bool scale_grad_by_freq",
+    buffers=("winners", "sizes"),
+)
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """As ``torch.nn.functional.embedding_bag``. Sparse gradients, nested tensors and torch's old order of the first two
+    arguments are left to torch."""
+    plain = all(isinstance(t, Tensor) and not t.is_nested for t in (input, weight))
+    if sparse or not plain or input.is_floating_point() or (include_last_offset and input.dim() == 2):
+        return F.embedding_bag(
+            input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights,
+            include_last_offset, padding_idx,
+        )  # fmt: skip
+    renormed(weight, input, max_norm, norm_type)
+    return _embedding_bag(
+        weight, input, offsets, per_sample_weights, mode, padding_idx, include_last_offset, scale_grad_by_freq
+    )
+
+
+class EmbeddingBag(nn.EmbeddingBag):
+    """``torch.nn.EmbeddingBag`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        return embedding_bag(
+            input,
+            held(self, "weight"),
+            offsets,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.mode,
+            self.sparse,
+            per_sample_weights,
+            self.include_last_offset,
+            self.padding_idx,
+        )
 
 
 class Embedding(nn.Embedding):

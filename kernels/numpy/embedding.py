@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpulayers.arrays import Spec
+from gpulayers.arrays import Spec, compute_dtype
 
 from . import _blocks, _segments
 
@@ -58,3 +58,109 @@ def embedding_backward(
     (dy,), weight, indices = dys, inputs[0], saved["indices"].reshape(-1)
     rows = dy.reshape(len(indices), weight.shape[1])
     return scattered(rows, indices, weight, padding_idx, scale_grad_by_freq), None
+
+
+# --- bags ------------------------------------------------------------------------------------------------------------
+
+
+class _Bags(NamedTuple):
+    """The indices that belong to a bag, bag by bag."""
+
+    places: np.ndarray
+    """Where they stand among all indices, flat."""
+    rows: np.ndarray
+    of: np.ndarray
+    """The bag of each."""
+    sizes: np.ndarray
+    """Of every bag."""
+
+
+def _bags(indices: np.ndarray, offsets: Any, padding: int | None, include_last_offset: bool) -> _Bags:
+    flat = np.ascontiguousarray(indices).reshape(-1)
+    if offsets is None:
+        sizes = np.full(indices.shape[0], indices.shape[1])
+    else:
+        sizes = np.diff(offsets) if include_last_offset else np.diff(offsets, append=len(flat))
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    places = np.arange(len(of))
+    if padding is not None:
+        places = np.flatnonzero(flat[: len(of)] != padding)
+        of = of[places]
+        sizes = np.bincount(of, minlength=len(sizes))
+    return _Bags(places, flat[places], of, sizes)
+
+
+def _maxima(weight: np.ndarray, bags: _Bags, y: np.ndarray, winners: np.ndarray) -> None:
+    """The first maximum of each bag: the k-th row of all bags at once."""
+    first = np.cumsum(bags.sizes) - bags.sizes
+    for k in range(int(bags.sizes.max(initial=0))):
+        some = np.flatnonzero(bags.sizes > k)
+        at = first[some] + k
+        rows, before = np.take(weight, bags.rows[at], 0).astype(y.dtype, copy=False), y[some]
+        better = (rows > before) if k else np.ones(rows.shape, bool)
+        y[some] = np.where(better, rows, before)
+        winners[some] = np.where(better, bags.places[at][:, None], winners[some])
+
+
+def embedding_bag_forward(
+    weight: np.ndarray,
+    indices: np.ndarray,
+    offsets: Any = None,
+    per_sample_weights: Any = None,
+    *,
+    needs: tuple = (),
+    mode: str,
+    padding_idx: int | None,
+    include_last_offset: bool,
+    scale_grad_by_freq: bool,
+) -> tuple[tuple, dict]:
+    bags = _bags(indices, offsets, padding_idx, include_last_offset)
+    y = np.zeros((len(bags.sizes), weight.shape[1]), compute_dtype(weight.dtype))
+    saved = {"indices": indices} | ({} if offsets is None else {"offsets": offsets})
+    if "per_sample_weights" in needs:
+        saved["weight"] = weight
+    if mode == "max":
+        saved["winners"] = np.full(y.shape, -1, np.int64)
+        _maxima(weight, bags, y, saved["winners"])
+    else:
+        full = np.flatnonzero(bags.sizes)
+        by = None if per_sample_weights is None else per_sample_weights.reshape(-1)[bags.places]
+        _segments.add_up(weight, bags.rows, by, bags.sizes[full], y, full)
+        if mode == "mean":
+            saved["sizes"] = bags.sizes.astype(np.int64, copy=False)
+            y /= np.maximum(bags.sizes, 1).astype(y.dtype)[:, None]
+        elif per_sample_weights is not None and "weight" in needs:
+            saved["per_sample_weights"] = per_sample_weights
+    return (y.astype(weight.dtype, copy=False),), saved if needs else {}
+
+
+def embedding_bag_backward(
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    mode: str,
+    padding_idx: int | None,
+    include_last_offset: bool,
+    scale_grad_by_freq: bool,
+) -> tuple:
+    (dy,), indices, kind = dys, saved["indices"], compute_dtype(inputs[0].dtype)
+    bags = _bags(indices, saved.get("offsets"), padding_idx, include_last_offset)
+    dweight = dfactors = None
+    if "weight" in needs:
+        rows, of, by = dy, bags.of, saved.get("per_sample_weights")
+        if mode == "max":
+            won = saved["winners"][bags.of] == bags.places[:, None]
+            rows, of = np.where(won, dy[bags.of], np.zeros((), dy.dtype)), np.arange(len(bags.of))
+        elif mode == "mean":
+            by = (1 / np.maximum(saved["sizes"], 1)).astype(kind)[bags.of]
+        else:
+            by = None if by is None else by.reshape(-1)[bags.places]
+        dweight = scattered(rows, bags.rows, inputs[0], None, scale_grad_by_freq, of, by)
+    if "per_sample_weights" in needs:
+        dfactors = np.zeros(indices.size, inputs[3].dtype)
+        rows = np.take(saved["weight"], bags.rows, 0).astype(kind, copy=False)
+        dfactors[bags.places] = np.vecdot(rows, dy[bags.of].astype(kind, copy=False))
+        dfactors = dfactors.reshape(indices.shape)
+    return dweight, None, None, dfactors

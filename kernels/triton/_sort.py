@@ -16,6 +16,7 @@ from . import _tile
 
 BUDGETS = {
     # Four bytes an index, and what is scattered lies anywhere.
+    "_keys_kernel": Budget(registers=48, blocks=10, narrow="loads, stores"),
     "_digits_kernel": Budget(registers=96, blocks=5, narrow="loads, stores"),
     "_totals_kernel": Budget(registers=64, blocks=8, narrow="loads, stores"),
     "_placed_kernel": Budget(registers=255, blocks=2, narrow="loads, stores"),
@@ -28,25 +29,24 @@ STEP = 64
 
 
 @triton.jit
-def _key(indices, i, N, V, padding, FIRST: tl.constexpr):
-    """The index at i; V, after all others, where it has no gradient."""
-    index = tl.load(indices + i, i < N, other=0)
-    if FIRST:
-        index = tl.where((index >= 0) & (index < V) & (index != padding), index, V).to(tl.int32)
-    return index
+def _keys_kernel(indices, keys, places, N, V, padding, BLOCK: tl.constexpr):
+    """Each index, V where it has no gradient, and its place."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    index = tl.load(indices + i, i < N, other=0).to(tl.int64)
+    key = tl.where((index >= 0) & (index < V) & (index != padding), index, V)
+    tl.store(keys + i, key.to(tl.int32), i < N)
+    tl.store(places + i, i.to(tl.int32), i < N)
 
 
 @triton.jit
-def _digits_kernel(
-    keys, counts, N, V, padding, P, each, SHIFT: tl.constexpr, FIRST: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr
-):  # fmt: skip
+def _digits_kernel(keys, counts, N, P, each, SHIFT: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr):
     """counts[digit, p]: how many of the p-th ``each`` keys have it."""
     p = tl.program_id(0)
     digits = tl.arange(0, R)
     total = tl.zeros((R,), tl.int32)
     for start in range(0, each, STEP):
         i = p.to(tl.int64) * each + start + tl.arange(0, STEP)
-        digit = tl.where(i < N, (_key(keys, i, N, V, padding, FIRST) >> SHIFT) & (R - 1), R)
+        digit = tl.where(i < N, (tl.load(keys + i, i < N, other=0) >> SHIFT) & (R - 1), R)
         total += tl.sum((digit[:, None] == digits[None, :]).to(tl.int32), 0)
     tl.store(counts + digits.to(tl.int64) * P + p, total)
 
@@ -64,17 +64,15 @@ def _totals_kernel(counts, T, BLOCK: tl.constexpr):
 
 @triton.jit
 def _placed_kernel(
-    keys, places, counts, keys_out, places_out, N, V, padding, P, each,
-    SHIFT: tl.constexpr, FIRST: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
+    keys, places, counts, keys_out, places_out, N, P, each, SHIFT: tl.constexpr, R: tl.constexpr, STEP: tl.constexpr
+):
     """Each key, and the place it came from, to where those before it end: of smaller digits, and of its own."""
     p = tl.program_id(0)
     digits = tl.arange(0, R)
     free = tl.load(counts + digits.to(tl.int64) * P + p)
     for start in range(0, each, STEP):
         i = p.to(tl.int64) * each + start + tl.arange(0, STEP)
-        key = _key(keys, i, N, V, padding, FIRST)
-        place = i.to(tl.int32) if FIRST else tl.load(places + i, i < N, other=0)
+        key, place = tl.load(keys + i, i < N, other=0), tl.load(places + i, i < N, other=0)
         digit = tl.where(i < N, (key >> SHIFT) & (R - 1), R)
         hot = (digit[:, None] == digits[None, :]).to(tl.int32)  # (STEP, R)
         to = tl.sum(hot * (tl.cumsum(hot, 0) - hot + free[None, :]), 1)
@@ -111,17 +109,16 @@ def sorted_indices(indices: Any, rows: int, padding: int | None, empty: Any) -> 
     n = indices.shape[0]
     each = max(STEP, min(8192, _tile.next_power_of_2(n // 256)))
     programs = _tile.cdiv(n, each)
-    keys, places, padding = indices, indices, -1 if padding is None else padding
+    keys, places = empty((n,), "int32"), empty((n,), "int32")
+    none = -1 if padding is None else padding
+    _tile.launch(_keys_kernel, (_tile.cdiv(n, 512),), indices, keys, places, n, rows, none, BLOCK=512, num_warps=4)
     counts = empty(((1 << BITS) * max(programs, 1),), "int32")
     for shift in range(0, max(rows, 1).bit_length(), BITS):
-        first = shift == 0
-        options = {"SHIFT": shift, "FIRST": first, "R": 1 << BITS, "STEP": STEP, "num_warps": 4}
-        _tile.launch(_digits_kernel, (programs,), keys, counts, n, rows, padding, programs, each, **options)
+        options = {"SHIFT": shift, "R": 1 << BITS, "STEP": STEP, "num_warps": 4}
+        _tile.launch(_digits_kernel, (programs,), keys, counts, n, programs, each, **options)
         _tile.launch(_totals_kernel, (min(programs, 1),), counts, (1 << BITS) * programs, BLOCK=1024, num_warps=4)
         to = empty((n,), "int32"), empty((n,), "int32")
-        _tile.launch(
-            _placed_kernel, (programs,), keys, places, counts, *to, n, rows, padding, programs, each, **options
-        )
+        _tile.launch(_placed_kernel, (programs,), keys, places, counts, *to, n, programs, each, **options)
         keys, places = to
     starts = empty((rows + 1,), "int32")
     rounds = max(n, 1).bit_length()
