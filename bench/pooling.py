@@ -6,9 +6,17 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, lp_pool, max_pool, max_unpool
+from gpulayers.ops.pooling import (
+    adaptive_avg_pool,
+    adaptive_max_pool,
+    avg_pool,
+    fractional_max_pool,
+    lp_pool,
+    max_pool,
+    max_unpool,
+)
 
-from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Places
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Places, Seeds
 
 
 def _cases(n: int, cpu: bool) -> list[Case]:
@@ -40,6 +48,7 @@ def _cases(n: int, cpu: bool) -> list[Case]:
         case(adaptive_max_pool, "to 6²", F.adaptive_max_pool2d, 256, 13, output_size=6),
         case(lp_pool, "of squares 2×2", F.lp_pool2d, 128, 56, norm_type=2.0, kernel_size=2),
         _put_back(n, 64, 56, cpu),
+        _by_random_steps(n, 64, 56, cpu),
         adaptive("ResNet-50 head", 2048, 7, 1),
         adaptive("squeeze-and-excitation", 256, 56, 1),
         adaptive("VGG of 448² images, to 7²", 512, 14, 7),
@@ -54,6 +63,17 @@ def _put_back(n: int, c: int, size: int, cpu: bool) -> Case:
     title = f"SegNet's, to where 2×2 maxima were, {n}×{c}×{size}²"
     shapes = (n, c, size, size), Places((n, c, size, size), 2)
     return Case(max_unpool, title, shapes, {"output_size": (2 * size, 2 * size)}, theirs, cpu=cpu, headline=not cpu)
+
+
+def _by_random_steps(n: int, c: int, size: int, cpu: bool) -> Case:
+    """Without a seed: steps as of u = ½, so that both compute the same."""
+
+    def theirs(x: Any) -> Any:
+        return F.fractional_max_pool2d(x, 2, out, _random_samples=x.new_full((*x.shape[:2], 2), 0.5))
+
+    out, title = int(size / 2**0.5), f"fractional, to 1/√2, {n}×{c}×{size}²"
+    options = {"kernel_size": (2, 2), "output_size": (out, out)}
+    return Case(fractional_max_pool, title, ((n, c, size, size),), options, theirs, cpu=cpu, headline=not cpu)
 
 
 def cases() -> list[Case]:
@@ -89,5 +109,9 @@ def audits() -> list[Case]:
         ),
         _put_back(32, 64, 56, cpu=False)._replace(order=CHANNELS_LAST, archs=ONE_ARCH),
         _put_back(32, 64, 56, cpu=False),
+        Case(
+            fractional_max_pool, "drawn", (*image, Seeds()), {"kernel_size": 2, "output_size": 79}, order=CHANNELS_LAST
+        ),
+        _by_random_steps(32, 64, 56, cpu=False)._replace(archs=ONE_ARCH),
         Case(max_pool, "indices", image, indexed, order=CHANNELS_LAST, archs=ONE_ARCH),
     ]

@@ -120,6 +120,8 @@ from gpulayers.layers.pooling import (  # noqa: E402
     AvgPool1d,
     AvgPool2d,
     AvgPool3d,
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
     GlobalAvgPool2d,
     LPPool1d,
     LPPool2d,

@@ -63,6 +63,7 @@ EVERY_OP = {
     "add_rms_norm": ["4,8", "4,8", "--options", "normalized_shape=[8]"],
     "max_pool": ["4,3,8,8", "--options", "kernel_size=[2, 2], stride=1"],
     "avg_pool": ["4,3,8,8", "--options", "kernel_size=2"],
+    "fractional_max_pool": ["4,3,8,8", "2:int64", "--options", "kernel_size=2, output_size=4"],
     "max_unpool": ["4,3,8,8", "4,3,8,8:int64", "--options", "output_size=16"],
     "adaptive_max_pool": ["4,3,8,8", "--options", "output_size=2"],
     "lp_pool": ["4,3,8,8", "--options", "kernel_size=2, norm_type=2"],

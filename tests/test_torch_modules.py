@@ -50,6 +50,12 @@ def images(*options, shapes=IMAGES):
     return [(kwargs, shape) for kwargs in options for shape in shapes]
 
 
+def samples(shape, axes):
+    """Of fractional pooling; 16 bits hold them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 64, ((1, *shape)[-axes - 2], shape[-axes - 1], axes), generator=generator) / 64
+
+
 POOL = grid(kernel_size=(1, 2, (3, 2)), stride=(None, 1, (2, 3)), padding=(0, 1), ceil_mode=(False, True))
 # What each class is called with: (arguments, shape of the input).
 CASES = {
@@ -94,6 +100,13 @@ CASES = {
     },
     **{f"AvgPool{d}d": pooled(d, {}, {"padding": 1, "count_include_pad": False}, {"ceil_mode": True}) for d in (1, 3)},
     **{f"AdaptiveMaxPool{d}d": [({"output_size": n}, s) for n in (1, 3) for s in rows(d)] for d in (1, 2, 3)},
+    **{
+        f"FractionalMaxPool{d}d": [
+            ({"kernel_size": 2, "output_size": 3, "_random_samples": samples(s, d)}, s)
+            for s in ((2, 4, 7, 6, 5)[: 2 + d], (4, 5, 6, 7)[: 1 + d])
+        ]
+        for d in (2, 3)
+    },
     **{
         f"LPPool{d}d": [
             ({"norm_type": p, "kernel_size": 2, "ceil_mode": c}, s) for p, c in ((2, True), (1, False)) for s in rows(d)
@@ -311,7 +324,7 @@ OPS = {
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("name", [n for n in OPS if n not in ("dropout", "rrelu")])
+@pytest.mark.parametrize("name", [n for n in OPS if n not in ("dropout", "rrelu") and not n.startswith("fractional")])
 def test_torchs_own_function_samples(name, dtype):
     info = OPS[name]
     if dtype not in info.dtypes:

@@ -179,6 +179,7 @@ def subjects() -> list[Subject]:
         Subject("avg_pool", lambda m: m.AvgPool2d(2), IMAGE, PIXELS),
         Subject("adaptive_avg_pool", lambda m: m.AdaptiveAvgPool2d(2), IMAGE, PIXELS),
         Subject("adaptive_max_pool", lambda m: m.AdaptiveMaxPool2d(2), IMAGE, PIXELS),
+        Subject("fractional_max_pool", lambda m: m.FractionalMaxPool2d(2, output_ratio=0.5), IMAGE, PIXELS),
         Subject("max_unpool", _put_back, IMAGE, PIXELS),
         Subject("lp_pool", lambda m: m.LPPool2d(2, 2), IMAGE, PIXELS),
         Subject("group_norm", lambda m: m.GroupNorm(2, _width(m, 64, 4)), IMAGE, PIXELS),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpulayers import random, transfer
 from gpulayers.arrays import Spec, float32, int64
-from gpulayers.definition import ShapeError
+from gpulayers.definition import ArgumentError, ShapeError
 from gpulayers.layers._layer import OpLayer
 from gpulayers.ops import pooling as ops
 from gpulayers.ops._window import AXES, numbers
@@ -222,6 +223,57 @@ class LPPool2d(LPPool):
 
 class LPPool3d(LPPool):
     """The p-norm under a window, p = norm_type: (N, C, D, H, W) → (N, C, OD, OH, OW). As torch.nn.LPPool3d."""
+
+    spatial = 3
+
+
+class FractionalMaxPool(Pooling):
+    """What maxima under windows of random steps have in common. In training the steps are drawn from gl.random: the same on
+    every backend, and again after a checkpoint is resumed; in evaluation they are those of u = ½ (torch's are random)."""
+
+    op = ops.fractional_max_pool
+
+    def __init__(
+        self, kernel_size: Any, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False
+    ):
+        if (output_size is None) == (output_ratio is None):
+            rule = "either output_size or output_ratio"
+            raise ArgumentError("output_size", rule, f"{output_size} and {output_ratio}")
+        self.kernel_size, self.output_size = kernel_size, output_size
+        self.output_ratio, self.return_indices = output_ratio, return_indices
+
+    def _sized(self, shape: Any) -> dict[str, Any]:
+        """The op's options for an input of this shape."""
+        size, ratio = self.output_size, self.output_ratio
+        if size is None:
+            each = ratio if isinstance(ratio, list | tuple) else (ratio,) * (len(shape) - 2)
+            size = tuple([int(n * r) for n, r in zip(shape[2:], each)])
+        return {"kernel_size": self.kernel_size, "output_size": size, "return_indices": self.return_indices}
+
+    def forward(self, x: Any, **_: Any) -> Any:
+        seed = transfer.beside(random.draw(), x) if self.training else None
+        return self.run(self.op, *self.arguments(x), seed, **self._sized(x.shape))
+
+    def backward(self, dy: Any, *_: Any) -> Any:
+        return self.run_backward(dy, *_)
+
+    def output_shape(self, input_shape: Any, **_: Any) -> tuple:
+        x = Spec(tuple(input_shape), float32)
+        self.arguments(x)
+        found = tuple([y.shape for y in self.op.rule(x, **self._sized(input_shape)).outputs.values()])
+        return found if len(found) > 1 else found[0]
+
+
+class FractionalMaxPool2d(FractionalMaxPool):
+    """The maximum under windows of random steps, and where it lies: (N, C, H, W) → (N, C, OH, OW). output_size: an integer or
+    (OH, OW); or output_ratio: of H and W. As torch.nn.FractionalMaxPool2d."""
+
+    spatial = 2
+
+
+class FractionalMaxPool3d(FractionalMaxPool):
+    """The maximum under windows of random steps, and where it lies: (N, C, D, H, W) → (N, C, OD, OH, OW). output_size: an
+    integer or (OD, OH, OW); or output_ratio: of D, H and W. As torch.nn.FractionalMaxPool3d."""
 
     spatial = 3
 

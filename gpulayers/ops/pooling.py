@@ -15,6 +15,7 @@ from gpulayers.arrays import Spec, int64, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError
 from gpulayers.ops._adaptive_pooling import adaptive_avg_pool as adaptive_avg_pool
 from gpulayers.ops._adaptive_pooling import adaptive_max_pool as adaptive_max_pool
+from gpulayers.ops._fractional_pooling import fractional_max_pool as fractional_max_pool
 from gpulayers.ops._op import Op
 from gpulayers.ops._pooling import along, full, inside, output_size, positions, taps, windows
 from gpulayers.ops._unpooling import max_unpool as max_unpool

@@ -59,6 +59,9 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "LPPool2d": [({"norm_type": 1, "kernel_size": 2, "stride": 1}, _IMAGE)],
     "LPPool3d": [({"norm_type": 1, "kernel_size": 2}, _VOLUME)],
     **{f"MaxUnpool{d}d": [({"kernel_size": 2}, s)] for d, s in ((1, _ROW), (2, _IMAGE), (3, _VOLUME))},
+    # One window, which no random number moves.
+    "FractionalMaxPool2d": [({"kernel_size": 2, "output_size": 1}, _IMAGE)],
+    "FractionalMaxPool3d": [({"kernel_size": (1, 1, 2), "output_size": 1}, _VOLUME)],
     "MaxPool1d": [({"kernel_size": 2}, _ROW)],
     "MaxPool3d": [({"kernel_size": 2}, _VOLUME), ({"kernel_size": 2, "padding": 1, "return_indices": True}, _VOLUME)],
     "AvgPool1d": [({"kernel_size": 2, "padding": 1}, _ROW)],
@@ -251,6 +254,7 @@ class Everything(nn.Module):
         volume = through(" ".join(f"{name}3d" for name in pads + pools), torch.stack([x, x], 2))
         x = x + row.mean(2)[..., None, None] + volume.mean((2, 3, 4))[..., None, None]
         x = x + through("LPPool2d AdaptiveMaxPool2d", x).mean((2, 3), keepdim=True)
+        x = x + through("FractionalMaxPool2d", x) + through("FractionalMaxPool3d", torch.stack([x, x], 2)).squeeze(2)
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
         x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)

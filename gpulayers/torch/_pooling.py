@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,18 @@ def in_parts(axes: int, op: Callable, theirs: Callable, input: Any, output_size:
         return theirs(input, output_size, *more)  # raises
     sizes = tuple([n if o is None else o for o, n in zip(sizes, input.shape[-axes:])])
     return batched(op, axes + 2, of_volumes(axes, input), sizes, *more)
+
+
+def first(found: Any, indices: bool) -> Any:
+    """What torch's function returns, of an op's (y, indices) or y."""
+    return found[0] if isinstance(found, tuple) and not indices else found
+
+
+def to_where_it_won(dy: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    """The gradient of places that won, in torch's own operations."""
+    n, c, *sizes = x.shape
+    dx = dy.new_zeros(n, c, math.prod(sizes)).scatter_add(2, index.long().reshape(n, c, -1), dy.reshape(n, c, -1))
+    return dx.reshape(n, c, *sizes)
 
 
 class Pool:

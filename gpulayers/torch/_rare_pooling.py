@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from gpulayers.ops import pooling as ops
 from gpulayers.torch import _autocast
 from gpulayers.torch._arguments import batched, each
 from gpulayers.torch._op import TorchOp
-from gpulayers.torch._pooling import Pool, Size, in_parts, of_volumes
+from gpulayers.torch._pooling import Pool, Size, first, in_parts, of_volumes, to_where_it_won
 
 _MAX: list[Any] = [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d]
 _INDICES: list[Any] = [
@@ -25,18 +24,12 @@ _INDICES: list[Any] = [
 _LP: list[Any] = [F.lp_pool1d, F.lp_pool2d, F.lp_pool3d]
 
 
-def _to_where_it_won(dy: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    n, c, *sizes = x.shape
-    dx = dy.new_zeros(n, c, math.prod(sizes)).scatter_add(2, index.long().reshape(n, c, -1), dy.reshape(n, c, -1))
-    return dx.reshape(n, c, *sizes)
-
-
 def _max_twin(x: Tensor, size: Any, indices: bool) -> Any:
     return (_INDICES if indices else _MAX)[len(size) - 1](x, size)
 
 
 def _max_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
-    return [_to_where_it_won(dys[0], saved["index"], inputs[0])]
+    return [to_where_it_won(dys[0], saved["index"], inputs[0])]
 
 
 _adaptive_max_pool = TorchOp(
@@ -65,23 +58,19 @@ _lp_pool = TorchOp(
 # --- functions -------------------------------------------------------------------------------------------------------
 
 
-def _first(found: Any, indices: bool) -> Any:
-    return found[0] if isinstance(found, tuple) and not indices else found
-
-
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """As ``torch.nn.functional.adaptive_max_pool1d``: (y, indices) where ``return_indices``, else y."""
-    return _first(in_parts(1, _adaptive_max_pool, _MAX[0], input, output_size, return_indices), return_indices)
+    return first(in_parts(1, _adaptive_max_pool, _MAX[0], input, output_size, return_indices), return_indices)
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """As ``torch.nn.functional.adaptive_max_pool2d``: (y, indices) where ``return_indices``, else y."""
-    return _first(in_parts(2, _adaptive_max_pool, _MAX[1], input, output_size, return_indices), return_indices)
+    return first(in_parts(2, _adaptive_max_pool, _MAX[1], input, output_size, return_indices), return_indices)
 
 
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """As ``torch.nn.functional.adaptive_max_pool3d``: (y, indices) where ``return_indices``, else y."""
-    return _first(in_parts(3, _adaptive_max_pool, _MAX[2], input, output_size, return_indices), return_indices)
+    return first(in_parts(3, _adaptive_max_pool, _MAX[2], input, output_size, return_indices), return_indices)
 
 
 def _normed(axes: int, input: Any, norm_type: Any, kernel: Any, stride: Any, ceil_mode: bool) -> Tensor:

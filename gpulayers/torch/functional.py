@@ -6,6 +6,7 @@ import inspect
 
 import torch.fx
 
+from gpulayers.torch._fractional_pooling import fractional_max_pool2d, fractional_max_pool3d
 from gpulayers.torch._rare_pooling import (
     adaptive_max_pool1d,
     adaptive_max_pool2d,

@@ -16,6 +16,8 @@ from gpulayers.arrays import Spec, compute_dtype, float64
 from .._layout import own_memory
 from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window, output_order
+from ._fractional_max import fractional_max_pool_backward as fractional_max_pool_backward
+from ._fractional_max import fractional_max_pool_forward as fractional_max_pool_forward
 from ._images import along_axes, empty_like, over_blocks
 from ._unpooling import max_unpool_backward as max_unpool_backward
 from ._unpooling import max_unpool_forward as max_unpool_forward
@@ -289,6 +291,12 @@ adaptive_avg_pool_forward, adaptive_avg_pool_backward = map(
 
 
 def avg_pool_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None
+
+
+def fractional_max_pool_refuses(
+    x: Spec, seed: Spec | None = None, samples: Spec | None = None, *, needs: tuple, **options: Any
+) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
 
 

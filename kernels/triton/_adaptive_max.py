@@ -1,5 +1,5 @@
-"""Maxima of so many parts, whose places are kept. Backward gathers: each pixel of x asks the parts that it lies in which pixel
-won."""
+"""Maxima of so many parts, whose places are kept. Backward gathers: each pixel of x asks the parts (or, of fractional pooling,
+the windows) that it lies in which pixel won."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
 
 BUDGETS = {
     "_adaptive_max_pool_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
-    "_adaptive_max_pool_backward_kernel": Budget(registers=240, blocks=2, narrow=channels_first),
+    "_won_pool_backward_kernel": Budget(registers=240, blocks=2, narrow=channels_first),
 }
 
 
 @triton.jit
-def _kept(
+def kept(
     y, index, indices, best, won, n, k, i, j, c, mask, y_n, y_d, y_h, y_w, y_c, DEEP: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     place = n * y_n + step_to(c, y_c, WIDE) + placed(k, i, j, y_d, y_h, y_w, DEEP, WIDE)
@@ -62,15 +62,28 @@ def _adaptive_max_pool_kernel(
                 better = there & ((v > best) | (v != v) | (won < 0))
                 best = tl.where(better, v, best)
                 won = tl.where(better, first + w, won)
-    _kept(y, index, indices, best, won, n, k, i, j, c, mask, y_n, y_d, y_h, y_w, y_c, DEEP, WIDE)
+    kept(y, index, indices, best, won, n, k, i, j, c, mask, y_n, y_d, y_h, y_w, y_c, DEEP, WIDE)
 
 
 @triton.jit
-def _adaptive_max_pool_backward_kernel(
+def _first(h, SIZE, OUT, K: tl.constexpr):
+    """The first part of an axis that row (or column) h lies in; K > 0: the first window of so many that may lie over it, as
+    they begin within a pixel of equal steps."""
+    if K > 0:
+        return (tl.maximum(h - K, 0).to(tl.int64) * (OUT - 1) // tl.maximum(SIZE - K, 1)).to(tl.int32)
+    else:
+        first, _last = part(h, SIZE, OUT)
+        return first
+
+
+@triton.jit
+def _won_pool_backward_kernel(
     dy, index, dx,
     M, DX, HX, WX, DY, HY, WY, C, dy_n, dy_d, dy_h, dy_w, dy_c, i_n, i_d, i_h, i_w, i_c, x_n, x_d, x_h, x_w, x_c,
-    MOST_D, MOST_H, MOST_W, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    MOST_D, MOST_H, MOST_W, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
+    """MOST: parts along each axis that a pixel may lie in; of others than its own, none has it as its maximum."""
     n, d, h, w, c, mask = voxels_of(M, DX, HX, WX, C, DEEP, BP, BC)
     dy += n * dy_n + step_to(c, dy_c, WIDE)
     index += n * i_n + step_to(c, i_c, WIDE)
@@ -78,21 +91,17 @@ def _adaptive_max_pool_backward_kernel(
     if DEEP:
         own += d * HX * WX
     acc = tl.zeros((BP, BC), tl.float32)
-    top, bottom = part(h, HX, HY)
-    left, right = part(w, WX, WY)
-    front, back = 0, DY
-    if DEEP:
-        front, back = part(d, DX, DY)
+    front, top, left = _first(d, DX, DY, KD), _first(h, HX, HY, KH), _first(w, WX, WY, KW)
     for e in range(MOST_D if DEEP else 1):
         k = front + e
         for a in range(MOST_H):
             i = top + a
-            row = mask & (i < bottom)
+            row = mask & (i < HY)
             if DEEP:
-                row &= k < back
+                row &= k < DY
             for b in range(MOST_W):
                 j = left + b
-                hit = row & (j < right)
+                hit = row & (j < WY)
                 won = tl.load(index + placed(k, i, j, i_d, i_h, i_w, DEEP, WIDE), hit, other=-1)
                 hit &= won == own
                 acc += tl.load(dy + placed(k, i, j, dy_d, dy_h, dy_w, DEEP, WIDE), hit, other=0.0).to(tl.float32)
@@ -104,31 +113,32 @@ def _adaptive_max_pool_backward_kernel(
 
 
 ADAPTIVE = _configs.rows("adaptive_max_pool_forward")
-BACKWARD = _configs.rows("adaptive_max_pool_backward")
+BACKWARD = _configs.rows("won_pool_backward")
 
 
-def _outputs(x: Any, size: tuple, needs: tuple, return_indices: bool, empty: Any) -> list:
+def outputs(x: Any, size: tuple, needs: tuple, return_indices: bool, empty: Any) -> list:
     """[y, index or None, indices or None]."""
     shape, order = (*x.shape[:2], *size), output_order(x)
     index = empty(shape, "int32", order) if needs else None
     return [empty(shape, x.dtype, order), index, empty(shape, "int64", order) if return_indices else None]
 
 
-def _views(arrays: list) -> list:
+def views(arrays: list) -> list:
     return [a if a is None else image(a) for a in arrays]
 
 
-def _returned(y: Any, index: Any, indices: Any) -> tuple[tuple, dict]:
+def returned(y: Any, index: Any, indices: Any) -> tuple[tuple, dict]:
     return (y,) if indices is None else (y, indices), {} if index is None else {"index": index}
 
 
-def _backward(dy: Any, index: Any, x: Any, empty: Any) -> Any:
+def gathered(dy: Any, index: Any, x: Any, empty: Any, kernel: tuple = (0, 0, 0), laps: tuple = ()) -> Any:
+    """dx of index, the places that won: of parts, or of windows of random steps, of which so many lie over a pixel."""
     dx = empty(x.shape, x.dtype, x.like().order)
     dy, index, out = image(dy), image(index), image(dx)
     grid, tile = pixel_plan(BACKWARD, out, dy, index)
     _tile.launch(
-        _adaptive_max_pool_backward_kernel, grid, dy, index, out, *sizes_of(out, dy), *steps_of(dy), *steps_of(index),
-        *steps_of(out), *most(dy, out), **tile,
+        _won_pool_backward_kernel, grid, dy, index, out, *sizes_of(out, dy), *steps_of(dy), *steps_of(index),
+        *steps_of(out), *(laps or most(dy, out)), **dict(zip(("KD", "KH", "KW"), kernel)), **tile,
     )  # fmt: skip
     return dx
 
@@ -136,17 +146,17 @@ def _backward(dy: Any, index: Any, x: Any, empty: Any) -> Any:
 def adaptive_max_pool_forward(
     x: Any, *, needs: tuple = (), output_size: tuple, return_indices: bool, empty: Any
 ) -> tuple[tuple, dict]:
-    found = _outputs(x, output_size, needs, return_indices, empty)
-    source, (y, index, indices) = image(x), _views(found)
+    found = outputs(x, output_size, needs, return_indices, empty)
+    source, (y, index, indices) = image(x), views(found)
     grid, tile = pixel_plan(ADAPTIVE, y, source)
     _tile.launch(
         _adaptive_max_pool_kernel, grid, source, y, index, indices, *sizes_of(y, source), *steps_of(source), *steps_of(y),
         *most(source, y), **tile,
     )  # fmt: skip
-    return _returned(*found)
+    return returned(*found)
 
 
 def adaptive_max_pool_backward(
     dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, return_indices: bool, empty: Any
 ) -> tuple:
-    return (_backward(dys[0], saved["index"], inputs[0], empty),)
+    return (gathered(dys[0], saved["index"], inputs[0], empty),)

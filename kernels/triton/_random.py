@@ -26,7 +26,7 @@ def _draw(seed, counter):
 
 
 @triton.jit
-def _word_of(seed, element):
+def word_of(seed, element):
     """The random word of each element, of a counter of its own."""
     r0, r1, r2, r3 = _draw(seed, element // 4)
     word = element % 4
@@ -49,7 +49,7 @@ def words(seed, start, n1, n2, step0, step1, step2, PERMUTED: tl.constexpr, BLOC
     if PERMUTED:
         i = start + tl.arange(0, BLOCK)
         element = i // n2 // n1 * step0 + i // n2 % n1 * step1 + i % n2 * step2
-        bits = _word_of(seed, element)
+        bits = word_of(seed, element)
     else:
         bits = _words_of(seed, start // 4 + tl.arange(0, BLOCK // 4))
     return bits.to(tl.int64)

@@ -19,6 +19,8 @@ from .._window import Window
 from . import _adaptive_pooling, _configs, _tile
 from ._adaptive_max import adaptive_max_pool_backward as adaptive_max_pool_backward
 from ._adaptive_max import adaptive_max_pool_forward as adaptive_max_pool_forward
+from ._fractional_max import fractional_max_pool_backward as fractional_max_pool_backward
+from ._fractional_max import fractional_max_pool_forward as fractional_max_pool_forward
 from ._lp_pool import lp_pool_backward as lp_pool_backward
 from ._lp_pool import lp_pool_forward as lp_pool_forward
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
