@@ -297,3 +297,51 @@ def test_the_report_says_why(why):
     report = gt.patch(model, fuse=True)
     assert any(reason.startswith(why) for reason in report.unfused.values()), report.unfused
     assert "not fused" in str(report)
+
+
+BOTH = ["_conv_tiles_kernel", "_batch_norm_forward_kernel"]
+BACK = [
+    "_batch_norm_sums_kernel",
+    "_batch_norm_backward_kernel",
+    "_conv_tiles_kernel",
+    "_conv_tiles_weight_kernel",
+    "_finish_kernel",
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
+def test_launches_of_a_resnet():
+    """In bfloat16 autocast and channels last: two a chain forward, five backward, and no copy of an image between."""
+    from gpulayers.bench.models.resnet import ResNet
+
+    from gpulayers.testing.null_driver import null_driver
+
+    def launched(part, x, training=True):
+        def step():
+            with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+                y = part(x)
+            if training:
+                y.backward(torch.empty_like(y))
+
+        part.train(training)
+        step(), step()
+        return [launch.kernel for launch in driver.noted(step)[1]]
+
+    def images(channels, **kind):
+        x = torch.empty(2, channels, 16, 16, **kind).to(memory_format=torch.channels_last)
+        return x.requires_grad_(channels > 3)
+
+    with null_driver(90, compiled=False) as driver:
+        model = ResNet((2,), 64, 16)
+        report = gt.patch(model, fuse=True, memory_format=torch.channels_last)
+        assert len(rows_of(report)) == 8 and not report.unfused
+        half = {"dtype": torch.bfloat16}
+        assert launched(model.blocks[0], images(64, **half)) == 4 * BOTH + 4 * BACK
+        assert launched(model.blocks[1], images(256, **half)) == 3 * BOTH + 3 * BACK
+        stem = launched(model.stem, images(3))
+        assert stem[:5] == ["_conv_windows_kernel"] * 2 + BOTH + ["_max_pool_forward_kernel"]
+        assert (
+            stem[5:8] == ["_max_pool_backward_kernel", *BACK[:2]] and len(stem) == 12
+        )  # no dx: images have no gradient
+        evaluated = launched(model.blocks[1], images(256, **half), training=False)
+        assert len(evaluated) == 6 and evaluated[::2] == ["_conv_scale_kernel"] * 3

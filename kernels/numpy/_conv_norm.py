@@ -22,6 +22,14 @@ def _as(spec: Spec, x: Any) -> Any:
     return None if x is None else x.astype(spec.dtype, copy=False)
 
 
+def _scale(bias: Any, gamma: Any, beta: Any, mean: np.ndarray, var: np.ndarray, eps: float) -> tuple[Any, Any]:
+    """(scale, shift) of (c + bias − mean) / √(var + eps) · gamma + beta = scale · c + shift."""
+    scale = (1 / np.sqrt(var + eps)).astype(np.float32)
+    scale = scale if gamma is None else scale * gamma
+    shift = scale * (-mean if bias is None else bias - mean)
+    return scale, shift if beta is None else shift + beta
+
+
 def conv_batch_norm_forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -42,7 +50,11 @@ def conv_batch_norm_forward(
     eps: float = 1e-5,
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    (c,), _ = conv_forward(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if running_mean is not None and not (training or needs):
+        scale, shift = _scale(*map(_wide, (bias, gamma, beta, running_mean, running_var)), eps)
+        return conv_forward(x, weight, shift, scale, residual, activation=activation, **how)[0], {}
+    (c,), _ = conv_forward(x, weight, bias, **how)
     running = [_wide(a) for a in (running_mean, running_var)]
     (y,), saved = batch_norm_forward(
         *map(_wide, (c, gamma, beta)),
