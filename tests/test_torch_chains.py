@@ -288,7 +288,7 @@ class _Asking(Link):
         super().__init__(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
 
     def forward(self, x):
-        return super().forward(x[0] if isinstance(x, list) else x)
+        return super().forward(x if type(x) is torch.Tensor else x[0])
 
 
 @pytest.mark.parametrize("why", WHY)
@@ -345,3 +345,87 @@ def test_launches_of_a_resnet():
         )  # no dx: images have no gradient
         evaluated = launched(model.blocks[1], images(256, **half), training=False)
         assert len(evaluated) == 6 and evaluated[::2] == ["_conv_scale_kernel"] * 3
+
+
+class Dense(nn.Module):
+    """A DenseNet's layer: of one tensor, or of all that came before."""
+
+    def __init__(self, inside, outside):
+        super().__init__()
+        self.norm1, self.relu1, self.conv1 = nn.BatchNorm2d(inside), nn.ReLU(), nn.Conv2d(inside, 4, 1, bias=False)
+        self.norm2, self.relu2, self.conv2 = nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, outside, 3, padding=1)
+
+    def narrowed(self, all):
+        return self.conv1(self.relu1(self.norm1(torch.cat(all, 1))))
+
+    def forward(self, x):
+        y = self.narrowed([x] if isinstance(x, torch.Tensor) else x)
+        return self.conv2(self.relu2(self.norm2(y)))
+
+
+def test_a_forward_of_one_tensor_or_many():
+    theirs = Dense(6, 3)
+    ours = copy.deepcopy(theirs)
+    report = gt.patch(ours, fuse=True)
+    assert report.fused == {"": ("norm1 → relu1", "conv1 → norm2 → relu2")}
+    assert report.unfused == {"conv2": "no batch norm follows it in the same forward"}
+    x = [torch.randn(2, 2, 3, 3) for _ in range(3)]
+    for given in (torch.cat(x, 1), x, tuple(x)):
+        y, w = (model(given) for model in (theirs, ours))
+        torch.testing.assert_close(w, y, rtol=1e-4, atol=1e-5)
+        assert nodes(w).count(ONE_OP) == (not isinstance(given, tuple))
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """In timm's manner."""
+
+    def __init__(self, n, act=None, drop=None):
+        super().__init__(n)
+        self.drop, self.act = drop or nn.Identity(), act or nn.Identity()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class BatchNormActTwice(BatchNormAct2d):
+    def forward(self, x):
+        return self.act(super().forward(x)) + 1
+
+
+class Inverted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 8, 1), BatchNormAct2d(8, nn.SiLU())
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=8), BatchNormAct2d(8, nn.SiLU(), nn.Dropout2d(0.0))
+        self.conv3, self.bn3, self.drop_path = nn.Conv2d(8, 4, 1), BatchNormAct2d(4), nn.Identity()
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        return self.drop_path(self.bn3(self.conv3(y))) + x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_with_activations_of_their_own(training):
+    theirs = Inverted().train(training)
+    ours = copy.deepcopy(theirs)
+    report = gt.patch(ours, fuse=True)
+    rows = ("conv3 → bn3 → drop_path → add", "conv1 → bn1", "conv2 → bn2")
+    assert report.fused == {"": rows} and "gpulayers.torch's batch_norm" in str(report)
+    x, found = torch.randn(3, 4, 5, 5), []
+    for model in (theirs, ours, pickle.loads(pickle.dumps(ours))):
+        y = model(x)
+        functions = nodes(y)
+        y.square().sum().backward()
+        found.append([y.detach(), *[p.grad for p in model.parameters()], *model.buffers()])
+    torch.testing.assert_close(found[1:], [found[0]] * 2, rtol=1e-3, atol=1e-4)
+    assert functions.count(ONE_OP) == 2  # bn2 has a module that may drop
+    gt.unpatch(ours)
+    assert [type(m) for m in ours.modules()] == [type(m) for m in theirs.modules()]
+
+
+def test_a_norm_that_computes_something_else_stays():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), BatchNormActTwice(2, nn.ReLU()))
+    report = gt.patch(model, fuse=True)
+    assert report.left["1"] == "on a random input it computes something else" and not report.fused
+    assert report.unfused["1"].startswith("it is no drop-in")

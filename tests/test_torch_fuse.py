@@ -261,7 +261,7 @@ def _remembers(self, x):
 
 
 def _types(self, x):
-    return self.both(x[0] if isinstance(x, list) else x)
+    return self.both(x.data if isinstance(x, nn.Parameter) else x)
 
 
 def _helper(model, x):

@@ -9,9 +9,13 @@ import torch.nn as nn
 from torch.fx import Graph, Node
 
 from gpulayers.torch import _rows
+from gpulayers.torch._acts import is_bare
 from gpulayers.torch._conv_norm import NORMS
+from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 
+NORMALISES = (*_rows.BATCH_NORMS, NormAct)
+"""What a chain may have after its convolution."""
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _OTHERS = {
@@ -36,7 +40,7 @@ def _row(normed: Any, residual: Any, tail: list[Node], act: Any, module: nn.Modu
     norm, after = _before(normed, tail[0], module) if tail else (normed, [])
     if tail and not only_used_by(norm, [*after, *tail][0]):
         return
-    if not isinstance(module_of(norm, module), _rows.BATCH_NORMS):
+    if not isinstance(module_of(norm, module), NORMALISES):
         return
     conv, before = _before(norm.args[0], norm, module)
     if not only_used_by(conv, [*before, norm][0]):
@@ -55,7 +59,8 @@ def _row(normed: Any, residual: Any, tail: list[Node], act: Any, module: nn.Modu
 def _pair(conv: Any, norm: Any, module: nn.Module) -> bool:
     """Whether one call computes both, by their classes."""
     first, second = (module_of(node, module) for node in (conv, norm))
-    return any(isinstance(first, c) and isinstance(second, n) for c, n in NORMS.items())
+    kind = second.kind if isinstance(second, NormAct) else type(second)
+    return any(isinstance(first, c) and issubclass(kind, n) for c, n in NORMS.items())
 
 
 def chain_act(last: Node, module: nn.Module) -> Iterator[Row]:
@@ -78,7 +83,7 @@ def chain_add(last: Node, module: nn.Module) -> Iterator[Row]:
 
 def chain(last: Node, module: nn.Module) -> Iterator[Row]:
     """norm(conv(x))"""
-    if isinstance(module_of(last, module), _rows.BATCH_NORMS):
+    if isinstance(module_of(last, module), NORMALISES):
         yield from _row(last, None, [], None, module)
 
 
@@ -97,7 +102,7 @@ def why_alone(module: Any) -> str:
     if getattr(module, "transposed", False):
         return "no op computes a transposed convolution with a norm"
     other = next((why for kind, why in _OTHERS.items() if isinstance(module, kind)), "")
-    return other or ("" if isinstance(module, (*NORMS, *NORMS.values())) else f"it is no drop-in of {_known()}")
+    return other or ("" if isinstance(module, (*NORMS, *NORMALISES)) else f"it is no drop-in of {_known()}")
 
 
 def _known() -> str:
@@ -115,9 +120,7 @@ def why_unlinked(name: str, layer: nn.Module, left: dict[str, str] | None, paren
         return "it stands in a ModuleList or ModuleDict, which calls nothing"
     if refused or left is None:
         return refused or "no batch norm follows it in the same forward"
-    return left.get(name, "") or (
-        "" if _rows.is_bare(layer) else "it has hooks, which see it run alone while they are there"
-    )
+    return left.get(name, "") or ("" if is_bare(layer) else "it has hooks, which see it run alone while they are there")
 
 
 def why_left(graph: Graph, module: nn.Module) -> dict[str, str]:

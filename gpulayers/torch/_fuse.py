@@ -6,7 +6,8 @@ forward becomes the traced one with the row in one call, as source that can be r
 modules, parameters and names stay; ``_rows.py`` runs the modules one by one where hooks want to see them.
 
 A forward is followed only where it is sure to say the same again. Refused are those that torch.fx cannot trace, that
-differ between training and evaluation, write to ``self``, draw random numbers for Python or ask for types. A call with
+differ between training and evaluation, write to ``self``, draw random numbers for Python or ask for types, other than
+whether an argument is a tensor or a list. A call with
 other arguments than tensors for those that have no default, and all calls after an attribute of the module was set, run
 the module's own forward.
 """
@@ -29,6 +30,7 @@ from torch.fx.graph import inplace_methods
 
 from gpulayers.torch import _rows
 from gpulayers.torch._chains import chain, chain_act, chain_add, why_left
+from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.norm import LayerNorm, RMSNorm
@@ -56,6 +58,8 @@ class Plan(NamedTuple):
     """What was fused, in words."""
     left: dict[str, str] | None
     """{child: why not} of the convolutions and norms that are in no row; None where nothing was read."""
+    of_list: Any = None
+    """run where the one argument is a list of tensors, and the forward asks for that."""
 
 
 _NONE = Plan("", None, -1, -1, (), None)
@@ -79,6 +83,8 @@ class Fused:
                     break
             else:
                 return plan.run(self, *args)
+            if plan.of_list is not None and type(args[0]) is list and all([isinstance(x, Tensor) for x in args[0]]):
+                return plan.of_list(self, *args)
         return super().forward(*args, **named)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -132,27 +138,44 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     Raises Unfusable.
     """
     is_list = own.forward is nn.Module.forward  # ModuleList, ModuleDict
-    if is_list or not any(type(child) in _KINDS for child in module._modules.values()):
+    if is_list or not any(type(m) in _KINDS or isinstance(m, NormAct) for m in module._modules.values()):
         return _NONE
     names = _tensors_of(own)
-    graphs = [_traced(module, own, names, training) for training in (True, False)]
-    if len({str(g) for g in graphs}) > 1:
-        raise Unfusable("its forward differs between training and evaluation")
-    graph = graphs[0]
-    for node in graph.nodes:
-        if node.op == "call_module" and any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
-            raise Unfusable("its forward calls modules in a ModuleList or ModuleDict, which may grow")
+    graph, asks = _graph_of(module, own, names, Tensor)
     left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
     rows = tuple(_fuse(graph, module))
     kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     left = {child: why for child, why in left.items() if child in kept or child not in called}
     if not rows:
         return _NONE._replace(left=left)
+    source, run = _function_of(graph, own)
+    plan = Plan(source, run, len(names), len(module._modules), rows, left)
+    if not asks or len(names) > 1:
+        return plan
+    try:
+        graph, _ = _graph_of(module, own, names, list)
+    except Unfusable:
+        return plan
+    return plan._replace(of_list=_function_of(graph, own)[1]) if tuple(_fuse(graph, module)) == rows else plan
+
+
+def _function_of(graph: Graph, own: Any) -> tuple[str, Any]:
     graph.lint()
     code = graph.python_code("self")
     scope: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<fused {own.__qualname__}.forward>", "exec"), scope)
-    return Plan(code.src.strip(), scope["forward"], len(names), len(module._modules), rows, left)
+    return code.src.strip(), scope["forward"]
+
+
+def _graph_of(module: nn.Module, own: Any, names: list[str], given: type) -> tuple[Graph, bool]:
+    """(the graph of its forward, in training and in evaluation; whether that asks if an argument is ``given``)."""
+    graphs, asks = zip(*[_traced(module, own, names, training, given) for training in (True, False)])
+    if len({str(g) for g in graphs}) > 1:
+        raise Unfusable("its forward differs between training and evaluation")
+    for node in graphs[0].nodes:
+        if node.op == "call_module" and any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
+            raise Unfusable("its forward calls modules in a ModuleList or ModuleDict, which may grow")
+    return graphs[0], any(asks)
 
 
 # --- reading a forward -----------------------------------------------------------------------------------------------
@@ -192,20 +215,24 @@ def _tensors_of(own: Any) -> list[str]:
     return names
 
 
-def _traced(module: nn.Module, own: Any, names: list[str], training: bool) -> Graph:
-    """The graph of a forward, on a copy of the module that nothing can be written to."""
-    for word in _words(own.forward, own, set()):
-        if word in ("isinstance", "issubclass", "type"):
+def _traced(module: nn.Module, own: Any, names: list[str], training: bool, given: type) -> tuple[Graph, bool]:
+    """(the graph of a forward, on a copy of the module that nothing can be written to; whether it asks for a type).
+
+    given: what the arguments are, should it ask.
+    """
+    for function, word in _words(own.forward, own, set()):
+        if word in ("isinstance", "issubclass", "type") and (word != "isinstance" or function is not own.forward):
             raise Unfusable("its forward asks for types")
         if word.startswith(("rand", "bernoulli", "uniform", "normal_", "multinomial")):
             raise Unfusable("its forward draws random numbers")
+    forward, asked = _answered(own.forward, given)
 
     def refuse(self: Any, name: str, *_: Any) -> None:
         raise Unfusable(f"its forward writes to self.{name}")
 
-    scope: dict[str, Any] = {"own": own}
+    scope: dict[str, Any] = {"own": forward}
     arguments = ", ".join(["self", *names])
-    exec(f"def forward({arguments}):\n    return own.forward({arguments})", scope)
+    exec(f"def forward({arguments}):\n    return own({arguments})", scope)
     inside = {"forward": scope["forward"], "__setattr__": refuse, "__delattr__": refuse}
     kind: Any = type(own.__name__, (own,), inside)
     probe = kind.__new__(kind)
@@ -217,7 +244,7 @@ def _traced(module: nn.Module, own: Any, names: list[str], training: bool) -> Gr
         for name, before in lists.items():
             if len(vars(probe)[name]) != len(before):
                 raise Unfusable(f"its forward writes to self.{name}")
-        return graph
+        return graph, bool(asked)
     except Unfusable:
         raise
     except Exception as error:
@@ -226,14 +253,35 @@ def _traced(module: nn.Module, own: Any, names: list[str], training: bool) -> Gr
         ) from None
 
 
-def _words(function: Any, own: Any, seen: set) -> Iterator[str]:
-    """The names that a function uses, and those that the model's own functions use which it calls."""
+def _answered(function: Any, given: type) -> tuple[Any, list]:
+    """(a forward to which ``isinstance`` says of each argument that it is ``given``; fills a list with what it asks)."""
+    asked: list[Any] = []
+
+    def is_one(x: Any, kinds: Any) -> bool:
+        if not isinstance(x, torch.fx.Proxy):
+            return isinstance(x, kinds)
+        flat = kinds if isinstance(kinds, tuple) else getattr(kinds, "__args__", (kinds,))
+        if x.node.op != "placeholder" or not set(flat) <= {Tensor, list, tuple}:
+            raise Unfusable("its forward asks for types")
+        asked.append(x)
+        return given in flat
+
+    if not isinstance(function, types.FunctionType) or "isinstance" not in set(_names(function.__code__)):
+        return function, asked
+    scope = {**function.__globals__, "isinstance": is_one}
+    made = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made, asked
+
+
+def _words(function: Any, own: Any, seen: set) -> Iterator[tuple[Any, str]]:
+    """(function, name) of the names that a function uses, and those that the model's own functions use which it calls."""
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not isinstance(function, types.FunctionType) or function in seen:
         return
     seen.add(function)
     for name in _names(function.__code__):
-        yield name
+        yield function, name
         called = getattr(own, name, None) if not hasattr(nn.Module, name) else None
         for other in (called, function.__globals__.get(name)):
             if inspect.isroutine(other) and not str(getattr(other, "__module__", "")).startswith(

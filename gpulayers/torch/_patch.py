@@ -24,6 +24,7 @@ from gpulayers.torch import _flops
 from gpulayers.torch._chains import is_link, why_unlinked
 from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
 from gpulayers.torch._layout import CHANNELS_LAST
+from gpulayers.torch._norm_act import NormAct, is_named_so, is_no_norm_act, norm_act_class
 from gpulayers.torch._op import _PLAIN
 from gpulayers.torch.conv import Convolution
 from gpulayers.torch.norm import rms_norm
@@ -168,7 +169,9 @@ def unpatch(model: nn.Module) -> None:
         if own is None:
             continue
         vars(module).pop("__module__", None)
-        replacement = drop_ins().get(own) or _norm_class(own, _eps_name(module))
+        replacement = drop_ins().get(own) or (
+            norm_act_class(own) if is_named_so(own) else _norm_class(own, _eps_name(module))
+        )
         if isinstance(module, replacement):
             module.__class__ = _rebased(type(module), replacement, own)
 
@@ -206,7 +209,8 @@ def _as(kind: Any, module: Any) -> Any:
 
 
 def _title(c: type) -> str:
-    return f"{_PACKAGE}.{c.__name__}" if c in drop_ins().values() else f"{_PACKAGE}'s rms_norm"
+    by_structure = "batch_norm" if issubclass(c, NormAct) else "rms_norm"
+    return f"{_PACKAGE}.{c.__name__}" if c in drop_ins().values() else f"{_PACKAGE}'s {by_structure}"
 
 
 # --- what is replaced, and what is not -------------------------------------------------------------------------------
@@ -217,18 +221,20 @@ def _replacement(module: nn.Module, own: Any) -> tuple[Any, str]:
     known = drop_ins()
     if isinstance(module, torch.jit.ScriptModule):
         return None, "it is scripted"
-    if own in known.values() or issubclass(own, _Norm):
+    if own in known.values() or issubclass(own, _Norm | NormAct):
         return None, "it is gpulayers' already"
     if issubclass(own, nn.modules.lazy.LazyModuleMixin):
         return None, "it is not initialised: patch it after its first call"
     found, why = known.get(own), ""
     if found is None and own.__name__.endswith("RMSNorm") and not own.__module__.startswith("torch."):
         found, why = (None, why) if (why := _is_no_rms_norm(module, own)) else (_norm_class(own, _eps_name(module)), "")
+    if found is None and is_named_so(own):
+        found, why = (None, why) if (why := is_no_norm_act(module, own)) else (norm_act_class(own), "")
     if found is not None:
         why = _not_itself(module, own)
         return (None, why) if why else (found, "")
     base = next((c for c in own.__mro__ if c in known), None)
-    if base is not None:
+    if base is not None and not is_named_so(own):
         return None, f"a class derived from torch.nn.{base.__name__}"
     return None, why or ("" if module._modules else f"{_PACKAGE} has no {own.__name__}")
 

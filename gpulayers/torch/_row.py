@@ -10,7 +10,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from gpulayers.torch import _rows, functional
+from gpulayers.torch import functional
+from gpulayers.torch._acts import name_of
 from gpulayers.torch._epilogue import TWINS
 
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -60,7 +61,7 @@ def activation_of(node: Node, module: nn.Module) -> Any:
     if not node.args or not isinstance(node.args[0], Node):
         return None
     if node.op == "call_module":
-        return node if _rows.name_of(module_of(node, module)) is not None else None
+        return node if name_of(module_of(node, module)) is not None else None
     named = dict(node.kwargs)
     named.pop("inplace", None)
     if node.op == "call_method" and len(node.args) == 1 and not named:
