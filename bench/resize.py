@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.resize import grid_sample, interpolate
+from gpulayers.ops.resize import affine_grid, grid_sample, interpolate
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
 
@@ -46,10 +46,21 @@ def _sampled(n: int, c: int, size: int) -> Case:
     return Case(grid_sample, f"looked up anywhere, {n}×{c}×{size}²", shapes, {}, theirs, cpu=False)
 
 
+def _mapped(n: int, *size: int, cpu: bool) -> Case:
+    def theirs(theta: Any) -> Any:
+        return F.affine_grid(theta, [n, 1, *size], align_corners=False)
+
+    shape = (n, len(size), len(size) + 1)
+    title = f"places of an affine map, {n}×{'×'.join(map(str, size))}"
+    return Case(affine_grid, title, (shape,), {"size": size}, theirs, cpu=cpu, headline=not cpu and len(size) == 2)
+
+
 def cases() -> list[Case]:
-    return [*_cases(2, cpu=True), *_cases(32, cpu=False), _sampled(16, 32, 64)]
+    mapped = [_mapped(16, 64, 64, cpu=True), _mapped(256, 224, 224, cpu=False), _mapped(8, 64, 64, 64, cpu=False)]
+    return [*_cases(2, cpu=True), *_cases(32, cpu=False), _sampled(16, 32, 64), *mapped]
 
 
 def audits() -> list[Case]:
     linear, sampled = _cases(32, cpu=False)[1], _sampled(16, 32, 64)
-    return [linear, sampled._replace(archs=ONE_ARCH), linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]
+    mapped = [_mapped(8, 64, 64, 64, cpu=False), _mapped(256, 224, 224, cpu=False)._replace(archs=ONE_ARCH)]
+    return [*mapped, linear, sampled._replace(archs=ONE_ARCH), linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]

@@ -69,6 +69,7 @@ EVERY_OP = {
     "lp_pool": ["4,3,8,8", "--options", "kernel_size=2, norm_type=2"],
     "adaptive_avg_pool": ["4,3,8,8", "--options", "output_size=1"],
     "pad": ["4,3,8,8", "--options", "padding=1"],
+    "affine_grid": ["4,2,3", "--options", "size=5"],
     "grid_sample": ["4,3,8,8", "4,5,6,2"],
     "interpolate": ["4,3,8,8", "--options", "size=5"],
     "unfold": ["4,3,8,8", "--options", "kernel_size=2"],

@@ -187,6 +187,7 @@ def subjects() -> list[Subject]:
         Subject("local_response_norm", lambda m: m.LocalResponseNorm(3), IMAGE, PIXELS),
         Subject("interpolate", lambda m: m.Upsample(scale_factor=2, mode="bilinear"), IMAGE, PIXELS),
         Subject("grid_sample", _sampled, IMAGE, PIXELS),
+        Subject("affine_grid", lambda m: lambda x: m.functional.affine_grid(x, (*x.shape[:2], 4, 4), False), (2, 2, 3), (1, 2, 3)),
         Subject("unfold", lambda m: m.Unfold(2), IMAGE, PIXELS),
         Subject("fold", lambda m: m.Fold((5, 5), 2), (2, 64, 16), (1, 4, 16)),
         Subject("pixel_shuffle", lambda m: m.PixelShuffle(2), IMAGE, PIXELS),

@@ -10,6 +10,7 @@ from typing import Any
 from gpulayers._taps import Taps, taps, transposed
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._affine_grid import affine_grid as affine_grid
 from gpulayers.ops._grid_sample import grid_sample as grid_sample
 from gpulayers.ops._grid_sample import grid_sample_backward as grid_sample_backward
 from gpulayers.ops._grid_sample import grid_sample_forward as grid_sample_forward

@@ -1,4 +1,4 @@
-"""Resizing: ``torch.nn.functional.interpolate``, ``upsample`` and ``grid_sample``, and torch.nn's classes."""
+"""Resizing: ``torch.nn.functional.interpolate``, ``upsample``, ``grid_sample`` and ``affine_grid``, and torch.nn's classes."""
 
 from __future__ import annotations
 
@@ -107,6 +107,23 @@ def grid_sample(
         return F.grid_sample(input, grid, mode, padding_mode, align_corners)  # it warns
     input, grid = _autocast.cast(_autocast.ON_CPU, (input, grid), 2)
     return _grid_sample(input, grid, mode, padding_mode, align_corners)
+
+
+def _affine_twin(theta: Tensor, size: Any, align_corners: bool) -> Tensor:
+    return torch.affine_grid_generator(theta, [theta.shape[0], 1, *size], align_corners)
+
+
+_affine_grid = TorchOp(ops.affine_grid, _affine_twin, "SymInt[] size, bool align_corners", outputs=("grid",))
+
+
+def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool | None = None) -> Tensor:
+    """As ``torch.nn.functional.affine_grid``: theta (N, 2, 3) or (N, 3, 4), size (N, C, H, W) or (N, C, D, H, W)."""
+    known = isinstance(theta, Tensor) and theta.dim() == 3 and isinstance(align_corners, bool)
+    if not known or not isinstance(size, tuple | list) or len(size) != theta.shape[1] + 2 or size[0] != theta.shape[0]:
+        return F.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]  # it warns, raises, or records itself
+    if not theta.is_floating_point() or min(size) <= 0:
+        return F.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
+    return _affine_grid(theta, tuple(size[2:]), align_corners)
 
 
 class Upsample(nn.Upsample):

@@ -19,6 +19,8 @@ from gpulayers._taps import taps, transposed
 from .._budget import Budget
 from .._window import output_order
 from . import _configs, _tile
+from ._affine_grid import affine_grid_backward as affine_grid_backward
+from ._affine_grid import affine_grid_forward as affine_grid_forward
 from ._conv import volume
 from ._grid_sample import grid_sample_backward as grid_sample_backward
 from ._grid_sample import grid_sample_forward as grid_sample_forward
