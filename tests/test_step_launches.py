@@ -1,13 +1,13 @@
 """A training step of a patched model in channels_last launches what its layers need, and brings nothing into another layout.
 
-Counted without a GPU, over a driver that does nothing. Topologies are ResNet-50's, ConvNeXt's and Stable Diffusion's U-Net's,
+Counted without a GPU, over a driver that does nothing; what each kind of layer needs is said in ``bench/judging/step.py``, and
+what a step takes on a GPU is predicted from the same count. Topologies are ResNet-50's, ConvNeXt's and Stable Diffusion's U-Net's,
 with as many channels as the kernels on tiles want.
 """
 
 import collections
 import contextlib
 import functools
-import math
 from typing import NamedTuple
 
 import pytest
@@ -16,42 +16,19 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import torch.nn as nn  # noqa: E402
+from gpulayers.bench.judging import predicted_step  # noqa: E402
+from gpulayers.bench.judging.step import parts, torchs  # noqa: E402
 from gpulayers.bench.measuring.whole import every, turns_memory  # noqa: E402
 from gpulayers.bench.models.convnext import ConvNeXt  # noqa: E402
 from gpulayers.bench.models.kind import OPTIONS, Kind, images, stepping  # noqa: E402
 from gpulayers.bench.models.resnet import ResNet  # noqa: E402
 from gpulayers.bench.models.unet import UNet, latents  # noqa: E402
-from gpulayers.kernels.triton.optim import WRITTEN  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
 from gpulayers.testing.null_driver import null_driver  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
-
-LAUNCHES = {
-    nn.Conv2d: 3,  # y, dx, dweight
-    nn.Linear: 3,
-    nn.BatchNorm2d: 4,  # moments, y; Σ dz and Σ dz · x, dx
-    nn.LayerNorm: 3,  # y; dx, with shares of dweight and dbias; their sums
-    nn.GroupNorm: 7,  # moments, statistics, y; sums, means, dx; dweight and dbias
-    nn.ReLU: 2,
-    nn.SiLU: 2,
-    nn.GELU: 2,
-    nn.MaxPool2d: 2,
-    nn.AdaptiveAvgPool2d: 2,
-    nn.Upsample: 2,
-    nn.CrossEntropyLoss: 3,  # rows, their mean; dx
-    nn.MSELoss: 3,
-}
-"""Of a call's forward and backward, second stages of sums that are split not counted."""
-ACTIVATIONS = (nn.ReLU, nn.SiLU, nn.GELU)
-OTHERS = (nn.Identity, nn.Flatten)
-FEW = 4
-"""Launches that the tiles take to read an image of few channels: it is padded, forward and backward, so are weights, and
-their gradient is taken out of what was computed for the padding, too."""
-ARRAYS = {"SGD": 3, "AdamW": 4}
-"""Of each parameter, whose addresses the update's one launch finds in a table; others write it, so many addresses each."""
 
 
 class Case(NamedTuple):
@@ -88,53 +65,12 @@ VIEWS = {
 }
 
 
-def calls_of(model, batch):
-    """How often each class is called; and the modules whose input is the batch, which wants no gradient."""
-    found, first = collections.Counter(), set()
-
-    def watch(module, xs, _):
-        if next(module.children(), None) is None:
-            found[type(module)] += 1
-            if not xs[0].requires_grad:
-                first.add(module)
-
-    hooks = [m.register_forward_hook(watch) for m in model.modules()]
-    model(*batch)
-    for hook in hooks:
-        hook.remove()
-    return found, first
-
-
-def members(model, report):
-    """The modules that run in a row with others, in one op."""
-    for name, rows in report.fused.items():
-        children = dict(model.get_submodule(name).named_children())
-        yield from [children[word] for row in rows for word in row.split(" → ") if word in children]
-
-
-def needed(model, batch, report, optimizer, half):
-    """(launches of a step at most, how many of them may have a second stage)"""
-    calls, first = calls_of(model, batch)
-    assert {*calls} <= {*LAUNCHES, *OTHERS}
-    # dbias is a sum of its own, over all pixels or rows.
-    biases = sum(isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None for m in model.modules())
-    products = 3 * (calls[nn.Conv2d] + calls[nn.Linear]) - len(first)
-    launches = sum(n * LAUNCHES.get(kind, 0) for kind, n in calls.items()) - len(first) + biases
-    launches -= 2 * sum(isinstance(child, ACTIVATIONS) for child in members(model, report))
-    if half:
-        launches += FEW * sum(isinstance(m, nn.Conv2d) for m in first) - calls[nn.BatchNorm2d]  # moments come with y
-    tensors = len([*model.parameters()])
-    launches += 1 + math.ceil(ARRAYS[optimizer] * tensors / WRITTEN)
-    return launches, products + biases
-
-
 @pytest.mark.parametrize("half", [True, False], ids=["bfloat16 autocast", "float32"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_step(name, half):
     kind, torchs = CASES[name]
     model, batch = kind.made()
-    plain = kind.made()
-    report = gt.patch(model, fuse=True)
+    gt.patch(model, fuse=True)
     optimizer = getattr(gt.optim, kind.optimizer)(model.parameters(), **OPTIONS[kind.optimizer])
     cast = functools.partial(torch.autocast, "cpu", torch.bfloat16) if half else contextlib.nullcontext
     step = stepping(model, batch, optimizer, cast)
@@ -145,11 +81,11 @@ def test_a_step(name, half):
             _, noted = driver.noted(step)
     launched = collections.Counter(launch.kernel for launch in noted)
     seconds = launched.pop("_finish_kernel")
-    launches, sums = needed(*plain, report, kind.optimizer, half)
-    assert launched.total() <= launches
-    assert seconds <= sums
+    needed = parts(kind, half)
+    assert launched.total() <= sum(part.launches for part in needed)
+    assert seconds <= sum(part.sums for part in needed)
     assert launched["_nhwc_kernel"] == 0
-    assert launched["_copy_kernel"] <= half  # FEW's last
+    assert launched["_copy_kernel"] <= half  # of the first layer's weights
     events = [*every(found.profiler.kineto_results.experimental_event_tree())]
     copies = [e for e in events if e.name == "aten::copy_"]
     assert not any(map(turns_memory, copies))
@@ -166,3 +102,61 @@ def is_within(event):
         if event.name.startswith("aten::"):
             return True
     return False
+
+
+def test_what_a_step_moves():
+    """A linear layer and a convolution of one tap, by hand; a residual and an activation that run in a norm's op."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv2d(64, 64, 1, bias=False), nn.BatchNorm2d(64)
+            self.conv2, self.norm2 = nn.Conv2d(64, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64)
+            self.act, self.pool, self.flatten, self.fc = (
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(64, 8),
+            )
+
+        def forward(self, x):
+            x = self.act(self.norm1(self.conv1(x)) + x)
+            return self.fc(self.flatten(self.pool(self.norm2(self.conv2(x)))))
+
+    def batch(g):
+        return torch.randn(4, 64, 8, 8, generator=g), torch.randint(8, (4,), generator=g)
+
+    kind = Kind(Net, batch, optimizer="SGD")
+    n, w, e = 4 * 64 * 8 * 8, 64 * 64, 2
+    found = collections.defaultdict(list)
+    for part in parts(kind, half=True):
+        found[part.kind].append((part.launches, part.nbytes, part.flops))
+    small = n // 4
+    assert found["conv, forward"] == [
+        (1, (2 * n + w) * e, 2 * n * 64),
+        (1, (n + small + 9 * w) * e, 2 * small * 64 * 9),
+    ]
+    assert found["conv, dx"] == [(1, (n + small + 9 * w) * e, 2 * small * 64 * 9)]  # nobody wants the image's
+    assert found["batch norm, forward"] == [(1, 3 * n * e, 0), (1, 2 * small * e, 0)]
+    assert found["batch norm, backward"] == [(2, (3 + 5) * n * e, 0), (2, (2 + 3) * small * e, 0)]
+    assert "activation" not in found and found["linear, dx"] == [(1, (4 * 64 + 4 * 8 + 8 * 64) * e, 2 * 4 * 8 * 64)]
+    own = {part.kind: part for part in torchs(kind)}
+    assert own["torch: counters of batches"].launches == 2
+    assert own["torch: sums, products, copies"].launches == 0  # the residual's gradient has one use
+    with pytest.raises(ValueError, match="no rule says what a step needs of Softplus"):
+        parts(kind._replace(net=lambda: nn.Sequential(nn.Softplus())), half=True)
+
+
+def test_a_predicted_step(monkeypatch):
+    """Its parts add up, no part is faster than memory and products are; convolutions by the tiles that would be chosen."""
+    kind = CASES["ResNet"].kind._replace(batch=images(64, 64, 16))
+    monkeypatch.setattr(predicted_step, "kinds", lambda size, names: {names[0]: kind})
+    *found, whole = predicted_step.lines("ResNet-50")
+    assert whole.ms == pytest.approx(sum(line.ms for line in found)) and whole.launches > sum(
+        p.launches for p in parts(kind, True)
+    )
+    assert all(line.ms >= predicted_step._limit(line) for line in found)
+    convs = [p for p in parts(kind, True) if p.kind.startswith("conv")]
+    assert all(predicted_step._by_tiles(p.call, p.kind) is not None for p in convs)
+    text = predicted_step.shown("ResNet-50")
+    assert "batch norm, backward" in text and "torch.compile 29.4 ms" in text

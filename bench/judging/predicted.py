@@ -61,20 +61,20 @@ def _weight(n: int, h: int, w: int, c: int, o: int, taps: int, moved: float) -> 
     return max(products, loaded / L2, moved / COPY) + shares + 2 * START
 
 
-def predicted(c: int, size: int, o: int, k: int, stride: int) -> Times:
-    """Seconds of one of ResNet-50's layers, channels-last in bfloat16."""
+def predicted(c: int, size: int, o: int, k: int, stride: int, n: int = BATCH) -> Times:
+    """Seconds of a layer on n square images, channels-last in bfloat16."""
     out = _tile.cdiv(size, stride)
-    x, y, w = 2 * BATCH * size * size * c, 2 * BATCH * out * out * o, 2 * o * c * k * k
-    pixels = (BATCH, out, out) if k > 1 or stride > 1 else (BATCH * out * out, 1, 1)
+    x, y, w = 2 * n * size * size * c, 2 * n * out * out * o, 2 * o * c * k * k
+    pixels = (n, out, out) if k > 1 or stride > 1 else (n * out * out, 1, 1)
     spread, taps, run = 0.0, k * k, c
     if c < 16:  # windows: a copy, then a kernel of one column
-        padded = 2 * BATCH * size * (size + k) * 4
+        padded = 2 * n * size * (size + k) * 4
         spread, taps, run, x = (x + padded) / COPY + START, k, _tile.cdiv(k * 4, 16) * 16, padded
     forward = _product(*pixels, run, o, taps, 1, x + y + w) + spread
     dweight = _weight(*pixels, run, o, taps, x + y) + spread
     if c < 16:
         return Times(forward, None, dweight)
-    each = (BATCH, _tile.cdiv(size, stride), _tile.cdiv(size, stride)) if pixels[1] > 1 else pixels
+    each = (n, _tile.cdiv(size, stride), _tile.cdiv(size, stride)) if pixels[1] > 1 else pixels
     return Times(forward, _product(*each, o, c, taps, stride * stride, x + y + w), dweight)
 
 
