@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .._budget import Budget, channels_first
 from . import _configs, _tile
-from ._image import as_images, evenly_spaced, finish, image_pixel, pixel_tile, steps
+from ._image import as_images, evenly_spaced, finish, image_pixel, pixel_tile, run_of, steps
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, three, voxels_of
 
 BUDGETS = {
@@ -169,7 +169,7 @@ def avg_backward(dy: Any, dx: Any) -> None:
     pixels = d * h * w
     _tile.launch(
         _global_avg_pool_backward_kernel, grid, dy, dx, n * pixels, h, w, pixels, c, dy.stride(0), dy.stride(1),
-        *steps_of(dx), 1 / max(pixels, 1), EVEN=evenly_spaced(dx), ALIGNED=pixels % 16 == 0 and tile["BP"] % 16 == 0,
+        *steps_of(dx), 1 / max(pixels, 1), EVEN=evenly_spaced(dx), ALIGNED=run_of(pixels, tile["BP"]),
         **{name: value for name, value in tile.items() if name != "WIDE"},
     )  # fmt: skip
 

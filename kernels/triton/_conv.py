@@ -49,6 +49,12 @@ def channels_first(y: Any) -> bool:
     return y.shape[1] > 1 and y.stride(1) != 1
 
 
+def unit_of(x: Any, channels: int) -> int:
+    """What divides the places in x where a run of neighbours begins: pixels of a channel, or of a pixel so many channels."""
+    steps = [step for size, step in zip(x.shape, x.stride()) if size > 1 and step > 1]
+    return _tile.unit_of(*steps) if channels_first(x) else _tile.unit_of(channels, *steps)
+
+
 def bounded(out: tuple, size: tuple, kernel: tuple, stride: tuple, start: tuple, dilation: tuple) -> bool:
     """Whether every pixel under a tap exists."""
     return all(

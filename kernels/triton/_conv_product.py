@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .._budget import Budget
 from . import _tile
-from ._conv import FEW_CHANNELS, Walk, bounded, channels_first, narrow_accesses, precision, tile_for
+from ._conv import FEW_CHANNELS, Walk, bounded, channels_first, narrow_accesses, precision, tile_for, unit_of
 from ._epilogue import Epilogue, finished
 from ._image import evenly_spaced, flattened, image_pixel, steps
 
@@ -46,7 +46,9 @@ def _conv_kernel(
     x_n, x_d, x_h, x_w, x_c, w_o, w_t, w_c, w_group, y_n, y_d, y_h, y_w, y_c,
     SD, SH, SW, D0, H0, W0, DD, DH, DW, DIL_D, DIL_H, DIL_W, GCD_D, GCD_H, GCD_W, INV_D, INV_H, INV_W,
     DEEP: tl.constexpr, PHASED: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr,
-    EVEN: tl.constexpr, FIRST: tl.constexpr, BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, FIRST: tl.constexpr, BOUNDED: tl.constexpr,
+    UNIT_C: tl.constexpr, UNIT_O: tl.constexpr, UNIT_X: tl.constexpr, UNIT_W: tl.constexpr, UNIT_Y: tl.constexpr,
+    PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -54,9 +56,12 @@ def _conv_kernel(
 
     kept: where y before f goes. M: pixels of y (of the largest remainder). C, O: channels in a group. DEEP: there is a third
     spatial axis. PHASED: dx of a strided convolution, where SD, SH and SW step y, not x. FLAT: taps and channels are one
-    inner axis. PLAIN: a kernel of one tap, all pixels of x and y in one row. ALIGNED: an image has a multiple of 16 pixels.
-    EVEN: y_w leads from each pixel of y to the next. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists.
+    inner axis. PLAIN: a kernel of one tap, all pixels of x and y in one row. ALIGNED: divides an image's pixels. EVEN: y_w
+    leads from each pixel of y to the next. FIRST: y is NCHW. BOUNDED: every pixel under a tap exists. UNIT_…: what divides
+    channels, and the places where runs of neighbours in x, w and y begin.
     """
+    C = C // UNIT_C * UNIT_C  # known to be a multiple, as places are, so that as many numbers move at once
+    O = O // UNIT_O * UNIT_O
     tiles_n = tl.cdiv(O, BN)
     pid = tl.program_id(0)
     pid_n = pid % tiles_n
@@ -116,11 +121,14 @@ def _conv_kernel(
         across = w * x_w  # in 32 bits, as its launcher promises
     else:
         across = w.to(tl.int64) * x_w
-    rows = x + (n * x_n + h.to(tl.int64) * x_h + across + group.to(tl.int64) * C * x_c)[:, None]  # (BM, 1)
+    start = n * x_n + h.to(tl.int64) * x_h + across + group.to(tl.int64) * C * x_c
     if DEEP:
-        rows += (d.to(tl.int64) * x_d)[:, None]
+        start += d.to(tl.int64) * x_d
+    rows = x + tl.multiple_of(start, [UNIT_X])[:, None]  # (BM, 1)
     column = pid_n * BN + tl.arange(0, BN)  # (BN,)
-    columns = weight + (group.to(tl.int64) * w_group + column.to(tl.int64) * w_o)[None, :]  # (1, BN)
+    columns = (
+        weight + tl.multiple_of(group.to(tl.int64) * w_group + column.to(tl.int64) * w_o, [UNIT_W])[None, :]
+    )  # (1, BN)
 
     acc = tl.zeros((BM, BN), tl.float32)
     blocks = tl.cdiv(C, BK)
@@ -135,8 +143,8 @@ def _conv_kernel(
     for k in range(0, steps):
         if FLAT:
             inner = k * BK + tl.arange(0, BK)  # (BK,)
-            c = (inner % C).to(tl.int64)
-            tap = inner // C
+            c = tl.max_contiguous(tl.multiple_of(inner % C, [UNIT_C]), [UNIT_C]).to(tl.int64)
+            tap = tl.max_constancy(inner // C, [UNIT_C])
             inside = inner < taps * C
         else:
             c = ((k % blocks) * BK + tl.arange(0, BK)).to(tl.int64)
@@ -152,11 +160,11 @@ def _conv_kernel(
         if DEEP:
             step_x += s.to(tl.int64) * DD * x_d
         if FLAT:
-            step_x = (step_x + c * x_c)[None, :]
+            step_x = (tl.multiple_of(step_x, [UNIT_X]) + c * x_c)[None, :]
             hh = h[:, None] + (u * DH)[None, :]
             ww = w[:, None] + (v * DW)[None, :]
         else:
-            step_x = step_x + (c * x_c)[None, :]
+            step_x = step_x // UNIT_X * UNIT_X + tl.multiple_of(c * x_c, [UNIT_X])[None, :]
             hh = (h + u * DH)[:, None]
             ww = (w + v * DW)[:, None]
         mask = real[:, None] & inside[None, :]
@@ -173,9 +181,9 @@ def _conv_kernel(
         else:
             t = tap
         if FLAT:
-            offset = (t.to(tl.int64) * w_t + c * w_c)[:, None]
+            offset = tl.multiple_of(tl.multiple_of(t.to(tl.int64) * w_t, [UNIT_W]) + c * w_c, [UNIT_W])[:, None]
         else:
-            offset = t.to(tl.int64) * w_t + (c * w_c)[:, None]
+            offset = t.to(tl.int64) * w_t // UNIT_W * UNIT_W + tl.multiple_of(c * w_c, [UNIT_W])[:, None]
         b = tl.load(columns + offset, inside[:, None] & (column < O)[None, :], other=0.0)  # (BK, BN)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
@@ -189,20 +197,23 @@ def _conv_kernel(
         if DEEP:
             place += z.to(tl.int64) * SD * y_d
     elif EVEN:
-        place = n * y_n + pixel.to(tl.int64) * y_w
+        place = tl.multiple_of(n * y_n, [UNIT_Y]) + pixel.to(tl.int64) * y_w
     else:
         place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
         if DEEP:
             place += z.to(tl.int64) * y_d
+    if not FIRST:
+        place = tl.multiple_of(place, [UNIT_Y])
+    across = tl.multiple_of(o.to(tl.int64) * y_c, [UNIT_Y])
     end = (ACTIVATION, NUMBER_A, NUMBER_B)
     mask = real[:, None] & (column < O)[None, :]
     if FIRST:  # written along pixels
-        acc = finished(acc, residual, kept, place[None, :], (o.to(tl.int64) * y_c)[:, None], tl.trans(mask), True, *end)
+        acc = finished(acc, residual, kept, place[None, :], across[:, None], tl.trans(mask), True, *end)
         out = acc.to(y.dtype.element_ty)
-        tl.store(y + place[None, :] + (o.to(tl.int64) * y_c)[:, None], tl.trans(out), tl.trans(mask))
+        tl.store(y + place[None, :] + across[:, None], tl.trans(out), tl.trans(mask))
     else:
-        acc = finished(acc, residual, kept, place[:, None], (o.to(tl.int64) * y_c)[None, :], mask, False, *end)
-        tl.store(y + place[:, None] + (o.to(tl.int64) * y_c)[None, :], acc.to(y.dtype.element_ty), mask)
+        acc = finished(acc, residual, kept, place[:, None], across[None, :], mask, False, *end)
+        tl.store(y + place[:, None] + across[None, :], acc.to(y.dtype.element_ty), mask)
 
 
 def _summed(
@@ -219,17 +230,24 @@ def _summed(
     (n, _, *size), out, taps = x.shape, y.shape[2:], math.prod(kernel)
     pixels, flat, even = math.prod(out), c < FEW_CHANNELS, evenly_spaced(y)
     tile = tile_for(x, n * pixels, o, c * taps if flat else c, groups, flat)
-    if plain and channels_first(x) and _tile.device(x).arch not in (90, 100):
+    if plain and channels_first(x) and pixels % 4 and _tile.device(x).arch not in (90, 100):
         tile = tile._replace(BN=min(tile.BN, 64))  # sums stand in registers there, and every channel has addresses
     grid = (_tile.cdiv(n * pixels, tile.BM) * _tile.cdiv(o, tile.BN), groups)
     _tile.launch(
         _conv_kernel, grid, x, weight, *end.arrays, y,
         n * pixels, *out, *size, c, o, *kernel, *steps(x), *jumps, *steps(flattened(y) if even else y),
         *(n for axes in walk for n in axes), *(1,) * 9,
-        DEEP=max(size[0], out[0], kernel[0]) > 1, PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=pixels % 16 == 0,
+        DEEP=max(size[0], out[0], kernel[0]) > 1, PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=_tile.unit_of(pixels),
         EVEN=even, FIRST=channels_first(y), BOUNDED=bounded(out, tuple(size), kernel, *walk), PRECISION=precision(x),
-        **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+        **_units(x, y, c, o, jumps), **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+
+
+def _units(x: Any, y: Any, c: int, o: int, jumps: tuple) -> dict[str, int]:
+    of_weight = _tile.unit_of(*[j for j in jumps if j > 1])
+    return dict(
+        UNIT_C=_tile.unit_of(c), UNIT_O=_tile.unit_of(o), UNIT_X=unit_of(x, c), UNIT_W=of_weight, UNIT_Y=unit_of(y, o)
+    )
 
 
 def forward(x: Any, taps: Any, end: Epilogue, y: Any, walk: Walk, plain: bool) -> None:
@@ -264,7 +282,7 @@ def input_gradient(dy: Any, taps: Any, end: Epilogue, dx: Any, walk: Walk, plain
         _conv_kernel, grid, dy, taps, *end.arrays, dx,
         n, *size, *dy.shape[2:], o_group, c, *kernel, *steps(dy), *jumps, *steps(dx),
         *stride, *before, *back, *dilation, *common, *inverse,
-        DEEP=max(size[0], dy.shape[2], kernel[0]) > 1, PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=False, EVEN=False,
+        DEEP=max(size[0], dy.shape[2], kernel[0]) > 1, PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=1, EVEN=False,
         FIRST=channels_first(dx), BOUNDED=False, PRECISION=precision(dy),
-        **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
+        **_units(dy, dx, o_group, c, jumps), **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .._budget import Budget
 from . import _tile
-from ._conv import FEW_CHANNELS, Walk, bounded, narrow_accesses, precision, weight_tile
+from ._conv import FEW_CHANNELS, Walk, bounded, channels_first, narrow_accesses, precision, unit_of, weight_tile
 from ._image import finish, flattened, image_pixel, steps
 
 BUDGETS = {
@@ -27,12 +27,15 @@ def _conv_weight_kernel(
     dy_n, dy_d, dy_h, dy_w, dy_c, x_n, x_d, x_h, x_w, x_c,
     SD, SH, SW, D0, H0, W0, DD, DH, DW,
     DEEP: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, BOUNDED: tl.constexpr,
+    UNIT_C: tl.constexpr, UNIT_O: tl.constexpr, UNIT_X: tl.constexpr, UNIT_DY: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """partial[s, o, tap, c] = Σ over the s-th EACH pixels of dy[pixel, o] · x[pixel under tap, c], in float32.
 
-    The flags are ``_conv_kernel``'s.
+    The flags, and the units, are ``_conv_kernel``'s.
     """
+    C = C // UNIT_C * UNIT_C  # known to be a multiple, as places are, so that as many numbers move at once
+    O = O // UNIT_O * UNIT_O
     blocks = tl.cdiv(TAPS * C, BN) if FLAT else TAPS * tl.cdiv(C, BN)
     pid_n = tl.program_id(0) % blocks
     o = (tl.program_id(0) // blocks) * BM + tl.arange(0, BM)  # (BM,) in the group
@@ -40,13 +43,15 @@ def _conv_weight_kernel(
     group = tl.program_id(2)
     if FLAT:
         flat = pid_n * BN + tl.arange(0, BN)
-        c = flat % C
-        tap = flat // C
+        c = tl.max_contiguous(tl.multiple_of(flat % C, [UNIT_C]), [UNIT_C])
+        tap = tl.max_constancy(flat // C, [UNIT_C])
         inside = flat < TAPS * C
     else:
         tap = pid_n // tl.cdiv(C, BN)
         c = (pid_n % tl.cdiv(C, BN)) * BN + tl.arange(0, BN)
         inside = c < C
+    inside = inside[None, :]
+    made = (o < O)[:, None]
     if DEEP:
         deep = tap // (KH * KW) * DD
         down = tap // KW % KH * DH
@@ -57,8 +62,8 @@ def _conv_weight_kernel(
         down, right = down[None, :], right[None, :]
         if DEEP:
             deep = deep[None, :]
-    dy_columns = dy + ((group * O + o).to(tl.int64) * dy_c)[None, :]  # (1, BM)
-    x_columns = x + ((group * C + c).to(tl.int64) * x_c)[None, :]  # (1, BN)
+    g_rows = dy + tl.multiple_of((group * O + o).to(tl.int64) * dy_c, [UNIT_DY])[:, None]  # (BM, 1)
+    x_columns = x + tl.multiple_of((group * C + c).to(tl.int64) * x_c, [UNIT_X])[None, :]  # (1, BN)
 
     first = split * EACH
     last = tl.minimum(first + EACH, M)
@@ -68,44 +73,45 @@ def _conv_weight_kernel(
             n, pixel = image_pixel(start, DY * HY * WY, ALIGNED, BK)
         else:
             n, pixel = image_pixel(start, HY * WY, ALIGNED, BK)
-        n = n[:, None]
-        real = (start + tl.arange(0, BK) < last)[:, None]
+        real = start + tl.arange(0, BK) < last
         if PLAIN:
-            i = tl.zeros((BK, 1), tl.int32)
-            j = pixel[:, None]
+            i = tl.zeros((BK,), tl.int32)
+            j = pixel
         else:
-            i = (pixel // WY)[:, None]
-            j = (pixel % WY)[:, None]
+            i = pixel // WY
+            j = pixel % WY
         if DEEP:
             z = i // HY
             i = i % HY
-            d = z * SD + D0 + deep
-        h = i * SH + H0 + down
-        w = j * SW + W0 + right
-        if PLAIN:
-            x_across, dy_across = w * x_w, j * dy_w
+            d = (z * SD + D0)[:, None] + deep
+        h = (i * SH + H0)[:, None] + down
+        w = (j * SW + W0)[:, None] + right
+        mask = real[:, None] & inside
+        if PLAIN:  # pixels of a channel may be neighbours
+            g_place = n * dy_n + j * dy_w
+            x_place = tl.multiple_of(n * x_n + j * x_w, [UNIT_X])[:, None]
         else:
-            x_across, dy_across = w.to(tl.int64) * x_w, j.to(tl.int64) * dy_w
-        g_rows = dy_columns + n * dy_n + i.to(tl.int64) * dy_h + dy_across
-        mask = real & inside[None, :]
+            g_place = n * dy_n + i.to(tl.int64) * dy_h + j.to(tl.int64) * dy_w
+            x_place = (n * x_n)[:, None] + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
+            if DEEP:
+                g_place += z.to(tl.int64) * dy_d
+                x_place += d.to(tl.int64) * x_d
+            x_place = tl.multiple_of(x_place, [UNIT_X, UNIT_X])
+        g_place = tl.multiple_of(g_place, [UNIT_DY])
         if not BOUNDED:
             mask = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
-        x_rows = x_columns + n * x_n + h.to(tl.int64) * x_h + x_across
-        if DEEP:
-            g_rows += z.to(tl.int64) * dy_d
-            x_rows += d.to(tl.int64) * x_d
-            if not BOUNDED:
+            if DEEP:
                 mask = mask & (d >= 0) & (d < DX)
-        g = tl.load(g_rows, real & (o < O)[None, :], other=0.0)  # (BK, BM)
-        v = tl.load(x_rows, mask, other=0.0)  # (BK, BN)
-        acc = tl.dot(tl.trans(g), v, acc, input_precision=PRECISION)
+        g = tl.load(g_rows + g_place[None, :], made & real[None, :], other=0.0)  # (BM, BK)
+        v = tl.load(x_columns + x_place, mask, other=0.0)  # (BK, BN)
+        acc = tl.dot(g, v, acc, input_precision=PRECISION)
     row = (split * tl.num_programs(2) + group) * O + o  # (BM,)
     if FLAT:
         place = flat
     else:
         place = tap * C + c
     where = partial + row[:, None] * (TAPS * C) + place[None, :]
-    tl.store(where, acc, (o < O)[:, None] & inside[None, :])
+    tl.store(where, acc, made & inside)
 
 
 def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
@@ -117,6 +123,8 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empt
     flat, pixels, o_group = c < FEW_CHANNELS, n * math.prod(out), o // groups
     start = tuple([-b for b in before])
     tile = weight_tile(dy, o_group, c * taps if flat else c, flat)
+    if plain and channels_first(x) and math.prod(size) % 4:  # every number has an address of its own
+        tile = tile._replace(BN=min(tile.BN, 64))
     columns = _tile.cdiv(c * taps, tile.BN) if flat else taps * _tile.cdiv(c, tile.BN)
     tiles = _tile.cdiv(o_group, tile.BM) * columns
     # Two waves of programs; each sums enough pixels to be worth its partial result.
@@ -127,8 +135,9 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empt
         _conv_weight_kernel, (tiles, splits, groups), dy, x, partial,
         pixels, each * tile.BK, *out, *size, c, o_group, *kernel[1:], taps,
         *steps(dy), *steps(x), *stride, *start, *dilation,
-        DEEP=max(size[0], out[0], kernel[0]) > 1, FLAT=flat, PLAIN=plain, ALIGNED=math.prod(out) % 16 == 0,
+        DEEP=max(size[0], out[0], kernel[0]) > 1, FLAT=flat, PLAIN=plain, ALIGNED=_tile.unit_of(math.prod(out)),
         BOUNDED=bounded(tuple(out), tuple(size), tuple(kernel), stride, start, dilation), PRECISION=precision(dy),
+        UNIT_C=_tile.unit_of(c), UNIT_O=_tile.unit_of(o_group), UNIT_X=unit_of(x, c), UNIT_DY=unit_of(dy, o_group),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     finish(partial, dweight)

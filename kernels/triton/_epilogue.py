@@ -13,7 +13,7 @@ from .._budget import Budget, channels_first
 from . import _configs, _tile
 from ._batch_norm import in_order
 from ._conv import volume
-from ._image import as_images, channel_sums, evenly_spaced, finish, flattened, image_pixel, pixel_tile, steps
+from ._image import as_images, channel_sums, evenly_spaced, finish, flattened, image_pixel, pixel_tile, run_of, steps
 from .activation import gradient, value
 
 BUDGETS = {
@@ -169,7 +169,7 @@ def _launch(
     _tile.launch(
         _epilogue_gradient_kernel, (splits, blocks), source, kept, scale, dz, scaled, partial,
         n * h * w, each * pixels, c, source.shape[3], h * w, *steps(source), y_n, y_w, y_c,
-        EVEN=evenly_spaced(source), ALIGNED=h * w % 16 == 0 and pixels % 16 == 0,
+        EVEN=evenly_spaced(source), ALIGNED=run_of(h * w, pixels),
         **Epilogue(activation=activation).constants, BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
     if partial is not None:

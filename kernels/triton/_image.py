@@ -74,18 +74,23 @@ BUDGETS = {
 }
 
 
+def run_of(*pixels: int) -> int:
+    """ALIGNED of ``image_pixel`` for pixels of an image, and of a tile: 16, or 1."""
+    return 16 if all(p % 16 == 0 for p in pixels) else 1
+
+
 @triton.jit
 def image_pixel(start, P, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """(image as int64, pixel) for BLOCK pixels from ``start`` on, of images of P pixels each.
 
-    ALIGNED: P and start are multiples of 16; the compiler then knows that 16 neighbours lie in one image.
+    ALIGNED: P and start are multiples of it; the compiler then knows that so many neighbours lie in one image.
     """
     local = (start % P).to(tl.int32) + tl.arange(0, BLOCK)
     n = start // P + local // P
     pixel = local % P
-    if ALIGNED:
-        n = tl.max_constancy(n, [16])
-        pixel = tl.max_contiguous(tl.multiple_of(pixel, [16]), [16])
+    if ALIGNED > 1:
+        n = tl.max_constancy(n, [ALIGNED])
+        pixel = tl.max_contiguous(tl.multiple_of(pixel, [ALIGNED]), [ALIGNED])
     return n, pixel
 
 
@@ -190,7 +195,7 @@ def channel_sums(x: Any, total: Any, empty: Any, scale: float = 1.0) -> None:
     partial = empty((splits, c, 1, 1), "float32")
     _tile.launch(
         _channel_sums_kernel, (splits, blocks), source, partial, n * h * w, each * pixels, c, source.shape[3], h * w,
-        *steps(source), EVEN=even, ALIGNED=h * w % 16 == 0 and pixels % 16 == 0,
+        *steps(source), EVEN=even, ALIGNED=run_of(h * w, pixels),
         BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
     finish(partial, total.view(c, 1, 1, 1), scale)

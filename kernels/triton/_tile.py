@@ -154,6 +154,11 @@ def split(total: int, programs: int) -> tuple[int, int]:
     return cdiv(total, each), each
 
 
+def unit_of(*sizes: int) -> int:
+    """The largest of 16, 8, 4, 2, 1 that divides all of them: how much a kernel may say of places in these steps."""
+    return next(u for u in (16, 8, 4, 2, 1) if all(s % u == 0 for s in sizes))
+
+
 def in_units(*sizes: int | None) -> tuple[Any, ...]:
     """(unit, *sizes in units), for rows whose length 16 does not divide but 8, 4 or 2 does; None stays.
 
@@ -163,7 +168,7 @@ def in_units(*sizes: int | None) -> tuple[Any, ...]:
     given = [s for s in sizes if s is not None]
     if max(given) >= 2**31:  # in units it might pass as 32 bits, and the kernel's product would overflow
         return (1, *sizes)
-    unit = next(u for u in (16, 8, 4, 2, 1) if all(s % u == 0 for s in given))
+    unit = unit_of(*given)
     return (1, *sizes) if unit == 16 else (unit, *(s and s // unit for s in sizes))
 
 

@@ -24,7 +24,7 @@ from ._affine_grid import affine_grid_forward as affine_grid_forward
 from ._conv import volume
 from ._grid_sample import grid_sample_backward as grid_sample_backward
 from ._grid_sample import grid_sample_forward as grid_sample_forward
-from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, steps
+from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
 from ._tracing import thread
 
 BUDGETS = {
@@ -137,7 +137,7 @@ def _resample(x: Any, y: Any, make: Any, how: list[tuple]) -> None:
     _tile.launch(
         _resample_kernel, grid, x, y, *of, *by, n * pixels, pixels, d, h, w, c, *steps(x), *steps(y),
         KD=counts[0], KH=counts[1], KW=counts[2], DEEP=len(axes) > 2, TALL=len(axes) > 1, EVEN=evenly_spaced(y),
-        ALIGNED=pixels % 16 == 0 and run % 16 == 0, WIDE=is_wide(x, y), BP=run, BC=channels, num_warps=entry.warps,
+        ALIGNED=run_of(pixels, run), WIDE=is_wide(x, y), BP=run, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
 

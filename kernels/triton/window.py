@@ -17,7 +17,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._window import Window, output_order
 from . import _configs, _tile
-from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, steps
+from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
 
 
 def _narrow_copy(c: dict[str, Any]) -> str:
@@ -133,7 +133,7 @@ def _fold(y: Any, x: Any, window: Window) -> None:
     _tile.launch(
         _fold_kernel, grid, y, x, n * h * w, h * w, w, c, *window.output_size((h, w), window.padding), *window.kernel,
         window.taps, *y.stride(), *steps(x), *window.padding, *window.dilation, *window.stride,
-        UP=up, OVER=over, EVEN=evenly_spaced(x), ALIGNED=h * w % 16 == 0 and pixels % 16 == 0, WIDE=is_wide(x, y),
+        UP=up, OVER=over, EVEN=evenly_spaced(x), ALIGNED=run_of(h * w, pixels), WIDE=is_wide(x, y),
         BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
