@@ -67,8 +67,18 @@ def convolve(x: np.ndarray, weight: np.ndarray, end: Epilogue, of: Shape, y: np.
 
 
 def input_gradient(dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, of: Shape) -> None:
-    """Each phase of dx is a convolution of dy with the taps that fall on it, turned around."""
+    """Each phase of dx is a convolution of dy with the taps that fall on it, turned around; of single steps, as forward is."""
     back, many = Back(of), of.o // of.groups
+    if not of.strided and many == 1 and min(map(min, of.back)) >= 0:
+        (h, w), size = of.size, (of.h, of.w)
+        convolve(
+            dy,
+            np.ascontiguousarray(weight[..., ::-1, ::-1]),
+            Epilogue(),
+            of._replace(h=h, w=w, size=size, padding=of.back),
+            dx,
+        )
+        return
     weight = weight.astype(of.kind, copy=False).reshape(of.c, many, *of.kernel)
 
     def work(images: slice, channels: slice) -> None:
