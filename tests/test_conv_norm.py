@@ -49,7 +49,7 @@ def test_other_axes_and_options(shape, kernel, options):
     weight = draw(C, 1, *kernel)
     options = dict(groups=2, dtypes=["float32"], dys=["dense"], activation="relu", **options)
     ran = check_op(conv_batch_norm, draw(*shape), weight, None, draw(C), None, training=True, **options)
-    assert {"numpy", "triton", "definition"} == set(ran)
+    assert {"aten", "numpy", "triton", "definition"} == set(ran)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -57,7 +57,7 @@ def test_in_kernels(training):
     """Both memory orders; float32 gamma, beta and statistics with 16-bit images."""
     options = dict(training=training, activation="relu", dys=["dense"], **PADDING)
     ran = check_op(conv_batch_norm, *given(True), dtypes=["float32", "bfloat16" if training else "float16"], **options)
-    assert {"numpy", "triton", "definition"} == set(ran)
+    assert {"aten", "numpy", "triton", "definition"} == set(ran)
     x, weight, bias, *vectors, residual = given(True, order=_last)
     half = [a.astype(bfloat16) for a in (x, weight, bias)]
     wide = [a.astype(np.float32) for a in vectors]

@@ -11,6 +11,9 @@ import torch
 from gpulayers.arrays import Spec
 
 from .._norm import for_both, norms_own
+from ._conv_norm import conv_batch_norm_backward as conv_batch_norm_backward
+from ._conv_norm import conv_batch_norm_forward as conv_batch_norm_forward
+from ._conv_norm import conv_batch_norm_refuses as conv_batch_norm_refuses
 from ._group_norm import gradients, normalise
 from ._group_norm import group_norm_backward as group_norm_backward
 from ._group_norm import group_norm_forward as group_norm_forward
