@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from gpulayers.kernels.triton import _configs, _conv_tiles, _conv_tiles_weight, _tile  # noqa: E402
 from gpulayers.kernels.triton._conv import Walk  # noqa: E402
 from gpulayers.kernels.triton._conv_tiles_weight import BOXED, EVEN, STACKED  # noqa: E402
+from gpulayers.kernels.triton._epilogue import Epilogue  # noqa: E402
 
 from gpulayers.ops.conv import conv, conv_transpose  # noqa: E402
 from gpulayers.testing.audit import audit  # noqa: E402
@@ -200,9 +201,9 @@ def test_moments_come_along(size, dtype):
 
     tile = _configs.Tile(64, 64, 64, 4, 4)
     with interpreting(_tile.Device(90, 2, 232448)), _configs.forced("conv_tiles.half", tile):
-        assert _conv_tiles.forward(x, taps, bias, y, walk, False) == []
+        assert _conv_tiles.forward(x, taps, Epilogue(bias), y, walk, False) == []
         before = y.clone()
-        count, mean, squares = (t.double() for t in _conv_tiles.forward(x, taps, bias, y, walk, False, empty))
+        count, mean, squares = (t.double() for t in _conv_tiles.forward(x, taps, Epilogue(bias), y, walk, False, empty))
     assert len(count) == 2 and torch.equal(y, before)
     true, total = y.double(), count.sum(0)
     merged = (count * mean).sum(0) / total
@@ -222,7 +223,7 @@ def test_moments_cost_no_spills():
     taps = empty(64, 1, 3, 3, 64).permute(0, 4, 1, 2, 3)
     with compiling(90) as session:
         _conv_tiles.forward(
-            x, taps, None, y, Walk((1, 1, 1), (0, 1, 1), (1, 1, 1), 1), False,
+            x, taps, Epilogue(), y, Walk((1, 1, 1), (0, 1, 1), (1, 1, 1), 1), False,
             lambda shape, dtype: empty(*shape, dtype=torch.float32),
         )  # fmt: skip
     report = audit(session.compiled[0])

@@ -13,6 +13,7 @@ from . import _tile
 from ._conv import Walk
 from ._conv_tiles import HALF, Axis, box, in_rows, launch, machine_refusal, rows_of, summed, views_of
 from ._conv_tiles_weight import shares_of
+from ._epilogue import Epilogue, in_boxes
 from ._image import finish
 
 
@@ -68,11 +69,11 @@ def _runs(taps: Any) -> Any:
     return taps.permute(0, 2, 3, 4, 1).reshape(o, kh, -1)
 
 
-def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, moments: Any = None) -> list[Any]:
+def forward(x: Any, taps: Any, end: Epilogue, y: Any, walk: Walk, moments: Any = None) -> list[Any]:
     """y of a convolution that is not refused. taps: (O, C, 1, kh, kw), channels last. moments, what is returned: as of
     ``_conv_tiles.forward``."""
     patches = _patches(x, taps.shape[2:], y, walk)
-    return summed(patches, _runs(taps), bias, rows_of(y), _WALKS, (taps.shape[3], 1), 1, moments)
+    return summed(patches, _runs(taps), end, rows_of(y), _WALKS, (taps.shape[3], 1), 1, moments)
 
 
 def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, empty: Any) -> None:
@@ -82,11 +83,13 @@ def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, empty: An
         bias = _tile.copied(bias.expand(run // len(bias), -1), None, empty)
     tile = HALF(_tile.device(dy), n, h, w, o, run, kh, False)
     pixels = box(tile.BM, n, h, w)
-    views = views_of(_patches(dx, taps.shape[2:], dy, walk), (), (), (*pixels, tile.BN))
+    target = _patches(dx, taps.shape[2:], dy, walk)
+    part, ends, constants = in_boxes(Epilogue(bias), tile, pixels, target)
+    views = views_of(target, (), (), part)
     weights = _tile.described(_runs(taps).view(o, kh * run), (tile.BK, tile.BN))
     launch(
-        tile, pixels, 1, kh, _tile.described(source, (*pixels, tile.BK)), weights, bias, views[0], views[1:],
-        (n, h, w, o, run, 1, 1), (0,) * 6 + (1,) * 4 + (0, 0), None, None,
+        tile, pixels, 1, kh, _tile.described(source, (*pixels, tile.BK)), weights, ends, views[0], views[1:],
+        (n, h, w, o, run, 1, 1), (0,) * 6 + (1,) * 4 + (0, 0), None, None, **constants,
         TURNED=True, WIDE=False, IN_H=1, IN_W=1, OUT_H=0, OUT_W=0,
     )  # fmt: skip
 

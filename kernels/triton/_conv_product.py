@@ -205,15 +205,16 @@ def _conv_kernel(
     if not FIRST:
         place = tl.multiple_of(place, [UNIT_Y])
     across = tl.multiple_of(o.to(tl.int64) * y_c, [UNIT_Y])
-    end = (ACTIVATION, NUMBER_A, NUMBER_B)
     mask = real[:, None] & (column < O)[None, :]
     if FIRST:  # written along pixels
-        acc = finished(acc, residual, kept, place[None, :], across[:, None], tl.trans(mask), True, *end)
+        at, right = place[None, :], across[:, None]
+        acc = finished(acc, residual, kept, at, right, tl.trans(mask), True, ACTIVATION, NUMBER_A, NUMBER_B)
         out = acc.to(y.dtype.element_ty)
-        tl.store(y + place[None, :] + across[:, None], tl.trans(out), tl.trans(mask))
+        tl.store(y + at + right, tl.trans(out), tl.trans(mask))
     else:
-        acc = finished(acc, residual, kept, place[:, None], across[None, :], mask, False, *end)
-        tl.store(y + place[:, None] + across[None, :], acc.to(y.dtype.element_ty), mask)
+        at, right = place[:, None], across[None, :]
+        acc = finished(acc, residual, kept, at, right, mask, False, ACTIVATION, NUMBER_A, NUMBER_B)
+        tl.store(y + at + right, acc.to(y.dtype.element_ty), mask)
 
 
 def _summed(
@@ -232,6 +233,8 @@ def _summed(
     tile = tile_for(x, n * pixels, o, c * taps if flat else c, groups, flat)
     if plain and channels_first(x) and pixels % 4 and _tile.device(x).arch not in (90, 100):
         tile = tile._replace(BN=min(tile.BN, 64))  # sums stand in registers there, and every channel has addresses
+    if not end.is_affine:
+        tile = tile._replace(BN=min(tile.BN, 128))  # what follows them takes registers
     grid = (_tile.cdiv(n * pixels, tile.BM) * _tile.cdiv(o, tile.BN), groups)
     _tile.launch(
         _conv_kernel, grid, x, weight, *end.arrays, y,

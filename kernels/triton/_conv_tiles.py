@@ -29,6 +29,7 @@ from . import _configs, _tile
 from ._configs import Tile
 from ._conv import Walk
 from ._conv_product import remainder
+from ._epilogue import Epilogue, in_boxes, put_box, tile_for
 from ._image import in_line
 from ._tracing import thread
 
@@ -100,18 +101,19 @@ def _merge(value, n, i, j, N, H, W, count, mean, squares, EXACT: tl.constexpr, H
 
 @triton.jit
 def _conv_tiles_kernel(
-    x, w, bias, y, v1, v2, v3, counts, means, squares,
+    x, w, bias, scale, residual, kept, y, v1, v2, v3, counts, means, squares,
     N, H, W, C, O, KH, KW, H0, W0, UP, LEFT, DH, DW, DIL_H, DIL_W, GCD_H, GCD_W, INV_H, INV_W, DY, DX, KD, SD, D0, DD,
     DEEP: tl.constexpr, TURNED: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, IN_H: tl.constexpr, IN_W: tl.constexpr,
-    OUT_H: tl.constexpr, OUT_W: tl.constexpr, NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    OUT_H: tl.constexpr, OUT_W: tl.constexpr, ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
+    PARTS: tl.constexpr, NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y[n, i, j, o] = Σ_{tap, c} x[n, IN · (i + (H0, W0)) + (UP, LEFT) + tap · D, c] · weight[o, tap, c].
+    """y[n, i, j, o] = Σ_{tap, c} x[n, IN · (i + (H0, W0)) + (UP, LEFT) + tap · D, c] · weight[o, tap, c], and its epilogue.
 
-    x, w, y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where it is written in steps of OUT
-    (dx of a strided convolution; H0 and W0 are then its padding); 0: in patches, as ``under_tap`` says. N, H, W: y's images
-    and pixels. C, O: channels in a group of x and y. DEEP: images are frames, DY and DX (of y and x) one after the other,
-    under the KD planes of a kernel, and a box lies in one frame. TURNED: w is (C, taps · O), not (O, taps · C). WIDE: w is
-    (O, taps, C). EXACT: no box overhangs.
+    x, w, residual, kept (y before f), y, v1 … v3: descriptors; the views are x's where it is read in steps of IN, y's where
+    it is written in steps of OUT (dx of a strided convolution; H0 and W0 are then its padding); 0: in patches, as
+    ``under_tap`` says. N, H, W: y's images and pixels. C, O: channels in a group of x and y. DEEP: images are frames, DY and
+    DX (of y and x) one after the other, under the KD planes of a kernel, and a box lies in one frame. TURNED: w is (C,
+    taps · O), not (O, taps · C). WIDE: w is (O, taps, C). EXACT: no box overhangs.
     counts, means, squares: where given, (programs / tiles of channels, O) float32, the moments of what a program wrote;
     the grid is then a multiple of the tiles of channels, so that each program keeps its own.
     """
@@ -172,14 +174,19 @@ def _conv_tiles_kernel(
             else:
                 wt = w.load([group * O + o, t * C + c])
             acc = tl.dot(wt, px.T, acc)
+        if scale is not None:
+            at = o + tl.arange(0, BN)
+            acc *= tl.load(scale + group * O + at, at < O, other=0.0).to(tl.float32)[:, None]
         if bias is not None:
             at = o + tl.arange(0, BN)
             acc += tl.load(bias + group * O + at, at < O, other=0.0).to(tl.float32)[:, None]
-        out = acc.to(y.dtype)
         if OUT_H == 0:
+            out = acc.to(y.dtype)
             y.store([n, i, first_r, j, group * O + o], out.T.reshape(NB, HB, 1, WB, BN))
         else:
-            y.store([n, i, j, group * O + o], out.T.reshape(NB, HB, WB, BN))
+            out = put_box(
+                acc, residual, kept, y, n, i, j, group * O + o, PARTS, NB, HB, WB, ACTIVATION, NUMBER_A, NUMBER_B
+            )  # fmt: skip
         if counts is not None:  # of the rounded values, which a normalisation reads
             count, mean, spread = _merge(out.to(tl.float32), n, i, j, N, H, W, count, mean, spread, EXACT, HB, WB)
     if counts is not None:
@@ -362,7 +369,7 @@ def moments_refusal(x: Any, groups: int) -> str | None:
     return "programs of several groups" if groups > 1 else None
 
 
-def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool, moments: Any = None) -> list[Any]:
+def forward(x: Any, taps: Any, end: Epilogue, y: Any, walk: Walk, plain: bool, moments: Any = None) -> list[Any]:
     """y of a convolution for which nothing is refused. plain: one tap takes every pixel as it is.
 
     moments: the ``empty`` that gives memory for [counts, means, Σ (y − mean)²], (shares, O) in float32, of each channel of
@@ -373,35 +380,37 @@ def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, plain: bool, momen
         source, target = as_images(source, target)
     walks = [Axis.of(*along) for along in list(zip(taps.shape[2:], *walk[:3]))[1:]]
     weights = taps.permute(0, 2, 3, 4, 1).reshape(o, kd * kh * kw, c)
-    return summed(source, weights, bias, target, walks, (kh, kw), groups, moments, depth_of(x, y, taps.shape[2:], walk))
+    return summed(source, weights, end, target, walks, (kh, kw), groups, moments, depth_of(x, y, taps.shape[2:], walk))
 
 
 def summed(
-    source: Any, weights: Any, bias: Any, target: Any, walks: Sequence[Axis], kernel: tuple[int, int], groups: int,
+    source: Any, weights: Any, end: Epilogue, target: Any, walks: Sequence[Axis], kernel: tuple[int, int], groups: int,
     moments: Any = None, depth: tuple | None = None,
 ) -> list[Any]:  # fmt: skip
     """target = the sum that ``_conv_tiles_kernel`` states. source, target: (N, H, W, C). weights: (O, taps, C / groups),
     dense; in ``source`` there may be fewer channels, which read as zero. moments: as in ``forward``. depth: DY … DD of a deep kernel."""
     (o, taps, c), (n, h, w, _) = weights.shape, target.shape
     frames, n = (n, 1) if depth else (1, n)
-    tile = HALF(_tile.device(source), n, h, w, c, o // groups, groups * frames, groups > 1)
+    tile = tile_for(end, HALF(_tile.device(source), n, h, w, c, o // groups, groups * frames, groups > 1))
     moments = None if moments_refusal(source, groups) else moments
     if moments and tile.BM > 128:  # sums over more pixels spill
         tile = tile._replace(BM=128, warps=4)
     pixels = box(tile.BM, n, h, w)
+    part, ends, constants = in_boxes(end, tile, pixels, target)
     views = views_of(source, [a.picks for a in walks], [a.steps for a in walks], (*pixels, tile.BK))
     wide = c % tile.BK != 0
     block = (tile.BN, 1, tile.BK) if wide else (tile.BN, tile.BK)
     geometry = (*(a.start for a in walks), *(a.offset for a in walks), *(a.jump for a in walks), 1, 1, 1, 1, 0, 0)
     return launch(
-        tile, pixels, groups, 1, views[0], _tile.described(weights if wide else weights.view(o, taps * c), block), bias,
-        _tile.described(target, (*pixels, tile.BN)), views[1:], (n * frames, h, w, c, o // groups, *kernel), geometry,
-        moments, depth, TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
+        tile, pixels, groups, 1, views[0], _tile.described(weights if wide else weights.view(o, taps * c), block),
+        ends, _tile.described(target, part), views[1:],
+        (n * frames, h, w, c, o // groups, *kernel), geometry, moments, depth, **constants,
+        TURNED=False, WIDE=wide, IN_H=walks[0].views, IN_W=walks[1].views, OUT_H=1, OUT_W=1,
     )  # fmt: skip
 
 
-def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bool) -> None:
-    """dx of a convolution for which nothing is refused, + bias."""
+def input_gradient(dy: Any, taps: Any, end: Epilogue, dx: Any, walk: Walk, plain: bool) -> None:
+    """dx of a convolution for which nothing is refused, and its epilogue."""
     (o, c, kd, kh, kw), source, target, groups = taps.shape, rows_of(dy), rows_of(dx), walk.groups
     depth = None
     if is_deep(taps.shape[2:], walk):
@@ -412,17 +421,18 @@ def input_gradient(dy: Any, taps: Any, bias: Any, dx: Any, walk: Walk, plain: bo
     (n, h, w, _), phases = target.shape, math.prod(stride)
     frames = n if depth else 1
     each = (n // frames, _tile.cdiv(h, stride[0]), _tile.cdiv(w, stride[1]))
-    tile = HALF(_tile.device(dy), *each, o // groups, c, groups * phases * frames, groups > 1)
+    tile = tile_for(end, HALF(_tile.device(dy), *each, o // groups, c, groups * phases * frames, groups > 1))
     pixels = box(tile.BM, *each)
     common = tuple(map(math.gcd, stride, dilation))
     inverse = (pow(d // g, -1, s // g) if s > g else 0 for d, s, g in zip(dilation, stride, common))
-    views = views_of(target, list(map(range, stride)), stride, (*pixels, tile.BN))
+    part, ends, constants = in_boxes(end, tile, pixels, target)
+    views = views_of(target, list(map(range, stride)), stride, part)
     back = (-d // g for d, g in zip(dilation, common))
     geometry = (*before, 0, 0, *back, *dilation, *common, *inverse)
     weights = _tile.described(taps.permute(0, 2, 3, 4, 1).reshape(o, kd * kh * kw * c), (tile.BK, tile.BN))
     launch(
-        tile, pixels, groups, phases, _tile.described(source, (*pixels, tile.BK)), weights, bias, views[0], views[1:],
-        (n, h, w, o // groups, c, kh, kw), geometry, None, depth,
+        tile, pixels, groups, phases, _tile.described(source, (*pixels, tile.BK)), weights, ends, views[0], views[1:],
+        (n, h, w, o // groups, c, kh, kw), geometry, None, depth, **constants,
         TURNED=True, WIDE=False, IN_H=1, IN_W=1, OUT_H=stride[0], OUT_W=stride[1],
     )  # fmt: skip
 
@@ -443,7 +453,7 @@ def views_of(rows: Any, picks: Sequence[range], steps: Sequence[int], block: Seq
 
 
 def launch(
-    tile: Tile, pixels: tuple, groups: int, phases: int, x: Any, w: Any, bias: Any, y: Any, views: Sequence[Any],
+    tile: Tile, pixels: tuple, groups: int, phases: int, x: Any, w: Any, ends: tuple, y: Any, views: Sequence[Any],
     sizes: tuple, geometry: tuple, moments: Any, depth: tuple | None, **constants: Any,
 ) -> list[Any]:  # fmt: skip
     n, h, w_, _, o, *_ = sizes
@@ -457,8 +467,8 @@ def launch(
     else:
         programs, found = min(rounds * wide, max(1, room)), []
     _tile.launch(
-        _conv_tiles_kernel, (programs, groups, phases), x, w, bias, y, *views, *(found or [None] * 3), *sizes, *geometry,
-        *(depth or [1] * 6), **constants, DEEP=depth is not None,
+        _conv_tiles_kernel, (programs, groups, phases), x, w, *ends, y, *views, *(found or [None] * 3), *sizes,
+        *geometry, *(depth or [1] * 6), **constants, DEEP=depth is not None,
         EXACT=moments is None or not any(a % b for a, b in zip(each, pixels)),
         NB=pixels[0], HB=pixels[1], WB=pixels[2], BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from . import _configs, _tile
 from ._conv import FEW_CHANNELS, Walk
 from ._conv_tiles import VIEWS, Axis, in_rows, machine_refusal, rows_of, summed
 from ._conv_tiles_weight import shares_of
+from ._epilogue import Epilogue
 from ._image import finish
 
 BUDGETS = {
@@ -96,12 +97,12 @@ def _walks(kernel: tuple, walk: Walk) -> list[Axis]:
     return [Axis.of(kernel[1], walk.stride[1], walk.before[1], walk.dilation[1]), Axis.of(1, 1, 0, 1)]
 
 
-def forward(x: Any, taps: Any, bias: Any, y: Any, walk: Walk, empty: Any, moments: Any = None) -> list[Any]:
+def forward(x: Any, taps: Any, end: Epilogue, y: Any, walk: Walk, empty: Any, moments: Any = None) -> list[Any]:
     """y of a convolution that is not refused. taps: (O, C, 1, kh, kw). moments: as in ``_conv_tiles.forward``."""
     kernel = tuple(taps.shape[2:])
     windows, channels, run = _windows(x, y, kernel, walk, empty)
     weights = _spread(taps, 0, channels, run, empty).view(taps.shape[0], kernel[1], run)
-    return summed(windows, weights, bias, rows_of(y), _walks(kernel, walk), (kernel[1], 1), 1, moments)
+    return summed(windows, weights, end, rows_of(y), _walks(kernel, walk), (kernel[1], 1), 1, moments)
 
 
 def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, empty: Any) -> None:

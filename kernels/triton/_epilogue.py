@@ -3,6 +3,7 @@ all gradients, in one pass with the sums that are dbias."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import triton
@@ -11,14 +12,15 @@ import triton.language as tl
 from .._activation import FROM_Y, numbers_of
 from .._budget import Budget, channels_first
 from . import _configs, _tile
-from ._batch_norm import in_order
+from ._batch_norm import EXACT, in_order
+from ._configs import Tile
 from ._conv import volume
 from ._image import as_images, channel_sums, evenly_spaced, finish, flattened, image_pixel, pixel_tile, run_of, steps
 from .activation import gradient, value
 
 BUDGETS = {
     "_epilogue_gradient_kernel": Budget(
-        registers=128, blocks=2, narrow=lambda c: "loads, stores" if {"C", "P"} & c["odd"] else channels_first(c)
+        registers=64, blocks=4, narrow=lambda c: "loads, stores" if {"C", "P"} & c["odd"] else channels_first(c)
     ),
 }
 
@@ -36,7 +38,12 @@ class Epilogue(NamedTuple):
     @property
     def is_bias(self) -> bool:
         """Whether there is nothing but a bias, if that."""
-        return self.activation is None and self.scale is None and self.residual is None
+        return self.is_affine and self.scale is None
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether nothing follows scale and bias."""
+        return self.activation is None and self.residual is None
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -76,6 +83,83 @@ def finished(
     if ACTIVATION is not None:
         acc = value(acc, ACTIVATION, NUMBER_A, NUMBER_B)
     return acc
+
+
+# --- of boxes that descriptors load and store -------------------------------------------------------------------------
+
+
+@triton.jit
+def put_box(
+    acc, residual, kept, y, n, i, j, o, PARTS: tl.constexpr, NB: tl.constexpr, HB: tl.constexpr, WB: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
+):  # fmt: skip
+    """The box (NB, HB, WB) of y at (n, i, j) from acc (channels, pixels), and of what is kept: all at once, and returned
+    as it is stored; or in parts, one after the other, where the whole would spill. All but acc are descriptors."""
+    if PARTS == 1:
+        if residual is not None:
+            more = residual.load([n, i, j, o]).reshape(NB * HB * WB, acc.shape[0])
+            acc += more.T.to(tl.float32)
+        if kept is not None:
+            kept.store([n, i, j, o], acc.to(kept.dtype).T.reshape(NB, HB, WB, acc.shape[0]))
+        if ACTIVATION is not None:
+            acc = value(acc, ACTIVATION, NUMBER_A, NUMBER_B)
+        out = acc.to(y.dtype)
+        y.store([n, i, j, o], out.T.reshape(NB, HB, WB, out.shape[0]))
+        return out
+    else:
+        first, second = tl.split(acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1))
+        IMAGES: tl.constexpr = NB // 2 if NB > 1 else NB
+        ROWS: tl.constexpr = HB // 2 if NB == 1 and HB > 1 else HB
+        COLUMNS: tl.constexpr = WB // 2 if NB * HB == 1 else WB
+        put_box(
+            first, residual, kept, y, n, i, j, o, PARTS // 2, IMAGES, ROWS, COLUMNS, ACTIVATION, NUMBER_A, NUMBER_B
+        )  # fmt: skip
+        return put_box(
+            second, residual, kept, y, n + NB - IMAGES, i + HB - ROWS, j + WB - COLUMNS, o, PARTS // 2, IMAGES, ROWS,
+            COLUMNS, ACTIVATION, NUMBER_A, NUMBER_B,
+        )  # fmt: skip
+
+
+PART_SUMS = 32
+"""Sums of a thread in a part of a box."""
+MOST_SUMS = 64
+"""Sums of a thread beside an activation's temporaries."""
+
+
+def tile_for(end: Epilogue, tile: Tile) -> Tile:
+    """The tile with warps enough for what becomes of its sums: shared memory leaves a multiprocessor one such tile."""
+    many = tile.BM * tile.BN // tile.warps > 32 * MOST_SUMS
+    return tile._replace(warps=8) if many and end.activation not in (None, *EXACT) else tile
+
+
+def in_boxes(end: Epilogue, tile: Tile, pixels: Sequence[int], y: Any) -> tuple[tuple, tuple, dict[str, Any]]:
+    """(the block that a tile's box of pixels is put in, a kernel's arguments for the epilogue, its constants).
+
+    y: (N, H, W, C), as the kernel's descriptor has it.
+    """
+    sides, parts = list(pixels), 1
+    if not end.is_affine:
+        parts = max(1, tile.BM * tile.BN // (32 * tile.warps * PART_SUMS))
+    for _ in range(parts.bit_length() - 1):
+        along = next(i for i, side in enumerate(sides) if side > 1)
+        sides[along] //= 2
+    block = (*sides, tile.BN)
+    whole = (a if a is None else _tile.described(_as_rows(a, y), block) for a in (end.residual, end.z))
+    return block, (end.bias, end.scale, *whole), end.constants | {"PARTS": parts}
+
+
+def _as_rows(a: Any, y: Any) -> Any:
+    """``a`` (N, C, *sizes), which has y's memory order, in the shape of y (N, H, W, C)."""
+    return a.permute(0, *range(2, a.ndim), 1).reshape(-1).view(y.shape)
+
+
+def boxes_refusal(end: Epilogue, phases: int = 1) -> str | None:
+    """Why an epilogue is left to kernels of pointers; None if it is not. phases: of y, where it is written in steps."""
+    if end.z is not None and phases > 1:
+        return "descriptors of views are y's alone"
+    if end.residual is not None and not _tile.begins_aligned(end.residual):
+        return "a residual that does not begin at a multiple of 16 bytes"
+    return None
 
 
 # --- dz --------------------------------------------------------------------------------------------------------------

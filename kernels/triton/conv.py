@@ -36,7 +36,7 @@ from . import (
     _tile,
 )
 from ._conv import Walk, volume, walk_of
-from ._epilogue import Epilogue, before, epilogue
+from ._epilogue import Epilogue, before, boxes_refusal, epilogue
 from ._image import evenly_spaced, nhwc, output_order
 
 
@@ -97,15 +97,16 @@ def _forward(
         _depthwise.forward(x, volume(weight), end, volume(y), walk)
         return []
     taps, y = _taps(weight, empty), volume(y)
+    tiled = boxes_refusal(end) is None
     if end.is_bias and _conv_first.refusal(x, y, plain, walk.groups) is None:
         _conv_first.product(x, taps[..., 0, 0, 0], end.bias, y, empty)
         return []
-    if end.is_bias and _conv_tiles.refusal(x, taps, y, walk) is None:
-        return _conv_tiles.forward(x, taps, end.bias, y, walk, plain, moments)
-    if end.is_bias and _conv_patches.refusal(x, taps, y, walk) is None:
-        return _conv_patches.forward(x, taps, end.bias, y, walk, moments)
-    if end.is_bias and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
-        return _conv_windows.forward(x, taps, end.bias, y, walk, empty, moments)
+    if tiled and _conv_tiles.refusal(x, taps, y, walk) is None:
+        return _conv_tiles.forward(x, taps, end, y, walk, plain, moments)
+    if tiled and _conv_patches.refusal(x, taps, y, walk) is None:
+        return _conv_patches.forward(x, taps, end, y, walk, moments)
+    if tiled and _conv_windows.refusal(x, y, taps.shape[2:], walk) is None:
+        return _conv_windows.forward(x, taps, end, y, walk, empty, moments)
     if matrices := _as_matrices(x, y, end, walk, plain):
         _multiply(matrices, taps[..., 0, 0, 0], end, empty)
     else:
@@ -118,10 +119,11 @@ def _input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk, pl
         _depthwise.input_gradient(dy, volume(weight), end, volume(dx), walk)
         return
     taps, dx = _taps(weight, empty), volume(dx)
+    tiled = boxes_refusal(end, math.prod(walk.stride)) is None
     if end.is_bias and _conv_first.refusal(dy, dx, plain, walk.groups) is None:
         _conv_first.product(dy, taps[..., 0, 0, 0], end.bias, dx, empty, turned=True)
-    elif end.is_bias and _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
-        _conv_tiles.input_gradient(dy, taps, end.bias, dx, walk, plain)
+    elif tiled and _conv_tiles.refusal(dy, taps, dx, walk, turned=True) is None:
+        _conv_tiles.input_gradient(dy, taps, end, dx, walk, plain)
     elif end.is_bias and _conv_patches.refusal(dx, taps, dy, walk, whole=True) is None:
         _conv_patches.input_gradient(dy, taps, end.bias, dx, walk, empty)
     elif matrices := _as_matrices(dy, dx, end, walk, plain):
