@@ -232,3 +232,16 @@ class Elsewhere(gl.ReLU):
 def test_what_a_layer_says_is_exported_in_its_place(tmp_path):
     small(Elsewhere()).export(tmp_path)
     assert "class Elsewhere extends tf.layers.Layer" in (tmp_path / "custom_layers.js").read_text()
+
+
+def test_a_table_of_words_is_tfjs_own(tmp_path):
+    """Its input is integers; TF.js trains every row, so that one of padding is refused."""
+    model = gl.Sequential(gl.Embedding(5, 3), gl.Flatten(), gl.Linear(12, 2))
+    model.export(tmp_path / "site", input_shapes=[(None, 4)])
+    layers = json.loads((tmp_path / "site" / "model.json").read_text())["modelTopology"]["model_config"]["config"][
+        "layers"
+    ]
+    assert [layer["class_name"] for layer in layers[:2]] == ["InputLayer", "Embedding"]
+    assert layers[0]["config"]["dtype"] == "int32"
+    with pytest.raises(gl.ExportError, match="Embedding"):
+        gl.Sequential(gl.Embedding(5, 3, padding_idx=1)).export(tmp_path / "no", input_shapes=[(None, 4)])

@@ -252,3 +252,11 @@ def test_what_stands_in_the_way_is_listed_and_nothing_is_written(tmp_path, monke
         with pytest.raises(OSError, match="No space left"):
             gl.Sequential(gl.Linear(4, 4)).export(tmp_path / name, format="onnx", input_shapes=[(None, 4)])
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("earlier.onnx", "it stays")]
+
+
+def test_a_table_is_gathered_from_by_integers():
+    layers = gl.Embedding(5, 3, padding_idx=1), gl.Flatten(), gl.Linear(12, 2)
+    proto = held(gl.Sequential(*layers), [(None, 4)], 5)
+    assert not proto.functions and "Gather" in {n.op_type for n in proto.graph.node}
+    with pytest.raises(ExportError, match="indices: the rule is an integer dtype"):
+        model_proto(gl.Sequential(gl.ReLU(), gl.Embedding(5, 3)), [(None, 4)])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.export.onnx._graph import ModelGraph, Tensor
-from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
+from gpulayers.layers import activation, container, conv, dropout, embedding, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.ops._op import normal_axis
 from gpulayers.ops._window import around, numbers
@@ -190,6 +190,12 @@ def _layer_norm(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return graph.op("LayerNormalization", x.name, scale, *bias, axis=-len(shape), epsilon=float(layer.eps))
 
 
+def _embedding(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    if (x.kind or graph.kinds.setdefault(x.name, "i")) != "i":
+        return None
+    return graph.op("Gather", graph.weight(layer, layer.weight), x.name, axis=0)
+
+
 def _batch_norm(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     if layer.running_mean is None:
         return None
@@ -231,5 +237,5 @@ BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     norm.BatchNorm3d: _batch_norm, dropout.Dropout: _dropout,
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
-    padding.Pad: _pad,
+    padding.Pad: _pad, embedding.Embedding: _embedding,
 }  # fmt: skip

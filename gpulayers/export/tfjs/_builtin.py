@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpulayers.export.tfjs._topology import LAST_AXIS, Tensor, Topology, Variable
-from gpulayers.layers import activation, container, conv, dropout, linear, norm, padding, pooling, softmax
+from gpulayers.layers import activation, container, conv, dropout, embedding, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.ops._op import normal_axis
@@ -159,6 +159,15 @@ def _layer_norm(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     return top.one(layer, "LayerNormalization", config, top.first(x), x.shape, variables=variables)
 
 
+def _embedding(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    """Of the model's own input, which is integers then. TF.js trains every row, and as often as its index occurs."""
+    if layer.padding_idx is not None or layer.scale_grad_by_freq or ["int64"] not in top.possible_dtypes([x]):
+        return None
+    top.settle([x], ["int64"])
+    config = {"input_dim": layer.num_embeddings, "output_dim": layer.embedding_dim}
+    return top.one(layer, "Embedding", config, x, _out(layer, x), variables=[Variable("embeddings", layer.weight)])
+
+
 def _dropout(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     if layer.p == 0 or top.always_evaluates(layer):
         return x
@@ -220,6 +229,7 @@ BUILT_IN: dict[type, Callable[[Topology, Any, Tensor], Tensor | None]] = {
     padding.ZeroPad2d: _zero_pad,
     padding.ConstantPad2d: _zero_pad,
     norm.LayerNorm: _layer_norm,
+    embedding.Embedding: _embedding,
     dropout.Dropout: _dropout,
     container.Flatten: _flatten,
     container.Reshape: _flatten,

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from gpulayers.definition import RuleError
 from gpulayers.export.recording import Unrecordable
 from gpulayers.export.tfjs._class import SHARED_TEXT, class_text, weight_names
 from gpulayers.export.tfjs._topology import Tensor, Topology, Variable
@@ -69,7 +70,7 @@ class Classes:
         for dtypes in self.top.possible_dtypes(xs):
             try:
                 text = class_text(self._subject(layer), STANDS_FOR, [x.shape for x in xs], dtypes=dtypes)
-            except Unrecordable as error:
+            except (Unrecordable, RuleError) as error:
                 refused.append(str(error))
             else:
                 self.top.settle(xs, dtypes)
