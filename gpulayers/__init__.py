@@ -135,6 +135,7 @@ from gpulayers.layers.pooling import (  # noqa: E402
     Pooling,
 )
 from gpulayers.layers.resize import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d  # noqa: E402
+from gpulayers.layers.rotary import RotaryEmbedding  # noqa: E402
 from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # noqa: E402
 from gpulayers.layers.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold  # noqa: E402
 from gpulayers.ops._own import op  # noqa: E402

@@ -77,6 +77,7 @@ EVERY_OP = {
     "pixel_shuffle": ["4,12,8,8", "--options", "upscale_factor=2"],
     "pixel_unshuffle": ["4,3,8,8", "--options", "downscale_factor=2"],
     "channel_shuffle": ["4,6,8,8", "--options", "groups=3"],
+    "rotary": ["2,4,6,8", "6,4", "6,4"],
     "embedding": ["20,8", "4,6:int64"],
     "embedding_bag": ["20,8", "4,6:int64"],
     "threshold": ["4,8", "--options", "threshold=0.0, value=0.0"],

@@ -146,6 +146,22 @@ def _looked_up(name: str) -> Callable[[Any], Callable[[Tensor], Tensor]]:
     return make
 
 
+class _Turned(nn.Module):
+    """A head of images' columns turned by their rows; torch's own functions for torch."""
+
+    def __init__(self, m: Any):
+        super().__init__()
+        rows, width = IMAGE[2:] if m is gt else PIXELS[2:]
+        self.cos, self.sin = torch.ones(rows, width // 2), torch.zeros(rows, width // 2)
+        self.ours = m is gt
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.ours:
+            return gt.functional.rotary(x, None, self.cos, self.sin)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1)
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -163,6 +179,7 @@ def subjects() -> list[Subject]:
             IMAGE, PIXELS, "conv",
         ),
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
+        Subject("rotary", _Turned, IMAGE, PIXELS),
         Subject("embedding", _looked_up("embedding"), (64, 128), (4, 8)),
         Subject("embedding_bag", _looked_up("embedding_bag"), (64, 128), (4, 8)),
         Subject("layer_norm", lambda m: m.LayerNorm(_width(m, 128, 8)), ROWS, FEW, "norm"),

@@ -71,6 +71,7 @@ from gpulayers.torch.pooling import (
     max_pool3d,
 )
 from gpulayers.torch.resize import affine_grid, grid_sample, interpolate, upsample
+from gpulayers.torch.rotary import apply_rotary_pos_emb, rotary
 from gpulayers.torch.softmax import log_softmax, softmax, softmin
 from gpulayers.torch.window import channel_shuffle, fold, pixel_shuffle, pixel_unshuffle, unfold
 

@@ -28,7 +28,7 @@ _ONE_ARGUMENT = {"Threshold": (0.1, 3.0), "Dropout": (0.4,), "LayerNorm": (6,), 
 _OF_IMAGES = {
     "Conv2d": (3, 4, 3), "MaxPool2d": (2,), "AvgPool2d": (2,), "AdaptiveAvgPool2d": ((2, 3),), "GlobalAvgPool2d": (),
     "ReflectionPad2d": (1,), "ReplicationPad2d": (1,), "CircularPad2d": (1,), "ConstantPad2d": (1, 2.5),
-    "ZeroPad2d": ((1, -1, 0, 1),), "BatchNorm2d": (3,), "Softmax2d": (), "Upsample": (5,), "UpsamplingNearest2d": (5,),
+    "ZeroPad2d": ((1, -1, 0, 1),), "BatchNorm2d": (3,), "Softmax2d": (), "RotaryEmbedding": (4,), "Upsample": (5,), "UpsamplingNearest2d": (5,),
     "UpsamplingBilinear2d": (6,),
 }  # fmt: skip
 _LABELS = _random.integers(0, 6, 4)
