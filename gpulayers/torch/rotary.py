@@ -27,8 +27,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def _twin(q: Tensor, cos: Tensor, sin: Tensor, k: Tensor | None, positions: Tensor | None, interleaved: bool) -> Any:
-    tables = [_of_tokens(t, positions, q.shape[2]) for t in (cos, sin)]
-    found = tuple(_turned(x, *tables, interleaved) for x in (q, k) if x is not None)
+    c, s = (_of_tokens(t, positions, q.shape[2]) for t in (cos, sin))
+    found = tuple(_turned(x, c, s, interleaved) for x in (q, k) if x is not None)
     return found if len(found) > 1 else found[0]
 
 
