@@ -26,7 +26,9 @@ def _check_division(a: np.ndarray, b: np.ndarray) -> None:
 
 def _by_positive(a: np.ndarray, b: np.ndarray) -> bool:
     """Numbers from 0 on by one positive number, of a type: rounding down, which NumPy does fast, is towards zero."""
-    return b.size == 1 and a.dtype == b.dtype and a.dtype.kind in "iu" and b.item() > 0 and a.size > 0 and a.min() >= 0
+    if b.size != 1 or a.dtype != b.dtype or a.dtype.kind not in "iu" or b.item() <= 0:
+        return False
+    return bool((a.item() if a.size == 1 else a.min(initial=0)) >= 0)
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -205,16 +205,35 @@ def _changes() -> list[tuple[Any, str, Any, Any]]:
     return [(owner, name, new, vars(owner).get(name, MISSING)) for owner, name, new in wanted.values()]
 
 
+@cache
+def _in_modules() -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """(names of a module, stand-ins, what was there): swapped in one go."""
+    found = []
+    for module in (tl, tl.core, tl.math):
+        own = [(name, new, old) for owner, name, new, old in _changes() if owner is module and old is not MISSING]
+        found.append((vars(module), {n: new for n, new, _ in own}, {n: old for n, _, old in own}))
+    return found
+
+
+@cache
+def _in_classes() -> list[tuple[Any, str, Any, Any]]:
+    return [c for c in _changes() if not inspect.ismodule(c[0]) or c[3] is MISSING]
+
+
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
     """Within, triton.language computes on NumPy and a jitted function can be called like a plain one."""
-    changes = _changes()
+    modules, classes = _in_modules(), _in_classes()
     try:
-        for owner, name, new, _ in changes:
-            setattr(owner, name, new)
+        for names, new, _ in modules:
+            names.update(new)
+        for owner, name, stand_in, _ in classes:
+            setattr(owner, name, stand_in)
         yield
     finally:
-        for owner, name, _, old in changes:
+        for names, _, own in modules:
+            names.update(own)
+        for owner, name, _, old in classes:
             if old is MISSING:
                 if name in vars(owner):
                     delattr(owner, name)

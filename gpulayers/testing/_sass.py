@@ -96,11 +96,12 @@ def _opcodes(texts: Sequence[bytes], arch: int) -> list[Counter[str]]:
     return counts
 
 
-def serializes(ptx: str, arch: int) -> bool:
-    """Whether the assembler makes the products of warp groups (wgmma) wait for each other: only its own words tell."""
+def serializes(ptx: str, arch: int, words: str = "") -> bool:
+    """Whether the assembler makes the products of warp groups (wgmma) wait for each other: only its own `words` tell, for
+    which it is asked where they are not at hand."""
     if "wgmma" not in ptx:
         return False
-    words = _run("ptxas", ptx.encode(), "-v", f"--gpu-name=sm_{arch}a", "-o", os.devnull)
+    words = words or _run("ptxas", ptx.encode(), "-v", f"--gpu-name=sm_{arch}a", "-o", os.devnull)
     return "wgmma.mma_async instructions are serialized" in words
 
 

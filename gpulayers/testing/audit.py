@@ -154,7 +154,7 @@ def audit_launches(launches: Sequence[Planned]) -> list[Report]:
         for one, found in zip(compiled, read([c.cubin for c in compiled], arch)):
             ((name, figures),) = found.items()
             report = _report(name, arch, one.warps, one.shared, figures, multiplies=_multiplies(one))
-            report = replace(report, serialized=serializes(one.binary.asm["ptx"], arch))
+            report = replace(report, serialized=serializes(one.binary.asm["ptx"], arch, one.words))
             keep(places[one.key], partial(Path.write_text, data=json.dumps(asdict(report))))
     return [Report(**json.loads(places[p.key].read_text())) for p in launches]
 

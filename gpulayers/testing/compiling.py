@@ -55,12 +55,12 @@ class Planned:
         global compilations
         if self.key not in _binaries:
             compilations += 1
-            with driving(self.arch) as driver:
+            with driving(self.arch) as driver, _listening() as said:
                 binary = triton.compile(self.source, target=driver.target, options=self.options.__dict__)
-            _binaries[self.key] = binary
-        binary = _binaries[self.key]
+            _binaries[self.key] = binary, "".join(said)
+        binary, words = _binaries[self.key]
         given = {f.name: getattr(self, f.name) for f in fields(Planned)} | {"warps": binary.metadata.num_warps}
-        return Compiled(**given, shared=binary.metadata.shared, binary=binary)
+        return Compiled(**given, shared=binary.metadata.shared, binary=binary, words=words)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Compiled(Planned):
     shared: int
     """Bytes of shared memory that a launch reserves for a block."""
     binary: Any = field(repr=False, compare=False)
+    words: str = field(repr=False, compare=False)
+    """What the assembler said; nothing of a binary that Triton had in its cache."""
 
     @property
     def cubin(self) -> bytes:
@@ -88,7 +90,7 @@ class Session:
 
 
 _sessions: list[Session] = []
-_binaries: dict[str, Any] = {}
+_binaries: dict[str, tuple[Any, str]] = {}
 compilations = 0
 """How often this process has called the compiler."""
 
@@ -165,6 +167,25 @@ def driving(arch: int) -> Iterator[_Driver]:
         yield pretended
     finally:
         driver._active = before
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+    """What Triton would print of the assembler's words, where it knows how to."""
+    from triton import knobs
+    from triton.backends.nvidia import compiler
+
+    said: list[str] = []
+    if not hasattr(knobs.nvidia, "dump_ptxas_log"):
+        yield said
+        return
+    with knobs.nvidia.scope():
+        knobs.nvidia.dump_ptxas_log = True
+        compiler.print = lambda *words: said.extend(map(str, words))  # type: ignore[attr-defined]
+        try:
+            yield said
+        finally:
+            del compiler.print  # type: ignore[attr-defined]
 
 
 _hashes: dict[int, _Hashed] = {}

@@ -98,6 +98,7 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     """Interpret one launch: bind, check the grid, run its programs one after another."""
     from gpulayers.kernels.triton import _tile
     from gpulayers.testing import _multiprocessors
+    from gpulayers.testing._arguments import argument
     from gpulayers.testing._builder import BUILDER
     from gpulayers.testing._language import patched
     from gpulayers.testing._rewriting import rewritten
@@ -120,7 +121,7 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     try:
         with patched(), np.errstate(all="ignore"):
             values = {
-                p.name: bound[p.name] if p.is_constexpr else _argument(bound[p.name], p, memory) for p in kernel.params
+                p.name: bound[p.name] if p.is_constexpr else argument(bound[p.name], p, memory) for p in kernel.params
             }
             large = session.corners and any(region.nbytes > LARGE for region in memory.regions)
             for index in _launches.corners(sizes) if large else np.ndindex(sizes):
@@ -138,47 +139,3 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     if not session.corners:
         proven.add((name, " ".join(dtypes)))
         _multiprocessors.note(name, _tile.pretend)
-
-
-def _argument(arg: Any, parameter: Any, memory: Any) -> Any:
-    """A launch argument as the kernel sees it: a number that the compiler takes for a constant stays one."""
-    return _value(arg, parameter.name, parameter.annotation_type, memory, not parameter.do_not_specialize)
-
-
-def _value(arg: Any, name: str, annotation: str, memory: Any, ones: bool) -> Any:
-    """ones: the integer 1 is a constant, unless annotated; whole tuples share this."""
-    import triton.language as tl
-    from triton.runtime.jit import mangle_type
-
-    from gpulayers.testing._builder import SEMANTIC
-    from gpulayers.testing._values import STORAGE, made, pointer_to
-
-    def part(value: Any, name: str = name) -> Any:
-        return _value(value, name, "", memory, False)
-
-    if isinstance(arg, np.ndarray) or hasattr(arg, "data_ptr"):
-        ty = pointer_to(_element_type(arg))
-        return made(np.array([memory.add(name, arg)], np.uint64), ty, ty)
-    if isinstance(arg, np.generic):
-        arg = arg.item()
-    if isinstance(arg, tuple):
-        items = [_value(item, f"{name}[{i}]", "", memory, ones) for i, item in enumerate(arg)]
-        return type(arg)(*items) if hasattr(arg, "_fields") else tl.tuple(items)
-    if type(arg).__name__ == "TensorDescriptor":
-        shape, strides = [part(int(n)) for n in arg.shape], [part(int(n)) for n in arg.strides[:-1]]
-        block = [tl.constexpr(n) for n in arg.block_shape]
-        return SEMANTIC.make_tensor_descriptor(part(arg.base), shape, [*strides, tl.constexpr(1)], block, arg.padding)
-    if not isinstance(arg, bool | int | float) or (type(arg) is int and arg == 1 and ones and not annotation):
-        return arg
-    ty = tl.str_to_ty(annotation or mangle_type(arg), None)  # a float is float32, an int as wide as it needs
-    return made(np.array([arg]).astype(STORAGE[ty.name]), ty, ty)
-
-
-def _element_type(array: Any) -> Any:
-    """The Triton type of an array's elements."""
-    import triton.language as tl
-
-    if isinstance(array.dtype, tl.dtype):  # triton.reinterpret
-        return array.dtype
-    name = _launches.dtype_name(array)
-    return getattr(tl, {"bool": "int1", "float8_e4m3fn": "float8e4nv", "float8_e5m2": "float8e5"}.get(name, name))

@@ -13,7 +13,6 @@ argument lies right behind it in memory. Found are
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -140,7 +139,9 @@ class Region:
     """One tensor argument: where its elements lie, and which bytes between the first and the last are its own."""
 
     dtype: str
-    label: str
+    name: str
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]  # strides in elements
     low: int  # real address of the lowest byte
     nbytes: int  # from the lowest byte to past the highest
     unit: int  # bytes of an element
@@ -149,6 +150,10 @@ class Region:
     raw: np.ndarray
     hazards: Hazards | None = None
     views: dict[np.dtype, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"argument {self.tag - 1}, '{self.name}' ({self.dtype}, shape {self.shape}, strides {self.steps})"
 
     @property
     def base(self) -> int:
@@ -235,6 +240,13 @@ def _holes(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, unit
     return holes
 
 
+class _Bytes:
+    """A stretch of memory, for NumPy."""
+
+    def __init__(self, low: int, nbytes: int):
+        self.__array_interface__ = {"data": (low, False), "shape": (nbytes,), "typestr": "|u1", "version": 3}
+
+
 class Memory:
     """The memory one launch may use: made with the launch's grid, then `add` each tensor, then run the programs.
 
@@ -259,10 +271,9 @@ class Memory:
             unit = gcd(itemsize, *(s for s, n in zip(strides, shape) if n > 1))
             dense = _is_dense(shape, strides, itemsize)
             holes = None if dense else _holes(shape, strides, itemsize, unit, nbytes)
-        raw = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(low)) if nbytes else np.empty(0, np.uint8)
+        raw = np.asarray(_Bytes(low, nbytes)) if nbytes else np.empty(0, np.uint8)
         steps = tuple(s // itemsize for s in strides)
-        label = f"argument {len(self.regions)}, '{name}' ({dtype}, shape {shape}, strides {steps})"
-        region = Region(dtype, label, low, nbytes, unit, len(self.regions) + 1, holes, raw)
+        region = Region(dtype, name, shape, steps, low, nbytes, unit, len(self.regions) + 1, holes, raw)
         self.regions.append(region)
         self._grouped = False
         return (region.tag << TAG_SHIFT) + address
