@@ -39,6 +39,7 @@ TILES = {"_conv_tiles_kernel"}
 CASES = {
     # x, weight, options
     "overhanging pixels and channels": ((2, 40, 5, 6), (72, 40, 3, 2), {"padding": 1}),
+    "few channels": ((1, 24, 5, 6), (16, 24, 3, 3), {"padding": 1}),
     "a stride": ((2, 32, 5, 6), (32, 32, 3, 3), {"padding": 1, "stride": 2}),
     "each side, each axis its own": (
         (1, 32, 7, 5), (40, 32, 2, 3), {"padding": ((1, 0), (2, 1)), "stride": (2, 1), "dilation": (1, 3)},
@@ -80,6 +81,7 @@ def test_frames(x, weight, options):
 WEIGHTS = {
     # x, weight, options, (how boxes lie in dy, taps at once)
     "one pixel of many images": ((25, 40, 3, 3), (72, 40, 2, 3), {"padding": 1, "dilation": (2, 1)}, (STACKED, 3)),
+    "few channels": ((4, 16, 4, 4), (24, 16, 3, 3), {"padding": 1}, (EVEN, 3)),
     "rows": ((2, 32, 4, 8), (32, 32, 3, 3), {"padding": (1, 1)}, (EVEN, 3)),
     "boxes of steps": ((2, 32, 12, 8), (40, 32, 3, 2), {"padding": (1, 0), "stride": 2}, (BOXED, 3)),
     "a product": ((3, 32, 5, 5), (136, 32, 1, 1), {}, (EVEN, 1)),
@@ -266,7 +268,7 @@ BOTH = (1, 1)
 REFUSED = {
     # x, weight, (stride, dilation, groups), why
     "thin": ((1, 36, 4, 4), (32, 36, 3, 3), (BOTH, BOTH, 1), "no multiple of 8"),
-    "few": ((1, 32, 4, 4), (24, 32, 3, 3), (BOTH, BOTH, 1), "fewer than 32 channels"),
+    "few": ((1, 32, 4, 4), (8, 32, 3, 3), (BOTH, BOTH, 1), "fewer than 16 channels"),
     "grouped": ((1, 96, 4, 4), (96, 48, 3, 3), (BOTH, BOTH, 2), "into the next group"),
     "small": ((1, 32, 1, 4), (32, 32, 3, 3), ((2, 1), BOTH, 1), "smaller than its stride"),
     "far": ((1, 32, 6, 6), (32, 32, 2, 2), ((3, 3), BOTH, 1), "more than 4 views"),
@@ -306,4 +308,4 @@ def test_predicted_times_are_those_measured():
     for (c, size), seconds in predicted.MEASURED.items():
         assert abs(predicted.predicted(c, size, c, 3, 1).forward / seconds - 1) < 0.15
     lines = predicted.table().splitlines()
-    assert len(lines) == 1 + 23 and all(len(line.split()) >= 5 for line in lines[1:])
+    assert len(lines) == 1 + 23 + 12 + 4 + 4 and all(len(line.split()) >= 5 for line in lines[1:])

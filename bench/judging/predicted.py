@@ -1,4 +1,4 @@
-"""What ResNet-50's convolutions should take on an H200, reckoned from flops, bytes and rounds of tiles: no GPU is asked.
+"""What networks' convolutions should take on an H200, reckoned from flops, bytes and rounds of tiles: no GPU is asked.
 
     python -m gpulayers.bench.judging.predicted
 
@@ -13,11 +13,13 @@ import math
 from typing import NamedTuple
 
 from gpulayers.bench.cases.case import every_case
-from gpulayers.kernels.triton import _conv_tiles, _conv_tiles_weight, _tile
+from gpulayers.kernels.triton import _conv_first, _conv_tiles, _conv_tiles_weight, _tables, _tile
 
 H200 = _tile.Device(90, 132, 232448)
 COPY, PRODUCTS, L2, START = 4.2e12, 740e12, 9.3e12, 5e-6
 """Bytes of memory, flops in bfloat16 and bytes of L2 a second; seconds until the first tile, and after the last."""
+L1, SECTOR = 132 * 128 * 1.755e9, 32
+"""Bytes of L1 a second, by its width and the clock; bytes that it hands over at least. Not measured."""
 STORE = 2e-6
 """Seconds that the store of a 256 × 128 tile stands in the way of a multiprocessor that holds one program."""
 BATCH = 128
@@ -31,7 +33,8 @@ class Times(NamedTuple):
     forward: float
     dx: float | None
     """None: nobody wants the image's."""
-    dweight: float
+    dweight: float | None
+    """None: not reckoned."""
 
 
 def _product(n: int, h: int, w: int, c: int, o: int, taps: int, phases: int, moved: float) -> float:
@@ -39,12 +42,60 @@ def _product(n: int, h: int, w: int, c: int, o: int, taps: int, phases: int, mov
     tile = _conv_tiles.HALF(H200, n, h, w, c, o, phases, False)
     boxes = math.prod(map(_tile.cdiv, (n, h, w), _conv_tiles.box(tile.BM, n, h, w))) * _tile.cdiv(o, tile.BN)
     inner = _tile.cdiv(c, tile.BK) * tile.BK * taps / phases
+    return _of_tiles(tile, boxes * phases, inner, moved)
+
+
+def _of_tiles(tile: _tables.Tile, tiles: int, inner: float, moved: float) -> float:
+    """So many tiles of sums over ``inner`` products each."""
     at_once = _conv_tiles.resident(H200, tile.shared(2) + tile.BM * tile.BN * 2, tile.warps) // H200.sms
-    rounds = _tile.cdiv(boxes * phases, H200.sms * at_once) * at_once
+    rounds = _tile.cdiv(tiles, H200.sms * at_once) * at_once
     store = STORE * tile.BM * tile.BN / 2**15 if at_once == 1 else 0.0
     products = rounds * (2 * tile.BM * tile.BN * inner * H200.sms / PRODUCTS + store)
-    loaded = boxes * phases * (tile.BM + tile.BN) * inner * 2
+    loaded = tiles * (tile.BM + tile.BN) * inner * 2
     return max(products, loaded / L2, moved / COPY) + START
+
+
+def _first(n: int, pixels: int, c: int, o: int, moved: float) -> float:
+    """A product with pixels last in memory."""
+    step = _conv_first.step_of(pixels)
+    tile = _conv_first.HALF(H200, n, pixels, c // step, o)
+    tiles = n * _tile.cdiv(pixels, tile.BN) * _tile.cdiv(o, tile.BM)
+    return _of_tiles(tile, tiles, step * _tile.cdiv(c // step, tile.BK) * tile.BK, moved)
+
+
+def _first_weight(n: int, pixels: int, c: int, o: int, moved: float) -> float:
+    step = _conv_first.step_of(pixels)
+    tile = _conv_first.WEIGHT_HALF(H200, pixels, o // step, c // step)
+    blocks = _tile.cdiv(o // step, tile.BM) * _tile.cdiv(c // step, tile.BN) * step * step
+    splits = max(1, H200.sms // blocks)
+    inner = _tile.cdiv(n * _tile.cdiv(pixels, tile.BK), splits) * tile.BK
+    return _of_tiles(tile, blocks * splits, inner, moved) + 2 * 4 * splits * o * c / COPY + START
+
+
+def first(c: int, size: int, o: int) -> Times:
+    """Seconds of a layer of one tap, row-major in bfloat16."""
+    pixels = size * size
+    moved, copy = 2 * BATCH * pixels * (c + o) + 2 * c * o, 0.0
+    if _conv_first.step_of(pixels) > 1:  # of the weight
+        copy = 4 * c * o / COPY + START
+    forward = _first(BATCH, pixels, c, o, moved) + copy
+    return Times(forward, _first(BATCH, pixels, o, c, moved), _first_weight(BATCH, pixels, c, o, moved))
+
+
+def patches(c: int, size: int, o: int, k: int) -> Times:
+    """Seconds of a layer that cuts images into patches, channels-last in bfloat16."""
+    out, run = size // k, k * c
+    moved = 2 * BATCH * out * out * (k * run + o) + 2 * o * k * run
+    forward, dx = (_product(BATCH, out, out, *of, k, phases, moved) for of, phases in (((run, o), 1), ((o, run), k)))
+    return Times(forward, dx, _weight(BATCH, out, out, run, o, k, moved))
+
+
+def grouped(width: int, size: int, groups: int) -> float:
+    """Seconds of a 3×3 kernel of pointers, forward or dx, of groups of so few channels: each pixel of a group lies in a
+    sector of its own, which L1 hands over once for each tap."""
+    pixels = BATCH * size * size
+    moved = 2 * 2 * pixels * width * groups
+    return max(9 * pixels * groups * max(SECTOR, 2 * width) / L1, moved / COPY) + START
 
 
 def _weight(n: int, h: int, w: int, c: int, o: int, taps: int, moved: float) -> float:
@@ -88,14 +139,25 @@ def layers() -> list[tuple[int, int, int, int, int]]:
     return list(dict.fromkeys(found))
 
 
+def _line(name: str, times: Times, beside: str = "") -> str:
+    shown = " ".join(f"{'–' if t is None else f'{t * 1e6:.1f}':>8s}" for t in times)
+    return f"{name:32s} {shown}   {beside}".rstrip()
+
+
 def table() -> str:
-    lines = [f"{'layer, batch 128':28s} {'forward':>8s} {'dx':>8s} {'dweight':>8s}   cuDNN forward, dweight (µs)"]
+    lines = [f"{'layer, batch 128':32s} {'forward':>8s} {'dx':>8s} {'dweight':>8s}   cuDNN forward, dweight (µs)"]
     for c, size, o, k, stride in layers():
-        times = predicted(c, size, o, k, stride)
-        shown = " ".join(f"{'–' if t is None else f'{t * 1e6:.1f}':>8s}" for t in times)
         theirs = CUDNN.get((c, size)) if (c, k, stride) == (o, 3, 1) else None
         beside = "" if theirs is None else f"{theirs[0]:.1f}, {theirs[1]:.1f}"
-        lines.append(f"{f'{k}×{k}/{stride} {c}→{o}, {size}²':28s} {shown}   {beside}".rstrip())
+        lines.append(_line(f"{k}×{k}/{stride} {c}→{o}, {size}²", predicted(c, size, o, k, stride), beside))
+    for c, size, o, k, stride in layers():
+        if k == stride == 1:
+            lines.append(_line(f"{k}×{k}/{stride} {c}→{o}, {size}², row-major", first(c, size, o)))
+    for c, size, o, k in ((3, 224, 768, 16), (96, 56, 192, 2), (192, 28, 384, 2), (384, 14, 768, 2)):
+        lines.append(_line(f"{k}×{k}/{k} {c}→{o}, {size}², patches", patches(c, size, o, k)))
+    for width, size in ((4, 56), (8, 28), (16, 14), (32, 7)):
+        seconds = grouped(width, size, 32)
+        lines.append(_line(f"3×3/1 32 groups of {width}, {size}²", Times(seconds, seconds, None)))
     return "\n".join(lines)
 
 

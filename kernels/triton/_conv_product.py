@@ -4,6 +4,10 @@ product runs.
 Rows are pixels, the inner axis runs over taps × channels, with channels neighbouring in memory (NHWC). dx with stride 1 is
 the same sum with the kernel turned around. With a stride, pixels of one remainder (h mod stride, w mod stride) see the same
 taps; each remainder is a convolution of its own, without a multiplication by the zeros in between.
+
+Groups of few channels stay here on every GPU: their pixels are runs of 8 to 64 bytes, which L1 hands over tap by tap, and a
+box of such a run would cost the copy engine as much. A block-diagonal weight over many groups would take fewer loads, but
+multiply what is not finite in one group by the zeros of the others.
 """
 
 from __future__ import annotations

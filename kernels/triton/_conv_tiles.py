@@ -292,7 +292,7 @@ def refusal(x: Any, taps: Any, y: Any, walk: Walk, turned: bool = False) -> str 
     return None
 
 
-FEW = 32
+FEW = 16
 """Channels in a group that a tile wants at least."""
 VIEWS = 4
 """Descriptors that the kernel picks from, at most."""
