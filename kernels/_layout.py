@@ -13,13 +13,13 @@ import numpy as np
 from gpulayers.arrays import Spec, dtype, empty_numpy
 
 
-def _empty(shape: Sequence[int], kind: Any, order: tuple[int, ...] | None = None) -> np.ndarray:
+def empty_of(shape: Sequence[int], kind: Any, order: tuple[int, ...] | None = None) -> np.ndarray:
     return empty_numpy(Spec(tuple(shape), dtype(kind), order))
 
 
 def own_memory(launcher: Callable) -> Callable:
     """A launcher as NumPy's are, which take their memory themselves, from one that is handed ``empty``."""
-    made = functools.partial(launcher, empty=_empty)
+    made = functools.partial(launcher, empty=empty_of)
     functools.update_wrapper(made, launcher)
     signature = inspect.signature(launcher)
     made.__signature__ = signature.replace(  # type: ignore[attr-defined]

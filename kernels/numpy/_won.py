@@ -38,11 +38,15 @@ def back(dy: np.ndarray, index: np.ndarray, like: Spec) -> np.ndarray:
     channels, kind = np.arange(of.shape[-1]), compute_dtype(dx.dtype)
 
     def work(first: int, end: int) -> None:
-        total = np.zeros(of[first:end].shape, kind)
+        own = of[first:end]
+        direct = own.dtype == kind and own.flags.c_contiguous
+        total = own if direct else np.empty(own.shape, kind)
+        total.fill(0)
         images = np.arange(end - first).reshape(-1, *(1,) * (of.ndim - 1)) * (total.size // (end - first))
         places = at[first:end] * of.shape[-1] + (images + channels)
         np.add.at(total.reshape(-1), places.reshape(-1), g[first:end].astype(kind, copy=False).reshape(-1))
-        of[first:end] = total
+        if not direct:
+            own[...] = total
 
     _blocks.over(len(of), _blocks.block_rows(of[:1].size), work, dx.size)
     if into is not dx:

@@ -5,7 +5,6 @@ Which tap won is kept with arithmetic on bytes and bits: NumPy's masked assignme
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -16,86 +15,25 @@ from gpulayers.arrays import Spec, compute_dtype, float64
 from .._layout import own_memory
 from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window, output_order
+from ._adaptive_max import adaptive_max_pool_backward as adaptive_max_pool_backward
+from ._adaptive_max import adaptive_max_pool_forward as adaptive_max_pool_forward
 from ._fractional_max import fractional_max_pool_backward as fractional_max_pool_backward
 from ._fractional_max import fractional_max_pool_forward as fractional_max_pool_forward
 from ._images import along_axes, empty_like, over_blocks
+from ._lp_pool import lp_pool_backward as lp_pool_backward
+from ._lp_pool import lp_pool_forward as lp_pool_forward
 from ._unpooling import max_unpool_backward as max_unpool_backward
 from ._unpooling import max_unpool_forward as max_unpool_forward
+from ._windows import Taps, parts_of, spread_out, weights_of
 
 REFUSALS = {"float64": "float64 is left to the definition"}
-
-
-class _Taps:
-    """Where the taps of a window fall on images that reach as far as the windows do."""
-
-    def __init__(self, of: Window, image: tuple[int, ...], size: tuple[int, ...]):
-        self.of, self.image, self.size, self.kernel = of, image, size, of.kernel
-        ends = of.reach(size)
-        self.full = tuple(max(n + p, e) if p or e > n else n for n, p, e in zip(image, of.padding, ends))
-        self.apart = max(of.laps) == 1
-        """No pixel lies in two windows."""
-
-    def along(self, axis: int, tap: int) -> tuple:
-        """The index of what lies under one row (or column) of taps, along this spatial axis."""
-        start, step = tap * self.of.dilation[axis], self.of.stride[axis]
-        under = slice(start, start + step * (self.size[axis] - 1) + 1, step)
-        return (..., under, *(slice(None),) * (len(self.size) - 1 - axis))
-
-    def each(self) -> list[tuple[int, tuple]]:
-        """(number, index of what lies under it) of each tap."""
-        places = itertools.product(*map(range, self.kernel))
-        return [(t, (..., *[self.along(a, k)[1] for a, k in enumerate(tap)])) for t, tap in enumerate(places)]
-
-    def spread(self, wide: np.ndarray, narrow: np.ndarray, number: int) -> None:
-        """``wide``: along an axis the sum of ``narrow`` over the taps that fall on each place."""
-        wide.fill(0)
-        for tap in range(self.kernel[number - 2]):
-            wide[self.along(number - 2, tap)] += narrow
-
-    def inside(self, full: np.ndarray) -> np.ndarray:
-        return full[(..., *[slice(p, p + n) for p, n in zip(self.of.padding, self.image)])]
-
-    def widen(self, x: np.ndarray, kind: np.dtype, fill: float) -> np.ndarray:
-        """x in dtype ``kind`` with ``fill`` around it; x itself where it is so already."""
-        if self.full == self.image:
-            return x.astype(kind, copy=False)
-        wide = empty_like(x, self.full, kind)
-        wide.fill(fill)
-        self.inside(wide)[...] = x
-        return wide
-
-    def first_taps(self) -> np.ndarray:
-        """The number of the first tap on the image for each window, −1 for a window with none: (OH, OW)."""
-        first = []
-        for n, o, k, s, p, d in zip(self.image, self.size, *self.of):
-            start = np.arange(o) * s - p
-            tap = np.maximum(0, -(start // d))
-            first.append(np.where((tap < k) & (start + tap * d < n), tap, -1))
-        total = np.zeros((), np.int64)
-        for axis, (tap, k) in enumerate(zip(first, self.kernel)):
-            tap = _spread_out(tap, axis, len(first))
-            total = np.where((total < 0) | (tap < 0), -1, total * k + tap)
-        return total
-
-    def places(self, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(a, b): h · W + w of tap t of window (i, j) is a[i, j] + b[t]; b has a last element for the tap −1."""
-        windows, taps = np.zeros((), np.int64), np.zeros((), np.int64)
-        for axis, (n, o, k, s, p, d) in enumerate(zip(self.image, self.size, *self.of)):
-            windows = windows * n + _spread_out(np.arange(o) * s - p, axis, len(self.size))
-            taps = taps * n + _spread_out(np.arange(k) * d, axis, len(self.size))
-        return np.where(first < 0, -1, windows), np.append(taps, 0)
-
-
-def _spread_out(values: np.ndarray, axis: int, count: int) -> np.ndarray:
-    """One number for each step along one of ``count`` axes, so that it meets arrays over all of them."""
-    return values.reshape(-1, *(1,) * (count - 1 - axis))
 
 
 # --- max_pool ------------------------------------------------------------------------------------------------------
 
 
 def _max_forward(x: np.ndarray, y: np.ndarray, tap: Any, indices: Any, window: Window, empty: Any) -> None:
-    taps, kind = _Taps(window, x.shape[2:], y.shape[2:]), compute_dtype(x.dtype)
+    taps, kind = Taps(window, x.shape[2:], y.shape[2:]), compute_dtype(x.dtype)
     if tap is None and indices is None:
         over_blocks(lambda y, x: _maxima(x, y, taps, kind), [y], [x])
         return
@@ -113,7 +51,7 @@ def _max_forward(x: np.ndarray, y: np.ndarray, tap: Any, indices: Any, window: W
     over_blocks(work, [y, won, indices], [x])
 
 
-def _maxima(x: np.ndarray, y: np.ndarray, taps: _Taps, kind: np.dtype) -> None:
+def _maxima(x: np.ndarray, y: np.ndarray, taps: Taps, kind: np.dtype) -> None:
     """y: each row's maxima over the columns of the windows, and of these the maxima over the rows."""
     best = taps.widen(x, kind, -np.inf)
     for axis in reversed(range(len(taps.kernel))):
@@ -123,7 +61,7 @@ def _maxima(x: np.ndarray, y: np.ndarray, taps: _Taps, kind: np.dtype) -> None:
     y[...] = best
 
 
-def _winners(x: np.ndarray, y: np.ndarray, won: np.ndarray, first: np.ndarray, taps: _Taps, kind: np.dtype) -> None:
+def _winners(x: np.ndarray, y: np.ndarray, won: np.ndarray, first: np.ndarray, taps: Taps, kind: np.dtype) -> None:
     """y, and which tap gave it."""
     wide = taps.widen(x, kind, -np.inf)
     best = empty_like(y, taps.size, kind)
@@ -144,7 +82,7 @@ def _winners(x: np.ndarray, y: np.ndarray, won: np.ndarray, first: np.ndarray, t
 
 
 def _max_backward(dy: np.ndarray, tap: np.ndarray, dx: np.ndarray, window: Window) -> None:
-    taps, kind = _Taps(window, dx.shape[2:], dy.shape[2:]), compute_dtype(dx.dtype)
+    taps, kind = Taps(window, dx.shape[2:], dy.shape[2:]), compute_dtype(dx.dtype)
     bits = np.dtype(f"i{kind.itemsize}")
 
     def work(dx: np.ndarray, won: np.ndarray, dy: np.ndarray) -> None:
@@ -172,21 +110,9 @@ def _max_backward(dy: np.ndarray, tap: np.ndarray, dx: np.ndarray, window: Windo
 # --- avg_pool ------------------------------------------------------------------------------------------------------
 
 
-def _weights(taps: _Taps, kind: np.dtype, divisor: Divisor) -> Any:
-    """1 / divisor of each window: (OH, OW), or one number where all are equal."""
-    if divisor.override is not None:
-        return kind.type(1 / divisor.override)
-    counts = []
-    for n, o, k, s, p in zip(taps.image, taps.size, *taps.of[:3]):
-        start = np.arange(o) * s - p
-        end = np.minimum(start + k, n + p)
-        counts.append(end - start if divisor.include_pad else np.minimum(end, n) - np.maximum(start, 0))
-    return (1 / math.prod(_spread_out(c, axis, len(counts)) for axis, c in enumerate(counts))).astype(kind)
-
-
 def _avg_forward(x: np.ndarray, y: np.ndarray, window: Window, divisor: Divisor) -> None:
-    taps, kind = _Taps(window, x.shape[2:], y.shape[2:]), compute_dtype(x.dtype)
-    weights = _weights(taps, kind, divisor)
+    taps, kind = Taps(window, x.shape[2:], y.shape[2:]), compute_dtype(x.dtype)
+    weights = weights_of(taps, kind, divisor)
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
         total = taps.widen(x, kind, 0)
@@ -200,8 +126,8 @@ def _avg_forward(x: np.ndarray, y: np.ndarray, window: Window, divisor: Divisor)
 
 
 def _avg_backward(dy: np.ndarray, dx: np.ndarray, window: Window, divisor: Divisor) -> None:
-    taps, kind = _Taps(window, dx.shape[2:], dy.shape[2:]), compute_dtype(dx.dtype)
-    weights = _weights(taps, kind, divisor)
+    taps, kind = Taps(window, dx.shape[2:], dy.shape[2:]), compute_dtype(dx.dtype)
+    weights = weights_of(taps, kind, divisor)
 
     def work(dx: np.ndarray, dy: np.ndarray) -> None:
         g = empty_like(dx, taps.size, kind)
@@ -223,20 +149,15 @@ def _avg_backward(dy: np.ndarray, dx: np.ndarray, window: Window, divisor: Divis
 # --- adaptive_avg_pool ---------------------------------------------------------------------------------------------
 
 
-def _parts_of(image: tuple, parts: tuple) -> list[list[slice]]:
-    """The parts along each axis."""
-    return [[slice(i * n // o, -(-(i + 1) * n // o)) for i in range(o)] for n, o in zip(image, parts)]
-
-
 def _shares(parts: list[list[slice]], kind: np.dtype) -> np.ndarray:
     """1 / pixels of each part: (OH, OW); NaN for one without any."""
     lengths = [np.array([p.stop - p.start for p in along], np.int64) for along in parts]
-    counts = math.prod(_spread_out(c, axis, len(parts)) for axis, c in enumerate(lengths))
+    counts = math.prod(spread_out(c, axis, len(parts)) for axis, c in enumerate(lengths))
     return np.where(counts, 1 / np.maximum(counts, 1), np.nan).astype(kind)
 
 
 def _adaptive_forward(x: np.ndarray, y: np.ndarray, empty: Any) -> None:
-    kind, parts = compute_dtype(x.dtype), _parts_of(x.shape[2:], y.shape[2:])
+    kind, parts = compute_dtype(x.dtype), parts_of(x.shape[2:], y.shape[2:])
     shares, axes = _shares(parts, kind), tuple(range(2, x.ndim))
 
     def work(y: np.ndarray, x: np.ndarray) -> None:
@@ -255,7 +176,7 @@ def _adaptive_forward(x: np.ndarray, y: np.ndarray, empty: Any) -> None:
 
 
 def _adaptive_backward(dy: np.ndarray, dx: np.ndarray) -> None:
-    kind, parts = compute_dtype(dx.dtype), _parts_of(dx.shape[2:], dy.shape[2:])
+    kind, parts = compute_dtype(dx.dtype), parts_of(dx.shape[2:], dy.shape[2:])
     shares = _shares(parts, kind)
 
     def work(dx: np.ndarray, dy: np.ndarray) -> None:
@@ -304,4 +225,4 @@ def max_unpool_refuses(x: Spec, indices: Spec, *, needs: tuple, **options: Any) 
     return REFUSALS["float64"] if x.dtype == float64 else None
 
 
-adaptive_avg_pool_refuses = avg_pool_refuses
+adaptive_avg_pool_refuses = adaptive_max_pool_refuses = lp_pool_refuses = avg_pool_refuses
