@@ -43,6 +43,10 @@ def cases() -> list[Case]:
     ]  # fmt: skip
 
 
+BY_HALVES = (100, 90, 80)
+"""Compiled for all of them, in 16 bits alone."""
+
+
 def _more(name: str, *shapes: Any, **options: Any) -> Case:
     return Case(attention, name, shapes, options, tf32="cuda.matmul", archs=ONE_ARCH)
 
@@ -53,8 +57,8 @@ def audits() -> list[Case]:
     seed, cu = Spec((2,), int64), Spec((9,), int64)
     return [
         _case("heads of 64", 2, 16, 1024, 64, causal=True),
-        _case("heads of 128", 2, 16, 1024, 128, groups=4),
-        _more("all at once", heads, few, few, (16, 1024, 1024), (16,), seed, softcap=20.0, window=(255, 255)),
+        _case("heads of 128", 2, 16, 1024, 128, groups=4)._replace(archs=BY_HALVES),
+        _more("all at once", heads, few, few, (16, 1024, 1024), (16,), seed, softcap=20.0, causal=True),
         _more("packed", (1, *heads[1:]), (1, *few[1:]), (1, *few[1:]), None, None, None, cu, cu, causal=True),
         _more("heads of 80", half, half, half),
     ]

@@ -1,10 +1,23 @@
-"""Which keys a query of attention sees, for kernels on the CPU."""
+"""Attention's memory orders, and which keys a query sees, for kernels on the CPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+HEADS_LAST = (0, 2, 1, 3)
+"""Of (N, H, L, D): all heads of a token are neighbours, as a projection gives them."""
+
+
+def order_of_y(order: tuple[int, ...] | None, dense: bool) -> tuple[int, ...] | None:
+    """The memory order of y for q's: that, where D is its fastest axis and nothing is between; else heads last."""
+    return order if dense and (order is None or order[-1] == 3) else HEADS_LAST
+
+
+def order_of_gradient(spec: Any) -> tuple[int, ...] | None:
+    """That of the gradient of q, k or v: its own, where D is the fastest axis and nothing is between; else row-major."""
+    return spec.order if spec.contiguous and (spec.order is None or spec.order[-1] == 3) else None
 
 
 def spans(rows: int, keys: int, window: tuple, corner: str, cu_q: Any, cu_k: Any) -> tuple[np.ndarray, np.ndarray]:

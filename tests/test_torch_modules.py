@@ -14,6 +14,7 @@ import gpulayers.torch as gt
 from gpulayers.testing import check_torch as check_torch_module
 from gpulayers.testing.arena import has_gpu
 from gpulayers.testing.check_torch import check_torch
+from gpulayers.testing.torch_cases import MADE_OF_OTHERS
 from gpulayers.torch import functional
 
 try:
@@ -29,7 +30,9 @@ TURNS = {torch.float16: 0, torch.bfloat16: 1, torch.float64: 1}
 LAZY = nn.modules.lazy.LazyModuleMixin
 """Classes that become others at their first call are judged by themselves (``test_conv.py``)."""
 CLASSES = [
-    n for n, c in vars(gt).items() if isinstance(c, type) and issubclass(c, nn.Module) and not issubclass(c, LAZY)
+    n
+    for n, c in vars(gt).items()
+    if isinstance(c, type) and issubclass(c, nn.Module) and not issubclass(c, LAZY) and n not in MADE_OF_OTHERS
 ]
 RANDOM = ("Dropout",)
 PAIRED = tuple(f"MaxUnpool{d}d" for d in (1, 2, 3))

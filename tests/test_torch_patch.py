@@ -261,23 +261,34 @@ def test_hooks_that_make_weights():
     assert type(linear) is gt.Linear
 
 
-def test_attention_is_bypassed():
+def test_transformers_run_their_layers():
+    """In evaluation too: torch's fused paths are gone. Of an attention itself, the projection is never called."""
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1)
     x = torch.randn(2, 5, 8)
     y = model(x)
     report = gt.patch(model)
-    inside = {"linear1", "dropout", "linear2", "norm1", "norm2", "dropout1", "dropout2"}
-    assert set(report.replaced) == {f"layers.0.{name}" for name in inside}
+    inside = {"self_attn", "linear1", "dropout", "linear2", "norm1", "norm2", "dropout1", "dropout2"}
+    assert set(report.replaced) == {"", "layers.0", *(f"layers.0.{name}" for name in inside)}
     assert report.bypassed.pop("layers.0.self_attn.out_proj").startswith("MultiheadAttention computes with its weights")
-    assert set(report.bypassed) == set(report.replaced)  # in evaluation
+    assert not report.bypassed
     assert type(model.layers[0].self_attn.out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
     same(model(x), y)
     with torch.no_grad():
         same(model.eval()(x), y)
     attention = nn.MultiheadAttention(4, 2)
     attention.out_proj = nn.Linear(4, 4)
-    assert gt.patch(attention).replaced == {} and type(attention.out_proj) is nn.Linear
+    assert list(gt.patch(attention).replaced) == [""] and type(attention.out_proj) is nn.Linear
+
+
+def test_what_a_layer_of_another_class_bypasses():
+    class Own(nn.TransformerEncoderLayer):
+        pass
+
+    report = gt.patch(Own(8, 2, 16, 0.0, batch_first=True))
+    assert report.left[""] == "a class derived from torch.nn.TransformerEncoderLayer"
+    assert report.bypassed["linear1"].startswith("in evaluation without gradients TransformerEncoderLayer runs torch's")
+    assert set(report.replaced) == set(report.bypassed) - {"self_attn.out_proj"}
 
 
 def test_what_is_left_alone():

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpulayers.arrays import FLOATS, Spec, arranged, float32, int64, namespace, spec, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.kernels._attention import order_of_gradient, order_of_y
 from gpulayers.ops._attention import (
     add_bias,
     allowed,
@@ -19,9 +20,6 @@ from gpulayers.ops._attention import (
 )
 from gpulayers.ops._op import Op, require_float, require_shape
 from gpulayers.ops.dropout import _guard
-
-HEADS_LAST = (0, 2, 1, 3)
-"""The memory order of (N, H, L, D) where all heads of a token are neighbours, as a projection gives them."""
 
 
 def attention_rule(
@@ -62,12 +60,12 @@ def attention_rule(
         raise KindError("seed", "seed = [seed, offset], int64 of shape [2]", seed)
     require_sequences(n, cu_q, cu_k)
     options = require_options(causal, window, corner, scale, softcap)
-    order = (q.order if q.contiguous else HEADS_LAST) if q.ndim == 4 else None
-    y = Spec((n, heads, rows, v.shape[3]), q.dtype, order)
+    y = Spec((n, heads, rows, v.shape[3]), q.dtype, order_of_y(q.order, q.contiguous))
     lse = Spec((n, heads, rows), float32 if q.dtype.itemsize < 4 else q.dtype)
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
     saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
-    grads = {name: x.like() for name, x in inputs.items() if name in needs and x is not None}
+    grads = {name: Spec(x.shape, x.dtype, order_of_gradient(x)) for name, x in (("q", q), ("k", k), ("v", v))}
+    grads |= {} if given is None else {"bias": Spec(given.shape, given.dtype)}
     return Rule({"y": y, "lse": lse}, saved if needs else {}, options, grads)
 
 
@@ -102,8 +100,9 @@ def attention_forward(
     limit). corner: where the diagonal lies, from the first query and key on ("top_left"), or so that it ends at the last
     ones ("bottom_right"). scale: D^(-1/2) by default. softcap: scores s become c · tanh(s / c); 0 for none.
 
-    Returns y: (N, Hq, Lq, Dv), in q's memory order (heads last where q has gaps), and lse: (N, Hq, Lq), float32 (float64 for float64). A query
-    that sees no key has y = 0 and lse = −∞, and passes no gradient.
+    Returns y: (N, Hq, Lq, Dv), in q's memory order (heads last where that has gaps, or D is not the fastest axis), and
+    lse: (N, Hq, Lq), float32 (float64 for float64). A query that sees no key has y = 0 and lse = −∞, and passes no
+    gradient.
 
     Sources: Vaswani et al., "Attention is all you need" (2017); Dao, "FlashAttention-2" (2023), for what is saved; Shazeer,
     "Fast transformer decoding" (2019), and Ainslie et al., "GQA" (2023), for groups; Xiao et al., "Efficient streaming
@@ -174,7 +173,11 @@ def attention_backward(
     found["q"] = _over_groups(dots, k)
     found["k"] = _by_group(dots, q, k.shape[1])
     found["v"] = _by_group(kept, dy, v.shape[1])
-    return tuple(_rounded(found[name], spec) if name in needs else None for name, spec in zip(attention.inputs, inputs))
+    orders = {name: order_of_gradient(like) for name, like in zip("qkv", inputs)}
+    return tuple(
+        arranged(found[name].astype(like.dtype), orders.get(name)) if name in needs else None
+        for name, like in zip(attention.inputs, inputs)
+    )
 
 
 def _scale(q: Any, scale: float | None) -> float:
@@ -229,11 +232,7 @@ def _summed(ds: Any, shape: tuple) -> Any:
 
 def _arranged(y: Any, q: Any) -> Any:
     given = spec(q)
-    return arranged(y.astype(q.dtype), given.order if given.contiguous else HEADS_LAST)
-
-
-def _rounded(v: Any, like: Spec) -> Any:
-    return arranged(v.astype(like.dtype), like.like().order)
+    return arranged(y.astype(q.dtype), order_of_y(given.order, given.contiguous))
 
 
 def _check(

@@ -145,6 +145,11 @@ class Case(NamedTuple):
 
 
 CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
+MADE_OF_OTHERS = (
+    *("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer"),
+    *("TransformerEncoder", "TransformerDecoder", "Transformer"),
+)
+"""Classes that only call others, and functions: tests of their own hold them against torch's."""
 LOOKUPS = [Case(name, *call) for name, calls in _OF_INDICES.items() for call in calls]
 RANDOM = ("Dropout", "RReLU")
 DIFFERENTIABLE = [c for c in CASES if c.name not in RANDOM]

@@ -2,6 +2,7 @@
 
 from gpulayers.torch import functional
 from gpulayers.torch._fractional_pooling import FractionalMaxPool2d, FractionalMaxPool3d
+from gpulayers.torch._multihead import MultiheadAttention
 from gpulayers.torch._rare_pooling import (
     AdaptiveMaxPool1d,
     AdaptiveMaxPool2d,
@@ -9,6 +10,13 @@ from gpulayers.torch._rare_pooling import (
     LPPool1d,
     LPPool2d,
     LPPool3d,
+)
+from gpulayers.torch._transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
 )
 from gpulayers.torch._unpooling import MaxUnpool1d, MaxUnpool2d, MaxUnpool3d
 from gpulayers.torch.activation import (

@@ -258,7 +258,8 @@ def _bypassed(model: nn.Module) -> dict[nn.Module, tuple[bool, str]]:
     for parent in model.modules():
         if isinstance(parent, nn.TransformerEncoderLayer):
             why = "in evaluation without gradients TransformerEncoderLayer runs torch's fused layer on its weights"
-            if type(parent).forward is nn.TransformerEncoderLayer.forward:
+            replaced = _replacement(parent, _own_class(parent))[0] is not None
+            if type(parent).forward is nn.TransformerEncoderLayer.forward and not replaced:
                 found |= {child: (False, why) for child in parent.children() if child in _leaves(parent)}
         if isinstance(parent, nn.MultiheadAttention):
             why = "MultiheadAttention computes with its weights and never calls it"

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpulayers.arrays import guests, layout
 
-from .._attention import spans
+from .._attention import order_of_gradient, order_of_y, spans
 from . import _blocks, _masks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
@@ -136,7 +136,7 @@ def attention_forward(
     call = _call(q, k, v, bias, seed, cu_q, cu_k, options, bool(needs))
     n, heads, rows, _ = q.shape
     order, dense = layout(q.shape, tuple(s // q.itemsize for s in q.strides))
-    y = _empty((n, heads, rows, v.shape[3]), q.dtype, order if dense else (0, 2, 1, 3))
+    y = _empty((n, heads, rows, v.shape[3]), q.dtype, order_of_y(order, dense))
     lse = np.full((n, heads, rows), -np.inf, np.float32)
     single = None if sinks is None else sinks.astype(np.float32, copy=False)
 
@@ -204,7 +204,8 @@ def attention_backward(
                         _gradients(call, b, g, dy, lse, delta, grads, memory)
 
     _shared_out([(at, g) for at in range(n) for g in range(groups)], work, alone=grads["bias"] is not None)
-    found = [None if g is None else _rounded(g, spec) for g, spec in zip(grads.values(), inputs)]
+    found = [None if g is None else _rounded(g, spec) for g, spec in zip(grads.values(), inputs[:3])]
+    found.append(None if grads["bias"] is None else grads["bias"].astype(saved["q"].dtype, copy=False))
     return *found, _sinks(sinks, lse, delta, q_dtype=saved["q"].dtype) if "sinks" in needs else None, None, None, None
 
 
@@ -253,9 +254,9 @@ def _sinks(sinks: np.ndarray, lse: np.ndarray, delta: np.ndarray, q_dtype: np.dt
 
 
 def _rounded(g: np.ndarray, spec: Any) -> np.ndarray:
-    like = spec.like()
-    if like.order is None and g.dtype == like.dtype:
+    order = order_of_gradient(spec)
+    if order is None and g.dtype == spec.dtype:
         return g
-    found = _empty(like.shape, like.dtype, like.order)
+    found = _empty(spec.shape, spec.dtype, order)
     found[...] = g
     return found

@@ -46,7 +46,7 @@ def _attention_delta_kernel(
 
 
 @triton.jit
-def _weights(
+def weights(
     dot, bias, lse, i, j, low, high, Lq, Lk, b_i, b_j, scale, softcap,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, ALONG_QUERIES: tl.constexpr,
 ):  # fmt: skip
@@ -64,7 +64,7 @@ def _weights(
 
 
 @triton.jit
-def _lse(lse, row, there):
+def seen_lse(lse, row, there):
     """In units of log 2; ∞ where a query sees nothing, so that its weights are 0."""
     found = tl.load(lse + row, there, other=INF) * LOG2E
     return tl.where(found == -INF, INF, found)
@@ -72,34 +72,42 @@ def _lse(lse, row, there):
 
 @triton.jit
 def _along_queries(
-    dk, dv, key, value, q, k, v, bias, seed, dy, lse, delta, row, j0, j, low, high, start, stop, Lq, Lk, D, DV,
-    q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain,
+    dk, dv, key, value, q, k, v, bias, seed, dy, lse, delta, row, j0, j, low, high, start, stop, group, Lq, Lk, D, DV,
+    q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(dk, dv) of keys j with the queries of one head from start to stop."""
-    for first in range(start, stop, BM):
-        i = first + tl.arange(0, BM)
+    """(dk, dv) of keys j with the queries of a group's heads from start to stop, one head after the other: one loop, since
+    sums that are carried through two would leave their registers. q, bias, dy, row: the first head's."""
+    steps = group * tl.cdiv(stop - start, BM)
+    blocks = tl.cdiv(tl.maximum(stop - start, 1), BM)  # divided by before it is asked whether there are any steps
+    for item in range(0, steps):
+        head = (item // blocks).to(tl.int64)
+        i = start + item % blocks * BM + tl.arange(0, BM)
         there = i < Lq
-        query = rows(q, i, q_l, Lq, tl.arange(0, BD)[None, :], D, not MASKED, EVEN_D)
+        line = row + head * Lq + i
+        its = bias
+        if bias is not None:
+            its = bias + head * b_h
+        query = rows(q + head * q_h, i, q_l, Lq, tl.arange(0, BD)[None, :], D, not MASKED, EVEN_D)
         if PART == BD:
             dot = tl.dot(key, query.T, input_precision=PRECISION)
         else:
-            dot = in_parts(k, j, k_l, Lk, q, i, q_l, Lq, D, BN, BM, BD, PART, PRECISION)
-        top, less = _lse(lse, row + i, there), tl.load(delta + row + i, there, other=0.0)
-        w, slope = _weights(
-            dot, bias, top, i[None, :], j[:, None], low, high, Lq, Lk, b_i, b_j, scale, softcap, MASKED, CAPPED, True
+            dot = in_parts(k, j, k_l, Lk, q + head * q_h, i, q_l, Lq, D, BN, BM, BD, PART, PRECISION)
+        top, less = seen_lse(lse, line, there), tl.load(delta + line, there, other=0.0)
+        w, slope = weights(
+            dot, its, top, i[None, :], j[:, None], low, high, Lq, Lk, b_i, b_j, scale, softcap, MASKED, CAPPED, True
         )
         dw = tl.zeros((BN, BM), tl.float32)
         if dy is not None:
-            grad = rows(dy, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, not MASKED, EVEN_V)
+            grad = rows(dy + head * dy_h, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, not MASKED, EVEN_V)
             if PART == BD:
                 dw = tl.dot(value, grad.T, input_precision=PRECISION)
             else:
-                dw = in_parts(v, j, v_l, Lk, dy, i, dy_l, Lq, DV, BN, BM, BV, PART, PRECISION)
+                dw = in_parts(v, j, v_l, Lk, dy + head * dy_h, i, dy_l, Lq, DV, BN, BM, BV, PART, PRECISION)
             given = w
             if seed is not None:
-                here = kept(seed, row + i, quarters, j0, threshold, BN).T
+                here = kept(seed, line, quarters, j0, threshold, BN).T
                 given = tl.where(here, w, 0.0)
                 dw = tl.where(here, dw * gain, 0.0)
             dv = tl.dot(given.to(grad.dtype), grad, dv, input_precision=PRECISION)
@@ -135,71 +143,29 @@ def _attention_keys_kernel(
         value = rows(v, j, v_l, Lk, dd, DV, False, EVEN_V)
     sum_k = tl.zeros((BN, BD), tl.float32)
     sum_v = tl.zeros((BN, BV), tl.float32)
-    for one in range(group):
-        head = h * group + one
-        row = (n * Hq + head) * Lq
-        its, grads = bias, dy
-        if bias is not None:
-            its = bias + n * b_n + head * b_h
-        if dy is not None:
-            grads = dy + n * dy_n + head * dy_h
-        given = (key, value, q + n * q_n + head * q_h, k, v, its, seed, grads, lse, delta, row, j0, j, low, high)
-        numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain)
-        if AFTER or cu_q is not None:
-            sum_k, sum_v = _along_queries(
-                sum_k,
-                sum_v,
-                *given,
-                first,
-                whole,
-                *numbers,
-                True,
-                CAPPED,
-                BM,
-                BN,
-                BD,
-                BV,
-                PART,
-                EVEN_D,
-                EVEN_V,
-                PRECISION,
-            )
+    head = h * group
+    q += n * q_n + head * q_h
+    if bias is not None:
+        bias += n * b_n + head * b_h
+    if dy is not None:
+        dy += n * dy_n + head * dy_h
+    given = (key, value, q, k, v, bias, seed, dy, lse, delta, (n * Hq + head) * Lq, j0, j, low, high)
+    numbers = (
+        group, Lq, Lk, D, DV, q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain
+    )  # fmt: skip
+    if AFTER or cu_q is not None:
         sum_k, sum_v = _along_queries(
-            sum_k,
-            sum_v,
-            *given,
-            whole,
-            partial,
-            *numbers,
-            False,
-            CAPPED,
-            BM,
-            BN,
-            BD,
-            BV,
-            PART,
-            EVEN_D,
-            EVEN_V,
-            PRECISION,
-        )
-        sum_k, sum_v = _along_queries(
-            sum_k,
-            sum_v,
-            *given,
-            partial,
-            end,
-            *numbers,
-            True,
-            CAPPED,
-            BM,
-            BN,
-            BD,
-            BV,
-            PART,
-            EVEN_D,
-            EVEN_V,
-            PRECISION,
-        )
+            sum_k, sum_v, *given, first, whole, *numbers,
+            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        )  # fmt: skip
+    sum_k, sum_v = _along_queries(
+        sum_k, sum_v, *given, whole, partial, *numbers,
+        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+    )  # fmt: skip
+    sum_k, sum_v = _along_queries(
+        sum_k, sum_v, *given, partial, end, *numbers,
+        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+    )  # fmt: skip
     there = (j < Lk)[:, None]
     at = j.to(tl.int64)[:, None]
     if dk is not None:
@@ -232,7 +198,7 @@ def _along_keys(
                 dw = tl.dot(grad, value.T, input_precision=PRECISION)
             else:
                 dw = in_parts(dy, i, dy_l, Lq, v, j, v_l, Lk, DV, BM, BN, BV, PART, PRECISION)
-        w, slope = _weights(
+        w, slope = weights(
             dot, bias, top, i[:, None], j[None, :], low, high, Lq, Lk, b_i, b_j, scale, softcap, MASKED, CAPPED, False
         )
         if seed is not None:
@@ -273,62 +239,23 @@ def _attention_queries_kernel(
         query = rows(q, i, q_l, Lq, d, D, False, EVEN_D)
     if PART == BD and dy is not None:
         grad = rows(dy, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, False, EVEN_V)
-    top, less = _lse(lse, row, i < Lq), tl.load(delta + row, i < Lq, other=0.0)
+    top, less = seen_lse(lse, row, i < Lq), tl.load(delta + row, i < Lq, other=0.0)
     sum_q = tl.zeros((BM, BD), tl.float32)
     given = (query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high)
     numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain)
     if BEFORE or cu_q is not None:
         sum_q = _along_keys(
-            sum_q,
-            *given,
-            first,
-            whole,
-            *numbers,
-            True,
-            CAPPED,
-            BM,
-            BN,
-            BD,
-            BV,
-            PART,
-            EVEN_D,
-            EVEN_V,
-            PRECISION,
-        )
+            sum_q, *given, first, whole, *numbers,
+            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        )  # fmt: skip
     sum_q = _along_keys(
-        sum_q,
-        *given,
-        whole,
-        partial,
-        *numbers,
-        False,
-        CAPPED,
-        BM,
-        BN,
-        BD,
-        BV,
-        PART,
-        EVEN_D,
-        EVEN_V,
-        PRECISION,
-    )
+        sum_q, *given, whole, partial, *numbers,
+        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+    )  # fmt: skip
     sum_q = _along_keys(
-        sum_q,
-        *given,
-        partial,
-        end,
-        *numbers,
-        True,
-        CAPPED,
-        BM,
-        BN,
-        BD,
-        BV,
-        PART,
-        EVEN_D,
-        EVEN_V,
-        PRECISION,
-    )
+        sum_q, *given, partial, end, *numbers,
+        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+    )  # fmt: skip
     dq += n * dq_n + h * dq_h
     at = dq + i.to(tl.int64)[:, None] * dq_l + d
     tl.store(at, (sum_q * scale).to(dq.dtype.element_ty), (i < Lq)[:, None] & (d < D))

@@ -88,62 +88,17 @@ def _attention_forward_kernel(
     numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, scale, softcap, quarters, threshold)
     if BEFORE or cu_q is not None:
         acc, top, total = _along(
-            acc,
-            top,
-            total,
-            *given,
-            first,
-            whole,
-            *numbers,
-            True,
-            PLAIN,
-            CAPPED,
-            BN,
-            BD,
-            BV,
-            PART,
-            EVEN_D,
-            EVEN_V,
-            PRECISION,
-        )
+            acc, top, total, *given, first, whole, *numbers,
+            True, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        )  # fmt: skip
     acc, top, total = _along(
-        acc,
-        top,
-        total,
-        *given,
-        whole,
-        partial,
-        *numbers,
-        False,
-        PLAIN,
-        CAPPED,
-        BN,
-        BD,
-        BV,
-        PART,
-        EVEN_D,
-        EVEN_V,
-        PRECISION,
-    )
+        acc, top, total, *given, whole, partial, *numbers,
+        False, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+    )  # fmt: skip
     acc, top, total = _along(
-        acc,
-        top,
-        total,
-        *given,
-        partial,
-        end,
-        *numbers,
-        True,
-        PLAIN,
-        CAPPED,
-        BN,
-        BD,
-        BV,
-        PART,
-        EVEN_D,
-        EVEN_V,
-        PRECISION,
-    )
+        acc, top, total, *given, partial, end, *numbers,
+        True, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+    )  # fmt: skip
     if sinks is not None:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2E
         higher = tl.maximum(top, sink)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from . import _configs, _matmul, _tile
+from .._attention import order_of_gradient, order_of_y
+from . import _attention_bias, _configs, _matmul, _tile
 from ._attention_backward import _attention_delta_kernel, _attention_keys_kernel, _attention_queries_kernel
 from ._attention_forward import _attention_forward_kernel
 from ._configs import Tile
@@ -26,10 +27,12 @@ def _choose(entries: Sequence[Tile], device: _tile.Device, width: int, rows: int
 
 
 def _choices(name: str) -> dict[str, _configs.Choice]:
-    return {kind: _configs.tiles(f"{name}.{kind}", _choose, inner=()) for kind in ("half", "tf32", "single")}
+    """rich: 16-bit scores to which more is done than a product, whose temporaries take registers."""
+    kinds = ("half", "half_rich", "tf32", "single")
+    return {kind: _configs.tiles(f"{name}.{kind}", _choose, inner=()) for kind in kinds}
 
 
-FORWARD, KEYS, QUERIES = (_choices(f"attention_{name}") for name in ("forward", "keys", "queries"))
+FORWARD, KEYS, QUERIES, BIAS = (_choices(f"attention_{name}") for name in ("forward", "keys", "queries", "bias"))
 DELTA = _configs.rows("attention_delta")
 
 
@@ -66,8 +69,10 @@ class _Call(NamedTuple):
         half = q.element_size() == 2
         tf32 = not half and _tile.tf32("cuda.matmul")
         width = [_tile.next_power_of_2(max(x.shape[3], LEAST)) for x in (q, v)]
-        c = choices["half" if half else "tf32" if tf32 else "single"](_tile.device(q), max(width), rows)
         even = dict(EVEN_D=q.shape[3] == width[0], EVEN_V=v.shape[3] == width[1])
+        more = self.bias is not None or self.seed is not None or self.how["CAPPED"] or not all(even.values())
+        kind = ("half_rich" if more else "half") if half else "tf32" if tf32 else "single"
+        c = choices[kind](_tile.device(q), max(width), rows)
         part = width[0] if half or tf32 else PART
         precision = "tf32" if tf32 else "ieee"
         sizes = dict(BM=c.BM, BN=c.BN, BD=width[0], BV=width[1], PART=part, PRECISION=precision)
@@ -111,7 +116,7 @@ def attention_forward(
     scale: float | None = None, softcap: float = 0.0, p: float = 0.0, empty: Any,
 ) -> tuple[tuple, dict]:  # fmt: skip
     n, heads, rows, _ = q.shape
-    y = empty((n, heads, rows, v.shape[3]), q.dtype, _order(q))
+    y = empty((n, heads, rows, v.shape[3]), q.dtype, order_of_y(*_tile.layout(tuple(q.shape), tuple(q.stride()))))
     lse = empty((n, heads, rows), "float32")
     call = _call(q, k, v, bias, seed, cu_q, cu_k, window, corner, scale, softcap, p, empty)
     c, tile = call.tile(FORWARD, rows)
@@ -124,12 +129,6 @@ def attention_forward(
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
     saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
     return (y, lse), saved if needs else {}
-
-
-def _order(q: Any) -> tuple[int, ...] | None:
-    """The memory order of y: q's, or heads last where q has gaps."""
-    order, dense = _tile.layout(tuple(q.shape), tuple(q.stride()))
-    return order if dense else (0, 2, 1, 3)
 
 
 def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Callable) -> Any:
@@ -162,8 +161,9 @@ def attention_backward(
     bias, seed, cu_q, cu_k = (saved.get(name) for name in ("bias", "seed", "cu_q", "cu_k"))
     call = _call(q, k, v, bias, seed, cu_q, cu_k, window, corner, scale, softcap, p, empty)
     names = ("q", "k", "v", "bias", "sinks")
+    orders = {name: order_of_gradient(x) for name, x in zip("qkv", inputs)}
     grads = {
-        name: empty(spec.shape, q.dtype, spec.like().order) if name in needs else None
+        name: empty(spec.shape, q.dtype, orders.get(name)) if name in needs else None
         for name, spec in zip(names, inputs)
     }
     delta = _delta(call, saved, dy, dlse, grads["sinks"], empty)
@@ -182,4 +182,7 @@ def attention_backward(
         c, tile = call.tile(QUERIES, rows)
         grid = (_tile.cdiv(rows, c.BM) * heads * n,)
         _tile.launch(_attention_queries_kernel, grid, *given, dq, **common, **_steps("dq", dq), **tile)
+    if grads["bias"] is not None:
+        _, tile = call.tile(BIAS, rows)
+        _attention_bias.gradient((n, heads, rows, keys), given, common, tile, grads["bias"], empty)
     return (*(grads[name] for name in names), None, None, None)
