@@ -10,7 +10,7 @@ import pathlib
 import runpy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -45,13 +45,18 @@ def bench(options: Any) -> int:
 
 def _ahead(on: Device, only: Sequence[str], until: float) -> dict[str, Any]:
     """How the lab has Triton's kernels compiled before they are measured; nothing where none will be."""
-    if on.name != "cuda" or (only and "triton" not in only):
-        return {}
+    how = _compiling(on, warm.warm) if not only or "triton" in only else None
+    return {} if how is None else {"prepare": functools.partial(how, until=until)}
+
+
+def _compiling(on: Device, how: Callable[..., None]) -> Callable[..., None] | None:
+    """``how``, told the GPU's architecture; None without one."""
+    if on.name != "cuda":
+        return None
     import torch
     from gpulayers.kernels.triton import _tile
 
-    arch = _tile.real_device(torch.cuda.current_device()).arch
-    return {"prepare": functools.partial(warm.warm, arch=arch, until=until)}
+    return functools.partial(how, arch=_tile.real_device(torch.cuda.current_device()).arch)
 
 
 def _with_device(options: Any) -> int:
@@ -96,7 +101,8 @@ def _with_models(options: Any) -> int:
     chosen = kinds(size, options.models)
     store = zoo.Store(options.out, on.about(), size, options.resume)
     jobs = zoo.ordered(list(chosen), options.providers or whole.WAYS, precisions)
-    status = zoo.run(on, store, chosen, jobs, time.monotonic() + 60 * options.minutes)
+    until = time.monotonic() + 60 * options.minutes
+    status = zoo.run(on, store, chosen, jobs, until, prepare=_compiling(on, warm.warm_model))
     models.show(store.whole)
     if not options.no_plots:
         write_text(options.out / "models.md", models.markdown(store.whole) + "\n")

@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 import torch.nn as nn  # noqa: E402
 from gpulayers.bench.judging import predicted_step  # noqa: E402
 from gpulayers.bench.judging.step import parts, torchs  # noqa: E402
+from gpulayers.bench.measuring import warm  # noqa: E402
 from gpulayers.bench.measuring.whole import every, turns_memory  # noqa: E402
 from gpulayers.bench.models.convnext import ConvNeXt  # noqa: E402
 from gpulayers.bench.models.kind import OPTIONS, Kind, images, stepping  # noqa: E402
@@ -26,6 +27,7 @@ from gpulayers.bench.models.unet import UNet, latents  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
+from gpulayers.testing.compiling import Planned  # noqa: E402
 from gpulayers.testing.null_driver import null_driver  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
@@ -94,6 +96,20 @@ def test_a_step(name, half):
     assert half or all(len(to.sizes) < 2 for to, _ in given)  # numbers, and the row of arange's
     tops = {e.name.removeprefix("aten::") for e in events if e.name.startswith("aten::") and not is_within(e)}
     assert tops - VIEWS <= {*torchs}
+
+
+def test_what_a_step_launches_can_be_compiled_ahead(monkeypatch):
+    """The kernels of the calls that a model of fake tensors makes are those of its step, and come to the compiler."""
+    kind = CASES["ConvNeXt"].kind
+    model, batch = kind.made()
+    gt.patch(model, fuse=True)
+    with null_driver(compiled=False) as driver, torch.autocast("cpu", torch.bfloat16):
+        _, noted = driver.noted(lambda: model(*batch).backward())
+    compiled = set()
+    monkeypatch.setattr(Planned, "compile", lambda self: compiled.add(self.kernel))
+    for call in warm.calls_of(kind, True, "cpu"):
+        warm.compile_call(call, 90)
+    assert {launch.kernel for launch in noted} <= compiled
 
 
 def is_within(event):

@@ -138,7 +138,7 @@ def test_one_that_fails_is_a_row(tmp_path, quick, monkeypatch):
     assert reporting.draw(whole_run, tmp_path / "none.png") is None
 
 
-def test_wrong_results_get_no_time(tmp_path, quick, monkeypatch):
+def test_wrong_results_get_no_time(tmp_path, quick, monkeypatch, capsys):
     """A patched model whose steps go elsewhere."""
     import gpulayers.torch as gt
 
@@ -149,7 +149,15 @@ def test_wrong_results_get_no_time(tmp_path, quick, monkeypatch):
                 self.param_groups[0]["params"][-1][0] += 1e-3
 
     monkeypatch.setattr(gt.optim, "SGD", Broken)
-    status, rows = run(tmp_path, {"ResNet-50": resnet.TINY}, jobs("ResNet-50") + jobs("ResNet-50", way="patched"))
+    asked = []
+
+    def prepare(*how):
+        asked.append(how[:2])
+        raise ValueError("no compiler")
+
+    todo = jobs("ResNet-50") + jobs("ResNet-50", way="patched")
+    status, rows = run(tmp_path, {"ResNet-50": resnet.TINY}, todo, prepare=prepare)
+    assert asked == [(resnet.TINY, False)] and "not compiled ahead: ValueError: no compiler" in capsys.readouterr().out
     assert status == zoo.FAILED and [r["status"] for r in rows] == ["ok", "wrong"]
     assert rows[1]["ms"] is None and "times the allowed error after 2 steps" in rows[1]["reason"]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from gpulayers.bench.models.kind import Kind, WithLoss
+from gpulayers.bench.models.kind import Kind
 from gpulayers.kernels.triton._conv import FEW_CHANNELS
 from gpulayers.kernels.triton.optim import WRITTEN
 from torch import Tensor
@@ -136,7 +136,7 @@ UPDATES = {"SGD": (3, 5), "AdamW": (4, 7)}
 def parts(kind: Kind, half: bool) -> list[Part]:
     """Of a step on a GPU, torch's own not among them. half: under autocast in bfloat16. Raises ValueError for a layer
     without a rule."""
-    model, batch = _on_meta(kind)
+    model, batch = kind.on_meta()
     if unknown := {type(m).__name__ for m in model.modules() if not any(m.children())} - {c.__name__ for c in RULES}:
         raise ValueError(f"no rule says what a step needs of {', '.join(sorted(unknown))}")
     found = [part for call in calls(model, batch) for part in RULES[type(call.layer)](call, 2 if half else 4)]
@@ -148,7 +148,7 @@ def parts(kind: Kind, half: bool) -> list[Part]:
 
 def torchs(kind: Kind) -> list[Part]:
     """torch's own operations in a step under autocast in bfloat16, those that run in ours not among them."""
-    model, batch = _on_meta(kind)
+    model, batch = kind.on_meta()
     called, e = calls(model, batch), 2
     with _Own() as own:
         model(*batch).backward()
@@ -169,12 +169,6 @@ def torchs(kind: Kind) -> list[Part]:
 
 
 # --- what is called --------------------------------------------------------------------------------------------------
-
-
-def _on_meta(kind: Kind) -> tuple[WithLoss, tuple[Tensor, ...]]:
-    with torch.device("meta"):
-        model = WithLoss(kind.net(), kind.loss())
-    return model, tuple([t.to("meta") for t in kind.batch(torch.Generator().manual_seed(0))])
 
 
 def calls(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Call]:

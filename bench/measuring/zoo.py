@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,10 +100,12 @@ def failed(row: Mapping[str, Any]) -> bool:
 
 
 def run(
-    on: Device, store: Store, kinds: Mapping[str, Kind], jobs: Sequence[Job], until: float = float("inf"), progress: bool = True
+    on: Device, store: Store, kinds: Mapping[str, Kind], jobs: Sequence[Job], until: float = float("inf"), progress: bool = True,
+    prepare: Callable[[Kind, bool, float], None] | None = None,
 ) -> int:  # fmt: skip
-    """Measure what the store does not have yet; the exit status. until: of ``time.monotonic``."""
-    truths = _Truths(kinds, on)
+    """Measure what the store does not have yet; the exit status. until: of ``time.monotonic``. prepare: told each model that
+    is patched next, whether it is in bfloat16, and until when it may compile what that will launch."""
+    truths, ready = _Truths(kinds, on), set()
     todo = [job for job in jobs if not store.has(job)]
     try:
         with stoppable(), tqdm(todo, unit="row", disable=not progress, file=sys.stderr) as bar:
@@ -112,6 +114,12 @@ def run(
                     bar.write(f"out of time: {len(todo) - bar.n} of {len(todo)} were not measured; --resume goes on")
                     break
                 bar.set_postfix_str(str(job))
+                if prepare is not None and job.ours and job[::3] not in ready:
+                    ready.add(job[::3])
+                    try:
+                        prepare(kinds[job.model], job.precision == "bfloat16", time.monotonic() + min(left, LIMIT) / 2)
+                    except Exception as error:  # it is compiled when it is launched
+                        bar.write(f"{job.model}: not compiled ahead: {_words(error)}")
                 store.trying(job)
                 found = _row(on, kinds[job.model], job, truths, min(left, LIMIT))
                 store.add(job, found)

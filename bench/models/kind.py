@@ -49,9 +49,15 @@ class Kind(NamedTuple):
     def made(self, device: str = "cpu", seed: int = 0) -> tuple[WithLoss, tuple[Tensor, ...]]:
         """(model, batch): the same for a seed, on a device."""
         torch.manual_seed(seed)
+        return self._laid(device, self.batch(torch.Generator(device).manual_seed(seed)))
+
+    def on_meta(self) -> tuple[WithLoss, tuple[Tensor, ...]]:
+        """(model, batch) on the device "meta"."""
+        return self._laid("meta", tuple([t.to("meta") for t in self.batch(torch.Generator().manual_seed(0))]))
+
+    def _laid(self, device: str, batch: tuple[Tensor, ...]) -> tuple[WithLoss, tuple[Tensor, ...]]:
         with torch.device(device):
             model = WithLoss(self.net(), self.loss())
-        batch = self.batch(torch.Generator(device).manual_seed(seed))
         model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return model, tuple([t.to(memory_format=self.memory_format) if t.dim() == 4 else t for t in batch])
 
