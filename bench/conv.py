@@ -182,6 +182,7 @@ def audits() -> list[Case]:
         _case("channels first, one tap", 32, 1024, 14, 256, 1),
         _case("channels first, odd pixels", 32, 2048, 7, 512, 1)._replace(archs=ONE_ARCH),
         _case("patches", 32, 3, 224, 768, 16, 16)._replace(**one),
+        _case("runs", 32, 3, 224, 96, 4, 4)._replace(order=CHANNELS_LAST, archs=(80,)),
         _case("channels first", 32, 128, 56, 128, 3)._replace(archs=ONE_ARCH),
         _case("depthwise", 32, 128, 56, 128, 3, 1, 128)._replace(**last),
         _case("three channels", 32, 3, 224, 64, 7, 2)._replace(**one),

@@ -139,6 +139,30 @@ def test_padding_on_some_sides(sizes, groups, padding):
     assert "triton" in check_op(conv, *call(*sizes, groups=groups), **options)
 
 
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ((2, 3, 9, 12, 10, (3, 4)), {"stride": (2, 4), "padding": ((1, 0), (0, 0))}),  # rows may overlap
+        ((1, 2, 5, 11, 9, 2), {"stride": 3}),  # columns that no window sees
+        ((1, 5, 4, 9, 17, (1, 3)), {"stride": (1, 3), "dilation": (2, 1)}),
+    ],
+)
+def test_windows_that_share_no_column(sizes, options):
+    """One column of several columns' channels; of NCHW's gradient each by itself."""
+    for last in (False, True):
+        with interpreting() as session:
+            check_op(
+                conv,
+                *call(*sizes, last=last),
+                backends=("triton",),
+                dtypes=["float32", HALF[last]],
+                dys=["dense"],
+                **options,
+            )
+        kernels = [run.constexprs.get("UNIT_C") for run in session.launches if run.kernel == "_conv_kernel"]
+        assert max(kernels) == {12: 4, 11: 4, 9: 1}[sizes[3]]
+
+
 def test_strided_bias():
     x, weight, bias = call(2, 3, 5, 5, 4, 3)
     check_op(conv, x, weight, bias.repeat(2)[::2], dtypes=["float32"])

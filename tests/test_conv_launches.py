@@ -67,3 +67,20 @@ def test_a_batch_of_few_pixels():
             x = torch.empty(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_()
             layer(x).sum().backward()
             assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("size, forward", [(28, 1), (14, 2), (7, 2)])
+def test_no_image_is_copied(size, forward):
+    """Row-major images under a kernel of one tap: forward (and the weight by steps, where rows do not fill 16 bytes), dx,
+    dweight and its shares' sum."""
+    if torch.cuda.is_available():
+        pytest.skip("the null driver would stand for the GPU's own")
+    with null_driver(90, compiled=False) as driver, same_memory():
+        layer = gt.Conv2d(64, 128, 1, bias=False, dtype=torch.bfloat16)
+        x = torch.empty(2, 64, size, size, dtype=torch.bfloat16).requires_grad_()
+        for _ in range(3):
+            first = driver.launches
+            y = layer(x)
+            assert driver.launches - first == forward
+            y.backward(torch.empty_like(y))
+            assert driver.launches - first == forward + 3

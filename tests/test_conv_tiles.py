@@ -308,4 +308,4 @@ def test_predicted_times_are_those_measured():
     for (c, size), seconds in predicted.MEASURED.items():
         assert abs(predicted.predicted(c, size, c, 3, 1).forward / seconds - 1) < 0.15
     lines = predicted.table().splitlines()
-    assert len(lines) == 1 + 23 + 12 + 4 + 4 and all(len(line.split()) >= 5 for line in lines[1:])
+    assert len(lines) == 1 + 23 + 12 + 4 + 1 + 4 and all(len(line.split()) >= 5 for line in lines[1:])

@@ -90,6 +90,13 @@ def patches(c: int, size: int, o: int, k: int) -> Times:
     return Times(forward, dx, _weight(BATCH, out, out, run, o, k, moved))
 
 
+def runs(c: int, size: int, o: int, k: int) -> float:
+    """Seconds of the kernel of pointers, forward, for patches whose rows do not fill 16 bytes."""
+    out = size // k
+    moved = 2 * BATCH * out * out * (k * k * c + o)
+    return max(BATCH * out * out * k * max(SECTOR, 2 * k * c) * _tile.cdiv(o, 128) / L1, moved / COPY) + START
+
+
 def grouped(width: int, size: int, groups: int) -> float:
     """Seconds of a 3×3 kernel of pointers, forward or dx, of groups of so few channels: each pixel of a group lies in a
     sector of its own, which L1 hands over once for each tap."""
@@ -155,6 +162,7 @@ def table() -> str:
             lines.append(_line(f"{k}×{k}/{stride} {c}→{o}, {size}², row-major", first(c, size, o)))
     for c, size, o, k in ((3, 224, 768, 16), (96, 56, 192, 2), (192, 28, 384, 2), (384, 14, 768, 2)):
         lines.append(_line(f"{k}×{k}/{k} {c}→{o}, {size}², patches", patches(c, size, o, k)))
+    lines.append(_line("4×4/4 3→96, 224², runs", Times(runs(3, 224, 96, 4), None, None)))
     for width, size in ((4, 56), (8, 28), (16, 14), (32, 7)):
         seconds = grouped(width, size, 32)
         lines.append(_line(f"3×3/1 32 groups of {width}, {size}²", Times(seconds, seconds, None)))

@@ -12,7 +12,7 @@ import triton.language as tl
 from .._budget import Budget
 from . import _tile
 from ._conv import FEW_CHANNELS, Walk, bounded, channels_first, narrow_accesses, precision, unit_of, weight_tile
-from ._image import finish, flattened, image_pixel, steps
+from ._image import flattened, image_pixel, steps
 
 BUDGETS = {
     # Of volumes with few channels, a tap has three coordinates for each column; others keep to 208 registers.
@@ -114,9 +114,10 @@ def _conv_weight_kernel(
     tl.store(where, acc, made & inside)
 
 
-def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empty: Any) -> None:
-    """All of three spatial axes. dy, x: channels last, or plain NCHW. dweight: of any strides."""
-    (stride, before, dilation, groups), (o, c, *kernel) = walk, dweight.shape
+def shares_of(dy: Any, x: Any, sizes: tuple, walk: Walk, plain: bool, empty: Any) -> Any:
+    """The shares (S, O, taps, C / groups) of dweight, of these sizes. dy, x: of three spatial axes, channels last, or plain
+    NCHW."""
+    (stride, before, dilation, groups), (o, c, *kernel) = walk, sizes
     if plain:
         dy, x = flattened(dy), flattened(x)
     (n, _, *out), size, taps = dy.shape, x.shape[2:], math.prod(kernel)
@@ -140,4 +141,4 @@ def weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, empt
         UNIT_C=_tile.unit_of(c), UNIT_O=_tile.unit_of(o_group), UNIT_X=unit_of(x, c), UNIT_DY=unit_of(dy, o_group),
         BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    finish(partial, dweight)
+    return partial

@@ -16,6 +16,7 @@ import triton.language as tl
 from .._budget import Budget
 from . import _configs, _tile
 from ._conv import FEW_CHANNELS, Walk
+from ._conv_runs import apart
 from ._conv_tiles import VIEWS, Axis, in_rows, machine_refusal, rows_of, summed
 from ._conv_tiles_weight import shares_of
 from ._epilogue import Epilogue
@@ -61,6 +62,8 @@ def refusal(x: Any, y: Any, kernel: tuple, walk: Walk) -> str | None:
         return "a third spatial axis"
     if c >= FEW_CHANNELS or walk.groups > 1:
         return "channels enough for tiles, or groups"
+    if apart(x, kernel, y, walk):
+        return "windows that share no column, which lie in memory as runs already"
     if y.shape[1] % 8 or not in_rows(y):
         return "a result whose channels are not neighbours in memory, or no multiple of 8"
     if dw > 1 < kernel[2] or kernel[2] * _padded_channels(c, sw) > MOST_RUN:

@@ -5,8 +5,9 @@ array is turned first, since one pass over it costs less than gathering 2-byte e
 one tap needs no gathering and reads NCHW as it is. Outputs are written in any order.
 
 - of one tap over NCHW arrays: ``_conv_first.py``, on sm_90 and newer.
-- dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``; on sm_90 and
-  newer ``_conv_tiles.py`` and ``_conv_tiles_weight.py``, which load tiles of pixels, for what they do not refuse.
+- dense and grouped: implicit matrix products, ``_conv_product.py`` (forward, dx) and ``_conv_weight.py``, through
+  ``_conv_runs.py``; on sm_90 and newer ``_conv_tiles.py`` and ``_conv_tiles_weight.py``, which load tiles of pixels, for what
+  they do not refuse.
 - of windows that do not overlap: ``_conv_patches.py``, on those tiles.
 - of few channels: ``_conv_windows.py``, on those tiles.
 - of one tap over channels-last arrays: what those refuse is ``_matmul.py``'s.
@@ -26,10 +27,9 @@ from .._window import Window
 from . import (
     _conv_first,
     _conv_patches,
-    _conv_product,
+    _conv_runs,
     _conv_tiles,
     _conv_tiles_weight,
-    _conv_weight,
     _conv_windows,
     _depthwise,
     _matmul,
@@ -110,7 +110,7 @@ def _forward(
     if matrices := _as_matrices(x, y, end, walk, plain):
         _multiply(matrices, taps[..., 0, 0, 0], end, empty)
     else:
-        _conv_product.forward(x, taps, end, y, walk, plain)
+        _conv_runs.forward(x, taps, end, y, walk, plain)
     return []
 
 
@@ -129,7 +129,7 @@ def _input_gradient(dy: Any, weight: Any, end: Epilogue, dx: Any, walk: Walk, pl
     elif matrices := _as_matrices(dy, dx, end, walk, plain):
         _multiply(matrices, taps[..., 0, 0, 0].T, end, empty)
     else:
-        _conv_product.input_gradient(dy, taps, end, dx, walk, plain)
+        _conv_runs.input_gradient(dy, taps, end, dx, walk, plain, empty)
 
 
 def _no_box(dy: Any) -> str | None:
@@ -152,7 +152,7 @@ def _weight_gradient(dy: Any, x: Any, dweight: Any, walk: Walk, plain: bool, emp
     elif matrices := _as_matrices(dy, x, Epilogue(), walk, plain):
         _matmul.matmul(matrices[0].T, matrices[1].T, dweight[..., 0, 0, 0], empty)
     else:
-        _conv_weight.weight_gradient(dy, x, dweight, walk, plain, empty)
+        _conv_runs.weight_gradient(dy, x, dweight, walk, plain, empty)
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------
