@@ -270,7 +270,7 @@ WHY = {
     "no op computes a transposed": lambda: nn.Sequential(nn.ConvTranspose2d(2, 2, 1), nn.BatchNorm2d(2)),
     "a group norm's statistics": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2), nn.ReLU()),
     "it has hooks": lambda: _hooked(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))),
-    "no batch norm follows it": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()),
+    "no batch norm follows it": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(1)),
     "it stands in a ModuleList": lambda: nn.ModuleList([nn.Conv2d(2, 2, 1)]),
     "its parent's forward stays as it is": lambda: _Asking(),
     "it is no drop-in": lambda: nn.Sequential(type("Own", (nn.Conv2d,), {})(2, 2, 1), nn.BatchNorm2d(2)),

@@ -93,7 +93,7 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, residual: Tensor | None = None, a
     how = walks(axes, weight, conv.stride, conv.padding, conv.dilation) if x.dim() == axes + 2 else None
     if how is None:
         return NotImplemented
-    if residual is not None and not _is_alike(residual, x, weight, how):
+    if residual is not None and not is_alike(residual, x, weight, how):
         return NotImplemented
     x, _ = conv.ready(x, weight)
     if conv.padding_mode != "zeros":  # it is done
@@ -103,7 +103,7 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, residual: Tensor | None = None, a
     return _conv_batch_norm(*tensors, *how, conv.groups, by_batch, momentum, norm.eps, activation)
 
 
-def _is_alike(residual: Tensor, x: Tensor, weight: Tensor, how: tuple) -> bool:
+def is_alike(residual: Tensor, x: Tensor, weight: Tensor, how: tuple) -> bool:
     """Whether a residual has the shape and the dtype of what comes out of the convolution."""
     dtype = x.dtype
     if _any_autocast() and dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):

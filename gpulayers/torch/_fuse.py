@@ -1,5 +1,5 @@
 """Modules that a model runs in a row become one op: convolution → batch norm (+ residual) → activation and its parts,
-linear → activation, add → norm.
+convolution (+ residual) → activation, linear → activation, add → norm.
 
 torch.fx traces the forward of each module that has children, one level deep. Where it finds such a row, the module's
 forward becomes the traced one with the row in one call, as source that can be read (``print(gt.source(module))``). All
@@ -37,7 +37,7 @@ from gpulayers.torch.norm import LayerNorm, RMSNorm
 
 PLAN = "_gpulayers_rows"
 _ROW_NORMS = (LayerNorm, RMSNorm)
-_KINDS = (Linear, *_rows.BATCH_NORMS, *_ROW_NORMS)
+_KINDS = (Linear, *_rows.CONVOLUTIONS, *_rows.BATCH_NORMS, *_ROW_NORMS)
 
 
 class Unfusable(Exception):
@@ -309,7 +309,7 @@ def _above(module: nn.Module, node: Node) -> Iterator[nn.Module]:
 
 def _fuse(graph: Graph, module: nn.Module) -> Iterator[str]:
     """Put each row of the graph into one call, the longest ones first; gives what was fused, in words."""
-    for finders in ((chain_act, _linear_act, _norm_act, _add_norm), (chain_add,), (chain,)):
+    for finders in ((chain_act, _linear_act, _conv_act, _norm_act, _add_norm), (chain_add,), (chain,)):
         for last in list(graph.nodes):
             rows = (row for find in finders for row in find(last, module))
             row = next((row for row in rows if undisturbed(row, module)), None)
@@ -322,6 +322,19 @@ def _linear_act(last: Node, module: nn.Module) -> Iterator[Row]:
     first: Any = last.args[0] if act is not None else None
     if type(module_of(first, module)) is Linear and only_used_by(first, last):
         yield Row(_rows.linear_act, (first, last), (first, act), first.args)
+
+
+def _conv_act(last: Node, module: nn.Module) -> Iterator[Row]:
+    act = activation_of(last, module)
+    first: Any = last.args[0] if act is not None else None
+    if not only_used_by(first, last):
+        return
+    if isinstance(module_of(first, module), _rows.CONVOLUTIONS):
+        yield Row(_rows.conv_act, (first, last), (first, act), first.args)
+    for conv, residual in operands(first):
+        if isinstance(module_of(conv, module), _rows.CONVOLUTIONS) and only_used_by(conv, first):
+            inputs = (*conv.args, residual, *[True] * in_place(first))
+            yield Row(_rows.conv_act, (conv, first, last), (conv, act), inputs)
 
 
 def _norm_act(last: Node, module: nn.Module) -> Iterator[Row]:

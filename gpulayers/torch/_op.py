@@ -319,8 +319,9 @@ class TorchOp:
         return known._replace(direct=self.twin) if direct else known
 
     def _serves(self, ins: Sequence[Any]) -> bool:
-        """Whether a compiler should see the op: what it can tell from dtypes."""
-        return ins[0].dtype in _FLOATS and not _transforming()
+        """Whether a compiler should see the op: by dtypes, and by what requires a gradient."""
+        wrong = _grad_enabled() and any([ins[i] is not None and ins[i].requires_grad for i in self._constant])
+        return ins[0].dtype in _FLOATS and not _transforming() and not wrong
 
     def _traced(self, args: Sequence[Any]) -> Any:
         args = _autocast.cast(self.cast, args, self._casts)
@@ -385,8 +386,7 @@ class TorchOp:
             named = [*zip(self.op.inputs, plan.inputs)]
             ins = [None if s is None else _input(saved.get(n), s, like, n in needs) for n, s in named]
             found = self.twin(*ins, *options)
-            outputs = [found] if isinstance(found, Tensor) else found
-            pairs = [(y, dy) for y, dy in zip(outputs, dys) if dy is not None]
+            pairs = [(y, dy) for y, dy in zip([found] if isinstance(found, Tensor) else found, dys) if dy is not None]
             wanted: list = [t for t, n in zip(ins, self.op.inputs) if n in needs]
             grads = torch.autograd.grad([y for y, _ in pairs], wanted, [dy for _, dy in pairs], create_graph=True)
         left = iter(grads)

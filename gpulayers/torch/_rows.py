@@ -15,6 +15,8 @@ from torch import Tensor
 from gpulayers.torch import _epilogue
 from gpulayers.torch._acts import Act, apply, is_bare, is_quiet, name_of
 from gpulayers.torch._arguments import held
+from gpulayers.torch._conv_act import CONVOLUTIONS as CONVOLUTIONS
+from gpulayers.torch._conv_act import conv_act as convolved
 from gpulayers.torch._conv_norm import NORMS, conv_norm
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch.linear import Linear, linear
@@ -46,6 +48,17 @@ def linear_act(layer: Any, act: Act, x: Tensor) -> Tensor:
     if name not in _epilogue.BY_Y and torch.is_grad_enabled() and not weight.requires_grad:
         return apply(act, layer(x))  # the fused op's second gradient needs x, which nothing else keeps here
     return linear(x, weight, held(layer, "bias"), activation=name)
+
+
+def conv_act(conv: Any, act: Act, x: Tensor, residual: Tensor | None = None, in_place: bool = False) -> Tensor:
+    """act(conv(x) + residual); in_place: by ``+=``, which keeps the dtype."""
+    name = name_of(act)
+    if type(conv) in CONVOLUTIONS and name is not None and is_bare(conv) and is_bare(act):
+        y = convolved(conv, x, residual, name)
+        if y is not NotImplemented:
+            return y
+    z = conv(x)
+    return apply(act, z if residual is None else _ADDS[in_place](z, residual))
 
 
 def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,6 +73,56 @@ def _transpose_twin(
     return _epilogue.applied(activation, z)
 
 
+def _again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    """By y, or by z computed again from what it depends on."""
+    names = ("stride", "padding", "dilation", "groups")
+    return _gradients(_conv_twin, [options[k] for k in names], 5, dys[0], saved, inputs, options["activation"])
+
+
+def _transpose_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
+    names = ("stride", "padding", "output_padding", "dilation", "groups")
+    return _gradients(_transpose_twin, [options[k] for k in names], 3, dys[0], saved, inputs, options["activation"])
+
+
+def _gradients(
+    twin: Callable[..., Tensor], how: list, count: int, dy: Tensor, saved: dict, inputs: tuple, activation: str | None
+) -> list:
+    """Of an op with so many inputs, which ``twin`` computes in torch's operations."""
+    x, weight, scale, kept = (saved.get(k) for k in ("x", "weight", "scale", "y"))
+    if activation is not None and kept is None:
+        if x is None:
+            raise NotImplementedError(
+                f"convolution: the gradient of a gradient through activation={activation!r} needs a weight that requires one"
+            )
+        given = [saved.get(k) for k in ("x", "weight", "bias", "scale", "residual")[:count]]
+        with torch.enable_grad():
+            kept = twin(*given, *how)
+    dz = _epilogue.gradient(activation, dy, kept)
+    g = dz if scale is None else (dz * scale.reshape(-1, *(1,) * (dz.dim() - 2))).to(dz.dtype)
+    grads: list[Any] = [None] * count
+    with torch.enable_grad():
+        # Of what is not saved the gradients look at the shape alone; views keep equal tensors apart.
+        ins = [_stand_in(t, spec, dy) for t, spec in zip((x, weight), inputs)]
+        wanted = [i for i, other in enumerate((weight, x)) if other is not None]
+        if wanted:
+            found = torch.autograd.grad(
+                twin(*ins, *[None] * (count - 2), *how), [ins[i] for i in wanted], g, create_graph=True
+            )
+            for i, grad in zip(wanted, found):
+                grads[i] = grad
+    if inputs[2] is not None:
+        grads[2] = dz.sum((0, *range(2, dz.dim())))
+    if count > 3 and inputs[4] is not None:
+        grads[4] = dz
+    return grads
+
+
+def _stand_in(t: Tensor | None, spec: Any, like: Tensor) -> Tensor:
+    if t is None:
+        return like.new_zeros(spec.shape, requires_grad=True)
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+
 def _flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]) -> dict[str, int]:
     once, groups = 2 * math.prod(y) * math.prod(weight[1:]), x[1] // weight[1]
     return {"y": once, "x": once, "weight": once * groups}  # as torch counts the latter
@@ -86,7 +137,9 @@ _conv = TorchOp(
     _conv_twin,
     "int[] stride, int[] padding, int[] dilation, int groups, str? activation",
     buffers=("z",),
+    again=_again,
     cast=_autocast.LOWER,
+    casts=3,
     flops=_flops,
     direct=True,
 )
@@ -95,6 +148,7 @@ _conv_transpose = TorchOp(
     _transpose_twin,
     "int[] stride, int[] padding, int[] output_padding, int[] dilation, int groups, str? activation",
     buffers=("z",),
+    again=_transpose_again,
     cast=_autocast.LOWER,
     flops=_transpose_flops,
     direct=True,
@@ -127,12 +181,24 @@ def walks(axes: int, weight: Any, stride: Any, padding: Any, dilation: Any) -> t
 
 
 def _convolved(
-    axes: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    scale: Any = None,
+    residual: Any = None,
+    activation: str | None = None,
 ) -> Tensor:
     how = walks(axes, weight, stride, padding, dilation)
     if how is None:
         return _CONVS[axes - 1](input, weight, bias, stride, padding, dilation, groups)  # raises
-    return batched(_conv, axes + 2, input, weight, bias, None, None, *how, groups, None)
+    if residual is not None and isinstance(input, Tensor) and input.dim() == residual.dim() == axes + 1:
+        residual = residual.unsqueeze(0)
+    return batched(_conv, axes + 2, input, weight, bias, scale, residual, *how, groups, activation)
 
 
 def conv1d(
@@ -143,9 +209,17 @@ def conv1d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.conv1d``: input (N, C, L) or (C, L), weight (O, C / groups, k)."""
-    return _convolved(1, input, weight, bias, stride, padding, dilation, groups)
+    """As ``torch.nn.functional.conv1d``: input (N, C, L) or (C, L), weight (O, C / groups, k).
+
+    And y = f(scale · conv + bias + residual) in the same pass. scale: (O,), in the dtype of the input or float32. residual: of
+    y's shape and dtype. activation: f, a name in ``gpulayers.ops.activation.ACTIVATIONS``.
+    """
+    return _convolved(1, input, weight, bias, stride, padding, dilation, groups, scale, residual, activation)
 
 
 def conv2d(
@@ -156,9 +230,17 @@ def conv2d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.conv2d``: input (N, C, H, W) or (C, H, W), weight (O, C / groups, kh, kw)."""
-    return _convolved(2, input, weight, bias, stride, padding, dilation, groups)
+    """As ``torch.nn.functional.conv2d``: input (N, C, H, W) or (C, H, W), weight (O, C / groups, kh, kw).
+
+    And y = f(scale · conv + bias + residual) in the same pass. scale: (O,), in the dtype of the input or float32. residual: of
+    y's shape and dtype. activation: f, a name in ``gpulayers.ops.activation.ACTIVATIONS``.
+    """
+    return _convolved(2, input, weight, bias, stride, padding, dilation, groups, scale, residual, activation)
 
 
 def conv3d(
@@ -169,9 +251,17 @@ def conv3d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.conv3d``: input (N, C, D, H, W) or (C, D, H, W), weight (O, C / groups, kd, kh, kw)."""
-    return _convolved(3, input, weight, bias, stride, padding, dilation, groups)
+    """As ``torch.nn.functional.conv3d``: input (N, C, D, H, W) or (C, D, H, W), weight (O, C / groups, kd, kh, kw).
+
+    And y = f(scale · conv + bias + residual) in the same pass. scale: (O,), in the dtype of the input or float32. residual: of
+    y's shape and dtype. activation: f, a name in ``gpulayers.ops.activation.ACTIVATIONS``.
+    """
+    return _convolved(3, input, weight, bias, stride, padding, dilation, groups, scale, residual, activation)
 
 
 def _walked_back(

@@ -10,28 +10,14 @@ from gpulayers.arrays import Spec, spec
 
 from .._conv import conv_saved
 from .._window import output_order
+from ..numpy import _blocks
+from ..numpy._epilogue import before, epilogue
 from ._tensors import FLOAT32, arranged, plainly, refusal
 
-REFUSALS = {
-    "dtype": FLOAT32,
-    "empty": "an empty array is left to the NumPy kernel",
-    "epilogue": "with a scale, a residual or an activation the NumPy kernel computes",
-}
+REFUSALS = {"dtype": FLOAT32, "empty": "an empty array is left to the NumPy kernel"}
 
 
-def conv_refuses(
-    x: Spec,
-    weight: Spec,
-    bias: Spec | None = None,
-    scale: Spec | None = None,
-    residual: Spec | None = None,
-    *,
-    needs: tuple,
-    activation: str | None = None,
-    **options: Any,
-) -> str | None:
-    if activation is not None or scale is not None or residual is not None:
-        return REFUSALS["epilogue"]
+def conv_refuses(x: Spec, weight: Spec, *others: Spec | None, needs: tuple, **options: Any) -> str | None:
     return refusal(x) or (REFUSALS["empty"] if 0 in (*x.shape, *weight.shape) else None)
 
 
@@ -72,6 +58,38 @@ def _arranged_gradients(found: tuple, inputs: tuple) -> tuple:
     return *(None if g is None else arranged(g, s.like().order) for g, s in zip((dx, dweight), inputs)), dbias
 
 
+# --- the epilogue: its activation is NumPy's, on the same memory -------------------------------------------------------
+
+
+def _finished(
+    y: torch.Tensor, needs: tuple, bias: Any, scale: Any, residual: Any, activation: str | None
+) -> torch.Tensor | None:
+    """y = f(scale · y + bias + residual), in place; gives z where backward computes from it."""
+    for change, row in ((y.mul_, scale), (y.add_, bias)):
+        if row is not None:
+            change(_row(row, y))
+    if residual is not None:
+        y.add_(residual)
+    if activation is None:
+        return None
+    end = epilogue(y.numpy(), needs, None, None, None, activation)
+    end.added(y.numpy(), ())
+    end.activated(_blocks.flat(y.numpy()))
+    return None if end.z is None else torch.from_numpy(end.z)
+
+
+def _row(values: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return values.detach().reshape(-1, *(1,) * (y.dim() - 2))
+
+
+def _before(dy: torch.Tensor, saved: dict, activation: str | None) -> torch.Tensor:
+    """dz = dy f'(z)."""
+    if activation is None:
+        return dy
+    kept = {k: saved[k].detach().numpy() for k in ("y", "z") if k in saved}
+    return torch.from_numpy(before(dy.detach().numpy(), kept, activation))
+
+
 # --- conv ------------------------------------------------------------------------------------------------------------
 
 
@@ -95,8 +113,10 @@ def conv_forward(
     groups: int,
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    y = plainly(_convolved, x, weight, bias, stride, padding, dilation, groups)
-    return (_output(y, x),), conv_saved(needs, None, y, None, x, weight)
+    y = plainly(_convolved, x, weight, None if scale is not None else bias, stride, padding, dilation, groups)
+    y = _output(y, x)
+    z = plainly(_finished, y, needs, None if scale is None else bias, scale, residual, activation)
+    return (y,), conv_saved(needs, activation, y, z, x, weight, bias, scale, residual)
 
 
 def _conv_gradients(
@@ -123,8 +143,28 @@ def conv_backward(
     groups: int,
     activation: str | None = None,
 ) -> tuple:
-    found = plainly(_conv_gradients, dys[0], saved, inputs[:3], needs, stride, padding, dilation, groups)
-    return *_arranged_gradients(found, inputs), None, None
+    how = stride, padding, dilation, groups
+    dz = plainly(_before, dys[0], saved, activation)
+    if "scale" not in saved:
+        found = plainly(_conv_gradients, dz, saved, inputs[:3], needs, *how)
+    else:
+        rest = tuple([name for name in needs if name in ("x", "weight")])
+        dx, dweight, _ = plainly(_conv_gradients, plainly(_scaled, dz, saved["scale"]), saved, inputs[:3], rest, *how)
+        found = dx, dweight, plainly(_sums, dz) if "bias" in needs else None
+    dresidual = plainly(_copied, dz, inputs[0]) if "residual" in needs else None
+    return *_arranged_gradients(found, inputs), None, dresidual
+
+
+def _scaled(dz: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return dz * _row(scale, dz)
+
+
+def _sums(dz: torch.Tensor) -> torch.Tensor:
+    return dz.sum((0, *range(2, dz.dim())))
+
+
+def _copied(dz: torch.Tensor, x: Spec) -> torch.Tensor:
+    return arranged(dz.clone(), output_order(x))
 
 
 # --- conv_transpose --------------------------------------------------------------------------------------------------
@@ -151,8 +191,9 @@ def conv_transpose_forward(
     groups: int,
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    y = plainly(_transposed, x, weight, bias, stride, padding, output_padding, dilation, groups)
-    return (_output(y, x),), conv_saved(needs, None, y, None, x, weight)
+    y = _output(plainly(_transposed, x, weight, bias, stride, padding, output_padding, dilation, groups), x)
+    z = plainly(_finished, y, needs, None, None, None, activation)
+    return (y,), conv_saved(needs, activation, y, z, x, weight, bias)
 
 
 def _transposed_gradients(
@@ -178,4 +219,5 @@ def conv_transpose_backward(
     activation: str | None = None,
 ) -> tuple:
     how = (stride, padding, output_padding, dilation, groups)
-    return _arranged_gradients(plainly(_transposed_gradients, dys[0], saved, inputs, needs, *how), inputs)
+    dz = plainly(_before, dys[0], saved, activation)
+    return _arranged_gradients(plainly(_transposed_gradients, dz, saved, inputs, needs, *how), inputs)
