@@ -1,6 +1,7 @@
 """The house: arrows run one way, families are whole, names agree in every room, and it installs as it stands."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import inspect
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from typing import NamedTuple
 
 import pytest
 
@@ -46,18 +48,48 @@ def rooms() -> dict[str, int]:
     return {"gpulayers": 0} | {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
+class Import(NamedTuple):
+    """`from module import names`, or `import module` without names."""
+
+    module: str
+    names: tuple[str, ...]
+    level: int
+    for_types: bool
+
+
+class Source(NamedTuple):
+    imports: list[Import]
+    called: list[str]
+    """What is called when the file is imported."""
+    reasons: list[str]
+    """Texts that functions named `…refuses` return."""
+
+
+@functools.cache
+def read(path: pathlib.Path) -> Source:
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    checks = [n for n in nodes if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    for_types = {id(part) for check in checks for inside in check.body for part in ast.walk(inside)}
+    imports = [Import(a.name, (), 0, id(n) in for_types) for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    for n in nodes:
+        if isinstance(n, ast.ImportFrom):
+            imports.append(Import(n.module or "", tuple(a.name for a in n.names), n.level, id(n) in for_types))
+    at_import = [n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign | ast.Expr)]
+    called = [ast.unparse(c.func) for n in at_import for c in ast.walk(n) if isinstance(c, ast.Call)]
+    refusing = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name.endswith("refuses")]
+    returned = [c for f in refusing for r in ast.walk(f) if isinstance(r, ast.Return) for c in ast.walk(r)]
+    reasons = [c.value for c in returned if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+    return Source(imports, called, reasons)
+
+
 def imported(path: pathlib.Path) -> set[str]:
     """The rooms of gpulayers that a file imports, inside functions too; imports for type checkers do not count."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body = []
     found = set()
-    for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "gpulayers" else [node.module]
-        found |= {n.split(".")[1] if "." in n else "gpulayers" for n in names if n.split(".")[0] == "gpulayers"}
+    for module, names, level, for_types in read(path).imports:
+        if not (level or for_types):
+            full = [f"{module}.{name}" for name in names] if names and module == "gpulayers" else [module]
+            found |= {n.split(".")[1] if "." in n else "gpulayers" for n in full if n.split(".")[0] == "gpulayers"}
     return found
 
 
@@ -70,15 +102,19 @@ INSIDE = [
 ]  # there the public names come together
 
 
-@pytest.mark.parametrize("path", INSIDE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_arrows_run_one_way(path):
-    room = path.relative_to(ROOT / "gpulayers").parts[0].removesuffix(".py")
-    level = rooms()[room]
-    for other in imported(path) - {room, "kernels"}:
-        if other == "gpulayers":
-            assert level <= rooms()["demo"], f"{path}: only the top may import the package itself"
-        else:
-            assert rooms()[other] > level or (room, other) == ("testing", "train"), f"{room} imports {other}"
+def test_arrows_run_one_way():
+    wrong = []
+    for path in INSIDE:
+        room = path.relative_to(ROOT / "gpulayers").parts[0].removesuffix(".py")
+        level = rooms()[room]
+        for other in imported(path) - {room, "kernels"}:
+            if other == "gpulayers":  # only the top may import the package itself
+                right = level <= rooms()["demo"]
+            else:
+                right = rooms()[other] > level or (room, other) == ("testing", "train")
+            if not right:
+                wrong.append(f"{path}: {room} imports {other}")
+    assert not wrong
 
 
 def module(path: pathlib.Path) -> str:
@@ -94,13 +130,10 @@ def test_no_module_imports_itself_in_a_circle():
     for name, path in files.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         found = graph.setdefault(name, set())
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {a.name for a in node.names}
-            if isinstance(node, ast.ImportFrom):
-                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                whole = {f"{origin}.{a.name}" for a in node.names}
-                found |= whole & files.keys() or {origin}
+        for imported_name, names, level, _ in read(path).imports:
+            origin = importlib.util.resolve_name("." * level + imported_name, package)
+            whole = {f"{origin}.{each}" for each in names}
+            found |= whole & files.keys() or {origin}
     tops = {"gpulayers"}  # the public names come from everywhere; only the top may ask for them
     known = {name: (found & files.keys()) - {name} - tops for name, found in graph.items() if name not in tops}
     graphlib.TopologicalSorter(known).prepare()  # CycleError shows the circle
@@ -112,9 +145,9 @@ def test_files_are_short():
     assert not {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > 500}
 
 
-@pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_kernels_import_nothing_above_them(path):
-    assert imported(path) <= {"arrays", "_named", "_taps"}
+def test_kernels_import_nothing_above_them():
+    above = {path: imported(path) - {"arrays", "_named", "_taps"} for path in sources("kernels")}
+    assert not {path: names for path, names in above.items() if names}
 
 
 BENCH_ROOMS = ["models", "cases", "judging", "measuring", "reporting", "tuning", "suite"]
@@ -132,13 +165,14 @@ def test_arrows_run_one_way_in_bench(path):
         assert set(found) <= {"cases"}
 
 
-@pytest.mark.parametrize("path", sources("gpulayers", "kernels", "bench"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_star_imports_and_no_device_queries_at_import(path):
-    tree = ast.parse(path.read_text())
-    assert not any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree))
-    at_import = [n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign | ast.Expr)]
-    calls = [ast.unparse(c.func) for n in at_import for c in ast.walk(n) if isinstance(c, ast.Call)]
-    assert not [c for c in calls if ("cuda" in c and "is_available" in c) or "get_device" in c]
+def test_no_star_imports_and_no_device_queries_at_import():
+    wrong = []
+    for path in sources("gpulayers", "kernels", "bench"):
+        file = read(path)
+        wrong += [f"{path}: from {i.module} import *" for i in file.imports if "*" in i.names]
+        asked = [c for c in file.called if ("cuda" in c and "is_available" in c) or "get_device" in c]
+        wrong += [f"{path}: {call}" for call in asked]
+    assert not wrong
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -199,13 +233,9 @@ def test_refusals_are_committed():
     assert listed == found, "kernels/REFUSALS.md must list:\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("path", sources("kernels"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_reasons_for_refusing_are_listed(path):
+def test_reasons_for_refusing_are_listed():
     """A refusal's text comes from the file's REFUSALS, so that the committed list has it."""
-    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
-    returns = [r for f in functions if f.name.endswith("refuses") for r in ast.walk(f) if isinstance(r, ast.Return)]
-    texts = [c.value for r in returns for c in ast.walk(r) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
-    assert not [t for t in texts if " " in t]
+    assert not {path: texts for path in sources("kernels") if (texts := [t for t in read(path).reasons if " " in t])}
 
 
 def run(*command: str, cwd: pathlib.Path, **env: str) -> str:
