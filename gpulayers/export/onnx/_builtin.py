@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers.export.onnx._graph import ModelGraph, Tensor
+from gpulayers.export.onnx._resampling import RESAMPLING
 from gpulayers.layers import activation, container, conv, dropout, embedding, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.ops._op import normal_axis
@@ -237,5 +238,5 @@ BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     norm.BatchNorm3d: _batch_norm, dropout.Dropout: _dropout,
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
-    padding.Pad: _pad, embedding.Embedding: _embedding,
+    padding.Pad: _pad, embedding.Embedding: _embedding, **RESAMPLING,
 }  # fmt: skip

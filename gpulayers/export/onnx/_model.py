@@ -10,6 +10,7 @@ from gpulayers.export._code import same_code
 from gpulayers.export.onnx._builtin import BUILT_IN
 from gpulayers.export.onnx._graph import DOMAIN, DTYPES, Body, ModelGraph, Tensor
 from gpulayers.export.onnx._operations import Operations
+from gpulayers.export.onnx._resampling import REFUSED
 from gpulayers.export.recording import Recording, Unrecordable, check_replay, record
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
@@ -22,8 +23,11 @@ def walk(graph: ModelGraph, layer: Layer, *xs: Tensor) -> tuple[Tensor, ...]:
     parts = same_code(layer, CONTAINERS)
     if parts is not None:
         return parts(graph, layer, *xs)
-    native = same_code(layer, BUILT_IN)
+    native, why = same_code(layer, BUILT_IN), same_code(layer, REFUSED)
     shapes = each_shape(layer.output_shape(*(x.shape for x in xs)))
+    if why is not None:
+        graph.refuse(layer, why)
+        return tuple(Tensor(xs[0].name, shape) for shape in shapes)
     try:
         if native is not None and len(xs) == 1 and (y := native(graph, layer, xs[0])) is not None:
             graph.kinds.setdefault(xs[0].name, "f")
@@ -56,14 +60,14 @@ def _read(graph: ModelGraph, layer: Layer, xs: Sequence[Tensor]) -> Recording:
     """The layer recorded in evaluation. An input of the model that nobody has used yet may turn out to be integers."""
     shapes = [x.shape for x in xs]
     kinds = [x.kind or graph.kinds.get(x.name, "") for x in xs]
-    failed: Unrecordable | None = None
+    failed: Unrecordable | RuleError | None = None
     for unknown in "fi" if "" in kinds else "f":
         tried = [kind or unknown for kind in kinds]
         dtypes = [DTYPES[kind] for kind in tried]
         try:
             recording = record(layer, shapes, training=False, dtypes=dtypes)
             check_replay(layer, recording, shapes, dtypes)
-        except Unrecordable as error:
+        except (Unrecordable, RuleError) as error:
             failed = failed or error
             continue
         for x, kind in zip(xs, tried):
