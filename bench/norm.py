@@ -239,11 +239,18 @@ def audits() -> list[Case]:
     found.append(Case(instance_norm, "images", (IMAGES, *channels), needs=("x",), archs=ONE_ARCH))
     for order in (None, CHANNELS_LAST):
         found.append(Case(local_response_norm, "images", (IMAGES,), {"size": 5}, order=order, archs=ONE_ARCH))
-    for archs, activation, added in (((80, 90, 100), "relu", True), (ONE_ARCH, "silu", False)):
+    for activation, added, biased, training in (
+        ("relu", True, False, True),
+        ("silu", False, True, True),
+        ("relu", True, True, False),
+    ):
         case = _conv_batch_norm("images", (64, 64, 56, 56), 256, 1, added)
-        shapes = *case.shapes[:3], *channels, *case.shapes[7:]
-        options = case.options | {"activation": activation}
-        found.append(case._replace(shapes=shapes, options=options, order=CHANNELS_LAST, archs=archs))
+        shapes = *case.shapes[:2], (256,) if biased else None, *channels, *case.shapes[7:]
+        options = case.options | {"activation": activation, "training": training}
+        needs = (*(case.needs or ()), *["bias"] * biased) if training else ()
+        found.append(
+            case._replace(shapes=shapes, options=options, needs=needs, order=CHANNELS_LAST, archs=ONE_ARCH, tf32="")
+        )
     for order, activation, added, archs in EPILOGUES:
         shapes = (IMAGES, *channels, *[IMAGES] * added)
         options = {"training": True, "activation": activation}

@@ -12,7 +12,7 @@ from gpulayers.ops.conv import conv, conv_transpose
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss
-from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
@@ -46,6 +46,11 @@ OPS = [
     (add_rms_norm, [(2, 40000), (2, 40000), (40000,)], {"normalized_shape": (40000,)}),
     (add_rms_norm, [(300, 20000), (300, 20000), (20000,)], {"normalized_shape": (20000,)}),
     (batch_norm, [(8, 48, 9, 9), (48,), (48,)], {"training": True}),
+    (
+        conv_batch_norm,
+        [(4, 32, 14, 14), (64, 32, 3, 3), (64,), (64,), (64,)],
+        {"padding": 1, "training": True, "activation": "relu"},
+    ),
     (cross_entropy, [(64, 1000), LABELS], {"label_smoothing": 0.1}),
     (nll_loss, [(64, 1000), LABELS, (1000,)], {}),
     (mse, [(33, 1000), (33, 1000)], {}),
@@ -297,14 +302,17 @@ def test_models_whose_passes_are_graphs(how):
 @pytest.mark.parametrize("name", ["GPT", "ResNet"])
 def test_inductors_code_launches_the_kernels(name):
     """Loss, gradients and statistics of a compiled step are those of eager launches; no op of ours is called."""
-    from gpulayers.bench.measuring import models
+    from gpulayers.bench.models.gpt import GPT
+    from gpulayers.bench.models.kind import NextToken, WithLoss
+    from gpulayers.bench.models.resnet import ResNet
     from torch._inductor.utils import run_fw_bw_and_get_code
 
     torch.manual_seed(0)
     if name == "GPT":
-        model, batch = models.GPT(512, 128, 4, 2, 64, 0.0), (torch.randint(512, (4, 64)),)
+        model, batch = WithLoss(GPT(512, 128, 4, 2, 64, 0.0), NextToken()), [*torch.randint(512, (2, 4, 64))]
     else:
-        model, batch = models.ResNet((1, 1), 16, 10), (torch.randn(8, 3, 64, 64), torch.randint(10, (8,)))
+        model = WithLoss(ResNet((1, 1), 16, 10), torch.nn.CrossEntropyLoss())
+        batch = [torch.randn(8, 3, 64, 64), torch.randint(10, (8,))]
     gt.patch(model.to(DEVICE))
     batch = [t.to(DEVICE) for t in batch]
     before = {k: t.clone() for k, t in model.state_dict().items()}

@@ -11,7 +11,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import torch.nn as nn  # noqa: E402
-from gpulayers.bench.measuring import models  # noqa: E402
+from gpulayers.bench.models.gpt import GPT  # noqa: E402
+from gpulayers.bench.models.kind import NextToken, WithLoss  # noqa: E402
+from gpulayers.bench.models.resnet import ResNet  # noqa: E402
 from gpulayers.kernels import triton as triton_kernels  # noqa: E402
 from gpulayers.kernels.triton import _configs, _tile, norm  # noqa: E402
 from inductors_launches import LITE, launched, ttir  # noqa: E402
@@ -59,14 +61,14 @@ def compiled(model, *inputs):
 
 MODELS = {
     "GPT": (
-        lambda: models.GPT(24, 16, 2, 1, 8, 0.0),
-        lambda: (torch.randint(24, (2, 8)),),
+        lambda: WithLoss(GPT(24, 16, 2, 1, 8, 0.0), NextToken()),
+        lambda: (*torch.randint(24, (2, 2, 8)),),
         "_embedding_forward_kernel _norm_forward_kernel _matmul_kernel _cross_entropy_forward_kernel _reduce_kernel",
         "_norm_backward_kernel _norm_finalise_kernel _matmul_kernel _linear_backward_columns_kernel _finish_kernel "
         "_cross_entropy_backward_kernel _keys_kernel _digits_kernel _totals_kernel _placed_kernel _bounds_kernel _embedding_rows_kernel",
     ),
     "ResNet": (
-        lambda: models.ResNet((1,), 4, 5),
+        lambda: WithLoss(ResNet((1,), 4, 5), nn.CrossEntropyLoss()),
         lambda: (torch.randn(2, 3, 8, 8), torch.randint(5, (2,))),
         "_nhwc_kernel _conv_kernel _batch_norm_moments_kernel _batch_norm_forward_kernel _max_pool_forward_kernel "
         "_global_avg_pool_forward_kernel _matmul_kernel _cross_entropy_forward_kernel _reduce_kernel",

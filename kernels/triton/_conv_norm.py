@@ -20,7 +20,7 @@ from . import _tile
 from ._batch_norm import batch_norm_backward, normalised
 from .conv import conv_backward, convolved
 
-CHANNELS = 128
+CHANNELS = 1024
 """That a program of the bias's gradient takes."""
 BUDGETS = {
     "_conv_scale_kernel": Budget(registers=40, blocks=8),
