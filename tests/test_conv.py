@@ -145,6 +145,7 @@ def test_padding_on_some_sides(sizes, groups, padding):
         ((2, 3, 9, 12, 10, (3, 4)), {"stride": (2, 4), "padding": ((1, 0), (0, 0))}),  # rows may overlap
         ((1, 2, 5, 11, 9, 2), {"stride": 3}),  # columns that no window sees
         ((1, 5, 4, 9, 17, (1, 3)), {"stride": (1, 3), "dilation": (2, 1)}),
+        ((1, 4, 2, 7, 9, (1, 3)), {"stride": (1, 3)}),  # one column more than windows
     ],
 )
 def test_windows_that_share_no_column(sizes, options):
@@ -160,7 +161,7 @@ def test_windows_that_share_no_column(sizes, options):
                 **options,
             )
         kernels = [run.constexprs.get("UNIT_C") for run in session.launches if run.kernel == "_conv_kernel"]
-        assert max(kernels) == {12: 4, 11: 4, 9: 1}[sizes[3]]
+        assert max(kernels) == {12: 4, 11: 4, 9: 1, 7: 4}[sizes[3]]
 
 
 def test_strided_bias():
