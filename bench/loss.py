@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.loss import cross_entropy, mse, nll_loss
+from gpulayers.ops.loss import cross_entropy, linear_cross_entropy, mse, nll_loss
 
 from .cases.case import ONE_ARCH, Case, Labels, Other, sweep
 
@@ -38,8 +38,28 @@ def _nll_loss(name: str, *shape: int, cpu: bool = False) -> Case:
     )
 
 
+def _linear(name: str, tokens: int, width: int, classes: int, cpu: bool = False) -> Case:
+    def theirs(x: Any, weight: Any, target: Any) -> Any:
+        return F.cross_entropy(F.linear(x, weight), target)
+
+    shapes = (tokens, width), (classes, width), Labels((tokens,), classes)
+    others = {"liger": Other(_liger_linear, "liger_kernel", directions=("both",))}
+    flops, needs = 2 * tokens * width * classes, ("x", "weight")
+    title = f"{name}, {tokens}×{width} to {classes}"
+    return Case(linear_cross_entropy, title, shapes, {}, theirs, flops, cpu=cpu, needs=needs, most=2.0, others=others)
+
+
+def _liger_linear(x: Any, weight: Any, target: Any) -> Any:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(x, weight, target)
+
+
 def cases() -> list[Case]:
     return [
+        _linear("digits", 128, 64, 10, cpu=True),
+        _linear("Llama-3 vocabulary", 8192, 4096, 128256)._replace(headline=True),
+        _linear("GPT-2", 8192, 768, 50257),
         _cross_entropy("digits", 128, 10, cpu=True),
         _cross_entropy("ImageNet", 256, 1000, cpu=True, smoothing=0.1),
         _cross_entropy("GPT-2", 64, 50257, cpu=True),
@@ -59,7 +79,10 @@ def cases() -> list[Case]:
 
 def audits() -> list[Case]:
     """Long rows, short rows and pixels; classes as indices and as probabilities; and every reduction of mse."""
-    found = []
+    found = [_linear("Llama-3 vocabulary", 8192, 4096, 128256)._replace(archs=ONE_ARCH)]
+    every = ((4096, 1024), (32000, 1024), Labels((4096,), 32000), (32000,), (32000,))
+    options = {"softcap": 30.0, "z_loss": 1e-4, "reduction": "none", "label_smoothing": 0.1}
+    found.append(Case(linear_cross_entropy, "every option", every, options, archs=ONE_ARCH))
     for shape, archs in (((8192, 128256), (80, 90, 100)), ((65536, 1000), ONE_ARCH), ((8, 21, 512, 512), ONE_ARCH)):
         found.append(_cross_entropy("indices", *shape)._replace(archs=archs))
         probabilities, smoothing = (shape, shape, (shape[1],)), {"label_smoothing": 0.1}

@@ -46,6 +46,7 @@ EVERY_OP = {
     "conv": ["8,3,32,32", "16,3,3,3"],
     "conv_transpose": ["8,16,32,32", "16,3,3,3"],
     "cross_entropy": ["8,10", "8:int64"],
+    "linear_cross_entropy": ["8,16", "10,16", "8:int64"],
     "nll_loss": ["8,10", "8:int64", "10"],
     "dropout": ["8,3", "2:int64"],
     "rrelu": ["8,3", "2:int64"],

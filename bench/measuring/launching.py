@@ -162,6 +162,14 @@ class _Turned(nn.Module):
         return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1)
 
 
+def _of_logits(m: Any) -> Callable[[Tensor], Tensor]:
+    rows, width = ROWS if m is gt else FEW
+    weight = torch.zeros(8, width, dtype=torch.bfloat16 if m is gt else torch.float32)
+    goal = torch.zeros(rows, dtype=torch.int64)
+    unfused = lambda x: m.functional.cross_entropy(m.functional.linear(x, weight), goal)  # noqa: E731
+    return (lambda x: m.functional.linear_cross_entropy(x, weight, goal)) if m is gt else unfused
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -189,6 +197,7 @@ def subjects() -> list[Subject]:
         Subject("batch_norm", lambda m: m.BatchNorm2d(_width(m, 64, 4)), IMAGE, PIXELS, "norm"),
         Subject("conv_batch_norm", _chain, IMAGE, PIXELS),
         Subject("cross_entropy", _loss("CrossEntropyLoss", labels), ROWS, FEW),
+        Subject("linear_cross_entropy", _of_logits, ROWS, FEW),
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
         Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("pad", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),

@@ -8,6 +8,9 @@ import numpy as np
 
 from gpulayers.arrays import FLOATS, Spec, arranged, compute_dtype, namespace, spec, up
 from gpulayers.definition import ArgumentError, LabelError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
+from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 
 REDUCTIONS = ("mean", "sum", "none")

@@ -47,7 +47,7 @@ from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_
 from gpulayers.torch.dropout import dropout
 from gpulayers.torch.embedding import embedding, embedding_bag
 from gpulayers.torch.linear import linear
-from gpulayers.torch.loss import cross_entropy, mse_loss, nll_loss
+from gpulayers.torch.loss import cross_entropy, linear_cross_entropy, mse_loss, nll_loss
 from gpulayers.torch.norm import (
     add_layer_norm,
     add_rms_norm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +41,50 @@ _nll_loss = TorchOp(
     ops.nll_loss, _nll_loss_twin, "int ignore_index, str reduction", buffers=("total",), cast=_autocast.LOSS
 )
 _mse = TorchOp(ops.mse, _mse_twin, "str reduction", cast=_autocast.LOSS)
+
+
+def _linear_twin(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Any,
+    class_weight: Any,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    z_loss: float,
+    softcap: float,
+) -> Tensor:
+    logits = F.linear(x, weight, bias).flatten(0, -2)
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
+    labels = target.flatten()
+    how: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    if not z_loss:
+        loss = F.cross_entropy(logits, labels, class_weight, reduction=reduction, **how)
+        return loss.reshape(target.shape) if reduction == "none" else loss
+    counts = labels != ignore_index
+    each = F.cross_entropy(logits, labels, class_weight, reduction="none", **how)
+    each = each + z_loss * torch.where(counts, logits.logsumexp(-1).square(), 0)
+    if reduction == "none":
+        return each.reshape(target.shape)
+    share = counts if class_weight is None else torch.where(counts, class_weight[torch.where(counts, labels, 0)], 0)
+    return each.sum() / share.sum() if reduction == "mean" else each.sum()
+
+
+def _once(*_: Any) -> list:
+    raise NotImplementedError(
+        "linear_cross_entropy: no gradient of its gradient, which is made in the forward pass; use linear and cross_entropy"
+    )
+
+
+_linear_cross_entropy = TorchOp(
+    ops.linear_cross_entropy,
+    _linear_twin,
+    "int ignore_index, float label_smoothing, str reduction, float z_loss, float softcap",
+    buffers=("dx", "dweight", "dbias"),
+    again=_once,
+)
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -91,6 +136,40 @@ def mse_loss(
     if weight is not None:
         return F.mse_loss(input, target, reduction=reduction, weight=weight)  # type: ignore[call-arg]
     return _mse(input, target, reduction)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Cross entropy of linear(input, linear_weight, linear_bias), whose logits are there for some tokens at a time only.
+
+    As ``torch.nn.functional.linear_cross_entropy`` of newer torch, for class indices and weights (C, D); input may be
+    (…, D) for target (…). z_loss, softcap: as in ``gpulayers.ops.loss.linear_cross_entropy``. options, which say how torch
+    cuts the tokens, are ignored; probabilities and weights of more dimensions are torch's own function's.
+    """
+    plain = isinstance(input, Tensor) and isinstance(linear_weight, Tensor) and isinstance(target, Tensor)
+    if not plain or linear_weight.dim() != 2 or target.is_floating_point() or input.dim() < 2:
+        theirs: Any = F.linear_cross_entropy  # type: ignore[attr-defined]
+        return theirs(
+            input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, options=options,
+        )  # fmt: skip
+    ignored = -100 if ignore_index is None else ignore_index
+    how = ignored, float(label_smoothing), reduction, float(z_loss), float(softcap)
+    given = _autocast.cast(_autocast.LOWER, (input, linear_weight, target, linear_bias, weight), 5)
+    loss = _linear_cross_entropy(*given, *how)
+    return loss.float() if given[0] is not input else loss  # as torch's loss of what autocast made
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):

@@ -9,12 +9,16 @@ import numpy as np
 from gpulayers.arrays import arranged, float64
 
 from . import _blocks
+from ._linear_cross_entropy import REFUSED
+from ._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
+from ._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
+from ._linear_cross_entropy import linear_cross_entropy_refuses as linear_cross_entropy_refuses
 
 REFUSALS = {
     "dtype": "only float32 is faster than the definition",
     "shape": "x is (N, C), not empty, or the definition computes it",
     "soft": "probabilities are left to the definition",
-    "nll": "float64 and an empty x are left to the definition",
+    "nll": REFUSED,
     "mse": "only float32, not empty, is faster than the definition",
     "order": "x and target lie in one dense memory order, or the definition computes it",
 }

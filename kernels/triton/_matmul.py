@@ -52,13 +52,15 @@ def _place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 @triton.jit
 def _store(
     acc, split, row, column, bias, z, out, M, N, number_a, number_b,
-    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """The epilogue for one tile (BM, BN) at (row, column)."""
     m = row + tl.arange(0, BM).to(tl.int64)[:, None]
     n = column + tl.arange(0, BN)[None, :]
     mask = (m < M) & (n < N)
     at = (split * M + m) * N + n  # 64-bit, as m is
+    if ADD:
+        acc += tl.load(out + at, mask, other=0.0).to(tl.float32)
     if bias is not None:
         acc += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
     if z is not None:
@@ -71,7 +73,7 @@ def _store(
 @triton.jit
 def _finish_tile(
     acc, split, row, column, bias, z, out, M, N, number_a, number_b,
-    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """The epilogue; of a large tile with an activation in four parts, or its temporaries would spill."""
     end = (bias, z, out, M, N, number_a, number_b)
@@ -80,20 +82,20 @@ def _finish_tile(
         QUARTER: tl.constexpr = BN // 4
         left, right = tl.split(acc.reshape(BM, 2, HALF).permute(0, 2, 1))
         first, second = tl.split(left.reshape(BM, 2, QUARTER).permute(0, 2, 1))
-        _store(first, split, row, column, *end, BM, QUARTER, ACTIVATION)
-        _store(second, split, row, column + QUARTER, *end, BM, QUARTER, ACTIVATION)
+        _store(first, split, row, column, *end, BM, QUARTER, ACTIVATION, ADD)
+        _store(second, split, row, column + QUARTER, *end, BM, QUARTER, ACTIVATION, ADD)
         third, fourth = tl.split(right.reshape(BM, 2, QUARTER).permute(0, 2, 1))
-        _store(third, split, row, column + HALF, *end, BM, QUARTER, ACTIVATION)
-        _store(fourth, split, row, column + HALF + QUARTER, *end, BM, QUARTER, ACTIVATION)
+        _store(third, split, row, column + HALF, *end, BM, QUARTER, ACTIVATION, ADD)
+        _store(fourth, split, row, column + HALF + QUARTER, *end, BM, QUARTER, ACTIVATION, ADD)
     else:
-        _store(acc, split, row, column, *end, BM, BN, ACTIVATION)
+        _store(acc, split, row, column, *end, BM, BN, ACTIVATION, ADD)
 
 
 @triton.jit
 def _matmul_kernel(
     a, b, bias, z, out, M, N, K, a_m, a_k, b_n, b_k, k_split, number_a, number_b,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of one split. EVEN: every step along K is whole."""
     tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
@@ -118,14 +120,14 @@ def _matmul_kernel(
         acc = tl.dot(x, y, acc, input_precision=PRECISION)
         left += BK * a_k
         right += BK * b_k
-    _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION)
+    _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION, ADD)
 
 
 @triton.jit
 def _matmul_tma_kernel(
     a, b, bias, z, out, M, N, K, k_split, splits, number_a, number_b,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
-    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, ACTIVATION: tl.constexpr,
+    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Every program walks many tiles, so that one tile's epilogue overlaps the next one's loads.
 
@@ -142,19 +144,21 @@ def _matmul_tma_kernel(
             left = a.load([k, row]).T if A_TURNED else a.load([row, k])
             right = b.load([k, column]) if B_TURNED else b.load([column, k]).T
             acc = tl.dot(left, right, acc)
-        _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION)
+        _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION, ADD)
 
 
 @triton.jit
 def _finish_kernel(
     parts, bias, z, out, S, M, N, number_a, number_b,
-    ACTIVATION: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = f(Σ parts + bias) over the S parts (S, M, N), in order."""
     row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for s in range(S):
         total += tl.load(parts + (s * M + row) * N + n, mask, other=0.0)
+    if ADD:
+        total += tl.load(out + row * N + n, mask, other=0.0).to(tl.float32)
     if bias is not None:
         total += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
     if z is not None:
@@ -168,13 +172,14 @@ FINISH = _configs.rows("matmul_finish")
 
 
 def finish(
-    parts: Any, out: Any, bias: Any = None, z: Any = None, f: str | None = None, numbers: tuple = (0.0, 0.0)
-) -> None:
-    """out = f(Σ parts + bias): the second stage of a sum whose parts (S, M, N) are float32; z: the sum before f."""
+    parts: Any, out: Any, bias: Any = None, z: Any = None, f: str | None = None, numbers: tuple = (0.0, 0.0),
+    add: bool = False,
+) -> None:  # fmt: skip
+    """out = f(Σ parts + bias): the second stage of a sum whose parts (S, M, N) are float32; z: the sum before f; add: to out."""
     s, m, n = parts.shape
     tile = _tile.flat_tile(FINISH(_tile.device(out), n), max(16, n))
     grid = (_tile.cdiv(m, tile["ROWS"]) * _tile.cdiv(n, tile["BLOCK"]),)
-    _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, ACTIVATION=f, **tile)
+    _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, ACTIVATION=f, ADD=add, **tile)
 
 
 def _unit(x: Any, empty: Callable) -> Any:
@@ -238,8 +243,9 @@ def matmul(
     z: Any = None,
     f: str | None = None,
     numbers: tuple[float, float] = (0.0, 0.0),
+    add: bool = False,
 ) -> None:
-    """out = f(A Bᵀ + bias), and z = A Bᵀ + bias where asked.
+    """out = f(A Bᵀ + bias), and z = A Bᵀ + bias where asked; add: out is added to the product.
 
     a: (M, K), b: (N, K), of one dtype and any strides (``b`` is stored as a weight is). bias: (N,) contiguous.
     out, z: (M, N) row-major. f: an activation's name, with its numbers.
@@ -257,11 +263,11 @@ def matmul(
     splits = max(1, min(device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS)))
     k_split = _tile.cdiv(_tile.cdiv(k, splits), c.BK) * c.BK
     splits = max(1, _tile.cdiv(k, max(k_split, 1)))
-    target, stage_one = out, dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f)
+    target, stage_one = out, dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f, ADD=add)
     if splits > 1:
         target, stage_one = (
             empty((splits, m, n), "float32"),
-            dict.fromkeys(stage_one) | dict(number_a=0.0, number_b=0.0),
+            dict.fromkeys(stage_one) | dict(number_a=0.0, number_b=0.0, ADD=False),
         )
     common = stage_one | dict(out=target, M=m, N=n, K=k, k_split=k_split, num_warps=c.warps, num_stages=c.stages)
     common |= dict(BM=c.BM, BN=c.BN, BK=c.BK, GROUP_M=GROUP)
@@ -274,4 +280,4 @@ def matmul(
         even = type(k) is int and k % c.BK == 0
         _tile.launch(_matmul_kernel, (tiles * splits,), a, b, EVEN=even, PRECISION=precision, **steps, **common)
     if splits > 1:
-        finish(target, out, bias, z, f, numbers)
+        finish(target, out, bias, z, f, numbers, add)

@@ -16,6 +16,8 @@ import triton.language as tl
 from .._budget import Budget
 from . import _configs, _tile
 from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
+from ._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
+from ._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from ._tile import rows_tile
 
 # --- cross entropy ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gpulayers.kernels.triton import _configs, _linear_cross_entropy, _tile
+from halves import check_op
+
+import gpulayers.torch as gt
+from gpulayers import arrays, dispatch
+from gpulayers.arrays import Spec, bfloat16
+from gpulayers.definition import ArgumentError, LabelError, ShapeError, UnsupportedTypeError
+from gpulayers.ops.linear import linear
+from gpulayers.ops.loss import cross_entropy, linear_cross_entropy
+from gpulayers.torch.loss import _linear_twin
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).standard_normal(shape)
+
+
+LABELS = np.array([[1, 0, -100], [4, 2, 4]])
+CALLS = {
+    "mean": ([draw(2, 3, 4), draw(5, 4), LABELS], {}),
+    "sum": ([draw(2, 3, 4)[..., ::-1], draw(4, 5).T, LABELS, draw(5)], {"reduction": "sum", "label_smoothing": 0.2}),
+    "each": (
+        [draw(2, 3, 4), draw(5, 4), LABELS.T.copy().T, draw(5), abs(draw(5))],
+        {"reduction": "none", "z_loss": 0.1},
+    ),
+    "capped": (
+        [draw(6, 4), 2 * draw(5, 4), LABELS.reshape(-1).astype("int32"), None, abs(draw(5))],
+        {"softcap": 1.5, "z_loss": 0.01, "label_smoothing": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_backend(name):
+    inputs, options = CALLS[name]
+    served = check_op(linear_cross_entropy, *inputs, numeric=True, dys=["dense"], **options)
+    assert served == ["definition", "numpy", "triton"]
+
+
+def test_several_chunks(monkeypatch):
+    """dweight is added to from chunk to chunk; the last one is not whole. Rows of classes in several blocks."""
+    monkeypatch.setattr(_linear_cross_entropy, "LEAST_TOKENS", 4)
+    monkeypatch.setattr(_linear_cross_entropy, "MOST_CHUNKS", 4)
+    assert _linear_cross_entropy.tokens_at_once(8) == 64
+    monkeypatch.setattr(_linear_cross_entropy, "tokens_at_once", lambda n: 4)
+    labels = np.random.default_rng(0).integers(0, 37, 10)
+    labels[3] = -100
+    with _configs.forced("linear_cross_entropy", _configs.Row(None, 32, 4)):
+        for dtype, how in (("float32", {}), ("bfloat16", {"reduction": "none"}), ("float16", {"reduction": "sum"})):
+            given = draw(10, 8), draw(37, 8), labels, draw(37)
+            check_op(linear_cross_entropy, *given, backends=["triton"], dtypes=[dtype], dys=["dense"], **how)
+
+
+def test_memory(monkeypatch):
+    """At 8K tokens and a vocabulary of 128K: at most a tenth of what a linear layer and its cross entropy take."""
+
+    def taken(op, specs, needs, **options):
+        """Bytes that forward and backward of a call allocate, gradients of its inputs left out."""
+        sizes, kinds = [], {"bfloat16": 2, "float32": 4, "int64": 8}
+
+        def empty(shape, dtype, order=None):
+            found = torch.empty(shape, dtype=arrays.to_torch_dtype(arrays.dtype(dtype)), device="meta")
+            sizes.append(found.numel() * kinds[str(found.dtype).removeprefix("torch.")])
+            return found
+
+        xs = [torch.empty(s.shape, dtype=arrays.to_torch_dtype(s.dtype), device="meta") for s in specs]
+        module = dispatch.kernels("triton", op)
+        full = {k: v for k, v in (op.options | options).items()}
+        monkeypatch.setattr(_tile, "pretend", _tile.Device(90, 132, 232448))
+        monkeypatch.setattr(_tile, "launch", lambda *args, **options: None)
+        monkeypatch.setattr(_tile, "described", lambda x, block: x)
+        outputs, saved = getattr(module, f"{op.name}_forward")(*xs, needs=needs, empty=empty, **full)
+        padded = (*specs, *[None] * (len(op.inputs) - len(specs)))
+        dys = tuple(torch.empty_like(y) for y in outputs)
+        getattr(module, f"{op.name}_backward")(dys, saved, inputs=padded, needs=needs, empty=empty, **full)
+        return sum(sizes)
+
+    n, classes, width = 8192, 131072, 64
+    x, w, labels = Spec((n, width), bfloat16), Spec((classes, width), bfloat16), Spec((n,), arrays.int64)
+    logits = Spec((n, classes), bfloat16)
+    grads = 2 * (n * width + classes * width)
+    plain = taken(linear, (x, w), ("x", "weight")) + taken(cross_entropy, (logits, labels), ("x",)) - grads
+    fused = taken(linear_cross_entropy, (x, w, labels), ("x", "weight")) - 2 * grads
+    assert plain >= 2 * n * classes * 2 and fused <= plain / 10
+
+
+WRONG = [
+    ((draw(2, 4), draw(5, 3), LABELS[0, :2]), {}, ShapeError, "x.shape = (…, D) = [2, 3]"),
+    ((draw(2, 4), draw(5), LABELS[0, :2]), {}, ShapeError, "weight.shape = (C, D) for x (…, D)"),
+    ((draw(2, 4), draw(5, 4), LABELS[0]), {}, ShapeError, "target.shape = x.shape[:-1] = [2]"),
+    ((draw(2, 4), draw(5, 4), draw(2)), {}, UnsupportedTypeError, "class indices (an integer dtype)"),
+    (
+        (draw(2, 4), draw(5, 4), np.array([5, 0])),
+        {},
+        LabelError,
+        "0 ≤ target < C = 5, or target = ignore_index = -100; got 5",
+    ),
+    ((draw(2, 4), draw(5, 4), LABELS[0, :2], draw(4)), {}, ShapeError, "bias.shape = (C,) = [5]"),
+    ((draw(2, 4), draw(5, 4), LABELS[0, :2]), {"reduction": "max"}, ArgumentError, "one of mean, sum, none"),
+    ((draw(2, 4), draw(5, 4), LABELS[0, :2]), {"label_smoothing": 2.0}, ShapeError, "0 ≤ label_smoothing ≤ 1"),
+    ((draw(2, 4), draw(5, 4), LABELS[0, :2]), {"softcap": -1.0}, ArgumentError, "softcap ≥ 0"),
+]
+
+
+@pytest.mark.parametrize("inputs, options, error, text", WRONG)
+def test_errors(inputs, options, error, text):
+    with pytest.raises(error) as raised:
+        linear_cross_entropy(*inputs, **options)
+    assert text in str(raised.value) and str(raised.value).startswith("linear_cross_entropy: ")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_function_is_torchs(dtype, reduction):
+    ours = gt.functional.linear_cross_entropy
+    x, w, b, cw = (torch.from_numpy(draw(*s)).to(dtype) for s in ((7, 4), (5, 4), (5,), (5,)))
+    cw, target = cw.abs(), torch.tensor([0, 4, 2, -100, 1, 1, 3])
+    leaves = [t.requires_grad_() for t in (x, w, b)]
+    how = {"linear_bias": b, "weight": cw, "reduction": reduction, "label_smoothing": 0.1}
+    found, true = ours(x, w, target, **how), F.linear_cross_entropy(x, w, target, options=None, **how)
+    torch.testing.assert_close(found, true)
+    dy = torch.randn_like(true)
+    for mine, theirs in zip(*(torch.autograd.grad(y, leaves, dy) for y in (found, true))):
+        torch.testing.assert_close(mine, theirs)
+    capped = {"z_loss": 0.1, "softcap": 2.0, "reduction": reduction, "linear_bias": b, "weight": cw}
+    found = ours(x, w, target, **capped)
+    true = _linear_twin(x, w, target, b, cw, -100, 0.0, reduction, 0.1, 2.0)
+    torch.testing.assert_close(found, true)
+    for mine, theirs in zip(*(torch.autograd.grad(y, leaves, dy) for y in (found, true))):
+        torch.testing.assert_close(mine, theirs)
+    with pytest.raises(NotImplementedError, match="no gradient of its gradient"):
+        torch.autograd.grad(ours(x, w, target).mul(1.0), x, create_graph=True)
+
+
+def test_what_is_left_to_torch():
+    """Probabilities, and several losses a sample."""
+    ours = gt.functional.linear_cross_entropy
+    x, w, p = torch.randn(3, 4), torch.randn(5, 4), torch.rand(3, 5).softmax(1)
+    torch.testing.assert_close(ours(x, w, p), F.linear_cross_entropy(x, w, p, options=None))
+    w, target = torch.randn(5, 2, 4), torch.tensor([[0, 1], [4, 2], [3, 3]])
+    torch.testing.assert_close(ours(x, w, target), F.linear_cross_entropy(x, w, target, options=None))
