@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from gpulayers._lookups import corners, neighbours
 from gpulayers.arrays import Spec, arranged, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError, UnsupportedTypeError
 from gpulayers.ops._op import Op, require_float, require_same_dtype
@@ -14,7 +13,6 @@ from gpulayers.ops._window import ordered_as, output_order
 
 SAMPLING = ("bilinear", "nearest", "bicubic")
 PADDING = ("zeros", "border", "reflection")
-_A = -0.75
 
 
 def grid_sample_rule(
@@ -45,84 +43,6 @@ def grid_sample_rule(
     return Rule({"y": y}, {"x": x, "grid": grid} if needs else {})
 
 
-class _Tap(NamedTuple):
-    """One of the neighbours along an axis of every place, (N, P)."""
-
-    index: Any
-    inside: Any
-    weight: Any
-    slope: Any
-    """Of the weight, by grid's coordinate."""
-
-
-def _padded(v: Any, slope: Any, size: int, padding: str, align: bool) -> tuple[Any, Any]:
-    """Coordinates that lie on the image, and what a step of them comes to."""
-    xp = namespace(v)
-    if padding == "zeros":
-        return v, slope
-    if padding == "reflection":
-        low, span = (0.0, size - 1) if align else (-0.5, size)
-        if span == 0:
-            return v * 0, slope * 0
-        slope, v = xp.where(v < low, -slope, slope), abs(v - low)
-        flips = xp.floor(v / span)
-        odd = flips - 2 * xp.floor(flips / 2) > 0
-        v = v - flips * span
-        slope, v = xp.where(odd, -slope, slope), xp.where(odd, span - v, v) + low
-    slope = xp.where((v <= 0) | (v >= size - 1), slope * 0, slope)
-    return xp.clip(v, 0.0, float(size - 1)), slope
-
-
-def _cubic(d: Any) -> tuple[Any, Any]:
-    """(weight, slope) of taps at the distances −1 − t, −t, 1 − t, 2 − t, of Keys' kernel, by the coordinate."""
-    xp, far = namespace(d), abs(d)
-    near = far < 1
-    weight = xp.where(near, ((_A + 2) * far - (_A + 3)) * far * far + 1, ((far - 5) * far + 8) * far * _A - 4 * _A)
-    rate = xp.where(near, (3 * (_A + 2) * far - 2 * (_A + 3)) * far, ((3 * far - 10) * far + 8) * _A)
-    return weight, xp.where(d > 0, -rate, rate)
-
-
-def _taps(g: Any, size: int, mode: str, padding: str, align: bool) -> list[_Tap]:
-    """The neighbours of every place along one axis; g: coordinates from −1 to 1, (N, P)."""
-    xp = namespace(g)
-    v = (g + 1) * ((size - 1) / 2) if align else ((g + 1) * size - 1) / 2
-    slope = v * 0 + ((size - 1) / 2 if align else size / 2)
-    if mode != "bicubic":
-        v, slope = _padded(v, slope, size, padding, align)
-    v = xp.where(abs(v) < 2.0**30, v, v * 0 - 100 if padding == "zeros" else v * 0)
-    v = xp.where(v == v, v, xp.full(v.shape, -100.0 if padding == "zeros" else 0.0, v.dtype))  # NaN
-    first = xp.rint(v) if mode == "nearest" else xp.floor(v)
-    t, found = v - first, []
-    for k in {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}[mode]:
-        at = first + k
-        if mode == "nearest":
-            weight, rate = t * 0 + 1, t * 0
-        elif mode == "bilinear":
-            weight, rate = (t, t * 0 + 1) if k else (1 - t, t * 0 - 1)
-        else:
-            weight, rate = _cubic(k - t)
-            at, _ = _padded(at, at, size, padding, align)
-            at = xp.rint(at) if align else xp.floor(at)
-        inside = (at >= 0) & (at < size)
-        found.append(_Tap(xp.where(inside, at, at * 0).astype("int64"), inside, weight, rate * slope))
-    return found
-
-
-def _axes(x: Any, grid: Any, mode: str, padding: str, align: bool) -> list[list[_Tap]]:
-    places = up(grid).reshape(grid.shape[0], math.prod(grid.shape[1:-1]), grid.shape[-1])
-    sizes = x.shape[2:]
-    return [_taps(places[..., len(sizes) - 1 - a], n, mode, padding, align) for a, n in enumerate(sizes)]
-
-
-def _corners(axes: list[list[_Tap]], sizes: tuple) -> Iterator[tuple[tuple[_Tap, ...], Any, Any]]:
-    """(a tap of each axis, the pixel's number, whether it is on the image) for each of a place's neighbours."""
-    for taps in itertools.product(*axes):
-        index, inside = taps[0].index, taps[0].inside
-        for tap, size in zip(taps[1:], sizes[1:]):
-            index, inside = index * size + tap.index, inside & tap.inside
-        yield taps, index, inside
-
-
 def grid_sample_forward(
     x: Any,
     grid: Any,
@@ -145,9 +65,9 @@ def grid_sample_forward(
     xp, (n, c, *sizes) = namespace(x), x.shape
     pixels = up(x).reshape(n, c, math.prod(sizes)).swapaxes(1, 2)
     rows = xp.arange(n)[:, None]
-    axes = _axes(x, grid, mode, padding_mode, align_corners)
+    axes = neighbours(x, grid, mode, padding_mode, align_corners)
     y = xp.zeros((n, axes[0][0].index.shape[1], c), pixels.dtype)
-    for taps, index, inside in _corners(axes, tuple(sizes)):
+    for taps, index, inside in corners(axes, tuple(sizes)):
         weight = math.prod(tap.weight for tap in taps)
         y += xp.where(inside[..., None], pixels[rows, index] * weight[..., None], y[..., :1] * 0)
     y = y.swapaxes(1, 2).reshape(n, c, *grid.shape[1:-1]).astype(x.dtype, copy=False)
@@ -167,11 +87,11 @@ def grid_sample_backward(
     """dx[n, c, pixel] = Σ weight · dy over the places that it is a neighbour of, in their order; dgrid = Σ_c dy · dy/dplace."""
     (dy,), x, grid = dys, saved["x"], saved["grid"]
     xp, (n, c, *sizes) = namespace(dy), x.shape
-    axes = _axes(x, grid, mode, padding_mode, align_corners)
+    axes = neighbours(x, grid, mode, padding_mode, align_corners)
     g = up(dy).reshape(n, c, math.prod(dy.shape[2:])).swapaxes(1, 2)
     pixels, rows = up(x).reshape(n, c, math.prod(sizes)).swapaxes(1, 2), xp.arange(n)
     dx, dgrid = xp.zeros(pixels.shape, g.dtype), xp.zeros((*g.shape[:2], len(sizes)), g.dtype)
-    for taps, index, inside in _corners(axes, tuple(sizes)):
+    for taps, index, inside in corners(axes, tuple(sizes)):
         if "grid" in needs:
             along = xp.where(inside, (pixels[rows[:, None], index] * g).sum(2), g[..., 0] * 0)
             for a, tap in enumerate(taps):

@@ -11,6 +11,8 @@ from gpulayers.arrays import Spec, compute_dtype, empty_numpy, float64
 
 from .._window import channels_last, output_order
 from . import _blocks
+from ._grid_sample import grid_sample_backward as grid_sample_backward
+from ._grid_sample import grid_sample_forward as grid_sample_forward
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -100,4 +102,8 @@ def interpolate_backward(
 
 
 def interpolate_refuses(x: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return REFUSALS["float64"] if x.dtype == float64 else None
+
+
+def grid_sample_refuses(x: Spec, grid: Spec, *, needs: tuple, **options: Any) -> str | None:
     return REFUSALS["float64"] if x.dtype == float64 else None
