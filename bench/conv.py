@@ -21,6 +21,8 @@ _RESNET50 = [  # channels in, size, channels out, kernel, stride: every distinct
     (1024, 14, 512, 1, 1), (512, 14, 512, 3, 2), (512, 7, 2048, 1, 1), (1024, 14, 2048, 1, 2), (2048, 7, 512, 1, 1), (512, 7, 512, 3, 1),
 ]  # fmt: skip
 _HEADLINES = [(64, 56, 64, 3, 1), (1024, 14, 256, 1, 1)]
+_FOLLOWED = [(64, 56, 64, 1, 1), (64, 56, 64, 3, 1), (64, 56, 256, 1, 1), (256, 14, 256, 3, 1), (256, 14, 1024, 1, 1)]
+"""Those that are measured with what follows them, too: in a block, and at its end."""
 _THEIRS: list[Any] = [F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 Size = int | tuple[int, ...]
@@ -88,6 +90,24 @@ def _case(
     )  # fmt: skip
 
 
+def _followed(case: Case, activation: str, whole: bool = False) -> Case:
+    """A convolution with an activation in its epilogue; whole: with a scale and a residual, too, as a folded norm leaves it."""
+    o, axes = case.shapes[1][0], len(case.shapes[0]) - 2
+    options, function = case.options, _THEIRS[axes - 1]
+    more = ((o,), conv.rule(*case.specs(), **options).outputs["y"].shape) if whole else ()
+
+    def theirs(x: Any, weight: Any, bias: Any, scale: Any = None, residual: Any = None) -> torch.Tensor:
+        if not whole:
+            return getattr(F, activation)(function(x, weight, bias, **options))
+        factor, shift = (row.view(-1, *(1,) * axes) for row in (scale, bias))
+        return getattr(F, activation)(function(x, weight, None, **options) * factor + shift + residual)
+
+    return case._replace(
+        name=f"{case.name}, {'scale, residual, ' if whole else ''}{activation}", shapes=(*case.shapes, *more), torch=theirs,
+        options=options | {"activation": activation}, others={}, headline=False,
+    )  # fmt: skip
+
+
 def _small() -> list[Case]:
     """Small enough for a CPU."""
     return [
@@ -100,6 +120,8 @@ def _small() -> list[Case]:
         _case("ResNet-50", 8, 1024, 14, 256, 1, cpu=True),
         _case("ResNet-50", 8, 512, 7, 512, 3, cpu=True),
         _case("U-Net", 4, 128, 32, 64, 2, 2, cpu=True, transposed=True),
+        _followed(_case("ResNet-50", 8, 64, 56, 64, 3, cpu=True), "relu"),
+        _followed(_case("ResNet-50", 8, 64, 56, 256, 1, cpu=True), "relu", whole=True),
         _case("EnCodec", 4, 64, 3000, 128, 8, 4, cpu=True, axes=1),
         _case("EnCodec", 4, 128, 750, 64, 8, 4, cpu=True, axes=1, transposed=True),
         _case("R3D-18", 1, 64, (4, 28, 28), 64, 3, cpu=True, axes=3),
@@ -164,6 +186,8 @@ def cases() -> list[Case]:
         case = _case("ResNet-50", 128, *shape)._replace(headline=shape in _HEADLINES)
         last = case._replace(name=f"{case.name}, channels last", put=channels_last)
         found += [last, *_each_gradient(last)[1:]] + ([case] if case.headline else [])
+        if shape in _FOLLOWED:
+            found.append(_followed(last, "relu", whole=shape[2] == 4 * shape[0]))
     for case in [*_grouped(128, cpu=False), *_networks()]:
         found += _each_gradient(case)
         if len(case.shapes[0]) > 3:  # a sequence has no such memory format
@@ -185,6 +209,8 @@ def audits() -> list[Case]:
         _case("runs", 32, 3, 224, 96, 4, 4)._replace(order=CHANNELS_LAST, archs=(80,)),
         _case("channels first", 32, 128, 56, 128, 3)._replace(archs=ONE_ARCH),
         _case("depthwise", 32, 128, 56, 128, 3, 1, 128)._replace(**last),
+        _followed(_case("epilogue", 32, 256, 28, 256, 3), "gelu", whole=True)._replace(**last),
+        _followed(_case("epilogue, channels first", 32, 64, 28, 256, 3), "silu")._replace(archs=(80,)),
         _case("three channels", 32, 3, 224, 64, 7, 2)._replace(**one),
         _case("volumes in steps", 8, 256, (8, 28, 28), 256, 3, 2, axes=3)._replace(**deep),
         _case("depthwise volumes", 8, 128, (8, 28, 28), 128, 3, 1, 128, axes=3)._replace(**deep),

@@ -12,12 +12,14 @@ from gpulayers.kernels.triton._conv import Walk  # noqa: E402
 from gpulayers.kernels.triton._epilogue import Epilogue  # noqa: E402
 from halves import check_op  # noqa: E402
 
+import gpulayers as gl  # noqa: E402
 from gpulayers.arrays import Spec, bfloat16  # noqa: E402
 from gpulayers.definition import ArgumentError, ShapeError  # noqa: E402
 from gpulayers.ops.activation import ACTIVATIONS  # noqa: E402
 from gpulayers.ops.conv import conv, conv_transpose  # noqa: E402
 from gpulayers.testing.audit import audit  # noqa: E402
 from gpulayers.testing.audit_op import judge, launched  # noqa: E402
+from gpulayers.testing.check_layer import check_layer  # noqa: E402
 from gpulayers.testing.interpreter import interpreting  # noqa: E402
 from gpulayers.torch._epilogue import TWINS  # noqa: E402
 
@@ -169,6 +171,24 @@ def test_gradients_that_are_not_needed():
         )  # fmt: skip
     with pytest.raises(ValueError, match="no gradient for 'scale'"):
         conv.record(*arrays, needs=["scale"], **options)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (gl.Conv1d(2, 4, 3, activation="gelu"), (2, 2, 6)),
+        (gl.Conv2d(3, 4, 3, padding=1, padding_mode="reflect", activation="relu"), (1, 3, 4, 5)),
+        (gl.ConvTranspose2d(2, 3, 2, stride=2, activation="silu"), (2, 2, 3, 2)),
+    ],
+    ids=str,
+)
+def test_layers(layer, shape):
+    check_layer(layer, shape)
+
+
+def test_a_layer_names_its_activation():
+    with pytest.raises(ArgumentError, match="Conv2d: activation: the rule is activation ∈"):
+        gl.Conv2d(3, 4, 3, activation="swish")(draw(1, 3, 4, 4))
 
 
 # --- kernels on tiles of pixels --------------------------------------------------------------------------------------

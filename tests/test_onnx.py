@@ -76,7 +76,7 @@ NATIVE = {
     "PRelu": (gl.PReLU(2), IMAGE), "Softmax": (gl.Softmin(1), IMAGE), "LogSoftmax": (gl.LogSoftmax(), ROW),
     "Gemm": (gl.Linear(6, 3, activation="gelu"), ROW), "MatMul": (gl.Linear(7, 3, activation="silu"), IMAGE),
     "LayerNormalization": (gl.LayerNorm((6, 7), bias=False), IMAGE), "BatchNormalization": (gl.BatchNorm2d(2), IMAGE),
-    "Conv": (gl.Conv2d(2, 4, 3, stride=(2, 1), padding=((1, 0), (2, 1)), dilation=2, groups=2), IMAGE),
+    "Conv": (gl.Conv2d(2, 4, 3, stride=(2, 1), padding=((1, 0), (2, 1)), dilation=2, groups=2, activation="silu"), IMAGE),
     "MaxPool": (gl.MaxPool2d(3, 2, 1), IMAGE), "AveragePool": (gl.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
     "Pad": (gl.ReflectionPad2d((1, 0, 2, 1)), IMAGE), "Reshape": (gl.Flatten(2), IMAGE), "Identity": (gl.Dropout(), ROW),
 }  # fmt: skip

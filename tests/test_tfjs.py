@@ -170,10 +170,10 @@ def faults(cases: list[Case], found: list[dict], bound: float = 1e-5, after: flo
 IMAGES = (2, 3, 7, 6)
 ALONE = [  # layers that TF.js has, each with what it has its own way to say
     (gl.Conv2d(3, 4, 3), IMAGES),
-    (gl.Conv2d(3, 4, 4, padding="same"), IMAGES),
+    (gl.Conv2d(3, 4, 4, padding="same", activation="silu"), IMAGES),
     (gl.Conv2d(3, 4, (2, 3), padding=(1, 0), stride=(1, 2), bias=False), IMAGES),
     (gl.Conv2d(3, 4, 3, padding=1, stride=2), (2, 3, 8, 8)),
-    (gl.Conv2d(3, 6, 3, padding=1, stride=2, groups=3), IMAGES),
+    (gl.Conv2d(3, 6, 3, padding=1, stride=2, groups=3, activation="relu"), IMAGES),
     (gl.MaxPool2d(2), IMAGES),
     (gl.MaxPool2d(3, 2, 1), (2, 3, 7, 5)),
     (gl.MaxPool2d(2, ceil_mode=True), (2, 3, 7, 5)),

@@ -26,6 +26,7 @@ class _Windows(OpLayer):
     spatial = 2
     """How many spatial axes x has."""
     kernel_size: tuple[int, ...]
+    activation: str | None = None
 
     def _set_channels(self, in_channels: int, out_channels: int, groups: int) -> None:
         if groups < 1:
@@ -52,12 +53,13 @@ class _Windows(OpLayer):
 class Convolutional(_Windows):
     """The convolutional neuron type: every output sees a window. Start here for such a layer of your own.
 
-    y = x * weight + bias: (N, C, H, W) → (N, O, OH, OW); with ``spatial = 1`` or 3 in the class, (N, C, L) or
+    y = f(x * weight + bias): (N, C, H, W) → (N, O, OH, OW); with ``spatial = 1`` or 3 in the class, (N, C, L) or
     (N, C, D, H, W).
 
     weight: (O, C / groups, kh, kw), bias: (O,), both uniform in ±1 / √(C / groups · kh · kw). padding: an integer, one
     for each axis, ((top, bottom), (left, right)), "valid" or "same". padding_mode says what lies there: "zeros", or as
-    pad has it, "reflect", "replicate" or "circular".
+    pad has it, "reflect", "replicate" or "circular". activation: f, in the same pass: None, "relu", "gelu", "silu", … (the
+    names in ops.activation.ACTIVATIONS).
     """
 
     op = ops.conv
@@ -74,6 +76,8 @@ class Convolutional(_Windows):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
+        *,
+        activation: str | None = None,
     ):
         with named(self):
             if padding_mode not in PADDING_MODES:
@@ -83,11 +87,13 @@ class Convolutional(_Windows):
                 raise ArgumentError("padding", 'stride = 1 where padding = "same"', f"stride {stride}")
             self.kernel_size = self._numbers("kernel_size", kernel_size)
         self.stride, self.padding, self.dilation, self.padding_mode = stride, padding, dilation, padding_mode
+        self.activation = activation
         self._add_weights(out_channels, in_channels // groups, bias)
 
     def options(self) -> dict[str, Any]:
         padding = self.padding if self.padding_mode == "zeros" else 0  # pad comes before
-        return {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+        names = ("stride", "dilation", "groups", "activation")
+        return {"padding": padding} | {name: getattr(self, name) for name in names}
 
     def _around(self) -> tuple[tuple[int, int], ...]:
         """((before, after), …) of the padding that comes before; empty where there is nothing to pad but zeros, if
@@ -135,7 +141,7 @@ class Conv3d(Convolutional):
 
 
 class Transposed(_Windows):
-    """What transposed convolutions have in common."""
+    """What transposed convolutions have in common: y = f(weight walked back over x, + bias), f as Convolutional's."""
 
     op = ops.conv_transpose
 
@@ -151,6 +157,8 @@ class Transposed(_Windows):
         bias: bool = True,
         dilation: Any = 1,
         padding_mode: str = "zeros",
+        *,
+        activation: str | None = None,
     ):
         with named(self):
             if padding_mode != "zeros":
@@ -158,11 +166,11 @@ class Transposed(_Windows):
             self._set_channels(in_channels, out_channels, groups)
             self.kernel_size = self._numbers("kernel_size", kernel_size)
         self.stride, self.padding, self.output_padding, self.dilation = stride, padding, output_padding, dilation
-        self.padding_mode = padding_mode
+        self.padding_mode, self.activation = padding_mode, activation
         self._add_weights(in_channels, out_channels // groups, bias)
 
     def options(self) -> dict[str, Any]:
-        names = ("stride", "padding", "output_padding", "dilation", "groups")
+        names = ("stride", "padding", "output_padding", "dilation", "groups", "activation")
         return {name: getattr(self, name) for name in names}
 
 

@@ -97,8 +97,7 @@ _BY_NAME = {cls.op.name: cls for cls in ACTIVATIONS if cls not in (activation.PR
 
 
 def _fully_connected(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
-    f = None if layer.activation is None else _BY_NAME.get(layer.activation)
-    if layer.activation is not None and f is None:
+    if not _has_activation(layer):
         return None
     weight, bias = graph.weight(layer, layer.weight), layer.bias
     if len(x.shape) == 2:
@@ -107,7 +106,19 @@ def _fully_connected(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     else:
         y = graph.op("MatMul", x.name, graph.op("Transpose", weight, perm=[1, 0]))
         y = y if bias is None else graph.op("Add", y, graph.weight(layer, bias))
-    return y if f is None else ACTIVATIONS[f](graph, f(), Tensor(y, x.shape))
+    return _activated(graph, layer, y, x)
+
+
+def _has_activation(layer: Any) -> bool:
+    """Whether an activation that a layer applies, if it does, is known by its name."""
+    return layer.activation is None or layer.activation in _BY_NAME
+
+
+def _activated(graph: ModelGraph, layer: Any, y: str, x: Tensor) -> str | None:
+    if layer.activation is None:
+        return y
+    f = _BY_NAME[layer.activation]
+    return ACTIVATIONS[f](graph, f(), Tensor(y, each_shape(layer.output_shape(x.shape))[0]))
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -130,15 +141,20 @@ def _pad(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
 
 
 def _conv(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    if not _has_activation(layer):
+        return None
     name = x.name
     if before := layer._around():
         name = _padded(graph, x, before, layer.padding_mode) or ""
-    return graph.op("Conv", name, *_filter(graph, layer), **_steps(layer))
+    return _activated(graph, layer, graph.op("Conv", name, *_filter(graph, layer), **_steps(layer)), x)
 
 
 def _conv_transpose(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    if not _has_activation(layer):
+        return None
     more = numbers("output_padding", layer.output_padding, 0, layer.spatial)
-    return graph.op("ConvTranspose", x.name, *_filter(graph, layer), **_steps(layer), output_padding=more)
+    y = graph.op("ConvTranspose", x.name, *_filter(graph, layer), **_steps(layer), output_padding=more)
+    return _activated(graph, layer, y, x)
 
 
 def _filter(graph: ModelGraph, layer: Any) -> list[str]:

@@ -56,7 +56,8 @@ def _together(*weights: Any) -> bool:
 
 
 def _conv(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
-    if layer.spatial != 2:
+    f = "linear" if layer.activation is None else ACTIVATIONS.get(layer.activation)
+    if layer.spatial != 2 or f is None:
         return None
     stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
     deep = layer.groups == layer.in_channels
@@ -74,7 +75,7 @@ def _conv(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
         "strides": list(stride),
         "padding": "same" if same else "valid",
     }
-    config |= {"use_bias": layer.bias is not None, "activation": "linear"}
+    config |= {"use_bias": layer.bias is not None, "activation": f}
     bias = _named("bias", layer.bias)
     if layer.groups == 1:
         config["filters"] = layer.out_channels
