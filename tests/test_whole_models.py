@@ -60,6 +60,7 @@ def test_the_command_line(tmp_path, capsys, quick):
         (m, d, w) for m in PARAMETERS for d in whole.MODES for w in ("plain", "patched")
     }
     assert {(r["status"], r["precision"]) for r in rows} == {("ok", "float32")} and found["trying"] == []
+    assert all(r["home"].startswith("gpulayers.bench.models.") for r in rows)
     assert all(0 < r["error"] <= 1 and r["ms"] > 0 and r["copies"] is not None for r in rows)
     losses = {(r["model"], r["mode"], r["way"]): r["losses"] for r in rows}
     for (model, mode, way), values in losses.items():

@@ -55,6 +55,8 @@ class Ready(NamedTuple):
     """What the network, with the weights that it has now, makes of the batch."""
     loss: Callable[[Tensor], float]
     """Of what ``run`` gave."""
+    home: str
+    """The module that the network's class is from: torchvision's, timm's or ours."""
 
 
 def prepared(kind: Kind, job: Job, device: str, wider: bool = False) -> Ready:
@@ -65,10 +67,11 @@ def prepared(kind: Kind, job: Job, device: str, wider: bool = False) -> Ready:
         model, batch = _in(WIDER[job.precision], model, batch)
     elif job.precision == "bfloat16":
         cast = functools.partial(torch.autocast, device, torch.bfloat16)
-    if job.ours:
-        gt.patch(model, fuse=True)
     compiled: Callable = torch.compile if "compiled" in job.way else lambda m: m
     *inputs, target = batch
+    home = type(model.net).__module__
+    if job.ours:
+        gt.patch(model, fuse=True)
 
     def forward(net: Callable[..., Tensor]) -> Tensor:
         with torch.no_grad(), cast():
@@ -78,12 +81,14 @@ def prepared(kind: Kind, job: Job, device: str, wider: bool = False) -> Ready:
     if job.mode == "inference":
         model.eval()
         run = functools.partial(forward, compiled(model.net))
-        return Ready(
-            run, outputs, lambda y: float(model.loss(y.to(torch.promote_types(y.dtype, torch.float32)), target))
-        )
+
+        def loss(y: Tensor) -> float:
+            return float(model.loss(y.to(torch.promote_types(y.dtype, torch.float32)), target))
+
+        return Ready(run, outputs, loss, home)
     options: dict[str, Any] = OPTIONS[kind.optimizer] | ({"fused": True} if device == "cuda" and not job.ours else {})
     optimizer = getattr(gt.optim if job.ours else torch.optim, kind.optimizer)(model.parameters(), **options)
-    return Ready(stepping(compiled(model), batch, optimizer, cast), outputs, float)
+    return Ready(stepping(compiled(model), batch, optimizer, cast), outputs, float, home)
 
 
 def _in(dtype: torch.dtype, model: WithLoss, batch: tuple[Tensor, ...]) -> tuple[WithLoss, tuple[Tensor, ...]]:
@@ -147,7 +152,7 @@ def measured(kind: Kind, job: Job, device: str, true: Truth | None) -> dict[str,
     begin = time.perf_counter()
     ready = prepared(kind, job, device)
     losses = [ready.loss(ready.run()) for _ in range(CHECKED)]
-    found: dict[str, Any] = {"ready_s": time.perf_counter() - begin, "losses": losses}
+    found: dict[str, Any] = {"home": ready.home, "ready_s": time.perf_counter() - begin, "losses": losses}
     if true is not None:
         found["error"] = times = true.times(ready.outputs())
         if times > (1.0 if job.ours else OTHERS_TIMES):

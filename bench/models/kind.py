@@ -83,10 +83,11 @@ def tokens(count: int, length: int, vocabulary: int) -> Callable[[torch.Generato
 
 
 def installed(home: str, name: str, **options: Any) -> nn.Module | None:
-    """The network that another package has: ``home`` is its module; None where it is not installed."""
+    """The network that another package has: ``home`` is its module; None where it is not installed, or cannot be imported,
+    as torchvision beside a torch that it was not built for. A row names the class's home."""
     try:
         make = getattr(importlib.import_module(home), name)
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
     return make(**options)
 
