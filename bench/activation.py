@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from gpulayers.ops import activation as ops
 
-from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Seeds, sweep
+from .cases.case import CHANNELS_LAST, ONE_ARCH, Case, Other, Seeds, sweep
 
 _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.relu, {}, F.relu, 8.0),
@@ -49,8 +49,21 @@ def _nearest_rrelu(got: Any, of: Any, x: Any) -> Any:
     return torch.where(x < 0, got.clamp(low, high), of)
 
 
+def _swiglu(a: Any, b: Any) -> Any:
+    return F.silu(a) * b
+
+
+def _liger(a: Any, b: Any) -> Any:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return LigerSiLUMulFunction.apply(a, b)
+
+
 def cases() -> list[Case]:
-    found = []
+    rows = ((8192, 14336), (8192, 14336))
+    others = {"liger": Other(_liger, "liger_kernel")}
+    gated = Case(ops.gated, "Llama-3 8B SwiGLU 8192×14336", rows, {}, _swiglu, cpu=False, headline=True, others=others)
+    found = [gated, Case(ops.gated, "small SwiGLU", ((64, 256), (64, 256)), {}, _swiglu, cpu=False)]
     for op, options, theirs, most in _ALL:
         name = " ".join(["GPT-2 MLP 2048×3072", *map(str, options.values())])
         found.append(Case(op, name, ((2048, 3072),), options, theirs, most=most))
@@ -91,5 +104,7 @@ def audits() -> list[Case]:
         Case(ops.rrelu, "rows", (*rows, Seeds()), {"training": True}),
         Case(ops.rrelu, "channels last", (image, Seeds()), {"training": True}, **last),
         Case(ops.glu, "long halves", ((8192, 28672),)),
+        Case(ops.gated, "GeGLU of halves", ((8192, 28672),), {"activation": "gelu"}),
+        Case(ops.gated, "ReGLU", ((8192, 14336), (8192, 14336)), {"activation": "relu"}, **one),
         Case(ops.glu, "halves of pixels", (image,), {"axis": 1}, **last),
     ]

@@ -170,6 +170,12 @@ def _of_logits(m: Any) -> Callable[[Tensor], Tensor]:
     return (lambda x: m.functional.linear_cross_entropy(x, weight, goal)) if m is gt else unfused
 
 
+def _of_halves(m: Any) -> Callable[[Tensor], Tensor]:
+    if m is gt:
+        return lambda x: gt.functional.swiglu(x)
+    return lambda x: nn.functional.silu(x[..., : x.shape[-1] // 2]) * x[..., x.shape[-1] // 2 :]
+
+
 def subjects() -> list[Subject]:
     """One for each op that is differentiable."""
     labels = lambda n: torch.zeros(n, dtype=torch.int64)  # noqa: E731
@@ -187,6 +193,7 @@ def subjects() -> list[Subject]:
             IMAGE, PIXELS, "conv",
         ),
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
+        Subject("gated", _of_halves, ROWS, FEW),
         Subject("rotary", _Turned, IMAGE, PIXELS),
         Subject("embedding", _looked_up("embedding"), (64, 128), (4, 8)),
         Subject("embedding_bag", _looked_up("embedding_bag"), (64, 128), (4, 8)),

@@ -19,6 +19,7 @@ from gpulayers.definition import ArgumentError, Rule, ShapeError
 from gpulayers.ops import _special
 from gpulayers.ops._activation import ACTIVATIONS as ACTIVATIONS
 from gpulayers.ops._activation import activation, backward_of, elementwise, forward_of, rule_of
+from gpulayers.ops._gated import gated as gated
 from gpulayers.ops._gates import glu as glu
 from gpulayers.ops._gates import prelu as prelu
 from gpulayers.ops._gates import rrelu as rrelu

@@ -13,7 +13,7 @@ from torch import Tensor
 from gpulayers.ops import activation as ops
 from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast
-from gpulayers.torch._epilogue import BY_Y
+from gpulayers.torch._epilogue import BY_Y, TWINS
 from gpulayers.torch._inplace import InPlace
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.dropout import draw_seed
@@ -178,6 +178,37 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """As ``torch.nn.functional.gelu``."""
     return _gelu(input, approximate)
+
+
+def _gated_twin(x: Tensor, gain: Tensor | None, activation: str) -> Tensor:
+    a, b = x.chunk(2, -1) if gain is None else (x, gain)
+    return TWINS[activation](a) * b
+
+
+_gated = TorchOp(ops.gated, _gated_twin, "str activation", pointwise=True)
+
+
+def gated(input: Tensor, gain: Tensor | None = None, activation: str = "silu") -> Tensor:
+    """f(input) · gain; or f(a) · b for input = [a, b] along its last axis, in one pass forward and one backward.
+
+    activation: f, a name in ``gpulayers.ops.activation.ACTIVATIONS``: "silu", "gelu", "gelu_tanh", "relu", "sigmoid", …
+    """
+    return _gated(input, gain, activation)
+
+
+def swiglu(input: Tensor, gain: Tensor | None = None) -> Tensor:
+    """silu(input) · gain, or silu(a) · b for input = [a, b] along its last axis."""
+    return _gated(input, gain, "silu")
+
+
+def geglu(input: Tensor, gain: Tensor | None = None, approximate: str = "none") -> Tensor:
+    """gelu(input) · gain, or gelu(a) · b for input = [a, b] along its last axis; approximate: "none" or "tanh"."""
+    return _gated(input, gain, "gelu_tanh" if approximate == "tanh" else "gelu")
+
+
+def reglu(input: Tensor, gain: Tensor | None = None) -> Tensor:
+    """relu(input) · gain, or relu(a) · b for input = [a, b] along its last axis."""
+    return _gated(input, gain, "relu")
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:

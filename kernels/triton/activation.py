@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .._activation import launchers
+from .._activation import FROM_Y, launchers, numbers_of
 from .._budget import Budget
 from . import _configs, _tile
 from ._gates import glu_backward as glu_backward
@@ -26,6 +26,8 @@ BUDGETS = {
     "_activation_forward_kernel": Budget(registers=56, blocks=9),
     # On sm_120 elu puts two registers aside.
     "_activation_backward_kernel": Budget(registers=64, blocks=8, spills=4),
+    "_gated_forward_kernel": Budget(registers=96, blocks=5),
+    "_gated_backward_kernel": Budget(registers=128, blocks=4),
 }
 
 
@@ -231,3 +233,90 @@ def _backward(name: str, dy: Any, kept: Any, empty: Any, a: float = 0.0, b: floa
 
 
 globals().update(launchers(_forward, _backward, "empty"))  # relu_forward, relu_backward and so on
+
+
+# --- gated units: f(a) b, of two arrays or of the halves of one, which are read where they lie ------------------------
+
+
+@triton.jit
+def _gated_forward_kernel(
+    a,
+    b,
+    y,
+    M,
+    N,
+    a_row,
+    b_row,
+    y_row,
+    number_a,
+    number_b,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
+    v = tl.load(a + row * a_row + n, mask, other=0.0).to(tl.float32)
+    u = tl.load(b + row * b_row + n, mask, other=0.0).to(tl.float32)
+    tl.store(y + row * y_row + n, (value(v, ACTIVATION, number_a, number_b) * u).to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _gated_backward_kernel(
+    dy, a, b, da, db, M, N, dy_row, a_row, b_row, da_row, db_row, number_a, number_b,
+    ACTIVATION: tl.constexpr, BY_Y: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
+    g = tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32)
+    v = tl.load(a + row * a_row + n, mask, other=0.0).to(tl.float32)
+    f = value(v, ACTIVATION, number_a, number_b)
+    if da is not None:
+        u = tl.load(b + row * b_row + n, mask, other=0.0).to(tl.float32)
+        slope = gradient(g * u, f if BY_Y else v, ACTIVATION, number_a, number_b)
+        tl.store(da + row * da_row + n, slope.to(da.dtype.element_ty), mask)
+    if db is not None:
+        tl.store(db + row * db_row + n, (g * f).to(db.dtype.element_ty), mask)
+
+
+GATED_FORWARD = _configs.rows("gated_forward")
+GATED_BACKWARD = _configs.rows("gated_backward")
+
+
+def _halves(x: Any, gain: Any, empty: Any) -> tuple[Any, Any]:
+    if gain is not None:
+        return x, gain
+    x, half = x if x.ndim < 2 or _tile.row_step(x) is not None else _tile.dense(x, empty), x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def gated_forward(x: Any, gain: Any = None, *, needs: tuple = (), activation: str, empty: Any) -> tuple[tuple, dict]:
+    a, b = _halves(x, gain, empty)
+    y = empty(tuple(a.shape), x.dtype)
+    walk = _tile.pointwise(GATED_FORWARD, None, a, b, y, empty=empty)
+    _tile.launch(
+        _gated_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, *numbers_of(activation, 2),
+        ACTIVATION=activation, **walk.tile,
+    )  # fmt: skip
+    return (y,), ({"x": x} | ({} if gain is None else {"gain": gain})) if needs else {}
+
+
+def gated_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, activation: str, empty: Any) -> tuple:
+    x, gain = saved["x"], saved.get("gain")
+    a, b = _halves(x, gain, empty)
+    if gain is None:
+        dx = empty(tuple(x.shape), x.dtype)
+        grads: tuple = (dx, None)
+        da, db = _halves(dx, None, empty)
+    else:
+        grads = da, db = tuple(empty(tuple(x.shape), x.dtype) if n in needs else None for n in ("x", "gain"))
+    there = [t for t in (da, db) if t is not None]
+    walk = _tile.pointwise(GATED_BACKWARD, None, dys[0], a, b, *there, empty=empty)
+    given, steps = [*walk.arrays[:3]], [*walk.steps[:3]]
+    results, left = iter(walk.arrays[3:]), iter(walk.steps[3:])
+    for t in (da, db):
+        given.append(None if t is None else next(results))
+        steps.append(0 if t is None else next(left))
+    _tile.launch(
+        _gated_backward_kernel, walk.grid, *given, walk.M, walk.N, *steps, *numbers_of(activation, 2), ACTIVATION=activation,
+        BY_Y=activation in FROM_Y, **walk.tile,
+    )  # fmt: skip
+    return grads
