@@ -65,6 +65,15 @@ class PostNorm(nn.Module):
         return self.norm(torch.add(self.mix(x), x))
 
 
+class Convolved(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv1d(1, 2, 3, padding=1), nn.BatchNorm1d(2), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x[:, None])))
+
+
 def images(*shape):
     return torch.randn(*shape, requires_grad=True)
 
@@ -348,9 +357,9 @@ def test_what_is_used_elsewhere_is_no_row(forward):
     torch.testing.assert_close(model(x), expected)
 
 
-def test_torchs_own_tools_take_a_fused_model():
-    model = nn.Sequential(Block(6), Hidden(6))
-    x = torch.randn(2, 6)
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(Block(6), Hidden(6)), lambda: Convolved(6).eval()])
+def test_torchs_own_tools_take_a_fused_model(make):
+    model, x = make(), torch.randn(2, 6)
     gt.patch(model, fuse=True)
     y = model(x)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), y)

@@ -107,9 +107,12 @@ class Fused:
 
 
 @functools.cache
-def fused_class(own: type) -> Any:
+def fused_class(own: Any) -> Any:
+    one: Any = Fused.forward
+    forward = types.FunctionType(one.__code__, one.__globals__, one.__name__, one.__defaults__, one.__closure__)
+    functools.update_wrapper(forward, own.forward)  # torch.fx and torch.export read its arguments
     inside = {"_own": own, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    return type(own.__name__, (Fused, own), inside)
+    return type(own.__name__, (Fused, own), inside | {"forward": forward})
 
 
 def _new(own: type) -> Any:
