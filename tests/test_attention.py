@@ -129,11 +129,12 @@ def test_a_query_without_keys(backend, mask):
 
 @pytest.mark.parametrize("backend", ["numpy", "triton"])
 def test_gradient_of_lse_alone(backend):
+    """As on a large GPU, by whose multiprocessors a bias' gradient is shared out."""
     inputs = [x.astype(np.float32) for x in (*shapes(2, 1, 9, 11, 16, 8), draw(9, 11))]
     dlse = draw(1, 2, 9).astype(np.float32)
     found = []
     for one in ("definition", backend):
-        with gl.only(one), dispatch.policy(simulate=("triton",)), interpreting(_tile.Device(90, 4, 232448)):
+        with gl.only(one), dispatch.policy(simulate=("triton",)), interpreting(_tile.Device(90, 132, 232448)):
             found.append(attention.record(*inputs)[1].backward(None, dlse)[:4])
     for true, mine in zip(*found):
         np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-5)
@@ -151,6 +152,16 @@ def test_memory_orders():
         check_op(attention, q, k, v, dtypes=["bfloat16"], **ONE_DY)
     assert not [run for run in session.launches if run.kernel == "_copy_kernel"]
     check_op(attention, q, k, v.swapaxes(2, 3).copy().swapaxes(2, 3), dtypes=["float16"], **ONE_DY)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_by_torch(causal):
+    """Of plain calls on its tensors, in both memory orders; the gradient of lse, which its kernel lacks, by operations."""
+    given = shapes(2, 2, 37, 45, 16, 16)
+    served = check_op(attention, *given, causal=causal, dtypes=["float32"], **ONE_DY, backends=("aten", "numpy"))
+    assert "aten" in served
+    given = [x.transpose(0, 2, 1, 3) for x in shapes(37, 45, 2, 2, 16, 16)]
+    check_op(attention, *given, causal=causal, dtypes=["float32"], **ONE_DY, backends=("aten",))
 
 
 def test_empty():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +31,7 @@ class _Call(NamedTuple):
     bias: Any
     mask: Any
     """(N, Hq, Lq, ≥ Lk): dropout's m / (1 − p), or None."""
-    low: np.ndarray
-    high: np.ndarray
+    blocks: list
     scale: float
     softcap: float
 
@@ -54,34 +53,46 @@ def _call(
         mask = _masks.mask(seed, p, n * heads * rows * wide, first).reshape(n, heads, rows, wide)
     seen = spans(rows, keys, options["window"], options["corner"], cu_q, cu_k)
     single = [x.astype(np.float32, copy=False) for x in (q, k, v)]
-    return _Call(*single, bias, mask, *seen, 1 / math.sqrt(max(width, 1)) if scale is None else scale, softcap)
+    return _Call(
+        *single, bias, mask, _blocks_of(*seen, keys), 1 / math.sqrt(max(width, 1)) if scale is None else scale, softcap
+    )
 
 
 class _Block(NamedTuple):
-    """Queries of one head, and the keys that any of them sees."""
+    """Queries, and the keys that any of them sees."""
 
-    n: int
-    head: int
     rows: slice
     keys: slice
+    hidden: list
+    """[(columns, where they are not seen)] of the keys that not all see."""
 
 
-def _blocks_of(call: _Call, n: int, head: int) -> Iterator[_Block]:
-    rows, keys = call.q.shape[2], call.k.shape[2]
+def _blocks_of(low: np.ndarray, high: np.ndarray, keys: int) -> list[_Block]:
+    """Of queries that see the keys low … high − 1; those that see none are left out where they are a whole block."""
+    rows, found = len(low), []
     size = max(16, SCORES // max(keys, 1) // 16 * 16)
-    if (call.low.size and (call.low != call.low[0]).any()) or (call.high != call.high[:1]).any():
+    if rows and ((low != low[0]).any() or (high != high[0]).any()):
         size = min(size, 128)  # or much would be computed that nobody sees
     for start in range(0, rows, size):
-        end = min(start + size, rows)
-        seen = call.high[start:end] > call.low[start:end]
-        if seen.any():
-            low, high = call.low[start:end][seen].min(), call.high[start:end][seen].max()
-            yield _Block(n, head, slice(start, end), slice(int(low), int(high)))
+        lows, highs = low[start : start + size], high[start : start + size]
+        seen = highs > lows
+        if not seen.any():
+            continue
+        first, last = int(lows[seen].min()), int(highs[seen].max())
+        inner = min(max(int(lows.max()) - first, 0), last - first)
+        outer = min(max(int(highs.min()) - first, inner), last - first)
+        hidden = []
+        for columns in (slice(0, inner), slice(outer, last - first)):
+            if columns.start < columns.stop:
+                j = np.arange(columns.start, columns.stop) + first
+                hidden.append((columns, (j < lows[:, None]) | (j >= highs[:, None])))
+        found.append(_Block(slice(start, start + len(lows)), slice(first, last), hidden))
+    return found
 
 
-def _scores(call: _Call, b: _Block, out: np.ndarray) -> tuple[np.ndarray, Any]:
-    """(scores of a block, −∞ where a query sees no key, in ``out``; the cap's slope or None)."""
-    q, k = call.q[b.n, b.head, b.rows], call.k[b.n, b.head // call.group, b.keys]
+def _scores(call: _Call, n: int, head: int, b: _Block, out: np.ndarray) -> tuple[np.ndarray, Any]:
+    """(scores of a block of a head, −∞ where a query sees no key, in ``out``; the cap's slope or None)."""
+    q, k = call.q[n, head, b.rows], call.k[n, head // call.group, b.keys]
     s, slope = _product(q * np.float32(call.scale), k.T, out), None
     if call.softcap:
         s *= np.float32(1 / call.softcap)
@@ -89,17 +100,13 @@ def _scores(call: _Call, b: _Block, out: np.ndarray) -> tuple[np.ndarray, Any]:
         slope = 1 - s * s
         s *= np.float32(call.softcap)
     if call.bias is not None:
-        part = call.bias[b.n, b.head, b.rows, b.keys]
+        part = call.bias[n, head, b.rows, b.keys]
         if part.dtype == bool:
             np.copyto(s, -np.inf, where=~part)
         else:
             s += part.astype(np.float32, copy=False)
-    low, high = (ends[b.rows, None] - b.keys.start for ends in (call.low, call.high))
-    inner, outer = max(int(low.max()), 0), min(int(high.min()), s.shape[1])  # seen by all
-    for lo, hi in ((0, min(inner, s.shape[1])), (max(outer, inner), s.shape[1])):
-        if lo < hi:
-            j = np.arange(lo, hi)
-            np.copyto(s[:, lo:hi], -np.inf, where=(j < low) | (j >= high))
+    for columns, where in b.hidden:
+        np.copyto(s[:, columns], -np.inf, where=where)
     return s, slope
 
 
@@ -137,19 +144,19 @@ def attention_forward(
     n, heads, rows, _ = q.shape
     order, dense = layout(q.shape, tuple(s // q.itemsize for s in q.strides))
     y = _empty((n, heads, rows, v.shape[3]), q.dtype, order_of_y(order, dense))
-    lse = np.full((n, heads, rows), -np.inf, np.float32)
+    lse = np.empty((n, heads, rows), np.float32)
     single = None if sinks is None else sinks.astype(np.float32, copy=False)
+    if sum(b.rows.stop - b.rows.start for b in call.blocks) < rows:  # some see nothing
+        y[...] = 0
+        lse[...] = -np.inf if single is None else single[:, None]
 
     def work(items: list) -> None:
         (scores,) = _scratch(call, 1)
         with np.errstate(all="ignore"):
             for at, head in items:
-                y[at, head] = 0
-                if single is not None:
-                    lse[at, head] = single[head]
-                for b in _blocks_of(call, at, head):
-                    sink = None if single is None else single[head]
-                    y[at, head, b.rows], lse[at, head, b.rows] = _attended(call, b, scores, sink)
+                sink = None if single is None else single[head]
+                for b in call.blocks:
+                    y[at, head, b.rows], lse[at, head, b.rows] = _attended(call, at, head, b, scores, sink)
 
     _shared_out([(at, head) for at in range(n) for head in range(heads)], work)
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
@@ -157,9 +164,11 @@ def attention_forward(
     return (y, lse), saved if needs else {}
 
 
-def _attended(call: _Call, b: _Block, scores: np.ndarray, sink: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(y, lse) of a block."""
-    s, _ = _scores(call, b, scores)
+def _attended(
+    call: _Call, n: int, head: int, b: _Block, scores: np.ndarray, sink: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y, lse) of a block of a head."""
+    s, _ = _scores(call, n, head, b, scores)
     top = s.max(1, keepdims=True)
     if sink is not None:
         np.maximum(top, sink, out=top)
@@ -170,10 +179,12 @@ def _attended(call: _Call, b: _Block, scores: np.ndarray, sink: Any) -> tuple[np
     if sink is not None:
         total += np.exp(sink - top)
     if call.mask is not None:
-        s *= call.mask[b.n, b.head, b.rows, b.keys]
-    y = guests.matmul(s, call.v[b.n, b.head // call.group, b.keys])
-    y /= np.where(total == 0, np.float32(1), total)
-    return y, (np.log(total) + top)[:, 0]
+        s *= call.mask[n, head, b.rows, b.keys]
+    y = guests.matmul(s, call.v[n, head // call.group, b.keys])
+    lse = np.log(total) + top
+    total[total == 0] = 1
+    y /= total
+    return y, lse[:, 0]
 
 
 def attention_backward(
@@ -200,8 +211,8 @@ def attention_backward(
         with np.errstate(all="ignore"):
             for at, g in items:
                 for head in range(g * call.group, (g + 1) * call.group):
-                    for b in _blocks_of(call, at, head):
-                        _gradients(call, b, g, dy, lse, delta, grads, memory)
+                    for b in call.blocks:
+                        _gradients(call, at, head, b, dy, lse, delta, grads, memory)
 
     _shared_out([(at, g) for at in range(n) for g in range(groups)], work, alone=grads["bias"] is not None)
     found = [None if g is None else _rounded(g, spec) for g, spec in zip(grads.values(), inputs[:3])]
@@ -210,38 +221,39 @@ def attention_backward(
 
 
 def _gradients(
-    call: _Call, b: _Block, g: int, dy: np.ndarray, lse: np.ndarray, delta: np.ndarray, grads: dict, memory: list
+    call: _Call, n: int, head: int, b: _Block, dy: Any, lse: np.ndarray, delta: np.ndarray, grads: dict, memory: list
 ) -> None:
-    """Adds what a block brings to the gradients."""
-    s, slope = _scores(call, b, memory[0])
-    top = lse[b.n, b.head, b.rows, None]
+    """Adds what a block of a head brings to the gradients."""
+    g = head // call.group
+    s, slope = _scores(call, n, head, b, memory[0])
+    top = lse[n, head, b.rows, None]
     s -= np.where(top == -np.inf, np.float32(np.inf), top)
     np.exp(s, out=s)
-    dy, v = dy[b.n, b.head, b.rows], call.v[b.n, g, b.keys]
+    dy, v = dy[n, head, b.rows], call.v[n, g, b.keys]
     ds = _product(dy, v.T, memory[1])
     if call.mask is not None:
-        ds *= call.mask[b.n, b.head, b.rows, b.keys]
-    ds -= delta[b.n, b.head, b.rows, None]
+        ds *= call.mask[n, head, b.rows, b.keys]
+    ds -= delta[n, head, b.rows, None]
     ds *= s
     if grads["v"] is not None:
         if call.mask is not None:
-            s *= call.mask[b.n, b.head, b.rows, b.keys]
-        grads["v"][b.n, g, b.keys] += guests.matmul(s.T, dy)
+            s *= call.mask[n, head, b.rows, b.keys]
+        grads["v"][n, g, b.keys] += guests.matmul(s.T, dy)
     if grads["bias"] is not None:
-        _add_summed(grads["bias"], ds, b)
+        _add_summed(grads["bias"], ds, n, head, b)
     if slope is not None:
         ds *= slope
     scale = np.float32(call.scale)
     if grads["k"] is not None:
-        grads["k"][b.n, g, b.keys] += guests.matmul(ds.T, call.q[b.n, b.head, b.rows] * scale)
+        grads["k"][n, g, b.keys] += guests.matmul(ds.T, call.q[n, head, b.rows] * scale)
     if grads["q"] is not None:
-        grads["q"][b.n, b.head, b.rows] = guests.matmul(ds, call.k[b.n, g, b.keys] * scale)
+        grads["q"][n, head, b.rows] = guests.matmul(ds, call.k[n, g, b.keys] * scale)
 
 
-def _add_summed(db: np.ndarray, ds: np.ndarray, b: _Block) -> None:
+def _add_summed(db: np.ndarray, ds: np.ndarray, n: int, head: int, b: _Block) -> None:
     """db += ds of a block, summed along the axes that the bias was repeated along."""
     wide = db.reshape((1,) * (4 - db.ndim) + db.shape)
-    part = wide[b.n if wide.shape[0] > 1 else 0, b.head if wide.shape[1] > 1 else 0]
+    part = wide[n if wide.shape[0] > 1 else 0, head if wide.shape[1] > 1 else 0]
     rows, keys = (b.rows if part.shape[0] > 1 else slice(None)), (b.keys if part.shape[1] > 1 else slice(None))
     axes = tuple(a for a in range(2) if part.shape[a] == 1)
     part[rows, keys] += ds.sum(axes, keepdims=True) if axes else ds
