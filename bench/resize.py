@@ -48,7 +48,7 @@ def _sampled(n: int, c: int, size: int) -> Case:
 
 def _mapped(n: int, *size: int, cpu: bool) -> Case:
     def theirs(theta: Any) -> Any:
-        return F.affine_grid(theta, [n, 1, *size], align_corners=False)
+        return F.affine_grid(theta, [theta.shape[0], 1, *size], align_corners=False)
 
     shape = (n, len(size), len(size) + 1)
     title = f"places of an affine map, {n}×{'×'.join(map(str, size))}"

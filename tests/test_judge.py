@@ -64,13 +64,13 @@ def _cut(case):
     if isinstance(shapes[0], list):
         return case
 
-    def few(s):
+    def few(name, s):
         if isinstance(s, Labels | Places):
             cut = s._replace(shape=(2, *s.shape[1:]))
             return cut._replace(high=2) if case.op.family == "embedding" else cut
-        return (2, *s[1:]) if s == shapes[0] or case.op.name == "grid_sample" else s
+        return (2, *s[1:]) if s is not None and (s == shapes[0] or name in ("grid", "residual", "k", "v")) else s
 
-    return case._replace(shapes=tuple(map(few, shapes)))
+    return case._replace(shapes=tuple(map(few, case.op.inputs, shapes)))
 
 
 def _smallest():
