@@ -75,9 +75,9 @@ def _finish_tile(
     acc, split, row, column, bias, z, out, M, N, number_a, number_b,
     BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue; of a large tile with an activation in four parts, or its temporaries would spill."""
+    """The epilogue; of a large tile with an activation, or with what it is added to, in four parts, or its temporaries would spill."""
     end = (bias, z, out, M, N, number_a, number_b)
-    if BM * BN >= 4096 and ACTIVATION is not None:
+    if BM * BN >= 4096 and (ACTIVATION is not None or ADD):
         HALF: tl.constexpr = BN // 2
         QUARTER: tl.constexpr = BN // 4
         left, right = tl.split(acc.reshape(BM, 2, HALF).permute(0, 2, 1))
