@@ -143,7 +143,7 @@ def test_models_by_chance(part):
             assert len(seen[1]) >= len(seen[0]) / 2 > 0
             torch.testing.assert_close(seen[1], seen[0][: len(seen[1])], rtol=1e-3, atol=1e-4)
         elif grads:
-            calls = [row for row in rows if row.split(".")[1].startswith("conv →")]
+            calls = [row for row in rows if row.split(".")[1].startswith("conv → norm")]
             assert functions.count(ONE_OP) == len(calls) * (2 if ours[0] is ours[1] else 1), (seed, rows)
             fused += len(calls)
         assert list(ours.state_dict()) == list(theirs.state_dict())
