@@ -139,3 +139,15 @@ def test_errors_name_our_arguments(wrong, argument):
     arrays = [np.ones(wrong[n]) if n in wrong else a for n, a in zip(names, given(True))]
     with pytest.raises(RuntimeError, match=f"^conv_batch_norm: {argument}: the rule is"):
         conv_batch_norm(*arrays, training=True, **PADDING)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_gradient_of_a_bias(training):
+    """In training 0, which is what it is; by running statistics gamma · rstd · Σ dz. As launched for a large GPU."""
+    arrays = [None if a is None else a.astype(np.float32) for a in given(False)]
+    with interpreting(_tile.Device(90, 132, 232448), races=False), arena("triton") as room:
+        there = room.put(arrays)
+        y, call = conv_batch_norm.record(*there, needs=["bias"], training=training, **PADDING)
+        (dbias,) = (room.get(g) for g in call.backward(np.ones(y.shape, np.float32)) if g is not None)
+    wanted = 0 if training else arrays[3] / np.sqrt(arrays[6] + 1e-5) * (y.size / C)
+    np.testing.assert_allclose(dbias, wanted, rtol=1e-5)
