@@ -43,7 +43,7 @@ def test_every_backend(name):
     numeric = name in ("sums", "by factors", "maxima")
     kinds = ["transposed"] if name == "factors of bags" else ["expanded"] if name == "ties" else ["dense"]
     served = check_op(embedding_bag, *inputs, numeric=numeric, dys=kinds, **options)
-    assert served == ["definition", "numpy", "triton"]
+    assert {"definition", "numpy", "triton"} <= set(served)
 
 
 def test_long_bags_of_few_rows():
