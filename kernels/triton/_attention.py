@@ -7,11 +7,19 @@ that they do, without masks, then the rest.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
 from ._random import _words_of
 from .activation import _tanh
+
+
+def narrow(c: dict[str, Any]) -> str:
+    """Rows of heads whose width or step 16 does not divide."""
+    return "loads, stores" if c["odd"] & {"D", "DV", "q_l", "k_l", "v_l", "y_l", "dy_l"} else ""
+
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
-from ._attention import INF, LOG2E, in_parts, kept, rows, scored, span, stretch
+from ._attention import INF, LOG2E, in_parts, kept, narrow, rows, scored, span, stretch
 
 BUDGETS = {
     "_attention_delta_kernel": Budget(registers=128, blocks=2),
-    "_attention_keys_kernel": Budget(registers=255, blocks=1),
-    "_attention_queries_kernel": Budget(registers=255, blocks=1),
+    "_attention_keys_kernel": Budget(registers=255, blocks=1, narrow=narrow),
+    "_attention_queries_kernel": Budget(registers=255, blocks=1, narrow=narrow),
 }
 
 

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
-from ._attention import INF, LN2, LOG2E, in_parts, kept, rows, scored, span, stretch
+from ._attention import INF, LN2, LOG2E, in_parts, kept, narrow, rows, scored, span, stretch
 
 BUDGETS = {
-    "_attention_forward_kernel": Budget(registers=255, blocks=1),
+    "_attention_forward_kernel": Budget(registers=255, blocks=1, narrow=narrow),
 }
 
 
