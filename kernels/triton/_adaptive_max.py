@@ -11,7 +11,7 @@ import triton.language as tl
 from .._budget import Budget, channels_first
 from .._window import image, output_order
 from . import _configs, _tile
-from ._adaptive_pooling import most, part
+from ._adaptive_pooling import is_long, most, part
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
 
 BUDGETS = {
@@ -36,12 +36,12 @@ def kept(
 def _adaptive_max_pool_kernel(
     x, y, index, indices,
     M, DY, HY, WY, DX, HX, WX, C, x_n, x_d, x_h, x_w, x_c, y_n, y_d, y_h, y_w, y_c, MOST_D, MOST_H, MOST_W,
-    DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    LONG: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
-    front, back = part(k, DY, DX)
-    top, bottom = part(i, HY, HX)
-    left, right = part(j, WY, WX)
+    front, back = part(k, DY, DX, LONG)
+    top, bottom = part(i, HY, HX, LONG)
+    left, right = part(j, WY, WX, LONG)
     x += n * x_n + step_to(c, x_c, WIDE)
     best = tl.full((BP, BC), float("-inf"), tl.float32)
     won = tl.full((BP, BC), -1, tl.int32)
@@ -66,13 +66,14 @@ def _adaptive_max_pool_kernel(
 
 
 @triton.jit
-def _first(h, SIZE, OUT, K: tl.constexpr):
+def _first(h, SIZE, OUT, K: tl.constexpr, LONG: tl.constexpr):
     """The first part of an axis that row (or column) h lies in; K > 0: the first window of so many that may lie over it, as
     they begin within a pixel of equal steps."""
     if K > 0:
-        return (tl.maximum(h - K, 0).to(tl.int64) * (OUT - 1) // tl.maximum(SIZE - K, 1)).to(tl.int32)
+        behind = tl.maximum(h - K, 0)
+        return ((behind.to(tl.int64) if LONG else behind) * (OUT - 1) // tl.maximum(SIZE - K, 1)).to(tl.int32)
     else:
-        first, _last = part(h, SIZE, OUT)
+        first, _last = part(h, SIZE, OUT, LONG)
         return first
 
 
@@ -81,7 +82,7 @@ def _won_pool_backward_kernel(
     dy, index, dx,
     M, DX, HX, WX, DY, HY, WY, C, dy_n, dy_d, dy_h, dy_w, dy_c, i_n, i_d, i_h, i_w, i_c, x_n, x_d, x_h, x_w, x_c,
     MOST_D, MOST_H, MOST_W, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    LONG: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """MOST: parts along each axis that a pixel may lie in; of others than its own, none has it as its maximum."""
     n, d, h, w, c, mask = voxels_of(M, DX, HX, WX, C, DEEP, BP, BC)
@@ -91,7 +92,7 @@ def _won_pool_backward_kernel(
     if DEEP:
         own += d * HX * WX
     acc = tl.zeros((BP, BC), tl.float32)
-    front, top, left = _first(d, DX, DY, KD), _first(h, HX, HY, KH), _first(w, WX, WY, KW)
+    front, top, left = _first(d, DX, DY, KD, LONG), _first(h, HX, HY, KH, LONG), _first(w, WX, WY, KW, LONG)
     for e in range(MOST_D if DEEP else 1):
         k = front + e
         for a in range(MOST_H):
@@ -138,7 +139,7 @@ def gathered(dy: Any, index: Any, x: Any, empty: Any, kernel: tuple = (0, 0, 0),
     grid, tile = pixel_plan(BACKWARD, out, dy, index)
     _tile.launch(
         _won_pool_backward_kernel, grid, dy, index, out, *sizes_of(out, dy), *steps_of(dy), *steps_of(index),
-        *steps_of(out), *(laps or most(dy, out)), **dict(zip(("KD", "KH", "KW"), kernel)), **tile,
+        *steps_of(out), *(laps or most(dy, out)), **dict(zip(("KD", "KH", "KW"), kernel)), LONG=is_long(dy, out), **tile,
     )  # fmt: skip
     return dx
 
@@ -151,7 +152,7 @@ def adaptive_max_pool_forward(
     grid, tile = pixel_plan(ADAPTIVE, y, source)
     _tile.launch(
         _adaptive_max_pool_kernel, grid, source, y, index, indices, *sizes_of(y, source), *steps_of(source), *steps_of(y),
-        *most(source, y), **tile,
+        *most(source, y), LONG=is_long(source, y), **tile,
     )  # fmt: skip
     return returned(*found)
 

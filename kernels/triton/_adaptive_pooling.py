@@ -24,33 +24,33 @@ BUDGETS = {
 
 
 @triton.jit
-def part(i, parts, size):
-    """[first, last) of the i-th of so many parts of ``size``; they overlap where they do not divide it.
+def part(i, parts, size, LONG: tl.constexpr):
+    """[first, last) of the i-th of so many parts of ``size``; they overlap where they do not divide it. LONG: ``is_long``.
 
     With pixels and windows exchanged: the windows that pixel i lies in.
     """
-    start = i.to(tl.int64) * size
+    start = i.to(tl.int64) * size if LONG else i * size
     return (start // parts).to(tl.int32), ((start + size + parts - 1) // parts).to(tl.int32)
 
 
 @triton.jit
-def _length(i, parts, size):
-    first, last = part(i, tl.maximum(parts, 1), size)  # where there are none, the compiler divides all the same
+def _length(i, parts, size, LONG: tl.constexpr):
+    first, last = part(i, tl.maximum(parts, 1), size, LONG)  # where there are none, the compiler divides all the same
     return last - first
 
 
 @triton.jit
 def _adaptive_avg_pool_kernel(
     x, y, M, DY, HY, WY, DX, HX, WX, C, x_n, x_d, x_h, x_w, x_c, y_n, y_d, y_h, y_w, y_c, MOST_D, MOST_H, MOST_W,
-    GRAD: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    GRAD: tl.constexpr, LONG: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y: the means of parts of x. GRAD: y is dx, x is dy, and each term is divided by the pixels of its own window."""
     n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
     front = 0
     if DEEP:
-        front, back = part(k, DY, DX)
-    top, bottom = part(i, HY, HX)
-    left, right = part(j, WY, WX)
+        front, back = part(k, DY, DX, LONG)
+    top, bottom = part(i, HY, HX, LONG)
+    left, right = part(j, WY, WX, LONG)
     x += n * x_n + step_to(c, x_c, WIDE)
     acc = tl.zeros((BP, BC), tl.float32)
     for z in range(MOST_D if DEEP else 1):
@@ -58,18 +58,18 @@ def _adaptive_avg_pool_kernel(
         for r in range(MOST_H):
             h = top + r
             row = step_to(h, x_h, WIDE)
-            tall = _length(h, HX, HY)
+            tall = _length(h, HX, HY, LONG)
             inside = mask
             if DEEP:
                 row += step_to(d, x_d, WIDE)
                 inside = mask & (d < back)
-                tall *= _length(d, DX, DY)
+                tall *= _length(d, DX, DY, LONG)
             for q in range(MOST_W):
                 w = left + q
                 there = inside & (h < bottom) & (w < right)
                 v = tl.load(x + row + step_to(w, x_w, WIDE), there, other=0.0).to(tl.float32)
                 if GRAD:
-                    v = v / (tall * _length(w, WX, WY)).to(tl.float32)
+                    v = v / (tall * _length(w, WX, WY, LONG)).to(tl.float32)
                 acc += v
     if not GRAD:
         count = (bottom - top) * (right - left)
@@ -144,11 +144,16 @@ def most(source: Any, out: Any) -> tuple[int, ...]:
     return three(each, 1)
 
 
+def is_long(source: Any, out: Any) -> bool:
+    """Whether the product of an axis's places, which tells the parts' ends, takes 64 bits."""
+    return any([(n + 1) * (o + 1) >= 2**31 for n, o in zip(source.shape[2:], out.shape[2:])])
+
+
 def _avg(source: Any, out: Any, grad: bool) -> None:
     grid, tile = pixel_plan(AVG_BACKWARD if grad else AVG_FORWARD, out, source)
     _tile.launch(
         _adaptive_avg_pool_kernel, grid, source, out, *sizes_of(out, source), *steps_of(source), *steps_of(out),
-        *most(source, out), GRAD=grad, **tile,
+        *most(source, out), GRAD=grad, LONG=is_long(source, out), **tile,
     )  # fmt: skip
 
 
