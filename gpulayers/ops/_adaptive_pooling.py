@@ -10,7 +10,7 @@ from typing import Any
 from gpulayers.arrays import Spec, arranged, int64, namespace, up
 from gpulayers.definition import Rule, ShapeError
 from gpulayers.ops._op import Op, require_float
-from gpulayers.ops._pooling import place_dtype, to_where_it_won
+from gpulayers.ops._pooling import place_dtype
 from gpulayers.ops._window import AXES, numbers, ordered_as, output_order, require_images
 
 
@@ -109,7 +109,8 @@ def adaptive_max_pool_forward(
         none = xp.isnan(values)
         last = count - 1 - none[..., ::-1].argmax(-1)
         won = xp.where(none.any(-1), last, values.argmax(-1))
-        y[at], index[at] = xp.take_along_axis(values, won[..., None], -1)[..., 0], places[won]
+        y[at] = xp.take_along_axis(values, won[..., None], -1)[..., 0]
+        index[at] = xp.where(xp.arange(count) == won[..., None], places, 0).sum(-1)
     outputs = (ordered_as(y.astype(x.dtype, copy=False), x), ordered_as(index.astype(int64), x))
     return outputs if return_indices else outputs[:1], {"index": ordered_as(index, x)} if needs else {}
 
@@ -118,7 +119,14 @@ def adaptive_max_pool_backward(
     dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, output_size: tuple, return_indices: bool
 ) -> tuple:
     """dx[n, c, h, w] = the sum of dy over the parts in which (h, w) won."""
-    return (to_where_it_won(dys[0], saved["index"], inputs[0]),)
+    (dy,), (x,), index = dys[:1], inputs, saved["index"]
+    xp, g = namespace(dy), up(dy)
+    dx = xp.zeros(x.shape, g.dtype)
+    numbers = xp.arange(math.prod(x.shape[2:]), dtype=place_dtype).reshape(x.shape[2:])
+    for at, part, _ in _parts(x, output_size):
+        one = (..., *[slice(i, i + 1) for i in at[1:]])
+        dx[part] += xp.where(numbers[part] == index[one], g[one], 0)
+    return (arranged(dx.astype(x.dtype, copy=False), x.like().order),)
 
 
 adaptive_max_pool = Op(adaptive_max_pool_rule, adaptive_max_pool_forward, adaptive_max_pool_backward, family="pooling")

@@ -56,6 +56,7 @@ class Reductions(Handle):
     def _place_of(self, op: str, axis: int | None, keepdims: bool) -> Any:
         x: Any = self if axis is not None else self.reshape(-1)  # type: ignore[attr-defined]
         value = getattr(self.value, op)(axis=axis, keepdims=keepdims)
+        x = cast(x, "i") if x.kind == "b" else x  # no target has it of truth values on every backend
         axis = (axis or 0) % x.ndim
         return emit(op, [x], getattr(x.value, op)(axis=axis), axis=axis).reshape(np.shape(value))
 
