@@ -103,6 +103,7 @@ def audits() -> list[Case]:
             Case(op, "channels last", image, options, order=CHANNELS_LAST, archs=ONE_ARCH)
             for op, options in (
                 (adaptive_max_pool, {"output_size": 6}),
+                (adaptive_max_pool, {"output_size": 1}),
                 (lp_pool, {"norm_type": 2, "kernel_size": 3, "stride": 2}),
                 (lp_pool, {"norm_type": 3, "kernel_size": 2}),
             )

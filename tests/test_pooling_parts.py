@@ -7,9 +7,11 @@ from halves import check_op
 from pooling_calls import draw, same, special
 
 import gpulayers as gl
+from gpulayers import dispatch
 from gpulayers.definition import KindError, ShapeError
 from gpulayers.ops.pooling import adaptive_max_pool, lp_pool
 from gpulayers.testing.check_layer import check_layer
+from gpulayers.testing.interpreter import interpreting
 
 HALVES = {"dtypes": ["float16", "bfloat16"], "dys": ["dense"]}
 PARTS = [((2, 3, 7), 3), ((2, 3, 5, 6), (2, None)), ((2, 3, 4, 6), 1), ((1, 2, 3, 4, 5), (2, 1, 3)), ((0, 3, 4, 5), 2)]
@@ -28,6 +30,30 @@ def test_adaptive_max_pool(shape, size):
     assert check_op(adaptive_max_pool, x, dtypes=["float32"], **options) == ["definition", "numpy", "triton"]
     if shape in (PARTS[1][0], PARTS[3][0]):
         check_op(adaptive_max_pool, special(x), **HALVES, **options)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_one_part_of_a_large_image(last):
+    """Programs share it, and the maximum of theirs is a second launch's: the first of equals with its sign, the last NaN."""
+    from gpulayers.kernels.triton import _adaptive_max, _configs, _tile
+
+    x = np.random.default_rng(0).integers(-3, 4, (2, 3, 16, 32)).astype("float32")
+    x[0, 0], x[1, 0], x[1, 0, 2, 2:4] = -np.inf, -1, (-0.0, 0.0)
+    x[0, 1, 3, 4] = x[0, 1, 9, 9] = np.nan
+    x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if last else x
+    with (
+        _configs.forced(_adaptive_max.GLOBAL_FORWARD.name, _configs.Row(None, 64, 1)),
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(_tile.Device(90, 132, 232448)) as session,
+    ):
+        mine, _ = dispatch.forward(adaptive_max_pool, [x], ("x",), {"output_size": 1, "return_indices": True})
+    assert [run.kernel for run in session.launches] == ["_global_max_pool_kernel"] * 2
+    with dispatch.only("definition"):
+        true, _ = dispatch.forward(adaptive_max_pool, [x], (), {"output_size": 1, "return_indices": True})
+    for a, b in zip(mine, true):
+        np.testing.assert_array_equal(a, b)
+    assert np.signbit(mine[0][1, 0]) and mine[1][0, 1] == 9 * 32 + 9
 
 
 @pytest.mark.parametrize("shape, options", NORMS)

@@ -3,6 +3,7 @@ the windows) that it lies in which pixel won."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import triton
@@ -11,11 +12,14 @@ import triton.language as tl
 from .._budget import Budget, channels_first
 from .._window import image, output_order
 from . import _configs, _tile
-from ._adaptive_pooling import is_long, most, part
+from ._adaptive_pooling import GLOBAL_FORWARD, is_long, most, part
+from ._image import as_images, evenly_spaced, pixel_tile, steps
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
 
 BUDGETS = {
     "_adaptive_max_pool_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
+    # Of a part's maxima, which come with places, there are few.
+    "_global_max_pool_kernel": Budget(registers=160, blocks=3, narrow=lambda c: "" if "of" in c else "loads"),
     "_won_pool_backward_kernel": Budget(registers=240, blocks=2, narrow=channels_first),
 }
 
@@ -63,6 +67,46 @@ def _adaptive_max_pool_kernel(
                 best = tl.where(better, v, best)
                 won = tl.where(better, first + w, won)
     kept(y, index, indices, best, won, n, k, i, j, c, mask, y_n, y_d, y_h, y_w, y_c, DEEP, WIDE)
+
+
+@triton.jit
+def _global_max_pool_kernel(
+    x, of, y, index, indices, P, EACH, C, W, x_n, x_h, x_w, x_c, y_s, y_n, y_c,
+    EVEN: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y[s, n, c] = the maximum of the s-th EACH pixels of x[n, c, pixel]; its place is the pixel, or what ``of`` has there.
+
+    Lanes walk forward, so that each has the first of its equal maxima, or its last NaN.
+    """
+    blocks = tl.cdiv(C, BC)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)[None, :]  # (1, BC)
+    split = tl.program_id(1).to(tl.int64)
+    begin = split * EACH
+    end = tl.minimum(begin + EACH, P)
+    channel = n * x_n + c.to(tl.int64) * x_c
+    best = tl.full((BP, BC), float("-inf"), tl.float32)
+    won = tl.full((BP, BC), -1, tl.int32)
+    for start in range(begin, end, BP):
+        p = start + tl.arange(0, BP)[:, None]  # (BP, 1)
+        at = channel + (p * x_w if EVEN else p // W * x_h + p % W * x_w)
+        there = (p < end) & (c < C)
+        v = tl.load(x + at, there, other=float("-inf")).to(tl.float32)
+        place = p.to(tl.int32) if of is None else tl.load(of + at, there, other=-1)
+        better = there & ((v > best) | (v != v) | (won < 0))
+        best = tl.where(better, v, best)
+        won = tl.where(better, place, won)
+    none = tl.max(tl.where(best != best, won, -1), 0, keep_dims=True)  # the last NaN
+    top = tl.max(tl.where(best != best, float("-inf"), best), 0, keep_dims=True)
+    place = tl.min(tl.where((best == top) & (won >= 0), won, 2147483647), 0, keep_dims=True)
+    best = tl.max(tl.where(won == place, best, float("-inf")), 0, keep_dims=True)  # its zero has its sign
+    to, inside = split * y_s + n * y_n + c.to(tl.int64) * y_c, c < C
+    tl.store(y + to, tl.where(none >= 0, float("nan"), best).to(y.dtype.element_ty), inside)
+    place = tl.where(none >= 0, none, place)
+    if index is not None:
+        tl.store(index + to, place, inside)
+    if indices is not None:
+        tl.store(indices + to, place.to(tl.int64), inside)
 
 
 @triton.jit
@@ -144,10 +188,34 @@ def gathered(dy: Any, index: Any, x: Any, empty: Any, kernel: tuple = (0, 0, 0),
     return dx
 
 
+def _global_max(x: Any, of: Any, found: list, empty: Any) -> None:
+    """[y, index or None, indices or None] of one part, an image (N, C, H, W); of: places of its pixels, strides as x's."""
+    n, c, h, w = x.shape
+    device = _tile.device(x)
+    entry = GLOBAL_FORWARD(device, h * w)
+    pixels, channels = pixel_tile(x, h * w, entry.elements)
+    blocks, rounds = _tile.cdiv(c, channels), _tile.cdiv(h * w, pixels)
+    # Few large images are split, so that every multiprocessor has work; a second stage finds the greatest of the parts'.
+    splits, each = _tile.split(rounds, max(1, min(device.sms // max(1, n * blocks), rounds // 4)))
+    parts = None
+    if splits != 1:
+        parts = [empty((splits, n, 1, c), kind).permute(1, 3, 2, 0) for kind in ("float32", "int32")]
+    y, *places = found if parts is None else (*parts, None)
+    _tile.launch(
+        _global_max_pool_kernel, (n * blocks, splits), x, of, y, *places, h * w, each * pixels, c, w, *steps(x),
+        n * c, y.stride(0), y.stride(1), EVEN=evenly_spaced(x), BP=pixels, BC=channels, num_warps=entry.warps,
+    )  # fmt: skip
+    if parts is not None:
+        _global_max(*parts, found, empty)
+
+
 def adaptive_max_pool_forward(
     x: Any, *, needs: tuple = (), output_size: tuple, return_indices: bool, empty: Any
 ) -> tuple[tuple, dict]:
     found = outputs(x, output_size, needs, return_indices, empty)
+    if math.prod(output_size) == 1:
+        _global_max(as_images(image(x), empty), None, found, empty)
+        return returned(*found)
     source, (y, index, indices) = image(x), views(found)
     grid, tile = pixel_plan(ADAPTIVE, y, source)
     _tile.launch(
