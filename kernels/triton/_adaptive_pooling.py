@@ -51,28 +51,27 @@ def _adaptive_avg_pool_kernel(
         front, back = part(k, DY, DX, LONG)
     top, bottom = part(i, HY, HX, LONG)
     left, right = part(j, WY, WX, LONG)
-    x += n * x_n + step_to(c, x_c, WIDE)
+    high, wide = bottom - top, right - left
+    x += n * x_n + step_to(c, x_c, WIDE) + placed(front, top, left, x_d, x_h, x_w, DEEP, WIDE)
     acc = tl.zeros((BP, BC), tl.float32)
     for z in range(MOST_D if DEEP else 1):
-        d = front + z
         for r in range(MOST_H):
-            h = top + r
-            row = step_to(h, x_h, WIDE)
-            tall = _length(h, HX, HY, LONG)
-            inside = mask
+            row = x + step_to(r, x_h, WIDE)
+            inside = mask & (r < high)
             if DEEP:
-                row += step_to(d, x_d, WIDE)
-                inside = mask & (d < back)
-                tall *= _length(d, DX, DY, LONG)
+                row += step_to(z, x_d, WIDE)
+                inside &= z < back - front
+            if GRAD:
+                tall = _length(top + r, HX, HY, LONG)
+                if DEEP:
+                    tall *= _length(front + z, DX, DY, LONG)
             for q in range(MOST_W):
-                w = left + q
-                there = inside & (h < bottom) & (w < right)
-                v = tl.load(x + row + step_to(w, x_w, WIDE), there, other=0.0).to(tl.float32)
+                v = tl.load(row + step_to(q, x_w, WIDE), inside & (q < wide), other=0.0).to(tl.float32)
                 if GRAD:
-                    v = v / (tall * _length(w, WX, WY, LONG)).to(tl.float32)
+                    v = v / (tall * _length(left + q, WX, WY, LONG)).to(tl.float32)
                 acc += v
     if not GRAD:
-        count = (bottom - top) * (right - left)
+        count = high * wide
         if DEEP:
             count *= back - front
         acc = acc / count.to(tl.float32)
