@@ -177,6 +177,19 @@ def test_triton_on_one_long_image(name, axis, last):
             assert outputs[1][(at,) * 4] == (LONG - 1 if at else 0)
 
 
+def test_triton_group_norm_of_one_long_image():
+    """Its statistics take all programs; the interpreter holds against the arrays what those at the ends read and write."""
+    x = long((1, 40, 1, LONG), 3, 0, False)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device_for(group_norm), races=False, corners=True) as session,
+    ):
+        dispatch.forward(group_norm, [x], (), {"num_groups": 40})
+    ran = [run.kernel for run in session.launches]
+    assert ran == [f"_group_norm_{name}_kernel" for name in ("moments", "statistics", "apply")]
+
+
 @pytest.mark.parametrize("axis", [2, 3], ids=["tall", "wide"])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_triton_strided_on_one_long_image(axis, last):

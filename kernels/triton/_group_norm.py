@@ -19,6 +19,7 @@ from . import _configs, _tile
 from ._batch_norm import channels_last, in_order
 from ._moments import moments
 from ._norm_backward import finalise
+from ._pixels import step_to
 
 BUDGETS = {
     "_group_norm_forward_kernel": Budget(registers=88, blocks=5),
@@ -46,8 +47,9 @@ def _parameter(p, channel, inside, default):
 
 @triton.jit
 def _group_norm_forward_kernel(
-    x, weight, bias, y, mean, var, rstd, G, D, S, eps, UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+    x, weight, bias, y, mean, var, rstd, G, D, S, eps,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     S = S * UNIT
     row = tl.program_id(0).to(tl.int64)
     first = (tl.program_id(0) % G) * D
@@ -67,7 +69,7 @@ def _group_norm_forward_kernel(
         b = _parameter(bias, first + channel, channel < D, 0.0)
         for s in range(0, S, COLS):
             pixel = s + tl.arange(0, COLS)[None, :]  # (1, COLS)
-            at = channel.to(tl.int64) * S + pixel
+            at = step_to(channel, S, WIDE) + pixel
             mask = (channel < D) & (pixel < S)
             v = tl.load(x + at, mask, other=0.0).to(tl.float32)
             tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
@@ -75,8 +77,9 @@ def _group_norm_forward_kernel(
 
 @triton.jit
 def _group_norm_backward_kernel(
-    dy, x, weight, mean, rstd, dx, sums, dots, G, D, S, UNIT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+    dy, x, weight, mean, rstd, dx, sums, dots, G, D, S,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """dx of a group, and Σ dy and Σ dy x̂ of each of its channels."""
     S = S * UNIT
     row = tl.program_id(0).to(tl.int64)
@@ -94,7 +97,7 @@ def _group_norm_backward_kernel(
         b = tl.zeros((ROWS, COLS), tl.float32)
         for s in range(0, S, COLS):
             pixel = s + tl.arange(0, COLS)[None, :]
-            at = channel.to(tl.int64)[:, None] * S + pixel
+            at = step_to(channel[:, None], S, WIDE) + pixel
             mask = (channel < D)[:, None] & (pixel < S)
             g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
             a += g
@@ -115,7 +118,7 @@ def _group_norm_backward_kernel(
             scale = _parameter(weight, first + line, line < D, 1.0)
             for s in range(0, S, COLS):
                 pixel = s + tl.arange(0, COLS)[None, :]
-                at = line.to(tl.int64) * S + pixel
+                at = step_to(line, S, WIDE) + pixel
                 mask = (line < D) & (pixel < S)
                 g = tl.fma(tl.load(dy + at, mask, other=0.0).to(tl.float32), scale, 0.0)  # as it is in the sum: rounded
                 xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
@@ -126,8 +129,11 @@ def _group_norm_backward_kernel(
 
 
 @triton.jit
-def _place(C, S, columns, shares, each, UNIT: tl.constexpr, LAST: tl.constexpr, COLS: tl.constexpr):
-    """(C, S, sample, share, this program's channels, its first pixel, and the one after its last). Sizes come in units."""
+def _place(C, S, columns, shares, each, UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, COLS: tl.constexpr):
+    """(C, S, sample, where it begins, share, this program's channels, its first pixel, and the one after its last).
+
+    Sizes come in units. WIDE: places in a sample take 64 bits.
+    """
     if LAST:
         C = C * UNIT
     else:
@@ -135,23 +141,24 @@ def _place(C, S, columns, shares, each, UNIT: tl.constexpr, LAST: tl.constexpr, 
     pid = tl.program_id(0)
     column = pid % columns
     share = pid // columns % shares
-    lo = share.to(tl.int64) * each
+    lo = step_to(share, each, WIDE)
+    sample = (pid // columns // shares).to(tl.int64)
     if LAST:
         channel = column * COLS + tl.arange(0, COLS)[None, :]  # (1, COLS)
     else:
         channel = column + tl.zeros((1, 1), tl.int32)
-    return C, S, (pid // columns // shares).to(tl.int64), share, channel, lo, tl.minimum(lo + each, S)
+    return C, S, sample, sample * C * S, share, channel, lo, tl.minimum(lo + each, S)
 
 
 @triton.jit
-def _tile_of(start, hi, C, S, sample, channel, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """(offsets, mask) of the tile that begins at this pixel: ROWS pixels of COLS channels, or COLS pixels of one."""
+def _tile_of(start, hi, C, S, channel, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """(offsets in its sample, mask) of the tile that begins at this pixel: ROWS pixels of COLS channels, or COLS of one."""
     if LAST:
         pixel = start + tl.arange(0, ROWS)[:, None]
-        return (sample * S + pixel) * C + channel, (pixel < hi) & (channel < C)
+        return step_to(pixel, C, WIDE) + channel, (pixel < hi) & (channel < C)
     else:
         pixel = start + tl.arange(0, COLS)[None, :]
-        return (sample * C + channel) * S + pixel, (pixel < hi) & (channel < C)
+        return step_to(channel, S, WIDE) + pixel, (pixel < hi) & (channel < C)
 
 
 @triton.jit
@@ -166,16 +173,17 @@ def _over(t, LAST: tl.constexpr):
 @triton.jit
 def _group_norm_moments_kernel(
     x, means, squares, C, S, columns, shares, each,
-    UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """(mean, Σ (x − mean)²) of each channel over a share of a sample's pixels, lane by lane as Welford did, then merged."""
-    C, S, sample, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, COLS)
+    C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
+    x += begin
     STEP: tl.constexpr = ROWS if LAST else COLS
     mean = tl.zeros((ROWS, COLS), tl.float32)
     square = tl.zeros((ROWS, COLS), tl.float32)
     seen = 0.0
     for start in range(lo, hi, STEP):
-        at, mask = _tile_of(start, hi, C, S, sample, channel, LAST, ROWS, COLS)
+        at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         v = tl.load(x + at, mask, other=0.0).to(tl.float32)
         seen += 1.0
         d = v - mean
@@ -228,16 +236,18 @@ def _group_norm_statistics_kernel(
 @triton.jit
 def _group_norm_apply_kernel(
     x, weight, bias, mean, rstd, y, G, C, S, columns, shares, each,
-    UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    C, S, sample, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, COLS)
+    C, S, sample, begin, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
+    x += begin
+    y += begin
     group = sample * G + channel // (C // G)
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
     w = _parameter(weight, channel, channel < C, 1.0)
     b = _parameter(bias, channel, channel < C, 0.0)
     for start in range(lo, hi, ROWS if LAST else COLS):
-        at, mask = _tile_of(start, hi, C, S, sample, channel, LAST, ROWS, COLS)
+        at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         v = tl.load(x + at, mask, other=0.0).to(tl.float32)
         tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
 
@@ -245,17 +255,19 @@ def _group_norm_apply_kernel(
 @triton.jit
 def _group_norm_sums_kernel(
     dy, x, mean, rstd, sums, dots, G, C, S, columns, shares, each,
-    UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Σ dy and Σ dy x̂ of each channel over a share of a sample's pixels."""
-    C, S, sample, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, COLS)
+    C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
+    dy += begin
+    x += begin
     group = sample * G + channel // (C // G)
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
     total = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(lo, hi, ROWS if LAST else COLS):
-        at, mask = _tile_of(start, hi, C, S, sample, channel, LAST, ROWS, COLS)
+        at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
         total += g
         dot += g * ((tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r)
@@ -285,9 +297,12 @@ def _group_norm_means_kernel(
 @triton.jit
 def _group_norm_gradient_kernel(
     dy, x, weight, mean, rstd, means, slopes, dx, G, C, S, columns, shares, each,
-    UNIT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    C, S, sample, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, COLS)
+    C, S, sample, begin, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
+    dy += begin
+    x += begin
+    dx += begin
     group = sample * G + channel // (C // G)
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
@@ -295,7 +310,7 @@ def _group_norm_gradient_kernel(
     slope = tl.load(slopes + group, channel < C, other=0.0)
     w = _parameter(weight, channel, channel < C, 1.0)
     for start in range(lo, hi, ROWS if LAST else COLS):
-        at, mask = _tile_of(start, hi, C, S, sample, channel, LAST, ROWS, COLS)
+        at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         g = tl.load(dy + at, mask, other=0.0).to(tl.float32) * w
         xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
         tl.store(dx + at, (r * (g - mg - xhat * slope)).to(dx.dtype.element_ty), mask)
@@ -332,6 +347,7 @@ class _Walk:
         rows = max(1, entry.elements // cols)
         self.depth = depth
         unit, length = _tile.in_units(channels if last else pixels)
+        wide = channels * pixels >= 2**30  # tiles, and shares of pixels, end behind a sample
         # A merge and a second launch cost more than to read a few tiles with a part of the GPU.
         few = samples * groups < device.sms and depth * pixels > 4 * entry.elements
         self.alone = last is None and not few and samples * channels * pixels > 0
@@ -339,7 +355,7 @@ class _Walk:
             rows = min(rows, _tile.next_power_of_2(depth))
             self.sizes: tuple = (groups, depth, length)
             self.grid: tuple = (samples * groups,)
-            self.tile = dict(UNIT=unit, ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
+            self.tile = dict(UNIT=unit, WIDE=wide, ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
             self.shares = 1
             return
         step = rows if last else cols
@@ -353,7 +369,7 @@ class _Walk:
         self.grid = (samples * columns * self.shares,)
         rows = rows if last else 1
         tile = dict(ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
-        self.tile = tile | dict(UNIT=unit, LAST=last is not None)
+        self.tile = tile | dict(UNIT=unit, LAST=last is not None, WIDE=wide)
 
     def partials(self, empty: Any) -> Any:
         """A number for each channel of each share of each sample."""
