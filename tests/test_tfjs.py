@@ -337,7 +337,11 @@ def test_wasm(tmp_path):
     modules = node_modules(TFJS, f"{TFJS}-backend-wasm")
     slopes = gl.PReLU(3)
     slopes.weight[...] = (0.5, 0.25, 0.125)
-    cases = exported(tmp_path, [*ALONE[:8], *TOGETHER[:3], RECORDED[0], (slopes, IMAGES)])
+    sizes = [
+        (gl.Sequential(gl.Conv1d(3, 2, 3, 2, 1), gl.MaxPool1d(2)), (2, 3, 7)),
+        (gl.ConvTranspose2d(3, 2, 3, 2, 1, 1), (2, 3, 2, 3)),
+    ]
+    cases = exported(tmp_path, [*ALONE[:8], *TOGETHER[:3], RECORDED[0], (slopes, IMAGES), *sizes])
     assert not faults(cases, run(cases, modules, tmp_path, "wasm"))
 
 

@@ -1,8 +1,9 @@
 """The library's own layers as layers that TF.js has, where those compute the same, forwards and backwards.
 
 Each function takes (topology, layer, x) and gives y, or None where TF.js has no such layer or has it wrong: its ELU takes
-no alpha, its convolution ignores ``groups`` and has no gradient with a dilation, its gradient of average pooling counts
-the padding, its batch normalisation moves the running variance by the biased one.
+no alpha, its convolution ignores ``groups`` and has no gradient with a dilation, its gradient of average pooling counts the
+padding, its batch normalisation moves the running variance by the biased one. Of volumes the wasm backend has the gradient
+of a convolution wrong, and both have that of equal maxima; of resizing to the nearest pixel the cpu backend has.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gpulayers.export.tfjs._topology import LAST_AXIS, Tensor, Topology, Variable
+from gpulayers.export.tfjs._topology import Tensor, Topology, Variable, last_axis
 from gpulayers.layers import activation, container, conv, dropout, embedding, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.ops._op import normal_axis
-from gpulayers.ops._window import Sides, pair
+from gpulayers.ops._window import Sides, numbers
 from gpulayers.ops.conv import padding_sides
 
 ACTIVATIONS = {
@@ -57,18 +58,17 @@ def _together(*weights: Any) -> bool:
 
 def _conv(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     f = "linear" if layer.activation is None else ACTIVATIONS.get(layer.activation)
-    if layer.spatial != 2 or f is None:
+    stride, dilation = (numbers(name, getattr(layer, name), 1, layer.spatial) for name in ("stride", "dilation"))
+    if layer.spatial > 2 or f is None or set(dilation) != {1} or not _together(layer.weight, layer.bias):
         return None
-    stride, dilation = pair("stride", layer.stride, 1), pair("dilation", layer.dilation, 1)
-    deep = layer.groups == layer.in_channels
-    together = _together(layer.weight, layer.bias)
-    if dilation != (1, 1) or not together or (layer.groups > 1 and not (deep and stride[0] == stride[1])):
-        return None
-    if layer._around():  # another padding than zeros
+    deep = layer.spatial == 2 and layer.groups == layer.in_channels and stride[0] == stride[1]
+    if (layer.groups > 1 and not deep) or layer._around():  # another padding than zeros
         return None
     shape = _out(layer, x)
     sides = padding_sides(layer.padding, layer.kernel_size, stride, dilation)
     same = all(_same(*each) for each in zip(x.shape[2:], layer.kernel_size, stride, sides))
+    if not same and any(map(any, sides)) and layer.spatial != 2:
+        return None  # there is no ZeroPadding1D
     x = top.last(x) if same else _zeros_around(top, layer, x, sides)
     config: dict[str, Any] = {
         "kernel_size": list(layer.kernel_size),
@@ -79,13 +79,37 @@ def _conv(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     bias = _named("bias", layer.bias)
     if layer.groups == 1:
         config["filters"] = layer.out_channels
-        variables = [Variable("kernel", layer.weight, order=(2, 3, 1, 0)), *bias]
-        return top.one(layer, "Conv2D", config, x, shape, variables=variables)
+        variables = [Variable("kernel", layer.weight, order=_kernel_last(layer)), *bias]
+        return top.one(layer, f"Conv{layer.spatial}D", config, x, shape, variables=variables)
     many = layer.out_channels // layer.in_channels
     config["depth_multiplier"] = many
     split = (layer.in_channels, many, *layer.kernel_size)
     variables = [Variable("depthwise_kernel", layer.weight, split, (2, 3, 0, 1)), *bias]
     return top.one(layer, "DepthwiseConv2D", config, x, shape, variables=variables)
+
+
+def _kernel_last(layer: Any) -> tuple[int, ...]:
+    """A kernel's axes in TF.js's order: where, then the second of channels and outputs, then the first."""
+    return (*range(2, layer.spatial + 2), 1, 0)
+
+
+def _conv_transpose(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    """Without padding, and what padding would cut off is cut off behind it."""
+    f = "linear" if layer.activation is None else ACTIVATIONS.get(layer.activation)
+    stride, dilation = (numbers(name, getattr(layer, name), 1, 2) for name in ("stride", "dilation"))
+    if f is None or dilation != (1, 1) or layer.groups > 1 or not _together(layer.weight, layer.bias):
+        return None
+    shape = _out(layer, x)
+    sides = padding_sides(layer.padding, layer.kernel_size, stride, dilation)
+    full = [n * s + max(k - s, 0) for n, s, k in zip(x.shape[2:], stride, layer.kernel_size)]
+    cut = [[first, n - first - out] for n, (first, _), out in zip(full, sides, shape[2:])]
+    if min(map(min, cut)) < 0:
+        return None
+    config = {"filters": layer.out_channels, "kernel_size": list(layer.kernel_size), "strides": list(stride)}
+    config |= {"padding": "valid", "use_bias": layer.bias is not None, "activation": f}
+    variables = [Variable("kernel", layer.weight, order=_kernel_last(layer)), *_named("bias", layer.bias)]
+    y = top.one(layer, "Conv2DTranspose", config, top.last(x), (*shape[:2], *full), variables=variables)
+    return top.one(layer, "Cropping2D", {"cropping": cut}, y, shape) if any(map(any, cut)) else y
 
 
 def _same(size: int, kernel: int, stride: int, sides: tuple[int, int]) -> bool:
@@ -110,38 +134,43 @@ def _zeros_around(top: Topology, layer: Layer, x: Tensor, sides: Sides) -> Tenso
 
 
 def _pool(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
-    kernel = pair("kernel_size", layer.kernel_size, 1)
-    stride = kernel if layer.stride is None else pair("stride", layer.stride, 1)
-    around = pair("padding", layer.padding, 0)
+    count = len(x.shape) - 2
+    kernel = numbers("kernel_size", layer.kernel_size, 1, count)
+    stride = kernel if layer.stride is None else numbers("stride", layer.stride, 1, count)
+    around = numbers("padding", layer.padding, 0, count)
     shape, config = _out(layer, x), {"pool_size": list(kernel), "strides": list(stride)}
     sizes = list(zip(x.shape[2:], kernel, stride, around, shape[2:]))
     valid = all(p == 0 and (size - k) // s + 1 == out for size, k, s, p, out in sizes)
-    if isinstance(layer, pooling.MaxPool2d):
-        if layer.return_indices or pair("dilation", layer.dilation, 1) != (1, 1):
+    if isinstance(layer, pooling.MaxPool):
+        if count > 2 or layer.return_indices or set(numbers("dilation", layer.dilation, 1, count)) != {1}:
             return None
         same = all(_same_sides(size, k, s)[0] == p and -(-size // s) == out for size, k, s, p, out in sizes)
-        return _pooled(top, layer, "MaxPooling2D", x, config, valid or same, "valid" if valid else "same", shape)
+        return _pooled(top, layer, "MaxPooling", x, config, valid or same, "valid" if valid else "same", shape)
     if layer.divisor_override is not None:
         return None
-    if not valid and layer.count_include_pad and any(around) and not layer.ceil_mode:
+    if not valid and layer.count_include_pad and any(around) and not layer.ceil_mode and count == 2:
         x, valid = _zeros_around(top, layer, x, ((around[0],) * 2, (around[1],) * 2)), True
-    return _pooled(top, layer, "AveragePooling2D", x, config, valid, "valid", shape)
+    return _pooled(top, layer, "AveragePooling", x, config, valid, "valid", shape)
 
 
 def _pooled(
     top: Topology, layer: Layer, kind: str, x: Tensor, config: dict, possible: bool, around: str, shape: tuple
 ) -> Tensor | None:
+    kind = f"{kind}{len(shape) - 2}D"
     return top.one(layer, kind, {**config, "padding": around}, top.last(x), shape) if possible else None
 
 
-def _adaptive(top: Topology, layer: Layer, x: Tensor) -> Tensor | None:
+def _adaptive(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     """Parts of equal size are an ordinary pooling."""
+    most = isinstance(layer, pooling.AdaptiveMaxPool)
+    if most and (layer.return_indices or len(x.shape) > 4):
+        return None
     shape = _out(layer, x)
     sizes = list(zip(x.shape[2:], shape[2:]))
     window = [size // max(out, 1) for size, out in sizes]
     config = {"pool_size": window, "strides": window}
-    possible = len(x.shape) == 4 and all(out and size % out == 0 and size for size, out in sizes)
-    return _pooled(top, layer, "AveragePooling2D", x, config, possible, "valid", shape)
+    possible = all(out and size % out == 0 and size for size, out in sizes)
+    return _pooled(top, layer, "MaxPooling" if most else "AveragePooling", x, config, possible, "valid", shape)
 
 
 def _zero_pad(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
@@ -182,7 +211,7 @@ def _flatten(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
         return None
     if shape == x.shape:
         return x
-    x = x._replace(last=False) if x.shape[2:] == (1, 1) else top.first(x)
+    x = x._replace(last=False) if set(x.shape[2:]) == {1} else top.first(x)
     return top.one(layer, "Reshape", {"target_shape": list(shape[1:])}, x, shape)
 
 
@@ -190,8 +219,8 @@ def _softmax(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     """TF.js has it over the last axis."""
     rank = len(x.shape)
     axis = normal_axis(layer.options()["axis"], rank, "dim")
-    x = top.last(x) if rank == 4 and axis == 1 else top.first(x) if x.last and axis == 3 else x
-    if (LAST_AXIS[axis] if x.last else axis) != rank - 1 or rank < 2:
+    x = top.last(x) if rank == 4 and axis == 1 else top.first(x) if x.last and axis == rank - 1 else x
+    if (last_axis(axis, rank) if x.last else axis) != rank - 1 or rank < 2:
         return None
     name = "logSoftmax" if isinstance(layer, softmax.LogSoftmax) else "softmax"
     return top.one(layer, "Activation", {"activation": name}, x, x.shape)
@@ -223,10 +252,12 @@ def _leaky_relu(top: Topology, layer: Any, x: Tensor) -> Tensor:
 BUILT_IN: dict[type, Callable[[Topology, Any, Tensor], Tensor | None]] = {
     linear.FullyConnected: _fully_connected,
     conv.Convolutional: _conv,
-    pooling.MaxPool2d: _pool,
-    pooling.AvgPool2d: _pool,
-    pooling.AdaptiveAvgPool2d: _adaptive,
+    conv.ConvTranspose2d: _conv_transpose,
+    pooling.MaxPool: _pool,
+    pooling.AvgPool: _pool,
+    pooling.AdaptiveAvgPool: _adaptive,
     pooling.GlobalAvgPool2d: _adaptive,
+    pooling.AdaptiveMaxPool: _adaptive,
     padding.ZeroPad2d: _zero_pad,
     padding.ConstantPad2d: _zero_pad,
     norm.LayerNorm: _layer_norm,
@@ -252,3 +283,9 @@ BUILT_IN: dict[type, Callable[[Topology, Any, Tensor], Tensor | None]] = {
     activation.PReLU: _prelu,
 }
 """By the class whose code computes it."""
+
+REFUSED: dict[type, str] = {
+    pooling.MaxUnpool: "its indices are whole numbers from another layer, and the layers of TF.js pass float32 on",
+    pooling.FractionalMaxPool: "where its windows lie is drawn for each channel, and a recording cannot index by what is drawn",
+}
+"""Of layers that neither a layer of TF.js nor recorded array code can be, why."""

@@ -16,7 +16,7 @@ from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.layers.container import Sequential
 
-WITHOUT_WASM = {"Conv2D", "DepthwiseConv2D", "MaxPooling2D"}
+WITHOUT_WASM = {"Conv1D", "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "MaxPooling1D", "MaxPooling2D"}
 """What TF.js's wasm backend cannot train, or not rightly, by itself."""
 _TAKEN = (
     "Activation Add AlphaDropout Average AveragePooling1D AveragePooling2D AveragePooling3D BatchNormalization Bidirectional "
@@ -66,16 +66,17 @@ class Classes:
 
     def _recorded(self, layer: Layer, xs: Sequence[Tensor]) -> str:
         """The text of the layer's class; "" where it is refused. A model's inputs may turn out to be integers."""
-        refused = []
+        refused: list[Exception] = []
         for dtypes in self.top.possible_dtypes(xs):
             try:
                 text = class_text(self._subject(layer), STANDS_FOR, [x.shape for x in xs], dtypes=dtypes)
             except (Unrecordable, RuleError) as error:
-                refused.append(str(error))
+                refused.append(error)
             else:
                 self.top.settle(xs, dtypes)
                 return text
-        self.top.refuse(layer, refused[0])
+        reasons = sorted(refused, key=lambda error: isinstance(error, RuleError))  # which is one of the wrong dtype
+        self.top.refuse(layer, str(reasons[0]))
         return ""
 
     def _fresh(self, name: str) -> str:

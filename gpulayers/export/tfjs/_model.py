@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from gpulayers.definition import RuleError
 from gpulayers.export._code import same_code
-from gpulayers.export.tfjs._builtin import BUILT_IN
+from gpulayers.export.tfjs._builtin import BUILT_IN, REFUSED
 from gpulayers.export.tfjs._custom import Classes
-from gpulayers.export.tfjs._topology import LAST_AXIS, Tensor, Topology
+from gpulayers.export.tfjs._topology import Tensor, Topology, last_axis
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.layers.container import Parallel, Residual, Sequential
@@ -26,6 +26,11 @@ class Walk:
         parts = same_code(layer, CONTAINERS)
         if parts is not None:
             return parts(self, layer, *xs)
+        if (why := same_code(layer, REFUSED)) is not None:
+            self.top.refuse(layer, why)
+            return tuple(
+                xs[0]._replace(shape=shape) for shape in each_shape(layer.output_shape(*(x.shape for x in xs)))
+            )
         native = same_code(layer, BUILT_IN)
         try:
             y = native(self.top, layer, *xs) if native is not None and len(xs) == 1 else None
@@ -57,7 +62,7 @@ def _parallel(walk: Walk, layer: Parallel, x: Tensor) -> tuple[Tensor, ...]:
     if axis == 0:
         walk.top.refuse(layer, "it joins rows of the batch, and TF.js's layers keep to one row each")
     ys = walk.top.like(ys)
-    place = LAST_AXIS[axis] if ys[0].last else axis
+    place = last_axis(axis, len(shape)) if ys[0].last else axis
     return walk.top.add(layer, "Concatenate", {"axis": place}, *ys, shapes=[shape], last=ys[0].last)
 
 

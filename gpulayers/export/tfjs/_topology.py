@@ -18,10 +18,10 @@ from gpulayers.export._error import Refusal
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
 
-TO_LAST, TO_FIRST = [2, 3, 1], [3, 1, 2]
-"""Axes of TF.js's Permute, which counts from 1 behind the batch."""
-LAST_AXIS = (0, 3, 1, 2)
-"""Where each axis of an image, channels first, is when they are last."""
+
+def last_axis(axis: int, rank: int) -> int:
+    """Where an axis, channels first, is when they are last."""
+    return rank - 1 if axis == 1 else max(axis - 1, 0)
 
 
 class Tensor(NamedTuple):
@@ -146,11 +146,12 @@ class Topology:
 
     def first(self, x: Tensor) -> Tensor:
         """``x`` in gpulayers' own order."""
-        return self._permuted(x, TO_FIRST, False) if x.last else x
+        rank = len(x.shape)
+        return self._permuted(x, [rank - 1, *range(1, rank - 1)], False) if x.last else x
 
     def last(self, x: Tensor) -> Tensor:
-        """The image ``x`` with its channels last."""
-        return x if x.last else self._permuted(x, TO_LAST, True)
+        """The sequence, image or volume ``x`` with its channels last."""
+        return x if x.last else self._permuted(x, [*range(2, len(x.shape)), 1], True)
 
     def like(self, xs: Sequence[Tensor]) -> list[Tensor]:
         """All in the order of most of them."""
@@ -158,6 +159,7 @@ class Topology:
         return [turn(x) for x in xs]
 
     def _permuted(self, x: Tensor, dims: list[int], last: bool) -> Tensor:
+        """``dims``: the axes of TF.js's Permute, which counts from 1 behind the batch."""
         if x not in self._turned:
             name = "to_channels_last" if last else "to_channels_first"
             y = self.one(None, "Permute", {"dims": dims}, x, x.shape, last=last, name=name)
