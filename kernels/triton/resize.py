@@ -52,7 +52,7 @@ def _resample_kernel(
         c = c.to(tl.int64)
     else:
         n = n.to(tl.int32)
-    source = x + n * x_n + c * x_c
+    source = n * x_n + c * x_c
     acc = tl.zeros((BP, BC), tl.float32)
     for a in range(KD):
         i = tl.zeros((BP, 1), tl.int32)
@@ -74,7 +74,7 @@ def _resample_kernel(
                     place = i.to(tl.int64) * x_d + j.to(tl.int64) * x_h + k.to(tl.int64) * x_w
                 else:
                     place = i * x_d + j * x_h + k * x_w
-                v = tl.load(source + place, hit, other=0.0).to(tl.float32)
+                v = tl.load(x + (source + place), hit, other=0.0).to(tl.float32)
                 row += v * tl.load(by_w + e * W + w, inside, other=0.0)
             acc += row * weight
     if WIDE:
