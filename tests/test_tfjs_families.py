@@ -73,6 +73,7 @@ def test_each_family_is_there_what_it_is_here(tmp_path):
     "layer, shape, reason",
     [
         (gl.Sequential(gl.MaxPool1d(2, return_indices=True), gl.MaxUnpool1d(2)), (None, 2, 8), "pass float32 on"),
+        (gl.Embedding(5, 3, padding_idx=0), (None, 4), "trains every row alike"),
         (gl.FractionalMaxPool2d(2, 3), (None, 2, 6, 6), "cannot index by what is drawn"),
     ],
     ids=repr,

@@ -191,7 +191,12 @@ def _layer_norm(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
 
 def _embedding(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
     """Of the model's own input, which is integers then. TF.js trains every row, and as often as its index occurs."""
-    if layer.padding_idx is not None or layer.scale_grad_by_freq or ["int64"] not in top.possible_dtypes([x]):
+    if layer.padding_idx is not None or layer.scale_grad_by_freq:
+        top.refuse(
+            layer, "TF.js trains every row alike, and padding_idx and scale_grad_by_freq ask for other gradients"
+        )
+        return x._replace(shape=_out(layer, x))
+    if ["int64"] not in top.possible_dtypes([x]):
         return None
     top.settle([x], ["int64"])
     config = {"input_dim": layer.num_embeddings, "output_dim": layer.embedding_dim}
