@@ -14,11 +14,11 @@ OURS = {"x": "conv", "weight": "gamma", "bias": "beta"}
 
 def norms(needs: tuple) -> tuple[str, ...]:
     """The gradients that are wanted of batch norm, by its names. Σ dz, its bias's, gives the convolution's bias its own."""
-    wanted = {
-        "x": any(n in needs for n in CONVS),
-        "weight": "gamma" in needs,
-        "bias": "beta" in needs or "bias" in needs,
-    }
+    wanted = dict(
+        x=any(n in needs for n in CONVS),
+        weight="gamma" in needs,
+        bias="beta" in needs or "bias" in needs,
+    )
     return (*[n for n, is_wanted in wanted.items() if is_wanted], *["residual"] * ("residual" in needs))
 
 

@@ -157,7 +157,7 @@ def test_special_values(op, options, theirs):
 
 
 def test_every_activation_is_here():
-    here = {op for op, _, _ in VARIANTS} | {A.prelu, A.rrelu, A.glu}
+    here = {op for op, _, _ in VARIANTS} | {A.prelu, A.rrelu, A.glu, A.gated}
     assert here == {op for op in vars(A).values() if isinstance(op, Op)}
 
 

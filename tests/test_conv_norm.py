@@ -108,7 +108,7 @@ def test_running_statistics_of_tiles():
     with interpreting(HOPPER) as session:
         both, apart = (statistics(which, "triton", arrays) for which in (True, False))
     assert [run.kernel for run in session.launches].count("_batch_norm_moments_kernel") == 1
-    with arena("triton") as room, interpreting(HOPPER):
+    with interpreting(HOPPER), arena("triton") as room:
         c = room.get(conv(*room.put(half))).astype(np.float64)
     mean, var = c.mean((0, 2, 3)), c.var((0, 2, 3), ddof=1)
     eps = np.finfo(np.float32).eps

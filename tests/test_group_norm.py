@@ -223,7 +223,7 @@ def test_lazy_modules(kind, axes):
     """Their first call makes them drop-ins, which compute as torch's, with its weights and statistics."""
     x, options = torch.tensor(draw(2, 3, *[2, 3, 2][:axes])), dict(affine=True, track_running_stats=True)
     ours, theirs = (getattr(m, f"Lazy{kind}{axes}d")(**options).double() for m in (gt, torch.nn))
-    assert [type(ours).__mro__[i].__module__ for i in (0, 1)] == ["gpulayers.torch.norm"] * 2
+    assert all(type(ours).__mro__[i].__module__.startswith("gpulayers.torch.") for i in (0, 1))
     torch.testing.assert_close(ours(x), theirs(x))
     assert type(ours) is getattr(gt, f"{kind}{axes}d")
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())

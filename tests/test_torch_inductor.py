@@ -152,7 +152,7 @@ def test_norms_of_a_sum(norm, weights):
 
 
 def test_every_class():
-    """One graph of all: no op of ours but one is left in it, forward and backward; it computes what eager launches compute."""
+    """One graph of all: no op of ours but two is left in it, forward and backward; it computes what eager launches compute."""
     model = Everything(gt)
 
     def trained(call):
@@ -169,7 +169,10 @@ def test_every_class():
         model.load_state_dict(before)
         same(found, trained(loss), rtol=0, atol=0)
     tables = {"gpulayers.interpolate.default", "gpulayers.interpolate_backward.default"}  # are made outside of a graph
-    assert len(targets) > 100 and set(targets) == {"triton_kernel_wrapper_functional"} | tables
+    writes = {
+        "gpulayers.max_unpool.default"
+    }  # at places that it reads, which torch takes for writes to the places' array
+    assert len(targets) > 100 and set(targets) == {"triton_kernel_wrapper_functional"} | tables | writes
 
 
 def test_torchs_kernels_on_the_cpu():

@@ -19,7 +19,7 @@ from gpulayers._files import cache, write_whole
 from gpulayers.fusing._expression import HELPERS
 from gpulayers.fusing._kernel import Kernel
 
-_DRAWING = ("_draw", "_word_of", "_words_of")
+_DRAWING = ("_draw", "word_of", "_words_of")
 _lock = threading.Lock()
 _modules: dict[str, Any] = {}
 

@@ -212,8 +212,8 @@ class Statements:
         }
         name, shift = self._name(node), node.attributes["shift"]
         self.known[node] = Expression(f"{name} >> {shift}", PRODUCT) if shift else Expression(name)
-        self.helpers |= {"_draw", "_word_of"}
-        single = f"{name} = _word_of({draw}, {element[layout]})"
+        self.helpers |= {"_draw", "word_of"}
+        single = f"{name} = word_of({draw}, {element[layout]})"
         if layout is not FULL or self.program.inner > 1:
             return [single]
         self.fours = True

@@ -242,12 +242,18 @@ def _summed(
     grid = (_tile.cdiv(n * pixels, tile.BM) * _tile.cdiv(o, tile.BN), groups)
     _tile.launch(
         _conv_kernel, grid, x, weight, *end.arrays, y,
-        n * pixels, *out, *size, c, o, *kernel, *steps(x), *jumps, *steps(flattened(y) if even else y),
+        n * pixels, *out, *size, c, o, *kernel, *_read_steps(x), *jumps, *steps(flattened(y) if even else y),
         *(n for axes in walk for n in axes), *(1,) * 9,
         DEEP=max(size[0], out[0], kernel[0]) > 1, PHASED=False, FLAT=flat, PLAIN=plain, ALIGNED=_tile.unit_of(pixels),
         EVEN=even, FIRST=channels_first(y), BOUNDED=bounded(out, tuple(size), kernel, *walk), PRECISION=precision(x),
         **_units(x, y, c, o, jumps), **end.constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+
+
+def _read_steps(x: Any) -> tuple[int, ...]:
+    """Strides in the order of the kernel's arguments; 0 along axes of one pixel, whose strides could be odd."""
+    n, *pixels, c = steps(x)
+    return (n, *[0 if size == 1 else step for size, step in zip(x.shape[2:], pixels)], c)
 
 
 def _units(x: Any, y: Any, c: int, o: int, jumps: tuple) -> dict[str, int]:
@@ -287,7 +293,7 @@ def input_gradient(dy: Any, taps: Any, end: Epilogue, dx: Any, walk: Walk, plain
     grid = (_tile.cdiv(largest, tile.BM) * _tile.cdiv(c, tile.BN), groups, phases)
     _tile.launch(
         _conv_kernel, grid, dy, taps, *end.arrays, dx,
-        n, *size, *dy.shape[2:], o_group, c, *kernel, *steps(dy), *jumps, *steps(dx),
+        n, *size, *dy.shape[2:], o_group, c, *kernel, *_read_steps(dy), *jumps, *steps(dx),
         *stride, *before, *back, *dilation, *common, *inverse,
         DEEP=max(size[0], dy.shape[2], kernel[0]) > 1, PHASED=True, FLAT=flat, PLAIN=False, ALIGNED=1, EVEN=False,
         FIRST=channels_first(dx), BOUNDED=False, PRECISION=precision(dy),

@@ -166,6 +166,7 @@ class _Call:
         logits = empty((min(chunk, n), classes), self.x.dtype)
         sums = None if dbias is None else empty((classes,), "float32")
         entry, smoothing = LOGITS(_tile.device(self.x), classes), how["label_smoothing"]
+        block = entry.elements // 2 if how["softcap"] else entry.elements  # the cap takes registers
         numbers = how["ignore_index"], 1 - smoothing, smoothing / max(classes, 1), how["z_loss"], how["softcap"] or 1.0
         for start in range(0, n, chunk):
             end = min(start + chunk, n)
@@ -175,7 +176,7 @@ class _Call:
             _tile.launch(
                 _linear_cross_entropy_kernel, (end - start,), z, self.target[start:end], self.class_weight,
                 dy[start:end] if each else dy, total, None if losses is None else losses[start:end], classes, int(each),
-                *numbers, GRAD=grad, CAP=how["softcap"] > 0, BLOCK=min(entry.elements, _tile.next_power_of_2(classes)),
+                *numbers, GRAD=grad, CAP=how["softcap"] > 0, BLOCK=min(block, _tile.next_power_of_2(classes)),
                 num_warps=entry.warps,
             )  # fmt: skip
             if dx is not None:
