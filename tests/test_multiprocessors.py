@@ -20,10 +20,10 @@ from gpulayers.kernels.triton import _tile
 import gpulayers as gl
 from gpulayers import _policy, arrays, dispatch
 from gpulayers.ops.activation import prelu
-from gpulayers.ops.conv import conv
+from gpulayers.ops.conv import conv, conv_transpose
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import mse
-from gpulayers.ops.norm import add_rms_norm, batch_norm, layer_norm, rms_norm
+from gpulayers.ops.loss import linear_cross_entropy, mse
+from gpulayers.ops.norm import add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool
 from gpulayers.testing import _multiprocessors
 from gpulayers.testing.arena import arena
@@ -101,7 +101,7 @@ CASES = {
 
 def results(op, inputs, options, needs, dtype=None) -> list:
     """The output and the gradients that are asked for; dtype: computed in it, from the same numbers."""
-    given = [None if x is None else x.astype(dtype or x.dtype) for x in inputs]
+    given = [x if x is None or x.dtype.kind == "i" else x.astype(dtype or x.dtype) for x in inputs]
     if needs == []:
         return arrays.lists([op(*given, **options)])
     y, call = op.record(*given, needs=needs, **options)
@@ -121,6 +121,42 @@ def test_large_gpus(name):
     first = next(each for each in session.launches if each.kernel == kernel)
     assert np.prod(first.grid) == programs
     assert (kernel, 132) in _multiprocessors.launched
+
+
+FOLLOWING = {
+    # what launches them: (op, inputs, options, kernels that its launchers start after they asked for multiprocessors)
+    "rows of pixels": (
+        conv, [half(2, 64, 14, 14), half(64, 64, 1, 1), None], {}, {"_conv_first_kernel", "_conv_first_weight_kernel"},
+    ),
+    "a stem and its norm": (
+        conv_batch_norm,
+        [half(2, 12, 8, 3).transpose(0, 3, 1, 2), half(32, 3, 3, 3), None, half(32), half(32), None, None, None],
+        {"padding": 1, "training": True}, {"_conv_windows_kernel"},
+    ),
+    "depthwise": (
+        conv, [draw(1, 32, 8, 8), draw(32, 1, 3, 3), draw(32)], {"padding": 1, "groups": 32, "activation": "gelu"},
+        {"_epilogue_gradient_kernel", "_depthwise_input_kernel"},
+    ),
+    "depthwise, transposed": (
+        conv_transpose, [draw(1, 32, 8, 8), draw(32, 1, 3, 3), draw(32)], {"padding": 1, "groups": 32},
+        {"_depthwise_forward_kernel"},
+    ),
+    "a fused loss": (
+        linear_cross_entropy, [half(40, 16), half(24, 16), np.arange(40) % 24, half(24)], {},
+        {"_linear_cross_entropy_kernel", "_column_sums_kernel", "_mean_kernel"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_what_follows_on_large_gpus(name):
+    op, inputs, options, kernels = FOLLOWING[name]
+    with interpreting(_tile.Device(90, 132, 232448), races=False), arena("triton"):
+        got = results(op, inputs, options, None)
+    truth, rough = (results(op, inputs, options, None, dtype) for dtype in (np.float64, np.float32))
+    for mine, true, near in zip(got, truth, rough):
+        assert mine is None or excess(mine, true, near.astype(mine.dtype)) is None
+    assert {(kernel, 132) for kernel in kernels} <= _multiprocessors.launched
 
 
 CUDA = {
