@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a file, from a bare checkout
 from gpulayers.bench.cases.case import BESIDE  # noqa: E402
 from gpulayers.bench.measuring.records import Results, Row, failed, load, slug, write_json  # noqa: E402
 from gpulayers.bench.measuring.timing import geometric_mean  # noqa: E402
-from gpulayers.bench.reporting import against, models, plots  # noqa: E402
+from gpulayers.bench.reporting import against, models, plots, tables  # noqa: E402
 from gpulayers.bench.reporting.tables import call  # noqa: E402
 from gpulayers.bench.suite.reach import in_words  # noqa: E402
 
@@ -215,8 +215,7 @@ def _written(rows: Sequence[Row]) -> str:
     """The kernels that gl.fuse wrote, beside those written by hand."""
     if not (cells := against.lines(rows)):
         return ""
-    table = [against.HEAD, ["---"] * len(against.HEAD), *cells]
-    return "\n".join(["Written by gl.fuse:", "", *(f"| {' | '.join(row)} |" for row in table)])
+    return f"Written by gl.fuse:\n\n{tables.markdown(against.HEAD, cells)}"
 
 
 def _without(rows: Sequence[Row]) -> str:

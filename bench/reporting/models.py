@@ -87,14 +87,12 @@ def show(whole: Mapping[str, Any]) -> None:
 
 def markdown(whole: Mapping[str, Any]) -> str:
     """The same tables, for a page."""
-    parts = [f"{_titled(whole, group)}:\n\n{_lines(HEAD, cells(rows))}" for group, rows in groups(whole).items()]
+    parts = [
+        f"{_titled(whole, group)}:\n\n{tables.markdown(HEAD, cells(rows))}" for group, rows in groups(whole).items()
+    ]
     if without := failures(whole):
-        parts.append(_lines(FAILURES, without))
+        parts.append(tables.markdown(FAILURES, without))
     return "\n\n".join([*parts, NOTE])
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def draw(whole: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path | None:

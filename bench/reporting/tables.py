@@ -30,6 +30,11 @@ def show(head: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") ->
     console.print(drawn)
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a page."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
 HEAD = ("case", "dtype", "direction", "provider", "µs", "p20–p80", "of limit", "× best other", "ulp", "peak", "host µs")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from gpulayers.arrays import Spec, namespace, up
 from gpulayers.definition import ArgumentError, KindError, ShapeError
+from gpulayers.kernels._dropout import threshold_and_scale
 from gpulayers.ops._random import random_bits
-from gpulayers.ops.dropout import threshold_and_scale
 
 CORNERS = ("top_left", "bottom_right")
 INTEGERS = (np.dtype("int32"), np.dtype("int64"))

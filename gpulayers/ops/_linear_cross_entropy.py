@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from gpulayers.arrays import Spec, namespace, up
-from gpulayers.definition import ArgumentError, LabelError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.definition import ArgumentError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._loss import require_labels, require_reduction
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
-
-REDUCTIONS = ("mean", "sum", "none")
 
 
 def linear_cross_entropy_rule(
@@ -39,8 +38,7 @@ def linear_cross_entropy_rule(
     for name, v in (("bias", bias), ("class_weight", class_weight)):
         if v is not None:
             require_shape(name, v, (classes,), f"{name}.shape = (C,)")
-    if reduction not in REDUCTIONS:
-        raise ArgumentError("reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+    require_reduction(reduction)
     if not 0 <= label_smoothing <= 1:
         raise ShapeError("label_smoothing", "0 ≤ label_smoothing ≤ 1", label_smoothing)
     if softcap < 0:
@@ -57,11 +55,7 @@ def linear_cross_entropy_rule(
 def _check_labels(
     x: np.ndarray, weight: np.ndarray, target: np.ndarray, *others: Any, ignore_index: int = -100, **options: Any
 ) -> None:
-    """Raises LabelError for a label outside [0, C) that is not ``ignore_index``."""
-    wrong = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))
-    if wrong.any():
-        rule = f"0 ≤ target < C = {weight.shape[0]}, or target = ignore_index = {ignore_index}"
-        raise LabelError("target", rule, np.asarray(target)[wrong][0])
+    require_labels(target, weight.shape[0], ignore_index)
 
 
 class _Losses:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpulayers.arrays import Spec, arranged, int64, namespace, spec, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError
+from gpulayers.kernels._dropout import threshold_and_scale
 from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._random import random_bits
 
@@ -25,11 +26,6 @@ def _guard(*inputs: Any, p: float = 0.5, **_: Any) -> None:
         raise KindError("p", "a number", repr(p))
     if not 0 <= p <= 1:
         raise ArgumentError("p", "0 ≤ p ≤ 1", p)
-
-
-def threshold_and_scale(p: float) -> tuple[int, float]:
-    """(t, scale): an element is kept where its 32 random bits are ≥ t; integers, so no rounding can differ."""
-    return min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
 
 
 def _masked(x: Any, like: Spec, seed: Any, p: float) -> Any:

@@ -7,18 +7,12 @@ from typing import Any
 import numpy as np
 
 from gpulayers.arrays import FLOATS, Spec, arranged, compute_dtype, namespace, spec, up
-from gpulayers.definition import ArgumentError, LabelError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.definition import ArgumentError, Rule, ShapeError, UnsupportedTypeError
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
+from gpulayers.ops._loss import require_labels, require_reduction
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
-
-REDUCTIONS = ("mean", "sum", "none")
-
-
-def _require_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ArgumentError("reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
 
 
 def _reduced(loss: Any, share: Any, reduction: str) -> tuple[Any, Any]:
@@ -89,14 +83,9 @@ def _along_classes(a: Any, ndim: int) -> Any:
 def _check_labels(
     x: np.ndarray, target: np.ndarray, weight: Any = None, *, ignore_index: int = -100, **options: Any
 ) -> None:
-    """Raises LabelError for a label outside [0, C) that is not ``ignore_index``."""
-    if target.dtype in FLOATS:
-        return
-    classes = x.shape[min(1, x.ndim - 1)]
-    wrong = (target < 0) | (target >= classes)
-    if wrong.any() and (wrong := wrong & (target != ignore_index)).any():
-        rule = f"0 ≤ target < C = {classes}, or target = ignore_index = {ignore_index}"
-        raise LabelError("target", rule, np.asarray(target)[wrong][0])
+    """Raises LabelError for a wrong label; targets that are probabilities have none."""
+    if target.dtype not in FLOATS:
+        require_labels(target, x.shape[min(1, x.ndim - 1)], ignore_index)
 
 
 # --- cross entropy ---------------------------------------------------------------------------------------------------
@@ -112,7 +101,7 @@ def cross_entropy_rule(
     reduction: str = "mean",
 ) -> Rule:
     require_float("x", x)
-    _require_reduction(reduction)
+    require_reduction(reduction)
     if x.ndim == 0:
         raise ShapeError("x", "x.shape = (C,) or (N, C, *d)", [])
     samples = _samples(x)
@@ -252,7 +241,7 @@ def nll_loss_rule(
     reduction: str = "mean",
 ) -> Rule:
     require_float("x", x)
-    _require_reduction(reduction)
+    require_reduction(reduction)
     if x.ndim == 0:
         raise ArgumentError("x", "x.shape = (C,) or (N, C, *d)", [])
     samples = _samples(x)
@@ -322,7 +311,7 @@ def mse_rule(x: Spec, target: Spec, *, needs: tuple = (), reduction: str = "mean
     require_float("x", x)
     require_same_dtype(x, target=target)
     require_shape("target", target, x.shape, "target.shape = x.shape")
-    _require_reduction(reduction)
+    require_reduction(reduction)
     y = x.like() if reduction == "none" else Spec((), x.dtype)
     return Rule({"y": y}, {"x": x, "target": target} if needs else {}, None, {"x": x.like(), "target": x.like()})
 

@@ -81,16 +81,14 @@ def _turned(x: Any, cos: Any, sin: Any, interleaved: bool, like: Spec) -> Any:
     xp, pairs = namespace(x), cos.shape[-1]
     v = up(x)
     if interleaved:
-        one, other = v[..., 0 : 2 * pairs : 2], v[..., 1 : 2 * pairs : 2]
+        one, other = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
     else:
-        one, other = v[..., :pairs], v[..., pairs : 2 * pairs]
+        one, other = slice(pairs), slice(pairs, 2 * pairs)
+    a, b = v[..., one], v[..., other]
     y = xp.empty(v.shape, v.dtype)
     y[...] = v
-    places = (
-        (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)) if interleaved else (slice(pairs), slice(pairs, 2 * pairs))
-    )
-    y[..., places[0]] = one * cos - other * sin
-    y[..., places[1]] = other * cos + one * sin
+    y[..., one] = a * cos - b * sin
+    y[..., other] = b * cos + a * sin
     return arranged(y.astype(x.dtype, copy=False), like.like().order)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gpulayers import dispatch
-from gpulayers.torch._op import _checker, is_plain
+from gpulayers.torch._guards import checker
+from gpulayers.torch._op import is_plain
 
 _gradient = operator.attrgetter("grad")
 
@@ -44,7 +45,7 @@ class Again:
         self._count(torch.stack([s["step"] for s in self.own]))
         self.kept = self._kept()
         self.grads = [*map(_gradient, params)]
-        self.check = _checker([*params, *self.grads], False)
+        self.check = checker([*params, *self.grads], False)
 
     def _count(self, counter: Tensor) -> None:
         """Every parameter's step is a part of ``counter``."""

@@ -20,7 +20,7 @@ from gpulayers.torch._batch_norm import (
     batch_norm_twin,
 )
 from gpulayers.torch._op import TorchOp
-from gpulayers.torch.conv import Conv1d, Conv2d, Conv3d, _conv_twin, _flops, walks
+from gpulayers.torch.conv import Conv1d, Conv2d, Conv3d, _conv_twin, _flops, gradients, walks
 
 NORMS: dict[type, type] = {Conv1d: BatchNorm1d, Conv2d: BatchNorm2d, Conv3d: BatchNorm3d}
 """The norm that one call can compute with a convolution."""
@@ -58,17 +58,10 @@ def _again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> lis
     theirs = {"conv": "x", "gamma": "weight", "beta": "bias"}
     norms = {theirs.get(k, k): t for k, t in saved.items() if k not in ("x", "weight", "bias")} | {"x": c}
     dc, dgamma, dbeta, _, _, dresidual = batch_norm_again(dys, norms, (None, *inputs[3:]), options)
-    dx = dweight = dbias = None
-    if x is not None and weight is not None:
-        with torch.enable_grad():
-            ins = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (x, weight)]
-            dx, dweight = torch.autograd.grad(
-                _conv_twin(ins[0], ins[1], None, None, None, *how), ins, dc, create_graph=True
-            )
-    if inputs[2] is not None:
-        dbias = dc.sum([0, *range(2, dc.dim())])
-        by_batch = options["training"] or inputs[5] is None
-        dbias = dbias * 0 if by_batch else dbias
+    kept = {k: saved[k] for k in ("x", "weight") if k in saved}
+    dx, dweight, dbias, *_ = gradients(_conv_twin, how, 5, dc, kept, (*inputs[:3], None, None), None)
+    if dbias is not None and (options["training"] or inputs[5] is None):
+        dbias = dbias * 0
     return [dx, dweight, dbias, dgamma, dbeta, None, None, dresidual]
 
 

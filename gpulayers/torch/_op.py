@@ -25,6 +25,7 @@ from gpulayers.definition import RuleError
 from gpulayers.ops._op import Op
 from gpulayers.torch import _autocast, _flops, _inductor
 from gpulayers.torch._arguments import is_a
+from gpulayers.torch._guards import checker, never_known
 from gpulayers.torch._layout import in_layout
 from gpulayers.torch._library import LibraryOp
 
@@ -74,27 +75,6 @@ class _Known(NamedTuple):
     """The inputs that autocast casts before."""
     direct: Callable | None = None
     """torch's own function, where it is what the plan runs, forward and backward: it records itself at less cost."""
-
-
-def _checker(tensors: Sequence[Tensor | None], second: bool) -> Callable[..., bool]:
-    """Compares tensors with these by type, dtype, device, shape, strides, need of a gradient and dispatch keys, which
-    autocast, torch.func, tracing and inference mode change: all in C++. A nested tensor ends the process there: the
-    caller looks at the first, and the check at the ``second`` where that may be one."""
-    there = [i for i, t in enumerate(tensors) if t is not None]
-    try:
-        from torch._C._dynamo.guards import TensorGuards
-
-        check = TensorGuards(*[tensors[i] for i in there], dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    except (ImportError, TypeError):  # a torch without them, or with others: calls are found by their key
-        return _never
-    if len(there) < len(tensors):
-        known, missing = check, [i for i, t in enumerate(tensors) if t is None]
-        check = lambda *now: all([now[i] is None for i in missing]) and known(*[now[i] for i in there])  # noqa: E731
-    return (lambda *now: getattr(now[1], "is_nested", True) is False and check(*now)) if second else check
-
-
-def _never(*_: Any) -> bool:
-    return False
 
 
 _UNTAPED = launch.Kind()
@@ -280,7 +260,7 @@ class TorchOp:
     def _cast_before(self, known: _Known, given: tuple, args: tuple) -> _Known:
         """``known`` for calls with ``given``, which autocast makes ``args`` of."""
         leading = given[: known.leading]
-        check, as_before = _checker(leading, self._paired), _autocast.state(leading[0])
+        check, as_before = checker(leading, self._paired), _autocast.state(leading[0])
         casts = tuple([(i, t.dtype) for i, t in enumerate(args[: known.leading]) if t is not given[i]])
         return known._replace(check=lambda *now: as_before() and check(*now), cast=casts)
 
@@ -307,7 +287,7 @@ class TorchOp:
     def _make_known(self, plan: dispatch.Plan, args: tuple, *, grad: bool, never: bool, recorded: bool) -> _Known:
         ins = args[: self.n]
         count = max(i for i, t in enumerate(ins, 1) if t is not None)
-        check = _never if never else _checker(ins[:count], self._paired)
+        check = never_known if never else checker(ins[:count], self._paired)
         options, updated = self._split(args)[0], tuple(self.library.updates(args))
         apply = self._apply if recorded else None
         plan = in_layout(plan)

@@ -76,15 +76,15 @@ def _transpose_twin(
 def _again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
     """By y, or by z computed again from what it depends on."""
     names = ("stride", "padding", "dilation", "groups")
-    return _gradients(_conv_twin, [options[k] for k in names], 5, dys[0], saved, inputs, options["activation"])
+    return gradients(_conv_twin, [options[k] for k in names], 5, dys[0], saved, inputs, options["activation"])
 
 
 def _transpose_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
     names = ("stride", "padding", "output_padding", "dilation", "groups")
-    return _gradients(_transpose_twin, [options[k] for k in names], 3, dys[0], saved, inputs, options["activation"])
+    return gradients(_transpose_twin, [options[k] for k in names], 3, dys[0], saved, inputs, options["activation"])
 
 
-def _gradients(
+def gradients(
     twin: Callable[..., Tensor], how: list, count: int, dy: Tensor, saved: dict, inputs: tuple, activation: str | None
 ) -> list:
     """Of an op with so many inputs, which ``twin`` computes in torch's operations."""

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from gpulayers.arrays import Spec
 
 from .._conv_norm import backward, norms, saved_by_both
 from ..numpy._batch_norm import batch_norm_backward, batch_norm_forward
-from ._tensors import plainly
+from ._tensors import lent, plainly
 from .conv import conv_backward, conv_forward, conv_refuses
 
 
 def conv_batch_norm_refuses(x: Spec, weight: Spec, *others: Any, needs: tuple, **options: Any) -> str | None:
     return conv_refuses(x, weight, needs=needs)
-
-
-def _lent(x: Any) -> Any:
-    """A view for NumPy, which does not write to it. Not by ``numpy()``: its memory may be resized later."""
-    return None if x is None else np.from_dlpack(x.detach())
 
 
 def _folded(x: Any, weight: Any, bias: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: float, how: dict) -> Any:
@@ -59,9 +53,9 @@ def conv_batch_norm_forward(
         y = plainly(_folded, x, weight, bias, gamma, beta, *running, eps, how)
         return (y if activation is None else plainly(torch.relu_, y),), {}
     (c,), _ = conv_forward(x, weight, bias, **how)
-    moved = [None if r is None else _lent(r).copy() for r in running]
+    moved = [None if r is None else lent(r).copy() for r in running]
     then: dict[str, Any] = dict(training=training, momentum=momentum, eps=eps, activation=activation)
-    given = *map(_lent, (c, gamma, beta)), *moved, _lent(residual)
+    given = *map(lent, (c, gamma, beta)), *moved, lent(residual)
     (y,), found = batch_norm_forward(*given, needs=norms(needs), **then)
     for target, now in zip(running, moved):
         if training and target is not None:
@@ -91,8 +85,8 @@ def conv_batch_norm_backward(
 
     def norm(kept: dict, specs: tuple, wanted: tuple) -> tuple:
         then: dict[str, Any] = dict(training=training, eps=eps, activation=activation)
-        lent = {k: _lent(a) for k, a in kept.items()}
-        found = batch_norm_backward((_lent(dys[0]),), lent, inputs=specs, needs=wanted, **then)
+        kept = {k: lent(a) for k, a in kept.items()}
+        found = batch_norm_backward((lent(dys[0]),), kept, inputs=specs, needs=wanted, **then)
         return tuple(None if g is None else torch.from_numpy(g) for g in found)
 
     def conv(dc: torch.Tensor, specs: tuple, wanted: tuple) -> tuple:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpulayers.arrays import Spec, float32, spec
@@ -18,6 +19,11 @@ def plainly(function: Callable, *args: Any) -> Any:
     """function(*args) and nothing besides."""
     with torch._C._ExcludeDispatchKeyGuard(_ABOVE):
         return function(*args)
+
+
+def lent(x: Any) -> Any:
+    """A view for NumPy, which does not write to it. Not by ``numpy()``: its memory may be resized later."""
+    return None if x is None else np.from_dlpack(x.detach())
 
 
 FLOAT32 = "only float32: in 16 bits the NumPy kernel is quicker, float64 is left to the definition"

@@ -12,7 +12,7 @@ from .._conv import conv_saved
 from .._window import output_order
 from ..numpy import _blocks
 from ..numpy._epilogue import before, epilogue
-from ._tensors import FLOAT32, arranged, plainly, refusal
+from ._tensors import FLOAT32, arranged, lent, plainly, refusal
 
 REFUSALS = {"dtype": FLOAT32, "empty": "an empty array is left to the NumPy kernel"}
 
@@ -86,8 +86,8 @@ def _before(dy: torch.Tensor, saved: dict, activation: str | None) -> torch.Tens
     """dz = dy f'(z)."""
     if activation is None:
         return dy
-    kept = {k: saved[k].detach().numpy() for k in ("y", "z") if k in saved}
-    return torch.from_numpy(before(dy.detach().numpy(), kept, activation))
+    kept = {k: lent(saved[k]) for k in ("y", "z") if k in saved}
+    return torch.from_numpy(before(lent(dy), kept, activation))
 
 
 # --- conv ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from gpulayers.arrays import Spec
 
 from ..numpy import _masks
-from ._tensors import FLOAT32, arranged, order_of, plainly, refusal
+from ._tensors import FLOAT32, arranged, lent, order_of, plainly, refusal
 
 REFUSALS = {"dtype": FLOAT32}
 LOOKS = True
@@ -21,7 +21,7 @@ def dropout_refuses(x: Spec, seed: Spec, *, needs: tuple = (), p: float = 0.5) -
 
 
 def _masked(x: torch.Tensor, order: Any, seed: torch.Tensor, p: float, first: bool) -> torch.Tensor:
-    mask = torch.from_numpy(_masks.mask(seed.detach().numpy(), p, x.numel(), first)).view(x.shape)
+    mask = torch.from_numpy(_masks.mask(lent(seed), p, x.numel(), first)).view(x.shape)
     return arranged(plainly(torch.mul, x, mask), order)
 
 

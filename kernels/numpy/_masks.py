@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from .._dropout import threshold_and_scale
 from . import _blocks, _random
 
 MASKS = 1 << 26
@@ -17,7 +18,7 @@ _lock = threading.Lock()
 
 def mask(seed: np.ndarray, p: float, size: int, first: bool) -> np.ndarray:
     """m / (1 − p) for the elements of an array, row-major: float32, (size,). first: it will be wanted once more."""
-    name = (*_random.halves(seed), min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0, size)
+    name = (*_random.halves(seed), *threshold_and_scale(p), size)
     with _lock:
         known = None if first else _masks.pop(name, None)
     if known is not None:

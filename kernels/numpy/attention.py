@@ -11,6 +11,7 @@ import numpy as np
 from gpulayers.arrays import guests, layout
 
 from .._attention import order_of_gradient, order_of_y, spans
+from .._layout import empty_of
 from . import _blocks, _masks
 
 REFUSALS = {"float64": "float64 is left to the definition"}
@@ -148,11 +149,6 @@ def _shared_out(items: list, work: Callable[[list], None], alone: bool = False) 
     _blocks.apart([items[i::count] for i in range(count)], work)
 
 
-def _empty(shape: tuple, dtype: np.dtype, order: tuple[int, ...] | None) -> np.ndarray:
-    axes = tuple(range(len(shape))) if order is None else order
-    return np.empty([shape[a] for a in axes], dtype).transpose(sorted(range(len(shape)), key=axes.__getitem__))
-
-
 def attention_forward(
     q: Any, k: Any, v: Any, bias: Any = None, sinks: Any = None, seed: Any = None, cu_q: Any = None, cu_k: Any = None,
     *, needs: tuple = (), causal: bool = False, window: tuple = (-1, -1), corner: str = "top_left",
@@ -162,7 +158,7 @@ def attention_forward(
     call = _call(q, k, v, bias, seed, cu_q, cu_k, options, bool(needs))
     n, heads, rows, _ = q.shape
     order, dense = layout(q.shape, tuple(s // q.itemsize for s in q.strides))
-    y = _empty((n, heads, rows, v.shape[3]), q.dtype, order_of_y(order, dense))
+    y = empty_of((n, heads, rows, v.shape[3]), q.dtype, order_of_y(order, dense))
     lse = np.empty((n, heads, rows), np.float32)
     single = None if sinks is None else sinks.astype(np.float32, copy=False)
     if sum(b.rows.stop - b.rows.start for b in call.blocks) < rows:  # some see nothing
@@ -287,6 +283,6 @@ def _rounded(g: np.ndarray, spec: Any) -> np.ndarray:
     order = order_of_gradient(spec)
     if order is None and g.dtype == spec.dtype:
         return g
-    found = _empty(spec.shape, spec.dtype, order)
+    found = empty_of(spec.shape, spec.dtype, order)
     found[...] = g
     return found

@@ -19,7 +19,7 @@ import triton.language as tl
 from .._budget import Budget
 from . import _configs, _tile
 from ._configs import Tile
-from ._conv_tiles import PRODUCTS_A_LOAD, machine_refusal, resident
+from ._conv_tiles import cost_of, machine_refusal, resident
 from ._image import finish
 
 
@@ -176,8 +176,7 @@ def _choose(
         if shared > device.shared - 2048:
             continue
         tiles = n * _tile.cdiv(pixels, tile.BN) * _tile.cdiv(o, tile.BM)
-        held = resident(device, shared, tile.warps)
-        cost = max(_tile.cdiv(tiles, held) * held * tile.BM * tile.BN, PRODUCTS_A_LOAD * tiles * (tile.BM + tile.BN))
+        cost = cost_of(tile, tiles, resident(device, shared, tile.warps))
         if cost < least:
             best, least = (i, tile), cost
     return best

@@ -234,11 +234,15 @@ def _choose(
         if shared > device.shared - 2048:
             continue
         tiles = boxes_of(box(tile.BM, n, h, w), n, h, w) * _tile.cdiv(o, tile.BN) * others
-        held = resident(device, shared, tile.warps)
-        cost = max(_tile.cdiv(tiles, held) * held * tile.BM * tile.BN, PRODUCTS_A_LOAD * tiles * (tile.BM + tile.BN))
+        cost = cost_of(tile, tiles, resident(device, shared, tile.warps))
         if cost < least:
             best, least = (i, tile), cost
     return best
+
+
+def cost_of(tile: Tile, tiles: int, held: int) -> int:
+    """Products that fit into the time that so many tiles take, of which a GPU holds ``held`` at once."""
+    return max(_tile.cdiv(tiles, held) * held * tile.BM * tile.BN, PRODUCTS_A_LOAD * tiles * (tile.BM + tile.BN))
 
 
 PRODUCTS_A_LOAD = 80

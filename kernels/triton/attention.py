@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .._attention import order_of_gradient, order_of_y
+from .._dropout import threshold_and_scale
 from . import _attention_bias, _configs, _matmul, _tile
 from ._attention_backward import _attention_delta_kernel, _attention_keys_kernel, _attention_queries_kernel
 from ._attention_forward import _attention_forward_kernel
@@ -93,15 +94,15 @@ def _call(
     sequences = 0 if cu_q is None else cu_q.shape[0] - 1
     sizes = dict(Hq=heads, Lq=rows, Lk=keys, D=width, DV=v.shape[3], group=heads // max(groups, 1))
     sizes |= dict(sequences=sequences, depth=sequences.bit_length())
-    dropped = seed is not None
+    threshold, gain = (0, 1.0) if seed is None else threshold_and_scale(p)
     numbers = dict(
         scale=scale,
         softcap=softcap,
         before=before,
         after=after,
         quarters=_tile.cdiv(keys, 4),
-        threshold=min(round(p * 2**32), 2**32 - 1) if dropped else 0,
-        gain=(1 / (1 - p) if p < 1 else 0.0) if dropped else 1.0,
+        threshold=threshold,
+        gain=gain,
     )
     how = dict(BEFORE=before >= 0, AFTER=after >= 0, BOTTOM=corner == "bottom_right", CAPPED=softcap > 0)
     arrays = tuple(_along(x, empty) for x in (q, k, v))

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._dropout import threshold_and_scale
 from . import _random, _tile
 from ._random import words
 
@@ -32,7 +33,7 @@ CHOICES = _random.choices("dropout")
 
 
 def _masked(x: Any, order: tuple | None, seed: Any, p: float, empty: Any) -> Any:
-    threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0
+    threshold, scale = threshold_and_scale(p)
     y = empty(x.shape, x.dtype, order)
     size, walk = x.numel(), _random.walk(CHOICES, x, order)
     if walk is None:
