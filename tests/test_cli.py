@@ -165,7 +165,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_devices", interrupted)
+    monkeypatch.setattr(cli._info, "_devices", interrupted)
     assert cli.main(["info"]) == 130 and capsys.readouterr().err == "gpulayers: interrupted\n"
 
 
