@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from gpulayers.bench.models.kind import Kind, images, installed
 from torch import Tensor
 
@@ -24,15 +25,12 @@ class Block(nn.Module):
         return x + (self.scale * y).permute(0, 3, 1, 2)
 
 
-class Norm2d(nn.Module):
-    """LayerNorm of each pixel's channels."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+class LayerNorm2d(nn.LayerNorm):
+    """Of each pixel's channels, as torchvision has it."""
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) → the same
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
 
 
 class ConvNeXt(nn.Module):
@@ -40,13 +38,13 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, depths: tuple[int, ...], widths: tuple[int, ...], classes: int):
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4), Norm2d(widths[0])]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4), LayerNorm2d(widths[0], eps=1e-6)]
         for stage, (depth, width) in enumerate(zip(depths, widths)):
             if stage:
-                layers += [Norm2d(widths[stage - 1]), nn.Conv2d(widths[stage - 1], width, 2, 2)]
+                layers += [LayerNorm2d(widths[stage - 1], eps=1e-6), nn.Conv2d(widths[stage - 1], width, 2, 2)]
             layers += [Block(width) for _ in range(depth)]
         self.features, self.pool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1)
-        self.norm, self.flatten = Norm2d(widths[-1]), nn.Flatten()
+        self.norm, self.flatten = LayerNorm2d(widths[-1], eps=1e-6), nn.Flatten()
         self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) → (N, classes)

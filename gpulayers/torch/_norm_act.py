@@ -13,14 +13,14 @@ from torch import Tensor
 
 from gpulayers.torch._acts import is_bare, is_quiet, name_of
 from gpulayers.torch._batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gpulayers.torch._standing import Standing, bare, standing
 
 _KINDS: dict[type, Any] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 
 
-class NormAct:
+class NormAct(Standing):
     """Stands before such a class: act(drop(norm(x))), of whose modules either may be missing."""
 
-    _own: Any
     kind: Any
     """The drop-in that it is, but for its activation."""
     _modules: Any
@@ -48,25 +48,11 @@ class NormAct:
             y = y if step is None else step(y)
         return y
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self._own,), self.__getstate__()  # type: ignore[attr-defined]
-
-    def __prepare_scriptable__(self) -> Any:
-        other = self._own.__new__(self._own)
-        other.__dict__ = self.__dict__
-        return other
-
 
 @functools.cache
 def norm_act_class(own: type) -> Any:
     kind = next(_KINDS[c] for c in own.__mro__ if c in _KINDS)
-    inside = {"_own": own, "kind": kind, "fused": kind.fused, "counted": kind.counted}
-    return type(own.__name__, (NormAct, own), inside | {"__module__": own.__module__, "__doc__": own.__doc__})
-
-
-def _new(own: type) -> Any:
-    c = norm_act_class(own)
-    return c.__new__(c)
+    return standing(NormAct, own, (norm_act_class, own), kind=kind, fused=kind.fused, counted=kind.counted)
 
 
 def is_named_so(own: type) -> bool:
@@ -101,9 +87,7 @@ def _agrees(module: Any, own: Any) -> bool:
 
 def _probe(module: Any, kind: Any, random: torch.Generator, training: bool) -> Any:
     """A copy of the module's plain attributes and its activation, without hooks, as one of class ``kind``."""
-    probe = kind.__new__(kind)
-    nn.Module.__init__(probe)
-    probe.__dict__ = copy.copy(module.__dict__) | {k: v for k, v in probe.__dict__.items() if k != "training"}
+    probe = bare(module, kind)
     for name, p in module._parameters.items():
         probe._parameters[name] = None if p is None else nn.Parameter(torch.randn(p.shape, generator=random))
     for name, b in module._buffers.items():

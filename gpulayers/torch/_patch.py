@@ -7,7 +7,6 @@ shares its name with.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import sys
@@ -20,12 +19,13 @@ import torch.nn as nn
 from torch import Tensor
 
 from gpulayers._table import table
-from gpulayers.torch import _flops
+from gpulayers.torch import _flops, _layer_norm_2d, _norm_act
 from gpulayers.torch._chains import is_link, why_unlinked
 from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
 from gpulayers.torch._layout import CHANNELS_LAST
-from gpulayers.torch._norm_act import NormAct, is_named_so, is_no_norm_act, norm_act_class
+from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._op import _PLAIN
+from gpulayers.torch._standing import Standing, bare, standing
 from gpulayers.torch.conv import Convolution
 from gpulayers.torch.norm import rms_norm
 
@@ -75,9 +75,10 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
 
     Replaced are modules whose class is exactly torch.nn's (under FSDP2 or parametrizations too), and norms in the manner
     of Hugging Face's LlamaRMSNorm: the class's name ends with RMSNorm, it has one weight of one dimension and a
-    ``variance_epsilon`` or ``eps``, and on a random input its forward agrees with ours. Left alone are classes derived
-    from torch.nn's, a ``forward`` set on the instance, lazy modules that are not initialised, scripted ones, and what is
-    quantised or marked for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
+    ``variance_epsilon`` or ``eps``, and on a random input its forward agrees with ours; so, too, LayerNorm2d in
+    torchvision's and timm's manner, and BatchNormAct in timm's. Left alone are other classes derived from torch.nn's, a
+    ``forward`` set on the instance, lazy modules that are not initialised, scripted ones, and what is quantised or marked
+    for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
 
     fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
     and its parts, linear → activation, sum → layer or RMS norm. Rows are found in each module's own forward, traced by
@@ -169,9 +170,7 @@ def unpatch(model: nn.Module) -> None:
         if own is None:
             continue
         vars(module).pop("__module__", None)
-        replacement = drop_ins().get(own) or (
-            norm_act_class(own) if is_named_so(own) else _norm_class(own, _eps_name(module))
-        )
+        replacement = drop_ins().get(own) or _by_structure(module, own)[0]
         if isinstance(module, replacement):
             module.__class__ = _rebased(type(module), replacement, own)
 
@@ -209,8 +208,8 @@ def _as(kind: Any, module: Any) -> Any:
 
 
 def _title(c: type) -> str:
-    by_structure = "batch_norm" if issubclass(c, NormAct) else "rms_norm"
-    return f"{_PACKAGE}.{c.__name__}" if c in drop_ins().values() else f"{_PACKAGE}'s {by_structure}"
+    by_structure = next((word for kind, word in _STRUCTURES.items() if issubclass(c, kind)), "")
+    return f"{_PACKAGE}'s {by_structure}" if by_structure else f"{_PACKAGE}.{c.__name__}"
 
 
 # --- what is replaced, and what is not -------------------------------------------------------------------------------
@@ -221,20 +220,19 @@ def _replacement(module: nn.Module, own: Any) -> tuple[Any, str]:
     known = drop_ins()
     if isinstance(module, torch.jit.ScriptModule):
         return None, "it is scripted"
-    if own in known.values() or issubclass(own, _Norm | NormAct):
+    if own in known.values() or issubclass(own, Standing):
         return None, "it is gpulayers' already"
     if issubclass(own, nn.modules.lazy.LazyModuleMixin):
         return None, "it is not initialised: patch it after its first call"
     found, why = known.get(own), ""
-    if found is None and own.__name__.endswith("RMSNorm") and not own.__module__.startswith("torch."):
-        found, why = (None, why) if (why := _is_no_rms_norm(module, own)) else (_norm_class(own, _eps_name(module)), "")
-    if found is None and is_named_so(own):
-        found, why = (None, why) if (why := is_no_norm_act(module, own)) else (norm_act_class(own), "")
+    if found is None:
+        found, refuses = _by_structure(module, own)
+        found, why = (None, why) if refuses and (why := refuses(module, own)) else (found, "")
     if found is not None:
         why = _not_itself(module, own)
         return (None, why) if why else (found, "")
     base = next((c for c in own.__mro__ if c in known), None)
-    if base is not None and not is_named_so(own):
+    if base is not None and not why:
         return None, f"a class derived from torch.nn.{base.__name__}"
     return None, why or ("" if module._modules else f"{_PACKAGE} has no {own.__name__}")
 
@@ -309,11 +307,21 @@ def _properties(c: type) -> set[str]:
 # --- norms by structure ----------------------------------------------------------------------------------------------
 
 
-class _Norm:
+def _by_structure(module: nn.Module, own: Any) -> tuple[Any, Any]:
+    """(the class for one that is named so, its module and own class → why it is not of that kind); (None, None) for others"""
+    if own.__name__.endswith("RMSNorm") and not own.__module__.startswith("torch."):
+        return _norm_class(own, _eps_name(module)), _is_no_rms_norm
+    if _norm_act.is_named_so(own):
+        return _norm_act.norm_act_class(own), _norm_act.is_no_norm_act
+    if _layer_norm_2d.is_named_so(own):
+        return _layer_norm_2d.layer_norm_2d_class(own), _layer_norm_2d.is_no_layer_norm_2d
+    return None, None
+
+
+class _Norm(Standing):
     """Stands before a class in the manner of LlamaRMSNorm: x̂ in the input's dtype, times the weight."""
 
     weight: nn.Parameter
-    _own: Any
     _eps: str
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
@@ -323,27 +331,18 @@ class _Norm:
             return weight * rms_norm(x, weight.shape, None, eps).to(dtype)
         return rms_norm(x, weight.shape, weight, eps).to(dtype)  # autocast may have widened it
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new_norm, (self._own, self._eps), self.__getstate__()  # type: ignore[attr-defined]
-
-    def __prepare_scriptable__(self) -> Any:
-        return _as(self._own, self)
-
 
 @functools.cache
 def _norm_class(own: type, eps: str) -> Any:
     """eps: the name of its attribute."""
-    inside = {"_own": own, "_eps": eps, "__module__": own.__module__, "__doc__": own.__doc__}
-    return type(own.__name__, (_Norm, own), inside)
-
-
-def _new_norm(own: type, eps: str) -> Any:
-    c = _norm_class(own, eps)
-    return c.__new__(c)
+    return standing(_Norm, own, (_norm_class, own, eps), _eps=eps)
 
 
 def _eps_name(module: Any) -> str:
     return "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
+
+
+_STRUCTURES: dict[type, str] = {_Norm: "rms_norm", NormAct: "batch_norm", _layer_norm_2d.LayerNorm2d: "layer_norm"}
 
 
 def _is_no_rms_norm(module: nn.Module, own: Any) -> str:
@@ -379,10 +378,7 @@ def _agrees(module: nn.Module, own: Any, n: int) -> bool:
 
 
 def _probe(module: nn.Module, kind: Any, weight: Tensor) -> Any:
-    """A copy of the module's plain attributes as one of class ``kind``, without its hooks."""
-    probe = kind.__new__(kind)
-    nn.Module.__init__(probe)
-    probe.__dict__ = copy.copy(module.__dict__) | {k: v for k, v in probe.__dict__.items() if k != "training"}
+    probe = bare(module, kind)
     probe.weight = nn.Parameter(weight)
     setattr(probe, _eps_name(module), 0.25)
     return probe
