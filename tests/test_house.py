@@ -28,7 +28,7 @@ LEVELS = [  # what a module may import stands below it
     {"__main__"},
     {"cli"},
     {"sweep"},
-    {"demo", "bench", "authoring"},
+    {"demo", "bench", "authoring", "language"},
     {"train", "testing"},
     {"torch"},
     {"fusing"},

@@ -1,4 +1,4 @@
-"""The command line: gpulayers info | explain | new | check | fuse | train | export | bench | tune | audit."""
+"""The command line: gpulayers info | explain | new | check | fuse | train | generate | export | bench | tune | audit."""
 
 from __future__ import annotations
 

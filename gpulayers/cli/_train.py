@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import pathlib
 import shlex
 import sys
@@ -14,16 +16,21 @@ from gpulayers.export import FORMATS, NEXT_STEPS
 
 
 def add(commands: Any) -> None:
-    p = commands.add_parser("train", help="train the demonstration network on handwritten digits")
-    p.add_argument("data", choices=["digits", "mnist"])
-    p.add_argument("--data", dest="folder", default="mnist-data", help="folder with MNIST's four IDX files")
-    p.add_argument("--out", default=None, help="folder to write to (default: the name of the data)")
-    p.add_argument("--epochs", type=_console.at_least(1), default=15)
-    p.add_argument("--batch-size", type=_console.at_least(1), default=64)
-    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
+    p = commands.add_parser("train", help="train a network on handwritten digits, or a language model on text")
+    kinds = p.add_subparsers(dest="data", required=True)
+    _images(kinds)
+    _text(kinds)
+
+    p = commands.add_parser("generate", help="let a trained language model go on with a text")
+    p.add_argument("folder", metavar="run", type=pathlib.Path, help="the folder that `gpulayers train text` wrote")
+    p.add_argument("prompt", nargs="?", default="", help="what it goes on from")
+    p.add_argument("--tokens", type=_console.at_least(0), default=400, help="how many bytes to write")
+    p.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (default: 0.8)")
+    p.add_argument("--top-k", type=_console.at_least(1), help="draw from the k likeliest only")
+    p.add_argument("--top-p", type=float, help="draw from the fewest that have this share together")
     p.add_argument("--seed", type=_console.at_least(0), default=0)
-    p.set_defaults(run=_train)
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    p.set_defaults(run=_generate)
 
     p = commands.add_parser("export", help="write a saved model for elsewhere: Node.js, browsers, onnxruntime")
     p.add_argument("model", help="the folder that gl.save wrote")
@@ -32,6 +39,90 @@ def add(commands: Any) -> None:
     p.add_argument("--layers", action="append", default=[], type=pathlib.Path, help="FILE.py with layers of your own")
     p.add_argument("--input-shape", nargs="+", default=(), help="batch first, if the model was never called")
     p.set_defaults(run=_export)
+
+
+def _images(kinds: Any) -> None:
+    for name in ("digits", "mnist"):
+        p = kinds.add_parser(name, help="the demonstration network on handwritten digits")
+        p.add_argument("--data", dest="folder", default="mnist-data", help="folder with MNIST's four IDX files")
+        p.add_argument("--out", default=None, help="folder to write to (default: the name of the data)")
+        p.add_argument("--epochs", type=_console.at_least(1), default=15)
+        p.add_argument("--batch-size", type=_console.at_least(1), default=64)
+        _where(p)
+        p.set_defaults(run=_train)
+
+
+def _where(p: Any) -> None:
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    p.add_argument("--precision", choices=["bfloat16", "float16"], default=None)
+    p.add_argument("--seed", type=_console.at_least(0), default=0)
+
+
+def _text(kinds: Any) -> None:
+    from gpulayers.language import Settings
+
+    p = kinds.add_parser("text", help="a small GPT on English text, byte by byte")
+    p.add_argument("--data", dest="path", help="a file or a folder of UTF-8 text (default: Python's help topics)")
+    p.add_argument("--out", default="text", help="folder to write to")
+    p.add_argument("--torch", action="store_true", help="by torch and gpulayers.torch, in place of native layers")
+    p.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    count = _console.at_least(1)
+    for name, what in {
+        "epochs": "how often to report and to write a checkpoint",
+        "steps": "batches an epoch",
+        "batch-size": "windows of text a batch",
+        "context": "bytes that the model sees",
+        "width": "numbers for each byte",
+        "layers": "blocks of attention and MLP",
+        "heads": "of attention, in each block",
+    }.items():
+        default = getattr(Settings, name.replace("-", "_"))
+        p.add_argument(f"--{name}", type=count, default=default, help=f"{what} (default: {default})")
+    p.add_argument("--lr", type=_console.positive, default=Settings.lr, help="the highest learning rate")
+    _where(p)
+    p.set_defaults(run=_train_text)
+
+
+def _train_text(options: Any) -> int:
+    """Train a language model; report, plot, save."""
+    from gpulayers import language
+
+    names = language.Settings.__dataclass_fields__
+    settings = language.Settings(**{k: v for k, v in vars(options).items() if k in names})
+    text = language.read(options.path)
+    try:
+        result = language.train(text, options.out, settings, resume=options.resume, torch=options.torch)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: the same command with --resume goes on from {options.out}", file=sys.stderr)
+        return 130
+    out = shlex.quote(options.out)
+    print(f"\n{result['bits']:.3f} bits per character held out, after {result['seconds']:.1f} s of training")
+    print(f"model            {result['model']}")
+    print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
+    print(f'go on            gpulayers generate {out} "Python is"')
+    return 0
+
+
+def _generate(options: Any) -> int:
+    """A prompt, and what a model makes of it, as it comes."""
+    from gpulayers import language
+
+    model = gl.load(options.folder / "model").to(options.device)
+    prompt = options.prompt.encode()
+    more = language.generate(
+        model,
+        prompt,
+        options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in itertools.chain([prompt], more):
+        print(decoder.decode(piece), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+    return 0
 
 
 def _train(options: Any) -> int:

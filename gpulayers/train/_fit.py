@@ -41,6 +41,7 @@ def fit(
     clip_norm: float | None = None,
     shuffle: bool = True,
     drop_last: bool = False,
+    steps_per_epoch: int | None = None,
     resume: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> History:
@@ -60,6 +61,7 @@ def fit(
         dtype of the weights, whatever that of x is.
     clip_norm: the gradients of all weights together are at most this long.
     drop_last: leave out the last batch of an epoch if it is smaller than the others.
+    steps_per_epoch: an epoch is that many batches of rows drawn at random, each anew, in place of all rows once.
     resume: a checkpoint's folder; training goes on from it, up to ``epochs`` in all, with the optimizer's numbers (lr,
         …) as they were there.
 
@@ -68,6 +70,7 @@ def fit(
     xs, y = columns(x, y)
     xs, y, held_out = _hold_out(xs, y, validation)
     _require(len(y), epochs, batch_size, clip_norm, callbacks, drop_last)
+    _require_steps(steps_per_epoch, shuffle)
     judge = as_loss(loss)
     run = Run(model, judge, as_optimizer(optimizer), resolved(metrics, judge), callbacks, precision, clip_norm)
     _build(run, xs, y)
@@ -79,7 +82,7 @@ def fit(
     try:
         while run.epoch < epochs and not run.stop:
             start = time.perf_counter()
-            run.scores = _epoch(run, xs, y, batch_size, shuffle, drop_last, epochs, progress)
+            run.scores = _epoch(run, xs, y, batch_size, (shuffle, steps_per_epoch), drop_last, epochs, progress)
             if held_out is not None:
                 scores = evaluate(
                     model, *held_out, batch_size=batch_size, loss=judge, metrics=run.metrics, precision=precision
@@ -101,18 +104,21 @@ def fit(
 
 
 def _epoch(
-    run: Run, xs: list, y: np.ndarray, size: int, shuffle: bool, drop_last: bool, epochs: int, progress: bool
+    run: Run, xs: list, y: np.ndarray, size: int, rows: tuple, drop_last: bool, epochs: int, progress: bool
 ) -> dict[str, float]:
-    """One pass over the data; the loss and each metric of all its rows."""
+    """One pass over the data, or over as many batches as asked for; the loss and each metric of all its rows."""
     from tqdm.auto import tqdm
 
+    shuffle, steps = rows
+    order = run.order(len(y), shuffle, steps and steps * size)
+    count = len(y) if order is None else len(order)
     with run.mode():
-        _require_last(run.model, xs, size, drop_last)
+        _require_last(run.model, xs, count, size, drop_last)
     scores = Scores()
-    total = len(y) // size if drop_last else math.ceil(len(y) / size)
+    total = count // size if drop_last else math.ceil(count / size)
     label = f"epoch {run.epoch + 1}/{epochs}"
     with tqdm(total=total, desc=label, disable=not progress, unit="batch", leave=run.epoch + 1 == epochs) as bar:
-        for inputs, target in batches(xs, y, size, run.model.device, run.order(len(y), shuffle), drop_last):
+        for inputs, target in batches(xs, y, size, run.model.device, order, drop_last):
             scores.add(run.step(inputs, target))
             if bar.update():  # drawn just now, a few times a second: only then is the GPU waited for
                 bar.set_postfix(scores.read(), refresh=False)
@@ -141,9 +147,17 @@ def _require(rows: int, epochs: int, size: int, clip_norm: float | None, callbac
             raise TypeError(f"fit: callbacks[{i}]: the rule is a Callback; got {callback!r}")
 
 
-def _require_last(model: Layer, xs: list, size: int, drop_last: bool) -> None:
+def _require_steps(steps: Any, shuffle: bool) -> None:
+    if steps is None:
+        return
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"fit: steps_per_epoch: the rule is an integer ≥ 1 or None; got {steps!r}")
+    if not shuffle:
+        raise ValueError(f"fit: steps_per_epoch: the rule is shuffle=True, since rows are drawn; got {steps} and False")
+
+
+def _require_last(model: Layer, xs: list, rows: int, size: int, drop_last: bool) -> None:
     """Raises ValueError before the first step if the model refuses the last batch for its size."""
-    rows = len(xs[0])
     rest = rows % size
     if drop_last or not rest or rows < size:
         return

@@ -162,9 +162,12 @@ class Run:
                     w.assign(w.constraint(w.data))
         self.scale.update(finite)
 
-    def order(self, rows: int, shuffle: bool) -> np.ndarray | None:
-        """The order of the rows in this epoch; it follows from the seed and the epoch alone."""
-        return np.random.default_rng([self.shuffle_seed, self.epoch]).permutation(rows) if shuffle else None
+    def order(self, rows: int, shuffle: bool, drawn: int | None = None) -> np.ndarray | None:
+        """The order of the rows in this epoch, or ``drawn`` of them; it follows from the seed and the epoch alone."""
+        generator = np.random.default_rng([self.shuffle_seed, self.epoch])
+        if drawn is not None:
+            return generator.integers(rows, size=drawn)
+        return generator.permutation(rows) if shuffle else None
 
 
 def global_norm(grads: Iterator[Any]) -> float:

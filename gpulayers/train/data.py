@@ -41,7 +41,7 @@ def batches(
 
     On a GPU each batch is copied, on a stream of its own, while the one before it computes.
     """
-    n = len(xs[0])
+    n = len(xs[0]) if order is None else len(order)
     require_size(size)
 
     def host(start: int) -> list[np.ndarray]:

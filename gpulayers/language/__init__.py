@@ -1,0 +1,19 @@
+"""Small language models, over bytes: trained, tried, continued. ``gpulayers train text`` and ``gpulayers generate``."""
+
+from gpulayers.language._data import Text, read
+from gpulayers.language._generate import generate
+from gpulayers.language._model import NextTokenLoss, PositionEmbedding, context_of, gpt
+from gpulayers.language._train import Settings, bits, train
+
+__all__ = [
+    "NextTokenLoss",
+    "PositionEmbedding",
+    "Settings",
+    "Text",
+    "bits",
+    "context_of",
+    "generate",
+    "gpt",
+    "read",
+    "train",
+]
