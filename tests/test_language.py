@@ -63,7 +63,24 @@ def test_other_settings_do_not_resume(tmp_path):
 def test_it_learns(tmp_path, capsys):
     """Letters in a row say which comes next: far below their 2.6 bits, from the command line to the text it writes."""
     (tmp_path / "rows.txt").write_text("abcdef" * 500)
-    sizes = "--context 8 --width 16 --layers 1 --heads 2 --epochs 2 --steps 40 --batch-size 8 --lr 0.02".split()
+    sizes = [
+        "--context",
+        "8",
+        "--width",
+        "16",
+        "--layers",
+        "1",
+        "--heads",
+        "2",
+        "--epochs",
+        "2",
+        "--steps",
+        "40",
+        "--batch-size",
+        "8",
+        "--lr",
+        "0.02",
+    ]
     out = str(tmp_path / "run")
     assert cli.main(["train", "text", "--data", str(tmp_path / "rows.txt"), "--out", out, *sizes]) == 0
     said = capsys.readouterr().out
