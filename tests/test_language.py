@@ -8,7 +8,7 @@ import pytest
 
 import gpulayers as gl
 from gpulayers import cli, language
-from gpulayers.language import _generate, _train
+from gpulayers.language import _generate
 from gpulayers.language._data import each_once, windows
 from gpulayers.testing import check_layer
 
@@ -37,7 +37,7 @@ def test_interrupted_within_an_epoch_it_resumes_to_the_same_bits(tmp_path, monke
     if torch:
         pytest.importorskip("torch")
     whole = trained(tmp_path / "whole", torch=torch)
-    rate, called = _train.Settings.rate, []
+    rate, called = language.Settings.rate, []
 
     def interrupted(self, step):
         called.append(step)
@@ -45,7 +45,7 @@ def test_interrupted_within_an_epoch_it_resumes_to_the_same_bits(tmp_path, monke
             raise KeyboardInterrupt
         return rate(self, step)
 
-    monkeypatch.setattr(_train.Settings, "rate", interrupted)
+    monkeypatch.setattr(language.Settings, "rate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "cut", torch=torch)
     rest = trained(tmp_path / "cut", torch=torch, resume=True)

@@ -15,7 +15,7 @@ from torch import nn
 import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers import random
-from gpulayers.language._train import Reporter, Settings
+from gpulayers.language._report import Reporter, Settings
 
 
 class Residual(nn.Sequential):
