@@ -14,7 +14,8 @@ import tomllib
 import gallery
 import pytest
 
-from gpulayers import cli, language  # noqa: F401  its layers are registered before a page forgets its own
+import gpulayers.language  # noqa: F401  its layers are registered before a page forgets its own
+from gpulayers import cli
 from gpulayers.layers import _config
 
 ROOT = pathlib.Path(__file__).parents[1]
