@@ -54,7 +54,8 @@ def drawn(
     if top_p is not None:
         kept = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
         order, shares = order[:kept], shares[:kept] / shares[:kept].sum()
-    return int(order[min(np.searchsorted(np.cumsum(shares), random.random(), side="right"), len(order) - 1)])
+    place = int(np.searchsorted(np.cumsum(shares), random.random(), side="right"))
+    return int(order[min(place, len(order) - 1)])
 
 
 def _require(count: int, temperature: float, top_k: int | None, top_p: float | None) -> None:

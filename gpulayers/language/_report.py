@@ -59,7 +59,8 @@ class Reporter(gl.Callback):
     """After each epoch: what it reached, and how a text goes on by now. ``lines`` keeps it."""
 
     def __init__(self, text: Text, settings: Settings, say: Say = print):
-        self.text, self.settings, self.say, self.lines = text, settings, say, []
+        self.text, self.settings, self.say = text, settings, say
+        self.lines: list[str] = []
         self.prompt = text.held_out[: min(32, settings.context)].tobytes()
 
     def on_epoch_end(self, run: Any) -> None:

@@ -34,7 +34,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before training
     _same_settings(folder / "settings.json", settings, resume, torch)
     gl.random.seed(settings.seed)
-    model = settings.model().to(settings.device)
+    model = settings.model()
+    model.to(settings.device)
     report = Reporter(text, settings, _beside_bars if progress else lambda line: None)
     if torch:
         from gpulayers.language import _torch
