@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gpulayers.kernels.triton import _grid_sample
 from halves import check_op
 
 import gpulayers as gl
 import gpulayers.torch as gt
+from gpulayers.arrays import Spec, float32
 from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.resize import grid_sample
 
@@ -51,6 +53,26 @@ def test_several_tiles():
     smooth = np.stack(np.broadcast_arrays(rows[None, :], rows[:, None] ** 3), -1)[None]
     check_op(grid_sample, draw(1, 36, 9, 15), smooth, dtypes=["float32", "bfloat16"], dys=["transposed"])
     check_op(grid_sample, draw(2, 3, 5, 9)[:, ::2, :, 1:], places(2, 4, 6)[:, ::2], dtypes=["float16"], dys=["strided"])
+
+
+@pytest.mark.parametrize("shape, size", [((2, 5, 2, 3), (8, 17)), ((2, 3, 2, 1, 2), (4, 5, 7))])
+def test_many_places_of_a_pixel(shape, size, monkeypatch):
+    """More than a program adds side by side, whole chunks of one pixel among them, and images sorted on their own."""
+    grid = places(shape[0], *size)
+    grid[0] = -0.9
+    for at_once in (1 << 24, 1):
+        monkeypatch.setattr(_grid_sample, "AT_ONCE", at_once)
+        check_op(grid_sample, draw(*shape), grid, dtypes=["float32"], dys=["dense"], backends=("triton",))
+
+
+def test_what_is_refused():
+    """Of sizes that 32 bits don't count, x's gradient."""
+    x, grid = Spec((1, 1, 2**16, 2**15), float32), Spec((1, 2**15, 2**14, 2), float32)
+    few = x._replace(shape=(1, 1, 9, 9)), grid._replace(shape=(1, 9, 9, 2))
+    for given, refused in (((x, few[1]), True), ((few[0], grid), True), (few, False)):
+        for needs in (("x",), ("grid",)):
+            reason = _grid_sample.grid_sample_refuses(*given, needs=needs, mode="bilinear")
+            assert (reason == _grid_sample.REFUSALS["many"]) == (refused and "x" in needs)
 
 
 SHAPES = [((2, 3, 4, 5), (3, 6)), ((1, 2, 1, 3), (4, 2)), ((2, 2, 3, 4, 2), (2, 3, 2))]

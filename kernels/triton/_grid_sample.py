@@ -1,9 +1,8 @@
 """Images and volumes looked up at any places. Each place has K neighbours along each axis: an index, a weight, a slope.
 
-Forward and the grid's gradient gather. What comes back to x is a scatter by data, which atomics would add in any order; here
-a run of x's pixels is one program's, and walks over the places in their order. It passes over blocks of places none of whose
-neighbours lie within its run, so that smooth grids cost little more than their own places; dy's infinities and NaN go to
-neighbours alone, which products of matrices would not keep.
+Forward and the grid's gradient gather. What comes back to x is a scatter by data, which atomics would add in any order: each
+neighbour of each place is a term, and ``_scatter.py`` sorts the terms by their pixels, then adds up each pixel's in the order
+of the places. That is linear in them, for any grid; dy's infinities and NaN go to neighbours alone.
 """
 
 from __future__ import annotations
@@ -14,17 +13,20 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from gpulayers.arrays import Spec
+
 from .._budget import Budget
-from .._window import output_order
+from .._window import channels_last, output_order
 from . import _configs, _tile
 from ._conv import volume
-from ._image import is_wide, pixel_tile, steps
+from ._image import is_wide, nhwc, pixel_tile, steps
+from ._scatter import scatter
 
 BUDGETS = {
     # A grid may point anywhere, and its numbers lie two or three together.
     "_grid_sample_forward_kernel": Budget(registers=168, blocks=3, narrow="loads, stores"),
     "_grid_sample_grid_kernel": Budget(registers=232, blocks=2, narrow="loads, stores"),  # volumes have three sums
-    "_grid_sample_input_kernel": Budget(registers=168, blocks=3, narrow="loads, stores"),
+    "_grid_sample_terms_kernel": Budget(registers=96, blocks=5, narrow="loads, stores"),
 }
 
 
@@ -105,6 +107,24 @@ def _tap(v, slope, SIZE, k, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl
 
 
 @triton.jit
+def _looked_at(
+    grid, p, inside, OH, OW, OD, D, H, W, g_n, g_d, g_h, g_w, g_k,
+    MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The places p as (n, d, i, j) of y, and as coordinates and slopes along the width, the height and the depth of x."""
+    j, i, d, n = p % OW, p // OW % OH, p // OW // OH % OD, p // OW // OH // OD
+    if not WIDE:
+        j, i, d, n = j.to(tl.int32), i.to(tl.int32), d.to(tl.int32), n.to(tl.int32)
+    at = grid + n * g_n + d * g_d + i * g_h + j * g_w
+    vw, sw = _coordinate(tl.load(at, inside, other=0.0).to(tl.float32), W, MODE, PADDING, ALIGN)
+    vh, sh = _coordinate(tl.load(at + g_k, inside, other=0.0).to(tl.float32), H, MODE, PADDING, ALIGN)
+    vd, sd = vw, sw
+    if DEEP:
+        vd, sd = _coordinate(tl.load(at + 2 * g_k, inside, other=0.0).to(tl.float32), D, MODE, PADDING, ALIGN)
+    return n, d, i, j, vw, sw, vh, sh, vd, sd
+
+
+@triton.jit
 def _grid_sample_forward_kernel(
     x, grid, y,
     M, OH, OW, OD, D, H, W, C, x_n, x_d, x_h, x_w, x_c, g_n, g_d, g_h, g_w, g_k, y_n, y_d, y_h, y_w, y_c,
@@ -115,17 +135,11 @@ def _grid_sample_forward_kernel(
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)[:, None]
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
     inside = p < M
-    j, i, d, n = p % OW, p // OW % OH, p // OW // OH % OD, p // OW // OH // OD
     if WIDE:
         c = c.to(tl.int64)
-    else:
-        j, i, d, n = j.to(tl.int32), i.to(tl.int32), d.to(tl.int32), n.to(tl.int32)
-    at = grid + n * g_n + d * g_d + i * g_h + j * g_w
-    vw, sw = _coordinate(tl.load(at, inside, other=0.0).to(tl.float32), W, MODE, PADDING, ALIGN)
-    vh, sh = _coordinate(tl.load(at + g_k, inside, other=0.0).to(tl.float32), H, MODE, PADDING, ALIGN)
-    vd, sd = vw, sw
-    if DEEP:
-        vd, sd = _coordinate(tl.load(at + 2 * g_k, inside, other=0.0).to(tl.float32), D, MODE, PADDING, ALIGN)
+    n, d, i, j, vw, sw, vh, sh, vd, sd = _looked_at(
+        grid, p, inside, OH, OW, OD, D, H, W, g_n, g_d, g_h, g_w, g_k, MODE, PADDING, ALIGN, DEEP, WIDE
+    )
     acc = tl.zeros((BP, BC), tl.float32)
     source = x + n * x_n + c * x_c
     for a in range(KD):
@@ -160,13 +174,9 @@ def _grid_sample_grid_kernel(
     """dgrid[place] = Σ over channels and neighbours of dy · x · slope along the axis · the other axes' weights."""
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
     inside = p < M
-    j, i, d, n = p % OW, p // OW % OH, p // OW // OH % OD, p // OW // OH // OD
-    at = grid + n * g_n + d * g_d + i * g_h + j * g_w
-    vw, sw = _coordinate(tl.load(at, inside, other=0.0).to(tl.float32), W, MODE, PADDING, ALIGN)
-    vh, sh = _coordinate(tl.load(at + g_k, inside, other=0.0).to(tl.float32), H, MODE, PADDING, ALIGN)
-    vd, sd = vw, sw
-    if DEEP:
-        vd, sd = _coordinate(tl.load(at + 2 * g_k, inside, other=0.0).to(tl.float32), D, MODE, PADDING, ALIGN)
+    n, d, i, j, vw, sw, vh, sh, vd, sd = _looked_at(
+        grid, p, inside, OH, OW, OD, D, H, W, g_n, g_d, g_h, g_w, g_k, MODE, PADDING, ALIGN, DEEP, True
+    )
     zw, zh, zd = tl.zeros((BP,), tl.float32), tl.zeros((BP,), tl.float32), tl.zeros((BP,), tl.float32)
     source, given = x + n * x_n, dy + n * y_n + d * y_d + i * y_h + j * y_w
     for a in range(KD):
@@ -196,85 +206,41 @@ def _grid_sample_grid_kernel(
 
 
 @triton.jit
-def _reach(v, slope, SIZE, K: tl.constexpr, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr):
-    """(least, greatest) index of the neighbours of v that are on the image; SIZE and −1 where none is."""
-    low, high = SIZE + (v * 0).to(tl.int32), (v * 0).to(tl.int32) - 1
-    for k in range(K):
-        index, fits, _, _ = _tap(v, slope, SIZE, k, MODE, PADDING, ALIGN)
-        low, high = tl.minimum(low, tl.where(fits, index, SIZE)), tl.maximum(high, tl.where(fits, index, -1))
-    return low, high
-
-
-@triton.jit
-def _weights(at, v, slope, SIZE, K: tl.constexpr, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr):
-    """(weight of v's neighbours at the pixels ``at``, whether there is one)."""
-    weight, hit = at.to(tl.float32) * 0, at < 0
-    for k in range(K):
-        index, fits, w, _ = _tap(v, slope, SIZE, k, MODE, PADDING, ALIGN)
-        here = fits & (at == index)
-        weight, hit = weight + tl.where(here, w, 0.0), hit | here
-    return weight, hit
-
-
-@triton.jit
-def _grid_sample_input_kernel(
-    grid, dy, dx,
-    P, OH, OW, Q, D, H, W, C, g_n, g_d, g_h, g_w, g_k, y_n, y_d, y_h, y_w, y_c, x_n, x_d, x_h, x_w, x_c,
+def _grid_sample_terms_kernel(
+    grid, pixels, places, weights,
+    M, OH, OW, OD, D, H, W, g_n, g_d, g_h, g_w, g_k,
     MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr, DEEP: tl.constexpr, K: tl.constexpr,
-    BO: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    TERMS: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """dx[pixel, c] = Σ weight · dy over the P places of an image, in their order; Q: pixels of x."""
-    runs = (Q - 1) // BP + 1
-    n = (tl.program_id(0) // runs).to(tl.int64)
-    first = tl.program_id(0) % runs * BP
-    pixel = first + tl.arange(0, BP)
-    w, h, d = pixel % W, pixel // W % H, pixel // W // H
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    grid += n * g_n
-    dy += n * y_n + c.to(tl.int64) * y_c
-    acc = tl.zeros((BP, BC), tl.float32)
-    for start in range(0, P, BO):
-        p = start + tl.arange(0, BO)
-        at = grid + (p // OW // OH).to(tl.int64) * g_d + (p // OW % OH).to(tl.int64) * g_h + (p % OW).to(tl.int64) * g_w
-        vw, sw = _coordinate(tl.load(at, p < P, other=0.0).to(tl.float32), W, MODE, PADDING, ALIGN)
-        vh, sh = _coordinate(tl.load(at + g_k, p < P, other=0.0).to(tl.float32), H, MODE, PADDING, ALIGN)
-        low, high = _reach(vh, sh, H, K, MODE, PADDING, ALIGN)
-        left, right = _reach(vw, sw, W, K, MODE, PADDING, ALIGN)
-        if DEEP:
-            vd, sd = _coordinate(tl.load(at + 2 * g_k, p < P, other=0.0).to(tl.float32), D, MODE, PADDING, ALIGN)
-            front, back = _reach(vd, sd, D, K, MODE, PADDING, ALIGN)
-            low, high = front * H + low, tl.where((back < 0) | (high < 0), -1, back * H + high)
-        low, high = low * W + left, tl.where((high < 0) | (right < 0), -1, high * W + right)
-        near = (p < P) & (high >= first) & (low < first + BP)
-        if tl.sum(near.to(tl.int32)) > 0:
-            for q in range(start, min(start + BO, P)):
-                row = (
-                    (q // OW // OH).to(tl.int64) * g_d + (q // OW % OH).to(tl.int64) * g_h + (q % OW).to(tl.int64) * g_w
-                )
-                one, other = tl.load(grid + row).to(tl.float32), tl.load(grid + row + g_k).to(tl.float32)
-                v, s = _coordinate(one, W, MODE, PADDING, ALIGN)
-                weight, hit = _weights(w, v, s, W, K, MODE, PADDING, ALIGN)
-                v, s = _coordinate(other, H, MODE, PADDING, ALIGN)
-                of_row, hits = _weights(h, v, s, H, K, MODE, PADDING, ALIGN)
-                weight, hit = weight * of_row, hit & hits
-                if DEEP:
-                    v, s = _coordinate(tl.load(grid + row + 2 * g_k).to(tl.float32), D, MODE, PADDING, ALIGN)
-                    of_depth, hits = _weights(d, v, s, D, K, MODE, PADDING, ALIGN)
-                    weight, hit = weight * of_depth, hit & hits
-                row = (
-                    (q // OW // OH).to(tl.int64) * y_d + (q // OW % OH).to(tl.int64) * y_h + (q % OW).to(tl.int64) * y_w
-                )
-                g = tl.load(dy + row, c < C, other=0.0).to(tl.float32)
-                acc += tl.where(hit[:, None], weight[:, None] * g[None, :], 0.0)
-    place = n * x_n + d.to(tl.int64) * x_d + h.to(tl.int64) * x_h + w.to(tl.int64) * x_w
-    place = place[:, None] + c.to(tl.int64)[None, :] * x_c
-    tl.store(dx + place, acc.to(dx.dtype.element_ty), (pixel < Q)[:, None] & (c < C)[None, :])
+    """Of each place's TERMS neighbours: which of all images' pixels it is (−1: none), its place, its weight."""
+    p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)[:, None]
+    k = tl.arange(0, TERMS)[None, :]
+    inside = p < M
+    n, _, _, _, vw, sw, vh, sh, vd, sd = _looked_at(
+        grid, p, inside, OH, OW, OD, D, H, W, g_n, g_d, g_h, g_w, g_k, MODE, PADDING, ALIGN, DEEP, True
+    )
+    at_w, fits, weight, _ = _tap(vw, sw, W, k % K, MODE, PADDING, ALIGN)
+    at_h, fits_h, wh, _ = _tap(vh, sh, H, k // K % K, MODE, PADDING, ALIGN)
+    fits, weight, row = fits & fits_h, weight * wh, n * H
+    if DEEP:
+        at_d, fits_d, wd, _ = _tap(vd, sd, D, k // (K * K), MODE, PADDING, ALIGN)
+        fits, weight, row = fits & fits_d, weight * wd, (n * D + at_d) * H
+    pixel = tl.where(fits, (row + at_h) * W + at_w, -1)
+    term = p * TERMS + k
+    tl.store(pixels + term, pixel.to(tl.int32), inside)
+    tl.store(places + term, (p + k * 0).to(tl.int32), inside)
+    tl.store(weights + term, weight, inside)
 
 
 FORWARD = _configs.rows("grid_sample_forward")
 GRID = _configs.rows("grid_sample_grid")
-INPUT = _configs.rows("grid_sample_input")
+TERMS = _configs.rows("grid_sample_terms")
 _NEIGHBOURS = {"nearest": 1, "bilinear": 2, "bicubic": 4}
+AT_ONCE = 1 << 24
+"""Terms that are sorted at a time, images of more on their own: each takes 28 bytes until they are added up."""
+REFUSALS = {
+    "many": "one image has 2^31 pixels, or its places so many neighbours: what sorts them counts in 32 bits",
+}
 
 
 def _grid_steps(grid: Any) -> tuple[int, ...]:
@@ -285,6 +251,11 @@ def _grid_steps(grid: Any) -> tuple[int, ...]:
 
 def _how(x: Any, mode: str, padding_mode: str, align_corners: bool) -> dict[str, Any]:
     return {"MODE": mode, "PADDING": padding_mode, "ALIGN": align_corners, "DEEP": x.ndim == 5, "K": _NEIGHBOURS[mode]}
+
+
+def grid_sample_refuses(x: Spec, grid: Spec, *, needs: tuple, mode: str, **options: Any) -> str | None:
+    neighbours = math.prod(grid.shape[1:-1]) * _NEIGHBOURS[mode] ** (x.ndim - 2)
+    return REFUSALS["many"] if "x" in needs and max(neighbours, math.prod(x.shape[2:])) >= 2**31 else None
 
 
 def grid_sample_forward(
@@ -308,6 +279,37 @@ def grid_sample_forward(
     return (y,), {"x": x, "grid": grid} if needs else {}
 
 
+def _terms(grid: Any, sizes: tuple[int, ...], how: dict[str, Any], empty: Any) -> tuple[Any, Any, Any]:
+    """(pixel, place, weight) of every neighbour of a grid's places on images of these sizes (D, H, W), place by place."""
+    n, *places = grid.shape[:-1]
+    count, terms = math.prod((n, *places)), how["K"] ** (3 if how["DEEP"] else 2)
+    found = (empty((count * terms,), "int32"), empty((count * terms,), "int32"), empty((count * terms,), "float32"))
+    od, oh, ow = (1, *places)[-3:]
+    entry = TERMS(_tile.device(grid), count)
+    run = _tile.next_power_of_2(count, max(1, entry.elements // terms))
+    _tile.launch(
+        _grid_sample_terms_kernel, (_tile.cdiv(count, run),), grid, *found, count, oh, ow, od, *sizes, *_grid_steps(grid),
+        **how, TERMS=terms, BP=run, num_warps=entry.warps,
+    )  # fmt: skip
+    return found
+
+
+def _input_gradient(dy: Any, x: Any, grid: Any, how: dict[str, Any], like: Spec, empty: Any) -> Any:
+    """dx, scattered as rows of channels: in place where they are neighbours in x, else laid out anew."""
+    (n, c, *sizes), last = x.shape, channels_last(x.ndim)
+    dx = empty(x.shape, x.dtype, last)
+    places, pixels = math.prod(grid.shape[1:-1]), math.prod(sizes)
+    rows, given = dx.permute(last).view(n * pixels, c), nhwc(dy, empty).permute(last).view(n * places, c)
+    most = max(pixels, places * how["K"] ** len(sizes))
+    some = n if n * most <= AT_ONCE else max(1, AT_ONCE // most)
+    for first in (0,) if some == n else range(0, n, some):
+        end = min(first + some, n)
+        found, bags, factors = _terms(grid[first:end], (1, *sizes)[-3:], how, empty)
+        into, of = rows[first * pixels : end * pixels], given[first * places : end * places]
+        scatter(of, found, into, None, False, empty, bags=bags, factors=factors)
+    return _tile.arranged(dx, like.order, empty)
+
+
 def grid_sample_backward(
     dys: tuple,
     saved: dict,
@@ -325,16 +327,7 @@ def grid_sample_backward(
     n, c, od, oh, ow = from_.shape
     sizes = tuple(of.shape[2:])
     if "x" in needs:
-        dx = empty(x.shape, x.dtype, inputs[0].like().order)
-        into, pixels = volume(dx), math.prod(sizes)
-        entry = INPUT(_tile.device(x), n * pixels)
-        channels = min(32, _tile.next_power_of_2(c))
-        run = _tile.next_power_of_2(pixels, max(1, entry.elements // channels))
-        _tile.launch(
-            _grid_sample_input_kernel, (n * _tile.cdiv(pixels, run), _tile.cdiv(c, channels)), grid, from_, into,
-            od * oh * ow, oh, ow, pixels, *sizes, c, *_grid_steps(grid), *steps(from_), *steps(into), **how,
-            BO=min(64, _tile.next_power_of_2(od * oh * ow)), BP=run, BC=channels, num_warps=entry.warps,
-        )  # fmt: skip
+        dx = _input_gradient(dy, x, grid, how, inputs[0].like(), empty)
     if "grid" in needs:
         dgrid = empty(grid.shape, grid.dtype, inputs[1].like().order)
         places = n * od * oh * ow

@@ -59,17 +59,25 @@ def _embedding_chunks_kernel(
 @triton.jit
 def _embedding_rows_kernel(
     dy, places, bags, factors, winners, starts, sums, dweight, V, D, y_b, chunk,
-    FREQ: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    FREQ: tl.constexpr, UNIT: tl.constexpr, FEW: tl.constexpr, ROWS: tl.constexpr, BR: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
-    """dweight[v] = Σ terms: up to the first whole chunk, whole chunks, and what is left; over their number where FREQ."""
+    """dweight[v] = Σ terms, over their number where FREQ. ROWS rows at once, a term of each after the other, where none has
+    more than FEW; else row by row: up to the first whole chunk, whole chunks, and what is left."""
     D, y_b = D * UNIT, y_b * UNIT
     first = tl.program_id(0) * ROWS
     d = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
     v = first + tl.arange(0, ROWS)[:, None]
-    count = tl.load(starts + v + 1, v < V, other=0) - tl.load(starts + v, v < V, other=0)
-    if tl.sum(count) == 0:
-        zeros = tl.zeros((ROWS, BC), dweight.dtype.element_ty)
-        tl.store(dweight + v.to(tl.int64) * D + d, zeros, (v < V) & (d < D))
+    begins = tl.load(starts + v, v < V, other=0)
+    count = tl.load(starts + v + 1, v < V, other=0) - begins
+    most = tl.max(count)
+    if most <= FEW:
+        each = tl.zeros((ROWS, BC), tl.float32)
+        for k in range(most):
+            each += _terms(dy, places, bags, factors, winners, begins + k, d, D, y_b, k < count)
+        if FREQ:
+            each /= tl.maximum(count, 1)
+        tl.store(dweight + v.to(tl.int64) * D + d, each.to(dweight.dtype.element_ty), (v < V) & (d < D))
     else:
         for row in range(first, min(first + ROWS, V)):
             begin, end = tl.load(starts + row), tl.load(starts + row + 1)
@@ -92,8 +100,11 @@ def _embedding_rows_kernel(
 
 
 BACKWARD = _configs.rows("embedding_backward")
-ROWS, TERMS = 8, 8
-"""Rows of the table that a program writes, and terms that it adds at once."""
+TERMS, ROWS, FEW = 8, 8, 32
+"""Terms of a row that a program adds at once, and rows that it writes, at least; and the most terms that one of those rows
+has where they are added side by side."""
+TILE, MOST = 1024, 32
+"""Elements of those rows, and how many of them narrow ones are."""
 
 
 def rows_of(dy: Any, width: int, empty: Any) -> tuple[Any, int]:
@@ -102,13 +113,19 @@ def rows_of(dy: Any, width: int, empty: Any) -> tuple[Any, int]:
     return (_tile.dense(dy, empty), width) if step is None else (dy, step)
 
 
-def scattered(
-    dy: Any, indices: Any, weight: Any, padding: int | None, frequent: bool, empty: Any,
+def scattered(dy: Any, indices: Any, weight: Any, padding: int | None, frequent: bool, empty: Any, **of: Any) -> Any:
+    """dweight as ``scatter`` makes it."""
+    dweight = empty(weight.shape, weight.dtype)
+    scatter(dy, indices, dweight, padding, frequent, empty, **of)
+    return dweight
+
+
+def scatter(
+    dy: Any, indices: Any, dweight: Any, padding: int | None, frequent: bool, empty: Any,
     *, bags: Any = None, factors: Any = None, winners: Any = None,
-) -> Any:  # fmt: skip
-    """dweight from dy's rows: the bag's of each index, by its factor, where it won; None: each index has its own."""
-    (rows, width), n = weight.shape, indices.numel()
-    dweight = empty((rows, width), weight.dtype)
+) -> None:  # fmt: skip
+    """dweight, dense, from dy's rows: the bag's of each index, by its factor, where it won; None: each index has its own."""
+    (rows, width), n = dweight.shape, indices.numel()
     dy, step = rows_of(dy, width, empty)
     order = sorted_indices(_tile.dense(indices, empty).reshape((n,)), rows, padding, empty)
     chunk = _tile.next_power_of_2(max(64, n // 512), 1024)
@@ -116,6 +133,7 @@ def scattered(
     entry = BACKWARD(_tile.device(dy), width)
     unit, columns, step = _tile.in_units(width, step)
     block = _tile.next_power_of_2(width, entry.elements // TERMS)
+    several = max(ROWS, min(MOST, TILE // block))
     tile = {"UNIT": unit, "BR": entry.elements // block, "BC": block, "num_warps": entry.warps}
     of = bags, factors, winners
     _tile.launch(
@@ -123,7 +141,6 @@ def scattered(
         columns, step, chunk, **tile,
     )  # fmt: skip
     _tile.launch(
-        _embedding_rows_kernel, (_tile.cdiv(rows, ROWS), _tile.cdiv(width, block)), dy, order.places, *of, order.starts,
-        sums, dweight, rows, columns, step, chunk, FREQ=frequent, ROWS=ROWS, **tile,
+        _embedding_rows_kernel, (_tile.cdiv(rows, several), _tile.cdiv(width, block)), dy, order.places, *of, order.starts,
+        sums, dweight, rows, columns, step, chunk, FREQ=frequent, FEW=FEW, ROWS=several, **tile,
     )  # fmt: skip
-    return dweight

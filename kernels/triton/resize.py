@@ -22,8 +22,10 @@ from . import _configs, _tile
 from ._affine_grid import affine_grid_backward as affine_grid_backward
 from ._affine_grid import affine_grid_forward as affine_grid_forward
 from ._conv import volume
+from ._grid_sample import REFUSALS as REFUSALS
 from ._grid_sample import grid_sample_backward as grid_sample_backward
 from ._grid_sample import grid_sample_forward as grid_sample_forward
+from ._grid_sample import grid_sample_refuses as grid_sample_refuses
 from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
 from ._tracing import thread
 
