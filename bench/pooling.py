@@ -89,16 +89,18 @@ def audits() -> list[Case]:
         (adaptive_avg_pool, {"output_size": 6}),
     ]
     indexed = {"kernel_size": 3, "stride": 2, "return_indices": True}
-    image = ((32, 64, 112, 112),)
+    image, volume = ((32, 64, 112, 112),), ((8, 64, 16, 56, 56),)
+    of_volumes = [(op, options) for op, options in calls if options.get("output_size") != 1]
     last = [Case(op, "channels last", image, options, order=CHANNELS_LAST) for op, options in calls]
     return [
         *last,
         *(case._replace(name="channels first", order=None, archs=ONE_ARCH) for case in last),
         *(
-            Case(op, "volumes", ((8, 64, 16, 56, 56),), options, order=(0, 2, 3, 4, 1), archs=ONE_ARCH)
-            for op, options in calls
-            if options.get("output_size") != 1
+            Case(op, f"volumes, channels {where}", volume, options, order=order, archs=ONE_ARCH)
+            for where, order in (("last", (0, 2, 3, 4, 1)), ("first", None))
+            for op, options in of_volumes
         ),
+        Case(adaptive_max_pool, "volumes, channels first", volume, {"output_size": 6}, archs=ONE_ARCH),
         *(
             Case(op, "channels last", image, options, order=CHANNELS_LAST, archs=ONE_ARCH)
             for op, options in (

@@ -255,6 +255,7 @@ class _Compiler:
 
     def launch(self, kernel: Any, grid: tuple, args: Sequence[Any], options: dict[str, Any]) -> None:
         given = dict(zip(kernel.arg_names, args)) | options
+        given.pop("maxnreg", None)  # not Inductor's to ask for
         given = {
             k: float(v) if isinstance(v, torch.SymFloat) else v for k, v in given.items()
         }  # no kernel takes a symbol of one

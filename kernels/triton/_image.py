@@ -80,13 +80,19 @@ def run_of(*pixels: int) -> int:
 
 
 @triton.jit
+def first_of(M, BP: tl.constexpr):
+    """This program's first of M pixels: in 32 bits where M is, for a division of 64 calls a function."""
+    return (tl.program_id(0) + M * 0) * BP
+
+
+@triton.jit
 def image_pixel(start, P, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """(image as int64, pixel) for BLOCK pixels from ``start`` on, of images of P pixels each.
 
     ALIGNED: P and start are multiples of it; the compiler then knows that so many neighbours lie in one image.
     """
     local = (start % P).to(tl.int32) + tl.arange(0, BLOCK)
-    n = start // P + local // P
+    n = (start // P).to(tl.int64) + local // P
     pixel = local % P
     if ALIGNED > 1:
         n = tl.max_constancy(n, [ALIGNED])
@@ -170,11 +176,11 @@ def pixel_tile(x: Any, pixels: int, elements: int) -> tuple[int, int]:
 @triton.jit
 def pixels_of(M, HW, W, C, BP: tl.constexpr, BC: tl.constexpr):
     """(n, h, w, c, mask) of this program's pixels × channels: (BP, 1) three times, (1, BC), (BP, BC)."""
-    start = tl.program_id(0).to(tl.int64) * BP
+    start = first_of(M, BP)
     local = (start % HW).to(tl.int32) + tl.arange(0, BP)[:, None]
-    n, pixel = start // HW + local // HW, local % HW
+    n, pixel = (start // HW).to(tl.int64) + local // HW, local % HW
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    return n, pixel // W, pixel % W, c, (start + tl.arange(0, BP)[:, None] < M) & (c < C)
+    return n, pixel // W, pixel % W, c, (tl.arange(0, BP)[:, None] < M - start) & (c < C)
 
 
 CHANNEL_SUMS = _configs.rows("channel_sums")
