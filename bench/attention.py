@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 
 from gpulayers.arrays import Spec, int64
-from gpulayers.ops.attention import attention
+from gpulayers.ops.attention import attention, attention_decode, kv_append
 
-from .cases.case import ONE_ARCH, Case, sweep
+from .cases.case import ONE_ARCH, Case, Labels, sweep
 
 
 def _flops(n: int, heads: int, rows: int, keys: int, width: int, causal: bool = False) -> int:
@@ -30,6 +31,44 @@ def _case(
     return Case(attention, title, shapes, options, theirs, flops, cpu, most=2.0, tf32="cuda.matmul")
 
 
+def _decoding(
+    name: str, n: int, heads: int, groups: int, tokens: int, width: int, *, pages: int = 0, rows: int = 1, cpu: bool = False
+) -> Case:  # fmt: skip
+    """A cache that is full, or in pages that lie anywhere."""
+
+    def theirs(q: Any, k: Any, v: Any, *lengths: Any) -> Any:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=groups != heads)
+
+    cache: tuple = (n, groups, tokens, width)
+    more: tuple = ()
+    if pages:
+        blocks = n * tokens // pages
+        cache, more = (blocks, groups, pages, width), (None, Labels((n, tokens // pages), blocks))
+    flops, title = _flops(n, heads, rows, tokens, width), f"{name}, {n}×{heads}×{tokens}×{width}"
+    shapes = (n, heads, rows, width), cache, cache, *more
+    return Case(
+        attention_decode,
+        title,
+        shapes,
+        {},
+        None if pages else theirs,
+        flops,
+        cpu,
+        gemm=False,
+        most=3.0,
+        tf32="cuda.matmul",
+    )
+
+
+def _appending(name: str, n: int, heads: int, tokens: int, width: int, cpu: bool = False) -> Case:
+    """As many tokens as the cache has places: all of it is written."""
+    new = (n, heads, tokens, width)
+    return Case(
+        kv_append, f"{name}, {n}×{heads}×{tokens}×{width}", (new,) * 4 + (Labels((n,), 1),), cpu=cpu,
+        hardly_read=("k_cache", "v_cache"),
+    )  # fmt: skip
+
+
 def cases() -> list[Case]:
     causal = {"causal": True}
     return [
@@ -40,9 +79,15 @@ def cases() -> list[Case]:
         _case("Llama-3 8B, grouped", 2, 32, 8192, 128, groups=8, **causal)._replace(headline=True),
         *sweep("tokens, 16 heads of 128", [(n, _case("", 65536 // n, 16, n, 128, **causal)) for n in (1024, 4096, 16384)]),
         *sweep("tokens, 32 heads of 64", [(n, _case("", 65536 // n, 32, n, 64)) for n in (1024, 4096, 16384)]),
+        _decoding("a cache, small", 2, 8, 2, 512, 64, cpu=True),
+        _decoding("Llama-3 8B, one token", 32, 32, 8, 8192, 128),
+        _decoding("Llama-3 8B, one token of one sequence", 1, 32, 8, 32768, 128),
+        _decoding("Llama-3 8B, one token in pages", 32, 32, 8, 8192, 128, pages=16),
+        _appending("prompts into a cache", 32, 8, 2048, 128),
     ]  # fmt: skip
 
 
+INT32 = np.dtype("int32")
 BY_HALVES = (100, 90, 80)
 """Compiled for all of them, in 16 bits alone."""
 
@@ -61,4 +106,27 @@ def audits() -> list[Case]:
         _more("all at once", heads, few, few, (16, 1024, 1024), (16,), seed, softcap=20.0, causal=True),
         _more("packed", (1, *heads[1:]), (1, *few[1:]), (1, *few[1:]), None, None, None, cu, cu, causal=True),
         _more("heads of 80", half, half, half),
+        *_of_caches(),
     ]
+
+
+def _of_caches() -> list[Case]:
+    """A token for each sequence: heads of 64, 128 and 256, whole and in pages, shared out or not."""
+
+    def one(name: str, width: int, *more: Any, n: int = 8, rows: int = 1, page: int = 0, **options: Any) -> Case:
+        cache = (256, 2, page, width) if page else (n, 2, 4096, width)
+        return Case(attention_decode, name, ((n, 16, rows, width), cache, cache, *more), options, tf32="cuda.matmul")
+
+    lengths, table = Spec((8,), INT32), Spec((8, 64), INT32)
+    new = Spec((8,), int64)
+    return [
+        one("a token, heads of 128", 128, lengths),
+        one("a token, heads of 64 in pages", 64, lengths, table, page=64)._replace(archs=BY_HALVES),
+        one("several tokens, heads of 256, all at once", 256, lengths, table, (16,), rows=4, page=16, softcap=9.0, window=(999, 0))
+        ._replace(archs=BY_HALVES),
+        one("many sequences", 128, n=1024)._replace(archs=ONE_ARCH),
+        Case(kv_append, "new tokens", ((8, 2, 4096, 128),) * 2 + ((8, 2, 1, 128),) * 2 + (new,)),
+        Case(
+            kv_append, "new tokens into pages", ((256, 2, 16, 64),) * 2 + ((8, 2, 4, 64),) * 2 + (new, table), archs=ONE_ARCH
+        ),
+    ]  # fmt: skip

@@ -111,7 +111,8 @@ class Call:
         """
         plan = self.plan
         if plan.backward is None:
-            raise RuntimeError(f"{plan.op.name}: it has no backward, it only updates {', '.join(plan.op.updates)}")
+            why = f"it only updates {', '.join(plan.op.updates)}" if plan.op.updates else "it is for inference"
+            raise RuntimeError(f"{plan.op.name}: it has no backward, {why}")
         if len(dys) != len(plan.rule.outputs):
             raise RuntimeError(f"{plan.op.name}: backward takes one dy for each output: {', '.join(plan.rule.outputs)}")
         used = False

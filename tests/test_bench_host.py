@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driv
 
 
 def test_every_op_of_the_table_is_measured():
-    measured = {subject.op for subject in launching.subjects()} | {"sgd_update", "adamw_update"}
-    assert measured >= {op.name for op in ops()}
+    """Those with a step of training; optimizers have tests of their own."""
+    measured = {subject.op for subject in launching.subjects()}
+    assert measured >= {op.name for op in ops() if op.backward is not None}
 
 
 def test_what_is_counted():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, namespace, up
+from gpulayers.arrays import Spec, arranged, namespace, spec, up
 from gpulayers.definition import ArgumentError, KindError, ShapeError
+from gpulayers.kernels._attention import order_of_y
 from gpulayers.kernels._dropout import threshold_and_scale
 from gpulayers.ops._random import random_bits
 
@@ -112,6 +113,51 @@ def allowed(xp: Any, rows: int, keys: int, window: tuple, corner: str, cu_q: Any
     if right >= 0:
         seen = seen & (j <= diagonal + right)
     return seen
+
+
+def scale_of(q: Any, scale: float | None) -> float:
+    return 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale
+
+
+def over_groups(a: Any, b: Any) -> Any:
+    """a (N, Hq, L, K) · b (N, Hk, K, M): each head's with its group's."""
+    n, heads, rows, inner = a.shape
+    groups = b.shape[1]
+    found = a.reshape(n, groups, heads // max(groups, 1), rows, inner) @ b[:, :, None]
+    return found.reshape(n, heads, rows, b.shape[3])
+
+
+def products(q: Any, k: Any, scale: float | None, softcap: float) -> tuple[Any, Any]:
+    """(scores (N, Hq, Lq, Lk) under their cap, the cap's slope there or None)."""
+    s = over_groups(up(q), up(k).swapaxes(2, 3)) * scale_of(q, scale)
+    if not softcap:
+        return s, None
+    t = namespace(q).tanh(s / softcap)
+    return t * softcap, 1 - t * t
+
+
+def weighed(s: Any, sinks: Any) -> tuple[Any, Any]:
+    """(the softmax of the scores (N, Hq, Lq, Lk), lse (N, Hq, Lq)); zeros and −∞ where all scores are −∞."""
+    xp = namespace(s)
+    column = None if sinks is None else up(sinks)[None, :, None, None]
+    top = s.max(-1, keepdims=True) if s.shape[3] else xp.full((*s.shape[:3], 1), -math.inf, s.dtype)
+    if column is not None:
+        top = xp.maximum(top, column)
+    safe = xp.where(top == -math.inf, xp.zeros_like(top), top)
+    e = xp.exp(s - safe)
+    total = e.sum(-1, keepdims=True)
+    if column is not None:
+        total = total + xp.exp(column - safe)
+    nothing = total == 0
+    total = xp.where(nothing, xp.ones_like(total), total)
+    lse = xp.where(nothing, xp_scalar(s, -math.inf), xp.log(total) + safe)
+    return e / total, xp.ascontiguousarray(lse[..., 0])
+
+
+def arranged_as(q: Any, y: Any) -> Any:
+    """y in q's dtype, and in the memory order that goes with q's."""
+    given = spec(q)
+    return arranged(y.astype(q.dtype), order_of_y(given.order, given.contiguous))
 
 
 def add_bias(s: Any, bias: Any) -> Any:

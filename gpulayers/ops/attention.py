@@ -5,19 +5,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpulayers.arrays import FLOATS, Spec, arranged, float32, int64, namespace, spec, up
+from gpulayers.arrays import FLOATS, Spec, arranged, float32, int64, namespace, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
 from gpulayers.kernels._attention import order_of_gradient, order_of_y
 from gpulayers.ops._attention import (
     add_bias,
     allowed,
+    arranged_as,
     dropped,
+    over_groups,
+    products,
     require_groups,
     require_options,
     require_ordered,
     require_sequences,
+    scale_of,
+    weighed,
     xp_scalar,
 )
+from gpulayers.ops._attention_decode import attention_decode as attention_decode
+from gpulayers.ops._attention_decode import attention_decode_forward as attention_decode_forward
+from gpulayers.ops._kv_append import kv_append as kv_append
+from gpulayers.ops._kv_append import kv_append_forward as kv_append_forward
 from gpulayers.ops._op import Op, require_float, require_shape
 from gpulayers.ops.dropout import _guard
 
@@ -108,25 +117,11 @@ def attention_forward(
     "Fast transformer decoding" (2019), and Ainslie et al., "GQA" (2023), for groups; Xiao et al., "Efficient streaming
     language models with attention sinks" (2023).
     """
-    xp = namespace(q)
     s, _ = _scores(q, k, bias, cu_q, cu_k, causal, window, corner, scale, softcap)
-    column = None if sinks is None else up(sinks)[None, :, None, None]
-    top = s.max(-1, keepdims=True) if s.shape[3] else xp.full((*s.shape[:3], 1), -math.inf, s.dtype)
-    if column is not None:
-        top = xp.maximum(top, column)
-    safe = xp.where(top == -math.inf, xp.zeros_like(top), top)
-    e = xp.exp(s - safe)
-    total = e.sum(-1, keepdims=True)
-    if column is not None:
-        total = total + xp.exp(column - safe)
-    nothing = total == 0
-    total = xp.where(nothing, xp.ones_like(total), total)
-    lse = xp.where(nothing, xp_scalar(s, -math.inf), xp.log(total) + safe)
-    weights = e / total
+    weights, lse = weighed(s, sinks)
     if seed is not None:
         weights = weights * dropped(seed, s.shape, p, s)
-    y = _arranged(_over_groups(weights, up(v)), q)
-    lse = xp.ascontiguousarray(lse[..., 0])
+    y = arranged_as(q, over_groups(weights, up(v)))
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
     saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
     return (y, lse), saved if needs else {}
@@ -157,7 +152,7 @@ def attention_backward(
     s, slope = _scores(q, k, bias, cu_q, cu_k, causal, window, corner, scale, softcap)
     nothing = lse == -math.inf
     weights = xp.exp(s - xp.where(nothing, xp.full_like(lse, math.inf), lse)[..., None])
-    dw = _over_groups(dy, v.swapaxes(2, 3))
+    dw = over_groups(dy, v.swapaxes(2, 3))
     kept = weights
     if seed is not None:
         mask = dropped(seed, s.shape, p, s)
@@ -169,8 +164,8 @@ def attention_backward(
     if "sinks" in needs:
         share = xp.where(nothing, xp.zeros_like(lse), xp.exp(up(sinks)[None, :, None] - lse))
         found["sinks"] = -(share * delta).sum((0, 2))
-    dots = ds * _scale(q, scale) if slope is None else ds * slope * _scale(q, scale)
-    found["q"] = _over_groups(dots, k)
+    dots = ds * scale_of(q, scale) if slope is None else ds * slope * scale_of(q, scale)
+    found["q"] = over_groups(dots, k)
     found["k"] = _by_group(dots, q, k.shape[1])
     found["v"] = _by_group(kept, dy, v.shape[1])
     orders = {name: order_of_gradient(like) for name, like in zip("qkv", inputs)}
@@ -178,10 +173,6 @@ def attention_backward(
         arranged(found[name].astype(like.dtype), orders.get(name)) if name in needs else None
         for name, like in zip(attention.inputs, inputs)
     )
-
-
-def _scale(q: Any, scale: float | None) -> float:
-    return 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale
 
 
 def _scores(
@@ -198,22 +189,11 @@ def _scores(
 ) -> tuple[Any, Any]:
     """(s (N, Hq, Lq, Lk), −∞ where a query does not see a key; the slope of the cap at s, or None)."""
     xp = namespace(q)
-    s, slope = _over_groups(up(q), up(k).swapaxes(2, 3)) * _scale(q, scale), None
-    if softcap:
-        t = xp.tanh(s / softcap)
-        s, slope = t * softcap, 1 - t * t
+    s, slope = products(q, k, scale, softcap)
     if bias is not None:
         s = add_bias(s, bias)
     seen = allowed(xp, s.shape[2], s.shape[3], (window[0], 0 if causal else window[1]), corner, cu_q, cu_k)
     return (s if seen is None else xp.where(seen, s, xp_scalar(s, -math.inf))), slope
-
-
-def _over_groups(a: Any, b: Any) -> Any:
-    """a (N, Hq, L, K) · b (N, Hk, K, M): each head's with its group's."""
-    n, heads, rows, inner = a.shape
-    groups = b.shape[1]
-    found = a.reshape(n, groups, heads // max(groups, 1), rows, inner) @ b[:, :, None]
-    return found.reshape(n, heads, rows, b.shape[3])
 
 
 def _by_group(a: Any, b: Any, groups: int) -> Any:
@@ -228,11 +208,6 @@ def _summed(ds: Any, shape: tuple) -> Any:
     wide = (1,) * (4 - len(shape)) + tuple(shape)
     axes = tuple(a for a in range(4) if wide[a] == 1)
     return ds.sum(axes, keepdims=True).reshape(shape)
-
-
-def _arranged(y: Any, q: Any) -> Any:
-    given = spec(q)
-    return arranged(y.astype(q.dtype), order_of_y(given.order, given.contiguous))
 
 
 def _check(

@@ -32,7 +32,8 @@ def declare(library: LibraryOp, flops: Callable[..., dict[str, int]]) -> None:
         return sum(costs.get(name, 0) for name in wanted)
 
     _formulas[library.forward._overloadpacket] = forward
-    _formulas[library.backward._overloadpacket] = backward
+    if library.backward is not None:
+        _formulas[library.backward._overloadpacket] = backward
     tell()
 
 

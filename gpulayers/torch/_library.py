@@ -86,22 +86,22 @@ class LibraryOp:
         kept = [*op.inputs, *(f"out_{y}" for y in self.outputs), *self.buffers]
         back = ", ".join([f"Tensor? d_{y}" for y in self.outputs] + [f"Tensor? {k}" for k in kept])
         self.forward = self._define(op.name, f"({ins}{tail}, bool save) -> {_returns(count)}", self._forward)
-        self.backward = self._define(
-            f"{op.name}_backward",
-            f"({back}, SymInt[] specs{tail}, bool[] needs) -> {_returns(len(self.gradients))}",
-            self._backward,
-        )
         name = f"{NAMESPACE}::{op.name}"
         torch.library.register_fake(name, self._fake_forward, lib=LIBRARY)
-        torch.library.register_fake(f"{name}_backward", self._fake_backward, lib=LIBRARY)
         torch.library.register_autograd(name, self._differentiate, setup_context=self._keep, lib=LIBRARY)
-        torch.library.register_autograd(
-            f"{name}_backward", self._no_second, setup_context=lambda *a, **k: None, lib=LIBRARY
-        )
         _inductor.open_up(name, LIBRARY, self._traced_forward)
-        _inductor.open_up(f"{name}_backward", LIBRARY, self._traced_backward)
+        self.backward: Any = None
+        if self.gradients:
+            schema = f"({back}, SymInt[] specs{tail}, bool[] needs) -> {_returns(len(self.gradients))}"
+            self._define_backward(f"{op.name}_backward", schema)
         for device in ("CPU", "CUDA"):
             LIBRARY.impl(op.name, self._autocasting(f"Autocast{device}"), f"Autocast{device}", with_keyset=True)
+
+    def _define_backward(self, own: str, schema: str) -> None:
+        self.backward, name = self._define(own, schema, self._backward), f"{NAMESPACE}::{own}"
+        torch.library.register_fake(name, self._fake_backward, lib=LIBRARY)
+        torch.library.register_autograd(name, self._no_second, setup_context=lambda *a, **k: None, lib=LIBRARY)
+        _inductor.open_up(name, LIBRARY, self._traced_backward)
 
     def _define(self, name: str, schema: str, function: Callable) -> Any:
         LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))

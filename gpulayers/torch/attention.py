@@ -1,4 +1,5 @@
-"""Attention: ``torch.nn.functional.scaled_dot_product_attention``, and ``attention``, which does more."""
+"""Attention: ``torch.nn.functional.scaled_dot_product_attention``, ``attention``, which does more, and attention to caches of
+keys and values."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from gpulayers.ops import attention as ops
 from gpulayers.torch import _autocast
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.dropout import _dropout, draw_seed
+from gpulayers.torch.rotary import rotary
 
 
 def _flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], y: Sequence[int]) -> dict[str, int]:
@@ -159,3 +161,154 @@ def attention(
         query, key, value, bias, sinks, seed, cu_q, cu_k, causal, tuple(window), corner, scale, softcap, dropout_p
     )
     return found if return_lse else found[0]
+
+
+def _without_gradients(name: str, names: Sequence[str], given: Sequence[Any]) -> None:
+    """Raises where a gradient would be lost."""
+    wanted = [n for n, x in zip(names, given) if isinstance(x, Tensor) and x.requires_grad]
+    if wanted and torch.is_grad_enabled():
+        why = f"it is for inference and has no gradient, and {', '.join(wanted)} requires one"
+        raise RuntimeError(f"gpulayers.torch: {name}: {why}: detach it, or call under torch.no_grad()")
+
+
+def _decoded(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Any, table: Any, sinks: Any,
+    causal: bool, window: Sequence[int], scale: float | None, softcap: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(y, lse) in torch's operations."""
+    _without_gradients("attention_decode", ops.attention_decode.inputs, (q, k, v, lengths, table, sinks))
+    if table is not None:
+        k, v = (x[table.clamp(0, x.shape[0] - 1).long()].transpose(1, 2).flatten(2, 3) for x in (k, v))
+    rows, keys = q.shape[2], k.shape[2]
+    j = torch.arange(keys, device=q.device)
+    ends = torch.full((q.shape[0],), keys, device=q.device) if lengths is None else lengths.clamp(0, keys)
+    ends = ends[:, None, None, None]
+    own = ends - rows + torch.arange(rows, device=q.device)[:, None]
+    there = j < ends
+    seen = there & (j >= own - window[0]) if window[0] >= 0 else there.expand(-1, 1, rows, keys)
+    if causal or window[1] >= 0:
+        seen = seen & (j <= own + (0 if causal else window[1]))
+    v = v.masked_fill(~there.transpose(2, 3), 0.0)
+    return _composed(q, k, v, seen, sinks, None, None, None, False, (-1, -1), rules.CORNERS[0], scale, softcap, 0.0)
+
+
+def _appended(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor, table: Tensor | None) -> tuple:
+    """Torch's operations, which wait for the GPU."""
+    _without_gradients("kv_append", ops.kv_append.inputs, (k_cache, v_cache, k, v, positions, table))
+    size, blocks = k_cache.shape[2], 1 if table is None else table.shape[1]
+    at = positions if positions.dim() == 2 else positions[:, None] + torch.arange(k.shape[2], device=k.device)
+    row, token = ((at >= 0) & (at < size * blocks)).nonzero(as_tuple=True)
+    place = at[row, token]
+    to = row if table is None else table[row, place // size]
+    for cache, x in ((k_cache, k), (v_cache, v)):
+        cache[to, :, place % size] = x[row, :, token]
+    return ()
+
+
+_attention_decode = TorchOp(
+    ops.attention_decode, _decoded, "bool causal, SymInt[] window, float? scale, float softcap", outputs=("y", "lse"),
+    flops=_flops,
+)  # fmt: skip
+_kv_append = TorchOp(ops.kv_append, _appended, outputs=())
+
+
+def attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    lengths: Tensor | None = None,
+    block_table: Tensor | None = None,
+    *,
+    sinks: Tensor | None = None,
+    causal: bool = True,
+    window: Sequence[int] = (-1, -1),
+    scale: float | None = None,
+    softcap: float = 0.0,
+    return_lse: bool = False,
+) -> Any:
+    """``gpulayers.ops.attention``'s attention_decode for tensors: the last Lq tokens' queries (N, Hq, Lq, D) to a cache.
+
+    key_cache and value_cache: (N, Hk, capacity, width), or with block_table (N, blocks), pages (pages, Hk, page size, width);
+    in any strides. lengths: (N,) int32 or int64, on the cache's device. All is described there. return_lse: (y, lse).
+    Raises RuntimeError where a gradient would be wanted: there is none.
+    """
+    found = _attention_decode(
+        query, key_cache, value_cache, lengths, block_table, sinks, causal, tuple(window), scale, softcap
+    )
+    return found if return_lse else found[0]
+
+
+def kv_append(
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    block_table: Tensor | None = None,
+) -> None:
+    """Writes new tokens' key and value, (N, Hk, L, width), into caches as ``attention_decode`` takes them, in one launch.
+
+    positions: (N,) int32 or int64, where each sequence's first new token goes, or (N, L), where each token does (negative:
+    it is left out).
+    """
+    _kv_append(key_cache, value_cache, key, value, positions, block_table)
+
+
+def attention_with_kvcache(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    *,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: Tensor | int | None = None,
+    block_table: Tensor | None = None,
+    sinks: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Sequence[int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    return_softmax_lse: bool = False,
+) -> Any:
+    """A step of decoding in the layouts of flash-attention's function of this kind: query (N, Lq, Hq, D).
+
+    key_cache, value_cache: (N, capacity, Hk, width), or (pages, page size, Hk, width) with block_table (N, blocks).
+    cache_seqlens: how many tokens each sequence has in the cache, (N,) int32 or int64, or one number for all; nothing by
+    default where key and value are given, else the whole cache. key, value: (N, L, Hk, width), written behind those
+    first. rotary_cos, rotary_sin: (positions, pairs), which query and key are turned by before, from cache_seqlens on
+    (the queries all by the first new token's angle where nothing is causal or a window). causal and window_size: from
+    the last tokens on backwards.
+
+    Returns y, (N, Lq, Hq, width); with return_softmax_lse also lse, (N, Hq, Lq).
+    """
+    q, k_cache, v_cache = (x.transpose(1, 2) for x in (query, key_cache, value_cache))
+    batch, lengths = query.shape[0], cache_seqlens
+    if lengths is None and key is not None:
+        lengths = 0
+    if isinstance(lengths, int):
+        lengths = torch.full((batch,), lengths, dtype=torch.int32, device=query.device)
+    if key is not None:
+        assert value is not None and isinstance(lengths, Tensor)
+        k, v = key.transpose(1, 2), value.transpose(1, 2)
+        if rotary_cos is not None:
+            steps = torch.arange(max(query.shape[1], key.shape[1]), device=query.device)
+            places = lengths[:, None] + steps
+            turning = causal or tuple(window_size) != (-1, -1)
+            at = places[:, : query.shape[1]] if turning else lengths[:, None].expand(-1, query.shape[1])
+            tables = rotary_cos, rotary_sin
+            if turning and query.shape[1] == key.shape[1]:
+                q, k = rotary(q, k, *tables, at, rotary_interleaved)  # type: ignore[arg-type]
+            else:
+                q = rotary(q, None, *tables, at, rotary_interleaved)  # type: ignore[arg-type]
+                k = rotary(k, None, *tables, places[:, : key.shape[1]], rotary_interleaved)  # type: ignore[arg-type]
+        kv_append(k_cache, v_cache, k, v, lengths, block_table)
+        lengths = lengths + key.shape[1]
+    y, lse = attention_decode(
+        q, k_cache, v_cache, lengths, block_table, sinks=sinks, causal=causal, window=window_size, scale=softmax_scale,
+        softcap=softcap, return_lse=True,
+    )  # fmt: skip
+    y = y.transpose(1, 2)
+    return (y, lse) if return_softmax_lse else y

@@ -46,7 +46,13 @@ from gpulayers.torch.activation import (
     tanhshrink,
     threshold,
 )
-from gpulayers.torch.attention import attention, scaled_dot_product_attention
+from gpulayers.torch.attention import (
+    attention,
+    attention_decode,
+    attention_with_kvcache,
+    kv_append,
+    scaled_dot_product_attention,
+)
 from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpulayers.torch.dropout import dropout
 from gpulayers.torch.embedding import embedding, embedding_bag

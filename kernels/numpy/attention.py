@@ -13,6 +13,9 @@ from gpulayers.arrays import guests, layout
 from .._attention import order_of_gradient, order_of_y, spans
 from .._layout import empty_of
 from . import _blocks, _masks
+from ._attention_decode import attention_decode_forward as attention_decode_forward
+from ._attention_decode import attention_decode_refuses as attention_decode_refuses
+from ._kv_append import kv_append_forward as kv_append_forward
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 SCORES = 1 << 17

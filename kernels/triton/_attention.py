@@ -7,13 +7,33 @@ that they do, without masks, then the rest.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import triton
 import triton.language as tl
 
+from . import _tile
+from ._configs import Tile
 from ._random import _words_of
 from .activation import _tanh
+
+LEAST = 16
+"""Of what a product of matrices has in each direction."""
+PART = 16
+"""Of a head's elements, what is multiplied at a time without tensor cores."""
+
+
+def choose(entries: Sequence[Tile], device: _tile.Device, width: int, rows: int) -> tuple[int, Tile] | None:
+    """The tiles for heads so wide (BK: the widest that a tile is for), of them the lowest that holds all rows."""
+    wide = [(i, c) for i, c in enumerate(entries) if width <= c.BK]
+    fitting = [(i, c) for i, c in wide if c.BK == wide[0][1].BK]
+    return next(((i, c) for i, c in reversed(fitting) if rows <= c.BM), fitting[0] if fitting else None)
+
+
+def along(x: Any, empty: Callable) -> Any:
+    """``x`` with the last axis contiguous; a copy where it is not."""
+    return x if x.stride(-1) == 1 or x.shape[-1] < 2 else _tile.copied(x, None, empty)
 
 
 def narrow(c: dict[str, Any]) -> str:

@@ -4,42 +4,28 @@ more of the scores; blocks outside of a mask are not visited."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .._attention import order_of_gradient, order_of_y
 from .._dropout import threshold_and_scale
 from . import _attention_bias, _configs, _matmul, _tile
+from ._attention import LEAST, PART, along, choose
 from ._attention_backward import _attention_delta_kernel, _attention_keys_kernel, _attention_queries_kernel
+from ._attention_decode import attention_decode_forward as attention_decode_forward
 from ._attention_forward import _attention_forward_kernel
 from ._configs import Tile
-
-LEAST = 16
-"""Of what a product of matrices has in each direction."""
-PART = 16
-"""Of a head's elements, what is multiplied at a time without tensor cores."""
-
-
-def _choose(entries: Sequence[Tile], device: _tile.Device, width: int, rows: int) -> tuple[int, Tile] | None:
-    """The tiles for heads so wide (BK: the widest that a tile is for), of them the lowest that holds all rows."""
-    wide = [(i, c) for i, c in enumerate(entries) if width <= c.BK]
-    fitting = [(i, c) for i, c in wide if c.BK == wide[0][1].BK]
-    return next(((i, c) for i, c in reversed(fitting) if rows <= c.BM), fitting[0] if fitting else None)
+from ._kv_append import kv_append_forward as kv_append_forward
 
 
 def _choices(name: str) -> dict[str, _configs.Choice]:
     """rich: 16-bit scores to which more is done than a product, whose temporaries take registers."""
     kinds = ("half", "half_rich", "tf32", "single")
-    return {kind: _configs.tiles(f"{name}.{kind}", _choose, inner=()) for kind in kinds}
+    return {kind: _configs.tiles(f"{name}.{kind}", choose, inner=()) for kind in kinds}
 
 
 FORWARD, KEYS, QUERIES, BIAS = (_choices(f"attention_{name}") for name in ("forward", "keys", "queries", "bias"))
 DELTA = _configs.rows("attention_delta")
-
-
-def _along(x: Any, empty: Callable) -> Any:
-    """``x`` with the last axis contiguous; a copy where it is not."""
-    return x if x.stride(3) == 1 or x.shape[3] < 2 else _tile.copied(x, None, empty)
 
 
 class _Call(NamedTuple):
@@ -105,7 +91,7 @@ def _call(
         gain=gain,
     )
     how = dict(BEFORE=before >= 0, AFTER=after >= 0, BOTTOM=corner == "bottom_right", CAPPED=softcap > 0)
-    arrays = tuple(_along(x, empty) for x in (q, k, v))
+    arrays = tuple(along(x, empty) for x in (q, k, v))
     rest = (None if x is None else _tile.dense(x, empty) for x in (seed, cu_q, cu_k))
     seed, *cu = rest
     return _Call(arrays, bias, seed, tuple(cu), sizes, numbers, how)
@@ -157,7 +143,7 @@ def attention_backward(
     corner: str = "top_left", scale: float | None = None, softcap: float = 0.0, p: float = 0.0, empty: Any,
 ) -> tuple:  # fmt: skip
     dy, dlse = dys
-    dy = None if dy is None else _along(dy, empty)
+    dy = None if dy is None else along(dy, empty)
     q, k, v = (saved[name] for name in "qkv")
     bias, seed, cu_q, cu_k = (saved.get(name) for name in ("bias", "seed", "cu_q", "cu_k"))
     call = _call(q, k, v, bias, seed, cu_q, cu_k, window, corner, scale, softcap, p, empty)
