@@ -208,8 +208,8 @@ def test_a_forced_tile_that_does_not_fit_is_refused():
         _configs.forced("matmul.half", Tile(256, 256, 128, 8, 4)),
         pytest.raises(ValueError, match=r"matmul\.half: none of"),
     ):
-        _matmul.HALF(small, 4096, 4096, 2, True)
-    assert _matmul.HALF(small, 4096, 4096, 2, True) == Tile(128, 256, 32, 8, 4)
+        _matmul.HALF(small, 4096, 4096, 4096, 2, True, False)
+    assert _matmul.HALF(small, 4096, 4096, 4096, 2, True, False) == (Tile(128, 256, 32, 8, 4), 1)
 
 
 def test_listed_entries_stand_for_the_table():

@@ -122,6 +122,20 @@ def test_tma_takes_no_empty_rows():
     assert {run.kernel for run in session.launches} == {"_matmul_kernel"} and (y == 0).all() and y.shape == (144, 80)
 
 
+@pytest.mark.parametrize("rows, turned, splits", [(200, False, 1), (2000, False, 4), (200, True, 1)])
+def test_dbias_comes_with_dweight(rows, turned, splits):
+    """Its product sums dy's columns in passing, also where K is split; an activation's dz brings them by itself."""
+    x, w, b, dy = (torch.tensor(draw(*shape)).bfloat16() for shape in ((rows, 72), (80, 72), (80,), (rows, 80)))
+    with interpreting(_tile.Device(90, 8, 232448)) as session, arena("triton"):
+        call = linear.record(x, w, b)[1]
+        del session.launches[:]
+        found = call.backward(dy.T.contiguous().T if turned else dy)
+    finishes = ["_finish_kernel"] * 2 if splits > 1 else []
+    assert [run.kernel for run in session.launches] == ["_matmul_tma_kernel"] * 2 + finishes
+    for mine, theirs in zip(found, (dy.double() @ w.double(), dy.double().T @ x.double(), dy.double().sum(0))):
+        torch.testing.assert_close(mine.double(), theirs, rtol=2**-7, atol=2**-7)
+
+
 def test_float32_tiles():
     check_op(linear, draw(160, 40), draw(144, 40), draw(144), activation="gelu", dtypes=["float32"], dys=["dense"])
 

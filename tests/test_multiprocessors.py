@@ -72,7 +72,7 @@ CASES = {
     ),
     "K split without descriptors": (linear, [draw(20, 1600), draw(20, 1600), None], {}, [], "_matmul_kernel", 20),
     "sums of columns": (
-        linear, [half(700, 64), half(64, 64), half(64)], {}, None, "_linear_backward_columns_kernel", 44,
+        linear, [half(700, 64), half(64, 64), half(64)], {"activation": "relu"}, None, "_linear_backward_columns_kernel", 44,
     ),
     "smaller tiles, and pixels split": (
         conv, [half(2, 16, 24, 24), half(32, 16, 3, 3), None], {"padding": 1}, None, "_conv_kernel", 18,
@@ -313,7 +313,7 @@ def test_a_backward_leaves_its_forwards_room():
 
         for reserve in (130, 0):
             with gl.sms(reserve=reserve):
-                call = linear.record(x, w, b)[1]
+                call = linear.record(x, w, b, activation="relu")[1]
             thread = threading.Thread(target=backward, args=(call,))
             thread.start(), thread.join()
     fewer, whole = (noted["_linear_backward_columns_kernel"] for noted in found)

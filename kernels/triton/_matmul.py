@@ -8,7 +8,7 @@ there are too few tiles to fill the GPU, K is split: partial sums in float32, th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -21,6 +21,8 @@ from .activation import value
 
 GROUP = 8
 """Rows of tiles walked together, so that their columns of B stay in L2."""
+PART = 64
+"""Columns of a part of a tile that descriptors store: so few that its copy in shared memory stays small."""
 LEAST_STEPS = 4
 """Steps along K that a split must have, or its partial sums cost more than they bring."""
 
@@ -71,31 +73,46 @@ def _store(
 
 
 @triton.jit
+def _put(
+    acc, split, row, column, bias, z, out, N, number_a, number_b,
+    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The same through descriptors: of z (M, N), of out (splits, M, N)."""
+    if bias is not None:
+        n = column + tl.arange(0, BN)[None, :]
+        acc += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
+    if z is not None:
+        z.store([row, column], acc.to(z.dtype))
+    if ACTIVATION is not None:
+        acc = value(acc, ACTIVATION, number_a, number_b)
+    out.store([split, row, column], acc.to(out.dtype).reshape(1, BM, BN))
+
+
+@triton.jit
 def _finish_tile(
     acc, split, row, column, bias, z, out, M, N, number_a, number_b,
-    BM: tl.constexpr, BN: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr, STORED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ADD: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue; of a large tile with an activation, or with what it is added to, in four parts, or its temporaries would spill."""
-    end = (bias, z, out, M, N, number_a, number_b)
-    if BM * BN >= 4096 and (ACTIVATION is not None or ADD):
+    """The epilogue of a tile in PARTS, one after the other: the temporaries of a whole one would spill, and its copy in
+    shared memory would take the room of the next one's loads. STORED: z and out are descriptors."""
+    if PARTS > 1:
         HALF: tl.constexpr = BN // 2
-        QUARTER: tl.constexpr = BN // 4
+        end = (bias, z, out, M, N, number_a, number_b)
         left, right = tl.split(acc.reshape(BM, 2, HALF).permute(0, 2, 1))
-        first, second = tl.split(left.reshape(BM, 2, QUARTER).permute(0, 2, 1))
-        _store(first, split, row, column, *end, BM, QUARTER, ACTIVATION, ADD)
-        _store(second, split, row, column + QUARTER, *end, BM, QUARTER, ACTIVATION, ADD)
-        third, fourth = tl.split(right.reshape(BM, 2, QUARTER).permute(0, 2, 1))
-        _store(third, split, row, column + HALF, *end, BM, QUARTER, ACTIVATION, ADD)
-        _store(fourth, split, row, column + HALF + QUARTER, *end, BM, QUARTER, ACTIVATION, ADD)
+        _finish_tile(left, split, row, column, *end, BM, HALF, PARTS // 2, STORED, ACTIVATION, ADD)
+        _finish_tile(right, split, row, column + HALF, *end, BM, HALF, PARTS // 2, STORED, ACTIVATION, ADD)
+    elif STORED:
+        _put(acc, split, row, column, bias, z, out, N, number_a, number_b, BM, BN, ACTIVATION)
     else:
-        _store(acc, split, row, column, *end, BM, BN, ACTIVATION, ADD)
+        _store(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION, ADD)
 
 
 @triton.jit
 def _matmul_kernel(
     a, b, bias, z, out, M, N, K, a_m, a_k, b_n, b_k, k_split, number_a, number_b,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
-    ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of one split. EVEN: every step along K is whole."""
     tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
@@ -120,31 +137,47 @@ def _matmul_kernel(
         acc = tl.dot(x, y, acc, input_precision=PRECISION)
         left += BK * a_k
         right += BK * b_k
-    _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION, ADD)
+    end = (bias, z, out, M, N, number_a, number_b)
+    _finish_tile(acc, split, row, column, *end, BM, BN, PARTS, False, ACTIVATION, ADD)
 
 
 @triton.jit
 def _matmul_tma_kernel(
-    a, b, bias, z, out, M, N, K, k_split, splits, number_a, number_b,
+    a, b, bias, z, out, sums, M, N, K, k_split, splits, number_a, number_b,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
-    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, ACTIVATION: tl.constexpr, ADD: tl.constexpr,
+    A_TURNED: tl.constexpr, B_TURNED: tl.constexpr, PARTS: tl.constexpr, STORED: tl.constexpr,
+    ACTIVATION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Every program walks many tiles, so that one tile's epilogue overlaps the next one's loads.
 
-    a, b: descriptors, which give zeros outside; TURNED: with the K axis first.
+    a, b: descriptors, which give zeros outside; TURNED: with the K axis first. sums (splits, 1, M): of a along K. STORED: z
+    and out are descriptors.
     """
     tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
     tiles = tiles_m * tiles_n
+    steps = tl.cdiv(k_split, BK)  # as many for each tile, or the loops would not become one
     for index in tl.range(tl.program_id(0), tiles * splits, tl.num_programs(0), flatten=True):
         split = index // tiles
         tile_m, tile_n = _place(index % tiles, tiles_m, tiles_n, GROUP_M)
         row, column = tile_m * BM, tile_n * BN
         acc = tl.zeros((BM, BN), tl.float32)
-        for k in range(split * k_split, tl.minimum((split + 1) * k_split, K), BK):
+        if sums is not None:
+            total = tl.zeros((BM, BK), tl.float32)
+        tl.assume(steps > 0)
+        for step in range(steps):
+            k = split * k_split + step * BK
             left = a.load([k, row]).T if A_TURNED else a.load([row, k])
             right = b.load([k, column]) if B_TURNED else b.load([column, k]).T
             acc = tl.dot(left, right, acc)
-        _finish_tile(acc, split, row, column, bias, z, out, M, N, number_a, number_b, BM, BN, ACTIVATION, ADD)
+            if sums is not None:
+                total += left.to(tl.float32)
+        if (
+            sums is not None
+        ):  # every tile of these rows has the same; a branch in the loop would cost more than it saves
+            m = row + tl.arange(0, BM)
+            tl.store(sums + split.to(tl.int64) * M + m, tl.sum(total, 1), (m < M) & (tile_n == 0))
+        end = (bias, z, out, M, N, number_a, number_b)
+        _finish_tile(acc, split, row, column, *end, BM, BN, PARTS, STORED, ACTIVATION, ADD)
 
 
 @triton.jit
@@ -202,30 +235,82 @@ def _describe(x: Any, rows: int, columns: int) -> Any:
     return _tile.described(x.T, [columns, rows]) if _turned(x) else _tile.described(x, [rows, columns])
 
 
-def _choose(
-    entries: Sequence[Tile], device: _tile.Device, m: int, n: int, itemsize: int, aligned: bool
-) -> tuple[int, Tile] | None:
-    """The first that is not much wider than the output, gives every SM a tile, and fits the device's shared memory."""
-    fitting = [(i, c) for i, c in enumerate(entries) if c.shared(itemsize) <= device.shared - 2048]
+class Plan(NamedTuple):
+    """How a product is cut."""
+
+    tile: Tile
+    splits: int
+    """Of K, each summed on its own."""
+
+
+def _fitting(
+    entries: Sequence[Tile], device: _tile.Device, itemsize: int, aligned: bool, tma: bool
+) -> list[tuple[int, Tile]]:
+    """Those whose operands fit shared memory beside a part of the epilogue, and their addresses the registers."""
+    room = device.shared - 2048
+    beside = 4 * PART if tma else 0
+    fitting = [(i, c) for i, c in enumerate(entries) if c.shared(itemsize) + beside * c.BM <= room]
     if not aligned:  # the addresses of single elements would take the registers of a large tile's sums
         fitting = [(i, c) for i, c in fitting if c.BM * c.BN // c.warps * itemsize <= 4096]
+    return fitting
+
+
+def _widest(
+    entries: Sequence[Tile], device: _tile.Device, m: int, n: int, k: int, itemsize: int, aligned: bool, tma: bool
+) -> tuple[int, Plan] | None:
+    """The first that is not much wider than the output, gives every SM a tile, and fits the device's shared memory."""
+    fitting = _fitting(entries, device, itemsize, aligned, tma)
     for i, c in fitting[:-1]:
         tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
         if m > c.BM // 2 and n > c.BN // 2 and tiles >= device.sms:
-            return i, c
+            return i, Plan(c, 1)
 
     # Too few tiles for every SM: the one that wastes least on the edges, wide ones first; splitting K fills the GPU.
     def waste(entry: tuple[int, Tile]) -> tuple[int, int]:
         c = entry[1]
         return _tile.cdiv(m, c.BM) * c.BM * _tile.cdiv(n, c.BN) * c.BN, -c.BM * c.BN
 
-    return min(fitting, key=waste, default=None)
+    if not fitting:
+        return None
+    i, c = min(fitting, key=waste)
+    tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
+    return i, Plan(c, max(1, min(device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS))))
 
 
-HALF_TMA = _configs.tiles("matmul.half_tma", _choose, inner=(32, 64, 128))
-HALF = _configs.tiles("matmul.half", _choose, inner=(32, 64, 128))
-TF32 = _configs.tiles("matmul.tf32", _choose, inner=(16, 32, 64))
-SINGLE = _configs.tiles("matmul.single", _choose, inner=(16, 32))
+LOADED, MOVED, SECOND = 80, 0.67, 8e6
+"""What stands beside a multiprocessor's multiply-adds on an H200, in as many of them: an element of an operand that it loads
+from L2, a byte that the whole GPU moves in memory, a second stage's launch."""
+MOST_ROUNDS = 6
+"""Of the GPU's tiles, up to which splitting K evens out the last one."""
+
+
+def cost(tile: Tile, splits: int, sms: int, m: int, n: int, k: int) -> float:
+    """How long a product of 16-bit numbers takes: rounds of the GPU's tiles, and the partial sums of what is split."""
+    rounds = _tile.cdiv(_tile.cdiv(m, tile.BM) * _tile.cdiv(n, tile.BN) * splits, sms)
+    step = max(tile.BM * tile.BN, LOADED * (tile.BM + tile.BN)) * tile.BK
+    second = 0 if splits == 1 else SECOND + 8 * splits * m * n * MOVED
+    return rounds * _tile.cdiv(_tile.cdiv(k, tile.BK), splits) * step + second
+
+
+def _quickest(
+    entries: Sequence[Tile], device: _tile.Device, m: int, n: int, k: int, itemsize: int, aligned: bool, tma: bool
+) -> tuple[int, Plan] | None:
+    """The tile, and the splits of K, of the least cost."""
+    found = []
+    for i, c in _fitting(entries, device, itemsize, aligned, tma):
+        tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
+        most = max(1, min(MOST_ROUNDS * device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS)))
+        found += [(cost(c, s, device.sms, m, n, k), s, i, c) for s in range(1, most + 1)]
+    if not found:
+        return None
+    _, splits, i, c = min(found)
+    return i, Plan(c, splits)
+
+
+HALF_TMA = _configs.tiles("matmul.half_tma", _quickest, inner=(32, 64, 128))
+HALF = _configs.tiles("matmul.half", _quickest, inner=(32, 64, 128))
+TF32 = _configs.tiles("matmul.tf32", _widest, inner=(16, 32, 64))
+SINGLE = _configs.tiles("matmul.single", _widest, inner=(16, 32))
 """float32 exact: no tensor cores, so the accumulators and both operands live in registers."""
 
 
@@ -233,51 +318,64 @@ def _precision(itemsize: int) -> str:
     return "tf32" if itemsize == 4 and _tile.tf32("cuda.matmul") else "ieee"
 
 
+def by_tma(a: Any, b: Any) -> bool:
+    """Whether the product A Bᵀ is loaded through descriptors."""
+    return _tile.device(a).arch >= 90 and a.shape[0] >= 64 and b.shape[0] >= 64 and _fits_tma(a) and _fits_tma(b)
+
+
+NOTHING = dict(bias=None, z=None, number_a=0.0, number_b=0.0, ACTIVATION=None, ADD=False)
+"""The epilogue of partial sums: that of the product comes with their second stage."""
+
+
 def matmul(
-    a: Any,
-    b: Any,
-    out: Any,
-    empty: Callable,
-    *,
-    bias: Any = None,
-    z: Any = None,
-    f: str | None = None,
-    numbers: tuple[float, float] = (0.0, 0.0),
-    add: bool = False,
-) -> None:
+    a: Any, b: Any, out: Any, empty: Callable, *, bias: Any = None, z: Any = None, f: str | None = None,
+    numbers: tuple[float, float] = (0.0, 0.0), add: bool = False, sums: Any = None,
+) -> None:  # fmt: skip
     """out = f(A Bᵀ + bias), and z = A Bᵀ + bias where asked; add: out is added to the product.
 
     a: (M, K), b: (N, K), of one dtype and any strides (``b`` is stored as a weight is). bias: (N,) contiguous.
-    out, z: (M, N) row-major. f: an activation's name, with its numbers.
+    out, z: (M, N) row-major. f: an activation's name, with its numbers. sums: (M,), A's along K, where ``by_tma``.
     """
     a, b = _unit(a, empty), _unit(b, empty)
     (m, k), n, device = a.shape, b.shape[0], _tile.device(a)
     precision = _precision(a.element_size())
     if precision == "tf32" and device.arch >= 90:  # these tensor cores take float32 operands along K only
         a, b = _tile.dense(a, empty), _tile.dense(b, empty)
-    tma = device.arch >= 90 and m >= 64 and n >= 64 and _fits_tma(a) and _fits_tma(b)
+    tma = by_tma(a, b)
     choice = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
     aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))
-    c = choice(device, m, n, a.element_size(), aligned)
-    tiles = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN)
-    splits = max(1, min(device.sms // max(tiles, 1), k // (c.BK * LEAST_STEPS)))
+    c, splits = choice(device, m, n, k, a.element_size(), aligned, tma)
     k_split = _tile.cdiv(_tile.cdiv(k, splits), c.BK) * c.BK
     splits = max(1, _tile.cdiv(k, max(k_split, 1)))
-    target, stage_one = out, dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f, ADD=add)
-    if splits > 1:
-        target, stage_one = (
-            empty((splits, m, n), "float32"),
-            dict.fromkeys(stage_one) | dict(number_a=0.0, number_b=0.0, ADD=False),
-        )
-    common = stage_one | dict(out=target, M=m, N=n, K=k, k_split=k_split, num_warps=c.warps, num_stages=c.stages)
-    common |= dict(BM=c.BM, BN=c.BN, BK=c.BK, GROUP_M=GROUP)
+    whole = dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f, ADD=add)
+    target, end = (out, whole) if splits == 1 else (empty((splits, m, n), "float32"), NOTHING)
+    parts = sums if sums is None or splits == 1 else empty((splits, 1, m), "float32")
+    sizes = dict(M=m, N=n, K=k, k_split=k_split, BM=c.BM, BN=c.BN, BK=c.BK, GROUP_M=GROUP)
+    sizes |= dict(num_warps=c.warps, num_stages=c.stages)
+    programs = _tile.cdiv(m, c.BM) * _tile.cdiv(n, c.BN) * splits
     if tma:
         turned = dict(A_TURNED=_turned(a), B_TURNED=_turned(b))
         a, b = _describe(a, c.BM, c.BK), _describe(b, c.BN, c.BK)
-        _tile.launch(_matmul_tma_kernel, (min(tiles * splits, device.sms),), a, b, splits=splits, **turned, **common)
+        grid = (min(programs, device.sms),)
+        end = _in_parts(target.view(splits, m, n), c, **end)
+        _tile.launch(_matmul_tma_kernel, grid, a, b, sums=parts, splits=splits, **turned, **end, **sizes)
     else:
         steps = dict(a_m=a.stride(0), a_k=a.stride(1), b_n=b.stride(0), b_k=b.stride(1))
         even = type(k) is int and k % c.BK == 0
-        _tile.launch(_matmul_kernel, (tiles * splits,), a, b, EVEN=even, PRECISION=precision, **steps, **common)
+        in_parts = c.BM * c.BN >= 4096 and (end["ACTIVATION"] is not None or end["ADD"])
+        end = end | dict(out=target, PARTS=4 if in_parts else 1, EVEN=even, PRECISION=precision)
+        _tile.launch(_matmul_kernel, (programs,), a, b, **steps, **end, **sizes)
     if splits > 1:
         finish(target, out, bias, z, f, numbers, add)
+        if sums is not None:
+            finish(parts, sums)
+
+
+def _in_parts(out: Any, tile: Tile, z: Any, ADD: bool, **end: Any) -> dict[str, Any]:
+    """The epilogue's arguments for a tile of out (splits, M, N): descriptors, where they can be."""
+    wide = min(PART, tile.BN)
+    stored = out.shape[2] * out.element_size() % 16 == 0 and _tile.begins_aligned(out) and not ADD
+    if stored:
+        out = _tile.described(out, [1, tile.BM, wide])
+        z = z if z is None else _tile.described(z, [tile.BM, wide])
+    return end | dict(out=out, z=z, ADD=ADD, STORED=stored, PARTS=tile.BN // wide)

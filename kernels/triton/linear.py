@@ -1,6 +1,7 @@
 """Linear. Bound by arithmetic: forward 2 M N K flops with bias and activation in the epilogue, backward twice that.
 
-Backward first makes dz = dy f'(z) and the column sums that are dbias, in one pass; without an activation dz is dy.
+Backward first makes dz = dy f'(z) and the column sums that are dbias, in one pass; without an activation dz is dy, whose
+columns are summed by the product that is dweight, where it can.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .activation import gradient
 BUDGETS = {
     # Rows of a length that 16 does not divide.
     "_linear_backward_columns_kernel": Budget(
-        registers=80, blocks=6, narrow=lambda c: "loads, stores" if c["odd"] & {"N", "dy_m"} else ""
+        registers=96, blocks=5, narrow=lambda c: "loads, stores" if c["odd"] & {"N", "dy_m"} else ""
     ),
 }
 
@@ -31,7 +32,7 @@ def _linear_backward_columns_kernel(
     """dz = dy f'(z), and this program's partial sum of dz over ``each`` rows of BLOCK columns."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     start = tl.program_id(1).to(tl.int64) * each
-    total = tl.zeros((1, BLOCK), tl.float32)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(0, each, ROWS):
         m = start + first + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
         mask = (m < tl.minimum(start + each, M)) & (n < N)
@@ -41,9 +42,9 @@ def _linear_backward_columns_kernel(
             g = tl.where(mask, gradient(g, v, ACTIVATION, a, b), 0.0)
             tl.store(dz + m * N + n, g.to(dz.dtype.element_ty), mask)
         if parts is not None:
-            total += tl.sum(g, 0, keep_dims=True)
+            total += g
     if parts is not None:
-        tl.store(parts + tl.program_id(1).to(tl.int64) * N + n, total, n < N)
+        tl.store(parts + tl.program_id(1).to(tl.int64) * N + n, tl.sum(total, 0, keep_dims=True), n < N)
 
 
 BACKWARD_COLUMNS = _configs.rows("linear_backward_columns")
@@ -106,13 +107,16 @@ def linear_backward(
     kept = None if activation is None else saved["y" if activation in FROM_Y else "z"]
     dx = empty(x.shape, dz.dtype) if "x" in needs else None
     dw = empty(weight.shape, dz.dtype) if "weight" in needs else None
-    db = empty((out,), dz.dtype) if "bias" in needs else None
-    if activation is not None or db is not None:
+    db = sums = empty((out,), dz.dtype) if "bias" in needs else None
+    rows = None if dw is None else _matrix(saved["x"], features, empty).T
+    if activation is not None or rows is None or db is None or not _matmul.by_tma(dz.T, rows):
+        sums = None
+    if activation is not None or (db is not None and sums is None):
         dz, parts = _backward_columns(dz, kept, activation, db is not None, empty)
         if parts is not None:
             _matmul.finish(parts, db)
     if dx is not None and dx.numel():
         _matmul.matmul(dz, saved["weight"].T, _matrix(dx, features), empty)
     if dw is not None and dw.numel():
-        _matmul.matmul(dz.T, _matrix(saved["x"], features, empty).T, dw, empty)
+        _matmul.matmul(dz.T, rows, dw, empty, sums=sums)
     return dx, dw, db
