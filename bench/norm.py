@@ -122,6 +122,16 @@ def _group_norm(name: str, groups: int, *shape: int, cpu: bool = False) -> Case:
     return Case(group_norm, f"{name} {shape}, {groups} groups", shapes, options, theirs, cpu=cpu)
 
 
+def _norm_silu(name: str, *shape: int, cpu: bool = False) -> Case:
+    """silu(group_norm(x)), what a diffusion model's blocks begin with."""
+
+    def theirs(x: Any, weight: Any, bias: Any) -> Any:
+        return F.silu(F.group_norm(x, 32, weight, bias))
+
+    shapes, options = (shape, (shape[1],), (shape[1],)), {"num_groups": 32, "activation": "silu"}
+    return Case(group_norm, f"{name} {shape}, 32 groups, silu", shapes, options, theirs, cpu=cpu)
+
+
 def _instance_norm(name: str, *shape: int, cpu: bool = False) -> Case:
     def theirs(x: Any, weight: Any, bias: Any) -> Any:
         return F.instance_norm(x, None, None, weight, bias)
@@ -151,6 +161,9 @@ def _of_samples() -> list[Case]:
         _group_norm("Stable Diffusion, decoder", 32, 1, 128, 512, 512),
         _group_norm("ResNet-50 stage 1", 32, 128, 256, 56, 56),
         _group_norm("ResNet-50 stage 4", 32, 128, 2048, 7, 7),
+        _norm_silu("small", 4, 32, 16, 16, cpu=True),
+        _norm_silu("Stable Diffusion", 2, 320, 64, 64),
+        _norm_silu("Stable Diffusion, decoder", 1, 128, 512, 512),
         _instance_norm("small", 4, 32, 16, 16, cpu=True),
         _instance_norm("style transfer", 8, 64, 256, 256),
         _local_response_norm("small", 4, 16, 13, 13, cpu=True),
@@ -234,8 +247,11 @@ def audits() -> list[Case]:
         ("several programs a group", (2, 256, 56, 56), None),
         ("images", IMAGES, CHANNELS_LAST),
     ):
-        options, arrays = {"num_groups": 32}, (shape, *[Spec((256,), float32)] * 2)
-        found.append(Case(group_norm, name, arrays, options, order=order, archs=ONE_ARCH))
+        arrays = (shape, *[Spec((256,), float32)] * 2)
+        for activation in (None, "silu"):
+            options = {"num_groups": 32, "activation": activation}
+            archs = ONE_ARCH if activation is None or order is None else (80, 90, 100)
+            found.append(Case(group_norm, name, arrays, options, order=order, archs=archs))
     found.append(Case(instance_norm, "images", (IMAGES, *channels), needs=("x",), archs=ONE_ARCH))
     for order in (None, CHANNELS_LAST):
         found.append(Case(local_response_norm, "images", (IMAGES,), {"size": 5}, order=order, archs=ONE_ARCH))

@@ -26,3 +26,9 @@ def for_both(grads: tuple, needs: tuple) -> tuple:
     """The norm's gradients as those of (x, residual, *weights): the first two are one array."""
     dh, *others = grads
     return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+
+
+def group_norm_saved(activation: str | None, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any) -> dict[str, Any]:
+    """What backward computes from: it reads x anyway, and so f'(z) is from z, made again."""
+    saved = {"x": x, "mean": mean, "rstd": rstd, "weight": weight, "bias": None if activation is None else bias}
+    return {name: a for name, a in saved.items() if a is not None}

@@ -1,4 +1,4 @@
-"""Group norm and instance norm. Statistics are float32 (float64 for float64) for any dtype."""
+"""Group norm and instance norm, and what may follow them in the same pass. Statistics are float32 (float64 for float64) for any dtype."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, spec, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError
+from gpulayers.kernels._norm import batch_norm_saved, group_norm_saved
+from gpulayers.ops._activation import require_activation
 from gpulayers.ops._batch_norm import batch_norm_backward, batch_norm_forward
 from gpulayers.ops._norm import require_channels, require_running
 from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._window import output_order
+from gpulayers.ops.activation import ACTIVATIONS
 
 # --- group norm ------------------------------------------------------------------------------------------------------
 
@@ -23,8 +26,10 @@ def group_norm_rule(
     needs: tuple = (),
     num_groups: int,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> Rule:
     require_float("x", x)
+    require_activation(activation)
     channels = require_channels(x, weight=weight, bias=bias)
     if not hasattr(num_groups, "__index__") or isinstance(num_groups, bool):
         raise KindError("num_groups", "an integer", repr(num_groups))
@@ -35,8 +40,8 @@ def group_norm_rule(
         raise ArgumentError("x", "more than one value, N · C / num_groups · ∏ spatial > 1", list(x.shape))
     y = Spec(x.shape, x.dtype, output_order(x))
     row = Spec((x.shape[0], num_groups), compute_dtype(x.dtype))
-    saved = {"x": x, "mean": row, "rstd": row} | ({} if weight is None else {"weight": weight})
-    return Rule({"y": y}, saved if needs else {}, {"num_groups": num_groups, "eps": float(eps)}, {"x": y})
+    options = {"num_groups": num_groups, "eps": float(eps), "activation": activation}
+    return Rule({"y": y}, group_norm_saved(activation, x, row, row, weight, bias) if needs else {}, options, {"x": y})
 
 
 def _grouped(x: Any, groups: int) -> Any:
@@ -50,7 +55,9 @@ def _of_channels(p: Any, groups: int) -> Any:
     return up(p).reshape(1, groups, p.size // max(groups, 1), 1)
 
 
-def _normalised(x: Any, weight: Any, bias: Any, groups: int, eps: float) -> tuple[Any, Any, Any, Any]:
+def _normalised(
+    x: Any, weight: Any, bias: Any, groups: int, eps: float, activation: str | None
+) -> tuple[Any, Any, Any, Any]:
     """(y, and mean, variance and rstd of each group: (N, G))"""
     xp, v = namespace(x), _grouped(up(x), groups)
     n = max(v.shape[2] * v.shape[3], 1)  # a group of nothing has mean 0
@@ -58,53 +65,76 @@ def _normalised(x: Any, weight: Any, bias: Any, groups: int, eps: float) -> tupl
     d = v - mean
     var = (d * d).sum((2, 3), keepdims=True) / n
     rstd = 1 / xp.sqrt(var + eps)
-    y = d * rstd
-    if weight is not None:
-        y = y * _of_channels(weight, groups)
-    if bias is not None:
-        y = y + _of_channels(bias, groups)
+    y = _affine(d * rstd, weight, bias, groups)
+    if activation is not None:
+        f = ACTIVATIONS[activation]
+        y = f.value(y, *f.numbers)
     y = arranged(y.astype(x.dtype, copy=False).reshape(x.shape), output_order(spec(x)))
     mean, var, rstd = (arranged(a.reshape(x.shape[0], groups), None) for a in (mean, var, rstd))
     return y, mean, var, rstd
 
 
+def _affine(xhat: Any, weight: Any, bias: Any, groups: int) -> Any:
+    if weight is not None:
+        xhat = xhat * _of_channels(weight, groups)
+    return xhat if bias is None else xhat + _of_channels(bias, groups)
+
+
 def group_norm_forward(
-    x: Any, weight: Any = None, bias: Any = None, *, needs: tuple = (), num_groups: int, eps: float = 1e-5
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    """y = (x − mean) rstd · weight + bias, with rstd = 1 / √(var + eps), over each group of channels of each sample.
+    """y = f((x − mean) rstd · weight + bias), with rstd = 1 / √(var + eps), over each group of channels of each sample.
 
     x: (N, C, *), float, of any rank; its channels make num_groups groups of C / num_groups neighbours. weight, bias:
     (C,), of x's dtype, or float32 for 16-bit x. mean and var (the biased one) are taken over a group's channels and all
-    that * stands for. Returns y with x's shape, dtype and memory order (channels-last or row-major). Wu, He: Group
-    Normalization (2018). Raises ShapeError; ArgumentError for one value in all, as torch.
+    that * stands for. f: the activation, a name in ``ACTIVATIONS`` with torch's default numbers, or none. Returns y with
+    x's shape, dtype and memory order (channels-last or row-major). Wu, He: Group Normalization (2018). Raises ShapeError;
+    ArgumentError for one value in all, as torch.
     """
-    y, mean, _, rstd = _normalised(x, weight, bias, num_groups, eps)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    y, mean, _, rstd = _normalised(x, weight, bias, num_groups, eps, activation)
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def group_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, num_groups: int, eps: float = 1e-5
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple:
-    """With x̂ = (x − mean) rstd and g = dy · weight, both averaged over a group where a bar is:
+    """With x̂ = (x − mean) rstd, z = x̂ · weight + bias, dz = dy f'(z) and g = dz · weight, averaged over a group where a
+    bar is:
 
-    dx = rstd (g − ḡ − x̂ · mean(g x̂)),  dweight = Σ dy x̂,  dbias = Σ dy over samples and *.
+    dx = rstd (g − ḡ − x̂ · mean(g x̂)),  dweight = Σ dz x̂,  dbias = Σ dz over samples and *.
     """
     (dy,), x, weight = dys, saved["x"], saved.get("weight")
-    v, dy = _grouped(up(x), num_groups), _grouped(up(dy), num_groups)
+    v, dz = _grouped(up(x), num_groups), _grouped(up(dy), num_groups)
     mean, rstd = (saved[k].reshape(*v.shape[:2], 1, 1) for k in ("mean", "rstd"))
     xhat = (v - mean) * rstd
+    if activation is not None:
+        f, kept = ACTIVATIONS[activation], _affine(xhat, weight, saved.get("bias"), num_groups)
+        dz = f.gradient(dz, f.value(kept, *f.numbers) if f.keeps == "y" else kept, *f.numbers)
     dx = dweight = dbias = None
     if "x" in needs:
         n = max(v.shape[2] * v.shape[3], 1)
-        g = dy if weight is None else dy * _of_channels(weight, num_groups)
+        g = dz if weight is None else dz * _of_channels(weight, num_groups)
         means, slopes = (a.sum((2, 3), keepdims=True) / n for a in (g, g * xhat))
         dx = (rstd * (g - means - xhat * slopes)).astype(x.dtype, copy=False).reshape(x.shape)
         dx = arranged(dx, output_order(spec(x)))
     if "weight" in needs:
-        dweight = (dy * xhat).sum((0, 3)).reshape(-1).astype(inputs[1].dtype, copy=False)
+        dweight = (dz * xhat).sum((0, 3)).reshape(-1).astype(inputs[1].dtype, copy=False)
     if "bias" in needs:
-        dbias = dy.sum((0, 3)).reshape(-1).astype(inputs[2].dtype, copy=False)
+        dbias = dz.sum((0, 3)).reshape(-1).astype(inputs[2].dtype, copy=False)
     return dx, dweight, dbias
 
 
@@ -124,8 +154,10 @@ def instance_norm_rule(
     needs: tuple = (),
     use_input_stats: bool = True,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> Rule:
     require_float("x", x)
+    require_activation(activation)
     channels = require_channels(x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     require_running(running_mean, running_var)
     if running_mean is None and not use_input_stats:
@@ -134,9 +166,12 @@ def instance_norm_rule(
         raise ArgumentError("x", "more than one value per channel of a sample, ∏ spatial > 1", list(x.shape))
     y = Spec(x.shape, x.dtype, output_order(x))
     row = Spec((x.shape[0], channels) if use_input_stats else (channels,), compute_dtype(x.dtype))
-    saved = {"x": x, "mean": row, "rstd": row} | ({} if weight is None else {"weight": weight})
-    options = {"use_input_stats": bool(use_input_stats), "eps": float(eps)}
-    return Rule({"y": y}, saved if needs else {}, options, {"x": y})
+    options = {"use_input_stats": bool(use_input_stats), "eps": float(eps), "activation": activation}
+    if not needs:
+        return Rule({"y": y}, {}, options, {"x": y})
+    if use_input_stats:
+        return Rule({"y": y}, group_norm_saved(activation, x, row, row, weight, bias), options, {"x": y})
+    return Rule({"y": y}, batch_norm_saved(activation, y, row, row, x, weight, bias, None), options, {"x": y})
 
 
 def instance_norm_forward(
@@ -150,26 +185,27 @@ def instance_norm_forward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    """y = (x − mean) rstd · weight + bias, with rstd = 1 / √(var + eps), for each channel of each sample.
+    """y = f((x − mean) rstd · weight + bias), with rstd = 1 / √(var + eps), for each channel of each sample.
 
     x: (N, C, *spatial), float. weight, bias, running_mean, running_var: (C,), of x's dtype, or float32 for 16-bit x.
     use_input_stats: mean and var (the biased one) are taken over spatial, and running statistics r, where there are such,
     become (1 − momentum) r + momentum · (the mean over samples of these, var unbiased), in place. Otherwise mean and var
-    are the running ones, and this is batch norm in evaluation. Returns y with x's shape, dtype and memory order
+    are the running ones, and this is batch norm in evaluation. f: as group norm's. Returns y with x's shape, dtype and memory order
     (channels-last or row-major). Ulyanov, Vedaldi, Lempitsky: Instance Normalization (2016). Raises ShapeError, and
     ArgumentError for one value per channel.
     """
     if not use_input_stats:
-        return batch_norm_forward(x, weight, bias, running_mean, running_var, needs=needs, eps=eps)
+        options: dict[str, Any] = dict(needs=needs, eps=eps, activation=activation)
+        return batch_norm_forward(x, weight, bias, running_mean, running_var, **options)
     samples, channels = x.shape[:2]
-    y, mean, var, rstd = _normalised(x, weight, bias, channels, eps)
+    y, mean, var, rstd = _normalised(x, weight, bias, channels, eps, activation)
     if running_mean is not None and samples:
         count = math.prod(x.shape[2:])
         for running, found in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
             running[...] = ((1 - momentum) * up(running) + momentum * (found.sum(0) / samples)).astype(running.dtype)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def instance_norm_backward(
@@ -181,12 +217,13 @@ def instance_norm_backward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple:
     """As group norm's with a group for each channel; by the running statistics, as batch norm's."""
+    options: dict[str, Any] = dict(inputs=inputs, needs=needs, eps=eps, activation=activation)
     if not use_input_stats:
-        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)[:5]
-    grads = group_norm_backward(dys, saved, inputs=inputs, needs=needs, num_groups=saved["x"].shape[1], eps=eps)
-    return *grads, None, None
+        return batch_norm_backward(dys, saved, **options)[:5]
+    return *group_norm_backward(dys, saved, num_groups=saved["x"].shape[1], **options), None, None
 
 
 instance_norm = Op(

@@ -18,12 +18,11 @@ NORMALISES = (*_rows.BATCH_NORMS, NormAct)
 """What a chain may have after its convolution."""
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_OTHERS = {
-    nn.GroupNorm: "a group norm's statistics are those of each image: no op computes it with a convolution or an activation",
-    nn.modules.instancenorm._InstanceNorm: (
-        "an instance norm's statistics are those of each image: no op computes it with a convolution or an activation"
-    ),
-}
+_SAMPLE_NORMS = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+_WHY_NO_SAMPLE_NORM = (
+    "no activation alone follows it in the same forward, and no op computes it with a convolution or a sum: its statistics"
+    " are those of each image"
+)
 
 
 def _before(node: Any, user: Node, module: nn.Module) -> tuple[Any, list[Node]]:
@@ -92,7 +91,7 @@ def chain(last: Node, module: nn.Module) -> Iterator[Row]:
 
 def is_link(module: Any) -> bool:
     """Whether a chain could have a module of this class."""
-    return isinstance(module, (*_CONVOLUTIONS, *_BATCH_NORMS, *_OTHERS))
+    return isinstance(module, (*_CONVOLUTIONS, *_BATCH_NORMS, *_SAMPLE_NORMS))
 
 
 def why_alone(module: Any) -> str:
@@ -101,12 +100,12 @@ def why_alone(module: Any) -> str:
         return "a SyncBatchNorm waits for the statistics of other processes"
     if getattr(module, "transposed", False):
         return "no op computes a transposed convolution with a norm"
-    other = next((why for kind, why in _OTHERS.items() if isinstance(module, kind)), "")
-    return other or ("" if isinstance(module, (*NORMS, *NORMALISES)) else f"it is no drop-in of {_known()}")
+    served = (*NORMS, *NORMALISES, *_rows.SAMPLE_NORMS)
+    return "" if isinstance(module, served) else f"it is no drop-in of {_known()}"
 
 
 def _known() -> str:
-    return ", ".join(c.__name__ for c in (*NORMS, *NORMS.values()))
+    return ", ".join(c.__name__ for c in (*NORMS, *NORMS.values(), *_rows.SAMPLE_NORMS))
 
 
 def why_unlinked(name: str, layer: nn.Module, left: dict[str, str] | None, parent: nn.Module, refused: str) -> str:
@@ -119,7 +118,7 @@ def why_unlinked(name: str, layer: nn.Module, left: dict[str, str] | None, paren
     if type(parent).forward is nn.Module.forward:
         return "it stands in a ModuleList or ModuleDict, which calls nothing"
     if refused or left is None:
-        return refused or "no batch norm follows it in the same forward"
+        return refused or "nothing follows it in the same forward that an op computes with it"
     return left.get(name, "") or ("" if is_bare(layer) else "it has hooks, which see it run alone while they are there")
 
 
@@ -135,6 +134,8 @@ def why_left(graph: Graph, module: nn.Module) -> dict[str, str]:
 
 
 def _why(node: Node, child: nn.Module, module: nn.Module) -> str:
+    if isinstance(child, _SAMPLE_NORMS):
+        return _WHY_NO_SAMPLE_NORM
     if isinstance(child, _BATCH_NORMS):
         conv, before = _before(node.args[0], node, module)
         if not isinstance(module_of(conv, module), tuple(NORMS)):

@@ -1,5 +1,5 @@
 """Modules that a model runs in a row become one op: convolution → batch norm (+ residual) → activation and its parts,
-convolution (+ residual) → activation, linear → activation, add → norm.
+convolution (+ residual) → activation, group or instance norm → activation, linear → activation, add → norm.
 
 torch.fx traces the forward of each module that has children, one level deep. Where it finds such a row, the module's
 forward becomes the traced one with the row in one call, as source that can be read (``print(gt.source(module))``). All
@@ -37,7 +37,7 @@ from gpulayers.torch.norm import LayerNorm, RMSNorm
 
 PLAN = "_gpulayers_rows"
 _ROW_NORMS = (LayerNorm, RMSNorm)
-_KINDS = (Linear, *_rows.CONVOLUTIONS, *_rows.BATCH_NORMS, *_ROW_NORMS)
+_KINDS = (Linear, *_rows.CONVOLUTIONS, *_rows.BATCH_NORMS, *_rows.SAMPLE_NORMS, *_ROW_NORMS)
 
 
 class Unfusable(Exception):
@@ -345,7 +345,7 @@ def _norm_act(last: Node, module: nn.Module) -> Iterator[Row]:
     first: Any = last.args[0] if act is not None else None
     if not only_used_by(first, last):
         return
-    if isinstance(module_of(first, module), _rows.BATCH_NORMS):
+    if isinstance(module_of(first, module), (*_rows.BATCH_NORMS, *_rows.SAMPLE_NORMS)):
         yield Row(_rows.norm_act, (first, last), (first, act), first.args)
     for norm, residual in operands(first):
         if isinstance(module_of(norm, module), _rows.BATCH_NORMS) and only_used_by(norm, first):

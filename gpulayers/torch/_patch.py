@@ -81,10 +81,10 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
 
     fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
-    and its parts, linear → activation, sum → layer or RMS norm. Rows are found in each module's own forward, traced by
-    torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict stay. A fused row keeps what it gives
-    for its backward, so torch refuses a backward after it was written into (``y += 1``). Patch again after a change of
-    what a forward depends on.
+    and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm. Rows are found in
+    each module's own forward, traced by torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict
+    stay. A fused row may keep what it gives for its backward, so torch refuses a backward after it was written into
+    (``y += 1``). Patch again after a change of what a forward depends on.
 
     memory_format: of convolutions' weights of images and volumes; what goes into one follows its weight, as in torch, so
     the first convolution of a model turns the images. By default channels last for those on a GPU, where the kernels want

@@ -24,6 +24,10 @@ from gpulayers.torch.norm import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
     LayerNorm,
     RMSNorm,
     add_layer_norm,
@@ -33,6 +37,8 @@ from gpulayers.torch.norm import (
 
 BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 """And subclasses of ``NormAct``."""
+SAMPLE_NORMS = (GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
+"""Whose statistics are those of each sample."""
 _ADDS = operator.add, operator.iadd
 _ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
 
@@ -63,6 +69,8 @@ def conv_act(conv: Any, act: Act, x: Tensor, residual: Tensor | None = None, in_
 
 def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:
     """act(norm(x))"""
+    if type(norm) in SAMPLE_NORMS and (name := name_of(act)) is not None and is_bare(norm) and is_bare(act):
+        return norm.fused(x, name)
     return norm_add_act(norm, act, x, None)
 
 

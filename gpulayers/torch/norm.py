@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpulayers.ops import norm as ops
-from gpulayers.torch import _autocast
+from gpulayers.torch import _autocast, _epilogue
 from gpulayers.torch._arguments import held
 from gpulayers.torch._batch_norm import BatchNorm1d as BatchNorm1d
 from gpulayers.torch._batch_norm import BatchNorm2d as BatchNorm2d
@@ -50,14 +50,16 @@ def _add_rms_norm_twin(
     return F.rms_norm(total, shape, weight, eps), total
 
 
-def _group_norm_twin(x: Tensor, weight: Any, bias: Any, num_groups: int, eps: float) -> Tensor:
-    return F.group_norm(x, num_groups, weight, bias, eps)
+def _group_norm_twin(x: Tensor, weight: Any, bias: Any, num_groups: int, eps: float, activation: str | None) -> Tensor:
+    return _epilogue.applied(activation, F.group_norm(x, num_groups, weight, bias, eps))
 
 
 def _instance_norm_twin(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, momentum: float, eps: float
-) -> Tensor:
-    return F.instance_norm(x, mean, var, weight, bias, use_input_stats, momentum, eps)
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, momentum: float, eps: float,
+    activation: str | None,
+) -> Tensor:  # fmt: skip
+    z = F.instance_norm(x, mean, var, weight, bias, use_input_stats, momentum, eps)
+    return _epilogue.applied(activation, z)
 
 
 def _local_response_norm_twin(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -66,11 +68,16 @@ def _local_response_norm_twin(x: Tensor, size: int, alpha: float, beta: float, k
 
 def _group_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
     """As the definition; the statistics depend on x. torch's own gradient of a gradient takes no batch of dys."""
-    x, weight, groups = saved["x"], saved.get("weight"), options["num_groups"]
+    x, weight, groups, activation = saved["x"], saved.get("weight"), options["num_groups"], options["activation"]
     wide = x.to(saved["mean"].dtype).reshape(x.shape[0], groups, x.shape[1] // groups, math.prod(x.shape[2:]))
     var, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
     rstd = (var + options["eps"]).rsqrt()
     xhat, g = (wide - mean) * rstd, dys[0].to(wide.dtype).reshape(wide.shape)
+    if activation is not None:
+        kept = xhat if weight is None else xhat * weight.to(wide.dtype).view(groups, -1, 1)
+        kept = kept if saved.get("bias") is None else kept + saved["bias"].to(wide.dtype).view(groups, -1, 1)
+        kept = _epilogue.applied(activation, kept) if activation in _epilogue.BY_Y else kept
+        g = _epilogue.gradient(activation, g, kept)
     dweight, dbias = (g * xhat).sum((0, 3)).reshape(-1), g.sum((0, 3)).reshape(-1)
     if weight is not None:
         g = g * weight.to(wide.dtype).view(groups, -1, 1)
@@ -81,7 +88,7 @@ def _group_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: d
 def _instance_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
     if options["use_input_stats"]:
         return [*_group_norm_again(dys, saved, inputs, options | {"num_groups": saved["x"].shape[1]}), None, None]
-    by_running = options | {"training": False, "activation": None}
+    by_running = options | {"training": False}
     return batch_norm_again(dys, saved, (*inputs, None), by_running)[:5]
 
 
@@ -119,7 +126,7 @@ _add_rms_norm = TorchOp(
 _group_norm = TorchOp(
     ops.group_norm,
     _group_norm_twin,
-    "int num_groups, float eps",
+    "int num_groups, float eps, str? activation",
     buffers=("mean", "rstd"),
     cast=_autocast.ON_CUDA,
     again=_group_norm_again,
@@ -127,7 +134,7 @@ _group_norm = TorchOp(
 _instance_norm = TorchOp(
     ops.instance_norm,
     _instance_norm_twin,
-    "bool use_input_stats, float momentum, float eps",
+    "bool use_input_stats, float momentum, float eps, str? activation",
     buffers=("mean", "rstd"),
     again=_instance_norm_again,
     updating="use_input_stats",
@@ -183,10 +190,17 @@ def add_rms_norm(
 
 
 def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.group_norm``."""
-    return _group_norm(input, weight, bias, num_groups, eps)
+    """As ``torch.nn.functional.group_norm``; and, what torch's has not, f of that in the same pass: ``activation`` as in
+    ``batch_norm``."""
+    return _group_norm(input, weight, bias, num_groups, eps, activation)
 
 
 def instance_norm(
@@ -198,9 +212,12 @@ def instance_norm(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.instance_norm``: running statistics are updated in place where ``use_input_stats``."""
-    return _instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+    """As ``torch.nn.functional.instance_norm``: running statistics are updated in place where ``use_input_stats``. And f of
+    that in the same pass: ``activation`` as in ``batch_norm``."""
+    return _instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, activation)
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -229,7 +246,11 @@ class GroupNorm(nn.GroupNorm):
     """``torch.nn.GroupNorm`` over gpulayers' kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return group_norm(input, self.num_groups, held(self, "weight"), held(self, "bias"), self.eps)
+        return self.fused(input)
+
+    def fused(self, input: Tensor, activation: str | None = None) -> Tensor:
+        """y = f(forward(input)) in one pass, as the function ``group_norm`` has it."""
+        return _group_norm(input, held(self, "weight"), held(self, "bias"), self.num_groups, self.eps, activation)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -240,12 +261,19 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+    def fused(self, input: Tensor, activation: str | None = None) -> Tensor:
+        """y = f(forward(input)), in one pass for samples in a batch, as the function ``instance_norm`` has it."""
+        if input.dim() == self._get_no_batch_dim() or input.shape[1] != self.num_features:
+            return _epilogue.applied(activation, self.forward(input))
+        self._check_input_dim(input)
+        return self._apply_instance_norm(input, activation)
+
+    def _apply_instance_norm(self, input: Tensor, activation: str | None = None) -> Tensor:  # type: ignore[override]
         running = held(self, "running_mean"), held(self, "running_var")
         by_input = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
         weights = held(self, "weight"), held(self, "bias")
-        return instance_norm(input, *running, *weights, by_input, momentum, self.eps)
+        return _instance_norm(input, *weights, *running, by_input, momentum, self.eps, activation)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

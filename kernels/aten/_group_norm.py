@@ -49,7 +49,14 @@ def gradients(dy: torch.Tensor, saved: dict, needs: tuple, groups: int) -> tuple
 
 
 def group_norm_forward(
-    x: torch.Tensor, weight: Any = None, bias: Any = None, *, needs: tuple = (), num_groups: int, eps: float = 1e-5
+    x: torch.Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: None = None,
 ) -> tuple[tuple, dict]:
     y, mean, _, rstd = plainly(normalise, x, weight, bias, num_groups, eps)
     saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
@@ -57,6 +64,13 @@ def group_norm_forward(
 
 
 def group_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, num_groups: int, eps: float = 1e-5
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: None = None,
 ) -> tuple:
     return plainly(gradients, dys[0], saved, needs, num_groups)

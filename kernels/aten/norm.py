@@ -164,11 +164,12 @@ def instance_norm_refuses(
     *,
     needs: tuple = (),
     use_input_stats: bool = True,
+    activation: str | None = None,
     **options: Any,
 ) -> str | None:
     if use_input_stats:
-        return group_norm_refuses(x)
-    return batch_norm_refuses(x, weight, bias, running_mean, running_var, needs=needs)
+        return group_norm_refuses(x, activation=activation)
+    return batch_norm_refuses(x, weight, bias, running_mean, running_var, needs=needs, activation=activation)
 
 
 def instance_norm_forward(
@@ -182,6 +183,7 @@ def instance_norm_forward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: None = None,
 ) -> tuple[tuple, dict]:
     if not use_input_stats:
         return batch_norm_forward(x, weight, bias, running_mean, running_var, needs=needs, eps=eps)
@@ -208,6 +210,7 @@ def instance_norm_backward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: None = None,
 ) -> tuple:
     if not use_input_stats:
         return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)[:5]
@@ -219,10 +222,18 @@ def local_response_norm_refuses(x: Spec, *, needs: tuple = (), **options: Any) -
 
 
 def group_norm_refuses(
-    x: Spec, weight: Spec | None = None, bias: Spec | None = None, *, needs: tuple = (), **options: Any
+    x: Spec,
+    weight: Spec | None = None,
+    bias: Spec | None = None,
+    *,
+    needs: tuple = (),
+    activation: str | None = None,
+    **options: Any,
 ) -> str | None:
     if (reason := layer_norm_refuses(x)) is not None:
         return reason
+    if activation is not None:
+        return REFUSALS["row"]
     return None if x.contiguous and x.order is None else REFUSALS["order"]
 
 

@@ -1,4 +1,5 @@
-"""Group norm, and instance norm as group norm with a group for each channel, in blocks that stay in the cache."""
+"""Group norm, what may follow it in the same pass, and instance norm as group norm with a group for each channel, in blocks
+that stay in the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .._activation import FROM_Y, numbers_of
+from .._norm import group_norm_saved
 from . import _blocks
+from . import activation as activations
 from ._channels import Channels, block_of
 
 
@@ -51,13 +55,14 @@ class _Groups:
 
 
 def normalise(
-    x: np.ndarray, weight: Any, bias: Any, groups: int, eps: float
+    x: np.ndarray, weight: Any, bias: Any, groups: int, eps: float, activation: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(y, mean, the biased variance and rstd of each group: (N, G))"""
     c, y = _Groups(x, groups), np.empty_like(x)  # in x's memory order
     rows, out = c.view(x), c.view(y)
     mean, var, rstd = (np.empty((c.samples, groups), np.float32) for _ in range(3))
     flat = [a if c.last else a.reshape(-1) for a in (mean, var, rstd)]
+    numbers = numbers_of(activation)
 
     def work(lo: int, hi: int) -> None:
         v, o = (rows[lo], out[lo]) if c.last else (rows[lo:hi], out[lo:hi])
@@ -70,14 +75,28 @@ def normalise(
         o *= scale if weight is None else scale * c.of_channels(weight, lo, hi)
         if bias is not None:
             o += c.of_channels(bias, lo, hi)
+        if activation is not None:
+            activations.value(activation, o.reshape(-1), o.reshape(-1), numbers)
 
     c.over(work)
     return y, mean, var, rstd
 
 
-def gradients(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, groups: int) -> tuple:
+def _slope(activation: str, g: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """dz = g f'(z), over z."""
+    numbers, flat = numbers_of(activation), z.reshape(-1)
+    if activation in FROM_Y:
+        activations.value(activation, flat, flat, numbers)
+    dz = np.empty_like(z)
+    activations.gradient(activation, g.reshape(-1), flat, dz.reshape(-1), numbers)
+    return dz
+
+
+def gradients(
+    dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, groups: int, activation: str | None = None
+) -> tuple:
     """(dx, dweight, dbias)"""
-    x, mean, rstd, weight = saved["x"], saved["mean"], saved["rstd"], saved.get("weight")
+    x, mean, rstd, weight, bias = saved["x"], saved["mean"], saved["rstd"], saved.get("weight"), saved.get("bias")
     c = _Groups(x, groups)
     rows, dys = c.view(x), c.view(dy)
     dx = np.empty_like(x) if "x" in needs else None
@@ -89,6 +108,11 @@ def gradients(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, groups: 
         v, g = (rows[lo], dys[lo]) if c.last else (rows[lo:hi], dys[lo:hi])
         r = c.of_groups(rstd, lo, hi)
         xhat = v - c.of_groups(mean, lo, hi)
+        if activation is not None:
+            z = xhat * (r if weight is None else r * c.of_channels(weight, lo, hi))
+            if bias is not None:
+                z += c.of_channels(bias, lo, hi)
+            g = _slope(activation, g, z)
         xhat *= r
         at = slice(lo * per, hi * per)
         sums[at], dots[at] = (a.reshape(-1, c.depth) for a in (c.sums(g), c.dots(g, xhat)))
@@ -117,14 +141,27 @@ def gradients(dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, groups: 
 
 
 def group_norm_forward(
-    x: np.ndarray, weight: Any = None, bias: Any = None, *, needs: tuple = (), num_groups: int, eps: float = 1e-5
+    x: np.ndarray,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    needs: tuple = (),
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    y, mean, _, rstd = normalise(x, weight, bias, num_groups, eps)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    y, mean, _, rstd = normalise(x, weight, bias, num_groups, eps, activation)
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def group_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, num_groups: int, eps: float = 1e-5
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple:
-    return gradients(dys[0], saved, inputs, needs, num_groups)
+    return gradients(dys[0], saved, inputs, needs, num_groups, activation)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._norm import for_both, norms_own
+from .._norm import for_both, group_norm_saved, norms_own
 from . import _blocks
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
@@ -263,17 +263,18 @@ def instance_norm_forward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple[tuple, dict]:
     if not use_input_stats:
-        return batch_norm_forward(x, weight, bias, running_mean, running_var, needs=needs, eps=eps)
-    y, mean, var, rstd = normalise(x, weight, bias, x.shape[1], eps)
+        options: dict[str, Any] = dict(needs=needs, eps=eps, activation=activation)
+        return batch_norm_forward(x, weight, bias, running_mean, running_var, **options)
+    y, mean, var, rstd = normalise(x, weight, bias, x.shape[1], eps, activation)
     if running_mean is not None:
         count = math.prod(x.shape[2:])
         unbiased = var * np.float32(count / max(count - 1, 1))
         for running, found in ((running_mean, mean), (running_var, unbiased)):
             running[...] = (1 - momentum) * running + momentum * found.mean(0)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def instance_norm_backward(
@@ -285,7 +286,8 @@ def instance_norm_backward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
 ) -> tuple:
     if not use_input_stats:
-        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)[:5]
-    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1]), None, None
+        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps, activation=activation)[:5]
+    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], activation), None, None

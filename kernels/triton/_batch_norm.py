@@ -327,7 +327,8 @@ EXACT = ("relu", "relu6", "hardtanh", "hardshrink", "softshrink", "threshold")
 """Activations whose dz is dy or 0, and so a 16-bit number where dy is one."""
 
 
-def _epilogue(activation: str | None) -> dict:
+def constants(activation: str | None) -> dict[str, Any]:
+    """What kernels are told of an activation that follows."""
     a, b = numbers_of(activation, 2)
     return dict(ACTIVATION=activation, NUMBER_A=a, NUMBER_B=b)
 
@@ -377,7 +378,7 @@ def normalised(
         *(*walk.sizes, shares, momentum, eps),
         BATCH=batch,
         UPDATE=batch and running_mean is not None and walk.count > 0,
-        **_epilogue(activation),
+        **constants(activation),
         **walk.merge(shares),
         **walk.finer(activation is not None or residual is not None),
     )
@@ -405,7 +406,7 @@ def batch_norm_backward(
         for a in (saved["x"], *dys, saved.get("residual"), saved.get("y"))
     )
     weight, bias = (None if (p := saved.get(k)) is None else _tile.dense(p, empty) for k in ("weight", "bias"))
-    walk, statistics, epilogue = _Walk(BACKWARD, x, order), (saved["mean"], saved["rstd"]), _epilogue(activation)
+    walk, statistics, epilogue = _Walk(BACKWARD, x, order), (saved["mean"], saved["rstd"]), constants(activation)
     dx, dresidual = (empty(x.shape, x.dtype, order) if k in needs else None for k in ("x", "residual"))
     dweight, dbias = (
         empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))
@@ -422,7 +423,7 @@ def batch_norm_backward(
             _batch_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **epilogue, **walk.finer(activation is not None)
         )
         if dz is not None:  # the second pass reads it in the place of dy and of what f' is computed from
-            dy, bias, residual, y, epilogue = dz, None, None, None, _epilogue(None)
+            dy, bias, residual, y, epilogue = dz, None, None, None, constants(None)
     _tile.launch(
         _batch_norm_backward_kernel,
         (walk.groups,) if dx is None and rest is None else walk.grid,

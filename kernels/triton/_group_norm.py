@@ -1,9 +1,11 @@
 """Group norm; instance norm is group norm with a group for each channel. Bound by memory.
 
-Row-major samples: a group's numbers lie side by side. One program has a group, and reads it twice, the second time from
-the cache. Where such groups are too few to fill the GPU, and channels-last, where a group is a strip of every pixel,
+Row-major samples: a group's numbers lie side by side, and one program has a group (``_group_norm_alone.py``). Where such
+groups are too few to fill the GPU, and channels-last, where a group is a strip of every pixel,
 programs share out channels and pixels: what each finds of its channels is merged in a fixed order, group by group, before
 a second pass over all. Gradients of the weights are summed channel by channel for each sample, then over samples.
+
+An activation may follow in the pass that writes y. Backward reads x anyway: f'(z) is from z = x̂ · weight + bias, made again.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._norm import group_norm_saved
 from . import _configs, _tile
-from ._batch_norm import channels_last, in_order
-from ._moments import moments
+from ._batch_norm import channels_last, constants, in_order
+from ._group_norm_alone import _group_norm_backward_kernel, _group_norm_forward_kernel, activated_gradient, parameter
 from ._norm_backward import finalise
 from ._pixels import step_to
+from .activation import value
 
 BUDGETS = {
-    "_group_norm_forward_kernel": Budget(registers=88, blocks=5),
-    "_group_norm_backward_kernel": Budget(registers=96, blocks=5),
     "_group_norm_moments_kernel": Budget(registers=80, blocks=6),
     # A group's partial results are few, and lie in runs as long as its channels.
     "_group_norm_statistics_kernel": Budget(registers=72, blocks=16, narrow="loads"),
@@ -33,97 +35,6 @@ BUDGETS = {
     "_group_norm_means_kernel": Budget(registers=72, blocks=16, narrow="loads"),
     "_group_norm_gradient_kernel": Budget(registers=80, blocks=6),
 }
-
-# --- one program a group ---------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _parameter(p, channel, inside, default):
-    if p is None:
-        return default + tl.zeros(channel.shape, tl.float32)
-    else:
-        return tl.load(p + channel, inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _group_norm_forward_kernel(
-    x, weight, bias, y, mean, var, rstd, G, D, S, eps,
-    UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    S = S * UNIT
-    row = tl.program_id(0).to(tl.int64)
-    first = (tl.program_id(0) % G) * D
-    size = S.to(tl.int64) * D
-    x += row * size
-    y += row * size
-    m, spread = moments(x, None, None, 0, size, False, ROWS * COLS)
-    r = 1.0 / tl.sqrt_rn(spread / size + eps)
-    if mean is not None:
-        tl.store(mean + row, m)
-        tl.store(rstd + row, r)
-    if var is not None:
-        tl.store(var + row, spread / size)
-    for d in range(0, D, ROWS):
-        channel = d + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-        w = _parameter(weight, first + channel, channel < D, 1.0)
-        b = _parameter(bias, first + channel, channel < D, 0.0)
-        for s in range(0, S, COLS):
-            pixel = s + tl.arange(0, COLS)[None, :]  # (1, COLS)
-            at = step_to(channel, S, WIDE) + pixel
-            mask = (channel < D) & (pixel < S)
-            v = tl.load(x + at, mask, other=0.0).to(tl.float32)
-            tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
-
-
-@triton.jit
-def _group_norm_backward_kernel(
-    dy, x, weight, mean, rstd, dx, sums, dots, G, D, S,
-    UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """dx of a group, and Σ dy and Σ dy x̂ of each of its channels."""
-    S = S * UNIT
-    row = tl.program_id(0).to(tl.int64)
-    first = (tl.program_id(0) % G) * D
-    size = S.to(tl.int64) * D
-    dy += row * size
-    x += row * size
-    m = tl.load(mean + row)
-    r = tl.load(rstd + row)
-    total = 0.0
-    dot = 0.0
-    for d in range(0, D, ROWS):
-        channel = d + tl.arange(0, ROWS)  # (ROWS,)
-        a = tl.zeros((ROWS, COLS), tl.float32)
-        b = tl.zeros((ROWS, COLS), tl.float32)
-        for s in range(0, S, COLS):
-            pixel = s + tl.arange(0, COLS)[None, :]
-            at = step_to(channel[:, None], S, WIDE) + pixel
-            mask = (channel < D)[:, None] & (pixel < S)
-            g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
-            a += g
-            b += g * ((tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r)
-        each = tl.sum(a, 1)
-        along = tl.sum(b, 1)
-        if sums is not None:
-            tl.store(sums + row * D + channel, each, channel < D)
-        if dots is not None:
-            tl.store(dots + row * D + channel, along, channel < D)
-        w = _parameter(weight, first + channel, channel < D, 1.0)
-        total += tl.sum(tl.fma(each, w, 0.0), 0)
-        dot += tl.sum(tl.fma(along, w, 0.0), 0)
-    if dx is not None:
-        dx += row * size
-        for d in range(0, D, ROWS):
-            line = d + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-            scale = _parameter(weight, first + line, line < D, 1.0)
-            for s in range(0, S, COLS):
-                pixel = s + tl.arange(0, COLS)[None, :]
-                at = step_to(line, S, WIDE) + pixel
-                mask = (line < D) & (pixel < S)
-                g = tl.fma(tl.load(dy + at, mask, other=0.0).to(tl.float32), scale, 0.0)  # as it is in the sum: rounded
-                xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
-                tl.store(dx + at, (r * (g - total / size - xhat * (dot / size))).to(dx.dtype.element_ty), mask)
-
 
 # --- several programs a group ----------------------------------------------------------------------------------------
 
@@ -236,6 +147,7 @@ def _group_norm_statistics_kernel(
 @triton.jit
 def _group_norm_apply_kernel(
     x, weight, bias, mean, rstd, y, G, C, S, columns, shares, each,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     C, S, sample, begin, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
@@ -244,33 +156,41 @@ def _group_norm_apply_kernel(
     group = sample * G + channel // (C // G)
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
-    w = _parameter(weight, channel, channel < C, 1.0)
-    b = _parameter(bias, channel, channel < C, 0.0)
+    w = parameter(weight, channel, channel < C, 1.0)
+    b = parameter(bias, channel, channel < C, 0.0)
     for start in range(lo, hi, ROWS if LAST else COLS):
         at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
-        v = tl.load(x + at, mask, other=0.0).to(tl.float32)
-        tl.store(y + at, ((v - m) * r * w + b).to(y.dtype.element_ty), mask)
+        z = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r * w + b
+        if ACTIVATION is not None:
+            z = value(z, ACTIVATION, NUMBER_A, NUMBER_B)
+        tl.store(y + at, z.to(y.dtype.element_ty), mask)
 
 
 @triton.jit
 def _group_norm_sums_kernel(
-    dy, x, mean, rstd, sums, dots, G, C, S, columns, shares, each,
+    dy, x, weight, bias, mean, rstd, sums, dots, G, C, S, columns, shares, each,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Σ dy and Σ dy x̂ of each channel over a share of a sample's pixels."""
+    """Σ dz and Σ dz x̂ of each channel over a share of a sample's pixels."""
     C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     dy += begin
     x += begin
     group = sample * G + channel // (C // G)
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
+    w = parameter(weight, channel, channel < C, 1.0)
+    b = parameter(bias, channel, channel < C, 0.0)
     total = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(lo, hi, ROWS if LAST else COLS):
         at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
+        xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
+        if ACTIVATION is not None:
+            g = activated_gradient(g, xhat * w + b, mask, ACTIVATION, NUMBER_A, NUMBER_B)
         total += g
-        dot += g * ((tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r)
+        dot += g * xhat
     at = (sample * shares + share) * C + channel
     tl.store(sums + at, _over(total, LAST), channel < C)
     tl.store(dots + at, _over(dot, LAST), channel < C)
@@ -280,14 +200,14 @@ def _group_norm_sums_kernel(
 def _group_norm_means_kernel(
     sums, dots, weight, means, slopes, G, D, S, shares, each, MERGE: tl.constexpr
 ):  # fmt: skip
-    """ḡ and mean(g x̂) of each group, g = dy · weight."""
+    """ḡ and mean(g x̂) of each group, g = dz · weight."""
     group = tl.program_id(0)
     n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
     total = tl.zeros((MERGE,), tl.float32)
     dot = tl.zeros((MERGE,), tl.float32)
     for start in range(0, shares * D, MERGE):
         at, channel, _, inside = _partials_of(start, group, D, G, S, shares, each, MERGE)
-        w = _parameter(weight, channel, inside, 1.0)
+        w = parameter(weight, channel, inside, 1.0)
         total += tl.load(sums + at, inside, other=0.0) * w
         dot += tl.load(dots + at, inside, other=0.0) * w
     tl.store(means + group, tl.sum(total, 0) / n)
@@ -296,7 +216,8 @@ def _group_norm_means_kernel(
 
 @triton.jit
 def _group_norm_gradient_kernel(
-    dy, x, weight, mean, rstd, means, slopes, dx, G, C, S, columns, shares, each,
+    dy, x, weight, bias, mean, rstd, means, slopes, dx, G, C, S, columns, shares, each,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     C, S, sample, begin, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
@@ -308,12 +229,15 @@ def _group_norm_gradient_kernel(
     r = tl.load(rstd + group, channel < C, other=0.0)
     mg = tl.load(means + group, channel < C, other=0.0)
     slope = tl.load(slopes + group, channel < C, other=0.0)
-    w = _parameter(weight, channel, channel < C, 1.0)
+    w = parameter(weight, channel, channel < C, 1.0)
+    b = parameter(bias, channel, channel < C, 0.0)
     for start in range(lo, hi, ROWS if LAST else COLS):
         at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
-        g = tl.load(dy + at, mask, other=0.0).to(tl.float32) * w
+        g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
         xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
-        tl.store(dx + at, (r * (g - mg - xhat * slope)).to(dx.dtype.element_ty), mask)
+        if ACTIVATION is not None:
+            g = activated_gradient(g, xhat * w + b, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+        tl.store(dx + at, (r * (g * w - mg - xhat * slope)).to(dx.dtype.element_ty), mask)
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------
@@ -382,8 +306,9 @@ class _Walk:
 
 
 def normalise(
-    x: Any, weight: Any, bias: Any, groups: int, eps: float, empty: Any, *, keep: bool, spread: bool = False
-) -> tuple[Any, Any, Any, Any]:
+    x: Any, weight: Any, bias: Any, groups: int, eps: float, activation: str | None, empty: Any, *, keep: bool,
+    spread: bool = False,
+) -> tuple[Any, Any, Any, Any]:  # fmt: skip
     """(y, mean, var, rstd). keep: give mean and rstd; spread: give var, the biased one, in float32 too: all (N, G)."""
     last = channels_last(x)
     x, walk = in_order(x, last, empty), _Walk(FORWARD, x, last, groups)
@@ -394,40 +319,45 @@ def normalise(
     weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
     if walk.alone:
         arrays = (x, weight, bias, y, mean, var, rstd)
-        _tile.launch(_group_norm_forward_kernel, walk.grid, *arrays, *walk.sizes, eps, **walk.tile)
+        _tile.launch(
+            _group_norm_forward_kernel, walk.grid, *arrays, *walk.sizes, eps, **constants(activation), **walk.tile
+        )
     else:
         means, squares = walk.partials(empty), walk.partials(empty)
         _tile.launch(_group_norm_moments_kernel, walk.grid, x, means, squares, *walk.sizes, **walk.tile)
         walk.merge(_group_norm_statistics_kernel, (means, squares, mean, var, rstd), eps)
-        arrays = (x, weight, bias, mean, rstd, y)
-        _tile.launch(_group_norm_apply_kernel, walk.grid, *arrays, groups, *walk.sizes, **walk.tile)
+        arrays = (x, weight, bias, mean, rstd, y, groups, *walk.sizes)
+        _tile.launch(_group_norm_apply_kernel, walk.grid, *arrays, **constants(activation), **walk.tile)
     return y, mean, var, rstd
 
 
-def gradients(dy: Any, saved: dict, inputs: tuple, needs: tuple, groups: int, empty: Any) -> tuple:
+def gradients(
+    dy: Any, saved: dict, inputs: tuple, needs: tuple, groups: int, activation: str | None, empty: Any
+) -> tuple:
     """(dx, dweight, dbias)"""
-    x, weight, statistics = saved["x"], saved.get("weight"), (saved["mean"], saved["rstd"])
+    x, statistics, f = saved["x"], (saved["mean"], saved["rstd"]), constants(activation)
     last = channels_last(x)
     walk = _Walk(BACKWARD, x, last, groups)
     x, dy = in_order(x, last, empty), in_order(dy, last, empty)
-    weight = None if weight is None else _tile.dense(weight, empty)
+    weight, bias = (None if (p := saved.get(k)) is None else _tile.dense(p, empty) for k in ("weight", "bias"))
     dx = empty(x.shape, x.dtype, last) if "x" in needs else None
     dweight, dbias = (
         empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))
     )
     if walk.alone:
         sums, dots = (None if d is None else walk.partials(empty) for d in (dbias, dweight))
-        arrays = (dy, x, weight, *statistics, dx, sums, dots)
-        _tile.launch(_group_norm_backward_kernel, walk.grid, *arrays, *walk.sizes, **walk.tile)
+        arrays = (dy, x, weight, bias, *statistics, dx, sums, dots)
+        _tile.launch(_group_norm_backward_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
     else:
         sums, dots = walk.partials(empty), walk.partials(empty)
-        arrays = (dy, x, *statistics, sums, dots, groups)
-        _tile.launch(_group_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **walk.tile)
+        scale = None if activation is None else weight
+        arrays = (dy, x, scale, bias, *statistics, sums, dots, groups)
+        _tile.launch(_group_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
         if dx is not None:
             means, slopes = (empty((walk.samples, groups), "float32") for _ in range(2))
             walk.merge(_group_norm_means_kernel, (sums, dots, weight, means, slopes))
-            arrays = (dy, x, weight, *statistics, means, slopes, dx, groups)
-            _tile.launch(_group_norm_gradient_kernel, walk.grid, *arrays, *walk.sizes, **walk.tile)
+            arrays = (dy, x, weight, bias, *statistics, means, slopes, dx, groups)
+            _tile.launch(_group_norm_gradient_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
     if dweight is not None or dbias is not None:
         found = (None if d is None else s for d, s in ((dweight, dots), (dbias, sums)))
         finalise(walk.samples * walk.shares, *found, dweight, dbias, walk.channels, x)
@@ -442,14 +372,22 @@ def group_norm_forward(
     needs: tuple = (),
     num_groups: int,
     eps: float = 1e-5,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    y, mean, _, rstd = normalise(x, weight, bias, num_groups, eps, empty, keep=bool(needs))
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    y, mean, _, rstd = normalise(x, weight, bias, num_groups, eps, activation, empty, keep=bool(needs))
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def group_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, num_groups: int, eps: float = 1e-5, empty: Any
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    empty: Any,
 ) -> tuple:
-    return gradients(dys[0], saved, inputs, needs, num_groups, empty)
+    return gradients(dys[0], saved, inputs, needs, num_groups, activation, empty)

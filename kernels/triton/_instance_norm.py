@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._norm import group_norm_saved
 from . import _tile
 from ._batch_norm import batch_norm_backward, batch_norm_forward
 from ._group_norm import gradients, normalise
@@ -61,17 +62,19 @@ def instance_norm_forward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
     running = running_mean, running_var
     if not use_input_stats:
-        return batch_norm_forward(x, weight, bias, *running, needs=needs, eps=eps, empty=empty)
+        options: dict[str, Any] = dict(needs=needs, eps=eps, activation=activation, empty=empty)
+        return batch_norm_forward(x, weight, bias, *running, **options)
     keep, moved = bool(needs), running_mean is not None
-    y, mean, var, rstd = normalise(x, weight, bias, x.shape[1], eps, empty, keep=keep or moved, spread=moved)
+    how: tuple = x.shape[1], eps, activation, empty
+    y, mean, var, rstd = normalise(x, weight, bias, *how, keep=keep or moved, spread=moved)
     if moved:
         _update(mean, var, running, math.prod(x.shape[2:]), momentum, empty)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def instance_norm_backward(
@@ -83,8 +86,10 @@ def instance_norm_backward(
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
     empty: Any,
 ) -> tuple:
     if not use_input_stats:
-        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps, empty=empty)[:5]
-    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], empty), None, None
+        how: dict[str, Any] = dict(inputs=inputs, needs=needs, eps=eps, activation=activation, empty=empty)
+        return batch_norm_backward(dys, saved, **how)[:5]
+    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], activation, empty), None, None
