@@ -66,7 +66,7 @@ from gpulayers.layers.activation import (  # noqa: E402
     Tanhshrink,
     Threshold,
 )
-from gpulayers.layers.attention import MultiHeadAttention  # noqa: E402
+from gpulayers.layers.attention import KVCache, MultiHeadAttention, PagedKVCache  # noqa: E402
 from gpulayers.layers.container import Flatten, Parallel, Reshape, Residual, Sequential  # noqa: E402
 from gpulayers.layers.conv import (  # noqa: E402
     Conv1d,

@@ -186,6 +186,66 @@ def test_append_then_attend():
     np.testing.assert_allclose(np.concatenate(found, 2), attention(q, k, v, causal=True)[0], rtol=1e-12)
 
 
+def caches():
+    """Of arrays and of tensors, whole and in pages."""
+    torch = pytest.importorskip("torch")
+    import gpulayers.torch as gt
+
+    options = dict(heads=2, width=8, value_width=4)
+    for module, put in ((gl, lambda x: x.astype(np.float32)), (gt, lambda x: torch.tensor(x, dtype=torch.float32))):
+        yield module.KVCache(2, 12, **options), put
+        yield module.PagedKVCache(2, 5, page_size=3, **options), put
+
+
+def test_caches():
+    """Prompts one by one, then tokens together; after a reset another sequence in the same place."""
+    q, k, v = draw(2, 4, 9, 8), draw(2, 2, 9, 8), draw(2, 2, 9, 4)
+    for cache, put in caches():
+        lengths = [5, 1]
+        for at in (1, 0):
+            one = slice(at, at + 1), slice(None), slice(lengths[at])
+            y = cache(put(q[one]), put(k[one]), put(v[one]), [at])
+            assert cache.used[at] == lengths[at] == int(cache.lengths[at])
+            true = attention(q[one], k[one], v[one], causal=True)[0]
+            np.testing.assert_allclose(np.asarray(y), true, rtol=1e-4, atol=1e-5)
+        for _ in range(2):
+            step = [np.stack([x[at, :, lengths[at], None] for at in (0, 1)]) for x in (q, k, v)]
+            y = np.asarray(cache(*map(put, step), window=(3, 0)))
+            lengths = [n + 1 for n in lengths]
+            for at, n in enumerate(lengths):
+                its = q[at : at + 1, :, :n], k[at : at + 1, :, :n], v[at : at + 1, :, :n]
+                true = attention(*its, causal=True, window=(3, 0))[0]
+                np.testing.assert_allclose(y[at], true[0, :, -1:], rtol=1e-4, atol=1e-5)
+        cache.reset([0])
+        assert cache.used == [0, 3] and np.asarray(cache.lengths).tolist() == [0, 3]
+        y = cache(put(q[:1, :, :2]), put(k[:1, :, :2]), put(v[:1, :, :2]), [0])
+        true = attention(q[:1, :, :2], k[:1, :, :2], v[:1, :, :2], causal=True)[0]
+        np.testing.assert_allclose(np.asarray(y), true, rtol=1e-4, atol=1e-5)
+
+
+def test_full_caches():
+    new = np.zeros((2, 2, 4, 8), np.float32)
+    cache = gl.KVCache(2, 6, 2, 8)
+    cache.append(new, new)
+    with pytest.raises(ValueError, match="k: the rule is at most 6 tokens a sequence, the capacity; got 8"):
+        cache.append(new, new)
+    with pytest.raises(RuntimeError, match=r"k: the rule is k.shape\[0\] = 1, the number of sequences"):
+        cache.append(new, new, [1])
+    with pytest.raises(ValueError, match="sequences: the rule is different numbers from 0 to 1"):
+        cache.reset([1, 1])
+    cache = gl.PagedKVCache(2, 3, 2, 8, page_size=4)
+    cache.append(new, new)
+    assert cache.free == 1
+    with pytest.raises(RuntimeError, match="PagedKVCache: 2 pages are needed and 1 are free"):
+        cache.append(new, new)
+    cache.reset([0])
+    cache.append(new[:1], new[:1], [1])
+    assert cache.free == 1 and cache.used == [0, 8] and cache.table[0].tolist() == [-1, -1, -1]
+    for make in (lambda: gl.KVCache(0, 1, 1, 1), lambda: gl.PagedKVCache(1, 1, 1, 1, page_size=0)):
+        with pytest.raises(ValueError, match="≥ 1; got 0"):
+            make()
+
+
 def test_has_no_gradient():
     q, k, v = draw(1, 2, 1, 4), cache(1, 8, 1, 4), cache(1, 8, 1, 4)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Multi-head self-attention."""
+"""Multi-head self-attention, and caches for decoding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from gpulayers import arrays, random, transfer
 from gpulayers.definition import ArgumentError, ShapeError
+from gpulayers.layers._caches import KVCache as KVCache
+from gpulayers.layers._caches import PagedKVCache as PagedKVCache
 from gpulayers.layers._layer import Layer
 from gpulayers.layers.linear import Linear
 from gpulayers.ops.attention import attention

@@ -1,6 +1,7 @@
 """Drop-ins for ``torch.nn``: each class is a subclass of torch's own of the same name, over gpulayers' ops."""
 
 from gpulayers.torch import functional
+from gpulayers.torch._caches import KVCache, PagedKVCache
 from gpulayers.torch._fractional_pooling import FractionalMaxPool2d, FractionalMaxPool3d
 from gpulayers.torch._multihead import MultiheadAttention
 from gpulayers.torch._rare_pooling import (
