@@ -1,4 +1,5 @@
-"""Attention through BLAS: for each head, blocks of queries with all keys that they see, whose scores stay in the cache."""
+"""Attention through BLAS: for each head, blocks of queries with all keys that they see, whose scores stay in the cache; for
+several small heads at once, since threads wait for each other at each call into NumPy."""
 
 from __future__ import annotations
 
@@ -24,6 +25,10 @@ SCORES = 1 << 17
 
 def attention_refuses(q: Any, *others: Any, needs: tuple = (), **options: Any) -> str | None:
     return REFUSALS["float64"] if q.dtype == np.float64 else None
+
+
+SMALL = 40.0
+"""Scores within ±40 are not reduced by their rows' maxima: their exponentials, and sums of them, are far from float32's ends."""
 
 
 class _Call(NamedTuple):
@@ -106,22 +111,30 @@ def _blocks_of(low: np.ndarray, high: np.ndarray, keys: int) -> list[_Block]:
     return found
 
 
-def _scores(call: _Call, n: int, head: int, b: _Block, out: np.ndarray, less: Any = None) -> tuple[np.ndarray, Any]:
-    """(scores of a block of a head minus ``less`` (rows, 1), −∞ where a query sees no key, in ``out``; the cap's slope).
+class _Heads(NamedTuple):
+    """A head, or a slice of heads, of an image, and those of its keys."""
+
+    n: int
+    q: Any
+    k: Any
+
+
+def _scores(call: _Call, at: _Heads, b: _Block, out: np.ndarray, less: Any = None) -> tuple[np.ndarray, Any]:
+    """(scores of a block of heads minus ``less`` (…, rows, 1), −∞ where a query sees no key, in ``out``; the cap's slope).
 
     Plain scores are reduced by the product itself, against a further column of ones: that saves a pass over them.
     """
-    q, k = call.q[n, head, b.rows] * np.float32(call.scale), call.k if call.wide is None else call.wide
+    q, k = call.q[at.n, at.q, b.rows] * np.float32(call.scale), call.k if call.wide is None else call.wide
     if call.wide is not None:
-        q = np.concatenate([q, -less], 1)
-    s, slope = _product(q, k[n, head // call.group, b.keys].T, out), None
+        q = np.concatenate([q, -less], -1)
+    s, slope = _product(q, k[at.n, at.k, b.keys].swapaxes(-1, -2), out), None
     if call.softcap:
         s *= np.float32(1 / call.softcap)
         np.tanh(s, out=s)
         slope = 1 - s * s
         s *= np.float32(call.softcap)
     if call.bias is not None:
-        part = call.bias[n, head, b.rows, b.keys]
+        part = call.bias[at.n, at.q, b.rows, b.keys]
         if part.dtype == bool:
             np.copyto(s, -np.inf, where=~part)
         else:
@@ -129,20 +142,21 @@ def _scores(call: _Call, n: int, head: int, b: _Block, out: np.ndarray, less: An
     if call.wide is None and less is not None:
         s -= less
     for columns, where in b.hidden:
-        np.copyto(s[:, columns], -np.inf, where=where)
+        np.copyto(s[..., columns], -np.inf, where=where)
     return s, slope
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
     """a b, in the scratch memory ``out``."""
-    found = out[: a.shape[0] * b.shape[1]].reshape(a.shape[0], b.shape[1])
+    shape = *a.shape[:-1], b.shape[-1]
+    found = out[: math.prod(shape)].reshape(shape)
     guests.matmul(a, b, out=found)
     return found
 
 
 def _scratch(call: _Call, count: int) -> list[np.ndarray]:
     rows, keys = call.q.shape[2], call.k.shape[2]
-    size = min(max(SCORES, 16 * keys), rows * keys)
+    size = min(max(SCORES, 16 * keys), call.q.shape[1] * rows * keys)
     return [np.empty(max(size, 1), np.float32) for _ in range(count)]
 
 
@@ -171,38 +185,63 @@ def attention_forward(
     def work(items: list) -> None:
         (scores,) = _scratch(call, 1)
         with np.errstate(all="ignore"):
-            for at, head in items:
-                sink = None if single is None else single[head]
+            for at in items:
+                sink = None if single is None else single[at.q, None, None]
+                small = sink is None and _small(call, at)
                 for b in call.blocks:
-                    y[at, head, b.rows], lse[at, head, b.rows] = _attended(call, at, head, b, scores, sink)
+                    y[at.n, at.q, b.rows], lse[at.n, at.q, b.rows] = _attended(call, at, b, scores, sink, small)
 
-    _shared_out([(at, head) for at in range(n) for head in range(heads)], work)
+    _shared_out(_few_heads(call), work)
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
     saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
     return (y, lse), saved if needs else {}
 
 
+def _few_heads(call: _Call) -> list[_Heads]:
+    """All heads, as many at once as leave the cache's room to their scores: of keys of their own, or all of one key's."""
+    (n, heads), group = call.q.shape[:2], call.group
+    largest = max(((b.rows.stop - b.rows.start) * (b.keys.stop - b.keys.start) for b in call.blocks), default=1)
+    share = -(-n * heads // _blocks.threads())
+    size, run = max(1, min(SCORES // max(largest, 1), share)), heads if group == 1 else max(group, 1)
+    found = []
+    for g in range(0, heads, run):
+        for first in range(g, g + run, size):
+            q = slice(first, min(first + size, g + run))
+            found.append((q, q if group == 1 else slice(g // group, g // group + 1)))
+    return [_Heads(at, *both) for at in range(n) for both in found]
+
+
+def _small(call: _Call, at: _Heads) -> bool:
+    """Whether no score of these heads can leave ±SMALL: no product exceeds the lengths of its two vectors."""
+    if call.bias is not None or call.softcap:
+        return False
+    longest = [np.vecdot(x, x).max(initial=0) for x in (call.q[at.n, at.q], call.k[at.n, at.k])]
+    return bool(longest[0] * longest[1] * call.scale**2 <= SMALL**2)  # not so for NaN
+
+
 def _attended(
-    call: _Call, n: int, head: int, b: _Block, scores: np.ndarray, sink: Any
+    call: _Call, at: _Heads, b: _Block, scores: np.ndarray, sink: Any, small: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(y, lse) of a block of a head."""
-    s, _ = _scores(call, n, head, b, scores)
-    top = s.max(1, keepdims=True)
-    if sink is not None:
-        np.maximum(top, sink, out=top)
-    top[top == -np.inf] = 0
-    s -= top
+    """(y, lse) of a block of heads."""
+    s, _ = _scores(call, at, b, scores)
+    top: Any = np.float32(0)
+    if not small:
+        top = s.max(-1, keepdims=True)
+        if sink is not None:
+            np.maximum(top, sink, out=top)
+        top[top == -np.inf] = 0
+        s -= top
     np.exp(s, out=s)
-    total = s.sum(1, keepdims=True)
+    total = guests.matmul(s, np.ones((s.shape[-1], 1), np.float32))
     if sink is not None:
         total += np.exp(sink - top)
     if call.mask is not None:
-        s *= call.mask[n, head, b.rows, b.keys]
-    y = guests.matmul(s, call.v[n, head // call.group, b.keys])
+        s *= call.mask[at.n, at.q, b.rows, b.keys]
+    y = guests.matmul(s, call.v[at.n, at.k, b.keys])
     lse = np.log(total) + top
     total[total == 0] = 1
     y /= total
-    return y, lse[:, 0]
+    return y, lse[..., 0]
 
 
 def attention_backward(
@@ -244,7 +283,7 @@ def _gradients(
     """Adds what a block of a head brings to the gradients."""
     g = head // call.group
     top = lse[n, head, b.rows, None]
-    s, slope = _scores(call, n, head, b, memory[0], np.where(top == -np.inf, np.float32(np.inf), top))
+    s, slope = _scores(call, _Heads(n, head, g), b, memory[0], np.where(top == -np.inf, np.float32(np.inf), top))
     np.exp(s, out=s)
     dy, v = dy[n, head, b.rows], call.v[n, g, b.keys]
     ds = _product(dy, v.T, memory[1])
