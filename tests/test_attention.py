@@ -3,6 +3,7 @@
 import check_attention
 import numpy as np
 import pytest
+from gpulayers.kernels.numpy import attention as attention_on_cpu
 from gpulayers.kernels.triton import _tile
 from halves import check_op
 
@@ -162,6 +163,61 @@ def test_by_torch(causal):
     assert "aten" in served
     given = [x.transpose(0, 2, 1, 3) for x in shapes(37, 45, 2, 2, 16, 16)]
     check_op(attention, *given, causal=causal, dtypes=["float32"], **ONE_DY, backends=("aten",))
+
+
+def on_device(arch: int, *inputs: np.ndarray, **options) -> tuple[list, set[bool]]:
+    """(y and the gradients, whether descriptors loaded the arrays) of a call, as on a GPU of this architecture."""
+    with (
+        gl.only("triton"),
+        dispatch.policy(simulate=("triton",)),
+        interpreting(_tile.Device(arch, 4, 232448)) as session,
+    ):
+        (y, lse), call = attention.record(*inputs, needs=("q", "k", "v"), **options)
+        grads = call.backward(inputs[0][..., : y.shape[3]], np.ones_like(lse))[:3]
+    return [y, *grads], {run.constexprs["BOXED"] for run in session.launches if "BOXED" in run.constexprs}
+
+
+def test_boxes():
+    """What descriptors load in 16 bits, of several images and groups, is what addresses do."""
+    inputs = [x.astype(np.float16) for x in shapes(4, 2, 65, 70, 16, 8, n=2)]
+    found, boxed = on_device(90, *inputs, causal=True)
+    other, addressed = on_device(80, *inputs, causal=True)
+    assert (boxed, addressed) == ({True}, {False})
+    for mine, true in zip(found, other):
+        np.testing.assert_allclose(mine.astype(float), true.astype(float), rtol=2e-2, atol=2e-2)
+
+
+def test_what_boxes_hold():
+    """Rows at multiples of 16 bytes, in any order; more queries than a warp group would waste; nothing but a mask of places."""
+    q, k, v = (x.astype(np.float16) for x in shapes(1, 1, 17, 17, 16, 16))
+    last = [x.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3) for x in (q, k, v)]
+    apart = np.zeros((1, 1, 17, 20), np.float16)
+    shifted = np.zeros((1, 1, 17, 24), np.float16)
+    for inputs, options, boxed in (
+        (last, {"window": (3, 2)}, True),
+        ([q, shifted[..., :16], v], {}, True),
+        ([q, shifted[..., 4:20], v], {}, False),
+        ([q, k, apart[..., :16]], {}, False),
+        ([x[..., :12].copy() for x in (q, k, v)], {}, False),
+        ([q[:, :, :16].copy(), k, v], {}, False),
+        ([q, k, v], {"softcap": 1.0}, False),
+        ([q, k, v, np.zeros((17, 17), np.float16)], {}, False),
+    ):
+        assert on_device(90, *inputs, **options)[1] == {boxed}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("factor", [1, 30])
+def test_several_heads_at_once(groups, factor, monkeypatch):
+    """On a CPU; scores that exp bears as they are, and larger ones, whose maxima go off first."""
+    monkeypatch.setattr(attention_on_cpu, "SCORES", 4 * 33 * 40)
+    q, k, v = (x.astype(np.float32) for x in shapes(6, groups, 33, 40, 16, 8, n=2))
+    found = []
+    for backend in ("definition", "numpy"):
+        with gl.only(backend):
+            found.append(attention(q * factor, k, v, causal=groups == 2))
+    for true, mine in zip(*found):
+        np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-5)
 
 
 def test_empty():

@@ -18,10 +18,11 @@ BUDGETS = {
 
 @triton.jit
 def _attention_delta_kernel(
-    y, dy, dlse, lse, sinks, delta, parts, Hq, Lq, DV, y_n, y_h, y_l, dy_n, dy_h, dy_l, dl_n, dl_h, dl_l,
+    y, dy, dlse, lse, sinks, tops, delta, parts, Hq, Lq, DV, y_n, y_h, y_l, dy_n, dy_h, dy_l, dl_n, dl_h, dl_l,
     BM: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """delta = Σ dy y − dlse of a tile of queries; parts: their part of −Σ exp(sink − lse) · delta, (N · tiles, Hq)."""
+    """Of a tile of queries, delta = Σ dy y − dlse, and tops: lse in units of log 2, ∞ where a query sees nothing, so that its
+    weights are 0. parts: their part of −Σ exp(sink − lse) · delta, (N · tiles, Hq)."""
     tiles = tl.cdiv(Lq, BM)
     pid = tl.program_id(0)
     head = pid // tiles % Hq
@@ -39,68 +40,74 @@ def _attention_delta_kernel(
     if dlse is not None:
         found -= tl.load(dlse + n * dl_n + h * dl_h + i.to(tl.int64) * dl_l, there, other=0.0)
     tl.store(delta + row, found, there)
+    at = tl.load(lse + row, there, other=-INF)
+    tl.store(tops + row, tl.where(at == -INF, INF, at * LOG2E), there)
     if parts is not None:
-        at = tl.load(lse + row, there, other=-INF)
         share = tl.where(at == -INF, 0.0, tl.exp2((tl.load(sinks + head).to(tl.float32) - at) * LOG2E))
         tl.store(parts + (n * tiles + pid % tiles) * Hq + head, -tl.sum(share * found))
 
 
 @triton.jit
 def weights(
-    dot, bias, lse, i, j, low, high, Lq, Lk, b_i, b_j, scale, softcap,
+    dot, bias, top, i, j, low, high, Lq, Lk, b_i, b_j, scale, softcap,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, ALONG_QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """(the softmax's weights, the cap's slope); lse: (BM,) of the queries, in units of log 2, ∞ where nothing is seen."""
-    s, slope = scored(dot, bias, i, j, Lq, Lk, b_i, b_j, scale, softcap, CAPPED)
+    """(the softmax's weights, the cap's slope); top: (BM,) of the queries."""
+    if bias is None and not CAPPED:  # one multiplication and addition an element
+        s, slope = dot * (scale * LOG2E), 1.0
+    else:
+        s, slope = scored(dot, bias, i, j, Lq, Lk, b_i, b_j, scale, softcap, CAPPED)
     if ALONG_QUERIES:
-        w = tl.exp2(s - lse[None, :])
+        w = tl.exp2(s - top[None, :])
         if MASKED:
             w = tl.where((i >= low[:, None]) & (i < high[:, None]), w, 0.0)
     else:
-        w = tl.exp2(s - lse[:, None])
+        w = tl.exp2(s - top[:, None])
         if MASKED:
             w = tl.where((j >= low[:, None]) & (j < high[:, None]), w, 0.0)
     return w, slope
 
 
 @triton.jit
-def seen_lse(lse, row, there):
-    """In units of log 2; ∞ where a query sees nothing, so that its weights are 0."""
-    found = tl.load(lse + row, there, other=INF) * LOG2E
-    return tl.where(found == -INF, INF, found)
-
-
-@triton.jit
 def _along_queries(
-    dk, dv, key, value, q, k, v, bias, seed, dy, lse, delta, row, j0, j, low, high, start, stop, group, Lq, Lk, D, DV,
+    dk, dv, key, value, q, k, v, bias, seed, dy, tops, delta, row, j0, j, low, high, n, h, start, stop, group, Lq, Lk, D, DV,
     q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-    PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr,
+    PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
     """(dk, dv) of keys j with the queries of a group's heads from start to stop, one head after the other: one loop, since
     sums that are carried through two would leave their registers. q, bias, dy, row: the first head's."""
     steps = group * tl.cdiv(stop - start, BM)
-    blocks = tl.cdiv(tl.maximum(stop - start, 1), BM)  # divided by before it is asked whether there are any steps
-    for item in range(0, steps):
-        head = (item // blocks).to(tl.int64)
-        i = start + item % blocks * BM + tl.arange(0, BM)
-        there = i < Lq
+    its_head = start * 0
+    first = start
+    for _ in range(0, steps):
+        head = its_head.to(tl.int64)
+        i = first + tl.arange(0, BM)
         line = row + head * Lq + i
         its = bias
         if bias is not None:
             its = bias + head * b_h
-        query = rows(q + head * q_h, i, q_l, Lq, tl.arange(0, BD)[None, :], D, not MASKED, EVEN_D)
+        if BOXED:
+            query = q.load([n, h + its_head, first, 0]).reshape(BM, BD)
+        else:
+            query = rows(q + head * q_h, i, q_l, Lq, tl.arange(0, BD)[None, :], D, not MASKED, EVEN_D)
         if PART == BD:
             dot = tl.dot(key, query.T, input_precision=PRECISION)
         else:
             dot = in_parts(k, j, k_l, Lk, q + head * q_h, i, q_l, Lq, D, BN, BM, BD, PART, PRECISION)
-        top, less = seen_lse(lse, line, there), tl.load(delta + line, there, other=0.0)
+        if MASKED:
+            top, less = tl.load(tops + line, i < Lq, other=INF), tl.load(delta + line, i < Lq, other=0.0)
+        else:
+            top, less = tl.load(tops + line), tl.load(delta + line)
         w, slope = weights(
             dot, its, top, i[None, :], j[:, None], low, high, Lq, Lk, b_i, b_j, scale, softcap, MASKED, CAPPED, True
         )
         dw = tl.zeros((BN, BM), tl.float32)
         if dy is not None:
-            grad = rows(dy + head * dy_h, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, not MASKED, EVEN_V)
+            if BOXED:
+                grad = dy.load([n, h + its_head, first, 0]).reshape(BM, BV)
+            else:
+                grad = rows(dy + head * dy_h, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, not MASKED, EVEN_V)
             if PART == BD:
                 dw = tl.dot(value, grad.T, input_precision=PRECISION)
             else:
@@ -113,58 +120,68 @@ def _along_queries(
             dv = tl.dot(given.to(grad.dtype), grad, dv, input_precision=PRECISION)
         ds = w * (dw - less[None, :]) * slope
         dk = tl.dot(ds.to(query.dtype), query, dk, input_precision=PRECISION)
+        first += BM
+        its_head += (first >= stop).to(tl.int32)
+        first = tl.where(first >= stop, start, first)
     return dk, dv
 
 
 @triton.jit
 def _attention_keys_kernel(
-    q, k, v, bias, seed, cu_q, cu_k, dy, lse, delta, dk, dv, Hq, Lq, Lk, D, DV, group, sequences, depth,
+    q, k, v, bias, seed, cu_q, cu_k, dy, tops, delta, dk, dv, Hq, Lq, Lk, D, DV, group, sequences, depth,
     q_n, q_h, q_l, k_n, k_h, k_l, v_n, v_h, v_l, b_n, b_h, b_i, b_j, dy_n, dy_h, dy_l,
     dk_n, dk_h, dk_l, dv_n, dv_h, dv_l, scale, softcap, before, after, quarters, threshold, gain,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BOTTOM: tl.constexpr, CAPPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
-    EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(Lk, BN)
     pid = tl.program_id(0)
     groups = Hq // group
-    n = (pid // tiles // groups).to(tl.int64)
-    h = (pid // tiles % groups).to(tl.int64)
-    k += n * k_n + h * k_h
-    v += n * v_n + h * v_h
+    item = pid // tiles // groups
+    g = pid // tiles % groups
+    n = item.to(tl.int64)
+    h = g.to(tl.int64)
     j0 = pid % tiles * BN
     j = j0 + tl.arange(0, BN)
     low, high = span(j, Lk, Lq, cu_k, cu_q, sequences, depth, after, before, AFTER, BEFORE, BOTTOM)
     first, whole, partial, end = stretch(low, high, BM)
     d, dd = tl.arange(0, BD)[None, :], tl.arange(0, BV)[None, :]
     key, value = 0, 0
-    if PART == BD:
+    if BOXED:
+        key = k.load([item, g, j0, 0]).reshape(BN, BD)
+        value = v.load([item, g, j0, 0]).reshape(BN, BV)
+    else:
+        k += n * k_n + h * k_h
+        v += n * v_n + h * v_h
+    if not BOXED and PART == BD:
         key = rows(k, j, k_l, Lk, d, D, False, EVEN_D)
         value = rows(v, j, v_l, Lk, dd, DV, False, EVEN_V)
     sum_k = tl.zeros((BN, BD), tl.float32)
     sum_v = tl.zeros((BN, BV), tl.float32)
     head = h * group
-    q += n * q_n + head * q_h
+    if not BOXED:
+        q += n * q_n + head * q_h
     if bias is not None:
         bias += n * b_n + head * b_h
-    if dy is not None:
+    if dy is not None and not BOXED:
         dy += n * dy_n + head * dy_h
-    given = (key, value, q, k, v, bias, seed, dy, lse, delta, (n * Hq + head) * Lq, j0, j, low, high)
+    given = (key, value, q, k, v, bias, seed, dy, tops, delta, (n * Hq + head) * Lq, j0, j, low, high, item, g * group)
     numbers = (
         group, Lq, Lk, D, DV, q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain
     )  # fmt: skip
     if AFTER or cu_q is not None:
         sum_k, sum_v = _along_queries(
             sum_k, sum_v, *given, first, whole, *numbers,
-            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
         )  # fmt: skip
     sum_k, sum_v = _along_queries(
         sum_k, sum_v, *given, whole, partial, *numbers,
-        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     sum_k, sum_v = _along_queries(
         sum_k, sum_v, *given, partial, end, *numbers,
-        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     there = (j < Lk)[:, None]
     at = j.to(tl.int64)[:, None]
@@ -178,22 +195,27 @@ def _attention_keys_kernel(
 
 @triton.jit
 def _along_keys(
-    dq, query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high, start, stop, Lq, Lk, D, DV,
+    dq, query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high, n, g, start, stop, Lq, Lk, D, DV,
     q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain,
     MASKED: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-    PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr,
+    PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
     """dq of queries i with the keys from start to stop."""
     for first in range(start, stop, BN):
         j = first + tl.arange(0, BN)
-        key = rows(k, j, k_l, Lk, tl.arange(0, BD)[None, :], D, not MASKED, EVEN_D)
+        if BOXED:
+            key = k.load([n, g, first, 0]).reshape(BN, BD)
+        else:
+            key = rows(k, j, k_l, Lk, tl.arange(0, BD)[None, :], D, not MASKED, EVEN_D)
         if PART == BD:
             dot = tl.dot(query, key.T, input_precision=PRECISION)
         else:
             dot = in_parts(q, i, q_l, Lq, k, j, k_l, Lk, D, BM, BN, BD, PART, PRECISION)
         dw = tl.zeros((BM, BN), tl.float32)
         if dy is not None:
-            if PART == BD:
+            if BOXED:
+                dw = tl.dot(grad, v.load([n, g, first, 0]).reshape(BN, BV).T)
+            elif PART == BD:
                 value = rows(v, j, v_l, Lk, tl.arange(0, BV)[None, :], DV, not MASKED, EVEN_V)
                 dw = tl.dot(grad, value.T, input_precision=PRECISION)
             else:
@@ -210,23 +232,26 @@ def _along_keys(
 
 @triton.jit
 def _attention_queries_kernel(
-    q, k, v, bias, seed, cu_q, cu_k, dy, lse, delta, dq, Hq, Lq, Lk, D, DV, group, sequences, depth,
+    q, k, v, bias, seed, cu_q, cu_k, dy, tops, delta, dq, Hq, Lq, Lk, D, DV, group, sequences, depth,
     q_n, q_h, q_l, k_n, k_h, k_l, v_n, v_h, v_l, b_n, b_h, b_i, b_j, dy_n, dy_h, dy_l, dq_n, dq_h, dq_l,
     scale, softcap, before, after, quarters, threshold, gain,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BOTTOM: tl.constexpr, CAPPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
-    EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(Lq, BM)
     pid = tl.program_id(0)
     tile = tiles - 1 - pid % tiles if AFTER else pid % tiles  # under a diagonal the last tiles have most to do
-    n = (pid // tiles // Hq).to(tl.int64)
-    h = (pid // tiles % Hq).to(tl.int64)
-    q += n * q_n + h * q_h
-    if dy is not None:
+    item = pid // tiles // Hq
+    head = pid // tiles % Hq
+    n = item.to(tl.int64)
+    h = head.to(tl.int64)
+    if not BOXED:
+        q += n * q_n + h * q_h
+        k += n * k_n + h // group * k_h
+        v += n * v_n + h // group * v_h
+    if dy is not None and not BOXED:
         dy += n * dy_n + h * dy_h
-    k += n * k_n + h // group * k_h
-    v += n * v_n + h // group * v_h
     if bias is not None:
         bias += n * b_n + h * b_h
     i = tile * BM + tl.arange(0, BM)
@@ -235,26 +260,30 @@ def _attention_queries_kernel(
     first, whole, partial, end = stretch(low, high, BN)
     d = tl.arange(0, BD)[None, :]
     query, grad = 0, 0
-    if PART == BD:
+    if BOXED:
+        query = q.load([item, head, tile * BM, 0]).reshape(BM, BD)
+    elif PART == BD:
         query = rows(q, i, q_l, Lq, d, D, False, EVEN_D)
-    if PART == BD and dy is not None:
+    if BOXED and dy is not None:
+        grad = dy.load([item, head, tile * BM, 0]).reshape(BM, BV)
+    elif PART == BD and dy is not None:
         grad = rows(dy, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, False, EVEN_V)
-    top, less = seen_lse(lse, row, i < Lq), tl.load(delta + row, i < Lq, other=0.0)
+    top, less = tl.load(tops + row, i < Lq, other=INF), tl.load(delta + row, i < Lq, other=0.0)
     sum_q = tl.zeros((BM, BD), tl.float32)
-    given = (query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high)
+    given = (query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high, item, head // group)
     numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain)
     if BEFORE or cu_q is not None:
         sum_q = _along_keys(
             sum_q, *given, first, whole, *numbers,
-            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
         )  # fmt: skip
     sum_q = _along_keys(
         sum_q, *given, whole, partial, *numbers,
-        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     sum_q = _along_keys(
         sum_q, *given, partial, end, *numbers,
-        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION,
+        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     dq += n * dq_n + h * dq_h
     at = dq + i.to(tl.int64)[:, None] * dq_l + d

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from .._budget import Budget
 from . import _matmul, _tile
-from ._attention import in_parts, kept, rows, span
-from ._attention_backward import seen_lse, weights
+from ._attention import INF, in_parts, kept, rows, span
+from ._attention_backward import weights
 
 BUDGETS = {
     # Rows of a bias whose length 16 does not divide.
@@ -21,7 +21,7 @@ BUDGETS = {
 
 @triton.jit
 def _attention_bias_kernel(
-    q, k, v, bias, seed, cu_q, cu_k, dy, lse, delta, db, Hq, Lq, Lk, D, DV, group, sequences, depth,
+    q, k, v, bias, seed, cu_q, cu_k, dy, tops, delta, db, Hq, Lq, Lk, D, DV, group, sequences, depth,
     q_n, q_h, q_l, k_n, k_h, k_l, v_n, v_h, v_l, b_n, b_h, b_i, b_j, dy_n, dy_h, dy_l,
     scale, softcap, before, after, quarters, threshold, gain, N, heads, high, wide, over_h, over_i, over_j, each, total,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BOTTOM: tl.constexpr, CAPPED: tl.constexpr, SUM_I: tl.constexpr,
@@ -63,7 +63,7 @@ def _attention_bias_kernel(
                 dw = tl.dot(a, b.T, input_precision=PRECISION)
             else:
                 dw = in_parts(grad, i, dy_l, Lq, value, j, v_l, Lk, DV, BM, BN, BV, PART, PRECISION)
-        top, less = seen_lse(lse, row, i < Lq), tl.load(delta + row, i < Lq, other=0.0)
+        top, less = tl.load(tops + row, i < Lq, other=INF), tl.load(delta + row, i < Lq, other=0.0)
         its = bias + n * b_n + h * b_h
         w, _ = weights(
             dot, its, top, i[:, None], j[None, :], low, most, Lq, Lk, b_i, b_j, scale, softcap, True, CAPPED, False

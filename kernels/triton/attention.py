@@ -18,14 +18,27 @@ from ._configs import Tile
 from ._kv_append import kv_append_forward as kv_append_forward
 
 
-def _choices(name: str) -> dict[str, _configs.Choice]:
-    """rich: 16-bit scores to which more is done than a product, whose temporaries take registers."""
-    kinds = ("half", "half_rich", "tf32", "single")
+def _choices(name: str, *more: str) -> dict[str, _configs.Choice]:
+    """rich: 16-bit scores to which more is done than a product, whose temporaries take registers. boxes: what
+    descriptors load."""
+    kinds = ("half", *more, "half_rich", "tf32", "single")
     return {kind: _configs.tiles(f"{name}.{kind}", choose, inner=()) for kind in kinds}
 
 
-FORWARD, KEYS, QUERIES, BIAS = (_choices(f"attention_{name}") for name in ("forward", "keys", "queries", "bias"))
+FORWARD, KEYS, QUERIES = (_choices(f"attention_{name}", "half_boxes") for name in ("forward", "keys", "queries"))
+BIAS = _choices("attention_bias")
 DELTA = _configs.rows("attention_delta")
+
+
+def _in_boxes(x: Any) -> bool:
+    """Whether a descriptor can describe ``x`` (N, H, L, D), and a result of its width."""
+    *steps, last = x.stride()
+    fits = x.element_size() == 2 and last == 1 and x.shape[3] % 8 == 0 and 0 not in x.shape
+    return fits and all(s > 0 and s % 8 == 0 for s in steps) and _tile.begins_aligned(x)
+
+
+def _box(x: Any, rows: int, width: int) -> Any:
+    return _tile.described(x, (1, 1, rows, width))
 
 
 class _Call(NamedTuple):
@@ -50,7 +63,14 @@ class _Call(NamedTuple):
         wide = (0, 0, 0, 0) if self.bias is None else self.bias.expand(full).stride()
         return found | dict(zip(("b_n", "b_h", "b_i", "b_j"), wide))
 
-    def tile(self, choices: dict[str, _configs.Choice], rows: int) -> tuple[Tile, dict[str, Any]]:
+    @property
+    def boxed(self) -> bool:
+        """Whether descriptors load q, k and v: where tiles of warp groups pay, and the scores need nothing else."""
+        if not 90 <= _tile.device(self.arrays[0]).arch < 120 or self.arrays[0].shape[2] <= LEAST:
+            return False
+        return self.bias is None and self.seed is None and not self.how["CAPPED"] and all(map(_in_boxes, self.arrays))
+
+    def tile(self, choices: dict[str, _configs.Choice], rows: int, boxed: bool = False) -> tuple[Tile, dict[str, Any]]:
         """(the tile, what a launch takes of it)."""
         q, _, v = self.arrays
         half = q.element_size() == 2
@@ -59,11 +79,17 @@ class _Call(NamedTuple):
         even = dict(EVEN_D=q.shape[3] == width[0], EVEN_V=v.shape[3] == width[1])
         more = self.bias is not None or self.seed is not None or self.how["CAPPED"] or not all(even.values())
         kind = ("half_rich" if more else "half") if half else "tf32" if tf32 else "single"
+        kind = "half_boxes" if boxed else kind
         c = choices[kind](_tile.device(q), max(width), rows)
         part = width[0] if half or tf32 else PART
         precision = "tf32" if tf32 else "ieee"
         sizes = dict(BM=c.BM, BN=c.BN, BD=width[0], BV=width[1], PART=part, PRECISION=precision)
         return c, sizes | even | dict(num_warps=c.warps, num_stages=c.stages)
+
+    def given(self, tile: dict[str, Any], boxed: bool) -> tuple:
+        """q, k, v as a launch takes them."""
+        sizes = (tile["BM"], tile["BD"]), (tile["BN"], tile["BD"]), (tile["BN"], tile["BV"])
+        return tuple(_box(x, *size) for x, size in zip(self.arrays, sizes)) if boxed else self.arrays
 
 
 def _steps(name: str, x: Any) -> dict[str, int]:
@@ -106,23 +132,25 @@ def attention_forward(
     y = empty((n, heads, rows, v.shape[3]), q.dtype, order_of_y(*_tile.layout(tuple(q.shape), tuple(q.stride()))))
     lse = empty((n, heads, rows), "float32")
     call = _call(q, k, v, bias, seed, cu_q, cu_k, window, corner, scale, softcap, p, empty)
-    c, tile = call.tile(FORWARD, rows)
+    boxed = call.boxed
+    c, tile = call.tile(FORWARD, rows, boxed)
     plain = bias is None and softcap == 0 and call.numbers["scale"] > 0
     _tile.launch(
         _attention_forward_kernel, (_tile.cdiv(rows, c.BM) * heads * n,),
-        *call.arrays, bias, None if sinks is None else _tile.dense(sinks, empty), call.seed, *call.cu, y, lse,
-        **call.sizes, **call.steps, **_steps("y", y), **call.numbers, **call.how, PLAIN=plain, **tile,
+        *call.given(tile, boxed), bias, None if sinks is None else _tile.dense(sinks, empty), call.seed, *call.cu,
+        _box(y, c.BM, tile["BV"]) if boxed else y, lse,
+        **call.sizes, **call.steps, **_steps("y", y), **call.numbers, **call.how, PLAIN=plain, BOXED=boxed, **tile,
     )  # fmt: skip
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
     saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
     return (y, lse), saved if needs else {}
 
 
-def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Callable) -> Any:
-    """(N, Hq, Lq) float32: Σ dy y − dlse; and dsinks, where it is wanted."""
+def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Callable) -> tuple[Any, Any]:
+    """(lse in units of log 2, Σ dy y − dlse), both (N, Hq, Lq) float32; and dsinks, where it is wanted."""
     y, lse, sinks = saved["y"], saved["lse"], saved.get("sinks")
     n, heads, rows, width = y.shape
-    delta = empty((n, heads, rows), "float32")
+    tops, delta = (empty((n, heads, rows), "float32") for _ in range(2))
     block = max(LEAST, _tile.next_power_of_2(width))
     entry = DELTA(_tile.device(y), block)
     high = max(LEAST, entry.elements // block)
@@ -130,12 +158,12 @@ def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Cal
     parts = None if dsinks is None else empty((n * tiles, 1, heads), "float32")
     _tile.launch(
         _attention_delta_kernel, (tiles * heads * n,), y, dy, dlse, lse,
-        None if dsinks is None else _tile.dense(sinks, empty), delta, parts, heads, rows, width,
+        None if dsinks is None else _tile.dense(sinks, empty), tops, delta, parts, heads, rows, width,
         *y.stride()[:3], *_steps("dy", dy).values(), *_steps("dl", dlse).values(), BM=high, BV=block, num_warps=entry.warps,
     )  # fmt: skip
     if parts is not None:
         _matmul.finish(parts, dsinks)
-    return delta
+    return tops, delta
 
 
 def attention_backward(
@@ -153,23 +181,30 @@ def attention_backward(
         name: empty(spec.shape, q.dtype, orders.get(name)) if name in needs else None
         for name, spec in zip(names, inputs)
     }
-    delta = _delta(call, saved, dy, dlse, grads["sinks"], empty)
+    found = _delta(call, saved, dy, dlse, grads["sinks"], empty)
     common = call.sizes | call.steps | _steps("dy", dy) | call.numbers | call.how
-    given = *call.arrays, bias, call.seed, *call.cu, dy, saved["lse"], delta
+    boxed = call.boxed and (dy is None or _in_boxes(dy))
+
+    def given(tile: dict[str, Any], boxed: bool) -> tuple:
+        grad = _box(dy, tile["BM"], tile["BV"]) if boxed and dy is not None else dy
+        return *call.given(tile, boxed), bias, call.seed, *call.cu, grad, *found
+
     n, heads, rows, _ = q.shape
     groups, keys = k.shape[1:3]
     dk, dv, dq = (grads[name] for name in "kvq")
     if dk is not None or dv is not None:
-        c, tile = call.tile(KEYS, rows)
+        c, tile = call.tile(KEYS, rows, boxed)
         _tile.launch(
-            _attention_keys_kernel, (_tile.cdiv(keys, c.BN) * groups * n,), *given, dk, dv,
-            **common, **_steps("dk", dk), **_steps("dv", dv), **tile,
+            _attention_keys_kernel, (_tile.cdiv(keys, c.BN) * groups * n,), *given(tile, boxed), dk, dv,
+            **common, **_steps("dk", dk), **_steps("dv", dv), BOXED=boxed, **tile,
         )  # fmt: skip
     if dq is not None:
-        c, tile = call.tile(QUERIES, rows)
-        grid = (_tile.cdiv(rows, c.BM) * heads * n,)
-        _tile.launch(_attention_queries_kernel, grid, *given, dq, **common, **_steps("dq", dq), **tile)
+        c, tile = call.tile(QUERIES, rows, boxed)
+        _tile.launch(
+            _attention_queries_kernel, (_tile.cdiv(rows, c.BM) * heads * n,), *given(tile, boxed), dq,
+            **common, **_steps("dq", dq), BOXED=boxed, **tile,
+        )  # fmt: skip
     if grads["bias"] is not None:
         _, tile = call.tile(BIAS, rows)
-        _attention_bias.gradient((n, heads, rows, keys), given, common, tile, grads["bias"], empty)
+        _attention_bias.gradient((n, heads, rows, keys), given(tile, False), common, tile, grads["bias"], empty)
     return (*(grads[name] for name in names), None, None, None)
