@@ -114,6 +114,20 @@ def test_tokens_are_drawn_by_their_shares():
     assert shares(temperature=0)[1] == 1
 
 
+def test_reading_on_is_reading_all():
+    """Each token's logits through the caches are those of its whole context, over the context's end, too."""
+    model = SMALL.model().to("float64")
+    tokens = TEXT.held_out[:40]
+    reader, seen = _generate.Reader(model), 0
+    for end in (5, *range(6, 41)):
+        logits = reader.read(tokens[seen:end])
+        x = reader.tokens[None].astype(np.int64)
+        assert (x[0] == tokens[end - x.shape[1] : end]).all() and x.shape[1] <= SMALL.context
+        np.testing.assert_allclose(logits, model(x)[0, -1], rtol=1e-5, atol=1e-6)
+        seen = end
+    assert {cache.used[0] for cache in reader.caches.values()} == {x.shape[1]}
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"), [({"temperature": -1}, "temperature ≥ 0"), ({"top_k": 0}, "top_k"), ({"top_p": 0}, "top_p")]
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 import gpulayers as gl
 from gpulayers import transfer
-from gpulayers.language._model import context_of
+from gpulayers.language._model import PositionEmbedding, context_of
 from gpulayers.layers._frames import mode
 
 
@@ -68,18 +68,39 @@ def _require(count: int, temperature: float, top_k: int | None, top_p: float | N
 
 
 class Reader:
-    """A model that reads on: each call gives the logits of the next token.
+    """A model that reads on: each call gives the logits of the next token, and computes what is new alone.
 
-    When its context is full it goes on from the latest half.
+    When its context is full it reads the latest half of it again.
     """
 
     def __init__(self, model: Any):
         self.model, self.context = model, context_of(model)
         self.tokens = np.zeros(0, np.uint8)
+        self.caches: dict[int, Any] = {}
 
     def read(self, tokens: np.ndarray) -> np.ndarray:
         """tokens (L,), L ≥ 1 → logits (vocabulary,) after the last."""
-        self.tokens = np.concatenate([self.tokens, tokens])[-self.context :]
-        x = transfer.to_device(self.tokens[None].astype(np.int64), self.model.device)
+        kept = len(self.tokens)
+        self.tokens = np.concatenate([self.tokens, tokens])
+        if len(self.tokens) > self.context:
+            kept, self.tokens = 0, self.tokens[-max(1, self.context // 2) :]
+            for cache in self.caches.values():
+                cache.reset()
+        x = transfer.to_device(self.tokens[None, kept:].astype(np.int64), self.model.device)
         with gl.no_grad(), mode(False):
-            return transfer.to_numpy(self.model(x)[0, -1]).astype(np.float32)
+            return transfer.to_numpy(self._through(self.model, x, kept)[0, -1]).astype(np.float32)
+
+    def _through(self, layer: Any, x: Any, start: int) -> Any:
+        """``layer`` of new tokens, the first of them at place ``start``."""
+        if isinstance(layer, gl.MultiHeadAttention):
+            if id(layer) not in self.caches:
+                self.caches[id(layer)] = layer.cache(1, self.context)
+            return layer.extend(x, self.caches[id(layer)])
+        if isinstance(layer, PositionEmbedding):
+            return layer(x, start)
+        if not isinstance(layer, gl.Sequential):
+            return layer(x)  # it sees each token alone
+        y = x
+        for part in layer:
+            y = self._through(part, y, start)
+        return x + y if isinstance(layer, gl.Residual) else y

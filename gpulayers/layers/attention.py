@@ -59,13 +59,34 @@ class MultiHeadAttention(Layer):
             raise error
         return input_shape
 
-    def forward(self, x: Any) -> Any:
+    def _heads(self, x: Any) -> tuple[Any, Any, Any]:
+        """Queries, keys and values (N, heads, L, head) of x."""
         self.output_shape(x.shape)
         n, length, _ = x.shape
         head = self.embed_dim // self.num_heads
         groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         joint = self.qkv(x).reshape(n, length, self.num_heads + 2 * groups, head).swapaxes(1, 2)
-        parts = joint[:, : self.num_heads], joint[:, self.num_heads : -groups], joint[:, -groups:]
+        return joint[:, : self.num_heads], joint[:, self.num_heads : -groups], joint[:, -groups:]
+
+    def cache(self, batch: int, capacity: int) -> KVCache:
+        """Room for ``extend``: ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
+        groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        weight = self.qkv.weight
+        head = self.embed_dim // self.num_heads
+        return KVCache(batch, capacity, groups, head, dtype=weight.dtype, device=self.device)
+
+    def extend(self, x: Any, cache: KVCache) -> Any:
+        """What ``forward`` in evaluation gives for new tokens x (N, L, embed_dim) behind those in ``cache``, which gets them.
+
+        For inference. Raises ValueError if the layer is not causal, or the cache is full.
+        """
+        if not self.causal:
+            raise ValueError(f"{self.name}: extend: the rule is causal=True; got {self.causal}")
+        y = cache(*self._heads(x), window=self.window, scale=self.scale, softcap=self.softcap)
+        return self.out(y.swapaxes(1, 2).reshape(x.shape))
+
+    def forward(self, x: Any) -> Any:
+        parts = self._heads(x)
         drops = self.training and self.dropout > 0
         seed = transfer.beside(random.draw(), x) if drops else None
         y, _ = self.run(
