@@ -97,7 +97,7 @@ class Reader:
                 self.caches[id(layer)] = layer.cache(1, self.context)
             return layer.extend(x, self.caches[id(layer)])
         if isinstance(layer, PositionEmbedding):
-            return layer(x, start)
+            return layer.extend(x, start)
         if not isinstance(layer, gl.Sequential):
             return layer(x)  # it sees each token alone
         y = x

@@ -28,8 +28,12 @@ class PositionEmbedding(gl.Layer):
             raise RuntimeError(f"{self.name}: the rule is {rule}; got {list(input_shape)}")
         return input_shape
 
-    def forward(self, x: Any, start: int = 0) -> Any:
+    def forward(self, x: Any) -> Any:
         self.output_shape(x.shape)
+        return x + self.weight[: x.shape[1]]
+
+    def extend(self, x: Any, start: int) -> Any:
+        """The same for tokens whose first stands at place ``start``."""
         return x + self.weight[start : start + x.shape[1]]
 
     def backward(self, dy: Any) -> Any:
