@@ -11,7 +11,7 @@ from gpulayers.arrays import Spec, bfloat16
 from gpulayers.definition import ArgumentError, LabelError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, linear_cross_entropy
-from gpulayers.torch.loss import _linear_twin
+from gpulayers.torch._linear_cross_entropy import _Loss, _twin
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -127,17 +127,81 @@ def test_the_function_is_torchs(dtype, reduction):
         torch.testing.assert_close(mine, theirs)
     capped = {"z_loss": 0.1, "softcap": 2.0, "reduction": reduction, "linear_bias": b, "weight": cw}
     found = ours(x, w, target, **capped)
-    true = _linear_twin(x, w, target, b, cw, -100, 0.0, reduction, 0.1, 2.0)
+    true = _twin(x, w, target, b, cw, -100, 0.0, reduction, 0.1, 2.0, False)
     torch.testing.assert_close(found, true)
     for mine, theirs in zip(*(torch.autograd.grad(y, leaves, dy) for y in (found, true))):
         torch.testing.assert_close(mine, theirs)
-    with pytest.raises(NotImplementedError, match="no gradient of its gradient"):
-        torch.autograd.grad(ours(x, w, target).mul(1.0), x, create_graph=True)
 
 
-def test_what_is_left_to_torch():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradients_of_gradients(reduction):
+    """Of the input, the weight and the bias, with every option."""
+    x, w, b, cw = (torch.from_numpy(draw(*s)) for s in ((3, 2), (4, 2), (4,), (4,)))
+    target, how = torch.tensor([0, -100, 2]), {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 2.0}
+    ours = lambda *leaves: gt.functional.linear_cross_entropy(  # noqa: E731
+        leaves[0], leaves[1], target, linear_bias=leaves[2], weight=cw.abs(), reduction=reduction, **how
+    )
+    assert torch.autograd.gradgradcheck(ours, [t.requires_grad_() for t in (x, w, b)])
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_no_loss(lower):
+    """Loss and factors of classes are float32, sums are made there; of float16 no share of many tokens vanishes."""
+    x, w = torch.from_numpy(draw(512, 8)).float() / 4, torch.from_numpy(draw(3000, 8)).float() / 4
+    target, cw = torch.arange(512) % 7, torch.linspace(0.1, 2, 3000)
+    for reduction in ("mean", "sum", "none"):
+        leaves = [x.requires_grad_(), w.requires_grad_()]
+        with torch.autocast("cpu", lower):
+            y = gt.functional.linear_cross_entropy(x, w, target, weight=cw, reduction=reduction, softcap=30.0)
+        doubles = [t.to(lower).double().detach().requires_grad_() for t in leaves]
+        true = _twin(*doubles, target, None, cw.double(), -100, 0.0, reduction, 0.0, 30.0, False)
+        assert y.dtype is torch.float32
+        torch.testing.assert_close(y.double(), true, rtol=1e-5, atol=0)
+        mine, theirs = (torch.autograd.grad(t.mean() * 2.0**8, of) for t, of in ((y, leaves), (true, doubles)))
+        for got, wanted in zip(mine, theirs):
+            error = (got.double() - wanted).norm() / wanted.norm()
+            assert got.dtype is torch.float32 and error < 4 * torch.finfo(lower).eps
+
+
+OPTIONS = [
+    {},
+    {"bias": True, "reduction": "sum", "label_smoothing": 0.1},
+    {"weight": torch.rand(4), "reduction": "none", "ignore_index": 1},
+    {"out_features": (2, 3), "bias": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_class_of_torchs_that_have_none(options):
+    """It has newer torch's attributes, weights under the same names, and text."""
+    names = set()
+    for library in (torch.nn, gt):
+        module = library.LinearCrossEntropyLoss(3, 4, **options)
+        other = _Loss(3, 4, **options)
+        other.load_state_dict(module.state_dict())
+        assert vars(module).keys() - {"__module__"} == vars(other).keys() and repr(module)[-40:] == repr(other)[-40:]
+        names |= {*module.state_dict()}
+        x = torch.randn(5, 3)
+        target = torch.arange(5 * 6 if "out_features" in options else 5) % 4
+        target = target.reshape(5, 2, 3) if "out_features" in options else target
+        torch.testing.assert_close(gt.LinearCrossEntropyLoss.forward(other, x, target), module(x, target))
+    assert names == {"linear.weight"} | {k for k in ("weight",) if k in options} | {
+        k for k in ("linear.bias",) if "bias" in options
+    }
+    for wrong in ({"weight": torch.rand(3)}, {"label_smoothing": 1.5}):
+        errors = []
+        for cls in (torch.nn.LinearCrossEntropyLoss, _Loss):
+            with pytest.raises(RuntimeError) as raised:
+                cls(3, 4, **wrong)
+            errors.append(str(raised.value))
+        assert errors[0] == errors[1]
+
+
+def test_all_logits_at_once():
     """Probabilities, and several losses a sample."""
     ours = gt.functional.linear_cross_entropy
+    with pytest.raises(RuntimeError, match="class indices"):
+        ours(torch.randn(3, 4), torch.randn(5, 4), torch.rand(3, 5), z_loss=0.1)
     x, w, p = torch.randn(3, 4), torch.randn(5, 4), torch.rand(3, 5).softmax(1)
     torch.testing.assert_close(ours(x, w, p), F.linear_cross_entropy(x, w, p, options=None))
     w, target = torch.randn(5, 2, 4), torch.tensor([[0, 1], [4, 2], [3, 3]])

@@ -193,7 +193,7 @@ def test_layer_for_cuda(case):
             "BatchNorm" not in case.name and "InstanceNorm2" not in case.name
         )  # it would copy statistics
         with FakeTensorMode(), _Autocast(), torch.no_grad():
-            for values in (module._parameters, module._buffers):
+            for values in [v for m in module.modules() for v in (m._parameters, m._buffers)]:
                 for name, t in list(values.items()):
                     values[name] = t if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda")
             found = module(*[torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in case.inputs(of_input)])

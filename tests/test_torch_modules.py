@@ -196,7 +196,11 @@ def report(complaints):
 
 
 def test_every_class_is_judged():
-    assert set(CLASSES) == CASES.keys() | LOSSES.keys() | {"MSELoss", "Embedding", "EmbeddingBag", *PAIRED, *RANDOM}
+    assert set(CLASSES) == CASES.keys() | LOSSES.keys() | {
+        *("MSELoss", "LinearCrossEntropyLoss", "Embedding", "EmbeddingBag"),
+        *PAIRED,
+        *RANDOM,
+    }
 
 
 JUDGED = [(n, d) for n in CASES for d in DTYPES if (n, d) != ("RReLU", torch.float16)]  # of which torch has none
@@ -301,8 +305,8 @@ def test_torchs_own_module_samples(info, dtype):
     name = info.module_cls.__name__
     complaints = []
     for training in (True, False):
-        samples = info.module_inputs_func(info, "cpu", dtype, requires_grad=False, training=training)
-        for sample in samples:
+        samples = [*info.module_inputs_func(info, "cpu", dtype, requires_grad=False, training=training)]
+        for sample in samples[:: 19 if len(samples) > 200 else 1]:
             if sample.forward_input is None or (name == "RReLU" and training):
                 continue
             args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.arrays import Spec, namespace, up
+from gpulayers.arrays import Spec, compute_dtype, namespace, up
 from gpulayers.definition import ArgumentError, Rule, ShapeError, UnsupportedTypeError
 from gpulayers.ops._loss import require_labels, require_reduction
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
@@ -25,12 +25,16 @@ def linear_cross_entropy_rule(
     reduction: str = "mean",
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    wide: bool = False,
 ) -> Rule:
     require_float("x", x)
     if x.ndim == 0 or weight.ndim != 2:
         raise ShapeError("weight", "weight.shape = (C, D) for x (…, D)", f"{list(weight.shape)} with x {list(x.shape)}")
     classes, features = weight.shape
-    require_same_dtype(x, weight=weight, bias=bias, class_weight=class_weight)
+    work = compute_dtype(x.dtype)
+    require_same_dtype(x, weight=weight, bias=bias)
+    if class_weight is not None and class_weight.dtype != work:
+        require_same_dtype(x, class_weight=class_weight)
     require_shape("x", x, (*x.shape[:-1], features), "x.shape = (…, D)")
     if target.dtype.kind not in "iu":
         raise UnsupportedTypeError("target", "class indices (an integer dtype)", target.dtype)
@@ -47,8 +51,10 @@ def linear_cross_entropy_rule(
     rows = {"x": Spec(x.shape, x.dtype), "weight": Spec(weight.shape, x.dtype), "bias": Spec((classes,), x.dtype)}
     saved = {n: s for n, s in inputs.items() if s is not None}
     if reduction != "none":
-        saved = {f"d{n}": s for n, s in rows.items() if n in needs}
-    y = Spec(target.shape if reduction == "none" else (), x.dtype)
+        saved |= {f"d{n}": s for n, s in rows.items() if n in needs}
+    if reduction == "mean":
+        saved["total"] = Spec((), work)
+    y = Spec(target.shape if reduction == "none" else (), work if wide else x.dtype)
     return Rule({"y": y}, saved if needs else {}, None, {n: s for n, s in rows.items() if inputs[n] is not None})
 
 
@@ -126,17 +132,20 @@ def linear_cross_entropy_forward(
     reduction: str = "mean",
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    wide: bool = False,
 ) -> tuple[tuple, dict]:
     """Cross entropy of the logits x weightᵀ + bias; kernels make them for some tokens at a time, and their gradients with them.
 
-    x: (…, D), weight: (C, D), bias and class_weight: (C,), float of one dtype. target: (…), classes. A loss is −Σ q log
-    softmax(logits) + z_loss · (log Σ exp logits)², where q = class_weight ((1 − ε) p + ε / C), ε = label_smoothing, p is 1 at
-    the target; logits are softcap · tanh(logits / softcap) where softcap > 0. A target of ignore_index has loss 0. reduction:
-    "mean" divides the sum by Σ class_weight[target] over those that are not ignored, "sum", or "none".
+    x: (…, D), weight: (C, D), bias and class_weight: (C,), float of one dtype, class_weight also float32 where that has 16
+    bits. target: (…), classes. A loss is −Σ q log softmax(logits) + z_loss · (log Σ exp logits)², where
+    q = class_weight ((1 − ε) p + ε / C), ε = label_smoothing, p is 1 at the target; logits are
+    softcap · tanh(logits / softcap) where softcap > 0. A target of ignore_index has loss 0. reduction: "mean" divides the
+    sum by Σ class_weight[target] over those that are not ignored, "sum", or "none".
 
-    Returns y in x's dtype: 0-dim, or (…). Saves the gradients of a reduced loss themselves, made in the same pass; backward
-    multiplies them by dy. With reduction "none" it saves the inputs, and backward computes the logits again. Raises
-    LabelError for a label out of range on the CPU; on a GPU it makes NaN.
+    Returns y: 0-dim, or (…), in x's dtype; wide: in float32 where that has 16 bits. Saves the gradients of a sum of losses
+    themselves, made in the same pass; backward multiplies them by dy and divides by what the mean does, so that those of
+    many tokens do not vanish in float16. With reduction "none" backward computes the logits again. Raises LabelError for a
+    label out of range on the CPU; on a GPU it makes NaN.
     """
     how: dict[str, Any] = {
         "ignore_index": ignore_index,
@@ -145,19 +154,19 @@ def linear_cross_entropy_forward(
         "softcap": softcap,
     }
     found = _Losses(x, weight, target, bias, class_weight, **how)
-    xp = found.xp
+    xp, kind = found.xp, found.loss.dtype if wide else x.dtype
+    given = {"x": x, "weight": weight, "target": target, "bias": bias, "class_weight": class_weight}
+    saved = {n: a for n, a in given.items() if a is not None} if needs else {}
     if reduction == "none":
-        given = {"x": x, "weight": weight, "target": target, "bias": bias, "class_weight": class_weight}
-        saved = {n: a for n, a in given.items() if a is not None} if needs else {}
-        return (found.loss.astype(x.dtype).reshape(target.shape),), saved
-    total = found.share.sum() if reduction == "mean" else xp.ones((), found.loss.dtype)
+        return (found.loss.astype(kind).reshape(target.shape),), saved
+    total = xp.asarray(found.share.sum() if reduction == "mean" else 1, dtype=found.loss.dtype)
     y = _over(found.loss.sum(), total)
-    saved = {}
     if needs:
         shapes = {"dx": x.shape, "dweight": weight.shape, "dbias": weight.shape[:1]}
-        grads = found.gradients(_over(xp.ones((), total.dtype), total), needs)
-        saved = {n: xp.ascontiguousarray(g.astype(x.dtype)).reshape(shapes[n]) for n, g in grads.items()}
-    return (xp.asarray(y, dtype=x.dtype),), saved
+        grads = found.gradients(_over(total, total), needs)
+        saved |= {n: xp.ascontiguousarray(g.astype(x.dtype)).reshape(shapes[n]) for n, g in grads.items()}
+        saved |= {"total": total} if reduction == "mean" else {}
+    return (xp.asarray(y, dtype=kind),), saved
 
 
 def linear_cross_entropy_backward(
@@ -171,9 +180,10 @@ def linear_cross_entropy_backward(
     reduction: str,
     z_loss: float,
     softcap: float,
+    wide: bool = False,
 ) -> tuple:
     """dx = dlogits weight, dweight = dlogitsᵀ x, dbias = Σ dlogits, by dy; dlogits = (softmax (Σ q + 2 z_loss lse) − q)."""
-    (dy,), kind = dys, inputs[0].dtype
+    (dy,), kind, xp = dys, inputs[0].dtype, namespace(dys[0])
     if reduction == "none":
         given = [saved["x"], saved["weight"], saved["target"], saved.get("bias"), saved.get("class_weight")]
         how: dict[str, Any] = {
@@ -184,9 +194,10 @@ def linear_cross_entropy_backward(
         }
         grads = _Losses(*given, **how).gradients(up(dy).reshape(-1, 1), needs)
     else:
-        grads = {n: up(g) * up(dy) for n, g in saved.items() if n[1:] in needs}
+        total = saved.get("total", xp.ones((), up(dy).dtype))
+        by = up(dy) / xp.where(total == 0, xp.ones_like(total), total)  # over nothing they are 0, or NaN already
+        grads = {f"d{n}": up(saved[f"d{n}"]) * by for n in needs}
     named = [grads.get(f"d{n}") for n in ("x", "weight", "target", "bias", "class_weight")]
-    xp = namespace(dy)
     return tuple(
         None if g is None else xp.ascontiguousarray(g.astype(kind, copy=False)).reshape(s.shape)
         for g, s in zip(named, inputs)

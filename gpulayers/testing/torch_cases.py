@@ -5,6 +5,7 @@ Values are judged elsewhere, over many more calls (``check_torch.py``).
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -36,6 +37,12 @@ PLAIN = (
 _ROW, _IMAGE, _VOLUME = (2, 4, 5), (2, 4, 6, 5), (2, 4, 3, 2, 4)
 _SAME: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1}
 """A convolution that keeps its input's shape."""
+_OF_LOGITS: dict[str, Any] = {}
+if hasattr(nn, "LinearCrossEntropyLoss"):  # newer torch
+    _smooth = {"bias": True, "label_smoothing": 0.1, "reduction": "none", "ignore_index": 1}
+    _OF_LOGITS["LinearCrossEntropyLoss"] = [
+        ({"in_features": 5, "num_classes": 4, **more}, (3, 5)) for more in ({}, _smooth, {"out_features": (2,)})
+    ]
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     **{name: [({}, (3, 5))] for name in PLAIN},
     "Threshold": [({"threshold": 0.1, "value": 2.0}, (3, 5))],
@@ -106,6 +113,7 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
     "MSELoss": [({}, (3, 5))],
+    **_OF_LOGITS,
 }  # fmt: skip
 _OF_INDICES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "Embedding": [({"num_embeddings": 6, "embedding_dim": 3, "padding_idx": 1}, (2, 4))],
@@ -137,6 +145,9 @@ class Case(NamedTuple):
             return [torch.arange(x.numel()).reshape(x.shape) * (7 + seed) % self.arguments["num_embeddings"]]
         if self.name == "MSELoss":
             return [x, _draw(self.shape, f"target{seed}").to(dtype)]
+        if self.name in _OF_LOGITS:
+            count, several = self.arguments["num_classes"], self.arguments.get("out_features", ())
+            return [x, torch.arange(x.shape[0] * math.prod(several)).reshape(-1, *several) % count]
         if self.name in ("CrossEntropyLoss", "NLLLoss"):
             return [x, torch.arange(x.numel() // x.shape[1]).reshape(x.shape[:1] + x.shape[2:]) % x.shape[1]]
         if self.name.startswith("MaxUnpool"):
@@ -217,7 +228,7 @@ _IN_THE_MODEL: dict[str, dict[str, Any]] = {
     "RMSNorm": {"normalized_shape": 10},
     "BatchNorm1d": {"num_features": 10},
     "InstanceNorm1d": {"num_features": 4, "affine": True},
-}
+} | {name: {"in_features": 10, "num_classes": 10} for name in _OF_LOGITS}
 
 
 class Everything(nn.Module):
@@ -270,7 +281,7 @@ class Everything(nn.Module):
         found["MSELoss"] = self.layers["MSELoss"](p, q)
         found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
         found["CrossEntropyLoss"] = self.layers["CrossEntropyLoss"](x, labels)
-        return found
+        return found | {name: self.layers[name](x, labels) for name in _OF_LOGITS}
 
 
 def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -283,5 +294,6 @@ def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str
         + found["MSELoss"]
         + found["NLLLoss"]
         + found["CrossEntropyLoss"]
+        + sum(found[name] for name in _OF_LOGITS)
     )
     return total, {name: y.detach() for name, y in found.items()}

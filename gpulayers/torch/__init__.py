@@ -63,7 +63,7 @@ from gpulayers.torch.conv import (
 from gpulayers.torch.dropout import Dropout
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
 from gpulayers.torch.linear import Flatten, Linear
-from gpulayers.torch.loss import CrossEntropyLoss, MSELoss, NLLLoss
+from gpulayers.torch.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss
 from gpulayers.torch.norm import (
     BatchNorm1d,
     BatchNorm2d,

@@ -26,10 +26,14 @@ def cast(rule: str | dict[str, str] | None, args: Sequence[Any], n: int) -> tupl
     device = next((t.device.type for t in args[:n] if t is not None), "cpu")
     if isinstance(rule, dict):
         rule = rule.get(device)
-    if rule is None or device not in _DEVICES or not torch.is_autocast_enabled(device):
+    if rule is None or not is_on(device):
         return args
     dtype = torch.float32 if rule == FLOAT32 else torch.get_autocast_dtype(device)
     return (*[_to(t, dtype, device) for t in args[:n]], *args[n:])
+
+
+def is_on(device: str) -> bool:
+    return device in _DEVICES and torch.is_autocast_enabled(device)
 
 
 def state(like: Tensor) -> Callable[[], bool]:

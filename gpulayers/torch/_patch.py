@@ -250,6 +250,9 @@ def _not_itself(module: nn.Module, own: type) -> str:
     return ""
 
 
+_CALLING_NONE = (nn.MultiheadAttention, getattr(nn, "LinearCrossEntropyLoss", nn.MultiheadAttention))
+
+
 def _bypassed(model: nn.Module) -> dict[nn.Module, tuple[bool, str]]:
     """Modules whose parents call something else: (always, why)."""
     found: dict[nn.Module, tuple[bool, str]] = {}
@@ -259,8 +262,8 @@ def _bypassed(model: nn.Module) -> dict[nn.Module, tuple[bool, str]]:
             replaced = _replacement(parent, _own_class(parent))[0] is not None
             if type(parent).forward is nn.TransformerEncoderLayer.forward and not replaced:
                 found |= {child: (False, why) for child in parent.children() if child in _leaves(parent)}
-        if isinstance(parent, nn.MultiheadAttention):
-            why = "MultiheadAttention computes with its weights and never calls it"
+        if isinstance(parent, _CALLING_NONE):
+            why = f"{_own_class(parent).__name__} computes with its weights and never calls it"
             found |= {child: (True, why) for child in parent.children()}
     return found
 

@@ -115,20 +115,21 @@ def linear_cross_entropy_forward(
     reduction: str,
     z_loss: float,
     softcap: float,
+    wide: bool = False,
 ) -> tuple[tuple, dict]:
     how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
-    call = _Call(x, weight, target, bias, class_weight, **how)
+    call, kind = _Call(x, weight, target, bias, class_weight, **how), np.float32 if wide else x.dtype
+    given = {"x": x, "weight": weight, "target": target, "bias": bias, "class_weight": class_weight}
+    saved = {k: v for k, v in given.items() if v is not None and needs}
     if reduction == "none":
         losses, _ = call.run(None, ())
-        given = {"x": x, "weight": weight, "target": target, "bias": bias, "class_weight": class_weight}
-        return (losses.astype(x.dtype).reshape(target.shape),), {
-            k: v for k, v in given.items() if v is not None and needs
-        }
+        return (losses.astype(kind, copy=False).reshape(target.shape),), saved
     total = np.float32(call.share.sum(dtype=np.float64) if reduction == "mean" else 1)
-    losses, grads = call.run(np.broadcast_to(_over(np.float32(1), total), call.share.shape), needs)
+    losses, grads = call.run(np.broadcast_to(np.float32(1 if total else np.nan), call.share.shape), needs)
     shapes = {"x": x.shape, "weight": weight.shape, "bias": weight.shape[:1]}
-    saved = {f"d{name}": g.astype(x.dtype, copy=False).reshape(shapes[name]) for name, g in grads.items()}
-    return (np.asarray(_over(losses.sum(dtype=np.float64), total), x.dtype),), saved
+    saved |= {f"d{name}": g.astype(x.dtype, copy=False).reshape(shapes[name]) for name, g in grads.items()}
+    saved |= {"total": np.asarray(total)} if needs and reduction == "mean" else {}
+    return (np.asarray(_over(losses.sum(dtype=np.float64), total), kind),), saved
 
 
 def linear_cross_entropy_backward(
@@ -142,6 +143,7 @@ def linear_cross_entropy_backward(
     reduction: str,
     z_loss: float,
     softcap: float,
+    wide: bool = False,
 ) -> tuple:
     (dy,), names = dys, ("x", "weight", "target", "bias", "class_weight")
     if reduction == "none":
@@ -149,7 +151,8 @@ def linear_cross_entropy_backward(
         call = _Call(*(saved.get(name) for name in names), **how)
         _, grads = call.run(_single(dy).reshape(-1), needs)
     else:
-        grads = {name: saved[f"d{name}"] * _single(dy) for name in needs}
+        by = _single(dy) / (saved.get("total") or np.float32(1))  # over nothing they are 0, or NaN already
+        grads = {name: saved[f"d{name}"] * by for name in needs}
     return tuple(
         grads[name].astype(s.dtype, copy=False).reshape(s.shape) if name in grads else None
         for name, s in zip(names, inputs)

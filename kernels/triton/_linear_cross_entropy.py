@@ -28,6 +28,7 @@ BUDGETS = {
 }
 MOST_CHUNKS = 8
 LEAST_TOKENS = 128
+MOST_WHOLE = 4096
 
 
 @triton.jit
@@ -58,10 +59,10 @@ def _spread(weight, c, mask, smooth):
 
 @triton.jit
 def _linear_cross_entropy_kernel(
-    z, target, weight, dy, total, losses, C, dy_step, ignore_index, keep, smooth, z_loss, cap,
+    z, target, weight, dy, total, losses, C, dy_step, ignore_index, keep, smooth, z_loss, cap, unit,
     GRAD: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A token's loss; and its logits become their gradient: dy / total · (softmax · mass − q)."""
+    """A token's loss; and its logits become their gradient: dy · unit · (softmax · mass − q), NaN where total is 0."""
     m = tl.program_id(0).to(tl.int64)
     z += m * C
     at = m + tl.zeros((1,), tl.int64)
@@ -88,11 +89,11 @@ def _linear_cross_entropy_kernel(
     if losses is not None:
         tl.store(losses + at, tl.where(counts, loss, 0.0).to(losses.dtype.element_ty))
     if GRAD:
-        scale = tl.full((1,), 1.0, tl.float32)
+        scale = tl.zeros((1,), tl.float32) + unit
         if dy is not None:
-            scale = tl.load(dy + at * dy_step).to(tl.float32)
+            scale *= tl.load(dy + at * dy_step).to(tl.float32)
         if total is not None:
-            scale /= tl.load(total)
+            scale = tl.where(tl.load(total) == 0, float("nan"), scale)
         mass = keep * share + seen + 2 * z_loss * lse
         for start in range(0, C, BLOCK):
             c = start + tl.arange(0, BLOCK)
@@ -132,10 +133,14 @@ def _mean_kernel(losses, total, y, M, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scaled_kernel(x, dy, y, M, N, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """y = x · dy, one number."""
+def _scaled_kernel(x, dy, total, y, M, N, unit, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """y = x · dy / (total · unit), one number."""
     row, n, mask = rows_tile(M, N, ROWS, BLOCK)
-    v = tl.load(x + row * N + n, mask, other=0.0).to(tl.float32) * tl.load(dy).to(tl.float32)
+    by = tl.load(dy).to(tl.float32) / unit
+    if total is not None:
+        count = tl.load(total)
+        by /= tl.where(count == 0, 1.0, count)  # over nothing they are 0, or NaN already
+    v = tl.load(x + row * N + n, mask, other=0.0).to(tl.float32) * by
     tl.store(y + row * N + n, v.to(y.dtype.element_ty), mask)
 
 
@@ -148,6 +153,12 @@ def tokens_at_once(n: int) -> int:
     return max(LEAST_TOKENS, -(-n // (MOST_CHUNKS * 64)) * 64)
 
 
+def unit_of(n: int) -> float:
+    """What a token counts in the gradients that are kept of so many: in float16 neither vanish the shares of rare classes,
+    nor are sums over many tokens infinite."""
+    return min(1.0, MOST_WHOLE / _tile.next_power_of_2(n))
+
+
 class _Call:
     """A pass over all tokens."""
 
@@ -158,8 +169,8 @@ class _Call:
         self.target = _tile.dense(target, empty).view((target.numel(),))
         self.bias, self.class_weight = (None if v is None else _tile.dense(v, empty) for v in (bias, class_weight))
 
-    def run(self, losses: Any, dy: Any, total: Any, dx: Any, dweight: Any, dbias: Any) -> None:
-        """Writes the losses and the gradients that are not None; dy, total: what each loss counts."""
+    def run(self, losses: Any, dy: Any, total: Any, unit: float, dx: Any, dweight: Any, dbias: Any) -> None:
+        """Writes the losses and the gradients that are not None; dy, unit: what each loss counts there."""
         n, classes, empty, how = self.x.shape[0], self.weight.shape[0], self.empty, self.how
         chunk = tokens_at_once(n)
         grad = not (dx is None and dweight is None and dbias is None)
@@ -167,7 +178,14 @@ class _Call:
         sums = None if dbias is None else empty((classes,), "float32")
         entry, smoothing = LOGITS(_tile.device(self.x), classes), how["label_smoothing"]
         block = entry.elements // 2 if how["softcap"] else entry.elements  # the cap takes registers
-        numbers = how["ignore_index"], 1 - smoothing, smoothing / max(classes, 1), how["z_loss"], how["softcap"] or 1.0
+        numbers = (
+            how["ignore_index"],
+            1 - smoothing,
+            smoothing / max(classes, 1),
+            how["z_loss"],
+            how["softcap"] or 1.0,
+            unit,
+        )
         for start in range(0, n, chunk):
             end = min(start + chunk, n)
             x, z = self.x[start:end], logits[: end - start]
@@ -214,33 +232,38 @@ def linear_cross_entropy_forward(
     reduction: str,
     z_loss: float,
     softcap: float,
+    wide: bool = False,
     empty: Any,
 ) -> tuple[tuple, dict]:
     how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
     call = _Call(x, weight, target, bias, class_weight, how, empty)
-    n, none = target.numel(), (None, None, None)
+    n, kind = target.numel(), "float32" if wide else x.dtype
+    given = {"x": x, "weight": weight, "target": target, "bias": bias, "class_weight": class_weight}
+    saved = {k: v for k, v in given.items() if v is not None} if needs else {}
     if reduction == "none":
-        y = empty(target.shape, x.dtype)
-        call.run(y.view((n,)), None, None, *none)
-        given = {"x": x, "weight": weight, "target": target, "bias": bias, "class_weight": class_weight}
-        return (y,), {k: v for k, v in given.items() if v is not None} if needs else {}
-    y, losses = empty((), x.dtype), empty((n,), "float32")
+        y = empty(target.shape, kind)
+        call.run(y.view((n,)), None, None, 1.0, None, None, None)
+        return (y,), saved
+    y, losses = empty((), kind), empty((n,), "float32")
     total = call.total() if reduction == "mean" else None
     shapes = {"x": x.shape, "weight": weight.shape, "bias": weight.shape[:1]}
     grads = {name: empty(tuple(shape), x.dtype) for name, shape in shapes.items() if name in needs}
     dx = grads["x"].view(n, weight.shape[1]) if "x" in grads else None
-    call.run(losses, None, total, dx, grads.get("weight"), grads.get("bias"))
+    call.run(losses, None, total, unit_of(n), dx, grads.get("weight"), grads.get("bias"))
     if total is None:
         reduced(losses, None, y, None, 1)
     else:
         _tile.launch(_mean_kernel, (1,), losses, total, y, n, BLOCK=1024, num_warps=4)
-    return (y,), {f"d{name}": g for name, g in grads.items()}
+    saved |= {f"d{name}": g for name, g in grads.items()}
+    return (y,), saved | ({"total": total} if needs and total is not None else {})
 
 
-def _scaled(x: Any, dy: Any, empty: Any) -> Any:
+def _scaled(x: Any, dy: Any, total: Any, unit: float, empty: Any) -> Any:
     y = empty(x.shape, x.dtype)
     walk = _tile.pointwise(SCALED, None, x, y, empty=empty)
-    _tile.launch(_scaled_kernel, walk.grid, walk.arrays[0], dy, walk.arrays[1], walk.M, walk.N, **walk.tile)
+    _tile.launch(
+        _scaled_kernel, walk.grid, walk.arrays[0], dy, total, walk.arrays[1], walk.M, walk.N, unit, **walk.tile
+    )
     return y
 
 
@@ -255,14 +278,16 @@ def linear_cross_entropy_backward(
     reduction: str,
     z_loss: float,
     softcap: float,
+    wide: bool = False,
     empty: Any,
 ) -> tuple:
     (dy,), names = dys, ("x", "weight", "target", "bias", "class_weight")
     if reduction != "none":
-        return tuple([_scaled(saved[f"d{n}"], dy, empty) if n in needs else None for n in names])
+        by = dy, saved.get("total"), unit_of(saved["target"].numel())
+        return tuple([_scaled(saved[f"d{n}"], *by, empty) if n in needs else None for n in names])
     how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
     call = _Call(saved["x"], saved["weight"], saved["target"], saved.get("bias"), saved.get("class_weight"), how, empty)
     grads = [None if s is None or n not in needs else empty(s.shape, s.dtype) for n, s in zip(names, inputs)]
     dx = None if grads[0] is None else grads[0].view(saved["target"].numel(), inputs[1].shape[1])
-    call.run(None, _tile.dense(dy, empty).view((dy.numel(),)), None, dx, grads[1], grads[3])
+    call.run(None, _tile.dense(dy, empty).view((dy.numel(),)), None, 1.0, dx, grads[1], grads[3])
     return tuple(grads)
