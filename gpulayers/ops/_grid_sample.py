@@ -29,8 +29,8 @@ def grid_sample_rule(
     axes = x.ndim - 2
     if axes not in (2, 3) or 0 in x.shape[1:]:
         raise ShapeError("x", "x.shape = (N, C, H, W) or (N, C, D, H, W), C and sizes ≥ 1", list(x.shape))
-    batches = x.shape[0], *grid.shape[:1]
-    if grid.ndim != x.ndim or grid.shape[-1] != axes or not (None in batches or len(set(batches)) == 1):
+    batches = (x.shape[0], *grid.shape[:1])
+    if grid.ndim != x.ndim or grid.shape[-1] != axes or (None not in batches and batches[0] != batches[1]):
         raise ShapeError("grid", f"grid.shape = (N, *sizes of y, {axes})", f"{list(grid.shape)} with x {list(x.shape)}")
     for name, value, known in (("mode", mode, SAMPLING), ("padding_mode", padding_mode, PADDING)):
         if value not in known:

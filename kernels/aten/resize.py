@@ -1,0 +1,40 @@
+"""Resizing by torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gpulayers.arrays import Spec
+
+from .._window import output_order
+from ._tensors import FLOAT32, arranged, plainly, refusal
+
+REFUSALS = {"dtype": FLOAT32, "empty": "an empty array is left to the NumPy kernel"}
+_MODES = ("bilinear", "nearest", "bicubic")
+_PADDING = ("zeros", "border", "reflection")
+"""As torch's operators number them."""
+
+
+def grid_sample_refuses(x: Spec, grid: Spec, *, needs: tuple, **options: Any) -> str | None:
+    return refusal(x) or (REFUSALS["empty"] if 0 in (x.size, grid.size) else None)
+
+
+def grid_sample_forward(
+    x: torch.Tensor, grid: torch.Tensor, *, needs: tuple = (), mode: str, padding_mode: str, align_corners: bool
+) -> tuple[tuple, dict]:
+    sampler = torch.ops.aten.grid_sampler_2d if x.ndim == 4 else torch.ops.aten.grid_sampler_3d
+    y = plainly(sampler, x, grid, _MODES.index(mode), _PADDING.index(padding_mode), align_corners)
+    return (arranged(y, output_order(x)),), {"x": x, "grid": grid} if needs else {}
+
+
+def grid_sample_backward(
+    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, mode: str, padding_mode: str, align_corners: bool
+) -> tuple:
+    x, grid = saved["x"], saved["grid"]
+    gradient = torch.ops.aten.grid_sampler_2d_backward if x.ndim == 4 else torch.ops.aten.grid_sampler_3d_backward
+    how = _MODES.index(mode), _PADDING.index(padding_mode), align_corners, ["x" in needs, "grid" in needs]
+    found = plainly(gradient, dys[0], x, grid, *how)
+    names = zip(("x", "grid"), found, inputs)
+    return tuple(arranged(each, of.like().order) if name in needs else None for name, each, of in names)
