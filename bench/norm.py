@@ -177,6 +177,7 @@ def cases() -> list[Case]:
     return [
         _layer_norm("small", 64, 256, cpu=True),
         _layer_norm("GPT-2", 2048, 1024, cpu=True),
+        _layer_norm("GPT-2, 32 sequences", 32768, 768),
         _layer_norm("ViT-L", 50432, 1024),
         _layer_norm("GPT-3 13B", 8192, 5120)._replace(headline=True),
         _layer_norm("wide", 4096, 65536),

@@ -133,6 +133,17 @@ def computed(backend: str, op, inputs, dy, fused=False, **options) -> list[np.nd
 WAYS = [("definition", False), ("numpy", False), ("cuda", False), ("triton", False), ("triton", True)]
 
 
+@pytest.mark.parametrize("n", [768, 700])
+def test_rows_in_two_pieces(n):
+    """Of 512 and 256 elements, all of them there or not; more rounds of rows than one."""
+    options = dict(normalized_shape=(n,), dtypes=["bfloat16"], dys=["dense"])
+    with interpreting() as session:
+        assert "triton" in check_op(layer_norm, draw(9, n), draw(n, seed=1), draw(n, seed=2), **options)
+        check_op(rms_norm, draw(9, n), draw(n, seed=1), **options)
+    launched = [each for each in session.launches if each.kernel == "_norm_backward_kernel"]
+    assert {(each.constexprs["HEAD"], each.constexprs["TAIL"]) for each in launched} == {(512, 256)}
+
+
 @pytest.mark.parametrize("backend, fused", WAYS)
 @pytest.mark.parametrize("mean", [0, 4096])
 def test_a_row_of_one_has_no_gradient(backend, fused, mean):

@@ -16,75 +16,133 @@ from .._budget import Budget
 from . import _configs, _tile
 
 BUDGETS = {
-    # On sm_80 one register is put aside, once.
-    "_norm_backward_kernel": Budget(registers=136, blocks=1, spills=2),
+    "_norm_backward_kernel": Budget(registers=128, blocks=1),
     "_norm_sums_kernel": Budget(registers=104, blocks=2),
     "_norm_backward_columns_kernel": Budget(registers=136, blocks=2),
-    "_norm_finalise_kernel": Budget(registers=72, blocks=8),
+    "_norm_finalise_kernel": Budget(registers=72, blocks=4),
 }
 
 
 @triton.jit
-def _norm_backward_kernel(
-    dy,
-    dsum,
-    x,
-    weight,
-    mean,
-    rstd,
-    dx,
-    dweights,
-    dbiases,
-    M,
-    N,
-    dy_row,
-    x_row,
-    dsum_row,
-    each,
-    UNIT: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+def _weights(weight, start, N, BLOCK: tl.constexpr):
+    """(1, BLOCK), loaded as a vector: loaded as a row, they would decide how threads share the blocks of x and dy."""
+    n = start + tl.arange(0, BLOCK)
+    return tl.load(weight + n, n < N, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _taken(dy, x, m, r, mask, dw, db, WHOLE: tl.constexpr):
+    """(dy, x̂) of a block of rows, and the weights' gradients with what it adds to them."""
+    g = tl.load(dy, mask, other=0.0).to(tl.float32)
+    xhat = (tl.load(x, mask, other=0.0).to(tl.float32) - m) * r
+    if not WHOLE:
+        xhat = tl.where(mask, xhat, 0.0)
+    return g, xhat, dw + g * xhat, db + g
+
+
+@triton.jit
+def _sums(
+    g, xhat, g_tail, xhat_tail, ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, CENTRED: tl.constexpr
 ):
-    N, dy_row, x_row = N * UNIT, dy_row * UNIT, x_row * UNIT
-    n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
-    inside = n < N
+    """(Σ g, Σ g x̂) of each row, (ROWS, 1), in one reduction for all threads; 0 for Σ g where x is not centred."""
+    dot = g * xhat
+    if TAIL:  # neighbours first, which are one thread's
+        dot = tl.sum(tl.reshape(dot, (ROWS, TAIL, HEAD // TAIL)), 2) + g_tail * xhat_tail
+        if CENTRED:
+            g = tl.sum(tl.reshape(g, (ROWS, TAIL, HEAD // TAIL)), 2) + g_tail
+    if CENTRED:
+        total, dot = tl.split(tl.sum(tl.join(g, dot), 1))
+        return total[:, None], dot[:, None]
+    else:
+        return 0.0, tl.sum(dot, 1, keep_dims=True)
+
+
+@triton.jit
+def _put(dx, g, xhat, total, dot, r, dsum, mask):
+    g = ((g - total) - xhat * dot) * r
+    if dsum is not None:
+        g += dsum.to(tl.float32)
+    tl.store(dx, g.to(dx.dtype.element_ty), mask)
+
+
+@triton.jit
+def _norm_backward_kernel(
+    dy, dsum, x, weight, mean, rstd, dx, dweights, dbiases, M, N, dy_row, x_row, dsum_row, each,
+    UNIT: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """With g = dy weight: dx = (g − mean(g) − x̂ mean(g x̂)) rstd. A row lies in two pieces, the second shorter or none, so that
+    few threads are idle; the next rows are on their way to shared memory meanwhile."""
+    N, dy_row, x_row, dsum_row = N * UNIT, dy_row * UNIT, x_row * UNIT, 0 if dsum is None else dsum_row * UNIT
+    k = tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+    n = tl.arange(0, HEAD)[None, :]  # (1, HEAD)
+    dw = tl.zeros((ROWS, HEAD), tl.float32)
+    db = tl.zeros((ROWS, HEAD), tl.float32)
     if weight is not None:
-        w = tl.load(weight + n, inside, other=0.0).to(tl.float32)
-    dw = tl.zeros((ROWS, BLOCK), tl.float32)
-    db = tl.zeros((ROWS, BLOCK), tl.float32)
-    for i in range(each):
-        row = (i * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-        mask = (row < M) & inside
-        g = tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32)
-        xhat = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
-        if dsum is not None:  # early, so that it is there in time; of long rows it has the registers of the weights
-            s = tl.load(dsum + row * (dsum_row * UNIT) + n, mask, other=0.0)
-            if weight is not None and ROWS == 1:
-                w = tl.load(weight + n, inside, other=0.0).to(tl.float32)
-        r = tl.load(rstd + row, row < M, other=0.0)
-        if mean is not None:
-            xhat -= tl.load(mean + row, row < M, other=0.0)
-        xhat = tl.where(mask, xhat * r, 0.0)
-        if dweights is not None:
-            dw += g * xhat
-        if dbiases is not None:
-            db += g
-        if dx is not None:
+        w = _weights(weight, 0, N, HEAD)
+    if TAIL:
+        t = HEAD + tl.arange(0, TAIL)[None, :]  # (1, TAIL)
+        dw_t = tl.zeros((ROWS, TAIL), tl.float32)
+        db_t = tl.zeros((ROWS, TAIL), tl.float32)
+        if weight is not None:
+            w_t = _weights(weight, HEAD, N, TAIL)
+    far = k.to(tl.int64)
+    dy_at, x_at, dx_at, dsum_at = far * dy_row, far * x_row, far * N, far * dsum_row
+    share = 1.0 / N
+    row = tl.program_id(0).to(tl.int64) * ROWS
+    step = tl.num_programs(0).to(tl.int64) * ROWS
+    dy += row * dy_row
+    x += row * x_row
+    rstd += row
+    left = M - row
+    if mean is not None:
+        mean += row
+    if dx is not None:
+        dx += row * N
+    if dsum is not None:
+        dsum += row * dsum_row
+    for _ in tl.range(each, num_stages=STAGES):
+        there = k < left
+        mask = there if WHOLE or TAIL else there & (n < N)
+        r = tl.load(rstd + k, there, other=0.0)
+        m = 0.0 if mean is None else tl.load(mean + k, there, other=0.0)
+        s = None if dsum is None else tl.load(dsum + (dsum_at + n), mask, other=0.0)
+        g, xhat, dw, db = _taken(dy + (dy_at + n), x + (x_at + n), m, r, mask, dw, db, WHOLE or TAIL)
+        if weight is not None:
+            g = tl.fma(g, w, 0.0)  # rounded here: in a row of one element g and Σ g must be one number
+        if TAIL:
+            mask_t = there if WHOLE else there & (t < N)
+            s_t = None if dsum is None else tl.load(dsum + (dsum_at + t), mask_t, other=0.0)
+            dy_t, x_t = dy + (dy_at + t), x + (x_at + t)
+            g_t, xhat_t, dw_t, db_t = _taken(dy_t, x_t, m, r, mask_t, dw_t, db_t, WHOLE)
             if weight is not None:
-                g = tl.fma(g, w, 0.0)  # rounded here: in a row of one element g and Σ g must be one number
-            d = g - xhat * (tl.sum(g * xhat, 1, keep_dims=True) / N)
-            if mean is not None:
-                d -= tl.sum(g, 1, keep_dims=True) / N
-            at = dx + row * N + n
-            d *= r
-            if dsum is not None:
-                d += s.to(tl.float32)
-            tl.store(at, d.to(dx.dtype.element_ty), mask)
-    share = tl.program_id(0).to(tl.int64) * N + n
+                g_t = tl.fma(g_t, w_t, 0.0)
+        if dx is not None:
+            if TAIL:
+                total, dot = _sums(g, xhat, g_t, xhat_t, ROWS, HEAD, TAIL, mean is not None)
+            else:
+                total, dot = _sums(g, xhat, None, None, ROWS, HEAD, TAIL, mean is not None)
+            total, dot = total * share, dot * share
+            _put(dx + (dx_at + n), g, xhat, total, dot, r, s, mask)
+            if TAIL:
+                _put(dx + (dx_at + t), g_t, xhat_t, total, dot, r, s_t, mask_t)
+            dx += step * N
+        dy += step * dy_row
+        x += step * x_row
+        rstd += step
+        left -= step
+        if mean is not None:
+            mean += step
+        if dsum is not None:
+            dsum += step * dsum_row
+    part = tl.program_id(0).to(tl.int64) * N
     if dweights is not None:
-        tl.store(dweights + share, tl.sum(dw, 0, keep_dims=True), inside)
+        tl.store(dweights + part + n, tl.sum(dw, 0, keep_dims=True), n < N)
+        if TAIL:
+            tl.store(dweights + part + t, tl.sum(dw_t, 0, keep_dims=True), t < N)
     if dbiases is not None:
-        tl.store(dbiases + share, tl.sum(db, 0, keep_dims=True), inside)
+        tl.store(dbiases + part + n, tl.sum(db, 0, keep_dims=True), n < N)
+        if TAIL:
+            tl.store(dbiases + part + t, tl.sum(db_t, 0, keep_dims=True), t < N)
 
 
 @triton.jit
@@ -211,9 +269,21 @@ def walk(choice: _configs.Choice, m: int, n: int, x: Any) -> tuple[int, int, dic
     return parts, blocks * block, dict(BLOCK=block, num_warps=entry.warps)
 
 
-def _programs(n: int, x: Any) -> int:
-    """Programs that sum the weights' gradients: more for short rows, whose partial sums are small."""
-    return _tile.device(x).sms * max(1, min(16, 8192 // _tile.next_power_of_2(max(n, 1))))
+WARPS, AHEAD = 16, 65536
+"""What a multiprocessor should have at once: warps, and bytes of rows on their way."""
+
+
+def _stages(nbytes: int, warps: int, narrow: bool) -> int:
+    """Of the loop over rows, for so many bytes of a round; what comes element by element cannot be on its way meanwhile."""
+    return 1 if narrow else 1 + max(1, min(2, AHEAD * warps // WARPS // nbytes))
+
+
+def _pieces(n: int, block: int) -> tuple[int, int]:
+    """(HEAD, TAIL) for rows of n, of which ``block`` is the next power of two: 5120 is 4096 + 1024, 7000 is 8192 + 0."""
+    half = block // 2
+    if half < 256 or n > half + half // 2:
+        return block, 0
+    return half, max(_tile.next_power_of_2(n - half), half // 8)
 
 
 def backward(
@@ -262,11 +332,16 @@ def _held(
     warps: int,
     summed: bool,
 ) -> tuple:
+    dsum, x = arrays[1:3]
     tiles = _tile.cdiv(m, rows)
-    programs, each = _tile.split(tiles, _programs(n, arrays[0]) if summed else tiles)
+    programs, each = _tile.split(tiles, _tile.device(x).sms * (WARPS // warps) if summed else tiles)
     found = shares(programs)
+    head, tail = _pieces(n, block)
     unit, *sizes = _tile.in_units(n, *steps)
-    tile = dict(UNIT=unit, ROWS=rows, BLOCK=block, num_warps=warps)
+    size = x.element_size()
+    narrow = _tile.unit_of(n, *(step for step in steps if step is not None)) * size < 4
+    stages = _stages(rows * block * size * (2 if dsum is None else 3), warps, narrow)
+    tile = dict(UNIT=unit, WHOLE=n == head + tail, ROWS=rows, HEAD=head, TAIL=tail, STAGES=stages, num_warps=warps)
     _tile.launch(_norm_backward_kernel, (programs if n else 0,), *arrays, dx, *found[1:], m, *sizes, each, **tile)
     return found
 
