@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.linear import linear
+from gpulayers.ops.linear import linear, linears
 
 from .cases.case import ONE_ARCH, Case, sweep
 
@@ -24,6 +24,19 @@ def _case(name: str, m: int, k: int, n: int, *, bias: bool = True, cpu: bool = F
     return Case(linear, f"{name} {m}×{k}→{n}", shapes, options, theirs, flops, cpu, most=1.5, tf32="cuda.matmul")
 
 
+def _apart(x: Any, *weights: Any) -> Any:
+    return tuple(F.linear(x, w) for w in weights)
+
+
+def _several(name: str, m: int, k: int, *outs: int, cpu: bool = False, biases: bool = False) -> Case:
+    weights = tuple((n, k) for n in outs)
+    if biases:
+        weights += (*[None] * (3 - len(outs)), *((n,) for n in outs))
+    flops, title = 2 * m * k * sum(outs), f"{name} {m}×{k}→{'+'.join(map(str, outs))}"
+    theirs = None if biases else _apart
+    return Case(linears, title, ((m, k), *weights), {}, theirs, flops, cpu, most=1.5, tf32="cuda.matmul")
+
+
 def cases() -> list[Case]:
     return [
         _case("tutorial", 64, 784, 128, cpu=True, activation="relu")._replace(most=8.0),
@@ -38,13 +51,21 @@ def cases() -> list[Case]:
         _case("Llama-3 8B down", 8192, 14336, 4096, bias=False),
         _case("Llama-3 8B vocabulary", 4096, 4096, 128256, bias=False),
         _case("Llama-3 8B decoding", 16, 4096, 14336, bias=False),
+        _several("small heads", 256, 256, 256, 64, 64, cpu=True),
+        _several("GPT-2 queries, keys, values", 16384, 768, 768, 768, 768),
+        _several("Llama-3 8B queries, keys, values", 8192, 4096, 4096, 1024, 1024),
+        _several("Llama-3 8B gate, up", 8192, 4096, 14336, 14336),
         *sweep("square matrices", [(n, _case("", n, n, n, bias=False)) for n in (512, 1024, 2048, 4096, 8192)]),
     ]
 
 
 def audits() -> list[Case]:
-    """The largest tiles with an epilogue, and without one in backward; a split K with few rows."""
+    """The largest tiles with an epilogue, and without one in backward; a split K with few rows; dbias with dweight; several
+    weights."""
     return [
         _case("many rows", 8192, 4096, 14336, activation="gelu"),
         _case("few rows", 16, 4096, 14336, activation="softplus")._replace(archs=ONE_ARCH),
+        _case("GPT-2 queries, keys, values", 16384, 768, 2304)._replace(archs=ONE_ARCH),
+        _several("queries, keys, values", 16384, 768, 768, 768, 768, biases=True),
+        _several("gate, up", 8192, 4096, 14336, 14336)._replace(archs=ONE_ARCH),
     ]

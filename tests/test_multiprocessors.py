@@ -21,7 +21,7 @@ import gpulayers as gl
 from gpulayers import _policy, arrays, dispatch
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv, conv_transpose
-from gpulayers.ops.linear import linear
+from gpulayers.ops.linear import linear, linears
 from gpulayers.ops.loss import linear_cross_entropy, mse
 from gpulayers.ops.norm import add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool
@@ -71,6 +71,9 @@ CASES = {
         linear, [half(64, 4096), half(64, 4096), None], {}, None, "_matmul_tma_kernel", 16,
     ),
     "K split without descriptors": (linear, [draw(20, 1600), draw(20, 1600), None], {}, [], "_matmul_kernel", 20),
+    "several products, and K split": (
+        linears, [half(64, 1032), half(64, 1032), half(72, 1032)], {}, [], "_linears_kernel", 8,
+    ),
     "sums of columns": (
         linear, [half(700, 64), half(64, 64), half(64)], {"activation": "relu"}, None, "_linear_backward_columns_kernel", 44,
     ),

@@ -162,6 +162,15 @@ class _Turned(nn.Module):
         return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1)
 
 
+def _several(m: Any) -> Callable[[Tensor], Tensor]:
+    """One of two products that share x."""
+    width = _width(m, 128, 8)
+    weights = torch.zeros(2, width, width, dtype=torch.bfloat16 if m is gt else torch.float32)
+    if m is gt:
+        return lambda x: gt.functional.linears(x, [*weights])[0]
+    return lambda x: nn.functional.linear(x, weights[0])
+
+
 def _of_logits(m: Any) -> Callable[[Tensor], Tensor]:
     rows, width = ROWS if m is gt else FEW
     weight = torch.zeros(8, width, dtype=torch.bfloat16 if m is gt else torch.float32)
@@ -193,6 +202,7 @@ def subjects() -> list[Subject]:
             IMAGE, PIXELS, "conv",
         ),
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
+        Subject("linears", _several, ROWS, FEW),
         Subject("gated", _of_halves, ROWS, FEW),
         Subject("rotary", _Turned, IMAGE, PIXELS),
         Subject("embedding", _looked_up("embedding"), (64, 128), (4, 8)),

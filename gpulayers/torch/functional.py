@@ -56,7 +56,7 @@ from gpulayers.torch.attention import (
 from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from gpulayers.torch.dropout import dropout
 from gpulayers.torch.embedding import embedding, embedding_bag
-from gpulayers.torch.linear import linear
+from gpulayers.torch.linear import linear, linears
 from gpulayers.torch.loss import cross_entropy, linear_cross_entropy, mse_loss, nll_loss
 from gpulayers.torch.norm import (
     add_layer_norm,

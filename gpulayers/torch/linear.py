@@ -57,6 +57,28 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activat
     return _linear(input, weight, bias, activation)
 
 
+def _several(x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(F.linear(x, w, b) for w, b in zip(given[:3], given[3:]) if w is not None)
+
+
+_linears = TorchOp(ops.linears, _several, outputs=("y", "y_2", "y_3"), cast=_autocast.LOWER)
+
+
+def linears(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None
+) -> tuple[Tensor, ...]:
+    """y_i = x W_iᵀ + b_i for two or three weights, in one launch: queries, keys and values, or a gated unit's two halves.
+
+    input: (…, in), weights: (out_i, in) each, biases: (out_i,) or None each; None for none. Weights lie where they are, and
+    the input's gradient is one sum. Raises ValueError for another number of weights or of biases.
+    """
+    if not 2 <= len(weights) <= 3 or (biases is not None and len(biases) != len(weights)):
+        came = f"{len(weights)} and {'none' if biases is None else len(biases)}"
+        raise ValueError(f"linears: weights: the rule is two or three weights, and as many biases or None; got {came}")
+    none = [None] * (3 - len(weights))
+    return _linears(input, *weights, *none, *(biases or [None] * len(weights)), *none)
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear`` over gpulayers' kernels."""
 

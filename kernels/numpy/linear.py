@@ -85,3 +85,43 @@ def linear_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, act
     if "bias" in needs:
         db = _rounded(dz.sum(0), x.dtype, (out,))
     return dx, dw, db
+
+
+# --- several weights of one x ----------------------------------------------------------------------------------------
+
+WEIGHTS, BIASES = ("weight", "weight_2", "weight_3"), ("bias", "bias_2", "bias_3")
+
+
+def linears_refuses(x: Any, *_: Any, needs: tuple = ()) -> str | None:
+    return REFUSALS["float64"] if x.dtype == np.float64 else None
+
+
+def linears_forward(
+    x: np.ndarray, weight: Any, weight_2: Any, weight_3: Any = None, bias: Any = None, bias_2: Any = None,
+    bias_3: Any = None, *, needs: tuple = (),
+) -> tuple[tuple, dict]:  # fmt: skip
+    pairs = zip((weight, weight_2, weight_3), (bias, bias_2, bias_3))
+    outputs = tuple(linear_forward(x, w, b)[0][0] for w, b in pairs if w is not None)
+    given = {n: w for n, w in zip(WEIGHTS, (weight, weight_2, weight_3)) if w is not None}
+    return outputs, ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+
+
+def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
+    """dx is added up in float32, in place."""
+    x, features, dx = inputs[0], inputs[0].shape[-1], None
+    rows = _matrix(saved["x"], features) if "x" in saved else None
+    grads: dict[str, np.ndarray] = {}
+    for dy, w, name, bias in zip(dys, inputs[1:4], WEIGHTS, BIASES):
+        if dy is None:
+            grads |= {n: np.zeros(s, x.dtype) for n, s in ((name, w.shape), (bias, w.shape[:1])) if n in needs}
+            continue
+        flat = _matrix(dy, w.shape[0])
+        if "x" in needs:
+            part = guests.matmul(flat, _in_float32(saved[name]))
+            dx = part if dx is None else np.add(dx, part, out=dx)
+        if name in needs:
+            assert rows is not None, "x is saved for weights' gradients"
+            grads[name] = _rounded(guests.matmul(flat.T, rows), x.dtype, w.shape)
+        if bias in needs:
+            grads[bias] = _rounded(flat.sum(0), x.dtype, w.shape[:1])
+    return None if dx is None else _rounded(dx, x.dtype, x.shape), *(grads.get(n) for n in WEIGHTS + BIASES)

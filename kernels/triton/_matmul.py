@@ -215,6 +215,12 @@ def finish(
     _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, ACTIVATION=f, ADD=add, **tile)
 
 
+def zero(out: Any, empty: Callable) -> None:
+    """out (M, N) = 0: a sum of no parts."""
+    if out.numel():
+        finish(empty((0, *out.shape), "float32"), out)
+
+
 def _unit(x: Any, empty: Callable) -> Any:
     """``x`` (2-D) with one of its axes contiguous; a copy where neither is."""
     return x if 1 in x.stride() or x.numel() == 0 else _tile.copied(x, None, empty)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .._activation import FROM_Y, numbers_of
 from .._budget import Budget
-from . import _configs, _matmul, _tile
+from . import _configs, _linears, _matmul, _tile
 from .activation import gradient
 
 BUDGETS = {
@@ -120,3 +120,57 @@ def linear_backward(
     if dw is not None and dw.numel():
         _matmul.matmul(dz.T, rows, dw, empty, sums=sums)
     return dx, dw, db
+
+
+# --- several weights of one x ----------------------------------------------------------------------------------------
+
+WEIGHTS, BIASES = ("weight", "weight_2", "weight_3"), ("bias", "bias_2", "bias_3")
+
+
+def linears_forward(
+    x: Any, weight: Any, weight_2: Any, weight_3: Any = None, bias: Any = None, bias_2: Any = None, bias_3: Any = None,
+    *, needs: tuple = (), empty: Any,
+) -> tuple[tuple, dict]:  # fmt: skip
+    given = {k: w for k, w in zip(WEIGHTS, (weight, weight_2, weight_3)) if w is not None}
+    weights = [*given.values()]
+    ys = tuple([empty((*x.shape[:-1], w.shape[0]), x.dtype) for w in weights])
+    biases = [b if b is None else _tile.dense(b, empty) for b in (bias, bias_2, bias_3)]
+    rows = _matrix(x, x.shape[-1], empty)
+    some = [i for i, y in enumerate(ys) if y.numel()]
+    _linears.products(
+        "N", [rows] * len(some), [weights[i] for i in some], [_matrix(ys[i], weights[i].shape[0]) for i in some], empty,
+        [biases[i] for i in some],
+    )  # fmt: skip
+    return ys, ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+
+
+def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:
+    features = inputs[0].shape[-1]
+    dtype = next(dy for dy in dys if dy is not None).dtype
+    grads = {n: empty(s.shape, dtype) for n, s in zip(("x", *WEIGHTS, *BIASES), inputs) if n in needs}
+    flat = [dy if dy is None else _matrix(dy, dy.shape[-1], empty) for dy in dys]
+    used = [i for i, dy in enumerate(flat) if dy is not None and dy.shape[1]]
+    if "x" in needs and grads["x"].numel():
+        pairs = [flat[i] for i in used], [saved[WEIGHTS[i]].T for i in used]
+        if used:
+            _linears.products("K", *pairs, [_matrix(grads["x"], features)], empty)
+        else:
+            _matmul.zero(grads["x"].view(1, -1), empty)
+    for i, dy in enumerate(flat):
+        for name in (WEIGHTS[i], BIASES[i]):
+            if dy is None and name in grads:
+                _matmul.zero(grads[name].view(1, -1), empty)
+    wanted = [i for i in used if WEIGHTS[i] in grads and features]
+    turned = [flat[i].T for i in wanted]
+    rows = [_matrix(saved["x"], features, empty).T] * len(wanted) if wanted else []
+    outs, sums = [grads[WEIGHTS[i]] for i in wanted], [grads.get(BIASES[i]) for i in wanted]
+    apart = [i for i in used if BIASES[i] in grads]
+    if _linears.by_one_launch(turned, rows, outs):
+        apart = [i for i in apart if i not in wanted]
+    else:
+        sums = [None] * len(sums)
+    for i in apart:
+        _matmul.finish(_backward_columns(flat[i], None, None, True, empty)[1], grads[BIASES[i]])
+    if wanted:
+        _linears.products("M", turned, rows, outs, empty, sums=sums)
+    return tuple([grads.get(n) for n in ("x", *WEIGHTS, *BIASES)])
