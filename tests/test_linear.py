@@ -95,7 +95,7 @@ def test_large_tiles(arch, shared):
     device = _tile.Device(arch, 3, shared)
     with interpreting(device) as session:
         check_op(
-            linear, draw(144, 96), draw(288, 96), draw(288), activation="silu",
+            linear, draw(2, 72, 96), draw(288, 96), draw(288), activation="silu",
             backends=["triton"], dtypes=["float16", "bfloat16"], dys=["dense"],
         )  # fmt: skip
     kernels = {launch.kernel for launch in session.launches}

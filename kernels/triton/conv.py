@@ -82,8 +82,10 @@ def _as_matrices(x: Any, y: Any, end: Epilogue, walk: Walk, plain: bool) -> tupl
 
 
 def _multiply(matrices: tuple[Any, Any], weight: Any, end: Epilogue, empty: Any) -> None:
-    numbers = numbers_of(end.activation, 2)
-    _matmul.matmul(matrices[0], weight, matrices[1], empty, bias=end.bias, z=end.z, f=end.activation, numbers=numbers)
+    numbers, z = numbers_of(end.activation, 2), end.z
+    if z is not None:
+        z = z.permute(0, *range(2, z.ndim), 1).reshape(matrices[1].shape)
+    _matmul.matmul(matrices[0], weight, matrices[1], empty, bias=end.bias, z=z, f=end.activation, numbers=numbers)
 
 
 # --- the three roles: x and dy are sources ---------------------------------------------------------------------------

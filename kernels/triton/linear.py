@@ -67,7 +67,7 @@ def linear_forward(
     saved = {"x": x} if "weight" in needs else {}
     if "x" in needs:
         saved["weight"] = weight
-    z = None
+    z, b = None, None if bias is None else _tile.dense(bias, empty)
     if activation in FROM_Y and needs:
         saved["y"] = y
     elif activation is not None and needs:
@@ -76,7 +76,7 @@ def linear_forward(
     if y.numel():
         _matmul.matmul(
             _matrix(x, features, empty), weight, _matrix(y, out), empty,
-            bias=None if bias is None else _tile.dense(bias, empty), z=z, f=activation, numbers=numbers_of(activation, 2),
+            bias=b, z=z if z is None else _matrix(z, out), f=activation, numbers=numbers_of(activation, 2),
         )  # fmt: skip
     return (y,), saved
 
