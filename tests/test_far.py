@@ -8,6 +8,7 @@ from gpulayers.kernels.triton import _tile
 from gpulayers import dispatch
 from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu
+from gpulayers.ops.attention import attention, attention_decode, kv_append
 from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy
@@ -15,6 +16,7 @@ from gpulayers.ops.norm import layer_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import grid_sample, interpolate
+from gpulayers.ops.rotary import rotary
 from gpulayers.ops.softmax import log_softmax
 from gpulayers.ops.window import fold, pixel_unshuffle, unfold
 from gpulayers.testing.emulator import emulating
@@ -51,6 +53,8 @@ CALLS = {
         layer_norm, [draw(3, 17000), draw(17000), draw(17000)], {"normalized_shape": (17000,)},
     ),
     "rms_norm": (rms_norm, [draw(5, 40), draw(40)], {"normalized_shape": (40,)}),
+    "attention": (attention, [draw(2, 4, 5, 16), draw(2, 2, 9, 16), draw(2, 2, 9, 16)], {"causal": True}),
+    "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
     "cross_entropy": (cross_entropy, [draw(5, 40), np.arange(5)], {}),
     "linear": (linear, [draw(20, 24), draw(18, 24), draw(18)], {}),
     "depthwise conv2d": (conv, [draw(*IMAGE), draw(3, 1, 3, 3), draw(3)], {"padding": 1, "groups": 3}),
@@ -80,10 +84,11 @@ def held(name, axis, backend, simulator):
     needs = tuple(n for n, x in zip(op.inputs, inputs) if n in op.differentiable)
     if backend == "cuda":
         needs = ("x",)
-    apart = [far(x, axis) if n == "x" or (op is linear and x.ndim == 2) else x for n, x in zip(op.inputs, inputs)]
+    large = ("x", "q", "k", "v")
+    apart = [far(x, axis) if n in large or (op is linear and x.ndim == 2) else x for n, x in zip(op.inputs, inputs)]
     with dispatch.only("definition"):
         true, call = dispatch.forward(op, inputs, needs, options)
-        dys = [draw(*y.shape) for y in true]
+        dys = [draw(*y.shape).astype(y.dtype) for y in true]
         wanted = [*true, *call.backward(*dys)]
     with dispatch.policy(simulate=(backend,), strict=True), dispatch.only(backend), simulator as session:
         outputs, call = dispatch.forward(op, apart, needs, options)
@@ -97,6 +102,23 @@ def held(name, axis, backend, simulator):
 @pytest.mark.parametrize("name, axis", PLACES)
 def test_triton(name, axis):
     held(name, axis, "triton", interpreting(_tile.Device(90, 4, 232448), races=False))
+
+
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("pages", [False, True])
+def test_triton_on_caches(pages, axis):
+    """Tokens are written there, and attended to."""
+    q, k, v = draw(2, 4, 1, 16), draw(2, 2, 18, 16), draw(2, 2, 18, 16)
+    new, places, table = draw(2, 2, 3, 16), np.array([3, 15]), np.array([[1], [0]]) if pages else None
+    found = []
+    for backend in ("definition", "triton"):
+        caches = [far(x, axis) if backend == "triton" else x.copy() for x in (k, v)]
+        simulator = interpreting(_tile.Device(90, 4, 232448), races=False)
+        with dispatch.policy(simulate=("triton",), strict=True), dispatch.only(backend), simulator:
+            kv_append(*caches, new, new, places, table)
+            found.append(attention_decode(q, *caches, places + 3, table))
+    for mine, theirs in zip(*found):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-2, atol=4e-3)
 
 
 @pytest.mark.parametrize("name, axis", [(name, a) for name, a in PLACES if "pool" in name])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gpulayers.ops.activation import gelu, glu, prelu, rrelu
+from gpulayers.ops.attention import attention
 from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
@@ -12,6 +13,7 @@ from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_respons
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.ops.resize import interpolate
+from gpulayers.ops.rotary import rotary
 from gpulayers.ops.softmax import log_softmax, softmax, softmin
 from gpulayers.ops.window import pixel_shuffle, unfold
 from gpulayers.testing.check_op import check_op
@@ -41,6 +43,8 @@ CALLS = {
     "batch_norm of images": (batch_norm, [IMAGES, draw(4), draw(4)], {"training": True}),
     "group_norm": (group_norm, [IMAGES, draw(4), draw(4)], {"num_groups": 2}),
     "local_response_norm": (local_response_norm, [IMAGES], {"size": 3}),
+    "attention": (attention, [draw(1, 2, 5, 16), draw(1, 1, 9, 16), draw(1, 1, 9, 16)], {"causal": True}),
+    "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
     "linear": (linear, [ROWS, draw(8, 24), draw(8)], {"activation": "gelu"}),
     "mse": (mse, [ROWS, draw(5, 24) + 1], {"reduction": "none"}),
     "max_pool": (max_pool, [IMAGES], {"kernel_size": 2}),

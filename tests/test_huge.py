@@ -9,6 +9,7 @@ from gpulayers.kernels.triton import _image, _tile
 from gpulayers import dispatch
 from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu, prelu, relu, rrelu
+from gpulayers.ops.attention import attention, attention_decode
 from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
@@ -25,6 +26,8 @@ from gpulayers.testing.interpreter import interpreting
 ROWS = (2**31 // 4096 + 4, 4096)  # whole rounds for a grid of CUDA blocks, so that the last one has the last elements
 IMAGES = (2 * 65535, 40, 16, 32)  # and more than a grid's second and third axis may have
 SEED = np.array([7, 0])
+HEADS = (2**18 + 2, 2, 128, 32)
+CACHE = (2**18 + 2, 1, 256, 32)
 
 
 def huge(shape: tuple[int, ...], seed: int = 0, last: bool = False) -> np.ndarray:
@@ -62,6 +65,8 @@ CALLS = {
     "channel_shuffle": (channel_shuffle, [IMAGES], {"groups": 5}),
     "conv2d": (conv, [IMAGES, np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
     "depthwise conv2d": (conv, [IMAGES, np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
+    "attention": (attention, [HEADS, HEADS, HEADS], {"causal": True}),
+    "attention_decode": (attention_decode, [(CACHE[0], 2, 1, 32), CACHE, CACHE], {}),
     "linear": (linear, [(2**31 // 64 + 3, 64), np.ones((64, 64), float16) / 8], {}),
     "mse": (mse, [ROWS, ROWS], {"reduction": "none"}),
 }
@@ -82,20 +87,23 @@ def at_the_corners(backend, op, given, options, last=False):
     else:
         simulator = emulating(races=False, corners=True)
     inputs = [huge(x, i, last) if isinstance(x, tuple) else x for i, x in enumerate(given)]
-    needs = () if op is batch_norm else ("x",)  # the sums of its backward walk too far
+    needs = () if op is batch_norm else op.differentiable[:1]  # the sums of its backward walk too far
+    if op is attention:
+        needs = ("q", "k", "v")
     if op is prelu and backend == "cuda":
         needs = ("x", "weight")
     with dispatch.policy(simulate=(backend,), strict=True), dispatch.only(backend), simulator as session:
         got, call = dispatch.forward(op, inputs, needs, options)
         if needs:
             dys = [huge(y.shape, 9, last) if y.dtype == float16 else None for y in got]
-            got = [*got, call.backward(*dys)[0]]
+            got = [*got, *call.backward(*dys)[: 3 if op is attention else 1]]
     assert session.launches
     few = [x[[0, -1]] if x is not None and len(x) > 1 << 16 else x for x in inputs]
     with dispatch.only("definition"):
         expected, call = dispatch.forward(op, few, needs, options)
         if needs:
-            expected = [*expected, call.backward(*(dy if dy is None else dy[[0, -1]] for dy in dys))[0]]
+            few = call.backward(*(dy if dy is None else dy[[0, -1]] for dy in dys))
+            expected = [*expected, *few[: 3 if op is attention else 1]]
     for mine, true in zip(got, expected):
         for at in (0,) if op in (dropout, rrelu) else (0, -1):  # what is drawn depends on the place
             corner = (at,) * mine.ndim

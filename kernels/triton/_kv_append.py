@@ -36,11 +36,11 @@ def _kv_append_kernel(
         to = tl.load(table + n * t_n + place // PAGE * t_b, known, other=-1).to(tl.int64)
         known = known & (to >= 0) & (to < pages)
         place = place % PAGE
-    d = tl.arange(0, BD)[None, :]
+    d = tl.arange(0, BD)[None, :].to(tl.int64)
     mask = known[:, None] & (d < D)
     x = tl.load(k + (n * k_n + h * k_h + l * k_l)[:, None] + d * k_d, mask)
     tl.store(y + (to * y_n + h * y_h + place * y_l)[:, None] + d * y_d, x, mask)
-    e = tl.arange(0, BV)[None, :]
+    e = tl.arange(0, BV)[None, :].to(tl.int64)
     mask = known[:, None] & (e < DV)
     x = tl.load(v + (n * v_n + h * v_h + l * v_l)[:, None] + e * v_d, mask)
     tl.store(z + (to * z_n + h * z_h + place * z_l)[:, None] + e * z_d, x, mask)

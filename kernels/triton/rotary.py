@@ -29,21 +29,21 @@ def _turn(
     y += n * y_n + h * y_h + l * y_l
     if x is None:
         for start in range(0, D, BF):
-            d = start + tl.arange(0, BF)[None, :]
+            d = start + tl.arange(0, BF)[None, :].to(tl.int64)
             tl.store(y + d * y_d, tl.zeros((ROWS, BF), y.dtype.element_ty), inside & (d < D))
     else:
         x += n * x_n + h * x_h + l * x_l
         place = l
         if positions is not None:
             place = tl.load(positions + n * p_n + l * p_l, inside, other=0).to(tl.int64)
-        f = tl.arange(0, BF)[None, :]
+        f = tl.arange(0, BF)[None, :].to(tl.int64)
         mask = inside & (f < F)
         at = n * c_n + place * c_l + f * c_f
         known = mask & (place >= 0) & (place < T)
         c = tl.load(cos + at, known, other=float("nan")).to(tl.float32)
         s = tl.load(sin + at, known, other=float("nan")).to(tl.float32) * sign
         if INTERLEAVED:
-            d = tl.arange(0, 2 * BF)[None, :]
+            d = tl.arange(0, 2 * BF)[None, :].to(tl.int64)
             both = tl.load(x + d * x_d, inside & (d < 2 * F), other=0.0).to(tl.float32)
             a, b = tl.split(tl.reshape(both, (ROWS, BF, 2)))
             turned = tl.reshape(tl.join(a * c - b * s, b * c + a * s), (ROWS, 2 * BF))
@@ -54,7 +54,7 @@ def _turn(
             tl.store(y + f * y_d, (a * c - b * s).to(y.dtype.element_ty), mask)
             tl.store(y + (f + F) * y_d, (b * c + a * s).to(y.dtype.element_ty), mask)
         if REST > 0:
-            d = 2 * F + tl.arange(0, REST)[None, :]
+            d = 2 * F + tl.arange(0, REST)[None, :].to(tl.int64)
             tl.store(y + d * y_d, tl.load(x + d * x_d, inside & (d < D)), inside & (d < D))
 
 
