@@ -7,6 +7,7 @@ from halves import check_op
 from test_norm import against_torch, draw, last, running
 
 import gpulayers as gl
+from gpulayers import dispatch
 from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import group_norm, instance_norm
 from gpulayers.testing import _multiprocessors, check_layer
@@ -78,7 +79,7 @@ def launched(monkeypatch):
 
 
 ALONE = {"_group_norm_forward_kernel", "_group_norm_backward_kernel", "_norm_finalise_kernel"}
-SHARED = {f"_group_norm_{k}_kernel" for k in ("moments", "statistics", "apply", "sums", "means", "gradient")}
+SHARED = {f"_group_norm_{k}_kernel" for k in ("moments", "apply", "sums", "gradient")}
 HALF = dict(dtypes=["float32", "float16"], dys=["transposed"])
 OTHER = dict(dtypes=["float32", "bfloat16"], dys=["dense"])
 
@@ -98,9 +99,11 @@ def test_several_programs_a_group(shape, groups, launched):
     assert launched - {"_copy_kernel"} == SHARED | {"_norm_finalise_kernel"}
 
 
-@pytest.mark.parametrize("shape, groups", [((1, 70, 2, 2), 7), ((1, 4, 9, 7), 4), ((2, 6, 2, 3, 2), 3)])
+@pytest.mark.parametrize(
+    "shape, groups", [((1, 70, 2, 2), 7), ((1, 140, 2, 1), 2), ((1, 4, 9, 7), 4), ((2, 6, 2, 3, 2), 3)]
+)
 def test_channels_last(shape, groups, launched):
-    """Groups that cross no tile and some that do; several programs share out the pixels."""
+    """Groups that cross no tile, one, or several; programs share out the pixels."""
     ran = check_op(group_norm, last(draw(*shape)), *weights(shape[1]), num_groups=groups, **HALF)
     assert {"numpy", "triton"} <= set(ran)
     assert launched - {"_copy_kernel"} == SHARED | {"_norm_finalise_kernel"}
@@ -256,3 +259,24 @@ def test_errors(case):
         op(*inputs, **options)
     assert str(raised.value).startswith(f"{op.name}: ")
     assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("x", [draw(1, 4, 5, 30), last(draw(1, 70, 4, 5))], ids=["row-major", "channels-last"])
+def test_shared_groups_take_two_launches_and_three(x, launched):
+    """And give the same bits again; what is not a number stays in its group, though its tile has others."""
+    x, runs = x.astype(np.float32), []
+    x[0, -1, 2, 2] = np.nan
+    given = x, *(w.astype(np.float32) for w in weights(x.shape[1]))
+    for _ in range(2):
+        with (
+            dispatch.policy(simulate=("triton",), strict=True),
+            dispatch.only("triton"),
+            interpreting(_tile.Device(90, 4, 232448), races=False) as session,
+        ):
+            y, call = group_norm.record(*given, needs=NEEDS, num_groups=2)
+            forward = len(session.launches)
+            runs.append([y, *call.backward(x)[:3]])
+    assert (forward, len(session.launches)) == (2, 5)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*runs))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(runs[0][1]))
+    assert np.isnan(y[0].reshape(2, -1)).all(1).tolist() == [False, True] and np.isnan(y).mean() == 0.5

@@ -195,7 +195,7 @@ def test_triton_group_norm_of_one_long_image():
     ):
         dispatch.forward(group_norm, [x], (), {"num_groups": 40})
     ran = [run.kernel for run in session.launches]
-    assert ran == [f"_group_norm_{name}_kernel" for name in ("moments", "statistics", "apply")]
+    assert ran == [f"_group_norm_{name}_kernel" for name in ("moments", "apply")]
 
 
 @pytest.mark.parametrize("axis", [2, 3], ids=["tall", "wide"])

@@ -99,8 +99,8 @@ def _layer_norm(c: Call, e: int) -> Iterator[Part]:
 
 def _group_norm(c: Call, e: int) -> Iterator[Part]:
     n = math.prod(c.x) * e
-    yield Part("group norm, forward", 3, 3 * n)  # moments, statistics, y
-    yield Part("group norm, backward", 4, 5 * n)  # sums, means, dx; dweight and dbias
+    yield Part("group norm, forward", 2, 3 * n)  # moments; y
+    yield Part("group norm, backward", 3, 5 * n)  # sums; dx; dweight and dbias
 
 
 def _activation(c: Call, e: int) -> Iterator[Part]:

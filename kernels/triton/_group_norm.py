@@ -2,8 +2,9 @@
 
 Row-major samples: a group's numbers lie side by side, and one program has a group (``_group_norm_alone.py``). Where such
 groups are too few to fill the GPU, and channels-last, where a group is a strip of every pixel,
-programs share out channels and pixels: what each finds of its channels is merged in a fixed order, group by group, before
-a second pass over all. Gradients of the weights are summed channel by channel for each sample, then over samples.
+programs share out channels and pixels: what each finds of a group is a partial result, and each program of the second pass
+merges those of its groups, in a fixed order. Gradients of the weights are summed channel by channel for each sample, then
+over samples.
 
 An activation may follow in the pass that writes y. Backward reads x anyway: f'(z) is from z = x̂ · weight + bias, made again.
 """
@@ -27,13 +28,10 @@ from .activation import value
 
 BUDGETS = {
     "_group_norm_moments_kernel": Budget(registers=80, blocks=6),
-    # A group's partial results are few, and lie in runs as long as its channels.
-    "_group_norm_statistics_kernel": Budget(registers=72, blocks=16, narrow="loads"),
-    "_group_norm_apply_kernel": Budget(registers=72, blocks=7),
-    # On sm_100 one register is put aside, once.
-    "_group_norm_sums_kernel": Budget(registers=80, blocks=6, spills=2),
-    "_group_norm_means_kernel": Budget(registers=72, blocks=16, narrow="loads"),
-    "_group_norm_gradient_kernel": Budget(registers=80, blocks=6),
+    "_group_norm_apply_kernel": Budget(registers=96, blocks=5),
+    # Sums are few.
+    "_group_norm_sums_kernel": Budget(registers=96, blocks=5, narrow="stores"),
+    "_group_norm_gradient_kernel": Budget(registers=96, blocks=5),
 }
 
 # --- several programs a group ----------------------------------------------------------------------------------------
@@ -82,11 +80,47 @@ def _over(t, LAST: tl.constexpr):
 
 
 @triton.jit
+def _slot_of(row, channel, C, D, columns, SLOTS, LAST: tl.constexpr, COLS: tl.constexpr):
+    """(where a block of channels puts its part of a channel's group, whether this channel does so, channels of the part)."""
+    BLOCK: tl.constexpr = COLS if LAST else 1
+    group, block = channel // D, channel // BLOCK
+    first = tl.maximum(group * D, block * BLOCK)
+    width = tl.minimum(tl.minimum(group * D + D, block * BLOCK + BLOCK), C) - first
+    at = (row * columns + block) * SLOTS + (group - block * BLOCK // D)
+    return at, (channel == first) & (channel < C), width.to(tl.float32)
+
+
+@triton.jit
+def _over_group(v, channel, C, D, COLS: tl.constexpr):
+    """(1, COLS): the sum of v (1, COLS), or of each column's own v (COLS, COLS), over the channels of one group in a block."""
+    other = tl.trans(channel)
+    v = tl.trans(v) if v.shape[0] == 1 else v
+    return tl.sum(tl.where((other // D == channel // D) & (other < C), v, 0.0), 0, keep_dims=True)
+
+
+@triton.jit
+def _partials_of(
+    start, sample, channel, C, D, S, columns, shares, each, PARTS, SLOTS,
+    LAST: tl.constexpr, COLS: tl.constexpr, MERGE: tl.constexpr,
+):  # fmt: skip
+    """(where they are, of how many numbers, whether there are such): MERGE partial results of each channel's group."""
+    BLOCK: tl.constexpr = COLS if LAST else 1
+    k = start + tl.arange(0, MERGE)[:, None]
+    share, group = k // PARTS, channel // D
+    block = group * D // BLOCK + k % PARTS
+    width = tl.minimum(group * D + D, block * BLOCK + BLOCK) - tl.maximum(group * D, block * BLOCK)
+    inside = (share < shares) & (width > 0) & (channel < C)
+    pixels = tl.minimum(S - share.to(tl.int64) * each, each).to(tl.float32)
+    at = ((sample * shares + share) * columns + block) * SLOTS + (group - block * BLOCK // D)
+    return at, tl.where(inside, pixels * width, 0.0), inside
+
+
+@triton.jit
 def _group_norm_moments_kernel(
-    x, means, squares, C, S, columns, shares, each,
+    x, means, squares, C, S, columns, shares, each, D, PARTS, SLOTS,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """(mean, Σ (x − mean)²) of each channel over a share of a sample's pixels, lane by lane as Welford did, then merged."""
+    """(mean, Σ (x − mean)²) of each group over a share of a sample's pixels, lane by lane as Welford did, then merged."""
     C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     x += begin
     STEP: tl.constexpr = ROWS if LAST else COLS
@@ -105,57 +139,52 @@ def _group_norm_moments_kernel(
     count = count[:, None] if LAST else count[None, :]
     m = _over(count * mean, LAST) / tl.maximum(hi - lo, 1).to(tl.float32)
     square = _over(square + count * (mean - m) * (mean - m), LAST)
-    at = (sample * shares + share) * C + channel
-    tl.store(means + at, m, channel < C)
-    tl.store(squares + at, square, channel < C)
-
-
-@triton.jit
-def _partials_of(start, group, D, G, S, shares, each, MERGE: tl.constexpr):
-    """(where they are, of which channels, of how many numbers, whether there are such): partial results of a group."""
-    p = start + tl.arange(0, MERGE)
-    share = p // D
-    channel = group % G * D + p % D
-    inside = p < shares * D
-    count = tl.where(inside, tl.minimum(S - share.to(tl.int64) * each, each), 0).to(tl.float32)
-    return (group // G * shares + share).to(tl.int64) * (G * D) + channel, channel, count, inside
-
-
-@triton.jit
-def _group_norm_statistics_kernel(
-    means, squares, mean, var, rstd, G, D, S, shares, each, eps, MERGE: tl.constexpr
-):  # fmt: skip
-    group = tl.program_id(0)
-    n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
-    part = tl.zeros((MERGE,), tl.float32)
-    for start in range(0, shares * D, MERGE):
-        at, _, count, inside = _partials_of(start, group, D, G, S, shares, each, MERGE)
-        part += count * tl.load(means + at, inside, other=0.0)
-    m = tl.sum(part, 0) / n
-    part = tl.zeros((MERGE,), tl.float32)
-    for start in range(0, shares * D, MERGE):
-        at, _, count, inside = _partials_of(start, group, D, G, S, shares, each, MERGE)
-        d = tl.load(means + at, inside, other=0.0) - m
-        part += tl.load(squares + at, inside, other=0.0) + count * d * d
-    v = tl.sum(part, 0) / n
-    tl.store(mean + group, m)
-    tl.store(rstd + group, 1.0 / tl.sqrt_rn(v + eps))
-    if var is not None:
-        tl.store(var + group, v)
+    slot, begins, width = _slot_of(sample * shares + share, channel, C, D, columns, SLOTS, LAST, COLS)
+    if LAST:
+        middle = _over_group(m, channel, C, D, COLS) / width
+        apart = tl.trans(m) - middle  # (COLS, COLS)
+        square = _over_group(tl.trans(square) + (hi - lo).to(tl.float32) * apart * apart, channel, C, D, COLS)
+        m = middle
+    tl.store(means + slot, m, begins)
+    tl.store(squares + slot, square, begins)
 
 
 @triton.jit
 def _group_norm_apply_kernel(
-    x, weight, bias, mean, rstd, y, G, C, S, columns, shares, each,
+    x, weight, bias, means, squares, mean, var, rstd, y, eps, C, S, columns, shares, each, D, PARTS, SLOTS,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    MERGE: tl.constexpr,
 ):  # fmt: skip
-    C, S, sample, begin, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
+    """y; mean, var and rstd are written by a group's first channel in the first share."""
+    C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     x += begin
     y += begin
-    group = sample * G + channel // (C // G)
-    m = tl.load(mean + group, channel < C, other=0.0)
-    r = tl.load(rstd + group, channel < C, other=0.0)
+    W: tl.constexpr = COLS if LAST else 1
+    n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
+    part = tl.zeros((MERGE, W), tl.float32)
+    for start in range(0, shares * PARTS, MERGE):
+        place, count, inside = _partials_of(
+            start, sample, channel, C, D, S, columns, shares, each, PARTS, SLOTS, LAST, COLS, MERGE
+        )
+        part += count * tl.load(means + place, inside, other=0.0)
+    m = tl.sum(part, 0, keep_dims=True) / n
+    part = tl.zeros((MERGE, W), tl.float32)
+    for start in range(0, shares * PARTS, MERGE):
+        place, count, inside = _partials_of(
+            start, sample, channel, C, D, S, columns, shares, each, PARTS, SLOTS, LAST, COLS, MERGE
+        )
+        d = tl.load(means + place, inside, other=0.0) - m
+        part += tl.load(squares + place, inside, other=0.0) + count * d * d
+    v = tl.sum(part, 0, keep_dims=True) / n
+    r = 1.0 / tl.sqrt_rn(v + eps)
+    group = sample * (C // D) + channel // D
+    writes = (share == 0) & (channel % D == 0) & (channel < C)
+    if mean is not None:
+        tl.store(mean + group, m, writes)
+        tl.store(rstd + group, r, writes)
+    if var is not None:
+        tl.store(var + group, v, writes)
     w = parameter(weight, channel, channel < C, 1.0)
     b = parameter(bias, channel, channel < C, 0.0)
     for start in range(lo, hi, ROWS if LAST else COLS):
@@ -168,19 +197,20 @@ def _group_norm_apply_kernel(
 
 @triton.jit
 def _group_norm_sums_kernel(
-    dy, x, weight, bias, mean, rstd, sums, dots, G, C, S, columns, shares, each,
+    dy, x, weight, bias, mean, rstd, sums, dots, totals, slopes, C, S, columns, shares, each, D, PARTS, SLOTS,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Σ dz and Σ dz x̂ of each channel over a share of a sample's pixels."""
+    """Σ dz and Σ dz x̂ of each channel over a share of a sample's pixels; Σ g and Σ g x̂ of each group, g = dz · weight."""
     C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     dy += begin
     x += begin
-    group = sample * G + channel // (C // G)
+    group = sample * (C // D) + channel // D
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
     w = parameter(weight, channel, channel < C, 1.0)
-    b = parameter(bias, channel, channel < C, 0.0)
+    if ACTIVATION is not None:
+        b = parameter(bias, channel, channel < C, 0.0)
     total = tl.zeros((ROWS, COLS), tl.float32)
     dot = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(lo, hi, ROWS if LAST else COLS):
@@ -191,61 +221,67 @@ def _group_norm_sums_kernel(
             g = activated_gradient(g, xhat * w + b, mask, ACTIVATION, NUMBER_A, NUMBER_B)
         total += g
         dot += g * xhat
-    at = (sample * shares + share) * C + channel
-    tl.store(sums + at, _over(total, LAST), channel < C)
-    tl.store(dots + at, _over(dot, LAST), channel < C)
-
-
-@triton.jit
-def _group_norm_means_kernel(
-    sums, dots, weight, means, slopes, G, D, S, shares, each, MERGE: tl.constexpr
-):  # fmt: skip
-    """ḡ and mean(g x̂) of each group, g = dz · weight."""
-    group = tl.program_id(0)
-    n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
-    total = tl.zeros((MERGE,), tl.float32)
-    dot = tl.zeros((MERGE,), tl.float32)
-    for start in range(0, shares * D, MERGE):
-        at, channel, _, inside = _partials_of(start, group, D, G, S, shares, each, MERGE)
-        w = parameter(weight, channel, inside, 1.0)
-        total += tl.load(sums + at, inside, other=0.0) * w
-        dot += tl.load(dots + at, inside, other=0.0) * w
-    tl.store(means + group, tl.sum(total, 0) / n)
-    tl.store(slopes + group, tl.sum(dot, 0) / n)
+    each_total, each_dot = _over(total, LAST), _over(dot, LAST)
+    row = sample * shares + share
+    if sums is not None:
+        tl.store(sums + row * C + channel, each_total, channel < C)
+    if dots is not None:
+        tl.store(dots + row * C + channel, each_dot, channel < C)
+    if totals is not None:
+        slot, begins, _width = _slot_of(row, channel, C, D, columns, SLOTS, LAST, COLS)
+        each_total, each_dot = tl.fma(each_total, w, 0.0), tl.fma(each_dot, w, 0.0)
+        if LAST:
+            each_total = _over_group(each_total, channel, C, D, COLS)
+            each_dot = _over_group(each_dot, channel, C, D, COLS)
+        tl.store(totals + slot, each_total, begins)
+        tl.store(slopes + slot, each_dot, begins)
 
 
 @triton.jit
 def _group_norm_gradient_kernel(
-    dy, x, weight, bias, mean, rstd, means, slopes, dx, G, C, S, columns, shares, each,
+    dy, x, weight, bias, mean, rstd, totals, slopes, dx, C, S, columns, shares, each, D, PARTS, SLOTS,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    MERGE: tl.constexpr,
 ):  # fmt: skip
     C, S, sample, begin, _, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     dy += begin
     x += begin
     dx += begin
-    group = sample * G + channel // (C // G)
+    W: tl.constexpr = COLS if LAST else 1
+    n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
+    total = tl.zeros((MERGE, W), tl.float32)
+    dot = tl.zeros((MERGE, W), tl.float32)
+    for start in range(0, shares * PARTS, MERGE):
+        place, _count, inside = _partials_of(
+            start, sample, channel, C, D, S, columns, shares, each, PARTS, SLOTS, LAST, COLS, MERGE
+        )
+        total += tl.load(totals + place, inside, other=0.0)
+        dot += tl.load(slopes + place, inside, other=0.0)
+    mg = tl.sum(total, 0, keep_dims=True) / n
+    slope = tl.sum(dot, 0, keep_dims=True) / n
+    group = sample * (C // D) + channel // D
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
-    mg = tl.load(means + group, channel < C, other=0.0)
-    slope = tl.load(slopes + group, channel < C, other=0.0)
     w = parameter(weight, channel, channel < C, 1.0)
-    b = parameter(bias, channel, channel < C, 0.0)
+    if ACTIVATION is not None:
+        b = parameter(bias, channel, channel < C, 0.0)
     for start in range(lo, hi, ROWS if LAST else COLS):
         at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
         xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
         if ACTIVATION is not None:
             g = activated_gradient(g, xhat * w + b, mask, ACTIVATION, NUMBER_A, NUMBER_B)
-        tl.store(dx + at, (r * (g * w - mg - xhat * slope)).to(dx.dtype.element_ty), mask)
+        g = tl.fma(g, w, 0.0)  # as it is in the sum: rounded
+        tl.store(dx + at, (r * (g - mg - xhat * slope)).to(dx.dtype.element_ty), mask)
 
 
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 FORWARD = _configs.rows("group_norm_forward"), _configs.rows("group_norm_forward.channels_last")
 BACKWARD = _configs.rows("group_norm_backward"), _configs.rows("group_norm_backward.channels_last")
-MERGE = 256
-"""Partial results of a group that are loaded at a time."""
+MERGED = 1024
+"""Partial results that a program loads at a time, of all its channels."""
 
 
 def _warps(entry: _configs.Row, elements: int) -> int:
@@ -288,21 +324,26 @@ class _Walk:
         self.shares, blocks = _tile.split(_tile.cdiv(pixels, step), min(most, _tile.cdiv(pixels, 2 * step)))
         self.shares = max(self.shares, 1)  # an empty group has statistics to write, too
         self.each = blocks * step
+        block = cols if last else 1
+        whole = block % max(depth, 1) == 0 or depth % block == 0
+        self.parts = max(1, depth // block) if whole else (depth - 2) // block + 2  # blocks that a group may lie in
+        self.slots = max(1, block // max(depth, 1)) if whole else block // depth + 2  # groups in a block
+        self.blocks = columns
         sizes = (length, pixels) if last else (channels, length)
-        self.sizes = (*sizes, columns, self.shares, self.each)
+        self.sizes = (*sizes, columns, self.shares, self.each, depth, self.parts, self.slots)
         self.grid = (samples * columns * self.shares,)
         rows = rows if last else 1
         tile = dict(ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
         self.tile = tile | dict(UNIT=unit, LAST=last is not None, WIDE=wide)
+        self.merge = _tile.next_power_of_2(self.shares * self.parts, MERGED // block)
 
     def partials(self, empty: Any) -> Any:
         """A number for each channel of each share of each sample."""
         return empty((self.samples * self.shares, self.channels), "float32")
 
-    def merge(self, kernel: Any, arrays: tuple, *rest: float) -> None:
-        sizes = (self.groups, self.depth, self.pixels, self.shares, self.each)
-        merge = _tile.next_power_of_2(self.shares * self.depth, MERGE)
-        _tile.launch(kernel, (self.samples * self.groups,), *arrays, *sizes, *rest, MERGE=merge, num_warps=1)
+    def of_groups(self, empty: Any) -> Any:
+        """A number for each group in each block of channels of each share of each sample."""
+        return empty((self.samples * self.shares, self.blocks * self.slots), "float32")
 
 
 def normalise(
@@ -314,7 +355,7 @@ def normalise(
     x, walk = in_order(x, last, empty), _Walk(FORWARD, x, last, groups)
     y = empty(x.shape, x.dtype, last)
     row = (walk.samples, groups)
-    mean, rstd = (empty(row, "float32") if keep or not walk.alone else None for _ in range(2))
+    mean, rstd = (empty(row, "float32") if keep else None for _ in range(2))
     var = empty(row, "float32") if spread else None
     weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
     if walk.alone:
@@ -323,11 +364,11 @@ def normalise(
             _group_norm_forward_kernel, walk.grid, *arrays, *walk.sizes, eps, **constants(activation), **walk.tile
         )
     else:
-        means, squares = walk.partials(empty), walk.partials(empty)
+        means, squares = walk.of_groups(empty), walk.of_groups(empty)
         _tile.launch(_group_norm_moments_kernel, walk.grid, x, means, squares, *walk.sizes, **walk.tile)
-        walk.merge(_group_norm_statistics_kernel, (means, squares, mean, var, rstd), eps)
-        arrays = (x, weight, bias, mean, rstd, y, groups, *walk.sizes)
-        _tile.launch(_group_norm_apply_kernel, walk.grid, *arrays, **constants(activation), **walk.tile)
+        arrays = (x, weight, bias, means, squares, mean, var, rstd, y, eps, *walk.sizes)
+        tile = constants(activation) | walk.tile
+        _tile.launch(_group_norm_apply_kernel, walk.grid, *arrays, MERGE=walk.merge, **tile)
     return y, mean, var, rstd
 
 
@@ -344,20 +385,17 @@ def gradients(
     dweight, dbias = (
         empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))
     )
+    sums, dots = (None if d is None else walk.partials(empty) for d in (dbias, dweight))
     if walk.alone:
-        sums, dots = (None if d is None else walk.partials(empty) for d in (dbias, dweight))
         arrays = (dy, x, weight, bias, *statistics, dx, sums, dots)
         _tile.launch(_group_norm_backward_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
     else:
-        sums, dots = walk.partials(empty), walk.partials(empty)
-        scale = None if activation is None else weight
-        arrays = (dy, x, scale, bias, *statistics, sums, dots, groups)
+        totals, slopes = (None if dx is None else walk.of_groups(empty) for _ in range(2))
+        arrays = (dy, x, weight, bias, *statistics, sums, dots, totals, slopes)
         _tile.launch(_group_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
         if dx is not None:
-            means, slopes = (empty((walk.samples, groups), "float32") for _ in range(2))
-            walk.merge(_group_norm_means_kernel, (sums, dots, weight, means, slopes))
-            arrays = (dy, x, weight, bias, *statistics, means, slopes, dx, groups)
-            _tile.launch(_group_norm_gradient_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
+            arrays = (dy, x, weight, bias, *statistics, totals, slopes, dx, *walk.sizes)
+            _tile.launch(_group_norm_gradient_kernel, walk.grid, *arrays, MERGE=walk.merge, **f, **walk.tile)
     if dweight is not None or dbias is not None:
         found = (None if d is None else s for d, s in ((dweight, dots), (dbias, sums)))
         finalise(walk.samples * walk.shares, *found, dweight, dbias, walk.channels, x)
