@@ -78,9 +78,9 @@ from gpulayers.layers.conv import (  # noqa: E402
     ConvTranspose3d,
 )
 from gpulayers.layers.dropout import Dropout  # noqa: E402
-from gpulayers.layers.embedding import Embedding  # noqa: E402
+from gpulayers.layers.embedding import Embedding, EmbeddingBag  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
-from gpulayers.layers.loss import CrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
+from gpulayers.layers.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
 from gpulayers.layers.norm import (  # noqa: E402
     BatchNorm1d,
     BatchNorm2d,

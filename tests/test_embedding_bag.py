@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from halves import check_op
 
+import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers.definition import ArgumentError, LabelError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.embedding import embedding_bag
@@ -113,3 +114,27 @@ def test_errors(inputs, options, error, text):
     with pytest.raises(error) as raised:
         embedding_bag(*inputs, **options)
     assert text in str(raised.value) and str(raised.value).startswith("embedding_bag: ")
+
+
+def test_a_layer_of_bags(tmp_path):
+    """Rows of bags, and offsets with factors; torch's names of weights; saved and loaded."""
+    layer, theirs = gl.EmbeddingBag(6, 3, "sum", 1, include_last_offset=True), nn.EmbeddingBag(6, 3)
+    assert not layer.weight.data[1].any() and layer.output_shape((None, 4)) == (None, 3)
+    layer.load_state_dict(theirs.state_dict())
+    x, offsets, factors = np.array([0, 1, 5, 5]), np.array([0, 3, 4]), normal(4).astype("float32")
+    rows = theirs.weight.detach().numpy()[x] * np.where(x == 1, 0, factors)[:, None]
+    y = layer(x, offsets, factors)
+    np.testing.assert_allclose(y, [rows[:3].sum(0), rows[3]], rtol=1e-6)
+    assert layer.output_shape((4,), (3,)) == y.shape
+    found = layer.backward(np.ones_like(y))
+    assert found[:2] == (None, None)
+    np.testing.assert_allclose(found[2], theirs.weight.detach().numpy()[x].sum(1) * (x != 1), rtol=1e-5)
+    np.testing.assert_allclose(layer.weight.grad[5], factors[2:].sum().repeat(3), rtol=1e-6)
+    model = gl.Sequential(gl.EmbeddingBag(12, 8, "max"), gl.Linear(8, 3))
+    x = draw(20, 4, high=12)
+    history = model.fit(x, x.max(1) % 3, epochs=20, optimizer=gl.AdamW(lr=0.05), progress=False)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    gl.save(model, tmp_path / "bags")
+    again = gl.load(tmp_path / "bags")
+    np.testing.assert_array_equal(again(x), model(x))
+    assert repr(again[0]) == repr(model[0])

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from gpulayers.kernels.triton import _configs, _linear_cross_entropy, _tile
 from halves import check_op
 
+import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers import arrays, dispatch
 from gpulayers.arrays import Spec, bfloat16
@@ -206,3 +207,31 @@ def test_all_logits_at_once():
     torch.testing.assert_close(ours(x, w, p), F.linear_cross_entropy(x, w, p, options=None))
     w, target = torch.randn(5, 2, 4), torch.tensor([[0, 1], [4, 2], [3, 3]])
     torch.testing.assert_close(ours(x, w, target), F.linear_cross_entropy(x, w, target, options=None))
+
+
+def test_a_loss_with_weights(tmp_path):
+    """They are trained with the model, saved, tied to a table; the loss is that of a linear layer and its cross entropy."""
+    x = np.random.default_rng(0).integers(0, 7, (24, 3))
+    loss = gl.LinearCrossEntropyLoss(
+        6, 7, bias=True, weight=[1, 2, 1, 1, 0.5, 1, 1], ignore_index=0, label_smoothing=0.1
+    )
+    names = {name: w.shape for name, w in loss.named_weights().items()}
+    assert names == {"weight": (7,), "linear.weight": (7, 6), "linear.bias": (7,)}
+    theirs = torch.nn.LinearCrossEntropyLoss(6, 7, bias=True, weight=torch.rand(7) + 0.5, ignore_index=0)
+    loss.load_state_dict(theirs.state_dict())
+    plain = gl.CrossEntropyLoss(loss.weight.data, 0, label_smoothing=0.1)
+    features = draw(5, 3, 6).astype("float32")
+    goal, logits = x[:5], loss.linear(features).reshape(-1, 7)
+    np.testing.assert_allclose(loss(features, goal), plain(logits, goal.reshape(-1)), rtol=1e-5)
+    assert loss.output_shape((None, 3, 6), (None, 3)) == () and loss.mean_over(features, goal) == pytest.approx(
+        plain.mean_over(logits, goal.reshape(-1))
+    )
+    gl.save(loss, tmp_path / "loss")
+    np.testing.assert_array_equal(gl.load(tmp_path / "loss")(features, goal), loss(features, goal))
+    table, head = gl.Embedding(7, 6), gl.LinearCrossEntropyLoss(6, 7, z_loss=1e-3, softcap=20.0)
+    head.linear.weight = table.weight
+    before, biases = table.weight.data.copy(), loss.linear.bias.data.copy()
+    for judge in (loss, head):
+        history = gl.Sequential(table).fit(x, x, epochs=12, loss=judge, optimizer=gl.AdamW(lr=0.05), progress=False)
+        assert history["loss"][-1] < 0.6 * history["loss"][0]
+    assert (table.weight.data != before).all() and (loss.linear.bias.data != biases).all()

@@ -254,6 +254,19 @@ def test_what_stands_in_the_way_is_listed_and_nothing_is_written(tmp_path, monke
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("earlier.onnx", "it stays")]
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_a_table(mode):
+    """With padding: bags of nothing but that are 0."""
+    for padding in (None, 1):
+        bags = gl.EmbeddingBag(3, 4, mode, padding)
+        proto = held(bags, [(None, 2)], 3)
+        assert not proto.functions
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.array([[1, 1], [1, 2]])
+    (y,) = session.run(None, {proto.graph.input[0].name: x})
+    assert not y[0].any() and np.allclose(y, moved(bags, [(None, 2)], 0.3)(x), atol=TOLERANCE)
+
+
 def test_a_table_is_gathered_from_by_integers():
     layers = gl.Embedding(5, 3, padding_idx=1), gl.Flatten(), gl.Linear(12, 2)
     proto = held(gl.Sequential(*layers), [(None, 4)], 5)

@@ -22,6 +22,7 @@ OF_TFJS = [
     (gl.AdaptiveMaxPool1d(1), ROWS),
     (gl.AdaptiveMaxPool2d((2, 1)), IMAGES),
     (gl.Sequential(gl.Embedding(5, 3), gl.Flatten(), gl.Linear(12, 2)), [2, 4]),
+    (gl.Sequential(gl.EmbeddingBag(5, 3), gl.Linear(3, 2)), [2, 4]),
     (gl.Sequential(gl.Conv1d(2, 2, 3), gl.AdaptiveMaxPool1d(1), gl.Flatten(), gl.Linear(2, 2)), ROWS),
     (gl.Sequential(gl.Conv1d(2, 3, 3), gl.Softmax(1), gl.Parallel(gl.Conv1d(3, 2, 1), gl.MaxPool1d(1))), ROWS),
     (gl.Sequential(gl.AvgPool3d(1), gl.Softmax(-1), gl.AvgPool3d((2, 1, 1)), gl.Flatten()), VOLUMES),
@@ -74,6 +75,7 @@ def test_each_family_is_there_what_it_is_here(tmp_path):
     [
         (gl.Sequential(gl.MaxPool1d(2, return_indices=True), gl.MaxUnpool1d(2)), (None, 2, 8), "pass float32 on"),
         (gl.Embedding(5, 3, padding_idx=0), (None, 4), "trains every row alike"),
+        (gl.EmbeddingBag(5, 3, "max"), (None, 4), "hold means"),
         (gl.FractionalMaxPool2d(2, 3), (None, 2, 6, 6), "cannot index by what is drawn"),
     ],
     ids=repr,

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpulayers import arrays
 from gpulayers.layers._layer import OpLayer
+from gpulayers.layers.linear import Linear
 from gpulayers.ops import loss as ops
 
 
@@ -65,6 +66,44 @@ class CrossEntropyLoss(_LossOverClasses):
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "label_smoothing": self.label_smoothing}
+
+
+class LinearCrossEntropyLoss(_LossOverClasses):
+    """CrossEntropyLoss of a linear layer's outputs, which are never all there at once: a language model's head with its loss.
+
+    As torch.nn.LinearCrossEntropyLoss. x: (…, in_features). target: class indices (…). Weights: ``linear.weight``
+    (num_classes, in_features), which may be an embedding's (``loss.linear.weight = embedding.weight``), and with bias
+    ``linear.bias`` (num_classes,). weight: a factor for each class; it is not trained. z_loss: a factor of the square of
+    log Σ exp logits, that is added to each loss; softcap: logits are softcap · tanh(logits / softcap), 0: as they are.
+    """
+
+    op = ops.linear_cross_entropy
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = False,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float = 0.0,
+    ):
+        super().__init__(weight, ignore_index, reduction)
+        self.linear = Linear(in_features, num_classes, bias)
+        self.label_smoothing, self.z_loss, self.softcap = label_smoothing, z_loss, softcap
+
+    def arguments(self, *xs: Any) -> tuple:
+        return xs[0], self.linear.weight, xs[1], self.linear.bias, self.weight
+
+    def options(self) -> dict[str, Any]:
+        own = {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss, "softcap": self.softcap}
+        return super().options() | own
+
+    def output_shape(self, *input_shapes: tuple) -> tuple:
+        return () if self.reduction != "none" else tuple(input_shapes[0][:-1])
 
 
 class NLLLoss(_LossOverClasses):

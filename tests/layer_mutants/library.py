@@ -64,6 +64,8 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
         (gl.CrossEntropyLoss, (), {"label_smoothing": 0.1}, ((4, 6), _LABELS)),
         (gl.CrossEntropyLoss, (), {"weight": [1, 2, 3, 1, 1, 1], "reduction": "none"}, (zeros, _LABELS)),
         (gl.CrossEntropyLoss, (), {}, ((4, 6), (4, 6))),
+        (gl.LinearCrossEntropyLoss, (6, 6), {"bias": True, "softcap": 2.0}, (zeros, _LABELS)),
+        (gl.EmbeddingBag, (6, 3), {}, (_LABELS.reshape(2, 2),)),
         (gl.NLLLoss, (), {}, (zeros, _LABELS)),
         (gl.MSELoss, (), {}, (zeros, zeros[::-1].copy())),
         (gl.MSELoss, ("none",), {}, ((4, 6), (4, 6))),

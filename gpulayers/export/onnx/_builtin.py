@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.export.onnx._graph import ModelGraph, Tensor
+from gpulayers.export.onnx._graph import TYPES, ModelGraph, Tensor
 from gpulayers.export.onnx._resampling import RESAMPLING
 from gpulayers.layers import activation, container, conv, dropout, embedding, linear, norm, padding, pooling, softmax
 from gpulayers.layers._calls import each_shape
@@ -213,6 +213,27 @@ def _embedding(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     return graph.op("Gather", graph.weight(layer, layer.weight), x.name, axis=0)
 
 
+def _embedding_bag(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
+    """Of (B, L) indices. Padding's rows are nothing, or lower than all others; an empty bag is 0."""
+    rows = _embedding(graph, layer, x)
+    if rows is None or len(x.shape) != 2:
+        return None
+    axis, one = graph.constant([1]), graph.constant(np.ones(()), "f")
+    if layer.padding_idx is None:
+        kind = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}[layer.mode]
+        return graph.op(kind, rows, axis, keepdims=0)
+    here = graph.op("Not", graph.op("Equal", x.name, graph.constant(np.asarray(layer.padding_idx), "i")))
+    counts = graph.op("ReduceSum", graph.op("Cast", here, to=TYPES["f"]), axis, keepdims=1)
+    each, zero = graph.op("Unsqueeze", here, graph.constant([2])), graph.constant(np.zeros(()), "f")
+    if layer.mode == "max":
+        y = graph.op(
+            "ReduceMax", graph.op("Where", each, rows, graph.constant(np.asarray(-np.inf), "f")), axis, keepdims=0
+        )
+        return graph.op("Where", graph.op("Greater", counts, zero), y, zero)
+    y = graph.op("ReduceSum", graph.op("Where", each, rows, zero), axis, keepdims=0)
+    return graph.op("Div", y, graph.op("Max", counts, one)) if layer.mode == "mean" else y
+
+
 def _batch_norm(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     if layer.running_mean is None:
         return None
@@ -254,5 +275,5 @@ BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     norm.BatchNorm3d: _batch_norm, dropout.Dropout: _dropout,
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
-    padding.Pad: _pad, embedding.Embedding: _embedding, **RESAMPLING,
+    padding.Pad: _pad, embedding.Embedding: _embedding, embedding.EmbeddingBag: _embedding_bag, **RESAMPLING,
 }  # fmt: skip

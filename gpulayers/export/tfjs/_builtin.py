@@ -200,7 +200,19 @@ def _embedding(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
         return None
     top.settle([x], ["int64"])
     config = {"input_dim": layer.num_embeddings, "output_dim": layer.embedding_dim}
-    return top.one(layer, "Embedding", config, x, _out(layer, x), variables=[Variable("embeddings", layer.weight)])
+    shape = (*x.shape, layer.embedding_dim)
+    return top.one(layer, "Embedding", config, x, shape, variables=[Variable("embeddings", layer.weight)])
+
+
+def _embedding_bag(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
+    """Means of (B, L) indices."""
+    if layer.mode != "mean" or len(x.shape) != 2:
+        top.refuse(layer, "TF.js' own layers hold means of as many indices in each bag")
+        return x._replace(shape=_out(layer, x))
+    rows = _embedding(top, layer, x)
+    if rows is None or layer.padding_idx is not None or layer.scale_grad_by_freq:
+        return rows
+    return top.one(layer, "GlobalAveragePooling1D", {}, rows, _out(layer, x))
 
 
 def _dropout(top: Topology, layer: Any, x: Tensor) -> Tensor | None:
@@ -267,6 +279,7 @@ BUILT_IN: dict[type, Callable[[Topology, Any, Tensor], Tensor | None]] = {
     padding.ConstantPad2d: _zero_pad,
     norm.LayerNorm: _layer_norm,
     embedding.Embedding: _embedding,
+    embedding.EmbeddingBag: _embedding_bag,
     dropout.Dropout: _dropout,
     container.Flatten: _flatten,
     container.Reshape: _flatten,
