@@ -220,6 +220,22 @@ def test_several_heads_at_once(groups, factor, monkeypatch):
         np.testing.assert_allclose(mine, true, rtol=1e-4, atol=1e-5)
 
 
+def test_predicted_times():
+    """Of the tiles that are shipped; no kernel is quicker than its products, nor one alone than these and its exponentials."""
+    from gpulayers.bench.judging import predicted_attention as by
+
+    for shape in map(by.Shape._make, by.SHAPES):
+        forward, backward = by.predicted(shape)
+        products = shape.flops / by.PRODUCTS
+        assert forward.seconds > products and backward.seconds > 3.5 * products
+        if shape.width == 128:
+            each = by.CLOCK * by.EXPONENTIALS * by.H200.sms
+            assert forward.seconds > products + shape.flops / (4 * shape.width) / each
+    full, causal = (by.predicted(by.Shape(1, 32, 16384, 128, c))[0].seconds for c in (False, True))
+    assert 0.45 < causal / full < 0.6
+    assert len(by.table().splitlines()) == 1 + len(by.SHAPES)
+
+
 def test_empty():
     for given in (shapes(n=0), shapes(rows=0), shapes(keys=0), shapes(0, 0)):
         check_op(attention, *given, **ONE_DY, dtypes=["float32"], backends=("definition", "numpy", "triton"))
