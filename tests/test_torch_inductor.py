@@ -113,6 +113,21 @@ def test_tensor_descriptors():
     assert [code.count("TensorDescriptor.from_tensor(") for code in codes] == [3, 5]  # dy is both products'
 
 
+def test_attentions_descriptors():
+    """Boxes of four axes; y is written through one."""
+    given = [torch.randn(1, 2, 32, 16, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    single = [x.detach().float().requires_grad_() for x in given]
+    y, codes, ran = compiled(
+        lambda q, k, v: gt.functional.scaled_dot_product_attention(q, k, v, is_causal=True), *given
+    )
+    true = nn.functional.scaled_dot_product_attention(*single, is_causal=True)
+    true.sum().backward()
+    for mine, its in zip((y, *(x.grad for x in given)), (true, *(x.grad for x in single))):
+        same(mine.float(), its, rtol=2e-2, atol=2e-2)
+    assert [code.count("TensorDescriptor.from_tensor(") for code in codes] == [4, 6]
+    assert ran == [f"_attention_{name}_kernel" for name in ("forward", "delta", "keys", "queries")]
+
+
 # --- every class ------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +277,8 @@ def test_kernels_names(kernel):
         value = kernel.fn.__globals__.get(name)
         known = value is None or name in ("tl", "libdevice") or isinstance(value, int | str | constexpr)
         assert known or (isinstance(value, JITFunction) and value.__name__ == name), f"{name} is {value!r}"
+        if isinstance(value, constexpr):
+            assert eval(repr(value.value), {}) == value.value
 
 
 def test_numbers_are_single():

@@ -43,7 +43,16 @@ def narrow(c: dict[str, Any]) -> str:
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-INF = tl.constexpr(float("inf"))
+
+
+class _Infinity(float):
+    """Its text is Python, too: Inductor writes what a kernel names into its code."""
+
+    def __repr__(self) -> str:
+        return 'float("inf")'
+
+
+INF = tl.constexpr(_Infinity("inf"))
 
 
 @triton.jit
