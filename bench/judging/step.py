@@ -39,6 +39,8 @@ class Call(NamedTuple):
     """An activation is part of the same op."""
     add: bool = False
     """So is a residual."""
+    lowered: bool = False
+    """It writes 16 bits under autocast, where torch's norms have float32."""
 
 
 class Part(NamedTuple):
@@ -91,14 +93,19 @@ def _batch_norm(c: Call, e: int) -> Iterator[Part]:
     yield Part("batch norm, backward", 2, (2 + c.act) * n + (3 + c.act + c.add) * n)  # sums; dx
 
 
+def _width(c: Call, e: int) -> int:
+    """Bytes of a number that a norm reads and writes under autocast."""
+    return e if c.lowered else 4
+
+
 def _layer_norm(c: Call, e: int) -> Iterator[Part]:
-    n = math.prod(c.x) * e
+    n = math.prod(c.x) * _width(c, e)
     yield Part("layer norm, forward", 1, 2 * n)
     yield Part("layer norm, backward", 2, 3 * n)  # dx, with shares of dweight and dbias; their sums
 
 
 def _group_norm(c: Call, e: int) -> Iterator[Part]:
-    n = math.prod(c.x) * e
+    n = math.prod(c.x) * _width(c, e)
     yield Part("group norm, forward", 2, 3 * n)  # moments; y
     yield Part("group norm, backward", 3, 5 * n)  # sums; dx; dweight and dbias
 
@@ -167,7 +174,7 @@ def torchs(kind: Kind) -> list[Part]:
         found.append(Part("torch: attention", 3, 12 * n * e, 3.5 * 4.0 * n * shape[-2]))
     cast = [p.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) for p in m.parameters(False)]
     found.append(Part("torch: casts of weights and gradients", 2 * len(cast), 12 * sum(cast)))
-    norms = [math.prod(c.x) for c in called if isinstance(c.layer, nn.LayerNorm | nn.GroupNorm)]
+    norms = [math.prod(c.x) for c in called if isinstance(c.layer, nn.LayerNorm | nn.GroupNorm) and not c.lowered]
     if norms:  # autocast has them in float32
         found.append(Part("torch: casts for norms", 4 * len(norms), 24 * sum(norms)))
     counters = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -180,14 +187,25 @@ def torchs(kind: Kind) -> list[Part]:
 def calls(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Call]:
     """Of the layers of a plain model, with what runs in one op once it is patched; what runs in another's is left out."""
     patched = copy.deepcopy(model)
-    rows = _rows(patched, gt.patch(patched, fuse=True))
+    report = gt.patch(patched, fuse=True)
+    rows = _rows(patched, report)
     found: list[Call] = []
 
     def watch(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def watched(layer: nn.Module, xs: tuple, y: Tensor) -> None:
             act, add, inside = rows.get(name, (False, False, False))
             if not inside:
-                found.append(Call(layer, tuple(xs[0].shape), tuple(y.shape), not xs[0].requires_grad, act, add))
+                found.append(
+                    Call(
+                        layer,
+                        tuple(xs[0].shape),
+                        tuple(y.shape),
+                        not xs[0].requires_grad,
+                        act,
+                        add,
+                        name in report.lowered,
+                    )
+                )
 
         return watched
 

@@ -30,6 +30,8 @@ from torch.fx.graph import inplace_methods
 
 from gpulayers.torch import _rows
 from gpulayers.torch._chains import chain, chain_act, chain_add, why_left
+from gpulayers.torch._layer_norm_2d import LayerNorm2d
+from gpulayers.torch._lowered import lower
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch.linear import Linear
@@ -58,6 +60,8 @@ class Plan(NamedTuple):
     """What was fused, in words."""
     left: dict[str, str] | None
     """{child: why not} of the convolutions and norms that are in no row; None where nothing was read."""
+    lowered: tuple[str, ...] = ()
+    """The norms that under autocast write what their readers take."""
     of_list: Any = None
     """run where the one argument is a list of tensors, and the forward asks for that."""
 
@@ -141,25 +145,26 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     Raises Unfusable.
     """
     is_list = own.forward is nn.Module.forward  # ModuleList, ModuleDict
-    if is_list or not any(type(m) in _KINDS or isinstance(m, NormAct) for m in module._modules.values()):
+    if is_list or not any(type(m) in _KINDS or isinstance(m, NormAct | LayerNorm2d) for m in module._modules.values()):
         return _NONE
     names = _tensors_of(own)
     graph, asks = _graph_of(module, own, names, Tensor)
     left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
-    rows = tuple(_fuse(graph, module))
+    rows, lowered = tuple(_fuse(graph, module)), tuple(lower(graph, module))
     kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     left = {child: why for child, why in left.items() if child in kept or child not in called}
-    if not rows:
+    if not rows and not lowered:
         return _NONE._replace(left=left)
     source, run = _function_of(graph, own)
-    plan = Plan(source, run, len(names), len(module._modules), rows, left)
+    plan = Plan(source, run, len(names), len(module._modules), rows, left, lowered)
     if not asks or len(names) > 1:
         return plan
     try:
         graph, _ = _graph_of(module, own, names, list)
     except Unfusable:
         return plan
-    return plan._replace(of_list=_function_of(graph, own)[1]) if tuple(_fuse(graph, module)) == rows else plan
+    alike = (tuple(_fuse(graph, module)), tuple(lower(graph, module))) == (rows, lowered)
+    return plan._replace(of_list=_function_of(graph, own)[1]) if alike else plan
 
 
 def _function_of(graph: Graph, own: Any) -> tuple[str, Any]:

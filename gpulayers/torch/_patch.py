@@ -48,6 +48,9 @@ class Report:
     """Why a parent computes something else than the module's forward, always or (then it is replaced too) at times."""
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What runs as one op in the module's forward ("bn1 → relu"); ``print(gt.source(module))`` shows that."""
+    lowered: dict[str, str] = field(default_factory=dict)
+    """Norms that only convolutions and linear layers of the same forward read: under autocast on a GPU they write the 16 bits
+    that those take, where torch has them in float32."""
     unfused: dict[str, str] = field(default_factory=dict)
     """Why the forward of a module with layers to fuse stays as it is; and why a convolution, or a norm of channels, runs
     alone."""
@@ -61,6 +64,7 @@ class Report:
         rows += [(name, self._kinds[name], "left", why) for name, why in self.left.items()]
         rows += [(name, self._kinds[name], "turned", f"to {found}") for name, found in self.turned.items()]
         rows += [(name, self._kinds[name], "fused", ", ".join(found)) for name, found in self.fused.items()]
+        rows += [(name, self._kinds[name], "lowered", why) for name, why in self.lowered.items()]
         rows += [(name, self._kinds[name], "not fused", why) for name, why in self.unfused.items()]
         return table(("module", "class", "", "why"), [(name or "(the model)", *rest) for name, *rest in rows])
 
@@ -84,7 +88,8 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm. Rows are found in
     each module's own forward, traced by torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict
     stay. A fused row may keep what it gives for its backward, so torch refuses a backward after it was written into
-    (``y += 1``). Patch again after a change of what a forward depends on.
+    (``y += 1``). Norms that only convolutions and linear layers read write autocast's 16 bits on a GPU (``_lowered.py``).
+    Patch again after a change of what a forward depends on.
 
     memory_format: of convolutions' weights of images and volumes; what goes into one follows its weight, as in torch, so
     the first convolution of a model turns the images. By default channels last for those on a GPU, where the kernels want
@@ -153,8 +158,10 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
     for child, layer in module._modules.items():
         if is_link(layer) and (why := why_unlinked(child, layer, left, module, refused)):
             report.unfused[f"{name}.{child}" if name else child] = why
-    if plan is not None and plan.rows:
-        report.fused[name] = plan.rows
+    if plan is not None and plan.source:
+        report.fused |= {name: plan.rows} if plan.rows else {}
+        why = "under autocast on a GPU it writes the 16 bits that its readers take"
+        report.lowered |= {f"{name}.{norm}" if name else norm: why for norm in plan.lowered}
         vars(module)[PLAN] = plan
         if not isinstance(module, Fused):
             module.__class__ = _rebased(type(module), own, fused_class(own))
