@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gpulayers.kernels.triton import _tile
+from gpulayers.bench.judging import predicted_linear
+from gpulayers.kernels.triton import _matmul, _tile
 from halves import check_op
 
 import gpulayers as gl
@@ -134,6 +135,23 @@ def test_dbias_comes_with_dweight(rows, turned, splits):
     assert [run.kernel for run in session.launches] == ["_matmul_tma_kernel"] * 2 + finishes
     for mine, theirs in zip(found, (dy.double() @ w.double(), dy.double().T @ x.double(), dy.double().sum(0))):
         torch.testing.assert_close(mine.double(), theirs, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(
+    "m, n, k, tile, splits",
+    [(16384, 2304, 768, (128, 256), 1), (3072, 768, 16384, (128, 256), 5), (768, 768, 16384, (128, 256), 7), (64, 64, 256, (64, 128), 1)],
+)  # fmt: skip
+def test_the_quickest_cut(m, n, k, tile, splits):
+    """K is split where tiles leave multiprocessors idle, as long as its partial sums cost less than that."""
+    found = _matmul.HALF_TMA(_tile.Device(90, 132, 232448), m, n, k, 2, True, True)
+    assert (found.tile[:2], found.splits) == (tile, splits)
+
+
+def test_predicted_times():
+    lines = predicted_linear.table().splitlines()
+    assert len(lines) == 1 + len(predicted_linear.LAYERS)
+    for layer in predicted_linear.LAYERS:
+        assert all(time > predicted_linear.limit(layer) for time in predicted_linear.predicted(layer))
 
 
 def test_float32_tiles():
