@@ -128,6 +128,28 @@ def test_attentions_descriptors():
     assert ran == [f"_attention_{name}_kernel" for name in ("forward", "delta", "keys", "queries")]
 
 
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(n, 64).bfloat16() / 8 for n in (96, 64))
+
+    def forward(self, x):
+        return torch.cat(gt.functional.linears(x, [*self.weights]), -1)
+
+
+def test_several_products():
+    """Each writes into an array of its own, and none is written twice."""
+    heads, x = Heads(), torch.randn(64, 64, dtype=torch.bfloat16, requires_grad=True)
+    y, codes, _ = compiled(heads, x)
+    assert [launches(code) for code in codes] == [["_linears_kernel"], ["_linears_kernel"] * 2]
+    found = [y, x.grad, *(w.grad for w in heads.weights)]
+    inputs = [t.detach().double().requires_grad_() for t in (x, *heads.weights)]
+    right = torch.cat([inputs[0] @ w.T for w in inputs[1:]], -1)
+    wanted = [right, *torch.autograd.grad(right.sum(), inputs)]
+    for one, other in zip(found, wanted, strict=True):
+        same(one.double(), other, rtol=2**-7, atol=2**-7)
+
+
 # --- every class ------------------------------------------------------------------------------------------------------
 
 

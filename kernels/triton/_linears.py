@@ -18,12 +18,13 @@ BUDGETS = {"_linears_kernel": Budget(registers=255, blocks=1)}
 
 
 @triton.jit
-def _one_of(first, second, third, which):
+def _one_of(first, second, third, which, COUNT: tl.constexpr):
     found = first
     if which == 1:
         found = second
-    if which == 2:
-        found = third
+    if COUNT == 3:  # noqa: SIM102
+        if which == 2:
+            found = third
     return found
 
 
@@ -57,19 +58,19 @@ def _linears_kernel(
             which = (at >= second).to(tl.int32)
             if COUNT == 3:
                 which += (at >= third).to(tl.int32)
-            inside = (at - _one_of(0, second, third, which)) * LONG
+            inside = (at - _one_of(0, second, third, which, COUNT)) * LONG
             if AXIS == "M":
                 row = inside
             else:
                 column = inside
         acc = tl.zeros((BM, BN), tl.float32)
         if AXIS == "M":
-            left_of = _one_of(a, a_2, a_3, which)
+            left_of = _one_of(a, a_2, a_3, which, COUNT)
             right_of = b
             total = tl.zeros((BM, BK), tl.float32)
         elif AXIS == "N":
             left_of = a
-            right_of = _one_of(b, b_2, b_3, which)
+            right_of = _one_of(b, b_2, b_3, which, COUNT)
         tl.assume(each > 0)
         for step in range(each):
             place = split * each + step
@@ -77,9 +78,9 @@ def _linears_kernel(
                 now = (place >= second).to(tl.int32)
                 if COUNT == 3:
                     now += (place >= third).to(tl.int32)
-                left_of = _one_of(a, a_2, a_3, now)
-                right_of = _one_of(b, b_2, b_3, now)
-                place -= _one_of(0, second, third, now)
+                left_of = _one_of(a, a_2, a_3, now, COUNT)
+                right_of = _one_of(b, b_2, b_3, now, COUNT)
+                place -= _one_of(0, second, third, now, COUNT)
             k = place * BK
             left = left_of.load([k, row]).T if A_TURNED else left_of.load([row, k])
             right = right_of.load([k, column]) if B_TURNED else right_of.load([column, k]).T
@@ -88,19 +89,19 @@ def _linears_kernel(
                 total += left.to(tl.float32)
         if AXIS == "M":
             m = row + tl.arange(0, BM)
-            there = (m < _one_of(size, size_2, size_3, which)) & (tile_n == 0)
+            there = (m < _one_of(size, size_2, size_3, which, COUNT)) & (tile_n == 0)
             if sums is not None:
                 tl.store(sums + split.to(tl.int64) * size + m, tl.sum(total, 1), there & (which == 0))
             if sums_2 is not None:
                 tl.store(sums_2 + split.to(tl.int64) * size_2 + m, tl.sum(total, 1), there & (which == 1))
             if sums_3 is not None:
                 tl.store(sums_3 + split.to(tl.int64) * size_3 + m, tl.sum(total, 1), there & (which == 2))
-        to = out if AXIS == "K" else _one_of(out, out_2, out_3, which)
+        to = out if AXIS == "K" else _one_of(out, out_2, out_3, which, COUNT)
         its = bias
         limit = N
         if bias is not None:
-            its = _one_of(bias, bias_2, bias_3, which)
-            limit = _one_of(biased, biased_2, biased_3, which)
+            its = _one_of(bias, bias_2, bias_3, which, COUNT)
+            limit = _one_of(biased, biased_2, biased_3, which, COUNT)
         _finish_tile(acc, split, row, column, its, None, to, M, limit, 0.0, 0.0, BM, BN, PARTS, True, None, False)
 
 
@@ -148,11 +149,12 @@ def _launch(
     if splits > 1:
         targets = [empty((splits, *out.shape), "float32") for out in outs]
         parts = [s if s is None else empty((splits, 1, *s.shape), "float32") for s in sums]
-    left, right = [_describe(x, c.BM, c.BK) for x in a], [_describe(x, c.BN, c.BK) for x in b]
+    left = [_describe(x, c.BM, c.BK) for x in (a[:1] if axis == "N" else a)]
+    right = [_describe(x, c.BN, c.BK) for x in (b[:1] if axis == "M" else b)]
     to = [_tile.described(t.view(splits, *t.shape[-2:]), [1, c.BM, PART]) for t in targets]
     rows, columns = _tile.cdiv(m, c.BM), _tile.cdiv(n, c.BN)
     rows, columns = sum(tiles) if axis == "M" else rows, sum(tiles) if axis == "N" else columns
-    given = [[*x, *x[-1:] * (3 - len(x))] for x in (left, right, to)]
+    given = [[*x, *[None] * (3 - len(x))] for x in (left, right, to)]  # none twice: a compiler copies what is written
     some = None if splits > 1 else next((x for x in biases if x is not None), None)
     ends = [x if x is not None and some is not None else some for x in (*biases, None)[:3]]
     biased = [0 if x is None else x.shape[0] for x in (*biases, None)[:3]]
