@@ -53,25 +53,25 @@ def _taps(g: Any, size: int, mode: str, padding: str, align: bool) -> list[Tap]:
     """The neighbours of every place along one axis; g: coordinates from −1 to 1, (N, P)."""
     xp = namespace(g)
     v = (g + 1) * ((size - 1) / 2) if align else ((g + 1) * size - 1) / 2
-    slope = v * 0 + ((size - 1) / 2 if align else size / 2)
+    slope = xp.full(v.shape, (size - 1) / 2 if align else size / 2, v.dtype)
     if mode != "bicubic":
         v, slope = _padded(v, slope, size, padding, align)
-    v = xp.where(abs(v) < 2.0**30, v, v * 0 - 100 if padding == "zeros" else v * 0)
-    v = xp.where(v == v, v, xp.full(v.shape, -100.0 if padding == "zeros" else 0.0, v.dtype))  # NaN
+    v = xp.where(abs(v) < 2.0**30, v, xp.full(v.shape, -100.0 if padding == "zeros" else 0.0, v.dtype))  # NaN too
     first = xp.rint(v) if mode == "nearest" else xp.floor(v)
     t, found = v - first, []
     for k in {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}[mode]:
         at = first + k
         if mode == "nearest":
-            weight, rate = t * 0 + 1, t * 0
+            weight, rate = xp.full(t.shape, 1.0, t.dtype), xp.full(t.shape, 0.0, t.dtype)
         elif mode == "bilinear":
-            weight, rate = (t, t * 0 + 1) if k else (1 - t, t * 0 - 1)
+            weight, rate = (t, slope) if k else (1 - t, -slope)
         else:
             weight, rate = _cubic(k - t)
+            rate = rate * slope
             at, _ = _padded(at, at, size, padding, align)
             at = xp.rint(at) if align else xp.floor(at)
         inside = (at >= 0) & (at < size)
-        found.append(Tap(xp.where(inside, at, at * 0).astype("int64"), inside, weight, rate * slope))
+        found.append(Tap(xp.clip(at, 0.0, size - 1.0).astype("int64"), inside, weight, rate))
     return found
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 def order(keys: np.ndarray, high: int) -> np.ndarray:
     """Where keys from 0 to ``high`` lie in ascending order, equal ones as they came."""
-    small = keys.astype(np.uint16) if high < 1 << 16 else keys  # of 16 bits NumPy sorts by digits
-    return np.argsort(small, kind="stable")
+    found = np.argsort(keys.astype(np.uint16), kind="stable")  # of 16 bits NumPy sorts by digits
+    for shift in range(16, max(high, 1).bit_length(), 16):
+        found = found[np.argsort((keys >> shift).astype(np.uint16)[found], kind="stable")]
+    return found
 
 
 def add_up(

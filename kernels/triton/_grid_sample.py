@@ -62,10 +62,10 @@ def _coordinate(g, SIZE, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.co
     size = SIZE * 1.0
     if ALIGN:
         v = (g + 1) * ((size - 1) / 2)
-        slope = g * 0 + (size - 1) / 2
+        slope = tl.zeros_like(g) + (size - 1) / 2
     else:
         v = ((g + 1) * size - 1) / 2
-        slope = g * 0 + size / 2
+        slope = tl.zeros_like(g) + size / 2
     if MODE != "bicubic":
         v, slope = _padded(v, slope, SIZE, PADDING, ALIGN)
     return tl.where(tl.abs(v) < 1073741824.0, v, -100.0 if PADDING == "zeros" else 0.0), slope
