@@ -126,6 +126,15 @@ def test_the_drop_in_is_torchs():
             gt.functional.grid_sample(torch.ones(1, 1, 2, 2), wrong, align_corners=False)
 
 
+def test_no_number_is_a_place_outside_to_torchs_kernel():
+    x, grid = torch.ones(1, 1, 3, 4, requires_grad=True), torch.tensor([np.nan, np.inf, -np.inf]).repeat(2, 1).T
+    grid = grid.reshape(1, 1, 3, 2).requires_grad_()
+    for padding in PADDINGS:
+        y = gt.functional.grid_sample(x, grid, "bilinear", padding, False)
+        dx, dgrid = torch.autograd.grad(y.sum(), [x, grid])
+        assert y.sum() == dx.sum() == (0 if padding == "zeros" else 3) and not dgrid.any()
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 def test_compiled_for_any_size(kind):
     """By torch's kernel, and as one op."""

@@ -21,11 +21,19 @@ def grid_sample_refuses(x: Spec, grid: Spec, *, needs: tuple, **options: Any) ->
     return refusal(x) or (REFUSALS["empty"] if 0 in (x.size, grid.size) else None)
 
 
+def _finite(grid: torch.Tensor, mode: str, padding_mode: str) -> torch.Tensor:
+    """What is no number far outside, or at 0: torch's gradient would write anywhere for it."""
+    if padding_mode == "zeros":
+        return torch.nan_to_num(grid, 1e4, 1e4, 1e4)
+    return torch.nan_to_num(grid, -1.0, 2.0 if padding_mode == "border" and mode != "bicubic" else -1.0, -1.0)
+
+
 def grid_sample_forward(
     x: torch.Tensor, grid: torch.Tensor, *, needs: tuple = (), mode: str, padding_mode: str, align_corners: bool
 ) -> tuple[tuple, dict]:
     sampler = torch.ops.aten.grid_sampler_2d if x.ndim == 4 else torch.ops.aten.grid_sampler_3d
-    y = plainly(sampler, x, grid, _MODES.index(mode), _PADDING.index(padding_mode), align_corners)
+    looked = plainly(_finite, grid, mode, padding_mode)
+    y = plainly(sampler, x, looked, _MODES.index(mode), _PADDING.index(padding_mode), align_corners)
     return (arranged(y, output_order(x)),), {"x": x, "grid": grid} if needs else {}
 
 
@@ -35,6 +43,6 @@ def grid_sample_backward(
     x, grid = saved["x"], saved["grid"]
     gradient = torch.ops.aten.grid_sampler_2d_backward if x.ndim == 4 else torch.ops.aten.grid_sampler_3d_backward
     how = _MODES.index(mode), _PADDING.index(padding_mode), align_corners, ["x" in needs, "grid" in needs]
-    found = plainly(gradient, dys[0], x, grid, *how)
+    found = plainly(gradient, dys[0], x, plainly(_finite, grid, mode, padding_mode), *how)
     names = zip(("x", "grid"), found, inputs)
     return tuple(arranged(each, of.like().order) if name in needs else None for name, each, of in names)
