@@ -1,4 +1,4 @@
-"""DDP and FSDP2 over two processes train what one process trains."""
+"""DDP and FSDP2 over two processes train what one process trains; chains under DDP train what torch's layers do."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch.distributed")
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXAMPLE = ROOT / "examples/distributed.py"
+SCRIPT = ROOT / "tests/two_processes.py"
 
 
 def test_two_processes_are_one(tmp_path):
@@ -25,7 +25,7 @@ def test_two_processes_are_one(tmp_path):
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(EXAMPLE)], cwd=tmp_path, env=env | {"RANK": rank, "LOCAL_RANK": rank},
+            [sys.executable, str(SCRIPT), str(tmp_path / "store")], cwd=tmp_path, env=env | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in "01"
@@ -34,3 +34,5 @@ def test_two_processes_are_one(tmp_path):
     assert [process.returncode for process in started] == [0, 0], "\n".join(printed)
     for name in ("DDP", "FSDP2"):
         assert re.search(rf"^{name}: 2 processes, <17 replaced, 0 left, 0 bypassed>; largest", printed[0], re.M)
+    chains = ("conv2 → bn2 → add → relu", "norm → act", "conv1 → bn1 → relu")
+    assert all(any(f"{chain}'" in line for line in printed[0].splitlines()) for chain in chains), printed[0]
