@@ -25,7 +25,7 @@ class Settings:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    epochs: int = 10
+    epochs: int = 8
     steps: int = 80
     batch_size: int = 16
     lr: float = 3e-3
