@@ -174,3 +174,13 @@ def test_rows_that_are_drawn(tmp_path):
         gl.Sequential(gl.Linear(1, 1)).fit(rows, rows, steps_per_epoch=5, shuffle=False, loss=gl.MSELoss())
     with pytest.raises(ValueError, match="steps_per_epoch: the rule is an integer ≥ 1"):
         gl.Sequential(gl.Linear(1, 1)).fit(rows, rows, steps_per_epoch=0, loss=gl.MSELoss())
+
+
+def test_onnxruntime_computes_it(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, path = SMALL.model(), str(tmp_path / "gpt.onnx")
+    model.export(path, format="onnx", input_shapes=[(None, SMALL.context)])
+    session = onnxruntime.InferenceSession(path)
+    x = TEXT.held_out[: 3 * SMALL.context].reshape(3, -1).astype(np.int64)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x})
+    np.testing.assert_allclose(y, model(x), rtol=1e-5, atol=1e-5)
