@@ -113,7 +113,12 @@ def test_a_sound_kernel_and_a_second_run(tmp_path, capsys):
     assert (status, faults) == (0, []) and "1 kernels, 1 binaries: 1 compiled now, 0 known" in out
     assert "test_sweep._softmax_kernel" in out and "sm_90" in out and "BLOCK=1024" in out
     (result,) = _results.read(tmp_path / "out.json").results
-    assert result.figures["loads"] == 128 and result.figures["bound"] and result.figures["spills"] == 0
+    assert (
+        result.figures["loads"] == 128
+        and result.figures["widths"].startswith("loads 128×")
+        and result.figures["bound"]
+        and result.figures["spills"] == 0
+    )
     status, _, out = run([SOUND], tmp_path, capsys, all=False)
     assert status == 0 and "0 compiled now, 1 known" in out
 

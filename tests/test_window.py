@@ -58,6 +58,8 @@ def test_several_tiles():
 SHUFFLES = [
     (pixel_shuffle, (2, 8, 3, 5), {"upscale_factor": 2}),
     (pixel_shuffle, (1, 18, 4, 2), {"upscale_factor": 3}),
+    (pixel_shuffle, (1, 4, 2, 600), {"upscale_factor": 2}),
+    (pixel_shuffle, (1, 32, 2, 3), {"upscale_factor": 4}),
     (pixel_shuffle, (2, 3, 2, 2), {"upscale_factor": 1}),
     (pixel_shuffle, (0, 4, 3, 2), {"upscale_factor": 2}),
     (pixel_unshuffle, (2, 3, 6, 4), {"downscale_factor": 2}),

@@ -21,7 +21,10 @@ from gpulayers.testing.audit import Report
 from gpulayers.testing.audit_op import judge
 from gpulayers.testing.compiling import Planned
 
-SHOWN = ("registers", "spills", "shared", "blocks_per_sm", "bound", "loads", "stores", "tensor_core", "bulk")
+SHOWN = (
+    *("registers", "spills", "shared", "blocks_per_sm", "bound", "loads", "stores", "tensor_core", "bulk"),
+    "widths",
+)
 """The figures of a report that a result has, by ``Report``'s names."""
 
 

@@ -8,7 +8,10 @@ from typing import Any
 from gpulayers._table import table
 from gpulayers.sweep._results import Result, Sweep
 
-HEAD = ("registers", "spills", "shared B", "blocks/SM", "bound by", "loads", "stores", "tensor core", "bulk copies")
+HEAD = (
+    *("registers", "spills", "shared B", "blocks/SM", "bound by", "loads", "stores", "tensor core", "bulk copies"),
+    "accesses by bits",
+)
 
 
 def lines(found: Sweep) -> str:
@@ -44,6 +47,7 @@ def _worst(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{name: of(name, min) for name in ("loads", "stores")},
         "tensor_core": "/".join(sorted({f["tensor_core"] or "none" for f in figures})).removeprefix("none") or "",
         "bulk": of("bulk", max),
+        "widths": min(figures, key=lambda f: (f["loads"] or 128, f["stores"] or 128))["widths"],
     }
 
 

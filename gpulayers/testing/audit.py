@@ -87,6 +87,18 @@ class Report:
         return _bits(self.mix.keys() & {"STG.128", "UTMASTG"}, "STG.64" in self.mix, "STG" in self.mix)
 
     @property
+    def widths(self) -> str:
+        """How many global accesses move how many bits: "loads 128×2 32×6, stores 128×1"."""
+        named = {"loads": ("LDG", "LDGSTS"), "stores": ("STG",)}
+        found = []
+        for what, names in named.items():
+            wide, half, all_of = (sum(self.mix.get(n + bits, 0) for n in names) for bits in (".128", ".64", ""))
+            each = {"128": wide, "64": half, "32": all_of - wide - half}
+            if all_of:
+                found.append(" ".join([what, *(f"{bits}×{n}" for bits, n in each.items() if n)]))
+        return ", ".join(found)
+
+    @property
     def tensor_core(self) -> str:
         """Its matrix instruction: UTCMMA (sm_100), HGMMA (sm_90), HMMA, or nothing."""
         return next((name for name in ("UTCMMA", "HGMMA", "HMMA") if self.mix.get(name)), "")
@@ -180,7 +192,7 @@ def audit_cubin(cubin: bytes, arch: int, warps: int = 1, shared: int = 0) -> dic
 
 def describe(report: Report) -> dict[str, Any]:
     """A report as plain data, what follows from it included."""
-    derived = ("spills", "blocks_per_sm", "bound", "loads", "stores", "tensor_core", "bulk")
+    derived = ("spills", "blocks_per_sm", "bound", "loads", "stores", "tensor_core", "bulk", "widths")
     return asdict(report) | {name: getattr(report, name) for name in derived}
 
 

@@ -3,7 +3,8 @@ output shows, and adds nothing to memory in turn.
 
 - unfold gathers: a program copies one tap of a run of windows.
 - fold gathers, too: a pixel looks up the windows that it lies in, at most ⌈span / stride⌉ along each axis.
-- the shuffles are one copy of permuted axes, which reads along x's neighbours and writes along y's.
+- the shuffles are one copy of permuted axes, which reads along x's neighbours and writes along y's; where those of a few
+  short axes lie in one run of either, the run is moved as it lies and turned in registers.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, ste
 
 
 def _narrow_copy(c: dict[str, Any]) -> str:
-    """A copy that turns axes moves 16 bytes along one of its two arrays at most."""
-    return "" if c["BF"] == 1 and c["BL"] >= 8 else "loads, stores"
+    """A copy that turns axes elsewhere than in registers moves 16 bytes along one of its two arrays at most."""
+    long = {"x": "L", "y": "F"}.get(c["KNIT"])
+    knit = long is not None and long not in c["odd"]
+    return "" if knit or (c["BF"] == 1 and c["BL"] >= 8) else "loads, stores"
 
 
 BUDGETS = {
@@ -205,28 +208,61 @@ def fold_backward(
 
 
 @triton.jit
+def _stepped(b, S1, S2, S3, s_0, s_1, s_2, s_3, AXES: tl.constexpr):
+    """How far the b-th of up to four axes' places lies, S3 the size of the last."""
+    to = b * 0
+    if AXES > 1:
+        to, b = to + b % S3 * s_3, b // S3
+    if AXES > 2:
+        to, b = to + b % S2 * s_2, b // S2
+    if AXES > 3:
+        to, b = to + b % S1 * s_1, b // S1
+    return to + b * s_0
+
+
+@triton.jit
 def _shuffle_kernel(
     x, y,
-    B, S1, S2, S3, F, L, x_0, x_1, x_2, x_3, x_f, x_l, y_0, y_1, y_2, y_3, y_f, y_l,
-    AXES: tl.constexpr, WIDE: tl.constexpr, BB: tl.constexpr, BF: tl.constexpr, BL: tl.constexpr,
+    B, S1, S2, S3, F, L, x_0, x_1, x_2, x_3, x_f, x_l, x_m, y_0, y_1, y_2, y_3, y_f, y_l, y_m,
+    KNIT: tl.constexpr, INNER: tl.constexpr, AXES: tl.constexpr, WIDE: tl.constexpr,
+    BB: tl.constexpr, BF: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """y[b, f, l] = x[b, f, l], b a number for up to four axes, S3 the size of the last."""
+    """y[b, f, l] = x[b, f, l], b a number for up to four axes.
+
+    KNIT: (f, l) is one run of y ("y"), or (l, f) one of x ("x"), of BL or BF to a step, which has INNER of one axis for each
+    of another, m: the run is moved as it lies, and turned in between.
+    """
     tiles_f, tiles_l = (F - 1) // BF + 1, (L - 1) // BL + 1
     pid = tl.program_id(0)
-    l = pid % tiles_l * BL + tl.arange(0, BL)[None, None, :]
-    f = pid // tiles_l % tiles_f * BF + tl.arange(0, BF)[None, :, None]
-    b = pid // tiles_l // tiles_f * BB + tl.arange(0, BB)[:, None, None]
+    of_l, of_f, of_b = pid % tiles_l * BL, pid // tiles_l % tiles_f * BF, pid // tiles_l // tiles_f * BB
+    l = of_l + tl.arange(0, BL)[None, None, :]
+    f = of_f + tl.arange(0, BF)[None, :, None]
+    b = of_b + tl.arange(0, BB)[:, None, None]
+    row = of_b + tl.arange(0, BB)[:, None]
+    run = (
+        of_f * BL + of_l * BF + tl.arange(0, BF * BL)[None, :]
+    )  # of a knit tile: where it begins and one of these is 0
     mask = (b < B) & (f < F) & (l < L)
     if WIDE:
-        b, f, l = b.to(tl.int64), f.to(tl.int64), l.to(tl.int64)
-    source, target = x + f * x_f + l * x_l, y + f * y_f + l * y_l
-    if AXES > 1:
-        source, target, b = source + b % S3 * x_3, target + b % S3 * y_3, b // S3
-    if AXES > 2:
-        source, target, b = source + b % S2 * x_2, target + b % S2 * y_2, b // S2
-    if AXES > 3:
-        source, target, b = source + b % S1 * x_1, target + b % S1 * y_1, b // S1
-    tl.store(target + b * y_0, tl.load(source + b * x_0, mask), mask)
+        b, f, l, row, run = b.to(tl.int64), f.to(tl.int64), l.to(tl.int64), row.to(tl.int64), run.to(tl.int64)
+    if KNIT == "x":
+        source = x + _stepped(row, S1, S2, S3, x_0, x_1, x_2, x_3, AXES) + run
+        v = tl.load(source, (row < B) & (run < L * BF), other=0.0)
+        v = tl.permute(tl.reshape(v, (BB, BL, BF)), (0, 2, 1))
+        f_to, l_to = f % INNER * y_f + f // INNER * y_m, l * y_l
+    else:
+        source = x + _stepped(b, S1, S2, S3, x_0, x_1, x_2, x_3, AXES)
+        if KNIT == "y":
+            source += f * x_f + l % INNER * x_l + l // INNER * x_m
+        else:
+            source += f * x_f + l * x_l
+        v = tl.load(source, mask, other=0.0)
+        f_to, l_to = f * y_f, l * y_l
+    if KNIT == "y":
+        target = y + _stepped(row, S1, S2, S3, y_0, y_1, y_2, y_3, AXES) + run
+        tl.store(target, tl.reshape(v, (BB, BF * BL)), (row < B) & (run < F * BL))
+    else:
+        tl.store(y + _stepped(b, S1, S2, S3, y_0, y_1, y_2, y_3, AXES) + f_to + l_to, v, mask)
 
 
 SHUFFLE = _configs.rows("shuffle")
@@ -244,6 +280,23 @@ def _joined(x: Any, y: Any) -> list[Axis]:
     return axes or [(1, 1, 1)]
 
 
+KNIT = 16
+"""The longest step of a run that is turned in registers."""
+
+
+def _knit(first: Axis, last: Axis, axes: list[Axis], run: int) -> tuple[Axis, Axis] | None:
+    """(short, middle) axes where all elements of short, then of middle, then of the other lie in one run of x (1) or y (2)
+    that is short enough to be turned; middle, of size 1 or taken from ``axes``, is between them."""
+    short, long, other = (first, last, 2) if run == 1 else (last, first, 1)
+    if short[run] != 1 or long[other] != 1:
+        return None
+    middle = next((axis for axis in axes if axis[run] == short[0]), None) if long[run] != short[0] else (1, 0, 0)
+    if middle is None or long[run] != short[0] * middle[0]:
+        return None
+    step = short[0] * middle[0]
+    return (short, middle) if 1 < step <= KNIT and step == _tile.next_power_of_2(step) else None
+
+
 def _shuffle(x: Any, y: Any) -> None:
     """y[…] = x: views of one shape, whose axes lie in another order in each."""
     if not x.numel():
@@ -251,12 +304,18 @@ def _shuffle(x: Any, y: Any) -> None:
     *axes, last = _joined(x, y)
     along = min(range(len(axes)), key=lambda i: (axes[i][1], -i), default=None)
     first: Axis = (1, 0, 0) if along is None else axes.pop(along)
+    run = next((run for run in (1, 2) if _knit(first, last, axes, run)), 0)
+    short, middle = (_knit(first, last, axes, run) if run else None) or (first, (1, 0, 0))
+    if middle in axes:
+        axes.remove(middle)
+    step = short[0] * middle[0]
+    f_size, l_size = step if run == 1 else first[0], step if run == 2 else last[0]
     axes.sort(key=lambda axis: -axis[1])  # neighbours in x are neighbours in a tile
     count = math.prod(axis[0] for axis in axes)
     entry = SHUFFLE(_tile.device(x), x.numel())
-    most = entry.elements if first[0] == 1 or last[1] == 1 else 64
-    wide = _tile.next_power_of_2(last[0], most)
-    high = _tile.next_power_of_2(first[0], max(1, entry.elements // wide))
+    most = entry.elements if first[0] == 1 or last[1] == 1 else entry.elements // f_size if run == 1 else 64
+    wide = _tile.next_power_of_2(l_size, most)
+    high = _tile.next_power_of_2(f_size, max(1, entry.elements // wide))
     many = _tile.next_power_of_2(count, max(1, entry.elements // wide // high))
     padded = [(1, 0, 0)] * (4 - len(axes)) + axes
     if len(axes) < 2:  # the first of them is what is left of b
@@ -264,10 +323,11 @@ def _shuffle(x: Any, y: Any) -> None:
     elif len(axes) < 4:
         padded = [axes[0], *[(1, 0, 0)] * (4 - len(axes)), *axes[1:]]
     sizes, x_steps, y_steps = zip(*padded)
-    grid = (_tile.cdiv(count, many) * _tile.cdiv(first[0], high) * _tile.cdiv(last[0], wide),)
+    grid = (_tile.cdiv(count, many) * _tile.cdiv(f_size, high) * _tile.cdiv(l_size, wide),)
     _tile.launch(
-        _shuffle_kernel, grid, x, y, count, *sizes[1:], first[0], last[0], *x_steps, first[1], last[1], *y_steps, first[2],
-        last[2], AXES=max(1, len(axes)), WIDE=is_wide(x, y), BB=many, BF=high, BL=wide, num_warps=entry.warps,
+        _shuffle_kernel, grid, x, y, count, *sizes[1:], f_size, l_size, *x_steps, first[1], last[1], middle[1], *y_steps,
+        first[2], last[2], middle[2], KNIT=("", "x", "y")[run], INNER=short[0] if run else 1, AXES=max(1, len(axes)),
+        WIDE=is_wide(x, y), BB=many, BF=high, BL=wide, num_warps=entry.warps,
     )  # fmt: skip
 
 
