@@ -11,6 +11,9 @@ from gpulayers.testing.arena import arena
 from gpulayers.testing.interpreter import interpreting
 
 
+EACH = ["float64", "float32", "float16", "bfloat16"]
+
+
 def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(list(shape)).standard_normal(shape)
 
@@ -40,7 +43,9 @@ def test_definition_is_torch(used):
 
 
 def test_check_op():
-    served = check_op(linears, draw(3, 5), draw(4, 5), draw(6, 5), draw(7, 5), draw(4), draw(6), draw(7), numeric=True)
+    served = check_op(
+        linears, draw(3, 5), draw(4, 5), draw(6, 5), draw(7, 5), draw(4), draw(6), draw(7), numeric=True, dtypes=EACH
+    )
     assert {"definition", "numpy", "triton"} <= set(served)
     check_op(linears, draw(2, 3, 5), draw(4, 5), draw(6, 5), None, None, draw(6), dys=["dense"])
 

@@ -59,6 +59,16 @@ def test_flops_are_those_of_the_unpatched_model(frozen):
     assert counted(patched, frozen) == theirs and theirs[1]["Global"] > theirs[0]["Global"] > 0
 
 
+@pytest.mark.parametrize("outs", [(4, 6), (4, 6, 7)])
+def test_flops_of_several_products(outs):
+    x, *weights = (torch.ones(n, 5, requires_grad=True) for n in (3, *outs))
+    with FlopCounterMode(display=False) as counter:
+        ys = gt.functional.linears(x, weights)
+        forward = counter.get_total_flops()
+        sum(y.sum() for y in ys).backward()
+    assert (forward, counter.get_total_flops()) == (2 * 3 * 5 * sum(outs), 3 * 2 * 3 * 5 * sum(outs))
+
+
 LATE = """
 import torch, sys
 import gpulayers.torch as gt

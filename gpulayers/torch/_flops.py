@@ -18,13 +18,12 @@ _formulas: dict[Any, Callable[..., int]] = {}
 """By the packet of a ``torch.library`` op."""
 
 
-def declare(library: LibraryOp, flops: Callable[..., dict[str, int]]) -> None:
-    """flops: (shape of each input that is required, shape of y) → {"y": of forward, name: of the gradient for an input}."""
-    count = library.op.required
+def declare(library: LibraryOp, flops: Callable[..., dict[str, int]], count: int) -> None:
+    """flops: (shapes of the first ``count`` inputs that are there, shape of y) → {"y": of forward, name: of an input's gradient}."""
 
     def forward(*args: Any, out_val: Any, **_: Any) -> int:
         y = out_val if hasattr(out_val, "shape") else out_val[0]
-        return flops(*[t.shape for t in args[:count]], y.shape)["y"]
+        return flops(*[t.shape for t in args[:count] if t is not None], y.shape)["y"]
 
     def backward(*args: Any, **_: Any) -> int:
         wanted, specs, dy = library.gradients_of(args)

@@ -114,7 +114,7 @@ class TorchOp:
     cast: what autocast does to the inputs, see ``_autocast.py``; to the first ``casts`` of them, where that is given.
     again: gradients in torch's own operations, for gradients of gradients: (dys, saved, inputs, options) → one gradient
         or None for each input. Needed where what is saved is not the inputs; else the twin is differentiated.
-    flops: what an op counts that is a product of matrices, see ``_flops.py``.
+    flops: what an op counts that is a product of matrices, see ``_flops.py``; by the required inputs, or so many (``counted``).
     direct: the twin is what the kernels of "aten" call, forward and backward, and keeps layouts as they do.
     pointwise: it works element by element, so that Inductor fuses torch's own function with what is around it.
     """
@@ -132,6 +132,7 @@ class TorchOp:
         again: Callable | None = None,
         updating: str | None = None,
         flops: Callable[..., dict[str, int]] | None = None,
+        counted: int | None = None,
         direct: bool = False,
         pointwise: bool = False,
     ):
@@ -147,7 +148,7 @@ class TorchOp:
         self._kinds = tuple(kind.replace("SymInt", "int") for kind, _ in declared)
         self.library = LibraryOp(op, options, self.options, outputs, buffers, self._autocast, updating)
         if flops is not None:
-            _flops.declare(self.library, flops)
+            _flops.declare(self.library, flops, op.required if counted is None else counted)
         self._differentiable = tuple((i, n) for i, n in enumerate(op.inputs) if n in op.differentiable)
         self._constant = tuple(i for i, n in enumerate(op.inputs) if n not in op.differentiable)
         self._dynamic = tuple((self.n + i, k) for i, k in enumerate(self.options) if k in op.dynamic)

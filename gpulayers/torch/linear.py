@@ -61,7 +61,14 @@ def _several(x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(F.linear(x, w, b) for w, b in zip(given[:3], given[3:]) if w is not None)
 
 
-_linears = TorchOp(ops.linears, _several, outputs=("y", "y_2", "y_3"), cast=_autocast.LOWER)
+def _flops_of_several(x: Sequence[int], *shapes: Sequence[int]) -> dict[str, int]:
+    each = [2 * math.prod(x) * weight[0] for weight in shapes[:-1]]
+    return {"y": sum(each), "x": sum(each)} | dict(zip(("weight", "weight_2", "weight_3"), each))
+
+
+_linears = TorchOp(
+    ops.linears, _several, outputs=("y", "y_2", "y_3"), cast=_autocast.LOWER, flops=_flops_of_several, counted=4
+)
 
 
 def linears(
