@@ -10,7 +10,6 @@ from gpulayers.ops.linear import linears
 from gpulayers.testing.arena import arena
 from gpulayers.testing.interpreter import interpreting
 
-
 EACH = ["float64", "float32", "float16", "bfloat16"]
 
 

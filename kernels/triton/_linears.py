@@ -14,7 +14,7 @@ from .._budget import Budget
 from . import _tile
 from ._matmul import GROUP, HALF_TMA, PART, _describe, _finish_tile, _place, _turned, _unit, by_tma, finish, matmul
 
-BUDGETS = {"_linears_kernel": Budget(registers=255, blocks=1)}
+BUDGETS = {"_linears_kernel": Budget(registers=248)}
 
 
 @triton.jit
@@ -164,8 +164,5 @@ def _launch(
         A_TURNED=_turned(a[0]), B_TURNED=_turned(b[0]), PARTS=c.BN // PART, num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
     if splits > 1:
-        for target, out, bias in zip(targets, outs, biases):
-            finish(target, out, bias)
-        for part, total in zip(parts, sums):
-            if total is not None:
-                finish(part, total)
+        for target, out, bias, part, total in zip(targets, outs, biases, parts, sums):
+            finish(target, out, bias, sums=part, total=total)

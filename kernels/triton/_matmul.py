@@ -182,23 +182,29 @@ def _matmul_tma_kernel(
 
 @triton.jit
 def _finish_kernel(
-    parts, bias, z, out, S, M, N, number_a, number_b,
+    parts, bias, z, out, sums, total, S, M, N, number_a, number_b,
     ACTIVATION: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = f(Σ parts + bias) over the S parts (S, M, N), in order."""
+    """out = f(Σ parts + bias) over the S parts (S, M, N), and total = Σ sums over (S, 1, M), in order."""
     row, n, mask = rows_tile(M, N, ROWS, BLOCK)
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK), tl.float32)
     for s in range(S):
-        total += tl.load(parts + (s * M + row) * N + n, mask, other=0.0)
+        acc += tl.load(parts + (s * M + row) * N + n, mask, other=0.0)
+    if sums is not None:
+        first = (row < M) & (tl.program_id(0) % ((N - 1) // BLOCK + 1) == 0)  # of the programs of these rows
+        added = tl.zeros((ROWS, 1), tl.float32)
+        for s in range(S):
+            added += tl.load(sums + s * M + row, first, other=0.0)
+        tl.store(total + row, added.to(total.dtype.element_ty), first)
     if ADD:
-        total += tl.load(out + row * N + n, mask, other=0.0).to(tl.float32)
+        acc += tl.load(out + row * N + n, mask, other=0.0).to(tl.float32)
     if bias is not None:
-        total += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
+        acc += tl.load(bias + n, n < N, other=0.0).to(tl.float32)
     if z is not None:
-        tl.store(z + row * N + n, total.to(z.dtype.element_ty), mask)
+        tl.store(z + row * N + n, acc.to(z.dtype.element_ty), mask)
     if ACTIVATION is not None:
-        total = value(total, ACTIVATION, number_a, number_b)
-    tl.store(out + row * N + n, total.to(out.dtype.element_ty), mask)
+        acc = value(acc, ACTIVATION, number_a, number_b)
+    tl.store(out + row * N + n, acc.to(out.dtype.element_ty), mask)
 
 
 FINISH = _configs.rows("matmul_finish")
@@ -206,13 +212,16 @@ FINISH = _configs.rows("matmul_finish")
 
 def finish(
     parts: Any, out: Any, bias: Any = None, z: Any = None, f: str | None = None, numbers: tuple = (0.0, 0.0),
-    add: bool = False,
+    add: bool = False, sums: Any = None, total: Any = None,
 ) -> None:  # fmt: skip
-    """out = f(Σ parts + bias): the second stage of a sum whose parts (S, M, N) are float32; z: the sum before f; add: to out."""
+    """out = f(Σ parts + bias): the second stage of a sum whose parts (S, M, N) are float32; z: the sum before f; add: to out.
+    total: Σ sums over (S, 1, M), where there are any."""
     s, m, n = parts.shape
     tile = _tile.flat_tile(FINISH(_tile.device(out), n), max(16, n))
     grid = (_tile.cdiv(m, tile["ROWS"]) * _tile.cdiv(n, tile["BLOCK"]),)
-    _tile.launch(_finish_kernel, grid, parts, bias, z, out, s, m, n, *numbers, ACTIVATION=f, ADD=add, **tile)
+    _tile.launch(
+        _finish_kernel, grid, parts, bias, z, out, sums, total, s, m, n, *numbers, ACTIVATION=f, ADD=add, **tile
+    )
 
 
 def zero(out: Any, empty: Callable) -> None:
@@ -372,9 +381,7 @@ def matmul(
         end = end | dict(out=target, PARTS=4 if in_parts else 1, EVEN=even, PRECISION=precision)
         _tile.launch(_matmul_kernel, (programs,), a, b, **steps, **end, **sizes)
     if splits > 1:
-        finish(target, out, bias, z, f, numbers, add)
-        if sums is not None:
-            finish(parts, sums)
+        finish(target, out, bias, z, f, numbers, add, parts, sums)
 
 
 def _in_parts(out: Any, tile: Tile, z: Any, ADD: bool, **end: Any) -> dict[str, Any]:
