@@ -18,6 +18,7 @@ from .._gates import rrelu
 from .._layout import around, halved
 from . import _configs, _random, _tile
 from ._random import words
+from ._special import opened, sigmoid
 from ._tile import rows_tile
 
 # --- prelu -----------------------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def _glu_forward_kernel(x, y, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOC
     row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     a = tl.load(x + row * 2 * N + n, mask, other=0.0).to(tl.float32)
     b = tl.load(x + row * 2 * N + N + n, mask, other=0.0).to(tl.float32)
-    tl.store(y + row * N + n, (a * tl.sigmoid(b)).to(y.dtype.element_ty), mask)
+    tl.store(y + row * N + n, opened(a, b).to(y.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -212,7 +213,7 @@ def _glu_backward_kernel(dy, x, dx, M, N, UNIT: tl.constexpr, ROWS: tl.constexpr
     row, n, mask = rows_tile(M, N, ROWS, BLOCK)
     g = tl.load(dy + row * N + n, mask, other=0.0).to(tl.float32)
     a = tl.load(x + row * 2 * N + n, mask, other=0.0).to(tl.float32)
-    s = tl.sigmoid(tl.load(x + row * 2 * N + N + n, mask, other=0.0).to(tl.float32))
+    s = sigmoid(tl.load(x + row * 2 * N + N + n, mask, other=0.0).to(tl.float32))
     tl.store(dx + row * 2 * N + n, (g * s).to(dx.dtype.element_ty), mask)
     tl.store(dx + row * 2 * N + N + n, (g * a * s * (1 - s)).to(dx.dtype.element_ty), mask)
 
