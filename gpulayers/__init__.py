@@ -43,6 +43,7 @@ from gpulayers.layers._weight import Weight  # noqa: E402
 from gpulayers.layers.activation import (  # noqa: E402
     CELU,
     ELU,
+    GEGLU,
     GELU,
     GLU,
     SELU,
@@ -54,6 +55,7 @@ from gpulayers.layers.activation import (  # noqa: E402
     LogSigmoid,
     Mish,
     PReLU,
+    ReGLU,
     ReLU,
     ReLU6,
     RReLU,
@@ -62,6 +64,7 @@ from gpulayers.layers.activation import (  # noqa: E402
     Softplus,
     Softshrink,
     Softsign,
+    SwiGLU,
     Tanh,
     Tanhshrink,
     Threshold,

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from halves import check_op
 
+import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers.definition import ArgumentError, ShapeError
 from gpulayers.ops.activation import gated
+from gpulayers.testing.check_layer import check_layer
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -48,6 +50,30 @@ def test_the_functions():
         dy = torch.randn_like(true)
         torch.testing.assert_close(*(torch.autograd.grad(y, x, dy, retain_graph=True)[0] for y in (found, true)))
     assert torch.autograd.gradgradcheck(ours.swiglu, (x[:1, :1],))
+
+
+LAYERS = {
+    "SwiGLU": (gl.SwiGLU(), F.silu),
+    "GEGLU": (gl.GEGLU(), F.gelu),
+    "GEGLU, tanh": (gl.GEGLU("tanh"), lambda a: F.gelu(a, approximate="tanh")),
+    "ReGLU": (gl.ReGLU(), F.relu),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_layers(name):
+    """Outputs and gradients are their formulas'; gradients, config and files as of any layer."""
+    layer, f = LAYERS[name]
+    x = torch.from_numpy(draw(2, 3, 8)).requires_grad_()
+    true = f(x[..., :4]) * x[..., 4:]
+    found = layer(x.detach().numpy())
+    np.testing.assert_allclose(found, true.detach(), rtol=1e-12)
+    check_layer(layer, (None, 6))
+
+
+def test_a_layers_error():
+    with pytest.raises(AssertionError, match=r'GEGLU: approximate: the rule is .*; got "?\'erf\''):
+        gl.GEGLU("erf")
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,35 @@ class GLU(OpLayer):
 
     def options(self) -> dict[str, Any]:
         return {"axis": self.dim}
+
+
+class SwiGLU(OpLayer):
+    """silu(a) b, where a and b are the halves of x along its last axis."""
+
+    op = ops.gated
+
+    def options(self) -> dict[str, Any]:
+        return {"activation": "silu"}
+
+
+class GEGLU(OpLayer):
+    """gelu(a) b, where a and b are the halves of x along its last axis; approximate: "none" or "tanh", as GELU's."""
+
+    op = ops.gated
+
+    def __init__(self, approximate: str = "none"):
+        rule = 'GEGLU: approximate: the rule is approximate ∈ {"none", "tanh"}'
+        assert approximate in ("none", "tanh"), f"{rule}; got {approximate!r}"
+        self.approximate = approximate
+
+    def options(self) -> dict[str, Any]:
+        return {"activation": "gelu_tanh" if self.approximate == "tanh" else "gelu"}
+
+
+class ReGLU(OpLayer):
+    """max(a, 0) b, where a and b are the halves of x along its last axis."""
+
+    op = ops.gated
+
+    def options(self) -> dict[str, Any]:
+        return {"activation": "relu"}

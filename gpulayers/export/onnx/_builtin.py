@@ -82,6 +82,14 @@ def _glu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return graph.op("Mul", a, graph.op("Sigmoid", b))
 
 
+def _gated(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    a, b = graph.op("Split", x.name, outputs=2, axis=len(x.shape) - 1, num_outputs=2)
+    name = layer.options()["activation"]
+    f = activation.GELU("tanh") if name == "gelu_tanh" else _BY_NAME[name]()
+    half = (*x.shape[:-1], layer.output_shape(x.shape)[-1])
+    return graph.op("Mul", ACTIVATIONS[type(f)](graph, f, Tensor(a, half)), b)
+
+
 ACTIVATIONS: dict[Any, Callable] = {
     activation.ReLU: _one("Relu"), activation.LeakyReLU: _one("LeakyRelu", alpha="negative_slope"),
     activation.ReLU6: _clip(0, 6), activation.Hardtanh: _clip("min_val", "max_val"), activation.Hardsigmoid: _hardsigmoid,
@@ -91,9 +99,10 @@ ACTIVATIONS: dict[Any, Callable] = {
     activation.Tanhshrink: _tanhshrink, activation.Softsign: _one("Softsign"), activation.ELU: _one("Elu", alpha="alpha"),
     activation.CELU: _one("Celu", alpha="alpha"), activation.SELU: _one("Selu"), activation.Mish: _one("Mish"),
     activation.RReLU: _rrelu, activation.PReLU: _prelu, activation.GLU: _glu,
+    **dict.fromkeys((activation.SwiGLU, activation.GEGLU, activation.ReGLU), _gated),
 }  # fmt: skip
 
-_BY_NAME = {cls.op.name: cls for cls in ACTIVATIONS if cls not in (activation.PReLU, activation.RReLU, activation.GLU)}
+_BY_NAME = {cls.op.name: cls for cls in ACTIVATIONS if cls.op.name not in ("prelu", "rrelu", "glu", "gated")}
 
 
 def _fully_connected(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
