@@ -76,6 +76,16 @@ def test_kernels_in_float32():
     check_op(attention, *shapes(2, 1, 9, 20, 20, 17), *more, p=0.4, **ONE_DY, dtypes=["float32"], window=(9, 30))
 
 
+def test_wide_heads():
+    """On sm_90 descriptors load what the gradient of q takes, and not what those of k and v do, at heads as wide as that."""
+    with interpreting(_tile.Device(90, 4, 232448)) as session:
+        check_op(
+            attention, *shapes(2, 1, 20, 24, 136, 256), **ONE_DY, dtypes=["bfloat16"], causal=True, needs=["q", "k"]
+        )
+    boxed = {run.kernel: run.constexprs.get("BOXED") for run in session.launches}
+    assert not boxed["_attention_keys_kernel"] and boxed["_attention_queries_kernel"]
+
+
 def test_all_at_once():
     more = draw(2, 17, 37), draw(2), SEED
     given = shapes(2, 1, 17, 37, 16, 8)

@@ -99,6 +99,24 @@ def test_convolutions_of_any_axes_are_nodes_of_onnx(name):
     assert not proto.functions and name[:-2] in {n.op_type for n in proto.graph.node}
 
 
+TOKENS, HEADS = (None, 5, 8), (None, 3, 5, 6)
+OF_TOKENS = {
+    "attention": (gl.MultiHeadAttention(8, 2, bias=False), TOKENS, {"MatMul", "Softmax"}),
+    "a causal one, groups": (gl.MultiHeadAttention(8, 4, 2, causal=True, dropout=0.3), TOKENS, {"MatMul", "Softmax"}),
+    "window, cap": (gl.MultiHeadAttention(8, 2, 1, window=(2, 1), softcap=2.0, scale=0.7), TOKENS, {"Tanh", "Softmax"}),
+    "rotary": (gl.RotaryEmbedding(4, 16), HEADS, {"Split", "Concat"}),
+    "rotary, all of a head": (gl.RotaryEmbedding(6, 16, interleaved=True), HEADS, {"Split", "Reshape"}),
+    "rotary, interleaved": (gl.RotaryEmbedding(2, 16, interleaved=True), HEADS, {"Split", "Reshape"}),
+}
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_layers_of_tokens_are_nodes_of_onnx(name):
+    layer, shape, nodes = OF_TOKENS[name]
+    proto = held(layer, [shape])
+    assert not proto.functions and nodes <= {n.op_type for n in proto.graph.node}
+
+
 @pytest.mark.parametrize("node", NATIVE)
 def test_layers_of_the_library_are_nodes_of_onnx(node):
     layer, shape = NATIVE[node]

@@ -57,6 +57,8 @@ RECORDED = [
     (gl.GroupNorm(2, 4), (2, 4, 5)),
     (gl.InstanceNorm2d(2, affine=True, track_running_stats=True), IMAGES),
     (gl.LocalResponseNorm(3), IMAGES),
+    (gl.MultiHeadAttention(4, 2, 1, causal=True), (2, 3, 4)),
+    (gl.RotaryEmbedding(2, 8), (2, 1, 3, 4)),
 ]
 
 

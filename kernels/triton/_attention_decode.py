@@ -183,10 +183,12 @@ def _splits(q: Any, groups: int, tiles: int, keys: int, before: int, block: int)
 
 
 def _stages(c: _configs.Tile, q: Any, wide: list[int], paged: bool) -> int:
-    """Blocks of keys and values on their way, as far as shared memory has room; pages' addresses take a stage, too."""
+    """For as many blocks of keys and values on their way as the tile has stages, and shared memory room. What is loaded by
+    a page's number, itself on its way, takes two stages each."""
     size = q.element_size()
     room = _tile.device(q).shared - c.BM * wide[0] * size
-    return max(1, min(c.stages + paged, room // (c.BN * sum(wide) * size)))
+    stages = max(1, min(c.stages, room // (c.BN * sum(wide) * size)))
+    return 2 * stages - 1 if paged else stages
 
 
 def attention_decode_forward(

@@ -28,6 +28,8 @@ def _choices(name: str, *more: str) -> dict[str, _configs.Choice]:
 FORWARD, KEYS, QUERIES = (_choices(f"attention_{name}", "half_boxes") for name in ("forward", "keys", "queries"))
 BIAS = _choices("attention_bias")
 DELTA = _configs.rows("attention_delta")
+HELD = 128
+"""The widest heads whose two sums leave a warp group of sm_90 registers enough; sm_100 has memory of their own for them."""
 
 
 def _in_boxes(x: Any) -> bool:
@@ -193,10 +195,11 @@ def attention_backward(
     groups, keys = k.shape[1:3]
     dk, dv, dq = (grads[name] for name in "kvq")
     if dk is not None or dv is not None:
-        c, tile = call.tile(KEYS, rows, boxed)
+        held = boxed and (max(q.shape[3], v.shape[3]) <= HELD or _tile.device(q).arch >= 100)
+        c, tile = call.tile(KEYS, rows, held)
         _tile.launch(
-            _attention_keys_kernel, (_tile.cdiv(keys, c.BN) * groups * n,), *given(tile, boxed), dk, dv,
-            **common, **_steps("dk", dk), **_steps("dv", dv), BOXED=boxed, **tile,
+            _attention_keys_kernel, (_tile.cdiv(keys, c.BN) * groups * n,), *given(tile, held), dk, dv,
+            **common, **_steps("dk", dk), **_steps("dv", dv), BOXED=held, **tile,
         )  # fmt: skip
     if dq is not None:
         c, tile = call.tile(QUERIES, rows, boxed)

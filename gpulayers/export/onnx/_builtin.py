@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.export.onnx import _attention
 from gpulayers.export.onnx._graph import TYPES, ModelGraph, Tensor
 from gpulayers.export.onnx._resampling import RESAMPLING
 from gpulayers.layers import activation, container, conv, dropout, embedding, linear, norm, padding, pooling, softmax
@@ -285,4 +286,5 @@ BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
     padding.Pad: _pad, embedding.Embedding: _embedding, embedding.EmbeddingBag: _embedding_bag, **RESAMPLING,
+    **_attention.nodes_of(_fully_connected),
 }  # fmt: skip
