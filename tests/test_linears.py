@@ -106,6 +106,27 @@ def test_rows_that_no_descriptor_knows():
     torch.testing.assert_close(dx.double(), right, rtol=2**-8, atol=2**-8)
 
 
+@pytest.mark.parametrize("used", [(0, 1, 2), (0, 2), (1,)])
+def test_torch_on_a_cpu(used):
+    """torch's own products, of parts of one weight and outputs that are left, too."""
+    x, whole, b = (torch.tensor(draw(*s)).float().requires_grad_() for s in ((2, 3, 5), (12, 5), (4,)))
+    found = []
+    for of in (gt.functional.linears, lambda x, w, b: theirs(x, *w, *b)):
+        ys = of(x, whole.split([4, 6, 2]), [b, None, None])
+        found.append(
+            [
+                *ys,
+                *torch.autograd.grad(sum((ys[i] * ys[i].detach()).sum() for i in used), (x, whole), retain_graph=True),
+            ]
+        )
+        found[-1].append(torch.autograd.grad(sum((y * y.detach()).sum() for y in ys), b)[0])
+    torch.testing.assert_close(*found)
+    ys, call = linears.record(x, *whole.split([4, 6, 2]), b)  # by dispatch alone
+    grads = call.backward(*(y if i in used else None for i, y in enumerate(ys)))
+    assert call.plan.backend == "aten"
+    torch.testing.assert_close([grads[0], torch.cat(grads[1:4])], found[0][3:5])
+
+
 def test_function():
     """Gradients, and gradients of them; bad numbers of weights and biases."""
     x, w, v, b = (torch.tensor(draw(*s), requires_grad=True) for s in ((3, 5), (4, 5), (6, 5), (6,)))

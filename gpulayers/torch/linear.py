@@ -67,7 +67,13 @@ def _flops_of_several(x: Sequence[int], *shapes: Sequence[int]) -> dict[str, int
 
 
 _linears = TorchOp(
-    ops.linears, _several, outputs=("y", "y_2", "y_3"), cast=_autocast.LOWER, flops=_flops_of_several, counted=4
+    ops.linears,
+    _several,
+    outputs=("y", "y_2", "y_3"),
+    cast=_autocast.LOWER,
+    flops=_flops_of_several,
+    counted=4,
+    direct=True,
 )
 
 

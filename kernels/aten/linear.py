@@ -45,3 +45,49 @@ def _gradients(dy: torch.Tensor, saved: dict, inputs: tuple, needs: tuple) -> tu
     if "bias" in needs:
         dbias = rows.sum(0)
     return dx, dweight, dbias
+
+
+# --- several weights of one x ----------------------------------------------------------------------------------------
+
+WEIGHTS, BIASES = ("weight", "weight_2", "weight_3"), ("bias", "bias_2", "bias_3")
+
+
+def linears_refuses(x: Spec, *_: Spec | None, needs: tuple = ()) -> str | None:
+    return refusal(x)
+
+
+def linears_forward(
+    x: torch.Tensor, weight: Any, weight_2: Any, weight_3: Any = None, bias: Any = None, bias_2: Any = None,
+    bias_3: Any = None, *, needs: tuple = (),
+) -> tuple[tuple, dict]:  # fmt: skip
+    given = {n: w for n, w in zip(WEIGHTS, (weight, weight_2, weight_3)) if w is not None}
+    ys = plainly(_each, x, [*given.values()], (bias, bias_2, bias_3))
+    return ys, ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+
+
+def _each(x: torch.Tensor, weights: list, biases: tuple) -> tuple:
+    return tuple(torch.nn.functional.linear(x, w, b).contiguous() for w, b in zip(weights, biases))
+
+
+def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:
+    return plainly(_gradients_of_several, dys, saved, inputs, needs)
+
+
+def _gradients_of_several(dys: tuple, saved: dict, inputs: tuple, needs: tuple) -> tuple:
+    """Those of an output that nobody used are 0."""
+    x, dx = inputs[0], None
+    grads: dict[str, torch.Tensor] = {}
+    like = next(dy for dy in dys if dy is not None)
+    for dy, weight, name, bias in zip(dys, inputs[1:4], WEIGHTS, BIASES):
+        if dy is None:
+            shapes = {name: weight.shape, bias: weight.shape[:1]}
+            grads |= {n: like.new_zeros(shape) for n, shape in shapes.items() if n in needs}
+            continue
+        rows = dy.reshape(math.prod(x.shape[:-1]), weight.shape[0])
+        if "x" in needs:
+            dx = torch.mm(rows, saved[name]) if dx is None else dx.addmm_(rows, saved[name])
+        if name in needs:
+            grads[name] = torch.mm(rows.t(), saved["x"].reshape(len(rows), x.shape[-1]))
+        if bias in needs:
+            grads[bias] = rows.sum(0)
+    return None if dx is None else dx.view(x.shape), *(grads.get(n) for n in WEIGHTS + BIASES)
