@@ -71,6 +71,7 @@ _embedding_bag = TorchOp(
     _bag_twin,
     "str mode, int? padding_idx, bool include_last_offset, bool scale_grad_by_freq",
     buffers=("winners", "sizes"),
+    direct=True,
 )
 
 

@@ -12,7 +12,7 @@ from ._tensors import FLOAT32, plainly, refusal
 
 REFUSALS = {
     "dtype": FLOAT32,
-    "bags": "maxima, gradients of factors or by frequency, and nothing at all are left to the NumPy kernel",
+    "bags": "gradients by frequency, a last offset (after which torch reads on) and nothing at all are left to the NumPy kernel",
 }
 
 
@@ -37,11 +37,19 @@ def embedding_backward(
 
 # --- bags ------------------------------------------------------------------------------------------------------------
 
+MODES = ("sum", "mean", "max")
+
 
 def embedding_bag_refuses(
-    weight: Spec, indices: Spec, *others: Any, needs: tuple, mode: str, scale_grad_by_freq: bool, **options: Any
+    weight: Spec,
+    indices: Spec,
+    *others: Any,
+    needs: tuple,
+    scale_grad_by_freq: bool,
+    include_last_offset: bool,
+    **options: Any,
 ) -> str | None:
-    left = mode == "max" or "per_sample_weights" in needs or scale_grad_by_freq or 0 in (weight.size, indices.size)
+    left = scale_grad_by_freq or include_last_offset or 0 in (weight.size, indices.size)
     return refusal(weight) or (REFUSALS["bags"] if left else None)
 
 
@@ -70,17 +78,33 @@ def embedding_bag_forward(
     include_last_offset: bool,
     scale_grad_by_freq: bool,
 ) -> tuple[tuple, dict]:
-    flat, factors = indices.reshape(-1), None if per_sample_weights is None else per_sample_weights.reshape(-1)
-    starts = torch.arange(0, indices.numel(), indices.shape[-1]) if offsets is None else offsets
-    how = False, ("sum", "mean").index(mode), False, factors, include_last_offset, padding_idx
-    y = plainly(torch.ops.aten.embedding_bag.padding_idx, weight, flat, starts.to(flat.dtype), *how)[0]
+    flat, factors = indices.reshape(-1).contiguous(), per_sample_weights
+    starts = torch.arange(0, indices.numel(), indices.shape[-1]) if offsets is None else offsets.contiguous()
+    factors = None if factors is None else factors.reshape(-1).contiguous()
+    how = False, MODES.index(mode), False, factors, include_last_offset, padding_idx
+    y, _, _, rows = plainly(torch.ops.aten.embedding_bag.padding_idx, weight, flat, starts.to(flat.dtype), *how)
+    if not needs:
+        return (y.contiguous(),), {}
     saved = {"indices": indices} | ({} if offsets is None else {"offsets": offsets})
-    if per_sample_weights is not None:
+    if "per_sample_weights" in needs:
+        saved["weight"] = weight
+    if per_sample_weights is not None and "weight" in needs:
         saved["per_sample_weights"] = per_sample_weights
-    if mode == "mean" and needs:
+    if mode != "sum":
         bag, here, count = _bags(indices, offsets, include_last_offset, padding_idx)
-        saved["sizes"] = torch.zeros(count, dtype=torch.int64).index_add(0, bag, here.long())
-    return (y.contiguous(),), saved if needs else {}
+        if mode == "mean":
+            saved["sizes"] = torch.zeros(count, dtype=torch.int64).index_add(0, bag, here.long())
+        else:
+            saved["winners"] = _places(flat, rows, bag, here)
+    return (y.contiguous(),), saved
+
+
+def _places(flat: torch.Tensor, rows: torch.Tensor, bag: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    """Where the row that won stands first in its bag; -1 in an empty one."""
+    many, each = flat.numel(), torch.arange(flat.numel())[:, None]
+    at = torch.where(here[:, None] & (flat[:, None] == rows[bag]), each, many)
+    first = torch.full(rows.shape, many, dtype=torch.int64).scatter_reduce(0, bag[:, None].expand_as(at), at, "amin")
+    return torch.where(first == many, -1, first)
 
 
 def embedding_bag_backward(
@@ -94,14 +118,34 @@ def embedding_bag_backward(
     include_last_offset: bool,
     scale_grad_by_freq: bool,
 ) -> tuple:
-    return plainly(_weights_gradient, dys[0], saved, inputs[0], padding_idx, include_last_offset), None, None, None
+    dy, kept = dys[0], (saved["indices"], saved.get("offsets"))
+    bag, here, _ = _bags(*kept, include_last_offset, padding_idx)
+    dweight = dfactors = None
+    if "weight" in needs:
+        dweight = plainly(_weights_gradient, dy, saved, inputs[0], bag, here)
+    if "per_sample_weights" in needs:
+        dfactors = plainly(_factors_gradient, dy, saved["weight"], saved["indices"], bag, here)
+    return dweight, None, None, dfactors
 
 
-def _weights_gradient(dy: torch.Tensor, saved: dict, weight: Spec, padding: int | None, last: bool) -> torch.Tensor:
-    indices, offsets = saved["indices"], saved.get("offsets")
-    bag, here, _ = _bags(indices, offsets, last, padding)
+def _weights_gradient(
+    dy: torch.Tensor, saved: dict, weight: Spec, bag: torch.Tensor, here: torch.Tensor
+) -> torch.Tensor:
+    flat = saved["indices"].reshape(-1)
+    if "winners" in saved:
+        won, columns = saved["winners"], torch.arange(weight.shape[1])
+        to = flat.long()[won.clamp(min=0)] * weight.shape[1] + columns
+        found = dy.new_zeros(weight.shape[0] * weight.shape[1])
+        return found.scatter_add(0, to.reshape(-1), torch.where(won < 0, 0, dy).reshape(-1)).view(weight.shape)
     rows = (dy / saved["sizes"].clamp(min=1)[:, None] if "sizes" in saved else dy)[bag]
     if "per_sample_weights" in saved:
         rows = rows * saved["per_sample_weights"].reshape(-1, 1)
     rows = torch.where(here[:, None], rows, 0)
-    return torch.ops.aten.embedding_dense_backward(rows, indices.reshape(-1), weight.shape[0], -1, False)
+    return torch.ops.aten.embedding_dense_backward(rows, flat, weight.shape[0], -1, False)
+
+
+def _factors_gradient(
+    dy: torch.Tensor, weight: torch.Tensor, indices: torch.Tensor, bag: torch.Tensor, here: torch.Tensor
+) -> torch.Tensor:
+    each = (dy[bag] * weight[indices.reshape(-1)]).sum(1)
+    return torch.where(here, each, 0).reshape(indices.shape)
