@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,12 @@ from halves import check_op
 
 import gpulayers as gl
 import gpulayers.torch as gt
-from gpulayers import arrays, dispatch
+from gpulayers import arrays, dispatch, transfer
 from gpulayers.arrays import Spec, bfloat16
 from gpulayers.definition import ArgumentError, LabelError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, linear_cross_entropy
+from gpulayers.testing.arena import arena
 from gpulayers.torch._linear_cross_entropy import _Loss, _twin
 
 
@@ -39,6 +42,57 @@ def test_every_backend(name):
     inputs, options = CALLS[name]
     served = check_op(linear_cross_entropy, *inputs, numeric=True, dys=["dense"], **options)
     assert served == ["definition", "numpy", "triton"]
+
+
+EXTRAS = {"z_loss": 0.1, "softcap": 1.5, "label_smoothing": 0.2, "weighted": True, "ignore_index": 2}
+
+
+def case_of(chosen: tuple, reduction: str, dtype: torch.dtype) -> tuple:
+    """(inputs, options, torch's loss and its gradients in float64) with the options that are chosen."""
+    options = {"reduction": reduction} | {name: EXTRAS[name] for name in chosen if name != "weighted"}
+    x, w, b, cw = (torch.from_numpy(draw(*s)).to(dtype) for s in ((4, 3), (5, 3), (5,), (5,)))
+    cw, target = cw.abs() if "weighted" in chosen else None, torch.tensor([0, 2, 4, 2])
+    leaves = [t.double().requires_grad_() for t in (x, w, b)]
+    full = {"ignore_index": -100, "label_smoothing": 0.0, "reduction": "", "z_loss": 0.0, "softcap": 0.0} | options
+    y = _twin(*leaves[:2], target, leaves[2], None if cw is None else cw.double(), *full.values(), False)
+    given = [x, w, target, b, cw]
+    return given, options, [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+
+
+@pytest.mark.parametrize("backend", ["definition", "numpy", "triton"])
+def test_every_combination_of_options(backend):
+    """All options on and off, in float32 and bfloat16, against torch's own in float64."""
+    for number, chosen in enumerate(c for n in range(6) for c in itertools.combinations(EXTRAS, n)):
+        dtype = torch.bfloat16 if number % 2 else torch.float32
+        for reduction in ("mean", "sum", "none") if backend != "triton" else (("mean", "none", "sum")[number % 3],):
+            given, options, true = case_of(chosen, reduction, dtype)
+            with arena(backend) as room:
+                lent = [None if t is None else room.put(transfer.to_numpy(t)) for t in given]
+                y, call = linear_cross_entropy.record(*lent, **options)
+                found = [y, *call.backward(room.put(np.ones(y.shape, transfer.to_numpy(given[0]).dtype)))]
+            got = [torch.from_numpy(room.get(t).astype("float64")) for t in found if t is not None]
+            for mine, wanted in zip(got, true, strict=True):
+                error, scale = (mine - wanted).abs().max(), wanted.abs().max()
+                assert error <= 3 * torch.finfo(dtype).eps * max(scale, 1), (chosen, reduction, error, scale)
+
+
+@pytest.mark.parametrize("backend", ["definition", "numpy", "triton"])
+def test_no_tokens_and_all_ignored(backend):
+    """A mean over nothing is NaN, as torch's, and its gradients are 0; a sum is 0."""
+    x, w = draw(3, 4).astype("float32"), draw(5, 4).astype("float32")
+    for labels in (np.full(3, -100), np.zeros(0, int)):
+        for reduction in ("mean", "sum", "none"):
+            with arena(backend) as room:
+                given = [room.put(a) for a in (x[: len(labels)], w, labels)]
+                try:
+                    y, call = linear_cross_entropy.record(*given, reduction=reduction)
+                except dispatch.Refused:
+                    assert backend != "definition" and not len(labels)
+                    continue
+                grads = [room.get(g) for g in call.backward(room.put(np.ones(y.shape, "float32"))) if g is not None]
+            y = room.get(y)
+            assert np.isnan(y) if reduction == "mean" else not y.any()
+            assert [g.shape for g in grads] == [(len(labels), 4), (5, 4)] and not any(g.any() for g in grads)
 
 
 def test_several_chunks(monkeypatch):

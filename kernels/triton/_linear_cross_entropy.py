@@ -186,7 +186,7 @@ class _Call:
             how["softcap"] or 1.0,
             unit,
         )
-        for start in range(0, n, chunk):
+        for start in range(0, max(n, 1), chunk):  # of no tokens sums are 0, too
             end = min(start + chunk, n)
             x, z = self.x[start:end], logits[: end - start]
             _matmul.matmul(x, self.weight, z, empty, bias=self.bias)

@@ -1,5 +1,5 @@
-"""Losses. Bound by memory: cross entropy reads the logits forward, and reads and writes them backward; the negative
-log-likelihood reads a number a sample, and writes its gradient.
+"""Cross entropy, and the family's other losses from their files. Bound by memory: it reads the logits forward, and reads
+and writes them backward.
 
 Forward walks the classes once, in blocks, with a running maximum and sum (a short row is one block). Backward needs no
 sum: it is one elementwise pass over the logits, from their log Σ exp. Sums over samples go through one partial sum a
@@ -14,24 +14,19 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
-from . import _configs, _tile
+from . import _tile
 from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
 from ._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
 from ._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
-from ._tile import rows_tile
-
-# --- cross entropy ---------------------------------------------------------------------------------------------------
+from ._mse import mse_backward as mse_backward
+from ._mse import mse_forward as mse_forward
+from ._nll_loss import nll_loss_backward as nll_loss_backward
+from ._nll_loss import nll_loss_forward as nll_loss_forward
 
 BUDGETS = {
     # A few numbers a sample; on sm_100 one register is put aside.
     "_cross_entropy_forward_kernel": Budget(registers=168, blocks=3, narrow="stores", spills=2),
     "_cross_entropy_backward_kernel": Budget(registers=160, blocks=3),
-    "_nll_loss_forward_kernel": Budget(registers=96, blocks=5),
-    # A few numbers a sample.
-    "_nll_loss_backward_kernel": Budget(registers=96, blocks=5, narrow="loads"),
-    "_mse_forward_kernel": Budget(registers=40, blocks=12),
-    "_mse_sum_kernel": Budget(registers=56, blocks=10),
-    "_mse_backward_kernel": Budget(registers=56, blocks=10),
 }
 
 
@@ -291,209 +286,3 @@ def cross_entropy_backward(
         num_warps=warps,
     )
     return dx, dp, None
-
-
-# --- negative log-likelihood -----------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _nll_loss_forward_kernel(
-    x, target, weight, y, losses, shares, M, S, C, x_outer, x_s, x_c, ignore_index, BLOCK: tl.constexpr
-):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    label, counts, valid, share = label_of(target + at, weight, at < M, C, ignore_index)
-    v = tl.load(x + at // S * x_outer + at % S * x_s + label * x_c, valid, other=0.0).to(tl.float32)
-    loss = tl.where(counts, -share * v, 0.0)
-    if y is not None:
-        tl.store(y + at, loss.to(y.dtype.element_ty), at < M)
-    else:
-        tl.store(losses + tl.program_id(0), tl.sum(loss, 0))
-        if shares is not None:
-            tl.store(shares + tl.program_id(0), tl.sum(share, 0))
-
-
-@triton.jit
-def _nll_loss_backward_kernel(
-    dy, target, weight, total, dx, S, C, dx_outer, dx_s, dx_c, dy_step, blocks, ignore_index,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    C, dx_s = C * UNIT, dx_s * UNIT
-    outer, s, block = samples_of(S, ROWS, blocks)
-    inside = s < S
-    at = outer * S + s
-    c = block * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
-    scale = tl.load(dy + at * dy_step, inside, other=0.0).to(tl.float32)
-    if total is not None:
-        scale /= tl.load(total)
-    label, counts, valid, share = label_of(target + at, weight, inside, C, ignore_index)
-    wrong = counts & (valid == 0)
-    g = tl.where(counts & ((c == label) | wrong), -scale * share, 0.0)
-    tl.store(dx + outer * dx_outer + s * dx_s + c * dx_c, g.to(dx.dtype.element_ty), inside & (c < C))
-
-
-NLL_LOSS_FORWARD = _configs.rows("nll_loss_forward")
-NLL_LOSS_BACKWARD = class_tiles("nll_loss_backward")
-
-
-def nll_loss_forward(
-    x: Any,
-    target: Any,
-    weight: Any = None,
-    *,
-    needs: tuple = (),
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    empty: Any,
-) -> tuple[tuple, dict]:
-    walk = walk_over(x, empty=empty)
-    size = walk.outer * walk.S
-    entry = NLL_LOSS_FORWARD(_tile.device(x), size)
-    programs = _tile.cdiv(size, entry.elements)
-    y = empty(tuple(target.shape) if reduction == "none" else (), x.dtype)
-    losses = None if reduction == "none" else empty((programs,), "float32")
-    shares = empty((programs,), "float32") if reduction == "mean" else None
-    total = empty((), "float32") if reduction == "mean" and needs else None
-    _tile.launch(
-        _nll_loss_forward_kernel,
-        (programs,),
-        *(walk.arrays[0], _tile.dense(target, empty), None if weight is None else _tile.dense(weight, empty)),
-        *(None if losses is not None else y, losses, shares, size, walk.S, walk.C, *walk.steps[0], ignore_index),
-        BLOCK=entry.elements,
-        num_warps=entry.warps,
-    )
-    if losses is not None:
-        reduced(losses, shares, y, total, 1)
-    saved = {"target": target} | ({} if weight is None else {"weight": weight})
-    return (y,), (saved | ({} if total is None else {"total": total}) if needs else {})
-
-
-def nll_loss_backward(
-    dys: tuple,
-    saved: dict,
-    *,
-    inputs: tuple,
-    needs: tuple,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    empty: Any,
-) -> tuple:
-    (x, *_), weight = inputs, saved.get("weight")
-    order = x.order if x.contiguous and x.order == (0, *range(2, x.ndim), 1) and x.ndim > 2 else None
-    dx = empty(x.shape, x.dtype, order)
-    walk = walk_over(dx, empty=empty)
-    rows, block, warps = class_tile(NLL_LOSS_BACKWARD, walk)
-    blocks = _tile.cdiv(walk.C, block)
-    unit, classes, steps = in_units(walk, walk.steps[0])
-    _tile.launch(
-        _nll_loss_backward_kernel,
-        (walk.outer * _tile.cdiv(walk.S, rows) * blocks,),
-        *(
-            _tile.dense(dys[0], empty),
-            _tile.dense(saved["target"], empty),
-            None if weight is None else _tile.dense(weight, empty),
-        ),
-        *(saved.get("total"), dx, walk.S, classes, *steps[0], 1 if reduction == "none" else 0, blocks, ignore_index),
-        UNIT=unit,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=warps,
-    )
-    return dx, None, None
-
-
-# --- mean squared error ----------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _mse_forward_kernel(x, target, y, M, N, x_row, t_row, y_row, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
-    d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
-    d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
-    tl.store(y + row * y_row + n, (d * d).to(y.dtype.element_ty), mask)
-
-
-@triton.jit
-def _mse_sum_kernel(x, target, losses, M, N, x_row, t_row, each, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    columns = (N - 1) // BLOCK + 1  # tl.cdiv would overflow for N just below 2^31
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for i in range(each):
-        tile = (i * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-        row = tile // columns * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-        n = tile % columns * BLOCK + tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
-        mask = (row < M) & (n < N)
-        d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
-        d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
-        total += d * d
-    tl.store(losses + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
-
-
-@triton.jit
-def _mse_backward_kernel(
-    dy,
-    x,
-    target,
-    dx,
-    dt,
-    M,
-    N,
-    dy_row,
-    x_row,
-    t_row,
-    dx_row,
-    scale,
-    EACH: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row, n, mask = rows_tile(M, N, ROWS, BLOCK)
-    d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
-    d -= tl.load(target + row * t_row + n, mask, other=0.0).to(tl.float32)
-    if EACH:
-        g = d * (tl.load(dy + row * dy_row + n, mask, other=0.0).to(tl.float32) * scale)
-    else:
-        g = d * (tl.load(dy).to(tl.float32) * scale)
-    if dx is not None:
-        tl.store(dx + row * dx_row + n, g.to(dx.dtype.element_ty), mask)
-    if dt is not None:
-        tl.store(dt + row * dx_row + n, (-g).to(dt.dtype.element_ty), mask)
-
-
-MSE_FORWARD = _configs.rows("mse_forward")
-MSE_SUM = _configs.rows("mse_forward.sum")
-MSE_BACKWARD = _configs.rows("mse_backward")
-
-
-def mse_forward(x: Any, target: Any, *, needs: tuple = (), reduction: str = "mean", empty: Any) -> tuple[tuple, dict]:
-    axes = _tile.order(x)
-    saved = {"x": x, "target": target} if needs else {}
-    if reduction == "none":
-        y = empty(x.shape, x.dtype, axes)
-        walk = _tile.pointwise(MSE_FORWARD, axes, x, target, y, empty=empty)
-        _tile.launch(_mse_forward_kernel, walk.grid, *walk.arrays, walk.M, walk.N, *walk.steps, **walk.tile)
-        return (y,), saved
-    y = empty((), x.dtype)
-    walk = _tile.pointwise(MSE_SUM, axes, x, target, empty=empty)
-    programs, each = _tile.split(walk.grid[0], 8 * _tile.device(x).sms)
-    losses = empty((programs,), "float32")
-    _tile.launch(_mse_sum_kernel, (programs,), *walk.arrays, losses, walk.M, walk.N, *walk.steps, each, **walk.tile)
-    reduced(losses, None, y, None, x.numel() if reduction == "mean" else 1)
-    return (y,), saved
-
-
-def mse_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, reduction: str = "mean", empty: Any) -> tuple:
-    (dy,), x, target = dys, saved["x"], saved["target"]
-    axes = _tile.order(x)
-    each = reduction == "none"
-    grads = [empty(x.shape, x.dtype, axes) if name in needs else None for name in ("x", "target")]
-    first = next(g for g in grads if g is not None)
-    walk = _tile.pointwise(MSE_BACKWARD, axes, *((dy,) if each else ()), x, target, first, empty=empty)
-    arrays, steps = (walk.arrays, walk.steps) if each else ([dy, *walk.arrays], [0, *walk.steps])
-    scale = 2 / max(x.numel(), 1) if reduction == "mean" else 2.0
-    _tile.launch(
-        _mse_backward_kernel,
-        walk.grid,
-        *(*arrays[:3], *grads, walk.M, walk.N, *steps, scale),
-        EACH=each,
-        **walk.tile,
-    )
-    return tuple(grads)
