@@ -370,3 +370,14 @@ def test_torchs_own_tools_take_a_fused_model(make):
     torch.testing.assert_close(again, y)
     program = torch.export.export(model.eval(), (torch.randn(2, 6),))
     torch.testing.assert_close(program.module()(x.detach()), y)
+
+
+def test_a_module_that_is_compiled_stays_fused():
+    """What torch.compile sets on it is no change of what its forward depends on."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    gt.patch(model, fuse=True)
+    source = gt.source(model)
+    torch.compile(model, backend="eager")
+    assert gt.source(model) == source != ""
+    model.compile(backend="eager")
+    assert gt.source(model) == source

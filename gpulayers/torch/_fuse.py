@@ -38,6 +38,8 @@ from gpulayers.torch.linear import Linear
 from gpulayers.torch.norm import LayerNorm, RMSNorm
 
 PLAN = "_gpulayers_rows"
+_ASIDE = {"training", "__class__", "_is_torch_compile", "_compiled_call_impl"}
+"""Attributes that a forward's plan does not depend on: torch.compile sets the last two on what it is given."""
 _ROW_NORMS = (LayerNorm, RMSNorm)
 _KINDS = (Linear, *_rows.CONVOLUTIONS, *_rows.BATCH_NORMS, *_rows.SAMPLE_NORMS, *_ROW_NORMS)
 
@@ -93,7 +95,7 @@ class Fused:
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name not in ("training", "__class__"):
+        if name not in _ASIDE:
             self.__dict__[PLAN] = _NONE
 
     def __delattr__(self, name: str) -> None:
