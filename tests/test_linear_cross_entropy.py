@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gpulayers.bench.judging import predicted_loss
+from gpulayers.bench.judging.predicted import PRODUCTS
 from gpulayers.kernels.triton import _configs, _linear_cross_entropy, _tile
 from halves import check_op
 
@@ -140,6 +142,16 @@ def test_memory(monkeypatch):
     plain = taken(linear, (x, w), ("x", "weight")) + taken(cross_entropy, (logits, labels), ("x",)) - grads
     fused = taken(linear_cross_entropy, (x, w, labels), ("x", "weight")) - 2 * grads
     assert plain >= 2 * n * classes * 2 and fused <= plain / 10
+
+
+def test_predicted_times():
+    """No less than the products take at the limit; less memory bandwidth makes passes slower, and only them."""
+    lines = predicted_loss.table().splitlines()
+    assert len(lines) == 1 + len(predicted_loss.SIZES) * len(predicted_loss.MEMORY)
+    for _, *size in predicted_loss.SIZES:
+        limit = predicted_loss.flops(*size) / PRODUCTS
+        times = [predicted_loss.predicted(*size, gpu) for gpu in ("H200", "H100")]
+        assert limit < times[0].products == times[1].products and times[0].passes < times[1].passes
 
 
 WRONG = [
