@@ -188,6 +188,15 @@ def test_norms_of_a_sum(norm, weights):
     assert len(targets) >= 3 and set(targets) == {"triton_kernel_wrapper_functional"}
 
 
+def test_volumes():
+    """Their kernels ask for a limit of registers, which Inductor knows no name for."""
+    x, pool = torch.randn(1, 2, 4, 4, 4).requires_grad_(), gt.MaxPool3d(2)
+    with launched(), launch.off():
+        (found,), targets = traced(lambda x: pool(x).sin().sum(), lambda call: torch.autograd.grad(call(x), x))
+    same(found, torch.autograd.grad(nn.functional.max_pool3d(x, 2).sin().sum(), x))
+    assert set(targets) == {"triton_kernel_wrapper_functional"}
+
+
 def test_every_class():
     """One graph of all: no op of ours but two is left in it, forward and backward; it computes what eager launches compute."""
     model = Everything(gt)
