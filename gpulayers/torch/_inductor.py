@@ -171,7 +171,7 @@ def plan_for(
     plan = dispatch._make_plan(op, specs, needs, fixed, like, quiet=True)
     if plan.backend not in ("triton", "aten"):
         raise Opaque("backend")
-    if getattr(dispatch.kernels(plan.backend, op), "LOOKS", False):
+    if op.name in getattr(dispatch.kernels(plan.backend, op), "LOOKS", ()):
         raise Opaque("values")
     launches = plan.backend == "triton"
     given: dict[str, Any] = plan.options | ({"empty": _allocator(like)} if launches else {})

@@ -12,8 +12,8 @@ from ..numpy import _masks
 from ._tensors import FLOAT32, arranged, lent, order_of, plainly, refusal
 
 REFUSALS = {"dtype": FLOAT32}
-LOOKS = True
-"""It looks at the seed's value, so compilers cannot trace it."""
+LOOKS = ("dropout",)
+"""Ops that look at values, so that compilers cannot trace them: at the seed's."""
 
 
 def dropout_refuses(x: Spec, seed: Spec, *, needs: tuple = (), p: float = 0.5) -> str | None:

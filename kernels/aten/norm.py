@@ -28,6 +28,8 @@ REFUSALS = {
     "row": "a residual and an activation in the same pass are left to the NumPy kernel",
     "order": "its kernel is for row-major images",
 }
+LOOKS = ("conv_batch_norm",)
+"""Ops that look at values, so that compilers cannot trace them: NumPy's kernel computes the norm."""
 _aten = torch.ops.aten
 
 
