@@ -264,6 +264,19 @@ def test_the_class_of_torchs_that_have_none(options):
         assert errors[0] == errors[1]
 
 
+def test_patch_leaves_the_linear_layer_inside():
+    """Its parent computes with its weights and never calls it."""
+    model = torch.nn.LinearCrossEntropyLoss(3, 4, bias=True)
+    x, target, names = torch.randn(5, 3), torch.arange(5) % 4, [*model.state_dict()]
+    y = model(x, target)
+    report = gt.patch(model)
+    assert type(model) is gt.LinearCrossEntropyLoss and type(model.linear) is torch.nn.Linear
+    assert "never calls it" in report.bypassed["linear"] and [*model.state_dict()] == names
+    torch.testing.assert_close(model(x, target), y)
+    gt.unpatch(model)
+    assert type(model) is torch.nn.LinearCrossEntropyLoss
+
+
 def test_all_logits_at_once():
     """Probabilities, and several losses a sample."""
     ours = gt.functional.linear_cross_entropy
