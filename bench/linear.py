@@ -66,6 +66,7 @@ def audits() -> list[Case]:
         _case("many rows", 8192, 4096, 14336, activation="gelu"),
         _case("few rows", 16, 4096, 14336, activation="softplus")._replace(archs=ONE_ARCH),
         _case("GPT-2 queries, keys, values", 16384, 768, 2304)._replace(archs=ONE_ARCH),
+        _case("odd columns", 16384, 768, 50257, activation="gelu")._replace(archs=(100,), needs=()),
         _several("queries, keys, values", 16384, 768, 768, 768, 768, biases=True),
         _several("gate, up", 8192, 4096, 14336, 14336)._replace(archs=ONE_ARCH),
     ]

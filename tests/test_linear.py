@@ -115,6 +115,20 @@ def test_tma_takes_aligned_rows_only(wide, first):
     torch.testing.assert_close(y, F.linear(x.float(), weight.float()).half(), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("columns", [81, 88])
+def test_rows_that_descriptors_do_not_store(columns):
+    """Of a length that is no multiple of 16 bytes: they are stored through pointers."""
+    x, w, b = draw(72, 72), draw(columns, 72), draw(columns)
+    with interpreting(_tile.Device(90, 3, 232448)) as session:
+        check_op(linear, x, w, b, activation="silu", backends=["triton"], dtypes=["float16", "bfloat16"], dys=["dense"])
+    stored = {
+        run.constexprs["STORED"]
+        for run in session.launches
+        if run.constexprs.get("ACTIVATION") and "STORED" in run.constexprs
+    }
+    assert stored == {columns == 88}
+
+
 def test_tma_takes_no_empty_rows():
     """A sum of nothing: rows of no elements, a multiple of 16 bytes apart, are no tensor that a descriptor describes."""
     x, weight = torch.ones(144, 8).half()[:, :0], torch.ones(80, 8).half()[:, :0]

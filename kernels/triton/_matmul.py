@@ -265,7 +265,7 @@ def _fitting(
     room = device.shared - 2048
     beside = 4 * PART if tma else 0
     fitting = [(i, c) for i, c in enumerate(entries) if c.shared(itemsize) + beside * c.BM <= room]
-    if not aligned:  # the addresses of single elements would take the registers of a large tile's sums
+    if not aligned and not tma:  # the addresses of single elements would take the registers of a large tile's sums
         fitting = [(i, c) for i, c in fitting if c.BM * c.BN // c.warps * itemsize <= 4096]
     return fitting
 
@@ -386,8 +386,8 @@ def matmul(
 
 def _in_parts(out: Any, tile: Tile, z: Any, ADD: bool, **end: Any) -> dict[str, Any]:
     """The epilogue's arguments for a tile of out (splits, M, N): descriptors, where they can be."""
-    wide = min(PART, tile.BN)
     stored = out.shape[2] * out.element_size() % 16 == 0 and _tile.begins_aligned(out) and not ADD
+    wide = min(PART if stored else PART // 2, tile.BN)  # addresses take registers
     if stored:
         out = _tile.described(out, [1, tile.BM, wide])
         z = z if z is None else _tile.described(z, [tile.BM, wide])
