@@ -26,6 +26,7 @@ _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.hardswish, {}, F.hardswish, 8.0),
     (ops.mish, {}, F.mish, 8.0),
     (ops.relu6, {}, F.relu6, 8.0),
+    (ops.relu_squared, {}, lambda x: F.relu(x).square(), 8.0),
     (ops.hardtanh, {}, F.hardtanh, 8.0),
     (ops.hardsigmoid, {}, F.hardsigmoid, 8.0),
     (ops.hardshrink, {}, F.hardshrink, 8.0),

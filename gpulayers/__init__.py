@@ -58,6 +58,7 @@ from gpulayers.layers.activation import (  # noqa: E402
     ReGLU,
     ReLU,
     ReLU6,
+    ReLUSquared,
     RReLU,
     Sigmoid,
     SiLU,

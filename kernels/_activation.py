@@ -14,6 +14,7 @@ OPTIONS: dict[str, dict[str, float]] = {
     "relu": {},
     "leaky_relu": {"negative_slope": 0.01},
     "relu6": {},
+    "relu_squared": {},
     "hardtanh": {"min_val": -1.0, "max_val": 1.0},
     "hardsigmoid": {},
     "hardswish": {},

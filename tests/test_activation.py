@@ -35,6 +35,7 @@ VARIANTS = [
     (A.hardswish, {}, F.hardswish),
     (A.mish, {}, F.mish),
     (A.relu6, {}, F.relu6),
+    (A.relu_squared, {}, lambda x: F.relu(x).square()),
     (A.hardtanh, {}, F.hardtanh),
     (A.hardtanh, {"min_val": -0.3, "max_val": 2.0}, F.hardtanh),
     (A.hardsigmoid, {}, lambda x: F.relu6(x + 3) / 6),  # F.hardsigmoid's own backward has its 1/6 in float32
@@ -290,6 +291,7 @@ def test_layers_keep_the_contract():
     check_layer(gl.PReLU(3), (None, 3, 2))
     check_layer(gl.RReLU(), (3, 4))
     check_layer(gl.GLU(1), (None, 4, 3))
+    check_layer(gl.ReLUSquared(), (None, 5))
 
 
 def test_cuda_unaligned():

@@ -52,6 +52,18 @@ def test_the_functions():
     assert torch.autograd.gradgradcheck(ours.swiglu, (x[:1, :1],))
 
 
+def test_relu_squared_in_torch():
+    """As function, module and a chain's activation: the formula, and gradients of gradients."""
+    x = torch.from_numpy(draw(3, 6)).requires_grad_()
+    true = F.relu(x).square()
+    dy = torch.randn_like(true)
+    for found in (gt.functional.relu_squared(x), gt.activation.ReLUSquared()(x)):
+        torch.testing.assert_close(found, true)
+        torch.testing.assert_close(*(torch.autograd.grad(y, x, dy, retain_graph=True)[0] for y in (found, true)))
+    assert torch.autograd.gradgradcheck(gt.functional.relu_squared, (x[:1] + 1,))
+    assert gt._acts.name_of(gt.activation.ReLUSquared()) == "relu_squared"
+
+
 LAYERS = {
     "SwiGLU": (gl.SwiGLU(), F.silu),
     "GEGLU": (gl.GEGLU(), F.gelu),

@@ -27,6 +27,7 @@ THEIRS = {
     "hardswish": F.hardswish,
     "mish": F.mish,
     "relu6": F.relu6,
+    "relu_squared": lambda z: F.relu(z).square(),
     "hardtanh": F.hardtanh,
     "hardsigmoid": lambda z: F.relu6(z + 3) / 6,
     "hardshrink": F.hardshrink,

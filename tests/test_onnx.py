@@ -68,12 +68,12 @@ def test_recorded_layers_are_local_functions(name):
 
 ROW = (None, 6)
 NATIVE = {
-    "Relu": (gl.ReLU(), ROW), "LeakyRelu": (gl.LeakyReLU(0.2), ROW), "Clip": (gl.Hardtanh(-0.5, 2), ROW),
+    "Relu": (gl.ReLUSquared(), ROW), "LeakyRelu": (gl.LeakyReLU(0.2), ROW), "Clip": (gl.Hardtanh(-0.5, 2), ROW),
     "HardSigmoid": (gl.Hardsigmoid(), ROW), "HardSwish": (gl.Hardswish(), ROW), "Shrink": (gl.Softshrink(0.3), ROW),
     "Where": (gl.Threshold(0.1, 3.0), ROW), "Gelu": (gl.GELU("tanh"), ROW), "Mish": (gl.Mish(), ROW),
     "Elu": (gl.ELU(0.5), ROW), "Celu": (gl.CELU(1.5), ROW), "Selu": (gl.SELU(), ROW), "Softplus": (gl.LogSigmoid(), ROW),
     "Softsign": (gl.Softsign(), ROW), "Sub": (gl.Tanhshrink(), ROW), "Split": (gl.GLU(1), IMAGE),
-    "Mul": (gl.GEGLU("tanh"), ROW), "Sigmoid": (gl.SwiGLU(), ROW),
+    "Mul": (gl.GEGLU("tanh"), ROW), "Sigmoid": (gl.SwiGLU(), ROW), 
     "PRelu": (gl.PReLU(2), IMAGE), "Softmax": (gl.Softmin(1), IMAGE), "LogSoftmax": (gl.LogSoftmax(), ROW),
     "Gemm": (gl.Linear(6, 3, activation="gelu"), ROW), "MatMul": (gl.Linear(7, 3, activation="silu"), IMAGE),
     "LayerNormalization": (gl.LayerNorm((6, 7), bias=False), IMAGE), "BatchNormalization": (gl.BatchNorm2d(2), IMAGE),

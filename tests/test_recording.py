@@ -87,6 +87,7 @@ BY_DEFINITION = {
     "RReLU": (gl.RReLU(), (None, 5)),
     "GLU": (gl.GLU(), (None, 6)),
     "SwiGLU": (gl.SwiGLU(), (None, 6)),
+    "ReLUSquared": (gl.ReLUSquared(), (None, 6)),
     "Dropout": (gl.Dropout(0.3), (None, 20)),
     "BatchNorm2d": (gl.BatchNorm2d(2), (None, 2, 3, 3)),
     "GroupNorm": (gl.GroupNorm(2, 4), (None, 4, 3)),

@@ -204,6 +204,7 @@ def subjects() -> list[Subject]:
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
         Subject("linears", _several, ROWS, FEW),
         Subject("gated", _of_halves, ROWS, FEW),
+        Subject("relu_squared", lambda m: gt.activation.ReLUSquared() if m is gt else lambda x: x.relu().square(), ROWS, FEW),
         Subject("rotary", _Turned, IMAGE, PIXELS),
         Subject("embedding", _looked_up("embedding"), (64, 128), (4, 8)),
         Subject("embedding_bag", _looked_up("embedding_bag"), (64, 128), (4, 8)),

@@ -39,6 +39,12 @@ class ReLU6(OpLayer):
         self.inplace = inplace
 
 
+class ReLUSquared(OpLayer):
+    """max(x, 0)²."""
+
+    op = ops.relu_squared
+
+
 class Hardtanh(OpLayer):
     """min(max(x, min_val), max_val). min_value and max_value are older names of the same."""
 

@@ -67,6 +67,20 @@ def _relu6_gradient(dy: Any, y: Any) -> Any:
 relu6 = elementwise(_relu6, _relu6_gradient)
 
 
+def _relu_squared(x: Any) -> Any:
+    """y = max(x, 0)² (So et al., "Primer: Searching for Efficient Transformers", 2021)."""
+    y = namespace(x).maximum(x, 0)
+    return y * y
+
+
+def _relu_squared_gradient(dy: Any, x: Any) -> Any:
+    """dx = 0 where x ≤ 0, else 2 x dy."""
+    return namespace(x).where(x <= 0, 0, 2 * x * dy)
+
+
+relu_squared = elementwise(_relu_squared, _relu_squared_gradient)
+
+
 def _hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
     """y = min(max(x, min_val), max_val); NaN stays NaN. Raises ValueError for min_val > max_val."""
     return namespace(x).clip(x, min_val, max_val)

@@ -23,6 +23,7 @@ _OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "threshold": lambda z: F.threshold(z, 0.0, 0.0),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "relu_squared": lambda z: F.relu(z).square(),
 }
 TWINS: dict[str, Callable[[Tensor], Tensor]] = {
     name: _OTHERS[name] if name in _OTHERS else getattr(F, name) for name in ACTIVATIONS

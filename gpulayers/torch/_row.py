@@ -78,7 +78,7 @@ def _functions() -> dict[Any, str]:
     """{a function, torch's or ours: the activation's name}, of those that need no argument but x."""
     found: dict[Any, str] = {torch.relu: "relu", torch.sigmoid: "sigmoid", torch.tanh: "tanh"}
     for name in TWINS.keys() - {"gelu_tanh", "threshold"}:
-        found |= {getattr(home, name): name for home in (F, functional)}
+        found |= {getattr(home, name): name for home in (F, functional) if hasattr(home, name)}
     return found
 
 

@@ -34,6 +34,7 @@ from gpulayers.torch.activation import (
     reglu,
     relu,
     relu6,
+    relu_squared,
     rrelu,
     selu,
     sigmoid,

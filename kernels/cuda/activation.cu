@@ -32,6 +32,11 @@ struct relu6 {
     static __device__ float gradient(float dy, float y, Numbers) { return where_inside(dy, y, 0, 6); }
 };
 
+struct relu_squared {
+    static __device__ float value(float x, Numbers) { return x < 0 ? 0 : x * x; }
+    static __device__ float gradient(float dy, float x, Numbers) { return x <= 0 ? 0 : 2 * x * dy; }
+};
+
 struct hardtanh {  // a: min_val, b: max_val
     static __device__ float value(float x, Numbers n) { return clip(x, n.a, n.b); }
     static __device__ float gradient(float dy, float x, Numbers n) { return where_inside(dy, x, n.a, n.b); }
@@ -213,6 +218,7 @@ EACH_DTYPE(ONLY)
 EACH_DTYPE(relu)
 EACH_DTYPE(leaky_relu)
 EACH_DTYPE(relu6)
+EACH_DTYPE(relu_squared)
 EACH_DTYPE(hardtanh)
 EACH_DTYPE(hardsigmoid)
 EACH_DTYPE(hardswish)

@@ -44,6 +44,18 @@ def relu6_gradient(dy: np.ndarray, y: np.ndarray, o: np.ndarray) -> None:
     hardtanh_gradient(dy, y, o, 0.0, 6.0)
 
 
+def relu_squared(x: np.ndarray, o: np.ndarray) -> None:
+    np.maximum(x, _ZEROS[: x.size], out=o)
+    o *= o
+
+
+def relu_squared_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    lost = x <= 0
+    t = dy * x
+    t *= 2
+    keep(np.logical_not(lost, out=lost), t, o)
+
+
 def hardtanh(x: np.ndarray, o: np.ndarray, min_val: float, max_val: float) -> None:
     np.clip(x, min_val, max_val, out=o)
 

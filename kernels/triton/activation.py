@@ -91,6 +91,8 @@ def value(x, NAME: tl.constexpr, a, b):
         y = tl.where(x > 0, x, x * a)
     elif NAME == "relu6":
         y = _clip(x, 0.0, 6.0)
+    elif NAME == "relu_squared":
+        y = tl.where(x < 0, 0.0, x * x)
     elif NAME == "hardtanh":
         y = _clip(x, a, b)
     elif NAME == "hardsigmoid":
@@ -147,6 +149,8 @@ def gradient(dy, s, NAME: tl.constexpr, a, b):
         dx = tl.where(s > 0, dy, dy * a)
     elif NAME == "relu6":
         dx = tl.where((s <= 0) | (s >= 6), 0.0, dy)
+    elif NAME == "relu_squared":
+        dx = tl.where(s <= 0, 0.0, 2 * s * dy)
     elif NAME == "hardtanh":
         dx = tl.where((s <= a) | (s >= b), 0.0, dy)
     elif NAME == "hardsigmoid":

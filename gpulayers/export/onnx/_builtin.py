@@ -83,6 +83,11 @@ def _glu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return graph.op("Mul", a, graph.op("Sigmoid", b))
 
 
+def _relu_squared(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    y = graph.op("Relu", x.name)
+    return graph.op("Mul", y, y)
+
+
 def _gated(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     a, b = graph.op("Split", x.name, outputs=2, axis=len(x.shape) - 1, num_outputs=2)
     name = layer.options()["activation"]
@@ -93,7 +98,8 @@ def _gated(graph: ModelGraph, layer: Any, x: Tensor) -> str:
 
 ACTIVATIONS: dict[Any, Callable] = {
     activation.ReLU: _one("Relu"), activation.LeakyReLU: _one("LeakyRelu", alpha="negative_slope"),
-    activation.ReLU6: _clip(0, 6), activation.Hardtanh: _clip("min_val", "max_val"), activation.Hardsigmoid: _hardsigmoid,
+    activation.ReLU6: _clip(0, 6), activation.ReLUSquared: _relu_squared,
+    activation.Hardtanh: _clip("min_val", "max_val"), activation.Hardsigmoid: _hardsigmoid,
     activation.Hardswish: _one("HardSwish"), activation.Hardshrink: _one("Shrink", lambd="lambd"),
     activation.Softshrink: _softshrink, activation.Threshold: _threshold, activation.GELU: _gelu, activation.SiLU: _silu,
     activation.Sigmoid: _one("Sigmoid"), activation.LogSigmoid: _logsigmoid, activation.Tanh: _one("Tanh"),
