@@ -7,10 +7,9 @@ from typing import Any
 
 from gpulayers.arrays import Spec, compute_dtype, namespace, up
 from gpulayers.definition import Rule, ShapeError
+from gpulayers.kernels._linears import BIASES, WEIGHTS, kept, named
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 
-WEIGHTS = ("weight", "weight_2", "weight_3")
-BIASES = ("bias", "bias_2", "bias_3")
 OUTPUTS = ("y", "y_2", "y_3")
 
 
@@ -43,8 +42,8 @@ def linears_rule(
             require_shape(its, b, (w.shape[0],), f"{its}.shape = [out]")
         require_same_dtype(x, **{name: w, its: b})
         outputs[y] = Spec((*x.shape[:-1], w.shape[0]), x.dtype)
-    given = {name: w for name, w in weights.items() if w is not None}
-    saved = ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+    given = named((weight, weight_2, weight_3))
+    saved = kept(x, given, needs)
     grads = {name: Spec(s.shape, s.dtype) for name, s in {"x": x, **given}.items()}
     return Rule(outputs, saved, None, grads)
 
@@ -69,15 +68,13 @@ def linears_forward(
     Raises RuntimeError for shapes or dtypes that do not fit.
     """
     xp, rows = namespace(x), math.prod(x.shape[:-1])
-    weights = dict(zip(WEIGHTS, (weight, weight_2, weight_3)))
-    given = {name: w for name, w in weights.items() if w is not None}
+    given = named((weight, weight_2, weight_3))
     ys = []
     for w, b in zip(given.values(), (bias, bias_2, bias_3)):
         y = up(x).reshape(rows, w.shape[1]) @ up(w).T
         y = y if b is None else y + up(b)
         ys.append(xp.ascontiguousarray(y.astype(x.dtype, copy=False)).reshape(*x.shape[:-1], w.shape[0]))
-    saved = ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
-    return tuple(ys), saved
+    return tuple(ys), kept(x, given, needs)
 
 
 def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:

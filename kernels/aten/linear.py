@@ -9,6 +9,7 @@ import torch
 
 from gpulayers.arrays import Spec
 
+from .._linears import BIASES, WEIGHTS, kept, named
 from ._tensors import FLOAT32, plainly, refusal
 
 REFUSALS = {"dtype": FLOAT32, "activation": "with an activation the NumPy kernel computes"}
@@ -49,8 +50,6 @@ def _gradients(dy: torch.Tensor, saved: dict, inputs: tuple, needs: tuple) -> tu
 
 # --- several weights of one x ----------------------------------------------------------------------------------------
 
-WEIGHTS, BIASES = ("weight", "weight_2", "weight_3"), ("bias", "bias_2", "bias_3")
-
 
 def linears_refuses(x: Spec, *_: Spec | None, needs: tuple = ()) -> str | None:
     return refusal(x)
@@ -60,9 +59,9 @@ def linears_forward(
     x: torch.Tensor, weight: Any, weight_2: Any, weight_3: Any = None, bias: Any = None, bias_2: Any = None,
     bias_3: Any = None, *, needs: tuple = (),
 ) -> tuple[tuple, dict]:  # fmt: skip
-    given = {n: w for n, w in zip(WEIGHTS, (weight, weight_2, weight_3)) if w is not None}
+    given = named((weight, weight_2, weight_3))
     ys = plainly(_each, x, [*given.values()], (bias, bias_2, bias_3))
-    return ys, ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+    return ys, kept(x, given, needs)
 
 
 def _each(x: torch.Tensor, weights: list, biases: tuple) -> tuple:

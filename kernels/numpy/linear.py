@@ -10,6 +10,7 @@ import numpy as np
 from gpulayers.arrays import guests
 
 from .._activation import FROM_Y, numbers_of
+from .._linears import BIASES, WEIGHTS, kept, named
 from . import _blocks
 from . import activation as activations
 
@@ -89,8 +90,6 @@ def linear_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, act
 
 # --- several weights of one x ----------------------------------------------------------------------------------------
 
-WEIGHTS, BIASES = ("weight", "weight_2", "weight_3"), ("bias", "bias_2", "bias_3")
-
 
 def linears_refuses(x: Any, *_: Any, needs: tuple = ()) -> str | None:
     return REFUSALS["float64"] if x.dtype == np.float64 else None
@@ -102,8 +101,8 @@ def linears_forward(
 ) -> tuple[tuple, dict]:  # fmt: skip
     pairs = zip((weight, weight_2, weight_3), (bias, bias_2, bias_3))
     outputs = tuple(linear_forward(x, w, b)[0][0] for w, b in pairs if w is not None)
-    given = {n: w for n, w in zip(WEIGHTS, (weight, weight_2, weight_3)) if w is not None}
-    return outputs, ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+    given = named((weight, weight_2, weight_3))
+    return outputs, kept(x, given, needs)
 
 
 def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) -> tuple:

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .._activation import FROM_Y, numbers_of
 from .._budget import Budget
+from .._linears import BIASES, WEIGHTS, kept, named
 from . import _configs, _linears, _matmul, _tile
 from .activation import gradient
 
@@ -124,14 +125,12 @@ def linear_backward(
 
 # --- several weights of one x ----------------------------------------------------------------------------------------
 
-WEIGHTS, BIASES = ("weight", "weight_2", "weight_3"), ("bias", "bias_2", "bias_3")
-
 
 def linears_forward(
     x: Any, weight: Any, weight_2: Any, weight_3: Any = None, bias: Any = None, bias_2: Any = None, bias_3: Any = None,
     *, needs: tuple = (), empty: Any,
 ) -> tuple[tuple, dict]:  # fmt: skip
-    given = {k: w for k, w in zip(WEIGHTS, (weight, weight_2, weight_3)) if w is not None}
+    given = named((weight, weight_2, weight_3))
     weights = [*given.values()]
     ys = tuple([empty((*x.shape[:-1], w.shape[0]), x.dtype) for w in weights])
     biases = [b if b is None else _tile.dense(b, empty) for b in (bias, bias_2, bias_3)]
@@ -141,7 +140,7 @@ def linears_forward(
         "N", [rows] * len(some), [weights[i] for i in some], [_matrix(ys[i], weights[i].shape[0]) for i in some], empty,
         [biases[i] for i in some],
     )  # fmt: skip
-    return ys, ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (given if "x" in needs else {})
+    return ys, kept(x, given, needs)
 
 
 def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, empty: Any) -> tuple:

@@ -1,0 +1,19 @@
+"""What every backend says of several weights of one input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+WEIGHTS = ("weight", "weight_2", "weight_3")
+BIASES = ("bias", "bias_2", "bias_3")
+
+
+def named(weights: Sequence[Any]) -> dict[str, Any]:
+    """Those that there are, by name."""
+    return {name: w for name, w in zip(WEIGHTS, weights) if w is not None}
+
+
+def kept(x: Any, weights: dict[str, Any], needs: Sequence[str]) -> dict[str, Any]:
+    """What backward takes."""
+    return ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (weights if "x" in needs else {})
