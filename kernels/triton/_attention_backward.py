@@ -18,10 +18,10 @@ BUDGETS = {
 
 @triton.jit
 def _attention_delta_kernel(
-    y, dy, dlse, lse, sinks, tops, delta, parts, Hq, Lq, DV, y_n, y_h, y_l, dy_n, dy_h, dy_l, dl_n, dl_h, dl_l,
+    y, dy, dlse, lse, sinks, tops, delta, parts, Hq, Lq, line, DV, y_n, y_h, y_l, dy_n, dy_h, dy_l, dl_n, dl_h, dl_l,
     BM: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of queries, delta = Σ dy y − dlse, and tops: lse in units of log 2, ∞ where a query sees nothing, so that its
+    """Of a tile of queries, (N, Hq, line) each: delta = Σ dy y − dlse, and tops: lse in units of log 2, ∞ where a query sees nothing, so that its
     weights are 0. parts: their part of −Σ exp(sink − lse) · delta, (N · tiles, Hq)."""
     tiles = tl.cdiv(Lq, BM)
     pid = tl.program_id(0)
@@ -39,9 +39,10 @@ def _attention_delta_kernel(
         found += tl.sum(a.to(tl.float32) * b.to(tl.float32), 1)
     if dlse is not None:
         found -= tl.load(dlse + n * dl_n + h * dl_h + i.to(tl.int64) * dl_l, there, other=0.0)
-    tl.store(delta + row, found, there)
+    to = (n * Hq + h) * line + i
+    tl.store(delta + to, found, i < line)
     at = tl.load(lse + row, there, other=-INF)
-    tl.store(tops + row, tl.where(at == -INF, INF, at * LOG2E), there)
+    tl.store(tops + to, tl.where(at == -INF, INF, at * LOG2E), i < line)
     if parts is not None:
         share = tl.where(at == -INF, 0.0, tl.exp2((tl.load(sinks + head).to(tl.float32) - at) * LOG2E))
         tl.store(parts + (n * tiles + pid % tiles) * Hq + head, -tl.sum(share * found))
@@ -95,7 +96,9 @@ def _along_queries(
             dot = tl.dot(key, query.T, input_precision=PRECISION)
         else:
             dot = in_parts(k, j, k_l, Lk, q + head * q_h, i, q_l, Lq, D, BN, BM, BD, PART, PRECISION)
-        if MASKED:
+        if BOXED:
+            top, less = tops.load([row + its_head, first]).reshape(BM), delta.load([row + its_head, first]).reshape(BM)
+        elif MASKED:
             top, less = tl.load(tops + line, i < Lq, other=INF), tl.load(delta + line, i < Lq, other=0.0)
         else:
             top, less = tl.load(tops + line), tl.load(delta + line)
@@ -166,7 +169,8 @@ def _attention_keys_kernel(
         bias += n * b_n + head * b_h
     if dy is not None and not BOXED:
         dy += n * dy_n + head * dy_h
-    given = (key, value, q, k, v, bias, seed, dy, tops, delta, (n * Hq + head) * Lq, j0, j, low, high, item, g * group)
+    row = item * Hq + g * group if BOXED else (n * Hq + head) * Lq
+    given = (key, value, q, k, v, bias, seed, dy, tops, delta, row, j0, j, low, high, item, g * group)
     numbers = (
         group, Lq, Lk, D, DV, q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain
     )  # fmt: skip
@@ -268,7 +272,11 @@ def _attention_queries_kernel(
         grad = dy.load([item, head, tile * BM, 0]).reshape(BM, BV)
     elif PART == BD and dy is not None:
         grad = rows(dy, i, dy_l, Lq, tl.arange(0, BV)[None, :], DV, False, EVEN_V)
-    top, less = tl.load(tops + row, i < Lq, other=INF), tl.load(delta + row, i < Lq, other=0.0)
+    if BOXED:
+        top = tops.load([item * Hq + head, tile * BM]).reshape(BM)
+        less = delta.load([item * Hq + head, tile * BM]).reshape(BM)
+    else:
+        top, less = tl.load(tops + row, i < Lq, other=INF), tl.load(delta + row, i < Lq, other=0.0)
     sum_q = tl.zeros((BM, BD), tl.float32)
     given = (query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high, item, head // group)
     numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain)

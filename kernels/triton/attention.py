@@ -27,6 +27,8 @@ def _choices(name: str, *more: str) -> dict[str, _configs.Choice]:
 
 FORWARD, KEYS, QUERIES = (_choices(f"attention_{name}", "half_boxes") for name in ("forward", "keys", "queries"))
 BIAS = _choices("attention_bias")
+FLOATS = 4
+"""Of a descriptor's 16 bytes."""
 DELTA = _configs.rows("attention_delta")
 HELD = 128
 """The widest heads whose two sums leave a warp group of sm_90 registers enough; sm_100 has memory of their own for them."""
@@ -148,11 +150,13 @@ def attention_forward(
     return (y, lse), saved if needs else {}
 
 
-def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Callable) -> tuple[Any, Any]:
-    """(lse in units of log 2, Σ dy y − dlse), both (N, Hq, Lq) float32; and dsinks, where it is wanted."""
+def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, unit: int, empty: Callable) -> tuple[Any, Any]:
+    """(lse in units of log 2, Σ dy y − dlse), both (N, Hq, Lq up to a multiple of unit) float32; and dsinks, where it is
+    wanted."""
     y, lse, sinks = saved["y"], saved["lse"], saved.get("sinks")
     n, heads, rows, width = y.shape
-    tops, delta = (empty((n, heads, rows), "float32") for _ in range(2))
+    line = _tile.cdiv(rows, unit) * unit
+    tops, delta = (empty((n, heads, line), "float32") for _ in range(2))
     block = max(LEAST, _tile.next_power_of_2(width))
     entry = DELTA(_tile.device(y), block)
     high = max(LEAST, entry.elements // block)
@@ -160,7 +164,7 @@ def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, empty: Cal
     parts = None if dsinks is None else empty((n * tiles, 1, heads), "float32")
     _tile.launch(
         _attention_delta_kernel, (tiles * heads * n,), y, dy, dlse, lse,
-        None if dsinks is None else _tile.dense(sinks, empty), tops, delta, parts, heads, rows, width,
+        None if dsinks is None else _tile.dense(sinks, empty), tops, delta, parts, heads, rows, line, width,
         *y.stride()[:3], *_steps("dy", dy).values(), *_steps("dl", dlse).values(), BM=high, BV=block, num_warps=entry.warps,
     )  # fmt: skip
     if parts is not None:
@@ -183,13 +187,17 @@ def attention_backward(
         name: empty(spec.shape, q.dtype, orders.get(name)) if name in needs else None
         for name, spec in zip(names, inputs)
     }
-    found = _delta(call, saved, dy, dlse, grads["sinks"], empty)
     common = call.sizes | call.steps | _steps("dy", dy) | call.numbers | call.how
     boxed = call.boxed and (dy is None or _in_boxes(dy))
 
+    found = _delta(call, saved, dy, dlse, grads["sinks"], FLOATS if boxed else 1, empty)
+
     def given(tile: dict[str, Any], boxed: bool) -> tuple:
-        grad = _box(dy, tile["BM"], tile["BV"]) if boxed and dy is not None else dy
-        return *call.given(tile, boxed), bias, call.seed, *call.cu, grad, *found
+        grad, lines = dy, found
+        if boxed:
+            grad = None if dy is None else _box(dy, tile["BM"], tile["BV"])
+            lines = tuple(_tile.described(x.view(-1, x.shape[2]), (1, tile["BM"])) for x in found)
+        return *call.given(tile, boxed), bias, call.seed, *call.cu, grad, *lines
 
     n, heads, rows, _ = q.shape
     groups, keys = k.shape[1:3]
