@@ -21,8 +21,8 @@ def _attention_delta_kernel(
     y, dy, dlse, lse, sinks, tops, delta, parts, Hq, Lq, line, DV, y_n, y_h, y_l, dy_n, dy_h, dy_l, dl_n, dl_h, dl_l,
     BM: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of queries, (N, Hq, line) each: delta = Σ dy y − dlse, and tops: lse in units of log 2, ∞ where a query sees nothing, so that its
-    weights are 0. parts: their part of −Σ exp(sink − lse) · delta, (N · tiles, Hq)."""
+    """Of a tile of queries, (N, Hq, line) each: delta = Σ dy y − dlse, and tops: lse in units of log 2, ∞ where a query sees
+    nothing, so that its weights are 0. parts: their part of −Σ exp(sink − lse) · delta, (N · tiles, Hq)."""
     tiles = tl.cdiv(Lq, BM)
     pid = tl.program_id(0)
     head = pid // tiles % Hq
@@ -50,22 +50,24 @@ def _attention_delta_kernel(
 
 @triton.jit
 def weights(
-    dot, bias, top, i, j, low, high, Lq, Lk, b_i, b_j, scale, softcap,
-    MASKED: tl.constexpr, CAPPED: tl.constexpr, ALONG_QUERIES: tl.constexpr,
+    dot, bias, top, i, j, place, low, high, Lq, Lk, b_i, b_j, scale, softcap,
+    MASKED: tl.constexpr, LEFT: tl.constexpr, CAPPED: tl.constexpr, ALONG_QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """(the softmax's weights, the cap's slope); top: (BM,) of the queries."""
+    """(the softmax's weights, the cap's slope); top: (BM,) of the queries. MASKED: columns see the places below high (rows, 1),
+    LEFT: from low on."""
     if bias is None and not CAPPED:  # one multiplication and addition an element
         s, slope = dot * (scale * LOG2E), 1.0
     else:
         s, slope = scored(dot, bias, i, j, Lq, Lk, b_i, b_j, scale, softcap, CAPPED)
     if ALONG_QUERIES:
         w = tl.exp2(s - top[None, :])
-        if MASKED:
-            w = tl.where((i >= low[:, None]) & (i < high[:, None]), w, 0.0)
     else:
         w = tl.exp2(s - top[:, None])
-        if MASKED:
-            w = tl.where((j >= low[:, None]) & (j < high[:, None]), w, 0.0)
+    if MASKED:
+        seen = place < high
+        if LEFT:
+            seen &= place >= low
+        w = tl.where(seen, w, 0.0)
     return w, slope
 
 
@@ -73,7 +75,7 @@ def weights(
 def _along_queries(
     dk, dv, key, value, q, k, v, bias, seed, dy, tops, delta, row, j0, j, low, high, n, h, start, stop, group, Lq, Lk, D, DV,
     q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain,
-    MASKED: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    MASKED: tl.constexpr, LEFT: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
     """(dk, dv) of keys j with the queries of a group's heads from start to stop, one head after the other: one loop, since
@@ -103,8 +105,9 @@ def _along_queries(
         else:
             top, less = tl.load(tops + line), tl.load(delta + line)
         w, slope = weights(
-            dot, its, top, i[None, :], j[:, None], low, high, Lq, Lk, b_i, b_j, scale, softcap, MASKED, CAPPED, True
-        )
+            dot, its, top, i[None, :], j[:, None], tl.arange(0, BM)[None, :], (low - first)[:, None], (high - first)[:, None],
+            Lq, Lk, b_i, b_j, scale, softcap, MASKED, LEFT, CAPPED, True,
+        )  # fmt: skip
         dw = tl.zeros((BN, BM), tl.float32)
         if dy is not None:
             if BOXED:
@@ -174,18 +177,19 @@ def _attention_keys_kernel(
     numbers = (
         group, Lq, Lk, D, DV, q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain
     )  # fmt: skip
-    if AFTER or cu_q is not None:
+    LEFT: tl.constexpr = AFTER or cu_q is not None
+    if LEFT:
         sum_k, sum_v = _along_queries(
             sum_k, sum_v, *given, first, whole, *numbers,
-            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+            True, LEFT, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
         )  # fmt: skip
     sum_k, sum_v = _along_queries(
         sum_k, sum_v, *given, whole, partial, *numbers,
-        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+        False, LEFT, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     sum_k, sum_v = _along_queries(
         sum_k, sum_v, *given, partial, end, *numbers,
-        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+        True, LEFT, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     there = (j < Lk)[:, None]
     at = j.to(tl.int64)[:, None]
@@ -201,7 +205,7 @@ def _attention_keys_kernel(
 def _along_keys(
     dq, query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high, n, g, start, stop, Lq, Lk, D, DV,
     q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain,
-    MASKED: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    MASKED: tl.constexpr, LEFT: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
     """dq of queries i with the keys from start to stop."""
@@ -225,8 +229,9 @@ def _along_keys(
             else:
                 dw = in_parts(dy, i, dy_l, Lq, v, j, v_l, Lk, DV, BM, BN, BV, PART, PRECISION)
         w, slope = weights(
-            dot, bias, top, i[:, None], j[None, :], low, high, Lq, Lk, b_i, b_j, scale, softcap, MASKED, CAPPED, False
-        )
+            dot, bias, top, i[:, None], j[None, :], tl.arange(0, BN)[None, :], (low - first)[:, None], (high - first)[:, None],
+            Lq, Lk, b_i, b_j, scale, softcap, MASKED, LEFT, CAPPED, False,
+        )  # fmt: skip
         if seed is not None:
             dw = tl.where(kept(seed, row, quarters, first, threshold, BN), dw * gain, 0.0)
         ds = w * (dw - less[:, None]) * slope
@@ -280,18 +285,19 @@ def _attention_queries_kernel(
     sum_q = tl.zeros((BM, BD), tl.float32)
     given = (query, grad, q, k, v, bias, seed, dy, top, less, row, i, low, high, item, head // group)
     numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, dy_l, scale, softcap, quarters, threshold, gain)
-    if BEFORE or cu_q is not None:
+    LEFT: tl.constexpr = BEFORE or cu_q is not None
+    if LEFT:
         sum_q = _along_keys(
             sum_q, *given, first, whole, *numbers,
-            True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+            True, LEFT, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
         )  # fmt: skip
     sum_q = _along_keys(
         sum_q, *given, whole, partial, *numbers,
-        False, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+        False, LEFT, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     sum_q = _along_keys(
         sum_q, *given, partial, end, *numbers,
-        True, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+        True, LEFT, CAPPED, BM, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     dq += n * dq_n + h * dq_h
     at = dq + i.to(tl.int64)[:, None] * dq_l + d

@@ -66,8 +66,9 @@ def _attention_bias_kernel(
         top, less = tl.load(tops + row, i < Lq, other=INF), tl.load(delta + row, i < Lq, other=0.0)
         its = bias + n * b_n + h * b_h
         w, _ = weights(
-            dot, its, top, i[:, None], j[None, :], low, most, Lq, Lk, b_i, b_j, scale, softcap, True, CAPPED, False
-        )
+            dot, its, top, i[:, None], j[None, :], j[None, :], low[:, None], most[:, None], Lq, Lk, b_i, b_j, scale, softcap,
+            True, True, CAPPED, False,
+        )  # fmt: skip
         if seed is not None:
             dw = tl.where(kept(seed, row, quarters, j0, threshold, BN), dw * gain, 0.0)
         acc += w * (dw - less[:, None])

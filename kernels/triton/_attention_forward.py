@@ -17,10 +17,10 @@ BUDGETS = {
 def _along(
     acc, top, total, query, q, k, v, bias, seed, row, i, low, high, n, g, start, stop, Lq, Lk, D, DV,
     q_l, k_l, v_l, b_i, b_j, scale, softcap, quarters, threshold,
-    MASKED: tl.constexpr, PLAIN: tl.constexpr, CAPPED: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    MASKED: tl.constexpr, LEFT: tl.constexpr, PLAIN: tl.constexpr, CAPPED: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
-    """(acc, top, total) after the keys from start to stop."""
+    """(acc, top, total) after the keys from start to stop. LEFT: there are keys before what a query sees."""
     for first in range(start, stop, BN):
         j = first + tl.arange(0, BN)
         if BOXED:
@@ -35,7 +35,11 @@ def _along(
         else:
             s, _ = scored(dot, bias, i[:, None], j[None, :], Lq, Lk, b_i, b_j, scale, softcap, CAPPED)
         if MASKED:
-            s = tl.where((j[None, :] >= low[:, None]) & (j[None, :] < high[:, None]), s, -INF)
+            place = tl.arange(0, BN)[None, :]
+            seen = place < (high - first)[:, None]
+            if LEFT:
+                seen &= place >= (low - first)[:, None]
+            s = tl.where(seen, s, -INF)
         if PLAIN:
             higher = tl.maximum(top, tl.max(s, 1) * (scale * LOG2E))
         else:
@@ -98,18 +102,19 @@ def _attention_forward_kernel(
     total = tl.zeros((BM,), tl.float32)
     given = (query, q, k, v, bias, seed, row, i, low, high, item, head // group)
     numbers = (Lq, Lk, D, DV, q_l, k_l, v_l, b_i, b_j, scale, softcap, quarters, threshold)
-    if BEFORE or cu_q is not None:
+    LEFT: tl.constexpr = BEFORE or cu_q is not None
+    if LEFT:
         acc, top, total = _along(
             acc, top, total, *given, first, whole, *numbers,
-            True, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+            True, LEFT, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
         )  # fmt: skip
     acc, top, total = _along(
         acc, top, total, *given, whole, partial, *numbers,
-        False, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+        False, LEFT, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     acc, top, total = _along(
         acc, top, total, *given, partial, end, *numbers,
-        True, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
+        True, LEFT, PLAIN, CAPPED, BN, BD, BV, PART, EVEN_D, EVEN_V, PRECISION, BOXED,
     )  # fmt: skip
     if sinks is not None:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2E
