@@ -73,7 +73,7 @@ def weights(
 
 @triton.jit
 def _along_queries(
-    dk, dv, key, value, q, k, v, bias, seed, dy, tops, delta, row, j0, j, low, high, n, h, start, stop, group, Lq, Lk, D, DV,
+    dk, dv, key, value, q, k, v, bias, seed, dy, tops, delta, row, j0, j, low, high, n, h, start, stop, group, Lq, line, Lk, D, DV,
     q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain,
     MASKED: tl.constexpr, LEFT: tl.constexpr, CAPPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     PART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
@@ -86,7 +86,7 @@ def _along_queries(
     for _ in range(0, steps):
         head = its_head.to(tl.int64)
         i = first + tl.arange(0, BM)
-        line = row + head * Lq + i
+        at = row + head * line + i
         its = bias
         if bias is not None:
             its = bias + head * b_h
@@ -101,9 +101,9 @@ def _along_queries(
         if BOXED:
             top, less = tops.load([row + its_head, first]).reshape(BM), delta.load([row + its_head, first]).reshape(BM)
         elif MASKED:
-            top, less = tl.load(tops + line, i < Lq, other=INF), tl.load(delta + line, i < Lq, other=0.0)
+            top, less = tl.load(tops + at, i < Lq, other=INF), tl.load(delta + at, i < Lq, other=0.0)
         else:
-            top, less = tl.load(tops + line), tl.load(delta + line)
+            top, less = tl.load(tops + at), tl.load(delta + at)
         w, slope = weights(
             dot, its, top, i[None, :], j[:, None], tl.arange(0, BM)[None, :], (low - first)[:, None], (high - first)[:, None],
             Lq, Lk, b_i, b_j, scale, softcap, MASKED, LEFT, CAPPED, True,
@@ -120,7 +120,7 @@ def _along_queries(
                 dw = in_parts(v, j, v_l, Lk, dy + head * dy_h, i, dy_l, Lq, DV, BN, BM, BV, PART, PRECISION)
             given = w
             if seed is not None:
-                here = kept(seed, line, quarters, j0, threshold, BN).T
+                here = kept(seed, at, quarters, j0, threshold, BN).T
                 given = tl.where(here, w, 0.0)
                 dw = tl.where(here, dw * gain, 0.0)
             dv = tl.dot(given.to(grad.dtype), grad, dv, input_precision=PRECISION)
@@ -134,13 +134,14 @@ def _along_queries(
 
 @triton.jit
 def _attention_keys_kernel(
-    q, k, v, bias, seed, cu_q, cu_k, dy, tops, delta, dk, dv, Hq, Lq, Lk, D, DV, group, sequences, depth,
+    q, k, v, bias, seed, cu_q, cu_k, dy, tops, delta, dk, dv, Hq, Lq, line, Lk, D, DV, group, sequences, depth,
     q_n, q_h, q_l, k_n, k_h, k_l, v_n, v_h, v_l, b_n, b_h, b_i, b_j, dy_n, dy_h, dy_l,
     dk_n, dk_h, dk_l, dv_n, dv_h, dv_l, scale, softcap, before, after, quarters, threshold, gain,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BOTTOM: tl.constexpr, CAPPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
     EVEN_D: tl.constexpr, EVEN_V: tl.constexpr, PRECISION: tl.constexpr, BOXED: tl.constexpr,
 ):  # fmt: skip
+    """line: from one head's tops and delta to the next one's; Lq where there is dropout, whose draws are counted by it."""
     tiles = tl.cdiv(Lk, BN)
     pid = tl.program_id(0)
     groups = Hq // group
@@ -172,10 +173,10 @@ def _attention_keys_kernel(
         bias += n * b_n + head * b_h
     if dy is not None and not BOXED:
         dy += n * dy_n + head * dy_h
-    row = item * Hq + g * group if BOXED else (n * Hq + head) * Lq
+    row = item * Hq + g * group if BOXED else (n * Hq + head) * line
     given = (key, value, q, k, v, bias, seed, dy, tops, delta, row, j0, j, low, high, item, g * group)
     numbers = (
-        group, Lq, Lk, D, DV, q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain
+        group, Lq, line, Lk, D, DV, q_h, q_l, k_l, v_l, b_h, b_i, b_j, dy_h, dy_l, scale, softcap, quarters, threshold, gain
     )  # fmt: skip
     LEFT: tl.constexpr = AFTER or cu_q is not None
     if LEFT:

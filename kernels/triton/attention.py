@@ -189,7 +189,6 @@ def attention_backward(
     }
     common = call.sizes | call.steps | _steps("dy", dy) | call.numbers | call.how
     boxed = call.boxed and (dy is None or _in_boxes(dy))
-
     found = _delta(call, saved, dy, dlse, grads["sinks"], FLOATS if boxed else 1, empty)
 
     def given(tile: dict[str, Any], boxed: bool) -> tuple:
@@ -207,7 +206,7 @@ def attention_backward(
         c, tile = call.tile(KEYS, rows, held)
         _tile.launch(
             _attention_keys_kernel, (_tile.cdiv(keys, c.BN) * groups * n,), *given(tile, held), dk, dv,
-            **common, **_steps("dk", dk), **_steps("dv", dv), BOXED=held, **tile,
+            **common, **_steps("dk", dk), **_steps("dv", dv), line=found[0].shape[2], BOXED=held, **tile,
         )  # fmt: skip
     if dq is not None:
         c, tile = call.tile(QUERIES, rows, boxed)
