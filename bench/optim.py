@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gpulayers.kernels._updates import adam_numbers, rmsprop_numbers
 
-from gpulayers.arrays import Spec, float32
+from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.ops import optim as ops
 
-from .cases.case import ONE_ARCH, Case, Squares
+from .cases.case import ONE_ARCH, Case, Seeds, Squares
 
 
 def _transformer(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -42,6 +43,12 @@ def _sgd(params: Any, grads: Any, m: Any) -> None:
     )  # fmt: skip
 
 
+def _adam_options() -> dict[str, Any]:
+    """AdamW's first step, as ``_adamw`` makes it."""
+    numbers = adam_numbers(1, 1e-3, (0.9, 0.999), 1e-8)[1]
+    return {"rule": "adam", "numbers": numbers, "shrink": 1 - 1e-3 * 1e-2}
+
+
 def cases() -> list[Case]:
     found = []
     for name, shapes, cpu in (
@@ -53,16 +60,30 @@ def cases() -> list[Case]:
         squares, headline = [Squares(s) for s in shapes], name.startswith("GPT-2")
         adamw = (shapes, shapes, shapes, squares)
         found.append(Case(ops.adamw_update, name, adamw, {}, _adamw, cpu=cpu, headline=headline))
+        if name.startswith("small"):
+            found.append(Case(ops.optimizer_update, name, adamw, _adam_options(), _adamw, cpu=cpu))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
     return found
 
 
 def audits() -> list[Case]:
-    """Parameters of any type, their state in float32."""
+    """Parameters of any type, their state in float32; the rules that a kernel has for 16-bit parameters."""
     shapes = [(4096, 4096), (4096,), (33, 7)]
-    state = [Spec(s, float32) for s in shapes]
+    state, halves = ([Spec(s, t) for s in shapes] for t in (float32, bfloat16))
+    scale = Spec((1,), float32)
+    adam = _adam_options()
+    rmsprop = {"rule": "rmsprop_centered_momentum", "numbers": rmsprop_numbers(1e-3, 0.99, 1e-8, 0.9, True)[1]}
     return [
         Case(ops.adamw_update, "state in float32", (shapes, shapes, state, state)),
         Case(ops.sgd_update, "nesterov", (shapes, shapes, state), {"momentum": 0.9, "nesterov": True}),
         Case(ops.sgd_update, "without momentum", (shapes, shapes, None), archs=ONE_ARCH),
+        Case(ops.optimizer_update, "Adam, masters", (shapes, shapes, state, state, None, state), adam),
+        Case(
+            ops.optimizer_update,
+            "Adam, rounded by chance",
+            (*[halves] * 4, None, None, scale, Seeds()),
+            adam,
+            archs=ONE_ARCH,
+        ),
+        Case(ops.optimizer_update, "RMSprop", (shapes, shapes, state, state, state), rmsprop, archs=ONE_ARCH),
     ]

@@ -87,6 +87,7 @@ EVERY_OP = {
     "threshold": ["4,8", "--options", "threshold=0.0, value=0.0"],
     "sgd_update": ["[8", "3,4]", "[8", "3,4]"],
     "adamw_update": ["[8]", "[8]", "[8]", "[8]"],
+    "optimizer_update": ["[8]", "[8]"],
 }
 
 

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from gpulayers.kernels import _updates
 
-from gpulayers.ops.optim import adamw_update, sgd_update
+from gpulayers import dispatch
+from gpulayers.ops.optim import adamw_update, optimizer_update, sgd_update
 from gpulayers.testing.check_op import check_op
 
 SHAPES = [(3, 5), (), (17,), (0, 4), (2, 3, 4)]
@@ -114,6 +116,22 @@ def test_layouts():
     check_op(sgd_update, params, *rest[:2], momentum=0.9)
 
 
+def test_errors_of_rules():
+    p = draw(0)
+    for arguments, options, text in (
+        ((), {"rule": "none"}, "rule: the rule is one of sgd, .*; got 'none'"),
+        ((), {"rule": "adam", "numbers": (0.5,) * 7}, "first: the rule is a list for adam; got None"),
+        ((p,), {}, "first: the rule is None for sgd; got a list"),
+        ((), {"numbers": (1.0, 2.0)}, "numbers: the rule is 1 numbers for sgd; got 2"),
+        ((None, None, None, p), {}, r"masters\[0\]: the rule is dtype = float32; got float64"),
+        ((None,) * 4 + (np.ones(2, "f4"),), {}, r"scale: the rule is one float32 number; got float32\[2\]"),
+        ((None,) * 5 + (np.ones(3, int),), {}, r"seed: the rule is int64, shape \[2\]; got int64\[3\]"),
+        ((None,) * 5 + (np.ones(2, int),), {}, r"params\[0\]: the rule is dtype ∈ {bfloat16, float32} with a seed"),
+    ):
+        with pytest.raises((ValueError, RuntimeError, TypeError), match=f"optimizer_update: {text}"):
+            optimizer_update(p, p, *arguments, **options)
+
+
 def test_errors():
     p, g = draw(0), draw(1)
     with pytest.raises(RuntimeError, match=r"sgd_update: grads: the rule is one array for each parameter: 5; got 4"):
@@ -130,3 +148,69 @@ def test_errors():
         adamw_update(p, g, g, g, betas=(0.9, 1.0))
     with pytest.raises(ValueError, match="adamw_update: weight_decay: the rule is weight_decay ≥ 0; got -1"):
         adamw_update(p, g, g, g, weight_decay=-1)
+
+
+@pytest.mark.parametrize("rule", _updates.UPDATES)
+def test_each_rules_kernels(rule):
+    """NumPy's and Triton's follow the definition; numbers are such that each shows."""
+    _, states, count = _updates.UPDATES[rule]
+    state = [draw(i + 2, [(6,), (3, 4)], 0.1) for i in range(states)]
+    if "centered" in rule:
+        state[0] = [x + 9 for x in state[0]]  # as a variance is
+    numbers = (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)[:count]
+    arrays = draw(0, [(6,), (3, 4)]), draw(1, [(6,), (3, 4)]), *state
+    options = {"rule": rule, "numbers": numbers, "l2": 0.1, "shrink": 0.9, "grad_scale": 0.5}
+    served = check_op(optimizer_update, *arrays, **options, dtypes=["float64", "float32"])
+    assert {"definition", "numpy", "triton"} <= set(served)
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_masters_and_a_scale_on_the_device(half):
+    """Parameters and gradients of 16 bits; the masters move, and the parameters are them, rounded."""
+    import ml_dtypes
+
+    kind = np.dtype(getattr(ml_dtypes, half, half))
+    params, grads = ([a.astype(kind) for a in draw(s)] for s in (0, 1))
+    masters, m, v = ([a.astype("f4") for a in draw(s, low=low)] for s, low in ((0, None), (2, None), (3, 0.1)))
+    options = {"rule": "adam", "numbers": _updates.adam_numbers(2, 0.1, (0.9, 0.99), 1e-3)[1]}
+    for scale in (0.5, np.nan):
+        given = masters, np.array([scale], "f4")
+        check_op(optimizer_update, params, grads, m, v, None, *given, **options, dtypes=["float32"])
+
+
+def test_a_scale_that_is_not_finite_writes_nothing():
+    p = [np.ones(5, "f4")]
+    for backend in ("definition", "numpy"):
+        with dispatch.policy(backends=(backend,)):
+            for value in (np.nan, np.inf, -np.inf):
+                optimizer_update(p, p, *[None] * 4, np.array([value], "f4"))
+    assert (p[0] == 1).all()
+
+
+def by_chance(backend: str, params, grads, seed) -> list[np.ndarray]:
+    import ml_dtypes
+
+    copies = [np.array(p, ml_dtypes.bfloat16, order="K") for p in params]
+    with dispatch.policy(backends=(backend,)):
+        optimizer_update(copies, grads, *[None] * 5, np.array([seed, 5]), numbers=(1.0,))
+    return copies
+
+
+def test_rounding_by_chance():
+    """The same bits from every backend, right on average, exact numbers and infinities kept."""
+    import ml_dtypes
+
+    params = [np.ones((3, 5)), np.ones(40_000), np.ones((4, 6)).T]
+    grads = [np.full_like(p, 2.0**-11, "f4") for p in params]
+    grads[0][0, :2] = 0.5, np.inf
+    definition = by_chance("definition", params, grads, 7)
+    for x, y in zip(definition, by_chance("numpy", params, grads, 7)):
+        assert np.array_equal(x.view(np.uint16), y.view(np.uint16))
+    assert definition[0][0, 0] == 0.5 and definition[0][0, 1] == -np.inf
+    wide = definition[1].astype(np.float64)  # a step of bfloat16 below 1 is 2⁻⁸
+    assert set(np.unique(wide)) == {1 - 2.0**-8, 1.0}
+    assert abs((1 - wide).mean() / 2.0**-11 - 1) < 5 * np.sqrt(8 / len(wide))
+    assert not np.array_equal(definition[1], by_chance("definition", params, grads, 8)[1])
+    p, g = ([np.array(x, t) for x in (params[0], params[2])] for t in (ml_dtypes.bfloat16, "f4"))
+    g = [x / 3000 for x in g]
+    check_op(optimizer_update, p, g, None, None, None, None, None, np.array([7, 5]), numbers=(1.0,), dtypes=["float32"])

@@ -10,24 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpulayers.arrays import FLOATS, Spec, compute_dtype, namespace
-from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.arrays import compute_dtype, namespace
+from gpulayers.definition import ArgumentError, Rule, ShapeError
+from gpulayers.ops._lists import check_lists
 from gpulayers.ops._op import Op
-
-
-def _check_lists(params: Any, **others: Any) -> None:
-    for name, arrays in (("params", params), *others.items()):
-        if not isinstance(arrays, list | tuple) or isinstance(arrays, Spec):
-            raise KindError(name, "a list of arrays", arrays)
-        if len(arrays) != len(params):
-            raise ShapeError(name, f"one array for each parameter: {len(params)}", len(arrays))
-        for i, (x, p) in enumerate(zip(arrays, params)):
-            if x.dtype not in FLOATS:
-                raise UnsupportedTypeError(f"{name}[{i}]", "dtype ∈ {float64, float32, float16, bfloat16}", x.dtype)
-            if tuple(x.shape) != tuple(p.shape):
-                raise ShapeError(
-                    f"{name}[{i}]", f"{name}[{i}].shape = params[{i}].shape = {list(p.shape)}", list(x.shape)
-                )
+from gpulayers.ops._optimizer_update import optimizer_update as optimizer_update
 
 
 def _check_at_least(least: float, **values: float) -> None:
@@ -45,7 +32,7 @@ def sgd_update_rule(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> Rule:
-    _check_lists(params, grads=grads, **({} if momentums is None else {"momentums": momentums}))
+    check_lists(params, grads=grads, **({} if momentums is None else {"momentums": momentums}))
     return Rule({})
 
 
@@ -125,7 +112,7 @@ def adamw_update_rule(
     needs: tuple = (),
     maximize: bool = False,
 ) -> Rule:
-    _check_lists(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
+    check_lists(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     return Rule({})
 
 

@@ -1,4 +1,4 @@
-"""``torch.optim``'s SGD and AdamW with one update launch over all parameters of a group.
+"""``torch.optim``'s optimizers with one update launch over all parameters of a group.
 
 They are torch's own classes with another ``step``: arguments, param groups, hooks, state and state dicts are torch's, so
 either loads what the other saved. Parameters and state are written where they lie, DTensors of FSDP2 in their local part.
@@ -11,9 +11,8 @@ not plain dense ones (SGD's sparse gradients; AdamW's raise, as torch's do), and
 
 from __future__ import annotations
 
-import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,16 +24,20 @@ from torch.optim.sgd import sgd
 from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops import optim as ops
-from gpulayers.ops._op import Op
 from gpulayers.torch._again import Again
-from gpulayers.torch._op import _FLOATS, _PLAIN, fallbacks, is_plain
+from gpulayers.torch._optimizers import Adagrad as Adagrad
+from gpulayers.torch._optimizers import Adam as Adam
+from gpulayers.torch._optimizers import Adamax as Adamax
+from gpulayers.torch._optimizers import Lion as Lion
+from gpulayers.torch._optimizers import NAdam as NAdam
+from gpulayers.torch._optimizers import RAdam as RAdam
+from gpulayers.torch._optimizers import RMSprop as RMSprop
+from gpulayers.torch._optimizers import WithMasters
+from gpulayers.torch._optimizers import get_ema_multi_avg_fn as get_ema_multi_avg_fn
+from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _loss, _numbers, _scaling, _updated
 
 _sgd: Any = sgd
 _adam: Any = adam
-
-
-class _Left(Exception):
-    """Torch's own step must update this group; says why."""
 
 
 class SGD(torch.optim.SGD):
@@ -72,12 +75,14 @@ class SGD(torch.optim.SGD):
         return [*launches, lambda: operator.setitem(momentums, slice(None), fresh)]  # once they are written
 
 
-class AdamW(torch.optim.AdamW):
-    """``torch.optim.AdamW`` over gpulayers' kernels."""
+class AdamW(WithMasters, torch.optim.AdamW):
+    """``torch.optim.AdamW`` over gpulayers' kernels; master_weights, bf16_stochastic_round: as ``Adam`` here has them."""
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. closure: computes the loss anew; its value is returned."""
+        if self.master_weights or self.bf16_stochastic_round:
+            return self._ruled_step(closure)
         _check_capture(self)
         loss = _loss(closure)
         for i, group in enumerate(self.param_groups):
@@ -85,14 +90,14 @@ class AdamW(torch.optim.AdamW):
                 continue
             lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
             has_complex = self._init_group(group, *lists)
-            if not _updated(self, lambda: self._launches(group, *lists)):  # noqa: B023
+            if not _updated(self, lambda: self._plain_launches(group, *lists)):  # noqa: B023
                 names = ("amsgrad", "lr", "weight_decay", "eps", "maximize", "foreach", "capturable", "differentiable")
                 rest = {name: group[name] for name in (*names, "fused", "decoupled_weight_decay")}
                 rest |= dict(zip(("beta1", "beta2"), group["betas"]))
                 _adam(*lists, has_complex=has_complex, **rest, **_scaling(self))
         return loss
 
-    def _launches(
+    def _plain_launches(
         self, group: dict, params: list, grads: list, exp_avgs: list, exp_avg_sqs: list, _: list, steps: list
     ) -> list:
         _check_flags(group)
@@ -148,96 +153,3 @@ def _check_flags(group: dict) -> None:
 def _adamw_numbers(group: dict) -> dict[str, Any]:
     betas = _numbers(dict(enumerate(group["betas"])), 0, 1)
     return _numbers(group, "lr", "eps", "weight_decay") | {"betas": (betas[0], betas[1])}
-
-
-class _Launch:
-    """One update of some of a group's tensors, planned; call it to run it. Raises what its op's rule raises."""
-
-    def __init__(self, op: Op, lists: list[list[Tensor]], options: dict[str, Any]):
-        self.op, self.lists = op, lists
-        self.local = [[_local(t, p) for t, p in zip(tensors, lists[0])] for tensors in lists]
-        self.plan, self.values = dispatch.plan_for(op, self.local, (), options)
-
-    def __call__(self) -> None:
-        self.plan.run_forward(*self.local, **self.values)
-        for name, tensors in zip(self.op.inputs, self.lists):
-            if name in self.op.updates:
-                torch.autograd.graph.increment_version(tensors)
-
-
-def _check_capture(optimizer: torch.optim.Optimizer) -> None:
-    """torch's error for a CUDA graph that captures a step without ``capturable``."""
-    name = "_accelerator_graph_capture_health_check"
-    old = "_cuda_graph_capture_health_check"  # before torch 2.10
-    getattr(optimizer, name if hasattr(optimizer, name) else old)()
-
-
-def _loss(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def _scaling(optimizer: Any) -> dict[str, Any]:
-    """What GradScaler leaves on a ``fused`` optimizer."""
-    return {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
-
-
-def _updated(optimizer: Any, launches: Callable[[], list]) -> bool:
-    """Run the launches of a group; False where it is torch's to update."""
-    if torch.compiler.is_compiling():
-        return False
-    name = type(optimizer).__name__
-    try:
-        scale, found_inf = _scaling(optimizer).values()
-        if any(t is not None and not t.is_cpu for t in (scale, found_inf)):
-            raise _Left("GradScaler's numbers are on a GPU, and reading them would wait")
-        planned = launches()
-    except (_Left, RuleError, dispatch.Refused) as why:
-        policy = dispatch._policy.get()
-        if isinstance(why, dispatch.Refused) and (policy.strict or "definition" not in policy.backends):
-            raise
-        if policy.strict:
-            raise dispatch.Refused(f"{name}: strict mode forbids torch's own step ({why})") from None
-        if (name, str(why)) not in fallbacks:
-            fallbacks.add((name, str(why)))
-            dispatch.log.log(logging.INFO, "%s runs on torch's own step (%s)", name, why)
-        return False
-    if found_inf is not None and found_inf.item():
-        return True  # nothing moves, the step count neither
-    if scale is not None:  # as torch's fused step, it leaves the gradients unscaled
-        grads = [g for each in planned if isinstance(each, _Launch) for g in each.local[1]]
-        torch._foreach_div_(grads, scale)
-    for each in planned:
-        each()
-    return True
-
-
-def _numbers(group: dict, *names: Any) -> dict[Any, float]:
-    """These hyperparameters as numbers; a tensor of one element is one too."""
-    for name in names:
-        value = group[name]
-        if isinstance(value, Tensor) and (not value.is_cpu or value.requires_grad):
-            raise _Left(f"{name} is a tensor that has a gradient or is on a GPU")
-    return {name: float(group[name]) for name in names}
-
-
-def _alike(params: Sequence[Tensor], marks: Sequence[Any]) -> list[list[int]]:
-    """Indices of the parameters that one launch updates: one device, dtype and mark (the step)."""
-    groups: dict[tuple, list[int]] = {}
-    for i, (p, mark) in enumerate(zip(params, marks)):
-        groups.setdefault((p.device, p.dtype, mark), []).append(i)
-    return list(groups.values())
-
-
-def _local(t: Tensor, p: Tensor) -> Tensor:
-    """The plain tensor that ``t``, which belongs to parameter ``p``, is on this process."""
-    if type(t) not in _PLAIN and hasattr(t, "to_local"):
-        if (t.placements, t.device_mesh) != (getattr(p, "placements", None), getattr(p, "device_mesh", None)):  # type: ignore[attr-defined]
-            raise _Left("a gradient or state is spread over the processes in another way than its parameter")
-        t = t.to_local()
-    plain = is_plain(t) and t.dtype in _FLOATS and (t.is_cpu or t.is_cuda)
-    if not plain or torch._C._len_torch_dispatch_stack():
-        raise _Left(f"a {t.dtype} {type(t).__name__} ({t.layout}, {t.device.type}) is no plain dense tensor of floats")
-    return t

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import _blocks
+from gpulayers.arrays import bfloat16
+
+from .._updates import bound
+from . import _blocks, _random
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 
@@ -17,14 +21,16 @@ def _order(x: np.ndarray) -> list[int]:
     return sorted(range(x.ndim), key=lambda a: -x.strides[a])
 
 
-def _over(arrays: Sequence[np.ndarray], written: Sequence[int], update: Callable) -> None:
+def _over(
+    arrays: Sequence[np.ndarray], written: Sequence[int], update: Callable, finish: Callable | None = None
+) -> None:
     """update(*blocks) on float32 blocks of arrays of one shape, in place; other dtypes and layouts are copied in and
-    back."""
+    back, after finish(the first block, its first element)."""
     flat = [_blocks.flat(x) for x in arrays]
     alike = all(x.flags.c_contiguous for x in arrays) or all(_order(x) == _order(arrays[0]) for x in arrays)
     if any(x is None for x in flat) or not alike:
         copies = [np.ascontiguousarray(x) for x in arrays]
-        _over(copies, written, update)
+        _over(copies, written, update, finish)
         for i in written:
             arrays[i][...] = copies[i]
         return
@@ -34,6 +40,8 @@ def _over(arrays: Sequence[np.ndarray], written: Sequence[int], update: Callable
         blocks = [v.astype(np.float32, copy=False) for v in views]
         with np.errstate(all="ignore"):
             update(*blocks)
+            if finish is not None:
+                finish(blocks[0], lo)
             for i in written:
                 if blocks[i] is not views[i]:
                     views[i][...] = blocks[i]
@@ -134,4 +142,54 @@ def adamw_update_forward(
 
     for arrays in zip(params, grads, exp_avgs, exp_avg_sqs):
         _over(arrays, (0, 2, 3), update)
+    return (), {}
+
+
+_PLACE = 40
+"""Array k of a list draws the words of the counters from k · 2⁴⁰ on."""
+
+
+def _round(w: np.ndarray, first: int, seed: tuple[int, int], place: int) -> None:
+    """Round elements from the ``first`` on to bfloat16, up or down by chance, in place."""
+    skipped, last = first % 4, first + w.size
+    counter = np.arange(first // 4, -(-last // 4), dtype=np.uint64) + np.uint64(place << _PLACE)
+    words = np.stack(_random.philox(seed[0], counter, seed[1]), axis=1).reshape(-1)[skipped : skipped + w.size]
+    bits = w.view(np.uint32)
+    up = (bits + (words & np.uint64(0xFFFF)).astype(np.uint32)) & np.uint32(0xFFFF0000)
+    np.copyto(bits, up, where=(bits & np.uint32(0x7F800000)) != np.uint32(0x7F800000))
+
+
+def optimizer_update_refuses(
+    params: Any, grads: Any, first: Any = None, second: Any = None, third: Any = None, masters: Any = None,
+    scale: Any = None, seed: Any = None, *, needs: tuple = (), **options: Any,
+) -> str | None:  # fmt: skip
+    return _refuses(params, grads, first, second, third)
+
+
+def optimizer_update_forward(
+    params: list, grads: list, first: list | None = None, second: list | None = None, third: list | None = None,
+    masters: list | None = None, scale: Any = None, seed: Any = None, *, needs: tuple = (), rule: str = "sgd",
+    numbers: tuple = (1e-3,), l2: float = 0.0, shrink: float = 1.0, grad_scale: float = 1.0,
+) -> tuple[tuple, dict]:  # fmt: skip
+    factor = grad_scale if scale is None else grad_scale * float(scale.reshape(()))
+    if scale is not None and not math.isfinite(factor):
+        return (), {}
+    formula, given = bound(rule, np), tuple(map(float, numbers))
+
+    def update(p: np.ndarray, g: np.ndarray, *rest: np.ndarray) -> None:
+        source, states = (p, rest) if masters is None else (rest[0], rest[1:])
+        u = g * factor
+        if l2:
+            u += l2 * source
+        w, *new = formula(source if shrink == 1 else shrink * source, u, *states, *given)
+        for old, x in zip((p, source, *states), (w, w, *new)):
+            np.copyto(old, x)
+
+    lists = [x for x in (params, grads, masters, first, second, third) if x is not None]
+    halves = None if seed is None else _random.halves(seed)
+    for place, arrays in enumerate(zip(*lists)):
+        finish = None
+        if halves is not None and arrays[0].dtype == bfloat16:
+            finish = functools.partial(_round, seed=halves, place=place)
+        _over(arrays, (0, *range(2, len(arrays))), update, finish)
     return (), {}

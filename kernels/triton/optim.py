@@ -7,6 +7,7 @@ each set of sizes. The addresses may change with every step: launches write them
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
+from .._updates import MOST_NUMBERS, UPDATES
 from . import _configs, _tile
+from ._random import words
 
 SGD_UPDATE = _configs.rows("sgd_update")
 ADAMW_UPDATE = _configs.rows("adamw_update")
+OPTIMIZER_UPDATE = _configs.rows("optimizer_update")
 """Elements that a program updates at a time."""
 CHUNK = 8192
 """Elements that a program updates."""
@@ -31,6 +35,8 @@ BUDGETS = {
     "_write_kernel": Budget(registers=64, blocks=16, narrow="stores"),
     "_sgd_kernel": Budget(registers=96, blocks=5),
     "_adamw_kernel": Budget(registers=96, blocks=5),
+    # Masters and two moments: 3 blocks still have more loads on their way than the memory needs.
+    "_optimizer_kernel": Budget(registers=168, blocks=3),
 }
 
 
@@ -42,8 +48,8 @@ def _write_kernel(table, first, values, COUNT: tl.constexpr):
 
 @triton.jit
 def _chunk(plan, count, CHUNK: tl.constexpr):
-    """(array, its size, first element) of this program's chunk: the plan holds sizes, then array and chunk in turn."""
-    at = plan + count + 2 * tl.program_id(0).to(tl.int64)
+    """(array, its size, first element) of this program's chunk: the plan holds sizes, places, then array and chunk."""
+    at = plan + 2 * count + 2 * tl.program_id(0).to(tl.int64)
     index = tl.load(at)
     return index, tl.load(plan + index), tl.load(at + 1) * CHUNK
 
@@ -142,11 +148,143 @@ def _adamw_kernel(
             _adamw_part(p, g, m, v, start + rest + tl.arange(0, BLOCK), size, *numbers, False)
 
 
-def _plan(sizes: tuple[int, ...], like: Any) -> tuple[Any, int]:
-    """(the plan on the device of ``like``, number of chunks); made once for these sizes."""
+@triton.jit
+def sqrt(x):
+    return tl.sqrt(x)
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+def _formula(rule: str) -> Any:
+    """A rule's formula as a device function, over this module's functions."""
+    return triton.jit(types.FunctionType(UPDATES[rule].formula.__code__, globals()))
+
+
+_sgd, _sgd_momentum, _sgd_nesterov = map(_formula, ("sgd", "sgd_momentum", "sgd_nesterov"))
+_adam, _nadam, _adamax, _adagrad = map(_formula, ("adam", "nadam", "adamax", "adagrad"))
+_radam, _radam_unrectified, _lion = map(_formula, ("radam", "radam_unrectified", "lion"))
+_rmsprop, _rmsprop_momentum = map(_formula, ("rmsprop", "rmsprop_momentum"))
+_rmsprop_centered, _rmsprop_both = map(_formula, ("rmsprop_centered", "rmsprop_centered_momentum"))
+
+
+@triton.jit
+def _ruled(w, g, a, b, c, n0, n1, n2, n3, n4, n5, n6, n7, RULE: tl.constexpr):
+    """(w, a, b, c) by the rule's formula; state that it has not stays."""
+    if RULE == "sgd":
+        w = _sgd(w, g, n0)
+    elif RULE == "sgd_momentum":
+        w, a = _sgd_momentum(w, g, a, n0, n1, n2)
+    elif RULE == "sgd_nesterov":
+        w, a = _sgd_nesterov(w, g, a, n0, n1, n2, n3)
+    elif RULE == "adam":
+        w, a, b = _adam(w, g, a, b, n0, n1, n2, n3, n4, n5, n6)
+    elif RULE == "nadam":
+        w, a, b = _nadam(w, g, a, b, n0, n1, n2, n3, n4, n5, n6, n7)
+    elif RULE == "radam":
+        w, a, b = _radam(w, g, a, b, n0, n1, n2, n3, n4, n5)
+    elif RULE == "radam_unrectified":
+        w, a, b = _radam_unrectified(w, g, a, b, n0, n1, n2, n3, n4, n5)
+    elif RULE == "adamax":
+        w, a, b = _adamax(w, g, a, b, n0, n1, n2, n3, n4)
+    elif RULE == "adagrad":
+        w, a = _adagrad(w, g, a, n0, n1)
+    elif RULE == "rmsprop":
+        w, a = _rmsprop(w, g, a, n0, n1, n2, n3)
+    elif RULE == "rmsprop_momentum":
+        w, a, b = _rmsprop_momentum(w, g, a, b, n0, n1, n2, n3, n4)
+    elif RULE == "rmsprop_centered":
+        w, a, b = _rmsprop_centered(w, g, a, b, n0, n1, n2, n3)
+    elif RULE == "rmsprop_centered_momentum":
+        w, a, b, c = _rmsprop_both(w, g, a, b, c, n0, n1, n2, n3, n4)
+    elif RULE == "lion":
+        w, a = _lion(w, g, a, n0, n1, n2, n3, n4)
+    return w, a, b, c
+
+
+@triton.jit
+def _by_chance(w, seed, place, start, BLOCK: tl.constexpr):
+    """``w`` rounded to bfloat16, up with the probability of what is lost, as float32."""
+    bits = w.to(tl.uint32, bitcast=True)
+    drawn = words(seed, (place << 42) + start, 1, 1, 0, 0, 0, False, BLOCK).to(tl.uint32)
+    up = (bits + (drawn & 0xFFFF)) & 0xFFFF0000
+    return tl.where((bits & 0x7F800000) != 0x7F800000, up, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _optimizer_part(
+    p, g, master, a, b, c, seed, place, start, size, factor, l2, shrink, n0, n1, n2, n3, n4, n5, n6, n7,
+    RULE: tl.constexpr, STATES: tl.constexpr, MASTER: tl.constexpr, CHANCE: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = start + tl.arange(0, BLOCK)
+    mask = i < size
+    w = _load(master, i, mask, WHOLE)
+    grad = _load(g, i, mask, WHOLE) * factor + l2 * w
+    x = _load(a, i, mask, WHOLE) if STATES > 0 else w
+    y = _load(b, i, mask, WHOLE) if STATES > 1 else w
+    z = _load(c, i, mask, WHOLE) if STATES > 2 else w
+    w, x, y, z = _ruled(shrink * w, grad, x, y, z, n0, n1, n2, n3, n4, n5, n6, n7, RULE)
+    if MASTER:
+        _store(master, i, w, mask, WHOLE)
+    if CHANCE:
+        w = _by_chance(w, seed, place, start, BLOCK)
+    _store(p, i, w, mask, WHOLE)
+    if STATES > 0:
+        _store(a, i, x, mask, WHOLE)
+    if STATES > 1:
+        _store(b, i, y, mask, WHOLE)
+    if STATES > 2:
+        _store(c, i, z, mask, WHOLE)
+
+
+@triton.jit
+def _optimizer_kernel(
+    table, plan, count, scale, seed, grad_scale, l2, shrink, n0, n1, n2, n3, n4, n5, n6, n7,
+    KIND: tl.constexpr, GRAD: tl.constexpr, MASTER: tl.constexpr, STATE: tl.constexpr, STATE2: tl.constexpr,
+    STATE3: tl.constexpr, RULE: tl.constexpr, STATES: tl.constexpr, CHANCE: tl.constexpr, SCALED: tl.constexpr,
+    ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    index, size, start = _chunk(plan, count, CHUNK)
+    p = _array(table, 0, count, index, KIND, ALIGNED)
+    g = _array(table, 1, count, index, GRAD, ALIGNED)
+    FIRST: tl.constexpr = 2 if MASTER is None else 3
+    master = p if MASTER is None else _array(table, 2, count, index, MASTER, ALIGNED)
+    a = _array(table, FIRST, count, index, STATE, ALIGNED) if STATES > 0 else p
+    b = _array(table, FIRST + 1, count, index, STATE2, ALIGNED) if STATES > 1 else p
+    c = _array(table, FIRST + 2, count, index, STATE3, ALIGNED) if STATES > 2 else p
+    place = tl.load(plan + count + index)
+    if SCALED:
+        grad_scale *= tl.load(scale)
+        size = tl.where(tl.abs(grad_scale) < float("inf"), size, 0)  # nothing is written
+    numbers = (grad_scale, l2, shrink, n0, n1, n2, n3, n4, n5, n6, n7)
+    ROUNDED: tl.constexpr = CHANCE and tl.bfloat16 == KIND
+    if start + CHUNK <= size:
+        for part in range(0, CHUNK, BLOCK):
+            _optimizer_part(
+                p, g, master, a, b, c, seed, place, start + part, size, *numbers,
+                RULE, STATES, MASTER is not None, ROUNDED, True, BLOCK,
+            )  # fmt: skip
+    else:
+        for rest in range(0, size - start, BLOCK):  # another name: its type is another
+            _optimizer_part(
+                p, g, master, a, b, c, seed, place, start + rest, size, *numbers,
+                RULE, STATES, MASTER is not None, ROUNDED, False, BLOCK,
+            )  # fmt: skip
+
+
+def _plan(sizes: tuple[int, ...], places: tuple[int, ...], like: Any) -> tuple[Any, int]:
+    """(the plan on the device of ``like``, number of chunks); made once for these sizes and places in the lists."""
     import torch
 
-    key = (like.device, sizes)
+    key = (like.device, sizes, places)
     if key not in _plans:
         if like.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
@@ -154,7 +292,7 @@ def _plan(sizes: tuple[int, ...], like: Any) -> tuple[Any, int]:
             )
         pairs = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
         # This copy waits for the GPU, once: every stream may read the plan from then on.
-        _plans[key] = torch.tensor([*sizes, *pairs], dtype=torch.int64).to(like.device), len(pairs) // 2
+        _plans[key] = torch.tensor([*sizes, *places, *pairs], dtype=torch.int64).to(like.device), len(pairs) // 2
     plan, chunks = _plans[key]
     return _tile.lasting(plan), chunks
 
@@ -183,12 +321,17 @@ def _update(
     written: Sequence[int],
     empty: Callable,
     numbers: Sequence[float],
+    names: Sequence[str] = ("KIND", "GRAD", "STATE", "STATE2"),
+    besides: Sequence[Any] = (),
     **constants: Any,
 ) -> None:
-    """Launch ``kernel`` over the arrays of each kind; ``written``: the lists it writes to."""
+    """Launch ``kernel`` over the arrays of each kind; ``written``: the lists it writes to.
+
+    names: the parameters for the lists' types. besides: arrays before the numbers.
+    """
     kinds: dict[tuple, list[tuple]] = {}
     back: list[tuple[Any, Any]] = []
-    for arrays in zip(*lists):
+    for place, arrays in enumerate(zip(*lists)):
         if not arrays[0].numel():
             continue
         dense = _tile.order(arrays[0]) is not None or arrays[0].is_contiguous()
@@ -197,17 +340,16 @@ def _update(
             back += [(arrays[i], copies[i]) for i in written if copies[i] is not arrays[i]]
             arrays = copies
         aligned = all(x.data_ptr() % 16 == 0 for x in arrays)
-        kinds.setdefault((aligned, *(x.dtype for x in arrays)), []).append(arrays)
+        kinds.setdefault((aligned, *(x.dtype for x in arrays)), []).append((place, *arrays))
     for (aligned, *dtypes), group in kinds.items():
-        columns = list(zip(*group))
+        places, *columns = zip(*group)
         flat = [x for column in columns for x in column]
-        plan, chunks = _plan(tuple(x.numel() for x in columns[0]), flat[0])
+        plan, chunks = _plan(tuple(x.numel() for x in columns[0]), places, flat[0])
         table = _table([x.data_ptr() or 1 << 40 for x in flat], flat[0], empty)  # a meta tensor has no address
-        names = ("KIND", "GRAD", "STATE", "STATE2")
         types = {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, dtypes)}
         entry = choice(_tile.device(flat[0]), chunks * CHUNK)
         _tile.launch_on_table(
-            flat, kernel, (chunks,), table, plan, len(group), *map(float, numbers), **constants, **types,
+            flat, kernel, (chunks,), table, plan, len(group), *besides, *map(float, numbers), **constants, **types,
             ALIGNED=aligned, CHUNK=CHUNK, BLOCK=min(entry.elements, CHUNK), num_warps=entry.warps,
         )  # fmt: skip
     for target, copy in back:
@@ -278,4 +420,44 @@ def adamw_update_forward(
 ) -> tuple[tuple, dict]:  # fmt: skip
     numbers = adamw_update_varying(lr, betas, eps, weight_decay, step, grad_scale, maximize)
     _update(ADAMW_UPDATE, _adamw_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), empty, numbers)
+    return (), {}
+
+
+class _Numbers(NamedTuple):
+    """The parameters of the kernel that change from step to step."""
+
+    grad_scale: float
+    l2: float
+    shrink: float
+    n0: float
+    n1: float
+    n2: float
+    n3: float
+    n4: float
+    n5: float
+    n6: float
+    n7: float
+
+
+def optimizer_update_varying(
+    numbers: tuple = (1e-3,), l2: float = 0.0, shrink: float = 1.0, grad_scale: float = 1.0, **_: Any
+) -> _Numbers:
+    return _Numbers(grad_scale, l2, shrink, *numbers, *(0.0,) * (MOST_NUMBERS - len(numbers)))
+
+
+def optimizer_update_forward(
+    params: list, grads: list, first: list | None = None, second: list | None = None, third: list | None = None,
+    masters: list | None = None, scale: Any = None, seed: Any = None, *, needs: tuple = (), rule: str = "sgd",
+    numbers: tuple = (1e-3,), l2: float = 0.0, shrink: float = 1.0, grad_scale: float = 1.0, empty: Callable,
+) -> tuple[tuple, dict]:  # fmt: skip
+    named = dict(KIND=params, GRAD=grads, MASTER=masters, STATE=first, STATE2=second, STATE3=third)
+    lists = {name: x for name, x in named.items() if x is not None}
+    constants = dict.fromkeys(named.keys() - lists.keys()) | dict(
+        RULE=rule, STATES=UPDATES[rule].states, CHANCE=seed is not None, SCALED=scale is not None
+    )
+    besides = [None if x is None else _tile.dense(x, empty) for x in (scale, seed)]
+    _update(
+        OPTIMIZER_UPDATE, _optimizer_kernel, [*lists.values()], (0, *range(2, len(lists))), empty,
+        optimizer_update_varying(numbers, l2, shrink, grad_scale), [*lists], besides, **constants,
+    )  # fmt: skip
     return (), {}
