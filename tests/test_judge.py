@@ -5,14 +5,15 @@ import torch
 import torch.nn.functional as F
 from gpulayers.bench.cases import providers
 from gpulayers.bench.cases.case import Case, Labels, Other, Places, Seeds, every_case
-from gpulayers.bench.judging import judge
+from gpulayers.bench.judging import judge, predicted_rows
 from gpulayers.bench.measuring import harness
 from gpulayers.bench.measuring.device import Cpu
 from gpulayers.kernels.numpy import linear as linear_kernels
 
 from gpulayers import dispatch
-from gpulayers.arrays import float32
+from gpulayers.arrays import bfloat16, float32
 from gpulayers.ops import activation, dropout, linear, softmax
+from gpulayers.sweep._calls import Call
 
 LIMITS = {"copy": 1e12, "read": 1e12, "float32": 1e14, "bfloat16": 1e14}
 
@@ -132,3 +133,12 @@ def test_rrelu_of_others_is_judged():
     assert all(e.times <= 1 for e in found.values())
     _, found = errors(case, lambda x, seed: F.rrelu(x, 0.5, 0.6, training=True))
     assert found["forward"].times > 100 and found["backward"].times > 100
+
+
+def test_what_rows_should_take():
+    """Reckoned from machine code: rows on their way beforehand leave the backward to its bytes, and a second stage to add up."""
+    (case,) = [c for _, c in every_case(["norm"]) if c.op.name == "rms_norm" and c.name == "Llama-3 8B 8192×4096"]
+    backward = [launch for launch in Call(case, bfloat16).launched(90) if "forward" not in launch.kernel]
+    what, launches, megabytes, registers, *_, share = predicted_rows.line(case, "backward", backward)
+    assert what.endswith("backward") and (launches, megabytes) == (2, "201") and registers <= 128
+    assert 0.85 <= float(share) < 1
