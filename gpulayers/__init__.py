@@ -86,6 +86,8 @@ from gpulayers.layers.embedding import Embedding, EmbeddingBag  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
 from gpulayers.layers.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
 from gpulayers.layers.norm import (  # noqa: E402
+    AddLayerNorm,
+    AddRMSNorm,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,

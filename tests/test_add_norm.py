@@ -8,10 +8,12 @@ import pytest
 from gpulayers.kernels.triton import _configs, _tile
 from halves import check_op
 
+import gpulayers as gl
 from gpulayers import launch
 from gpulayers.arrays import bfloat16
 from gpulayers.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from gpulayers.testing.arena import arena
+from gpulayers.testing.check_layer import check_layer
 
 torch = pytest.importorskip("torch")
 
@@ -346,3 +348,14 @@ def test_steps_are_played(kind, driver, monkeypatch):
     before = driver.launches
     dx, dresidual, *_ = step()
     assert driver.launches == before + 3 and dx.data_ptr() == dresidual.data_ptr()
+
+
+@both
+def test_the_layer(kind):
+    """Two inputs, the norm of their sum and the sum; its weights are those of the norm's own layer."""
+    added, alone = {"layer": (gl.AddLayerNorm(6), gl.LayerNorm(6)), "rms": (gl.AddRMSNorm(6), gl.RMSNorm(6))}[kind]
+    x, residual = draw(2, 6).astype(np.float32), draw(2, 6, seed=1).astype(np.float32)
+    y, total = added(x, residual)
+    np.testing.assert_array_equal(total, x + residual)
+    np.testing.assert_allclose(y, alone(total), rtol=1e-5, atol=1e-6)
+    check_layer(added, (None, 6), (None, 6))

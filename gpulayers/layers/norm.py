@@ -66,6 +66,18 @@ class RMSNorm(OpLayer):
         return {"normalized_shape": self.normalized_shape, "eps": self.eps}
 
 
+class AddLayerNorm(LayerNorm):
+    """(y, x + residual): LayerNorm of the sum of two inputs, (*lead, *normalized_shape) each, and the sum, in one pass."""
+
+    op = ops.add_layer_norm
+
+
+class AddRMSNorm(RMSNorm):
+    """(y, x + residual): RMSNorm of the sum of two inputs, (*lead, *normalized_shape) each, and the sum, in one pass."""
+
+    op = ops.add_rms_norm
+
+
 class _OfChannels(OpLayer):
     """A norm with weights, and running statistics, of one number for each channel."""
 
