@@ -145,4 +145,19 @@ from gpulayers.layers.rotary import RotaryEmbedding  # noqa: E402
 from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # noqa: E402
 from gpulayers.layers.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold  # noqa: E402
 from gpulayers.ops._own import op  # noqa: E402
-from gpulayers.train import SGD, AdamW, Callback, Checkpoint, EarlyStopping, History, Optimizer  # noqa: E402
+from gpulayers.train import (  # noqa: E402
+    SGD,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    History,
+    Lion,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)

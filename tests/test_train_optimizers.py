@@ -33,12 +33,24 @@ CASES = [
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
     ("SGD", {"momentum": 0.8, "nesterov": True, "weight_decay": 0.02}),
+    ("Adam", {"weight_decay": 0.1}),
+    ("NAdam", {"weight_decay": 0.1}),
+    ("NAdam", {"weight_decay": 0.1, "momentum_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"weight_decay": 0.1, "betas": (0.9, 0.8)}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adamax", {"weight_decay": 0.1}),
+    ("Adagrad", {"weight_decay": 0.1, "lr_decay": 0.1}),
+    ("Adagrad", {}),
+    ("RMSprop", {"weight_decay": 0.1}),
+    ("RMSprop", {"centered": True, "momentum": 0.9}),
 ]
 
 
 @pytest.mark.parametrize("name, options", CASES, ids=str)
-def test_late_gradients_are_torchs(name, options):
+def test_late_gradients_are_torchs(name, options, monkeypatch):
     """Eight steps in float64; a is always there, b is unfrozen in the fourth, c's gradients come now and then."""
+    if name == "NAdam":  # whose product of momentums torch holds in float32
+        monkeypatch.setattr(torch.optim.nadam, "_get_scalar_dtype", lambda: torch.float64)
     mine = weights()
     theirs = {n: torch.nn.Parameter(torch.tensor(w.data)) for n, w in mine.items()}
     optimizer = getattr(gl, name)(0.1, **options)
@@ -174,3 +186,65 @@ def test_fit_refuses_an_optimizer_of_another_model():
     for other in (gl.Sequential(gl.Linear(2, 2)), gl.Sequential(gl.Flatten(), gl.Linear(2, 2)), gl.Linear(2, 2)):
         with pytest.raises(ValueError, match="the rule is an optimizer for each model"):
             other.fit(x, y, optimizer=optimizer, progress=False)
+
+
+def test_lion_is_torchs_drop_in():
+    from gpulayers.torch.optim import Lion
+
+    mine, options = weights(), {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}
+    theirs = {n: torch.nn.Parameter(torch.tensor(w.data)) for n, w in mine.items()}
+    optimizer, reference = gl.Lion(**options), Lion(theirs.values(), **options)
+    for step in range(3, 6):
+        for n, g in gradients(step).items():
+            mine[n].grad, theirs[n].grad = g, torch.tensor(g)
+        optimizer.step(mine)
+        reference.step()
+    for n, w in mine.items():
+        np.testing.assert_allclose(w.data, theirs[n].detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [gl.Adam, gl.AdamW])
+def test_masters_follow_a_float32_model(kind):
+    """16-bit weights are their masters, rounded; those of float32 have none; checkpoints and constraints know them."""
+    half = {"a": Weight("a", weights()["a"].data.astype("f2")), "b": Weight("b", weights()["b"].data.astype("f4"))}
+    wide = {n: Weight(n, w.data.astype("f4")) for n, w in half.items()}
+    options = {"lr": 1e-3, "weight_decay": 0.1}
+    mine, plain = kind(**options, master_weights=True), kind(**options)
+    for step in range(3, 9):
+        for n, g in gradients(step).items():
+            if n in half:
+                half[n].grad, wide[n].grad = (
+                    g.astype(half[n].dtype),
+                    g.astype("f2").astype("f4") if n == "a" else g.astype("f4"),
+                )
+        mine.step(half)
+        plain.step(wide)
+        if step == 5:
+            state = mine.state_dict()
+            assert {k: str(x.dtype) for k, x in state["arrays"].items() if k.startswith("a/")} == dict.fromkeys(
+                ("a/exp_avg", "a/exp_avg_sq", "a/master"), "float32"
+            )
+            assert "b/master" not in state["arrays"]
+            mine = kind(**options, master_weights=True)
+            mine.load_state_dict(state, half)
+    np.testing.assert_allclose(mine.state["a", "master"], wide["a"].data, rtol=1e-6)
+    assert np.array_equal(half["a"].data, mine.state["a", "master"].astype("f2"))
+    np.testing.assert_allclose(half["b"].data, wide["b"].data, rtol=1e-6)
+    half["a"].assign(np.ones((3, 2), "f2"))
+    mine.assigned("a", half["a"])
+    assert (mine.state["a", "master"] == 1).all()
+
+
+def test_rounding_by_chance_is_the_seeds():
+    import ml_dtypes
+
+    found = []
+    for seed in (1, 1, 2):
+        gl.random.seed(seed)
+        w = {"w": Weight("w", np.ones(500, ml_dtypes.bfloat16))}
+        w["w"].grad = np.ones(500, ml_dtypes.bfloat16)
+        gl.AdamW(2.0**-11, weight_decay=0, stochastic_rounding=True).step(w)
+        found.append(w["w"].data.astype("f4"))
+    assert np.array_equal(*found[:2]) and not np.array_equal(*found[1:]) and 0 < (found[0] < 1).sum() < 300
+    with pytest.raises(ValueError, match="AdamW: the rule is master_weights or stochastic_rounding; got both"):
+        gl.AdamW(master_weights=True, stochastic_rounding=True)

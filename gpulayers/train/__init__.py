@@ -9,18 +9,25 @@ from gpulayers.train._predict import evaluate, predict
 from gpulayers.train.callbacks import Callback, Checkpoint, EarlyStopping
 from gpulayers.train.history import History
 from gpulayers.train.metrics import accuracy
-from gpulayers.train.optimizers import SGD, AdamW, Optimizer
+from gpulayers.train.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, Optimizer, RAdam, RMSprop
 
 Layer.fit, Layer.evaluate, Layer.predict = fit, evaluate, predict  # type: ignore[method-assign]
 
 __all__ = [
     "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
+    "Adamax",
     "Callback",
     "Checkpoint",
     "EarlyStopping",
     "History",
+    "Lion",
+    "NAdam",
     "Optimizer",
+    "RAdam",
+    "RMSprop",
     "accuracy",
     "evaluate",
     "fit",

@@ -157,9 +157,10 @@ class Run:
                 factor *= min(1.0, self.clip_norm / (norm + 1e-6))
         if finite or not self.scale.on:
             self.optimizer.step(weights, factor)
-            for w in weights.values():
+            for name, w in weights.items():
                 if w.trainable and w.constraint is not None:
                     w.assign(w.constraint(w.data))
+                    self.optimizer.assigned(name, w)
         self.scale.update(finite)
 
     def order(self, rows: int, shuffle: bool, drawn: int | None = None) -> np.ndarray | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers import arrays, transfer
+from gpulayers import arrays, random, transfer
+from gpulayers.kernels import _updates
 from gpulayers.layers._config import Configurable, to_config
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import optim as ops
@@ -25,6 +26,8 @@ class Optimizer(Configurable):
     lr: Rate
     buffers: tuple[str, ...] = ()
     """Names of the state arrays that each weight has."""
+    takes_scale = False
+    """Whether ``update`` takes ``scale``, too."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls, *args, **kwargs)
@@ -41,30 +44,45 @@ class Optimizer(Configurable):
             raise ValueError(f"{type(self).__name__}: lr: the rule is lr ≥ 0; got {rate}")
         return rate
 
-    def step(self, weights: Mapping[str, Weight], grad_scale: float = 1.0) -> None:
+    def step(self, weights: Mapping[str, Weight], grad_scale: float = 1.0, scale: Any = None) -> None:
         """Update every weight that has a gradient, in place; gradients are multiplied by ``grad_scale`` first.
 
-        weights: by name, as ``model.named_weights()`` gives them. Raises ValueError for those of another model.
+        weights: by name, as ``model.named_weights()`` gives them. scale: one float32 beside the weights that multiplies
+        gradients, too, for those that take it (``takes_scale``); where it is not finite, no weight and no state moves.
+        Raises ValueError for weights of another model.
         """
         named = {name: w for name, w in weights.items() if w.trainable and w.has_grad}
         self._require_same(named)
         lr = self.rate()
-        groups: dict[int, list[str]] = {}
+        given = {} if scale is None else {"scale": scale}
+        groups: dict[tuple, list[str]] = {}
         for name, w in named.items():
-            fresh = [b for b in self.buffers if (name, b) not in self.state]
-            self.state.update({(name, b): arrays.zeros_like(w.data) for b in fresh})
+            buffers = self.buffers_of(w)
+            fresh = [b for b in buffers if (name, b) not in self.state]
+            self.state.update({(name, b): self.start(b, w.data) for b in fresh})
             if fresh or name not in self.counts:
                 self.counts[name] = 0
             if name not in self._of:
                 self._of[name] = weakref.ref(w)
-            groups.setdefault(self.phase(self.counts[name] + 1), []).append(name)
-        for phase, names in groups.items():
+            groups.setdefault((self.phase(self.counts[name] + 1), buffers), []).append(name)
+        for (phase, buffers), names in groups.items():
             data, grads = [named[n].data for n in names], [named[n].grad for n in names]
-            buffers = [[self.state[n, b] for n in names] for b in self.buffers]
-            self.update(data, grads, *buffers, lr=lr, step=phase, grad_scale=grad_scale)
+            state = [[self.state[n, b] for n in names] for b in buffers]
+            self.update(data, grads, *state, lr=lr, step=phase, grad_scale=grad_scale, **given)
             for n in names:
                 self.counts[n] += 1
         self.steps += 1
+
+    def buffers_of(self, weight: Weight) -> tuple[str, ...]:
+        """Those of ``buffers`` that this weight has; weights that agree in it share one launch."""
+        return self.buffers
+
+    def start(self, buffer: str, data: Any) -> Any:
+        """A buffer of a weight before its first step."""
+        return arrays.zeros_like(data)
+
+    def assigned(self, name: str, weight: Weight) -> None:
+        """The weight has another value than the last step gave it: by its constraint, for one."""
 
     def phase(self, step: int) -> int:
         """What ``update`` must know of a weight's step (1, 2, …); weights that agree in it share one launch."""
@@ -168,7 +186,32 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-class SGD(Optimizer):
+class ByRule(Optimizer):
+    """An optimizer whose rule is in the table of updates."""
+
+    takes_scale = True
+    decoupled = False
+    """Whether weight decay shrinks the weights, rather than be a part of the gradient."""
+    weight_decay: float = 0.0
+    stochastic_rounding = False
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        """(rule, numbers) of a weight's step (1, 2, …)."""
+        raise NotImplementedError
+
+    def update(
+        self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float, scale: Any = None
+    ) -> None:
+        rule, numbers = self.numbers(step, lr)
+        count = _updates.UPDATES[rule].states
+        state, masters = buffers[:count], buffers[count] if len(buffers) > count else None
+        seed = transfer.beside(random.draw(), data[0]) if self.stochastic_rounding else None
+        inputs = (data, grads, *state, *[None] * (3 - count), masters, scale, seed)
+        decay = {"shrink": 1 - lr * self.weight_decay} if self.decoupled else {"l2": self.weight_decay}
+        ops.optimizer_update(*inputs, rule=rule, numbers=numbers, grad_scale=grad_scale, **decay)
+
+
+class SGD(ByRule):
     """w ← w − lr · v, v = momentum · v + (1 − dampening) · (g + weight_decay · w). As torch.optim.SGD.
 
     A weight's first v is g + weight_decay · w, whenever its first gradient comes.
@@ -197,7 +240,14 @@ class SGD(Optimizer):
         """The first step with momentum differs from the others."""
         return min(step, 2) if self.momentum else 2
 
-    def update(self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float) -> None:
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.sgd_numbers(lr, self.momentum, self.dampening, self.nesterov, step == 1)
+
+    def update(
+        self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float, scale: Any = None
+    ) -> None:
+        if scale is not None:
+            return super().update(data, grads, *buffers, lr=lr, step=step, grad_scale=grad_scale, scale=scale)
         ops.sgd_update(
             data,
             grads,
@@ -212,13 +262,55 @@ class SGD(Optimizer):
         )
 
 
-class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019). As torch.optim.AdamW.
+class Adam(ByRule):
+    """Adam (Kingma and Ba 2015), whose weight decay is a part of the gradient. As torch.optim.Adam.
 
-    A weight's bias correction counts its own steps.
+    A weight's bias correction counts its own steps. master_weights: 16-bit weights are rounded copies of float32 ones,
+    which are the state "master" beside float32 moments. stochastic_rounding: bfloat16 weights are rounded up or down by
+    chance, seeded by ``gl.random``, so that small updates are kept on average.
     """
 
-    buffers = ("exp_avg", "exp_avg_sq")
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+    ):
+        if master_weights and stochastic_rounding:
+            raise ValueError(f"{type(self).__name__}: the rule is master_weights or stochastic_rounding; got both")
+        self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
+        self.master_weights, self.stochastic_rounding = master_weights, stochastic_rounding
+
+    @property
+    def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("exp_avg", "exp_avg_sq") + ("master",) * self.master_weights
+
+    def buffers_of(self, weight: Weight) -> tuple[str, ...]:
+        return self.buffers if weight.dtype in arrays.HALVES else self.buffers[:2]
+
+    def start(self, buffer: str, data: Any) -> Any:
+        if self.master_weights and arrays.library(data).dtype(data) in arrays.HALVES:
+            data = arrays.cast(data, arrays.float32)
+        return data if buffer == "master" else arrays.zeros_like(data)
+
+    def assigned(self, name: str, weight: Weight) -> None:
+        if (name, "master") in self.state:
+            self.state[name, "master"][...] = arrays.cast(weight.data, arrays.float32)
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.adam_numbers(step, lr, self.betas, self.eps)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019). As torch.optim.AdamW.
+
+    A weight's bias correction counts its own steps. master_weights, stochastic_rounding: as ``Adam`` has them.
+    """
+
+    decoupled = True
 
     def __init__(
         self,
@@ -226,10 +318,16 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
     ):
-        self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
+        super().__init__(lr, betas, eps, weight_decay, master_weights, stochastic_rounding)
 
-    def update(self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float) -> None:
+    def update(
+        self, data: list, grads: list, *buffers: list, lr: float, step: int, grad_scale: float, scale: Any = None
+    ) -> None:
+        if scale is not None or self.master_weights or self.stochastic_rounding:
+            return super().update(data, grads, *buffers, lr=lr, step=step, grad_scale=grad_scale, scale=scale)
         ops.adamw_update(
             data,
             grads,
@@ -243,11 +341,124 @@ class AdamW(Optimizer):
         )
 
 
-BY_NAME = {"sgd": SGD, "adamw": AdamW}
+class NAdam(ByRule):
+    """Adam with Nesterov momentum (Dozat 2016). As torch.optim.NAdam."""
+
+    buffers = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        lr: Rate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+    ):
+        self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
+        self.momentum_decay, self.decoupled = momentum_decay, decoupled_weight_decay
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.nadam_numbers(step, lr, self.betas, self.eps, self.momentum_decay)
+
+
+class RAdam(ByRule):
+    """Adam whose first steps' variance is rectified (Liu et al. 2020). As torch.optim.RAdam."""
+
+    buffers = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        lr: Rate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+    ):
+        self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
+        self.decoupled = decoupled_weight_decay
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.radam_numbers(step, lr, self.betas, self.eps)
+
+
+class Adamax(ByRule):
+    """Adam by the largest gradient (Kingma and Ba 2015). As torch.optim.Adamax."""
+
+    buffers = ("exp_avg", "exp_inf")
+
+    def __init__(
+        self, lr: Rate = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    ):
+        self.lr, self.betas, self.eps, self.weight_decay = lr, tuple(betas), eps, weight_decay
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.adamax_numbers(step, lr, self.betas, self.eps)
+
+
+class Adagrad(ByRule):
+    """Steps by the sum of all squared gradients (Duchi et al. 2011). As torch.optim.Adagrad."""
+
+    buffers = ("sum",)
+
+    def __init__(self, lr: Rate = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0, eps: float = 1e-10):
+        self.lr, self.lr_decay, self.weight_decay, self.eps = lr, lr_decay, weight_decay, eps
+
+    def phase(self, step: int) -> int:
+        return step if self.lr_decay else 1
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.adagrad_numbers(step, lr, self.lr_decay, self.eps)
+
+
+class RMSprop(ByRule):
+    """Steps by the running mean of squared gradients (Hinton 2012). As torch.optim.RMSprop."""
+
+    def __init__(
+        self,
+        lr: Rate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ):
+        self.lr, self.alpha, self.eps, self.weight_decay = lr, alpha, eps, weight_decay
+        self.momentum, self.centered = momentum, centered
+
+    @property
+    def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("square_avg",) + ("grad_avg",) * bool(self.centered) + ("momentum_buffer",) * (self.momentum > 0)
+
+    def phase(self, step: int) -> int:
+        return 1
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.rmsprop_numbers(lr, self.alpha, self.eps, self.momentum, self.centered)
+
+
+class Lion(ByRule):
+    """Steps of one size, by the sign of a momentum (Chen et al. 2023), with decoupled weight decay."""
+
+    buffers = ("exp_avg",)
+    decoupled = True
+
+    def __init__(self, lr: Rate = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+
+    def phase(self, step: int) -> int:
+        return 1
+
+    def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
+        return _updates.lion_numbers(lr, self.betas)
+
+
+_KINDS = (SGD, AdamW, Adam, NAdam, RAdam, Adamax, Adagrad, RMSprop, Lion)
+BY_NAME = {kind.__name__.lower(): kind for kind in _KINDS}
 
 
 def optimizer(value: Optimizer | str | None) -> Optimizer:
-    """An optimizer as it is or by name ("sgd", "adamw"); None is AdamW()."""
+    """An optimizer as it is or by name ("sgd", "adamw", "lion", …); None is AdamW()."""
     if value is None:
         return AdamW()
     if isinstance(value, str):
