@@ -123,7 +123,7 @@ def _of_caches() -> list[Case]:
     lengths, table = Spec((8,), INT32), Spec((8, 64), INT32)
     new = Spec((8,), int64)
     return [
-        one("a token, heads of 128", 128, lengths),
+        one("a token, heads of 128", 128, lengths)._replace(archs=BY_HALVES),
         one("a token, heads of 64 in pages", 64, lengths, table, page=64)._replace(archs=()),
         one("several tokens, heads of 256, all at once", 256, lengths, table, (16,), rows=4, page=16, softcap=9.0, window=(999, 0))
         ._replace(archs=ONE_ARCH),
