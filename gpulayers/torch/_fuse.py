@@ -1,5 +1,6 @@
 """Modules that a model runs in a row become one op: convolution → batch norm (+ residual) → activation and its parts,
-convolution (+ residual) → activation, group or instance norm → activation, linear → activation, add → norm.
+convolution (+ residual) → activation, group or instance norm → activation, linear → activation, add → norm, activation ·
+other; and linear layers of one input.
 
 torch.fx traces the forward of each module that has children, one level deep. Where it finds such a row, the module's
 forward becomes the traced one with the row in one call, as source that can be read (``print(gt.source(module))``). All
@@ -29,6 +30,7 @@ from torch.fx import Graph, Node
 from torch.fx.graph import inplace_methods
 
 from gpulayers.torch import _rows
+from gpulayers.torch._beside import gated_unit, put_beside
 from gpulayers.torch._chains import chain, chain_act, chain_add, why_left
 from gpulayers.torch._layer_norm_2d import LayerNorm2d
 from gpulayers.torch._lowered import lower
@@ -319,12 +321,13 @@ def _above(module: nn.Module, node: Node) -> Iterator[nn.Module]:
 
 def _fuse(graph: Graph, module: nn.Module) -> Iterator[str]:
     """Put each row of the graph into one call, the longest ones first; gives what was fused, in words."""
-    for finders in ((chain_act, _linear_act, _conv_act, _norm_act, _add_norm), (chain_add,), (chain,)):
+    for finders in ((gated_unit,), (chain_act, _linear_act, _conv_act, _norm_act, _add_norm), (chain_add,), (chain,)):
         for last in list(graph.nodes):
             rows = (row for find in finders for row in find(last, module))
             row = next((row for row in rows if undisturbed(row, module)), None)
             if row is not None:
                 yield row.put(graph)
+    yield from put_beside(graph, module)
 
 
 def _linear_act(last: Node, module: nn.Module) -> Iterator[Row]:

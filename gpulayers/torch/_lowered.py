@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 from gpulayers.torch import _rows
 from gpulayers.torch._acts import Act, is_bare, name_of
 from gpulayers.torch._arguments import held
+from gpulayers.torch._beside import products
 from gpulayers.torch._layer_norm_2d import LayerNorm2d
 from gpulayers.torch._row import module_of
 from gpulayers.torch.linear import Flatten, Linear
@@ -30,8 +31,8 @@ _PASSING = (Flatten, nn.Identity)
 """Modules that hand on the numbers that they are given."""
 _READERS = (Linear, *_rows.CONVOLUTIONS)
 _VIEWS = {"flatten", "permute", "transpose", "reshape", "view", "movedim", "squeeze", "unsqueeze", "contiguous"}
-_ROWS: dict[Any, int] = {_rows.linear_act: 2, _rows.conv_act: 2, _rows.conv_norm_act: 3}
-"""Rows that begin with a reader: the place of x among their arguments."""
+_ROWS: dict[Any, int] = {_rows.linear_act: 2, _rows.conv_act: 2, _rows.conv_norm_act: 3, products: 0}
+"""Rows that begin with a reader, or with several: the place of x among their arguments."""
 
 in_dynamo = torch.compiler.is_dynamo_compiling
 _autocasting = torch._C._is_any_autocast_enabled
@@ -109,7 +110,8 @@ def _readers(node: Node, module: nn.Module) -> dict[str, None]:
         if type(called) in _READERS:
             found[str(user.target)] = None
         elif user.target in _ROWS:
-            found[str(user.args[0].target)] = None  # type: ignore[union-attr]
+            layers: Any = user.args[1:] if user.target is products else user.args[:1]
+            found |= dict.fromkeys([str(layer.target) for layer in layers])
         elif type(called) in _PASSING or _is_view(user, node):
             more = _readers(user, module)
             if not more:

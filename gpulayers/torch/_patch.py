@@ -85,7 +85,8 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
 
     fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
-    and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm. Rows are found in
+    and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm, a gated unit's activation
+    and product; and two or three linear layers of one input be one product. Rows are found in
     each module's own forward, traced by torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict
     stay. A fused row may keep what it gives for its backward, so torch refuses a backward after it was written into
     (``y += 1``). Norms that only convolutions and linear layers read write autocast's 16 bits on a GPU (``_lowered.py``).
