@@ -233,7 +233,7 @@ def test_autocast_rounds_no_loss(lower):
 OPTIONS = [
     {},
     {"bias": True, "reduction": "sum", "label_smoothing": 0.1},
-    {"weight": torch.rand(4), "reduction": "none", "ignore_index": 1},
+    {"weight": torch.tensor([0.5, 1.0, 2.0, 0.25]), "reduction": "none", "ignore_index": 1},
     {"out_features": (2, 3), "bias": True},
 ]
 
