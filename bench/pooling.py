@@ -94,7 +94,12 @@ def audits() -> list[Case]:
     last = [Case(op, "channels last", image, options, order=CHANNELS_LAST) for op, options in calls]
     return [
         *last,
-        *(case._replace(name="channels first", order=None, archs=ONE_ARCH) for case in last),
+        last[0]._replace(name="channels first", order=None),
+        Case(
+            avg_pool, "channels first", image, {"kernel_size": 3, "stride": 1, "padding": 1, "count_include_pad": False}
+        ),
+        *(case._replace(name="channels first", order=None, archs=ONE_ARCH) for case in last[1:]),
+        Case(max_pool, "channels first, rows of any length", ((32, 64, 113, 113),), calls[0][1], archs=ONE_ARCH),
         *(
             Case(op, f"volumes, channels {where}", volume, options, order=order, archs=ONE_ARCH)
             for where, order in (("last", (0, 2, 3, 4, 1)), ("first", None))

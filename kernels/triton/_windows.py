@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import triton
+import triton.language as tl
+
 from .._window import Window
 from ._pixels import three
 
@@ -14,6 +17,17 @@ _NAMES = {
     "padding": ("FRONT", "TOP", "LEFT"),
     "dilation": ("DD", "DH", "DW"),
 }
+
+
+@triton.jit
+def covered(i, size, taps, stride, pad, INCLUDE_PAD: tl.constexpr):
+    """Rows (or columns) of window i that count."""
+    start = i * stride - pad
+    end = tl.minimum(start + taps, size + pad)
+    if INCLUDE_PAD:
+        return end - start
+    else:
+        return tl.minimum(end, size) - tl.maximum(start, 0)
 
 
 def unrolled(columns: int) -> int:

@@ -16,7 +16,7 @@ import triton.language as tl
 from .._budget import Budget, channels_first
 from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window
-from . import _adaptive_pooling, _configs, _tile
+from . import _adaptive_pooling, _configs, _pooling_runs, _tile
 from ._adaptive_max import adaptive_max_pool_backward as adaptive_max_pool_backward
 from ._adaptive_max import adaptive_max_pool_forward as adaptive_max_pool_forward
 from ._fractional_max import fractional_max_pool_backward as fractional_max_pool_backward
@@ -26,7 +26,7 @@ from ._lp_pool import lp_pool_forward as lp_pool_forward
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, voxels_of
 from ._unpooling import max_unpool_backward as max_unpool_backward
 from ._unpooling import max_unpool_forward as max_unpool_forward
-from ._windows import WIDEST, backward_constants, forward_constants
+from ._windows import WIDEST, backward_constants, covered, forward_constants
 
 BUDGETS = {
     "_max_pool_forward_kernel": Budget(registers=224, blocks=2, narrow=channels_first),
@@ -118,17 +118,6 @@ def _max_pool_backward_kernel(
 
 
 @triton.jit
-def _covered(i, size, taps, stride, pad, INCLUDE_PAD: tl.constexpr):
-    """Rows (or columns) of window i that count."""
-    start = i * stride - pad
-    end = tl.minimum(start + taps, size + pad)
-    if INCLUDE_PAD:
-        return end - start
-    else:
-        return tl.minimum(end, size) - tl.maximum(start, 0)
-
-
-@triton.jit
 def _avg_pool_forward_kernel(
     x, y,
     M, DY, HY, WY, DX, HX, WX, C, x_n, x_d, x_h, x_w, x_c, y_n, y_d, y_h, y_w, y_c, DIVISOR,
@@ -155,9 +144,9 @@ def _avg_pool_forward_kernel(
     if OVERRIDE:
         acc = acc / DIVISOR
     else:
-        count = _covered(i, HX, KH, SH, TOP, INCLUDE_PAD) * _covered(j, WX, KW, SW, LEFT, INCLUDE_PAD)
+        count = covered(i, HX, KH, SH, TOP, INCLUDE_PAD) * covered(j, WX, KW, SW, LEFT, INCLUDE_PAD)
         if DEEP:
-            count *= _covered(k, DX, KD, SD, FRONT, INCLUDE_PAD)
+            count *= covered(k, DX, KD, SD, FRONT, INCLUDE_PAD)
         acc = acc / count.to(tl.float32)
     place = n * y_n + step_to(c, y_c, WIDE) + placed(k, i, j, y_d, y_h, y_w, DEEP, WIDE)
     tl.store(y + place, acc.to(y.dtype.element_ty), mask)
@@ -180,10 +169,10 @@ def _avg_pool_backward_kernel(
         for a in range(LAPS_H):
             i = (h + TOP) // SH - a
             row = (i >= 0) & (i < HY) & (h + TOP - i * SH < KH)
-            count = _covered(i, HX, KH, SH, TOP, INCLUDE_PAD)
+            count = covered(i, HX, KH, SH, TOP, INCLUDE_PAD)
             if DEEP:
                 row &= (k >= 0) & (k < DY) & (d + FRONT - k * SD < KD)
-                count *= _covered(k, DX, KD, SD, FRONT, INCLUDE_PAD)
+                count *= covered(k, DX, KD, SD, FRONT, INCLUDE_PAD)
             for first in range(0, LAPS_W, UNROLL):
                 for b in tl.static_range(UNROLL):
                     j = (w + LEFT) // SW - (first + b)
@@ -193,7 +182,7 @@ def _avg_pool_backward_kernel(
                     if OVERRIDE:
                         acc += g / DIVISOR
                     else:
-                        by = count * _covered(j, WX, KW, SW, LEFT, INCLUDE_PAD)
+                        by = count * covered(j, WX, KW, SW, LEFT, INCLUDE_PAD)
                         acc += tl.where(hit, g / by.to(tl.float32), 0.0)
     place = n * x_n + step_to(c, x_c, WIDE) + placed(d, h, w, x_d, x_h, x_w, DEEP, WIDE)
     tl.store(dx + place, acc.to(dx.dtype.element_ty), mask)
@@ -211,6 +200,8 @@ DILATED = (*PLAIN, "dilation")
 
 
 def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: Any) -> None:
+    if indices is None and _pooling_runs.max_forward(MAX_FORWARD, x, y, tap, window):
+        return
     grid, tile = pixel_plan(MAX_FORWARD, y, x)
     _tile.launch(
         _max_pool_forward_kernel, grid, x, y, tap, indices, *sizes_of(y, x), *steps_of(x), *steps_of(y),
@@ -219,6 +210,8 @@ def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: 
 
 
 def _max_backward(dy: Any, tap: Any, dx: Any, window: Window) -> None:
+    if _pooling_runs.max_backward(MAX_BACKWARD, dy, tap, dx, window):
+        return
     grid, tile = pixel_plan(MAX_BACKWARD, dx, dy, tap)
     _tile.launch(
         _max_pool_backward_kernel, grid, dy, tap, dx, *sizes_of(dx, dy), *steps_of(dy), *steps_of(tap), *steps_of(dx),
@@ -231,6 +224,8 @@ def _divided_by(divisor: Divisor) -> dict:
 
 
 def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
+    if _pooling_runs.avg_forward(AVG_FORWARD, x, y, window, divisor):
+        return
     grid, tile = pixel_plan(AVG_FORWARD, y, x)
     _tile.launch(
         _avg_pool_forward_kernel, grid, x, y, *sizes_of(y, x), *steps_of(x), *steps_of(y), float(divisor.override or 1),
@@ -239,6 +234,8 @@ def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
 
 
 def _avg_backward(dy: Any, dx: Any, window: Window, divisor: Divisor) -> None:
+    if _pooling_runs.avg_backward(AVG_BACKWARD, dy, dx, window, divisor):
+        return
     grid, tile = pixel_plan(AVG_BACKWARD, dx, dy)
     _tile.launch(
         _avg_pool_backward_kernel, grid, dy, dx, *sizes_of(dx, dy), *steps_of(dy), *steps_of(dx), float(divisor.override or 1),
