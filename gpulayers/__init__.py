@@ -156,6 +156,7 @@ from gpulayers.train import (  # noqa: E402
     EarlyStopping,
     History,
     Lion,
+    Muon,
     NAdam,
     Optimizer,
     RAdam,

@@ -100,6 +100,12 @@ def lion(w, g, m, lr, beta1, rest1, beta2, rest2):
     return w - lr * sign(u), beta2 * m + rest2 * g
 
 
+def muon(w, g, m, keep, take, of_average, of_gradient):
+    """Muon's momentum: what is to be made orthogonal comes in the place of w, whatever that was."""
+    m = keep * m + take * g
+    return of_average * m + of_gradient * g, m
+
+
 class Update(NamedTuple):
     """One rule: its formula, how many arrays of state it has, how many numbers a step needs."""
 
@@ -127,6 +133,7 @@ UPDATES = {
     "rmsprop_centered": _update(rmsprop_centered, 2),
     "rmsprop_centered_momentum": _update(rmsprop_centered_momentum, 3),
     "lion": _update(lion, 1),
+    "muon": _update(muon, 1),
 }
 
 
@@ -212,3 +219,15 @@ def rmsprop_numbers(lr: float, alpha: float, eps: float, momentum: float, center
 def lion_numbers(lr: float, betas: tuple) -> tuple[str, tuple]:
     b1, b2 = betas
     return "lion", (lr, b1, 1 - b1, b2, 1 - b2)
+
+
+def muon_numbers(momentum: float, nesterov: bool) -> tuple[str, tuple]:
+    return "muon", (momentum, 1 - momentum, *((momentum, 1 - momentum) if nesterov else (1.0, 0.0)))
+
+
+def muon_rate(lr: float, adjust_lr_fn: str | None, shape: tuple[int, ...]) -> float:
+    """The learning rate for a matrix: by √max(1, rows / columns), or so that updates are as large as AdamW's."""
+    rows, columns = shape
+    if adjust_lr_fn == "match_rms_adamw":
+        return lr * 0.2 * math.sqrt(max(rows, columns))
+    return lr * math.sqrt(max(1, rows / columns))

@@ -1,6 +1,7 @@
 """Optimizers step each weight as torch's do, whenever its gradients come, and know whose state they have."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ CASES = [
 def test_late_gradients_are_torchs(name, options, monkeypatch):
     """Eight steps in float64; a is always there, b is unfrozen in the fourth, c's gradients come now and then."""
     if name == "NAdam":  # whose product of momentums torch holds in float32
-        monkeypatch.setattr(torch.optim.nadam, "_get_scalar_dtype", lambda: torch.float64)
+        monkeypatch.setattr(sys.modules["torch.optim.nadam"], "_get_scalar_dtype", lambda: torch.float64)
     mine = weights()
     theirs = {n: torch.nn.Parameter(torch.tensor(w.data)) for n, w in mine.items()}
     optimizer = getattr(gl, name)(0.1, **options)

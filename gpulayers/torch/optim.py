@@ -25,6 +25,7 @@ from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops import optim as ops
 from gpulayers.torch._again import Again
+from gpulayers.torch._muon import Muon as Muon
 from gpulayers.torch._optimizers import Adagrad as Adagrad
 from gpulayers.torch._optimizers import Adam as Adam
 from gpulayers.torch._optimizers import Adamax as Adamax

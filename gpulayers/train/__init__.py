@@ -5,6 +5,7 @@
 
 from gpulayers.layers._layer import Layer
 from gpulayers.train._fit import fit
+from gpulayers.train._muon import Muon
 from gpulayers.train._predict import evaluate, predict
 from gpulayers.train.callbacks import Callback, Checkpoint, EarlyStopping
 from gpulayers.train.history import History
@@ -24,6 +25,7 @@ __all__ = [
     "EarlyStopping",
     "History",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",

@@ -15,6 +15,7 @@ from gpulayers.definition import RuleError
 from gpulayers.layers._calls import each_shape
 from gpulayers.layers._layer import Layer
 from gpulayers.train import _checkpoint
+from gpulayers.train._by_name import optimizer as as_optimizer
 from gpulayers.train._predict import as_loss, evaluate
 from gpulayers.train._run import Run
 from gpulayers.train.callbacks import Callback
@@ -22,7 +23,6 @@ from gpulayers.train.data import batches, columns, require_size
 from gpulayers.train.history import History
 from gpulayers.train.metrics import Metric, Scores, resolved
 from gpulayers.train.optimizers import Optimizer
-from gpulayers.train.optimizers import optimizer as as_optimizer
 
 
 def fit(

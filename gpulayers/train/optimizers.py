@@ -57,7 +57,7 @@ class Optimizer(Configurable):
         given = {} if scale is None else {"scale": scale}
         groups: dict[tuple, list[str]] = {}
         for name, w in named.items():
-            buffers = self.buffers_of(w)
+            buffers = self.buffers_of(name, w)
             fresh = [b for b in buffers if (name, b) not in self.state]
             self.state.update({(name, b): self.start(b, w.data) for b in fresh})
             if fresh or name not in self.counts:
@@ -73,7 +73,7 @@ class Optimizer(Configurable):
                 self.counts[n] += 1
         self.steps += 1
 
-    def buffers_of(self, weight: Weight) -> tuple[str, ...]:
+    def buffers_of(self, name: str, weight: Weight) -> tuple[str, ...]:
         """Those of ``buffers`` that this weight has; weights that agree in it share one launch."""
         return self.buffers
 
@@ -288,7 +288,7 @@ class Adam(ByRule):
     def buffers(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("exp_avg", "exp_avg_sq") + ("master",) * self.master_weights
 
-    def buffers_of(self, weight: Weight) -> tuple[str, ...]:
+    def buffers_of(self, name: str, weight: Weight) -> tuple[str, ...]:
         return self.buffers if weight.dtype in arrays.HALVES else self.buffers[:2]
 
     def start(self, buffer: str, data: Any) -> Any:
@@ -451,20 +451,3 @@ class Lion(ByRule):
 
     def numbers(self, step: int, lr: float) -> tuple[str, tuple]:
         return _updates.lion_numbers(lr, self.betas)
-
-
-_KINDS = (SGD, AdamW, Adam, NAdam, RAdam, Adamax, Adagrad, RMSprop, Lion)
-BY_NAME = {kind.__name__.lower(): kind for kind in _KINDS}
-
-
-def optimizer(value: Optimizer | str | None) -> Optimizer:
-    """An optimizer as it is or by name ("sgd", "adamw", "lion", …); None is AdamW()."""
-    if value is None:
-        return AdamW()
-    if isinstance(value, str):
-        if value.lower() not in BY_NAME:
-            raise ValueError(f"optimizer: the rule is one of {', '.join(BY_NAME)} or an Optimizer; got {value!r}")
-        return BY_NAME[value.lower()]()
-    if not isinstance(value, Optimizer):
-        raise TypeError(f"optimizer: the rule is one of {', '.join(BY_NAME)} or an Optimizer; got {value!r}")
-    return value

@@ -170,7 +170,7 @@ def _formula(rule: str) -> Any:
 
 _sgd, _sgd_momentum, _sgd_nesterov = map(_formula, ("sgd", "sgd_momentum", "sgd_nesterov"))
 _adam, _nadam, _adamax, _adagrad = map(_formula, ("adam", "nadam", "adamax", "adagrad"))
-_radam, _radam_unrectified, _lion = map(_formula, ("radam", "radam_unrectified", "lion"))
+_radam, _radam_unrectified, _lion, _muon = map(_formula, ("radam", "radam_unrectified", "lion", "muon"))
 _rmsprop, _rmsprop_momentum = map(_formula, ("rmsprop", "rmsprop_momentum"))
 _rmsprop_centered, _rmsprop_both = map(_formula, ("rmsprop_centered", "rmsprop_centered_momentum"))
 
@@ -206,6 +206,8 @@ def _ruled(w, g, a, b, c, n0, n1, n2, n3, n4, n5, n6, n7, RULE: tl.constexpr):
         w, a, b, c = _rmsprop_both(w, g, a, b, c, n0, n1, n2, n3, n4)
     elif RULE == "lion":
         w, a = _lion(w, g, a, n0, n1, n2, n3, n4)
+    elif RULE == "muon":
+        w, a = _muon(w, g, a, n0, n1, n2, n3)
     return w, a, b, c
 
 
