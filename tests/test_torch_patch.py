@@ -36,7 +36,7 @@ class LlamaRMSNorm(nn.Module):
 
 
 class GemmaRMSNorm(nn.Module):
-    """x̂ (1 + weight): another formula under the same kind of name."""
+    """x̂ (1 + weight), as in Hugging Face's transformers."""
 
     def __init__(self, dim, eps=1e-6):
         super().__init__()
@@ -46,6 +46,13 @@ class GemmaRMSNorm(nn.Module):
     def forward(self, x):
         y = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps)
         return (y * (1.0 + self.weight.float())).type_as(x)
+
+
+class TwoPlusRMSNorm(GemmaRMSNorm):
+    """Another formula under the same kind of name."""
+
+    def forward(self, x):
+        return super().forward(x) + x
 
 
 class GatedRMSNorm(LlamaRMSNorm):
@@ -299,7 +306,7 @@ def test_what_is_left_alone():
     model.marked.qconfig = torch.ao.quantization.default_dynamic_qconfig
     model.wrapped = nn.Linear(2, 2)
     model.wrapped.weight = nn.Parameter(Strange(torch.ones(2, 2)))
-    model.gemma, model.gated = GemmaRMSNorm(4), GatedRMSNorm(4)
+    model.other, model.gated = TwoPlusRMSNorm(4), GatedRMSNorm(4)
     model.sync = nn.SyncBatchNorm(3)
     model.ours = gt.Linear(2, 2)
     had = classes(model)
@@ -311,7 +318,7 @@ def test_what_is_left_alone():
         "scripted": "it is scripted",
         "marked": "it is marked for quantisation (qconfig)",
         "wrapped": "its weight is a Strange",
-        "gemma": "on a random input it computes something else",
+        "other": "on a random input it computes something else",
         "gated": "its forward takes more than the hidden states",
         "sync": "gpulayers.torch has no SyncBatchNorm",
         "ours": "it is gpulayers' already",

@@ -10,6 +10,7 @@ from torch.nn.modules import module as _module
 
 from gpulayers.ops.activation import ACTIVATIONS
 from gpulayers.torch import _epilogue, activation
+from gpulayers.torch._activation_like import ActivationLike
 
 Act: TypeAlias = nn.Module | str
 """A module, or a name in ACTIVATIONS for what the forward says by a function."""
@@ -29,6 +30,8 @@ def name_of(act: Any) -> str | None:
     """The name in ACTIVATIONS of what an activation computes now; None where it has none."""
     if isinstance(act, str):
         return act
+    if isinstance(act, ActivationLike):
+        return act._activation
     name, numbers = _CLASSES.get(type(act), (None, {}))
     if name == "gelu" and act.approximate != "none":
         return "gelu_tanh" if act.approximate == "tanh" else None

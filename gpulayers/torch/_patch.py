@@ -16,18 +16,19 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from gpulayers._table import table
-from gpulayers.torch import _flops, _layer_norm_2d, _norm_act
+from gpulayers.torch import _activation_like, _flops, _layer_norm_2d, _norm_act, _rms_norm, _transformers
+from gpulayers.torch._activation_like import ActivationLike, Derived
 from gpulayers.torch._chains import is_link, why_unlinked
 from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
 from gpulayers.torch._layout import CHANNELS_LAST
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._op import _PLAIN
-from gpulayers.torch._standing import Standing, bare, standing
+from gpulayers.torch._rebuilt import Rebuilt
+from gpulayers.torch._rms_norm import RMSNormLike
+from gpulayers.torch._standing import Standing
 from gpulayers.torch.conv import Convolution
-from gpulayers.torch.norm import rms_norm
 
 _PACKAGE = "gpulayers.torch"
 _MARK = "_gpulayers_patched"
@@ -44,6 +45,8 @@ class Report:
     """The class that the module has now (FSDP and parametrizations put their own above it)."""
     left: dict[str, str] = field(default_factory=dict)
     """Why a module that computes something is as it was."""
+    called: dict[str, str] = field(default_factory=dict)
+    """What a model of Hugging Face's calls in the place of its own: attention, the loss."""
     bypassed: dict[str, str] = field(default_factory=dict)
     """Why a parent computes something else than the module's forward, always or (then it is replaced too) at times."""
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Report:
 
     def __str__(self) -> str:
         rows = [(name, self._kinds[name], "replaced", f"by {_title(c)}") for name, c in self.replaced.items()]
+        rows += [(name, self._kinds[name], "calls", what) for name, what in self.called.items()]
         rows += [(name, self._kinds[name], "bypassed", why) for name, why in self.bypassed.items()]
         rows += [(name, self._kinds[name], "left", why) for name, why in self.left.items()]
         rows += [(name, self._kinds[name], "turned", f"to {found}") for name, found in self.turned.items()]
@@ -118,11 +122,12 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
             continue
         replacement, why = _replacement(module, own)
         if replacement is not None:
-            vars(module).update({_MARK: own, "__module__": _LEAF})
+            vars(module).update({_MARK: own} if module._modules else {_MARK: own, "__module__": _LEAF})
             module.__class__ = _rebased(type(module), own, replacement)
             report.replaced[name] = replacement
         elif why and not why_bypassed:
             report.left[name] = why
+    report.called |= _transformers.patch_model(model)
     if memory_format is not torch.preserve_format:
         _turn(model, report, memory_format)
     if fuse:
@@ -171,6 +176,7 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
 def unpatch(model: nn.Module) -> None:
     """Give every module in ``model`` that ``patch`` replaced its class again; all else stays as it is now."""
     for module in model.modules():
+        _transformers.unpatch_module(module)
         if isinstance(module, Fused):
             vars(module).pop(PLAN, None)
             module.__class__ = _rebased(type(module), fused_class(module._own), module._own)
@@ -178,8 +184,9 @@ def unpatch(model: nn.Module) -> None:
         if own is None:
             continue
         vars(module).pop("__module__", None)
-        replacement = drop_ins().get(own) or _by_structure(module, own)[0]
-        if isinstance(module, replacement):
+        made = (c for c in type(module).__mro__ if vars(c).get("_own") is own)
+        replacement = drop_ins().get(own) or next(made, None)
+        if replacement is not None and isinstance(module, replacement):
             module.__class__ = _rebased(type(module), replacement, own)
 
 
@@ -215,7 +222,13 @@ def _as(kind: Any, module: Any) -> Any:
     return other
 
 
-def _title(c: type) -> str:
+def _title(c: Any) -> str:
+    if issubclass(c, Rebuilt):
+        return f"its forward over {_PACKAGE}'s {', '.join(c._calls)}"
+    if issubclass(c, ActivationLike):
+        return f"{_PACKAGE}'s {c._activation}"
+    if issubclass(c, Derived):
+        return f"its forward over {_PACKAGE}.{c.__mro__[3].__name__}"
     by_structure = next((word for kind, word in _STRUCTURES.items() if issubclass(c, kind)), "")
     return f"{_PACKAGE}'s {by_structure}" if by_structure else f"{_PACKAGE}.{c.__name__}"
 
@@ -241,8 +254,10 @@ def _replacement(module: nn.Module, own: Any) -> tuple[Any, str]:
         return (None, why) if why else (found, "")
     base = next((c for c in own.__mro__ if c in known), None)
     if base is not None and not why:
-        return None, f"a class derived from torch.nn.{base.__name__}"
-    return None, why or ("" if module._modules else f"{_PACKAGE} has no {own.__name__}")
+        return None, _transformers.why_derived(own) or f"a class derived from torch.nn.{base.__name__}"
+    return None, why or (
+        "" if module._modules else _transformers.why_left(module) or f"{_PACKAGE} has no {own.__name__}"
+    )
 
 
 def _not_itself(module: nn.Module, own: type) -> str:
@@ -320,76 +335,26 @@ def _properties(c: type) -> set[str]:
 
 def _by_structure(module: nn.Module, own: Any) -> tuple[Any, Any]:
     """(the class for one that is named so, its module and own class → why it is not of that kind); (None, None) for others"""
-    if own.__name__.endswith("RMSNorm") and not own.__module__.startswith("torch."):
-        return _norm_class(own, _eps_name(module)), _is_no_rms_norm
+    if _rms_norm.is_like_one(module, own):
+        return _rms_norm.class_for(module, own), _rms_norm.is_no_rms_norm
     if _norm_act.is_named_so(own):
         return _norm_act.norm_act_class(own), _norm_act.is_no_norm_act
     if _layer_norm_2d.is_named_so(own):
         return _layer_norm_2d.layer_norm_2d_class(own), _layer_norm_2d.is_no_layer_norm_2d
-    return None, None
+    if _activation_like.is_conv1d_like(module, own):
+        return _activation_like.conv1d_class(own), _activation_like.is_no_conv1d
+    if _transformers.is_experts(module, own):
+        return _transformers.experts_class(own), _transformers.why_no_experts
+    base = next((c for c in own.__mro__ if c in drop_ins()), None)
+    if base is not None:
+        return _activation_like.derived_class(own, drop_ins()[base]), None
+    return _activation_like.activation_class_for(module, own) or _transformers.forward_class(own), None
 
 
-class _Norm(Standing):
-    """Stands before a class in the manner of LlamaRMSNorm: x̂ in the input's dtype, times the weight."""
-
-    weight: nn.Parameter
-    _eps: str
-
-    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
-        (x,) = (*args, *named.values())
-        weight, eps, dtype = self.weight, getattr(self, self._eps), x.dtype
-        if weight.dtype != dtype:  # as there: the product has the wider dtype
-            return weight * rms_norm(x, weight.shape, None, eps).to(dtype)
-        return rms_norm(x, weight.shape, weight, eps).to(dtype)  # autocast may have widened it
-
-
-@functools.cache
-def _norm_class(own: type, eps: str) -> Any:
-    """eps: the name of its attribute."""
-    return standing(_Norm, own, (_norm_class, own, eps), _eps=eps)
-
-
-def _eps_name(module: Any) -> str:
-    return "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
-
-
-_STRUCTURES: dict[type, str] = {_Norm: "rms_norm", NormAct: "batch_norm", _layer_norm_2d.LayerNorm2d: "layer_norm"}
-
-
-def _is_no_rms_norm(module: nn.Module, own: Any) -> str:
-    """Why a module whose class is called …RMSNorm is not replaced: its form, or what it computes."""
-    weight, eps = getattr(module, "weight", None), getattr(module, _eps_name(module), None)
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
-        return "it has no weight of one dimension with a variance_epsilon or eps"
-    if len(module._parameters) + len(module._buffers) > 1 or set(module._modules) - {"parametrizations"}:
-        return "it has more than one weight"
-    if list(inspect.signature(own.forward).parameters)[2:]:
-        return "its forward takes more than the hidden states"
-    try:
-        return "" if _agrees(module, own, weight.shape[0]) else "on a random input it computes something else"
-    except Exception as error:
-        return f"its forward fails on a random input: {error}"
-
-
-@torch.no_grad()
-def _agrees(module: nn.Module, own: Any, n: int) -> bool:
-    """Whether two copies with a random weight and a large eps, on the CPU, give the same in each mix of dtypes."""
-    random = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(*shape, generator=random) for shape in ((2, 3, n), (n,)))
-    for kind, of_weight in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)):
-        theirs, ours = (_probe(module, c, weight.to(of_weight)) for c in (own, _norm_class(own, _eps_name(module))))
-        truth, y = theirs.forward(x.to(kind)), ours.forward(x.to(kind))
-        if not isinstance(truth, Tensor) or (truth.dtype, truth.shape) != (y.dtype, y.shape):
-            return False
-        # Sums of n numbers in another order, and two roundings to 16 bits where we round once.
-        bound = max(n * torch.finfo(torch.float32).eps, 2 * torch.finfo(kind).eps) * truth.abs().max()
-        if not bool((truth.double() - y.double()).abs().max() <= bound):
-            return False
-    return True
-
-
-def _probe(module: nn.Module, kind: Any, weight: Tensor) -> Any:
-    probe = bare(module, kind)
-    probe.weight = nn.Parameter(weight)
-    setattr(probe, _eps_name(module), 0.25)
-    return probe
+_STRUCTURES: dict[type, str] = {
+    RMSNormLike: "rms_norm",
+    NormAct: "batch_norm",
+    _layer_norm_2d.LayerNorm2d: "layer_norm",
+    _activation_like.Conv1DLike: "linear",
+    _transformers.Experts: "gated, between the products of its experts_implementation",
+}

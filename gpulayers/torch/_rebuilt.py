@@ -1,0 +1,115 @@
+"""Functions written again over other globals: what a forward calls is replaced for one module, and for no other model.
+
+A model's file has its functions as globals (``apply_rotary_pos_emb``, ``nn.functional.gelu``), which all models made of it
+share; so its forward gets globals of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from gpulayers.torch import functional
+from gpulayers.torch._standing import Standing, standing
+from gpulayers.torch.loss import CrossEntropyLoss
+
+
+class Rebuilt(Standing):
+    """Stands before a class whose forward calls our functions."""
+
+    _calls: tuple[str, ...]
+    """Their names."""
+
+
+def rebuilt(f: Any, found: Mapping[str, Any]) -> Any:
+    """f whose globals are those that it has and ``found``; decorators that keep it as ``__wrapped__`` stay around it."""
+    inner, cells, names = getattr(f, "__wrapped__", None), f.__closure__, f.__globals__
+    if inner is not None:
+        again = rebuilt(inner, found)
+        cells = tuple(types.CellType(again) if c.cell_contents is inner else c for c in cells or ())
+    else:
+        # Without a name torch.compile takes these globals as they are, and not those of the module called so.
+        names = {k: v for k, v in names.items() if k != "__name__"} | dict(found)
+    other = types.FunctionType(f.__code__, names, f.__name__, f.__defaults__, cells)
+    vars(other).update(vars(f) | ({} if inner is None else {"__wrapped__": again}))
+    other.__kwdefaults__, other.__module__, other.__qualname__ = f.__kwdefaults__, f.__module__, f.__qualname__
+    return other
+
+
+def innermost(f: Any) -> Any:
+    """Without decorators; None where one does not hold it in a cell, so that ``rebuilt`` could not reach it."""
+    while inspect.isfunction(f) and hasattr(f, "__wrapped__"):
+        inner = f.__wrapped__
+        if not any(_content(c) is inner for c in f.__closure__ or ()):
+            return None
+        f = inner
+    return f if inspect.isfunction(f) else None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def read(code: types.CodeType) -> Iterator[str]:
+    """The names that a function reads: globals and attributes, those of functions within it too."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from read(inner)
+
+
+@functools.cache
+def rebuilt_class(own: Any, serve: Callable[[str, Any], Any]) -> Any:
+    """The class before ``own`` whose forward calls ours; None where it calls nothing that is served.
+
+    serve: (name, function of the model's file) → ours, or None.
+    """
+    inner = innermost(own.forward)
+    if inner is None:
+        return None
+    names, attributes = inner.__globals__, set(read(inner.__code__))
+    found = {name: ours for name in attributes & set(names) if (ours := serve(name, names[name])) is not None}
+    calls = list(found)
+    of_torch = [name for name in _ours() if name in attributes and name not in found]
+    for name, spaces in _namespaces().items():
+        if of_torch and name in attributes and names.get(name) is spaces[0]:
+            found[name], calls = spaces[1], [*calls, *(n for n in of_torch if n not in calls)]
+    if not calls:
+        return None
+    forward = rebuilt(own.forward, found)
+    return standing(Rebuilt, own, (rebuilt_class, own, serve), forward=forward, _calls=tuple(sorted(calls)))
+
+
+@functools.cache
+def _ours() -> dict[str, Any]:
+    """torch.nn.functional's functions that we have. Dropout stays torch's: its mask is torch's for torch's seed."""
+    aside = {"dropout", "has_torch_function"}
+    shared = {name: f for name, f in vars(functional).items() if inspect.isfunction(f) and hasattr(F, name)}
+    return {name: f for name, f in shared.items() if name not in aside} | {"CrossEntropyLoss": CrossEntropyLoss}
+
+
+@functools.cache
+def _namespaces() -> dict[str, tuple[Any, Any]]:
+    """{a global's name: (torch's, the same with our functions)}."""
+    functions = _overlaid(F, _ours())
+    within = _overlaid(nn, {"functional": functions, "CrossEntropyLoss": CrossEntropyLoss})
+    loss = (nn.CrossEntropyLoss, CrossEntropyLoss)
+    return {"F": (F, functions), "nn": (nn, within), "torch": (torch, _overlaid(torch, {"nn": within}))} | {
+        "CrossEntropyLoss": loss
+    }
+
+
+def _overlaid(module: types.ModuleType, over: Mapping[str, Any]) -> types.ModuleType:
+    other = types.ModuleType(module.__name__)
+    vars(other).update(vars(module) | dict(over))
+    return other
