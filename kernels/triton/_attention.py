@@ -31,6 +31,11 @@ def choose(entries: Sequence[Tile], device: _tile.Device, width: int, rows: int)
     return next(((i, c) for i, c in reversed(fitting) if rows <= c.BM), fitting[0] if fitting else None)
 
 
+def registers(x: Any) -> dict[str, int]:
+    """All registers for float32: unasked, the assembler holds to fewer than a tile takes, and puts some aside."""
+    return {} if x.element_size() == 2 else {"maxnreg": 255}
+
+
 def along(x: Any, empty: Callable) -> Any:
     """``x`` with the last axis contiguous; a copy where it is not."""
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else _tile.copied(x, None, empty)

@@ -12,7 +12,7 @@ import triton.language as tl
 from .._attention import order_of_y
 from .._budget import Budget
 from . import _configs, _tile
-from ._attention import INF, LEAST, LN2, LOG2E, PART, along, choose, narrow, scored
+from ._attention import INF, LEAST, LN2, LOG2E, PART, along, choose, narrow, registers, scored
 
 BUDGETS = {
     "_attention_decode_kernel": Budget(registers=255, blocks=1, narrow=narrow),
@@ -220,7 +220,7 @@ def attention_decode_forward(
         BEFORE=before >= 0, AFTER=after >= 0, CAPPED=softcap > 0, PAGE=1 if table is None else page,
         BM=c.BM, BN=c.BN, BD=wide[0], BV=wide[1], PART=wide[0] if half or tf32 else PART,
         EVEN_D=width == wide[0], EVEN_V=values == wide[1], PRECISION="tf32" if tf32 else "ieee",
-        num_warps=c.warps, num_stages=_stages(c, q, wide, table is not None),
+        num_warps=c.warps, num_stages=_stages(c, q, wide, table is not None), **registers(q),
     )  # fmt: skip
     if splits > 1:
         entry, most = MERGE(_tile.device(q), wide[1]), _tile.next_power_of_2(splits)

@@ -56,7 +56,7 @@ def kv_append_forward(
     (pages, _, page, _), blocks = k_cache.shape, 1 if table is None else table.shape[1]
     wide = [_tile.next_power_of_2(max(x, 16)) for x in (width, values)]
     entry = APPEND(_tile.device(k), max(wide))
-    tall, rows = max(1, entry.elements // max(wide)), n * heads * length
+    tall, rows = max(1, 2 * entry.elements // max(wide) // k.element_size()), n * heads * length
     first = positions.ndim == 1
     _tile.launch(
         _kv_append_kernel, (_tile.cdiv(rows, tall),), k, v, k_cache, v_cache, positions, table,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .._attention import order_of_gradient, order_of_y
 from .._dropout import threshold_and_scale
 from . import _attention_bias, _configs, _matmul, _tile
-from ._attention import LEAST, PART, along, choose
+from ._attention import LEAST, PART, along, choose, registers
 from ._attention_backward import _attention_delta_kernel, _attention_keys_kernel, _attention_queries_kernel
 from ._attention_decode import attention_decode_forward as attention_decode_forward
 from ._attention_forward import _attention_forward_kernel
@@ -88,7 +88,7 @@ class _Call(NamedTuple):
         part = width[0] if half or tf32 else PART
         precision = "tf32" if tf32 else "ieee"
         sizes = dict(BM=c.BM, BN=c.BN, BD=width[0], BV=width[1], PART=part, PRECISION=precision)
-        return c, sizes | even | dict(num_warps=c.warps, num_stages=c.stages)
+        return c, sizes | even | dict(num_warps=c.warps, num_stages=c.stages) | registers(q)
 
     def given(self, tile: dict[str, Any], boxed: bool) -> tuple:
         """q, k, v as a launch takes them."""
@@ -166,6 +166,7 @@ def _delta(call: _Call, saved: dict, dy: Any, dlse: Any, dsinks: Any, unit: int,
         _attention_delta_kernel, (tiles * heads * n,), y, dy, dlse, lse,
         None if dsinks is None else _tile.dense(sinks, empty), tops, delta, parts, heads, rows, line, width,
         *y.stride()[:3], *_steps("dy", dy).values(), *_steps("dl", dlse).values(), BM=high, BV=block, num_warps=entry.warps,
+        **registers(y),
     )  # fmt: skip
     if parts is not None:
         _matmul.finish(parts, dsinks)
