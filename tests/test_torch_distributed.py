@@ -1,4 +1,4 @@
-"""DDP and FSDP2 over two processes train what one process trains; chains under DDP train what torch's layers do."""
+"""DDP, FSDP2 and tensor parallelism over two processes train what one process trains; so do ops of DTensors and chains."""
 
 import os
 import pathlib
@@ -36,3 +36,4 @@ def test_two_processes_are_one(tmp_path):
         assert re.search(rf"^{name}: 2 processes, <17 replaced, 0 left, 0 bypassed>; largest", printed[0], re.M)
     chains = ("conv2 → bn2 → add → relu", "norm → act", "conv1 → bn1 → relu")
     assert all(any(f"{chain}'" in line for line in printed[0].splitlines()) for chain in chains), printed[0]
+    assert "GPT: the losses are one process's" in printed[0], printed[0]

@@ -1,4 +1,5 @@
-"""What each of two processes runs for test_torch_distributed.py: the example; then a model of chains under DDP, as torch's own."""
+"""What each of two processes runs for test_torch_distributed.py: the example; a model of chains under DDP, as torch's own;
+ops of DTensors; and a GPT divided in each way, resumed in another and by one process."""
 
 import copy
 import os
@@ -9,11 +10,37 @@ import sys
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+import gpulayers as gl
 import gpulayers.torch as gt
+from gpulayers.torch import functional
+from gpulayers.torch._op import fallbacks
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples/distributed.py"
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+SMALL = "--width 16 --layers 1 --heads 2 --context 8 --batch-size 4 --eps 1e-4 --quiet --save-every 2"
+WHOLE, ROWS, COLUMNS = Replicate(), Shard(0), Shard(1)
+# function of tensors; shape of each, and how it is placed.
+DTENSORS = {
+    "linear, rows": (functional.linear, [((4, 3, 6), COLUMNS), ((5, 6), WHOLE), ((5,), WHOLE)]),
+    "linear, columns": (functional.linear, [((4, 6), WHOLE), ((5, 6), ROWS), ((5,), ROWS)]),
+    "linear, sums": (functional.linear, [((4, 6), COLUMNS), ((5, 6), COLUMNS), ((5,), WHOLE)]),
+    "linear, uneven": (functional.linear, [((3, 6), ROWS), ((5, 6), WHOLE)]),
+    "linears": (
+        lambda x, *w: sum(gt.linear.linears(x, w[:2], w[2:])),
+        [((4, 6), WHOLE), ((4, 6), ROWS), ((4, 6), ROWS), ((4,), WHOLE), ((4,), ROWS)],
+    ),
+    "layer_norm": (
+        lambda x, w, b: functional.layer_norm(x, (6,), w, b),
+        [((2, 4, 6), COLUMNS), ((6,), WHOLE), ((6,), WHOLE)],
+    ),
+    "rms_norm": (lambda x, w: functional.rms_norm(x, (6,), w), [((2, 5, 6), COLUMNS), ((6,), WHOLE)]),
+    "softmax": (lambda x: functional.softmax(x, -1), [((4, 6), ROWS)]),
+    "gelu": (functional.gelu, [((4, 6), COLUMNS)]),
+    "embedding": (lambda w: functional.embedding(w.new_ones(2).long(), w), [((3, 6), COLUMNS)]),
+}
 
 
 class Chains(nn.Module):
@@ -53,8 +80,54 @@ def trained(model, rank):
     return grads | {n: b.clone() for n, b in model.named_buffers()}
 
 
+def ops_of_dtensors():
+    """What torch's functions give of whole tensors, and their gradients; what has no rule is torch's, with the reason."""
+    mesh = init_device_mesh("cpu", (2,))
+    for name, (function, inputs) in DTENSORS.items():
+        whole = [torch.randn(shape, requires_grad=True) for shape, _ in inputs]
+        parts = [distribute_tensor(t.detach(), mesh, [place]).requires_grad_() for t, (_, place) in zip(whole, inputs)]
+        y, cut = function(*whole), function(*parts)
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        cut.backward(distribute_tensor(dy, mesh, [WHOLE]))
+        for ours, theirs in zip((cut, *(t.grad for t in parts)), (y, *(t.grad for t in whole))):
+            torch.testing.assert_close(ours.full_tensor(), theirs, msg=lambda text, name=name: f"{name}: {text}")
+    x = distribute_tensor(torch.randn(4, 6), mesh, [COLUMNS])
+    with gl.strict(False):
+        torch.testing.assert_close(functional.softmax(x, -1).full_tensor(), x.full_tensor().softmax(-1))
+    assert ("softmax", "no rule for DTensors cut so: [1]") in fallbacks
+
+
+def gpt(rank, folder):
+    """Each way's losses are those of one process, also from another's checkpoint: sums in other orders apart."""
+    sys.path.insert(0, str(EXAMPLES))
+    import train_gpt
+
+    tokens, kept = train_gpt.language.read().train, ["--save", folder]
+
+    def losses(text, *more):
+        return train_gpt.train(train_gpt.arguments([*f"{SMALL} {text}".split(), *more]), tokens)
+
+    by_ddp, by_fsdp = losses("--by ddp --steps 3"), losses("--by fsdp --checkpointing --steps 2", *kept)
+    by_tensor = losses("--tensor 2 --steps 4 --resume", *kept)
+    in_16 = losses("--by fsdp --precision bfloat16 --steps 2")
+    dist.destroy_process_group()
+    if rank == 0:
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        alone = train_gpt.main(f"{SMALL} --steps 6".split())
+        resumed = train_gpt.main([*f"{SMALL} --steps 6 --resume".split(), *kept])
+        for name, found, at in (("DDP", by_ddp, 0), ("FSDP2", by_fsdp, 0), ("TP", by_tensor, 2), ("one", resumed, 4)):
+            assert len(found) == {"DDP": 3}.get(name, 2), (name, found)
+            torch.testing.assert_close(
+                found, alone[at : at + len(found)], rtol=3e-6, atol=0, msg=f"{name}: {found} {alone}"
+            )
+        torch.testing.assert_close(in_16, alone[:2], rtol=2**-8, atol=0)
+        print("GPT: the losses are one process's")
+
+
 def main():
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "distributed.py"), run_name="__main__")
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
     torch.manual_seed(0)
@@ -71,8 +144,9 @@ def main():
         if name.endswith(".grad"):  # each process has the mean of both
             dist.all_gather([each[name] for each in others], t)
             assert torch.equal(others[0][name], others[1][name]), name
-    dist.destroy_process_group()
     print(f"chains: {report.fused}")
+    ops_of_dtensors()
+    gpt(rank, f"{sys.argv[1]}.checkpoints")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops._op import Op
-from gpulayers.torch import _autocast, _flops, _inductor
+from gpulayers.torch import _autocast, _flops, _inductor, _sharded
 from gpulayers.torch._arguments import is_a
 from gpulayers.torch._guards import checker, never_known
 from gpulayers.torch._layout import in_layout
@@ -323,8 +323,10 @@ class TorchOp:
             return self._by_torch(args, "torch.jit.trace records torch's own function")
         _flops.tell()
         try:
+            if _sharded.is_sharded(ins):
+                return _sharded.call(self, args)
             return self._traced(args) if self._serves(ins) else self._caller(*args)
-        except NotImplementedError as why:  # a tensor subclass of its own kind (DTensor), a device of its own
+        except NotImplementedError as why:  # no rule for DTensors, another tensor subclass, a device of its own
             return self._by_torch(args, why)
 
     def _transformed(self, args: Sequence[Any]) -> Any:
