@@ -43,6 +43,11 @@ def _sgd(params: Any, grads: Any, m: Any) -> None:
     )  # fmt: skip
 
 
+def _norm(grads: Any) -> Any:
+    norm = torch.nn.utils.get_total_norm(grads).reshape(1)
+    return norm, torch.clamp(1.0 / (norm + 1e-6), max=1.0)
+
+
 def _adam_options() -> dict[str, Any]:
     """AdamW's first step, as ``_adamw`` makes it."""
     numbers = adam_numbers(1, 1e-3, (0.9, 0.999), 1e-8)[1]
@@ -60,6 +65,7 @@ def cases() -> list[Case]:
         squares, headline = [Squares(s) for s in shapes], name.startswith("GPT-2")
         adamw = (shapes, shapes, shapes, squares)
         found.append(Case(ops.adamw_update, name, adamw, {}, _adamw, cpu=cpu, headline=headline))
+        found.append(Case(ops.grad_norm, name, (shapes,), {"max_norm": 1.0}, _norm, cpu=cpu))
         if name.startswith("small"):
             found.append(Case(ops.optimizer_update, name, adamw, _adam_options(), _adamw, cpu=cpu))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))

@@ -4,7 +4,7 @@ import torch
 from gpulayers.kernels import _updates
 
 from gpulayers import dispatch
-from gpulayers.ops.optim import adamw_update, optimizer_update, sgd_update
+from gpulayers.ops.optim import adamw_update, grad_norm, optimizer_update, sgd_update
 from gpulayers.testing.check_op import check_op
 
 SHAPES = [(3, 5), (), (17,), (0, 4), (2, 3, 4)]
@@ -124,7 +124,7 @@ def test_errors_of_rules():
         ((p,), {}, "first: the rule is None for sgd; got a list"),
         ((), {"numbers": (1.0, 2.0)}, "numbers: the rule is 1 numbers for sgd; got 2"),
         ((None, None, None, p), {}, r"masters\[0\]: the rule is dtype = float32; got float64"),
-        ((None,) * 4 + (np.ones(2, "f4"),), {}, r"scale: the rule is one float32 number; got float32\[2\]"),
+        ((None,) * 4 + (np.ones(2, "f4"),), {}, r"scale: the rule is one float32 or float64 number; got float32\[2\]"),
         ((None,) * 5 + (np.ones(3, int),), {}, r"seed: the rule is int64, shape \[2\]; got int64\[3\]"),
         ((None,) * 5 + (np.ones(2, int),), {}, r"params\[0\]: the rule is dtype ∈ {bfloat16, float32} with a seed"),
     ):
@@ -214,3 +214,32 @@ def test_rounding_by_chance():
     p, g = ([np.array(x, t) for x in (params[0], params[2])] for t in (ml_dtypes.bfloat16, "f4"))
     g = [x / 3000 for x in g]
     check_op(optimizer_update, p, g, None, None, None, None, None, np.array([7, 5]), numbers=(1.0,), dtypes=["float32"])
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_norm_of_all_gradients(max_norm):
+    """Several dtypes, layouts, chunks and empty arrays; what clips is torch's."""
+    grads = [*draw(0), draw(1, [(3, 4000)])[0], np.asfortranarray(draw(2, [(4, 5)])[0]), draw(3, [(6, 8)])[0][::2, ::2]]
+    served = check_op(grad_norm, grads, max_norm=max_norm, grad_scale=0.25)
+    assert {"definition", "numpy", "triton"} <= set(served)
+    norm, factor = grad_norm(grads, max_norm=max_norm, grad_scale=0.25)
+    theirs = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads]
+    for p, g in zip(theirs, grads):
+        p.grad = torch.tensor(g * 0.25)
+    np.testing.assert_allclose(norm[0], torch.nn.utils.clip_grad_norm_(theirs, max_norm).item(), rtol=1e-12)
+    np.testing.assert_allclose(grads[0] * 0.25 * factor, theirs[0].grad.numpy(), rtol=1e-12)
+    mixed = [grads[0].astype("f2"), grads[2].astype("f4")]
+    check_op(grad_norm, mixed, max_norm=max_norm, dtypes=["float32"])
+
+
+def test_a_norm_that_is_not_finite_clips_nothing():
+    for value in (np.inf, np.nan):
+        for backend in ("definition", "numpy"):
+            with dispatch.policy(backends=(backend,)):
+                norm, factor = grad_norm([np.array([1.0, value], "f4")], max_norm=1.0)
+            assert not np.isfinite(norm[0]) and factor[0] == 1
+    check_op(grad_norm, [np.array([1.0, np.inf])], max_norm=1.0, dtypes=["float32"])
+    with pytest.raises(ValueError, match="grad_norm: max_norm: the rule is max_norm > 0; got 0"):
+        grad_norm([np.ones(2)], max_norm=0.0)
+    with pytest.raises(RuntimeError, match="grad_norm: grads: the rule is at least one array; got 0"):
+        grad_norm([])

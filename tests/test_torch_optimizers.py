@@ -205,3 +205,32 @@ def test_averaged_models():
     torch.testing.assert_close(*found, rtol=1e-13, atol=1e-14)
     with pytest.raises(ValueError, match="Invalid decay value 2"):
         optim.get_ema_multi_avg_fn(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"max_norm": 0.5}, {"max_norm": 1e4}, {"max_norm": 0.5, "norm_type": 1.0}], ids=str
+)
+def test_clipping_is_torchs(options, dtype):
+    found = []
+    for clip in (optim.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+        params = parameters(dtype)
+        for p in params[1:]:
+            p.grad = (p.detach() * 2).clone()
+        norm = clip(iter(params), **options)
+        found.append([norm, *(p.grad for p in params[1:])])
+    near = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(*found, rtol=near, atol=near)
+
+
+def test_clipping_what_is_not_finite_or_not_there_is_torchs():
+    assert optim.clip_grad_norm_([torch.nn.Parameter(torch.ones(2))], 1.0) == 0
+    for value in (float("inf"), float("nan")):
+        found = []
+        for clip in (optim.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+            p = torch.nn.Parameter(torch.ones(2))
+            p.grad = torch.tensor([1.0, value])
+            found.append((clip(p, 1.0), p.grad))
+        torch.testing.assert_close(*found, equal_nan=True)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        optim.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)

@@ -115,9 +115,21 @@ def test_loss_scale():
     assert all(np.array_equal(model.state_dict()[k], v) for k, v in before.items())
 
 
-def test_clipping():
+class PlainSGD(gl.Optimizer):
+    """It knows of no scale on the device."""
+
+    def __init__(self, lr=1.0):
+        self.lr = lr
+
+    def update(self, data, grads, *buffers, lr, step, grad_scale):
+        for w, g in zip(data, grads):
+            w -= lr * grad_scale * g
+
+
+@pytest.mark.parametrize("optimizer", [gl.SGD, PlainSGD])
+def test_clipping(optimizer):
     model = network()
-    run = Run(model, gl.CrossEntropyLoss(), gl.SGD(1.0), {}, [], None, 1e-3)
+    run = Run(model, gl.CrossEntropyLoss(), optimizer(1.0), {}, [], None, 1e-3)
     before = model.state_dict()
     run.step([X], Y)
     moved = math.sqrt(sum(float(((model.state_dict()[k] - v) ** 2).sum()) for k, v in before.items()))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gpulayers.arrays import Spec, bfloat16, compute_dtype, float32, namespace
+from gpulayers.arrays import Spec, bfloat16, compute_dtype, float32, float64, namespace
 from gpulayers.definition import ArgumentError, Rule, ShapeError, UnsupportedTypeError
 from gpulayers.kernels._updates import UPDATES, bound
 from gpulayers.ops._lists import check_lists
@@ -42,8 +42,8 @@ def optimizer_update_rule(
     for i, x in enumerate(masters or ()):
         if x.dtype != float32:
             raise UnsupportedTypeError(f"masters[{i}]", "dtype = float32", x.dtype)
-    if scale is not None and (scale.dtype != float32 or math.prod(scale.shape) != 1):
-        raise ShapeError("scale", "one float32 number", f"{scale.dtype}{list(scale.shape)}")
+    if scale is not None and (scale.dtype not in (float32, float64) or math.prod(scale.shape) != 1):
+        raise ShapeError("scale", "one float32 or float64 number", f"{scale.dtype}{list(scale.shape)}")
     if seed is not None:
         _check_seed(params, seed)
     return Rule({})

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpulayers.arrays import compute_dtype, namespace
 from gpulayers.definition import ArgumentError, Rule, ShapeError
+from gpulayers.ops._grad_norm import grad_norm as grad_norm
 from gpulayers.ops._lists import check_lists
 from gpulayers.ops._op import Op
 from gpulayers.ops._optimizer_update import optimizer_update as optimizer_update

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _use_grad_for_differentiable
 
+from gpulayers import dispatch
+from gpulayers.definition import RuleError
 from gpulayers.kernels import _updates
 from gpulayers.ops import optim as ops
-from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _loss, _numbers, _updated
+from gpulayers.torch._op import _PLAIN
+from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _local, _loss, _numbers, _updated
 
 _HALVES = torch.float16, torch.bfloat16
 
@@ -298,3 +301,30 @@ def get_ema_multi_avg_fn(decay: float = 0.999) -> Callable:
 
     options = {"rule": "sgd", "numbers": (1 - decay,), "l2": 1.0, "grad_scale": -1.0}  # a − (1 − decay) (a − p)
     return update
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Any,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """As ``torch.nn.utils.clip_grad_norm_``: the norm takes two launches for all gradients of one dtype, in a fixed order,
+    and nothing waits. Other norms, and gradients that are no plain tensors of one device, are torch's.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    served = grads and norm_type == 2 and max_norm > 0 and not error_if_nonfinite and not torch.compiler.is_compiling()
+    try:
+        if not served or len({(g.device, g.dtype) for g in grads}) > 1:
+            raise _Left("another norm, or several devices or dtypes")
+        launch = _Launch(ops.grad_norm, [[_local(g, g) for g in grads]], {"max_norm": float(max_norm)})
+        if any(type(g) not in _PLAIN for g in grads):
+            raise _Left("a gradient is spread over processes")
+    except (_Left, RuleError, dispatch.Refused):
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    (norm, _), _ = launch.plan.run_forward(*launch.local, **launch.values)
+    torch._foreach_mul_(grads, torch.clamp(max_norm / (norm[0] + 1e-6), max=1.0))
+    return norm[0].to(grads[0].dtype)

@@ -34,6 +34,7 @@ from gpulayers.torch._optimizers import NAdam as NAdam
 from gpulayers.torch._optimizers import RAdam as RAdam
 from gpulayers.torch._optimizers import RMSprop as RMSprop
 from gpulayers.torch._optimizers import WithMasters
+from gpulayers.torch._optimizers import clip_grad_norm_ as clip_grad_norm_
 from gpulayers.torch._optimizers import get_ema_multi_avg_fn as get_ema_multi_avg_fn
 from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _loss, _numbers, _scaling, _updated
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from gpulayers.layers._calls import no_leftovers
 from gpulayers.layers._frames import as_data, mode, no_grad
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
+from gpulayers.ops import optim as ops
 from gpulayers.train import _precision
 from gpulayers.train._precision import LossScale
 from gpulayers.train.history import History
@@ -149,14 +150,16 @@ class Run:
         return penalty
 
     def _update(self, weights: Mapping[str, Weight]) -> None:
-        factor, finite = 1 / self.scale.value, True
-        if self.scale.on or self.clip_norm is not None:
-            norm = global_norm(w.grad for w in weights.values() if w.trainable and w.has_grad) * factor
-            finite = math.isfinite(norm)
-            if self.clip_norm is not None and finite:
-                factor *= min(1.0, self.clip_norm / (norm + 1e-6))
+        factor, finite, clipping = 1 / self.scale.value, True, None
+        grads = [w.grad for w in weights.values() if w.trainable and w.has_grad]
+        if grads and (self.scale.on or self.clip_norm is not None):
+            norm, clipping = ops.grad_norm(grads, max_norm=self.clip_norm or math.inf, grad_scale=factor)
+            if self.scale.on:
+                finite = math.isfinite(float(norm[0]))  # the next loss's scale is the host's: it waits
+            if not self.optimizer.takes_scale:
+                factor, clipping = factor * float(clipping[0]), None
         if finite or not self.scale.on:
-            self.optimizer.step(weights, factor)
+            self.optimizer.step(weights, factor, *([] if clipping is None else [clipping]))
             for name, w in weights.items():
                 if w.trainable and w.constraint is not None:
                     w.assign(w.constraint(w.data))
@@ -169,12 +172,3 @@ class Run:
         if drawn is not None:
             return generator.integers(rows, size=drawn)
         return generator.permutation(rows) if shuffle else None
-
-
-def global_norm(grads: Iterator[Any]) -> float:
-    """√ Σ g² over all gradients, in float32 (one wait for the GPU)."""
-    total: Any = 0.0
-    for g in grads:
-        wide = arrays.cast(g, arrays.float32) if arrays.library(g).dtype(g) in arrays.HALVES else g
-        total = total + (wide * wide).sum()
-    return math.sqrt(float(total)) if math.isfinite(float(total)) else math.inf

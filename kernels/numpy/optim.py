@@ -193,3 +193,25 @@ def optimizer_update_forward(
             finish = functools.partial(_round, seed=halves, place=place)
         _over(arrays, (0, *range(2, len(arrays))), update, finish)
     return (), {}
+
+
+def grad_norm_refuses(grads: Any, *, needs: tuple = (), **options: Any) -> str | None:
+    return _refuses(grads)
+
+
+def grad_norm_forward(
+    grads: list, *, needs: tuple = (), max_norm: float = math.inf, grad_scale: float = 1.0
+) -> tuple[tuple, dict]:
+    total = 0.0
+    for g in grads:
+        row = _blocks.flat(g)
+        row = np.ascontiguousarray(g).reshape(-1) if row is None else row
+        for start in range(0, row.size, _blocks.CHAIN):
+            block = row[start : start + _blocks.CHAIN].astype(np.float32, copy=False)
+            whole = block.size // 256 * 256  # short sums in float32, theirs in float64
+            parts, rest = block[:whole].reshape(-1, 256), block[whole:]
+            with np.errstate(all="ignore"):
+                total += float(np.einsum("ij,ij->i", parts, parts).sum(dtype=np.float64)) + float(np.dot(rest, rest))
+    norm = math.sqrt(total) * abs(grad_scale) if total >= 0 else math.nan
+    factor = min(1.0, max_norm / (norm + 1e-6)) if math.isfinite(norm) else 1.0
+    return (np.array([norm], np.float32), np.array([factor], np.float32)), {}
