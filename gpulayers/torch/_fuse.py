@@ -32,14 +32,16 @@ from torch.fx.graph import inplace_methods
 from gpulayers.torch import _rows
 from gpulayers.torch._beside import gated_unit, put_beside
 from gpulayers.torch._chains import chain, chain_act, chain_add, why_left
+from gpulayers.torch._head_loss import Cut, from_head, put_loss, without_head
 from gpulayers.torch._layer_norm_2d import LayerNorm2d
 from gpulayers.torch._lowered import lower
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch.linear import Linear
+from gpulayers.torch.loss import CrossEntropyLoss
 from gpulayers.torch.norm import LayerNorm, RMSNorm
 
-PLAN = "_gpulayers_rows"
+PLAN, CUT = "_gpulayers_rows", "_gpulayers_without_head"
 _ASIDE = {"training", "__class__", "_is_torch_compile", "_compiled_call_impl"}
 """Attributes that a forward's plan does not depend on: torch.compile sets the last two on what it is given."""
 _ROW_NORMS = (LayerNorm, RMSNorm)
@@ -66,6 +68,8 @@ class Plan(NamedTuple):
     """{child: why not} of the convolutions and norms that are in no row; None where nothing was read."""
     lowered: tuple[str, ...] = ()
     """The norms that under autocast write what their readers take."""
+    cuts: tuple[str, ...] = ()
+    """The children whose forward runs without its last layer, or from that on, in a row."""
     of_list: Any = None
     """run where the one argument is a list of tensors, and the forward asks for that."""
 
@@ -80,6 +84,14 @@ class Fused:
     _own: Any
     _gpulayers_rows: Plan | None = None
     """None: not looked at yet, in a copy."""
+    _gpulayers_without_head: Cut | bool | None = False
+    """False: not looked at yet; None: there is none."""
+
+    def _gpulayers_cut(self) -> Cut | None:
+        found = self._gpulayers_without_head
+        if found is False:
+            found = vars(self)[CUT] = cut_of(self)
+        return found  # type: ignore[return-value]
 
     def forward(self, *args: Any, **named: Any) -> Any:
         plan = self._gpulayers_rows
@@ -98,19 +110,19 @@ class Fused:
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name not in _ASIDE:
-            self.__dict__[PLAN] = _NONE
+            self.__dict__.update({PLAN: _NONE, CUT: None})
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
-        self.__dict__[PLAN] = _NONE
+        self.__dict__.update({PLAN: _NONE, CUT: None})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = {k: v for k, v in vars(self).items() if k != PLAN or v is _NONE}
+        state = {k: v for k, v in vars(self).items() if k not in (PLAN, CUT) or v is _NONE or v is None}
         return _new, (self._own,), state
 
     def __prepare_scriptable__(self) -> Any:
         other = self._own.__new__(self._own)
-        other.__dict__ = {k: v for k, v in vars(self).items() if k != PLAN}
+        other.__dict__ = {k: v for k, v in vars(self).items() if k not in (PLAN, CUT)}
         return other
 
 
@@ -149,18 +161,24 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     Raises Unfusable.
     """
     is_list = own.forward is nn.Module.forward  # ModuleList, ModuleDict
-    if is_list or not any(type(m) in _KINDS or isinstance(m, NormAct | LayerNorm2d) for m in module._modules.values()):
+    judges = any(type(m) is CrossEntropyLoss for child in module._modules.values() if child for m in _near(child))
+    if is_list or not (
+        judges or any(type(m) in _KINDS or isinstance(m, NormAct | LayerNorm2d) for m in module._modules.values())
+    ):
         return _NONE
-    names = _tensors_of(own)
+    names = _tensors_of(own, judges)
     graph, asks = _graph_of(module, own, names, Tensor)
     left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
     rows, lowered = tuple(_fuse(graph, module)), tuple(lower(graph, module))
+    losses = [*put_loss(graph, module, cut_of)]
+    rows += tuple(words for words, _ in losses)
     kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     left = {child: why for child, why in left.items() if child in kept or child not in called}
     if not rows and not lowered:
         return _NONE._replace(left=left)
     source, run = _function_of(graph, own)
-    plan = Plan(source, run, len(names), len(module._modules), rows, left, lowered)
+    cuts = tuple(child for _, children in losses for child in children)
+    plan = Plan(source, run, len(names), len(module._modules), rows, left, lowered, cuts)
     if not asks or len(names) > 1:
         return plan
     try:
@@ -171,6 +189,35 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     return plan._replace(of_list=_function_of(graph, own)[1]) if alike else plan
 
 
+def _near(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    yield from module.children()
+
+
+def cut_of(module: Any) -> Cut | None:
+    """The forward of a module without the linear layer at its end, or of a loss from such a layer on; None for others."""
+    own = module._own if isinstance(module, Fused) else type(module)
+    children = [*module.children()] if isinstance(module, nn.Module) else []
+    if not any(type(m) in (Linear, CrossEntropyLoss) for m in children) or "forward" in vars(module):
+        return None
+    try:
+        names = _tensors_of(own)
+        graph, _ = _graph_of(module, own, names, Tensor, listed=True)
+        if is_loss := from_head(graph, module):
+            head = ""
+        else:
+            for _ in (*_fuse(graph, module), *lower(graph, module)):
+                pass
+            head = without_head(graph, module)
+        if not (is_loss or head):
+            return None
+    except Unfusable:
+        return None
+    above = {m for node in graph.nodes if node.op in ("call_module", "get_attr") for m in _above(module, node)}
+    lists = tuple((name, len(m._modules)) for name, m in module.named_modules() if m in above or m is module)
+    return Cut(_function_of(graph, own)[1], len(names), lists, head)
+
+
 def _function_of(graph: Graph, own: Any) -> tuple[str, Any]:
     graph.lint()
     code = graph.python_code("self")
@@ -179,13 +226,18 @@ def _function_of(graph: Graph, own: Any) -> tuple[str, Any]:
     return code.src.strip(), scope["forward"]
 
 
-def _graph_of(module: nn.Module, own: Any, names: list[str], given: type) -> tuple[Graph, bool]:
-    """(the graph of its forward, in training and in evaluation; whether that asks if an argument is ``given``)."""
+def _graph_of(module: nn.Module, own: Any, names: list[str], given: type, listed: bool = False) -> tuple[Graph, bool]:
+    """(the graph of its forward, in training and in evaluation; whether that asks if an argument is ``given``).
+
+    listed: modules in lists may be called.
+    """
     graphs, asks = zip(*[_traced(module, own, names, training, given) for training in (True, False)])
     if len({str(g) for g in graphs}) > 1:
         raise Unfusable("its forward differs between training and evaluation")
     for node in graphs[0].nodes:
-        if node.op == "call_module" and any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
+        if listed or node.op != "call_module":
+            continue
+        if any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
             raise Unfusable("its forward calls modules in a ModuleList or ModuleDict, which may grow")
     return graphs[0], any(asks)
 
@@ -207,6 +259,8 @@ for _name in inplace_methods:
 
 
 class _Tracer(torch.fx.Tracer):
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
@@ -214,10 +268,13 @@ class _Tracer(torch.fx.Tracer):
         return _Proxy(node, self)
 
 
-def _tensors_of(own: Any) -> list[str]:
-    """The names of the arguments of its forward that have no default."""
+def _tensors_of(own: Any, judges: bool = False) -> list[str]:
+    """The names of the arguments of its forward that have no default; judges: for any number, of an output and a target."""
     names = []
-    for p in list(inspect.signature(own.forward).parameters.values())[1:]:
+    given = list(inspect.signature(own.forward).parameters.values())[1:]
+    if judges and [p.kind for p in given] == [inspect.Parameter.VAR_POSITIONAL]:
+        return ["x", "target"]
+    for p in given:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise Unfusable("its forward takes any number of arguments")
         if p.default is p.empty:

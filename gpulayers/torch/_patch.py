@@ -21,7 +21,7 @@ from gpulayers._table import table
 from gpulayers.torch import _activation_like, _flops, _layer_norm_2d, _norm_act, _rms_norm, _transformers
 from gpulayers.torch._activation_like import ActivationLike, Derived
 from gpulayers.torch._chains import is_link, why_unlinked
-from gpulayers.torch._fuse import PLAN, Fused, Unfusable, fused_class, plan_of
+from gpulayers.torch._fuse import CUT, PLAN, Fused, Unfusable, cut_of, fused_class, plan_of
 from gpulayers.torch._layout import CHANNELS_LAST
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._op import _PLAIN
@@ -29,6 +29,7 @@ from gpulayers.torch._rebuilt import Rebuilt
 from gpulayers.torch._rms_norm import RMSNormLike
 from gpulayers.torch._standing import Standing
 from gpulayers.torch.conv import Convolution
+from gpulayers.torch.loss import CrossEntropyLoss
 
 _PACKAGE = "gpulayers.torch"
 _MARK = "_gpulayers_patched"
@@ -90,7 +91,8 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
 
     fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
     and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm, a gated unit's activation
-    and product; and two or three linear layers of one input be one product. Rows are found in
+    and product; two or three linear layers of one input be one product; and a last linear layer and the cross entropy of
+    what it gives, which a module's forward computes, one op that never holds all logits (``_head_loss.py``). Rows are found in
     each module's own forward, traced by torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict
     stay. A fused row may keep what it gives for its backward, so torch refuses a backward after it was written into
     (``y += 1``). Norms that only convolutions and linear layers read write autocast's 16 bits on a GPU (``_lowered.py``).
@@ -169,8 +171,12 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
         why = "under autocast on a GPU it writes the 16 bits that its readers take"
         report.lowered |= {f"{name}.{norm}" if name else norm: why for norm in plan.lowered}
         vars(module)[PLAN] = plan
-        if not isinstance(module, Fused):
-            module.__class__ = _rebased(type(module), own, fused_class(own))
+        for one in (module, *[module._modules[child] for child in plan.cuts]):
+            its = _own_class(one)
+            if not isinstance(one, Fused) and type(one) is not CrossEntropyLoss:
+                one.__class__ = _rebased(type(one), its, fused_class(its))
+            if one is not module and isinstance(one, Fused):
+                vars(one)[CUT] = cut_of(one)
 
 
 def unpatch(model: nn.Module) -> None:
@@ -178,7 +184,8 @@ def unpatch(model: nn.Module) -> None:
     for module in model.modules():
         _transformers.unpatch_module(module)
         if isinstance(module, Fused):
-            vars(module).pop(PLAN, None)
+            for kept in (PLAN, CUT):
+                vars(module).pop(kept, None)
             module.__class__ = _rebased(type(module), fused_class(module._own), module._own)
         own = vars(module).pop(_MARK, None)
         if own is None:
