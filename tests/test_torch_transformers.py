@@ -2,6 +2,10 @@
 
 import copy
 import inspect
+import pickle
+import sys
+import types
+import warnings
 
 import pytest
 
@@ -9,8 +13,13 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 import torch.nn as nn  # noqa: E402
+from transformers import masking_utils, pytorch_utils  # noqa: E402
+from transformers.loss import loss_utils  # noqa: E402
+from transformers.models.llama import modeling_llama  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
+from gpulayers.torch._rebuilt import rebuilt  # noqa: E402
+from gpulayers.torch._transformers_attention import forward, mask  # noqa: E402
 
 TEXT = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
@@ -121,3 +130,207 @@ def test_logits_and_all_gradients_are_the_plain_models(name):
     )
     assert not [k for m in patched.modules() for k in vars(m) if k.startswith("_gpulayers")]
     assert inspect.ismethod(patched.forward) and patched.loss_function is plain.loss_function
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "Phi3", "Bert"])
+def test_fused_too(name):
+    plain = made(name)
+    patched = copy.deepcopy(plain)
+    assert gt.patch(patched, fuse=True).fused
+    check(plain, patched, *inputs(name))
+    gt.unpatch(patched)
+    assert classes(patched) == classes(plain)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Gemma2"])
+def test_packed_sequences(name):
+    """Two sequences in a row, by their positions, are what they are alone."""
+    plain = made(name)
+    patched = copy.deepcopy(plain)
+    gt.patch(patched)
+    given = {k: x[:1] for k, x in inputs(name)[0].items() if k != "attention_mask"}
+    given |= dict(position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]), use_cache=False)
+    check(plain, patched, given)
+    with torch.no_grad():
+        packed = patched(**given).logits
+        alone = torch.cat([patched(part).logits for part in given["input_ids"].split([4, 5], 1)], 1)
+    assert torch.allclose(packed, alone, 1e-4, 1e-5)
+
+
+def test_packed_sequences_by_their_ends():
+    """As transformers' collator gives them."""
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.is_causal = True
+    q, k = torch.randn(1, 4, 7, 8), torch.randn(1, 2, 7, 8)
+    ends = torch.tensor([0, 3, 7], dtype=torch.int32)
+    y, _ = forward(module, q, k, k, None, cu_seq_lens_q=ends, cu_seq_lens_k=ends)
+    parts = [forward(module, q[:, :, s], k[:, :, s], k[:, :, s], None)[0] for s in (slice(3), slice(3, 7))]
+    assert torch.allclose(y, torch.cat(parts, 1), 1e-5, 1e-5)
+
+
+def test_masks_are_described_and_not_written_out():
+    """What a mask says is what transformers' own says: of one key for all queries, or of none, where it can."""
+    there = torch.ones(2, 6, dtype=torch.bool)
+    there[0, :2] = False
+    q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    module = nn.Module()
+    for made_by, size in (
+        (masking_utils.causal_mask_function, None),
+        (masking_utils.bidirectional_mask_function, None),
+        (masking_utils.sliding_window_causal_mask_function(3), 3),
+        (masking_utils.sliding_window_bidirectional_mask_function(2), 2),
+        (masking_utils.chunked_causal_mask_function(3, torch.zeros(2, dtype=torch.int)), 3),
+    ):
+        skip = dict(allow_is_bidirectional_skip=True)
+        how = dict(mask_function=made_by, local_size=size, attention_mask=there)
+        ours = mask(2, 6, 6, **how, **skip)
+        theirs = masking_utils.sdpa_mask(2, 6, 6, **how, **skip)
+        chunked = size == 3 and ours.dim() == 4
+        assert chunked == ("chunked" in str(made_by.__closure__[0].cell_contents) if size else False)
+        assert chunked or ours.untyped_storage().nbytes() <= there.numel()
+        found, truth = (forward(module, q, k, k, m, output_attentions=True) for m in (ours, theirs))
+        seen = theirs.any(-1).transpose(1, 2)[..., None].expand_as(found[0])
+        assert torch.allclose(found[0][seen], truth[0][seen], 1e-5, 1e-5)
+        assert ((found[1] > 0) == theirs.expand_as(found[1])).all()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "T5"])
+def test_generate_gives_the_plain_models_tokens(name):
+    plain = made(name)
+    patched = copy.deepcopy(plain)
+    gt.patch(patched)
+    given = {k: x.flip(1) for k, x in inputs(name)[0].items() if k != "labels"}  # padded on the left
+    theirs, ours = (m.generate(**given, max_new_tokens=6, do_sample=False) for m in (plain, patched))
+    assert torch.equal(theirs, ours)
+
+
+def test_trainer_gives_the_plain_models_losses(tmp_path):
+    pytest.importorskip("accelerate")
+    rows = [
+        dict(input_ids=r, labels=r) for r in torch.randint(3, 64, (8, 6), generator=torch.Generator().manual_seed(0))
+    ]
+
+    def losses(patches):
+        model = made("Llama").train()
+        if patches:
+            gt.patch(model)
+        settings = transformers.TrainingArguments(
+            str(tmp_path), max_steps=20, per_device_train_batch_size=2, logging_steps=1, learning_rate=1e-2,
+            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, seed=3,
+        )  # fmt: skip
+        trainer = transformers.Trainer(model, settings, train_dataset=rows)
+        trainer.train()
+        return [step["loss"] for step in trainer.state.log_history if "loss" in step]
+
+    theirs, ours = losses(False), losses(True)
+    assert len(theirs) == 20 and theirs[-1] < 0.7 * theirs[0]
+    assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), 1e-3, 1e-3)
+
+
+def test_autocast_to_bfloat16():
+    plain = made("Llama")
+    patched = copy.deepcopy(plain)
+    gt.patch(patched)
+    given, counts = inputs("Llama")
+    truth = run(plain, given, counts)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, ours = run(plain, given, counts), run(patched, given, counts)
+    for k in ("logits", "loss", "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"):
+        bound = 4 * max(float((theirs[k] - truth[k]).abs().max()), 2**-8 * float(truth[k].abs().max()))
+        assert float((ours[k] - truth[k]).abs().max()) <= bound, k
+
+
+def test_other_models_of_the_same_configuration_stay():
+    config = made("Llama").config
+    one, other = (transformers.LlamaForCausalLM(config) for _ in range(2))
+    theirs = modeling_llama.apply_rotary_pos_emb
+    gt.patch(one)
+    assert other.config._attn_implementation == "sdpa" and one.config._attn_implementation == "gpulayers"
+    assert modeling_llama.apply_rotary_pos_emb is theirs and type(other.model.norm) is modeling_llama.LlamaRMSNorm
+    before = list(one.state_dict())
+    assert gt.patch(one).called == {} and list(one.state_dict()) == before  # again: nothing more
+
+
+def test_copies_and_attention_alone():
+    plain = made("Gemma2")
+    patched = copy.deepcopy(plain)
+    gt.patch(patched)
+    again = pickle.loads(pickle.dumps(patched))
+    check(plain, again, *inputs("Gemma2"))
+    gt.unpatch(again)
+    assert classes(again) == classes(plain) and again.config._attn_implementation == "eager"
+    gt.register_attention()
+    alone = copy.deepcopy(plain)
+    alone.set_attn_implementation("gpulayers")
+    check(plain, alone, *inputs("Gemma2"))
+    given = inputs("Gemma2")[0] | dict(output_attentions=True)
+    theirs, ours = (m(**given).attentions for m in (plain, alone))
+    assert len(ours) == 2 and all(torch.allclose(a, b, 1e-4, 1e-5) for a, b in zip(ours, theirs))
+
+
+# --- versions that compute something else under the same names -------------------------------------------------------
+
+
+def altered(source, old, new):
+    """The file of Llama with another line, as a module of transformers."""
+    text = inspect.getsource(source)
+    assert old in text
+    module = types.ModuleType("transformers.models.llama.altered")
+    module.__package__ = "transformers.models.llama"
+    module.__file__ = source.__file__
+    sys.modules[module.__name__] = module
+    exec(compile(text.replace(old, new), source.__file__, "exec"), vars(module))
+    return module
+
+
+@pytest.mark.parametrize(
+    "old, new, stays",
+    [
+        ("return self.weight * hidden_states.to(", "return 2 * self.weight * hidden_states.to(", "LlamaRMSNorm"),
+        ("(rotate_half(k) * sin)", "(rotate_half(k) * sin) * 0.5", "LlamaAttention"),
+        ("x1 = x[..., : x.shape[-1] // 2]\n    x2 = x[..., x.shape[-1] // 2 :]", "x1, x2 = x[..., ::2], x[..., 1::2]",
+         "LlamaAttention"),
+        ("query_states, key_states = apply_rotary_pos_emb(", "query_states, key_states = turned(", "LlamaAttention"),
+        ("class LlamaRMSNorm", "class LlamaNormalised", ""),
+    ],
+    ids=["norm", "rotary", "pairs", "renamed", "renamed norm"],
+)  # fmt: skip
+def test_an_altered_class_is_left_alone(old, new, stays):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = altered(modeling_llama, old, new)
+        vars(module)["turned"] = lambda q, k, cos, sin: module.apply_rotary_pos_emb(2 * q, k, cos, sin)
+        if "LlamaNormalised" in new:
+            module.LlamaRMSNorm = module.LlamaNormalised
+        torch.manual_seed(0)
+        plain = module.LlamaForCausalLM(transformers.LlamaConfig(**DECODER)).eval()
+        patched = copy.deepcopy(plain)
+        gt.patch(patched)
+        for m in patched.modules():
+            if stays and type(m).__name__ == stays:
+                assert type(m) is getattr(module, stays)
+            assert type(m) is not getattr(module, "LlamaNormalised", None)
+        check(plain, patched, *inputs("Llama"))
+    finally:
+        del sys.modules["transformers.models.llama.altered"]
+
+
+def test_altered_activations_losses_and_products_are_left_alone():
+    def cross_entropy(source, target, num_items_in_batch=None, ignore_index=-100, **kwargs):
+        return 2 * nn.functional.cross_entropy(source, target, ignore_index=ignore_index)
+
+    loss = rebuilt(loss_utils.ForCausalLMLoss, {"fixed_cross_entropy": cross_entropy})
+    model = made("GPT2")
+    model.loss_function = loss
+    act = type("GELUTanh", (nn.Module,), {"forward": lambda self, x: x * torch.sigmoid(1.7 * x)})
+    act.__module__ = "transformers.activations"
+    product = type("Conv1D", (pytorch_utils.Conv1D,), {"forward": lambda self, x: 2 * x @ self.weight + self.bias})
+    for block in model.transformer.h:
+        block.mlp.act, block.mlp.c_fc.__class__ = act(), product
+    plain = copy.deepcopy(model)
+    report = gt.patch(model)
+    assert model.loss_function is loss and type(model.transformer.h[0].mlp.act) is act
+    assert report.left["transformer.h.0.mlp.c_fc"] == "on a random input it computes something else"
+    check(plain, model, *inputs("GPT2"))

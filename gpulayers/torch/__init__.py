@@ -118,6 +118,7 @@ from gpulayers.torch.window import ChannelShuffle, Fold, PixelShuffle, PixelUnsh
 from gpulayers.torch import optim  # isort: skip
 from gpulayers.torch._fuse import source  # isort: skip
 from gpulayers.torch._patch import Report, make_known, patch, unpatch  # isort: skip
+from gpulayers.torch._transformers_attention import register_attention  # isort: skip
 from gpulayers.torch._wrap import wrap  # isort: skip
 
 make_known()

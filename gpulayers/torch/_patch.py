@@ -83,11 +83,13 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     """Replace every layer in ``model`` (itself too) that gpulayers.torch has a drop-in for, in place.
 
     Replaced are modules whose class is exactly torch.nn's (under FSDP2 or parametrizations too), and norms in the manner
-    of Hugging Face's LlamaRMSNorm: the class's name ends with RMSNorm, it has one weight of one dimension and a
-    ``variance_epsilon`` or ``eps``, and on a random input its forward agrees with ours; so, too, LayerNorm2d in
-    torchvision's and timm's manner, and BatchNormAct in timm's. Left alone are other classes derived from torch.nn's, a
-    ``forward`` set on the instance, lazy modules that are not initialised, scripted ones, and what is quantised or marked
-    for it (torch.ao's quantization looks for torch.nn's exact classes: quantize first).
+    of Hugging Face's LlamaRMSNorm, T5LayerNorm and GemmaRMSNorm: they have one weight of one dimension and a
+    ``variance_epsilon`` or ``eps``, and on a random input their forward agrees with ours; so, too, LayerNorm2d in
+    torchvision's and timm's manner, and BatchNormAct in timm's. Of models of Hugging Face's transformers also attention,
+    rotary positions, activations, losses and what else their forwards call of torch.nn.functional (``_transformers.py``).
+    Left alone are other classes derived from torch.nn's, a ``forward`` set on the instance, lazy modules that are not
+    initialised, scripted ones, and what is quantised or marked for it (torch.ao's quantization looks for torch.nn's exact
+    classes: quantize first).
 
     fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
     and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm, a gated unit's activation

@@ -127,7 +127,7 @@ def unpatch_module(module: nn.Module) -> None:
 def _with_attention(model: Any, before: dict) -> str:
     """The model's configuration becomes its own, so that others made of the same one keep their attention."""
     try:
-        attention.register()
+        attention.register_attention()
     except ImportError as error:
         return f"attention stays: this version of transformers has no interface for it ({error})"
     if not getattr(model, "_can_set_attn_implementation", bool)():
@@ -183,13 +183,28 @@ def _with_loss(model: Any, before: dict) -> str:
     return f"loss by {cross_entropy.__name__}"
 
 
+class _Loss:
+    """A loss of transformers whose cross entropy is ours; copies in another process make it again."""
+
+    def __init__(self, f: Any):
+        self.theirs, self.ours = f, rebuilt(f, {"fixed_cross_entropy": _fixed_cross_entropy})
+
+    def __call__(self, *args: Any, **named: Any) -> Tensor:
+        return self.ours(*args, **named)
+
+    def __reduce__(self) -> Any:
+        return _loss, (self.theirs,)
+
+    def __deepcopy__(self, memo: Any) -> _Loss:
+        return self
+
+
 @functools.cache
 def _loss(f: Any) -> Any:
-    """A loss of transformers whose cross entropy is ours; None where it has none that we know."""
+    """None where it has no cross entropy that we know."""
     theirs = f.__globals__.get("fixed_cross_entropy")
-    if "fixed_cross_entropy" not in f.__code__.co_names or not _agree(_losses, theirs, _fixed_cross_entropy):
-        return None
-    return rebuilt(f, {"fixed_cross_entropy": _fixed_cross_entropy})
+    known = "fixed_cross_entropy" in f.__code__.co_names and _agree(_losses, theirs, _fixed_cross_entropy)
+    return _Loss(f) if known else None
 
 
 def _fixed_cross_entropy(

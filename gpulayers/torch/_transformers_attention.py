@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpulayers.torch.attention import attention
+from gpulayers.torch.attention import _composed, attention
 
 NAME = "gpulayers"
 
 
-def register() -> None:
+def register_attention() -> None:
     """Let transformers' models take ``attn_implementation="gpulayers"``. Raises ImportError where there is no transformers, or
     one without this interface."""
     from transformers import AttentionInterface
@@ -102,9 +102,12 @@ def forward(
     position_bias: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
+    output_attentions: bool = False,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """(y, None): query (N, H, Lq, D), key and value (N, Hk, Lk, D and Dv), y (N, Lq, H, Dv); weights are never there.
+) -> tuple[Tensor, Tensor | None]:
+    """(y, weights): query (N, H, Lq, D), key and value (N, Hk, Lk, D and Dv), y (N, Lq, H, Dv), weights (N, H, Lq, Lk).
+
+    output_attentions: whether weights are there, in torch's operations and before dropout; else they are None.
 
     scaling: D^-1/2 by default. is_causal: the module's by default, and then from the upper left corner, for no mask and
     more than one query. s_aux: (H,), sinks. position_bias: broadcasts to (N, H, Lq, Lk), added to the scores.
@@ -132,10 +135,19 @@ def forward(
     elif bias is not None and bias.dtype is not torch.bool:
         bias = bias.to(query.dtype)
     sinks = None if s_aux is None else s_aux.to(query.dtype)
-    y = attention(
-        query, key, value, bias, sinks=sinks, scale=scaling, softcap=softcap or 0.0, dropout_p=dropout, **how
-    )  # fmt: skip
-    return y.transpose(1, 2).contiguous(), None
+    cap = softcap or 0.0
+    y = attention(query, key, value, bias, sinks=sinks, scale=scaling, softcap=cap, dropout_p=dropout, **how)
+    weights = _weights(query, key, bias, sinks, scaling, cap, **how) if output_attentions else None
+    return y.transpose(1, 2).contiguous(), weights
+
+
+def _weights(
+    q: Tensor, k: Tensor, bias: Any, sinks: Any, scale: Any, softcap: float, causal: bool = False,
+    window: tuple[int, int] = (-1, -1), corner: str = "top_left", cu_q: Any = None, cu_k: Any = None,
+) -> Tensor:  # fmt: skip
+    """What attention gives for values of ones on a diagonal."""
+    ones = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+    return _composed(q, k, ones, bias, sinks, None, cu_q, cu_k, causal, window, corner, scale, softcap, 0.0)[0]
 
 
 def _added(position: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
