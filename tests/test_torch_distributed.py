@@ -37,3 +37,25 @@ def test_two_processes_are_one(tmp_path):
     chains = ("conv2 → bn2 → add → relu", "norm → act", "conv1 → bn1 → relu")
     assert all(any(f"{chain}'" in line for line in printed[0].splitlines()) for chain in chains), printed[0]
     assert "GPT: the losses are one process's" in printed[0], printed[0]
+
+
+def test_a_compiler_gives_dtensors_to_torchs_own_function(tmp_path):
+    """On one process: DTensor has no rule for a custom op."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    import gpulayers.torch as gt
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        x, w = (distribute_tensor(torch.randn(4, 6), mesh, [Shard(0)]) for _ in range(2))
+        compiled = torch.compile(gt.functional.layer_norm, backend="eager", fullgraph=True)
+        y = compiled(x, (6,), w[0], None)
+        assert y.placements == x.placements
+        torch.testing.assert_close(y.full_tensor(), torch.layer_norm(x.full_tensor(), (6,), w.full_tensor()[0]))
+    finally:
+        torch._dynamo.reset()
+        dist.destroy_process_group()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
 import gpulayers as gl
@@ -104,6 +105,14 @@ def gpt(rank, folder):
     import train_gpt
 
     tokens, kept = train_gpt.language.read().train, ["--save", folder]
+
+    model = train_gpt.GPT(width=16, layers=1, heads=2, context=8)
+    gt.patch(model)
+    train_gpt.cut(model, init_device_mesh("cpu", (2,)))
+    with CommDebugMode() as counted:
+        model.blocks[0](torch.ones(2, 8, 16, requires_grad=True)).sum().backward()
+    sums = counted.get_comm_counts()[torch.ops.c10d_functional.all_reduce]
+    assert sums == counted.get_total_counts() == 4, "two forward, two backward: that of q, k and v is one"
 
     def losses(text, *more):
         return train_gpt.train(train_gpt.arguments([*f"{SMALL} {text}".split(), *more]), tokens)

@@ -200,7 +200,7 @@ class TorchOp:
         return outputs[0] if known.outputs == 1 else outputs
 
     def _compiled(self, args: Sequence[Any]) -> Any:
-        left = self.pointwise and _inductor.fuses(args[0])
+        left = (self.pointwise and _inductor.fuses(args[0])) or _sharded.is_sharded(args[: self.n])
         return self._traced(args) if self._serves(args[: self.n]) and not left else self._caller(*args)
 
     def _split(self, args: tuple) -> tuple[tuple, dict[str, Any]]:

@@ -85,7 +85,10 @@ def _placements(places: Sequence[Any]) -> list[Any]:
 
 def _local(t: Any, to: Sequence[Any], parted: Sequence[bool], apart: Sequence[bool]) -> Tensor:
     gradient = ["partial" if p == "whole" and cut and not a else p for p, cut, a in zip(to, parted, apart)]
-    return t.redistribute(placements=_placements(to)).to_local(grad_placements=_placements(gradient))
+    wanted = _placements(to)
+    if t.placements != tuple(wanted):  # else it would sum the gradient at once, where several may add up first
+        t = t.redistribute(placements=wanted)
+    return t.to_local(grad_placements=_placements(gradient))
 
 
 def _global(y: Tensor, mesh: Any, places: Sequence[Any], shape: Any) -> Any:
