@@ -105,6 +105,14 @@ def audits() -> list[Case]:
             for where, order in (("last", (0, 2, 3, 4, 1)), ("first", None))
             for op, options in of_volumes
         ),
+        Case(
+            lp_pool,
+            "volumes of three channels, last",
+            ((2, 3, 7, 13, 13),),
+            {"norm_type": 2, "kernel_size": 3, "stride": 2},
+            order=(0, 2, 3, 4, 1),
+            archs=ONE_ARCH,
+        ),
         Case(adaptive_max_pool, "volumes, channels first", volume, {"output_size": 6}, archs=ONE_ARCH),
         *(
             Case(op, "channels last", image, options, order=CHANNELS_LAST, archs=ONE_ARCH)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from gpulayers.arrays import Spec, float32
 from gpulayers.ops.resize import affine_grid, grid_sample, interpolate
 
 from .cases.case import CHANNELS_LAST, ONE_ARCH, Case
@@ -62,5 +63,15 @@ def cases() -> list[Case]:
 
 def audits() -> list[Case]:
     linear, sampled = _cases(32, cpu=False)[1], _sampled(16, 32, 64)
+    volumes = Spec((4, 8, 9, 10, 11), float32, (0, 2, 3, 4, 1)), Spec((4, 9, 10, 11, 3), float32)
+    reflected = Case(grid_sample, "volumes", volumes, {"padding_mode": "reflection"}, archs=(100,))
     mapped = [_mapped(8, 64, 64, 64, cpu=False), _mapped(256, 224, 224, cpu=False)._replace(archs=ONE_ARCH)]
-    return [*mapped, linear, sampled._replace(archs=ONE_ARCH), linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]
+    twice = _case("Stable Diffusion's, bilinear", 32, 320, 32, 64, False, mode="linear")
+    return [
+        *mapped,
+        twice,
+        reflected,
+        linear,
+        sampled._replace(archs=ONE_ARCH),
+        linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH),
+    ]

@@ -50,8 +50,9 @@ def pixel_plan(choice: _configs.Choice, x: Any, *others: Any) -> tuple[tuple, di
     n, c, *sizes = x.shape
     pixels = n * math.prod(sizes)
     entry = choice(_tile.device(x), pixels)
-    # Channels first, a lane's pixels have places of their own; a volume's take so many registers that it has half of them.
-    own = x.ndim == 5 and x.stride(1) != 1
+    # Channels first, or of few channels, a lane's pixels have places of their own; a volume's take so many registers that it
+    # has half of them.
+    own = x.ndim == 5 and (x.stride(1) != 1 or c < 8)
     rows, channels = pixel_tile(x, pixels, entry.elements // 2 if own else entry.elements)
     tile = {"DEEP": x.ndim == 5, "WIDE": is_far(x, *others), "BP": rows, "BC": channels, "num_warps": entry.warps}
     if x.ndim == 5:  # unasked, the assembler holds to fewer than a volume takes, and puts some aside

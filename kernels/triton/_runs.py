@@ -83,10 +83,11 @@ def woven(even, odd, N: tl.constexpr):
 @triton.jit
 def load_columns(
     x, row, run, R, mask, other,
-    S: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, V: tl.constexpr,
+    S: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, V: tl.constexpr, NEAREST: tl.constexpr = False,
 ):  # fmt: skip
     """(even, odd, before, after): of the S runs from run · S on in a row of R the even and the odd columns (S = 1: all of
-    them, twice), the column before them and that after them, each where it is asked for; beyond the row ``other``."""
+    them, twice), the column before them and that after them, each where it is asked for; beyond the row ``other``, or its
+    NEAREST (before and after alone)."""
     at = row * R + run * S
     even = load_run(x, at, mask & (run * S < R), other, V)
     odd = even
@@ -95,9 +96,15 @@ def load_columns(
         even, odd = parted(even, high, V)
     before, after = run, run
     if BEFORE:
-        before = tl.load(x + at * V - 1, mask & (run > 0) & (run * S <= R), other=other)
+        if NEAREST:
+            before = tl.load(x + tl.maximum(at * V - 1, row * R * V), mask, other=other)
+        else:
+            before = tl.load(x + at * V - 1, mask & (run > 0) & (run * S <= R), other=other)
     if AFTER:
-        after = tl.load(x + (at + S) * V, mask & (run * S + S < R), other=other)
+        if NEAREST:
+            after = tl.load(x + tl.minimum((at + S) * V, (row + 1) * R * V - 1), mask, other=other)
+        else:
+            after = tl.load(x + (at + S) * V, mask & (run * S + S < R), other=other)
     return even, odd, before, after
 
 

@@ -18,7 +18,7 @@ from gpulayers._taps import taps, transposed
 
 from .._budget import Budget
 from .._window import output_order
-from . import _configs, _tile
+from . import _configs, _resize_runs, _tile
 from ._affine_grid import affine_grid_backward as affine_grid_backward
 from ._affine_grid import affine_grid_forward as affine_grid_forward
 from ._conv import volume
@@ -27,6 +27,7 @@ from ._grid_sample import grid_sample_backward as grid_sample_backward
 from ._grid_sample import grid_sample_forward as grid_sample_forward
 from ._grid_sample import grid_sample_refuses as grid_sample_refuses
 from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
+from ._resize_runs import doubling
 from ._tracing import thread
 
 BUDGETS = {
@@ -122,6 +123,11 @@ def _table(make: Any, how: tuple, like: Any) -> tuple[Any, Any, int]:
 
 def _resample(x: Any, y: Any, make: Any, how: list[tuple]) -> None:
     """y from x, of any strides, by the table of each spatial axis."""
+    across = doubling(*how[-1]) if len(how) == 2 else None
+    if across is not None:
+        across = across if make is taps else across._replace(up=not across.up)
+        if _resize_runs.resample(RESAMPLE, x, y, _table(make, how[0], x), across):
+            return
     axes = [_table(make, one, x) for one in how]
     none = (3 - len(axes)) * [(axes[0][0], axes[0][1], 1)]  # not read
     of, by, counts = zip(*none, *axes)

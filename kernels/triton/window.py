@@ -1,7 +1,7 @@
 """Windows as columns, and back; pixels to channels, and back. Bound by memory: every kernel reads each element that its
 output shows, and adds nothing to memory in turn.
 
-- unfold gathers: a program copies one tap of a run of windows.
+- unfold gathers: a program copies one tap of a run of windows; rows of whole runs of 16 bytes are in ``_window_runs``.
 - fold gathers, too: a pixel looks up the windows that it lies in, at most ⌈span / stride⌉ along each axis.
 - the shuffles are one copy of permuted axes, which reads along x's neighbours and writes along y's; where those of a few
   short axes lie in one run of either, the run is moved as it lies and turned in registers.
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .._budget import Budget
 from .._window import Window, output_order
-from . import _configs, _tile
+from . import _configs, _tile, _window_runs
 from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
 
 
@@ -67,6 +67,8 @@ UNFOLD = _configs.rows("unfold")
 
 def _unfold(x: Any, y: Any, window: Window) -> None:
     """y (N, C · taps, windows) from images x; both of any strides."""
+    if _window_runs.unfold(UNFOLD, x, y, window):
+        return
     n, c, h, w = x.shape
     counts = window.output_size((h, w), window.padding)
     count = math.prod(counts)
@@ -128,6 +130,8 @@ FOLD = _configs.rows("fold")
 
 def _fold(y: Any, x: Any, window: Window) -> None:
     """Images x from y (N, C · taps, windows); both of any strides."""
+    if _window_runs.fold(FOLD, y, x, window):
+        return
     n, c, h, w = x.shape
     entry = FOLD(_tile.device(x), n * h * w)
     pixels, channels = pixel_tile(x, n * h * w, entry.elements)
