@@ -241,6 +241,26 @@ def test_autocast_to_bfloat16():
         assert float((ours[k] - truth[k]).abs().max()) <= bound, k
 
 
+def test_compiled_it_is_one_graph_of_our_ops():
+    """With a mask of booleans, and the functions that its forwards have as their own globals."""
+    plain = made("Llama", num_hidden_layers=1)
+    patched, targets = copy.deepcopy(plain), set()
+    gt.patch(patched)
+
+    def seen(graph, _):
+        targets.update(str(node.target).split(".")[1] for node in graph.graph.nodes if "gpulayers" in str(node.target))
+        return graph.forward
+
+    given, counts = inputs("Llama")
+    given["use_cache"] = False
+    truth = run(plain, given, counts)
+    patched.compile(backend=seen, fullgraph=True)
+    ours = run(patched, given, counts)
+    ops = {"attention", "rotary", "rms_norm", "embedding", "linear", "silu", "cross_entropy"}
+    assert targets == ops and ours.keys() == truth.keys()
+    assert all(torch.allclose(ours[k], truth[k], 1e-3, 1e-4) for k in truth)
+
+
 def test_other_models_of_the_same_configuration_stay():
     config = made("Llama").config
     one, other = (transformers.LlamaForCausalLM(config) for _ in range(2))

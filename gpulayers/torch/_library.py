@@ -61,6 +61,11 @@ def _fresh(spec: Spec, like: Tensor) -> Tensor:
     return like.new_empty_strided(spec.shape, spec.strides, dtype=dtype)
 
 
+def _has_gradients(dtype: Any) -> bool:
+    """Whether tensors of torch's or NumPy's dtype can have them: a mask of booleans cannot."""
+    return dtype.is_floating_point if isinstance(dtype, torch.dtype) else dtype.kind not in "biu"
+
+
 class LibraryOp:
     """``gpulayers::<op>`` and ``gpulayers::<op>_backward``."""
 
@@ -131,7 +136,8 @@ class LibraryOp:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in zip(self.options, args)}
 
     def _present(self, ins: Sequence[Any]) -> tuple[str, ...]:
-        return tuple(n for n, x in zip(self.inputs, ins) if x is not None and n in self.op.differentiable)
+        named = zip(self.inputs, ins)
+        return tuple(n for n, x in named if x is not None and n in self.op.differentiable and _has_gradients(x.dtype))
 
     def _forward(self, *args: Any) -> Any:
         return self._computed(args, Tensor.clone, _by_dispatch)
