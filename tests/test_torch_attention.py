@@ -1,5 +1,6 @@
 """Attention in torch: scaled_dot_product_attention, MultiheadAttention and the Transformer against torch's own."""
 
+import copy
 import itertools
 import math
 
@@ -9,6 +10,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import gpulayers.torch as gt
+
+try:
+    from torch.testing._internal.common_modules import module_db
+except ImportError:  # torch's own samples need expecttest, which a rented machine may lack
+    module_db = []
 
 same = torch.testing.assert_close
 attend, attention = gt.functional.scaled_dot_product_attention, gt.functional.attention
@@ -288,3 +294,41 @@ def test_encoder_in_evaluation():
         same(ours(x, src_key_padding_mask=hidden)[~hidden], theirs(x, src_key_padding_mask=hidden)[~hidden])
         mask = nn.Transformer.generate_square_subsequent_mask(4, dtype=DOUBLE)
         same(ours(x, mask=mask, is_causal=True), theirs(x, mask=mask, is_causal=True))
+
+
+OWN = [m for m in module_db if "Transformer" in m.name or m.name == "nn.MultiheadAttention"]
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("info", OWN, ids=lambda m: m.module_cls.__name__)
+def test_torchs_own_samples(info):
+    """A third of the masks, layouts and orders of norms that torch tries; without dropout, whose masks are other ones."""
+    name, tried = info.module_cls.__name__, 0
+    for training in (True, False):
+        samples = info.module_inputs_func(info, "cpu", DOUBLE, requires_grad=True, training=training)
+        for sample in itertools.islice(samples, 0, None, 5 if name == "Transformer" else 3):
+            made, given = sample.constructor_input, sample.forward_input
+            torch.manual_seed(0)
+            theirs = nn_module(nn, name, made).train(training)
+            ours = nn_module(gt, name, made).train(training)
+            ours.load_state_dict(theirs.state_dict())
+            inputs = [t for t in given.args if isinstance(t, torch.Tensor) and t.requires_grad]
+            alike(lambda: ours(*given.args, **given.kwargs), lambda: theirs(*given.args, **given.kwargs), *inputs)  # noqa: B023
+            tried += 1
+    assert tried > 20
+
+
+def nn_module(where, name, made):
+    """TransformerEncoder takes a layer: of the same home."""
+    args = list(made.args)
+    if name == "TransformerEncoder":
+        args[0] = copy.deepcopy(args[0])
+        if where is gt:
+            gt.patch(args[0])
+    module = getattr(where, name)(*args, **made.kwargs).double()
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+    return module

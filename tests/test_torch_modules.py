@@ -323,17 +323,39 @@ def test_torchs_own_module_samples(info, dtype):
     report(complaints)
 
 
+OUTSIDE = ("softmax", "log_softmax", "sigmoid", "tanh")
+"""Functions whose samples are torch.softmax's and so on."""
 OPS = {
     o.name.removeprefix("nn.functional."): o
     for o in op_db
-    if not o.variant_test_name and o.name.startswith("nn.functional.") and hasattr(functional, o.name[14:])
+    if o.name in OUTSIDE or (o.name.startswith("nn.functional.") and hasattr(functional, o.name[14:]))
+    if not o.variant_test_name
+}
+VARIANTS = {
+    f"{o.name.removeprefix('nn.functional.')}, {o.variant_test_name}": o
+    for o in op_db
+    if o.name.removeprefix("nn.functional.") in ("pad", "interpolate", "linear_cross_entropy", "softmin", *OUTSIDE)
+    if o.variant_test_name
 }
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("name", [n for n in OPS if n not in ("dropout", "rrelu") and not n.startswith("fractional")])
+NOT_ALIKE = {
+    "dropout": "draws other numbers: test_dropout",
+    "rrelu": "draws other numbers: test_rrelu",
+    "fractional_max_pool2d": "draws its places: test_fractional_pooling.py",
+    "fractional_max_pool3d": "draws its places: test_fractional_pooling.py",
+}
+SAMPLED = [n for n in OPS if n not in NOT_ALIKE]
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [*itertools.product(SAMPLED, (torch.float32, torch.bfloat16)), *((n, torch.float32) for n in VARIANTS)],
+    ids=str,
+)
 def test_torchs_own_function_samples(name, dtype):
-    info = OPS[name]
+    info, most = (OPS | VARIANTS)[name], 200 if name in OPS else 40
+    name = name.partition(",")[0]
     if dtype not in info.dtypes:
         pytest.skip(f"torch has no samples of {name} in {dtype}")
     ours, theirs = getattr(functional, name), info.op
@@ -343,7 +365,7 @@ def test_torchs_own_function_samples(name, dtype):
         ours = lambda weight, indices, **how: getattr(functional, name)(indices, weight, **how)  # noqa: E731
     complaints, compared = [], check_torch_module.compared
     samples = [*info.sample_inputs("cpu", dtype, requires_grad=False)]
-    for sample in samples[:: max(1, len(samples) // 200)]:
+    for sample in samples[:: max(1, len(samples) // most)]:
         if sample.kwargs.get("inplace") or sample.kwargs.get("sparse") or sample.kwargs.get("dropout_p"):
             continue
         if name == "embedding_bag" and sample.kwargs.get("scale_grad_by_freq"):
