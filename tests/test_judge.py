@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from gpulayers.bench.cases import providers
 from gpulayers.bench.cases.case import Case, Labels, Other, Places, Seeds, every_case
-from gpulayers.bench.judging import judge, predicted_rows
+from gpulayers.bench.judging import judge, predicted_images, predicted_rows
 from gpulayers.bench.measuring import harness
 from gpulayers.bench.measuring.device import Cpu
 from gpulayers.kernels.numpy import linear as linear_kernels
@@ -142,3 +142,12 @@ def test_what_rows_should_take():
     what, launches, megabytes, registers, *_, share = predicted_rows.line(case, "backward", backward)
     assert what.endswith("backward") and (launches, megabytes) == (2, "201") and registers <= 128
     assert 0.85 <= float(share) < 1
+
+
+def test_what_images_should_take():
+    """A lane's whole runs leave a row-major maximum to its bytes; a kernel of single pixels is bound by what it issues."""
+    (name, op, shape, options), *_ = predicted_images.CALLS["pooling"]
+    for width, kernel, enough in ((112, "max_pool_runs_forward_kernel", True), (113, "max_pool_forward_kernel", False)):
+        case = Case(op, name, ((*shape[:2], 112, width),), options)
+        line = predicted_images.line(case, "forward", Call(case, bfloat16).launched(90)[:1])
+        assert line[2] == kernel and (float(line[-1]) >= 0.85) == enough

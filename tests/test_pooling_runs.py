@@ -54,6 +54,7 @@ def test_halves_of_runs():
         options = {"kernel_size": 3, "stride": 1, "padding": 1}
         assert ran(op, draw(1, 2, 3, 12), "bfloat16", **options) == of_runs(kind, options)
         assert ran(op, draw(1, 2, 3, 6), "float32", **options) == of_runs(kind, options)
+    assert ran(avg_pool, draw(1, 2, 3, 6), "float32", count_include_pad=False, **options) == of_runs("avg", options)
 
 
 def test_what_is_left():

@@ -124,8 +124,8 @@ def _avg_pool_runs_forward_kernel(
         acc = acc * SCALE
     else:
         j = run[:, None] * V + tl.arange(0, V)[None, :]
-        rows = covered(i, H, KH, SH, TOP, INCLUDE_PAD)[:, None]
-        acc = acc / (rows * covered(j, RX * V, KW, SW, LEFT, INCLUDE_PAD)).to(tl.float32)
+        of_rows = 1.0 / covered(i, H, KH, SH, TOP, INCLUDE_PAD).to(tl.float32)
+        acc = acc * of_rows[:, None] * _of_columns(j, R * V, RX * V, KW, SW, LEFT, INCLUDE_PAD)
     store_run(y, (plane * OH + i) * R + run, acc, mask, V)
 
 
@@ -147,7 +147,7 @@ def _avg_pool_runs_backward_kernel(
         g, _, g_before, g_after = load_columns(dy, plane * OH + i, run, RY, there, 0.0, 1, BEFORE, AFTER, V)
         g, g_before, g_after = g.to(tl.float32), g_before.to(tl.float32), g_after.to(tl.float32)
         if not SAME:
-            by = 1.0 / _counted(i, H, KH, SH, TOP, INCLUDE_PAD)
+            by = 1.0 / tl.where(there, covered(i, H, KH, SH, TOP, INCLUDE_PAD), 1).to(tl.float32)
             g, g_before, g_after = g * by[:, None], g_before * by, g_after * by
         total += g
         before += g_before
@@ -156,9 +156,9 @@ def _avg_pool_runs_backward_kernel(
         total, before, after = total * SCALE, before * SCALE, after * SCALE
     else:
         j = run[:, None] * V + tl.arange(0, V)[None, :]
-        total = total / _counted(j, RX * V, KW, SW, LEFT, INCLUDE_PAD)
-        before = before / _counted(run * V - 1, RX * V, KW, SW, LEFT, INCLUDE_PAD)
-        after = after / _counted(run * V + V, RX * V, KW, SW, LEFT, INCLUDE_PAD)
+        total *= _of_columns(j, RY * V, RX * V, KW, SW, LEFT, INCLUDE_PAD)
+        before *= _of_columns(run * V - 1, RY * V, RX * V, KW, SW, LEFT, INCLUDE_PAD)
+        after *= _of_columns(run * V + V, RY * V, RX * V, KW, SW, LEFT, INCLUDE_PAD)
     first = tl.zeros((BL, V), tl.float32)
     second = first
     for s in tl.static_range(-1, 2):
@@ -172,9 +172,12 @@ def _avg_pool_runs_backward_kernel(
 
 
 @triton.jit
-def _counted(i, size, K: tl.constexpr, S: tl.constexpr, PAD: tl.constexpr, INCLUDE_PAD: tl.constexpr):
-    """``covered`` as a divisor: 1 for a window that is not there."""
-    return tl.maximum(covered(i, size, K, S, PAD, INCLUDE_PAD), 1).to(tl.float32)
+def _of_columns(j, COUNT, size, K: tl.constexpr, S: tl.constexpr, PAD: tl.constexpr, INCLUDE_PAD: tl.constexpr):
+    """1 / (columns of window j of COUNT that count): of these windows only the first and the last hang over an edge."""
+    zero = tl.program_id(0) * 0
+    first = 1.0 / covered(zero, size, K, S, PAD, INCLUDE_PAD).to(tl.float32)
+    last = 1.0 / covered(zero + COUNT - 1, size, K, S, PAD, INCLUDE_PAD).to(tl.float32)
+    return tl.where(j == 0, first, tl.where(j == COUNT - 1, last, 1.0 / K))
 
 
 @triton.jit

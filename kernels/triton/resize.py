@@ -26,7 +26,7 @@ from ._grid_sample import REFUSALS as REFUSALS
 from ._grid_sample import grid_sample_backward as grid_sample_backward
 from ._grid_sample import grid_sample_forward as grid_sample_forward
 from ._grid_sample import grid_sample_refuses as grid_sample_refuses
-from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
+from ._image import evenly_spaced, first_of, image_pixel, is_wide, pixel_tile, run_of, steps
 from ._resize_runs import doubling
 from ._tracing import thread
 
@@ -44,11 +44,11 @@ def _resample_kernel(
     EVEN: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """y[pixel, c] = Σ of by_d · by_h · by_w · x at (of_d, of_h, of_w), tables (taps, places) of each axis of y."""
-    start = tl.program_id(0).to(tl.int64) * BP
+    start = first_of(M, BP)
     n, pixel = image_pixel(start, P, ALIGNED, BP)
     n, pixel = n[:, None], pixel[:, None]
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    inside = (start + tl.arange(0, BP) < M)[:, None]
+    inside = (tl.arange(0, BP) < M - start)[:, None]
     mask = inside & (c < C)
     w, h, d = pixel % W, pixel // W % H, pixel // W // H
     if WIDE:

@@ -18,7 +18,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._window import Window, output_order
 from . import _configs, _tile, _window_runs
-from ._image import evenly_spaced, image_pixel, is_wide, pixel_tile, run_of, steps
+from ._image import evenly_spaced, first_of, image_pixel, is_wide, pixel_tile, run_of, steps
 
 
 def _narrow_copy(c: dict[str, Any]) -> str:
@@ -95,11 +95,11 @@ def _fold_kernel(
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """x[pixel, c] = Σ of y over the windows that the pixel lies in: UP along a column, OVER along a row, at most."""
-    start = tl.program_id(0).to(tl.int64) * BP
+    start = first_of(M, BP)
     n, pixel = image_pixel(start, P, ALIGNED, BP)
     n, pixel = n[:, None], pixel[:, None]
     c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    mask = (start + tl.arange(0, BP) < M)[:, None] & (c < C)
+    mask = (tl.arange(0, BP) < M - start)[:, None] & (c < C)
     if WIDE:
         c, pixel = c.to(tl.int64), pixel.to(tl.int64)
     else:
