@@ -337,6 +337,15 @@ def test_an_altered_class_is_left_alone(old, new, stays):
         del sys.modules["transformers.models.llama.altered"]
 
 
+def test_another_interface_of_masks_leaves_attention_alone(monkeypatch):
+    """As in versions before q_length."""
+    monkeypatch.setattr(masking_utils, "sdpa_mask", lambda batch_size, cache_position, kv_length, **more: None)
+    model = made("Llama")
+    why = gt.patch(model).called[""]
+    assert "attention stays: this version of transformers has no interface for it" in why and "cache_position" in why
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_altered_activations_losses_and_products_are_left_alone():
     def cross_entropy(source, target, num_items_in_batch=None, ignore_index=-100, **kwargs):
         return 2 * nn.functional.cross_entropy(source, target, ignore_index=ignore_index)

@@ -97,9 +97,7 @@ def why_derived(own: Any) -> str:
 
 def patch_model(model: nn.Module) -> dict[str, str]:
     """{name of a model of transformers within ``model``: what it calls now, or why not}."""
-    if "transformers" not in sys.modules:
-        return {}
-    base = getattr(sys.modules["transformers"], "PreTrainedModel", None)
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
     found: dict[str, str] = {}
     within: set[int] = set()
     if not isinstance(base, type):

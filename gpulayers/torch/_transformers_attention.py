@@ -17,12 +17,31 @@ from gpulayers.torch.attention import _composed, attention
 NAME = "gpulayers"
 
 
+_UTILITIES = (
+    "causal_mask_function",
+    "bidirectional_mask_function",
+    "sliding_window_causal_mask_function",
+    "sliding_window_bidirectional_mask_function",
+    "prepare_padding_mask",
+)
+_ARGUMENTS = [
+    "batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask", "local_size",
+    "allow_is_causal_skip", "allow_is_bidirectional_skip",
+]  # fmt: skip
+"""What transformers' sdpa_mask takes, in the versions that we know: older ones call a mask's function otherwise."""
+
+
 def register_attention() -> None:
     """Let transformers' models take ``attn_implementation="gpulayers"``. Raises ImportError where there is no transformers, or
     one without this interface."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, masking_utils
     from transformers.masking_utils import AttentionMaskInterface
 
+    lacks = [name for name in _UTILITIES if not hasattr(masking_utils, name)]
+    takes = list(inspect.signature(getattr(masking_utils, "sdpa_mask", len)).parameters)[: len(_ARGUMENTS)]
+    if lacks or takes != _ARGUMENTS:
+        what = f"no {lacks[0]}" if lacks else f"a sdpa_mask of {', '.join(takes)}"
+        raise ImportError(f"its masking_utils have {what}")
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, mask)
 
