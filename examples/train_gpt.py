@@ -108,8 +108,10 @@ def divided(model, mesh, args):
 def clip(params, most):
     """As ``nn.utils.clip_grad_norm_``, of DTensors and plain tensors together; nothing waits for the GPU."""
     grads = [p.grad for p in params if p.grad is not None]
-    kinds = {kind: [g for g in grads if isinstance(g, DTensor) is kind] for kind in (True, False)}
-    squares = [nn.utils.get_total_norm(each).square() for each in kinds.values() if each]
+    meshes = {}
+    for g in grads:
+        meshes.setdefault(getattr(g, "device_mesh", None), []).append(g)
+    squares = [nn.utils.get_total_norm(each).square() for each in meshes.values()]
     squares = [s.full_tensor() if isinstance(s, DTensor) else s for s in squares]
     factor = (most / (sum(squares).sqrt() + 1e-6)).clamp(max=1.0)
     for g in grads:
