@@ -295,7 +295,7 @@ def test_what_hangs_again_costs_the_others_nothing(tmp_path):
     hangs = tmp_path / "test_hangs.py"
     hangs.write_text("import time\ndef test_hangs(): time.sleep(60)\ndef test_after(): pass\n")
     record = tmp_path / "tests.jsonl"
-    assert device_tests.run(tmp_path, 120, 1, [hangs], silence=10) == device_tests.FAILED
+    assert device_tests.run(tmp_path, 120, 1, [hangs], silence=4) == device_tests.FAILED
     assert [o.outcome for o in device_tests.read(record).values()] == ["started", "passed"]
     record.write_text(record.read_text().partition("\n")[0] + "\n")  # as if all after it had been cut off
     assert outcomes_until("test_after", record, hangs) == device_tests.FAILED

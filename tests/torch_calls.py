@@ -1,4 +1,6 @@
-"""Calls of torch.nn's classes over one to three spatial axes, (arguments, shape of the input), for tests that compare."""
+"""Calls of torch.nn's classes over one to three spatial axes, (arguments, shape of the input), and a choice of torch's own samples."""
+
+from torch import Tensor
 
 
 def convolutions(count):
@@ -54,3 +56,15 @@ def pooled(count, *options):
 def padded(count):
     """Calls of padding of sequences and volumes."""
     return [({"padding": p}, s) for p in (1, (0, 2, 1, 3, 2, 0)[: 2 * count]) for s in rows(count)]
+
+
+def telling(samples):
+    """Those that bring an argument's value, or shapes of inputs, that none before did."""
+    seen = set()
+    for sample in samples:
+        made, given = sample.constructor_input, sample.forward_input.args
+        named = {**dict(enumerate(made.args)), **made.kwargs, "shapes": [(*t.shape, t.dtype) for t in given]}
+        own = {(name, "" if isinstance(value, Tensor) else str(value)) for name, value in named.items()}
+        if own - seen:
+            yield sample
+        seen |= own
