@@ -16,8 +16,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from gpulayers.bench.models.kind import Kind
+from gpulayers.kernels.triton._addresses import WRITTEN
 from gpulayers.kernels.triton._conv import FEW_CHANNELS
-from gpulayers.kernels.triton.optim import WRITTEN
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
