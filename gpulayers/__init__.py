@@ -31,7 +31,7 @@ _serve_from_checkout("bench")
 
 # After the rooms above are in place.
 from gpulayers import arrays, layers, ops, random  # noqa: E402
-from gpulayers.dispatch import Refused, only, sms, strict  # noqa: E402
+from gpulayers.dispatch import Refused, batch_invariant, only, sms, strict  # noqa: E402
 from gpulayers.export import ExportError  # noqa: E402
 from gpulayers.fusing import FusionError, explain, fuse  # noqa: E402
 from gpulayers.layers._config import register  # noqa: E402

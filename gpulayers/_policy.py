@@ -25,15 +25,17 @@ class Policy(NamedTuple):
     """GPU backends that CPU arrays may use: their kernels run interpreted or emulated (gpulayers.testing)."""
     reserve: int = 0
     """Multiprocessors that launches leave free."""
+    batch_invariant: bool = False
+    """A row's bits do not hang on the other rows, nor on how many there are."""
     definitions: Any = None
     """(op) → (forward, backward) that stand for its definition: where a layer is recorded."""
 
 
 def _initial_policy() -> Policy:
     order = os.environ.get("GPULAYERS_BACKEND", "")
-    strict = os.environ.get("GPULAYERS_STRICT", "0") not in ("", "0")
+    strict, invariant = (os.environ.get(f"GPULAYERS_{v}", "0") not in ("", "0") for v in ("STRICT", "BATCH_INVARIANT"))
     backends = tuple(b.strip() for b in order.split(",")) if order.strip() else Policy().backends
-    return Policy(backends, strict, reserve=_multiprocessors.from_environment())
+    return Policy(backends, strict, reserve=_multiprocessors.from_environment(), batch_invariant=invariant)
 
 
 def _known(backends: Sequence[str]) -> tuple[str, ...]:
@@ -80,3 +82,10 @@ def sms(*, reserve: int) -> contextlib.AbstractContextManager:
     """Leave ``reserve`` multiprocessors free, as GPULAYERS_RESERVE_SMS=n does, for NCCL's kernels: grids that the GPU's size
     decides are made for so many fewer, but at least one. TypeError, ValueError: no whole number ≥ 0."""
     return policy(reserve=_multiprocessors.checked(reserve))
+
+
+def batch_invariant(on: bool = True) -> contextlib.AbstractContextManager:
+    """A row's results and gradients have the same bits whatever rows stand beside it, as with GPULAYERS_BATCH_INVARIANT=1: of
+    norms, linear layers, attention (a row: a sequence), softmax and the losses of single rows. Refused is raised for what
+    cannot be so: attention of packed sequences, and float64 where matrices are multiplied."""
+    return policy(batch_invariant=on)

@@ -22,6 +22,7 @@ from gpulayers import arrays, launch
 from gpulayers._policy import Policy as Policy
 from gpulayers._policy import Refused as Refused
 from gpulayers._policy import _policy as _policy
+from gpulayers._policy import batch_invariant as batch_invariant
 from gpulayers._policy import only as only
 from gpulayers._policy import permitted as permitted
 from gpulayers._policy import policy as policy
@@ -29,7 +30,7 @@ from gpulayers._policy import sms as sms
 from gpulayers._policy import strict as strict
 from gpulayers.arrays import NUMPY, TORCH, Library, Spec
 from gpulayers.definition import Definition, Rule
-from gpulayers.kernels import _multiprocessors
+from gpulayers.kernels import _invariance, _multiprocessors
 from gpulayers.transfer import Bridge
 
 log = logging.getLogger("gpulayers")
@@ -283,12 +284,21 @@ def _make_plan(
     if chosen in ("triton", "cuda") and (free := _policy.get().reserve):
         leaving: Callable = functools.partial(_multiprocessors.Leaving, free)
         forward, backward = leaving(forward), backward and leaving(backward)
+    if _policy.get().batch_invariant and op.name in _invariance.OPS:
+        forward, backward = _invariant(op, chosen, forward), backward and _invariant(op, chosen, backward)
     if op.check is not None and device == "cpu" and chosen in ("numpy", "definition"):  # torch's own look themselves
         forward = _checked(op, op.check, forward)
     bridge = None if home is NUMPY and chosen in ("numpy", "definition") else Bridge(home, chosen, device)
     none = _no_backward
     plan = Plan(op, chosen, forward, backward, full, specs, rule, needs, bridge, home, device, reasons, none, none)
     return plan.bound()
+
+
+def _invariant(op: Definition, backend: str, function: Callable) -> Callable:
+    if backend in ("numpy", "definition"):
+        module = importlib.import_module("gpulayers.kernels.numpy._invariant")
+        function = module.Invariant(function, as_given=op.family == "attention")
+    return _invariance.Invariant(function)
 
 
 def _check_call(op: Definition, inputs: Sequence[Any], needs: Sequence[str], options: dict[str, Any]) -> None:
@@ -345,8 +355,9 @@ def _choose(
 def _reason_against(
     op: Definition, backend: str, specs: tuple, needs: tuple, options: dict, home: Library, device: str, policy: Policy
 ) -> str | None:
-    if backend == "definition":
-        return _missing("cupy") if device != "cpu" else None
+    against = _invariance.reason_against(op.name, backend, device, specs) if policy.batch_invariant else None
+    if against is not None or backend == "definition":
+        return against or (_missing("cupy") if device != "cpu" else None)
     on_cpu = backend in ON_CPU
     if on_cpu != (device == "cpu") and backend not in policy.simulate:
         return f"its kernels take {'CPU' if on_cpu else 'CUDA'} arrays"

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpulayers.arrays import guests
 
+from .. import _invariance
 from . import _blas
 
 BYTES = 1 << 20
@@ -155,6 +156,16 @@ def total(items: Sequence, work: Callable[[Any], np.ndarray]) -> np.ndarray:
     for other in others:
         first += other
     return first
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b, of matrices. A batch-invariant one takes one row of ``a`` after the other, since BLAS adds up in an order that hangs
+    on a row's place, too."""
+    if not _invariance.on():
+        return guests.matmul(a, b)
+    a, found = np.ascontiguousarray(a)[:, None], np.empty((len(a), 1, b.shape[1]), np.float32)
+    each(len(a), 64, lambda lo, hi: np.matmul(a[lo:hi], b, out=found[lo:hi]), found.size)
+    return found[:, 0]
 
 
 _LONG = 256

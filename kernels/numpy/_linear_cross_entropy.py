@@ -52,10 +52,10 @@ class _Call:
         rows = max(64, _blocks.block_rows(classes, 4, BYTES))
         for lo in range(0, n, rows):
             part = slice(lo, min(lo + rows, n))
-            z = guests.matmul(self.x[part], self.weight.T)
+            z = _blocks.product(self.x[part], self.weight.T)
             self._turn(z, part, losses, scale, bool(needs))
             if "x" in grads:
-                grads["x"][part] = guests.matmul(z, self.weight)
+                grads["x"][part] = _blocks.product(z, self.weight)
             if "weight" in grads:
                 grads["weight"] += guests.matmul(z.T, self.x[part])
             if "bias" in grads:
@@ -80,7 +80,7 @@ class _Call:
             mass = self.keep * share
             loss = mass * (lse - v[nth, labels])
             if self.spread is not None:
-                loss += lse * self.spread.sum() - v @ self.spread
+                loss += lse * self.spread.sum() - _blocks.dots(v, self.spread)
                 mass = mass + self.spread.sum()
             losses[here] = np.where(counts, loss + self.z_loss * lse * lse, 0)
             if not grad:

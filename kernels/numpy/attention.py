@@ -12,6 +12,7 @@ import numpy as np
 from gpulayers.arrays import guests, layout
 
 from .._attention import order_of_gradient, order_of_y, spans
+from .._invariance import on as invariant
 from .._layout import empty_of
 from . import _blocks, _masks
 from ._attention_decode import attention_decode_forward as attention_decode_forward
@@ -203,6 +204,7 @@ def _few_heads(call: _Call) -> list[_Heads]:
     largest = max(((b.rows.stop - b.rows.start) * (b.keys.stop - b.keys.start) for b in call.blocks), default=1)
     share = -(-n * heads // _blocks.threads())
     size, run = max(1, min(SCORES // max(largest, 1), share)), heads if group == 1 else max(group, 1)
+    size = 1 if invariant() else size
     found = []
     for g in range(0, heads, run):
         for first in range(g, g + run, size):

@@ -44,7 +44,7 @@ def linear_forward(
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
     out, features = weight.shape
-    z = guests.matmul(_matrix(x, features), _in_float32(weight).T)
+    z = _blocks.product(_matrix(x, features), _in_float32(weight).T)
     if bias is not None:
         b = _in_float32(bias)
 
@@ -80,7 +80,7 @@ def linear_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, act
         activations.gradient(activation, flat, kept.reshape(-1), dz.reshape(-1), numbers)
     dx = dw = db = None
     if "x" in needs:
-        dx = _rounded(guests.matmul(dz, _in_float32(saved["weight"])), x.dtype, x.shape)
+        dx = _rounded(_blocks.product(dz, _in_float32(saved["weight"])), x.dtype, x.shape)
     if "weight" in needs:
         dw = _rounded(guests.matmul(dz.T, _matrix(saved["x"], features)), x.dtype, weight.shape)
     if "bias" in needs:
@@ -116,7 +116,7 @@ def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) ->
             continue
         flat = _matrix(dy, w.shape[0])
         if "x" in needs:
-            part = guests.matmul(flat, _in_float32(saved[name]))
+            part = _blocks.product(flat, _in_float32(saved[name]))
             dx = part if dx is None else np.add(dx, part, out=dx)
         if name in needs:
             assert rows is not None, "x is saved for weights' gradients"

@@ -71,7 +71,7 @@ def cross_entropy_forward(
         top = v.max(1)
         d = v - top[:, None]
         hit = d[np.arange(hi - lo), t]
-        total = None if spread is None else d @ spread
+        total = None if spread is None else _blocks.dots(d, spread)
         log_total = np.log(np.exp(d, out=d).sum(1))
         np.add(log_total, top, out=lse[lo:hi])
         nll = share[lo:hi] * (log_total - hit)

@@ -9,6 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .. import _invariance
 from .._attention import order_of_y
 from .._budget import Budget
 from . import _configs, _tile
@@ -175,10 +176,11 @@ MOST = 128
 
 
 def _splits(q: Any, groups: int, tiles: int, keys: int, before: int, block: int) -> int:
-    """Shares that fill the multiprocessors twice, of four blocks of keys at least. keys: the most that a sequence has."""
+    """Shares that fill the multiprocessors twice, of four blocks of keys at least. keys: the most that a sequence has.
+    Batch-invariant ones are as many as for a sequence alone."""
     if before >= 0:
         keys = min(keys, before + q.shape[2])
-    programs = max(1, q.shape[0] * groups * tiles)
+    programs = max(1, (1 if _invariance.on() else q.shape[0]) * groups * tiles)
     return max(1, min(2 * _tile.device(q).sms // programs, _tile.cdiv(keys, 4 * block), MOST))
 
 

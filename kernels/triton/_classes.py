@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .. import _invariance
 from .._budget import Budget
 from . import _configs, _tile
 
@@ -126,7 +127,8 @@ def class_tile(choices: ClassTiles, walk: Walk) -> tuple[int, int, int]:
         return entry.elements // block, block, entry.warps
     entry = choices.across(device, walk.C)
     block = min(classes, 16)
-    return _tile.next_power_of_2(walk.S, min(entry.elements // block, 256)), block, entry.warps
+    most = min(entry.elements // block, 256)
+    return most if _invariance.on() else _tile.next_power_of_2(walk.S, most), block, entry.warps
 
 
 def in_units(walk: Walk, *steps: tuple) -> tuple[int, int, list]:

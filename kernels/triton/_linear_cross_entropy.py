@@ -201,7 +201,7 @@ class _Call:
             if dx is not None:
                 _matmul.matmul(z, self.weight.T, dx[start:end], empty)
             if dweight is not None:
-                _matmul.matmul(z.T, x.T, dweight, empty, add=start > 0)
+                _matmul.matmul(z.T, x.T, dweight, empty, add=start > 0, weights=True)
             if dbias is not None:
                 _tile.launch(
                     _column_sums_kernel, (_tile.cdiv(classes, 128),), z, sums, dbias if end == n else None, end - start,

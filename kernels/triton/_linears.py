@@ -10,6 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .. import _invariance
 from .._budget import Budget
 from . import _tile
 from ._matmul import GROUP, HALF_TMA, PART, _describe, _finish_tile, _place, _turned, _unit, by_tma, finish, matmul
@@ -119,10 +120,10 @@ def products(
     """outs_i = A_i B_iᵀ + biases_i of one to three products, or outs_0 = Σ A_i B_iᵀ where ``axis`` is "K".
 
     axis: "M", "N" or "K", the one along which they differ: the operands without it are one array. outs: row-major. sums_i:
-    A_i's along K, where ``by_one_launch``.
+    A_i's along K, where ``by_one_launch``. Batch-invariant ones are a launch each.
     """
     a, b = ([_unit(x, empty) for x in xs] for xs in (a, b))
-    if by_one_launch(a, b, outs):
+    if (axis == "M" or not _invariance.on()) and by_one_launch(a, b, outs):
         _launch(axis, a, b, outs, empty, biases, sums)
     elif axis == "K" and len(a) > 1:
         parts = empty((len(a), *outs[0].shape), "float32")  # rounded once
@@ -131,7 +132,7 @@ def products(
         finish(parts, outs[0])
     else:
         for of_a, of_b, out, bias in zip(a, b, outs, biases):
-            matmul(of_a, of_b, out, empty, bias=bias)
+            matmul(of_a, of_b, out, empty, bias=bias, weights=axis == "M")
 
 
 def _launch(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .. import _invariance
 from .._budget import Budget
 from . import _configs, _tile
 from ._configs import Tile
@@ -23,6 +24,9 @@ GROUP = 8
 """Rows of tiles walked together, so that their columns of B stay in L2."""
 PART = 64
 """Columns of a part of a tile that descriptors store: so few that its copy in shared memory stays small."""
+ALIKE = 64
+"""Rows that a batch-invariant product is cut for, whatever it has, without splits of K: of many rows it takes, by ``cost``, up
+to 1.9 times as long, of few, where K is long, up to 4 times; cut for more rows, few would take 9 times as long."""
 LEAST_STEPS = 4
 """Steps along K that a split must have, or its partial sums cost more than they bring."""
 
@@ -333,9 +337,17 @@ def _precision(itemsize: int) -> str:
     return "tf32" if itemsize == 4 and _tile.tf32("cuda.matmul") else "ieee"
 
 
-def by_tma(a: Any, b: Any) -> bool:
-    """Whether the product A Bᵀ is loaded through descriptors."""
-    return _tile.device(a).arch >= 90 and a.shape[0] >= 64 and b.shape[0] >= 64 and _fits_tma(a) and _fits_tma(b)
+def by_tma(a: Any, b: Any, m: int | None = None) -> bool:
+    """Whether the product A Bᵀ, of ``m`` rows where A's own do not count, is loaded through descriptors."""
+    m = a.shape[0] if m is None else m
+    return _tile.device(a).arch >= 90 and m >= 64 and b.shape[0] >= 64 and _fits_tma(a) and _fits_tma(b)
+
+
+def _laid_out(a: Any, empty: Callable) -> Any:
+    """``a`` (M, K) as it lies for any M: row-major, its one row or column too, and aligned."""
+    a = _tile.dense(a, empty)
+    a = a if _tile.begins_aligned(a) else _tile.copied(a, None, empty)
+    return a if a.stride() == (a.shape[1], 1) else a.as_strided(a.shape, (a.shape[1], 1), a.storage_offset())
 
 
 NOTHING = dict(bias=None, z=None, number_a=0.0, number_b=0.0, ACTIVATION=None, ADD=False)
@@ -344,22 +356,25 @@ NOTHING = dict(bias=None, z=None, number_a=0.0, number_b=0.0, ACTIVATION=None, A
 
 def matmul(
     a: Any, b: Any, out: Any, empty: Callable, *, bias: Any = None, z: Any = None, f: str | None = None,
-    numbers: tuple[float, float] = (0.0, 0.0), add: bool = False, sums: Any = None,
+    numbers: tuple[float, float] = (0.0, 0.0), add: bool = False, sums: Any = None, weights: bool = False,
 ) -> None:  # fmt: skip
-    """out = f(A Bᵀ + bias), and z = A Bᵀ + bias where asked; add: out is added to the product.
+    """out = f(A Bᵀ + bias), and z = A Bᵀ + bias where asked; add: out is added to the product. weights: the rows of out are a
+    weight's, else they are the batch's, of which each is computed alike in batch-invariant mode.
 
     a: (M, K), b: (N, K), of one dtype and any strides (``b`` is stored as a weight is). bias: (N,) contiguous.
     out, z: (M, N) row-major. f: an activation's name, with its numbers. sums: (M,), A's along K, where ``by_tma``.
     """
-    a, b = _unit(a, empty), _unit(b, empty)
+    alike = ALIKE if _invariance.on() and not weights else None
+    a, b = _laid_out(a, empty) if alike else _unit(a, empty), _unit(b, empty)
     (m, k), n, device = a.shape, b.shape[0], _tile.device(a)
     precision = _precision(a.element_size())
     if precision == "tf32" and device.arch >= 90:  # these tensor cores take float32 operands along K only
         a, b = _tile.dense(a, empty), _tile.dense(b, empty)
-    tma = by_tma(a, b)
+    tma = by_tma(a, b, alike)
     choice = (HALF_TMA if tma else HALF) if a.element_size() == 2 else TF32 if precision == "tf32" else SINGLE
     aligned = all(size % 16 == 0 for size in (n, max(a.stride()), max(b.stride())))
-    c, splits = choice(device, m, n, k, a.element_size(), aligned, tma)
+    c, splits = choice(device, alike or m, n, k, a.element_size(), aligned, tma)
+    splits = 1 if alike else splits
     k_split = _tile.cdiv(_tile.cdiv(k, splits), c.BK) * c.BK
     splits = max(1, _tile.cdiv(k, max(k_split, 1)))
     whole = dict(bias=bias, z=z, number_a=numbers[0], number_b=numbers[1], ACTIVATION=f, ADD=add)

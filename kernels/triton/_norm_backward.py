@@ -12,6 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .. import _invariance
 from .._budget import Budget
 from . import _configs, _tile
 
@@ -260,11 +261,12 @@ FINALISE = _configs.rows("norm_backward.finalise")
 
 
 def walk(choice: _configs.Choice, m: int, n: int, x: Any) -> tuple[int, int, dict]:
-    """(programs that share a row, elements for each, tile): one program, unless the rows alone leave the GPU idle."""
+    """(programs that share a row, elements for each, tile): one program, unless the rows alone leave the GPU idle, and the
+    sum of a row may hang on that."""
     device = _tile.device(x)
     entry = choice(device, n)
     block = entry.elements
-    most = max(1, min(2 * device.sms // max(m, 1), n // (2 * block), 1024))
+    most = 1 if _invariance.on() else max(1, min(2 * device.sms // max(m, 1), n // (2 * block), 1024))
     parts, blocks = _tile.split(_tile.cdiv(n, block), most)
     return parts, blocks * block, dict(BLOCK=block, num_warps=entry.warps)
 

@@ -119,7 +119,7 @@ def linear_backward(
     if dx is not None and dx.numel():
         _matmul.matmul(dz, saved["weight"].T, _matrix(dx, features), empty)
     if dw is not None and dw.numel():
-        _matmul.matmul(dz.T, rows, dw, empty, sums=sums)
+        _matmul.matmul(dz.T, rows, dw, empty, sums=sums, weights=True)
     return dx, dw, db
 
 

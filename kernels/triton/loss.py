@@ -13,6 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .. import _invariance
 from .._budget import Budget
 from . import _tile
 from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
@@ -209,7 +210,10 @@ def cross_entropy_forward(
 ) -> tuple[tuple, dict]:
     soft = target.is_floating_point()
     samples = () if x.ndim == 1 else (x.shape[0], *x.shape[2:])
-    walk = walk_over(x, target, empty=empty) if soft else walk_over(x, empty=empty)
+    given = (x, target) if soft else (x,)
+    if _invariance.on():  # where samples are neighbours, their number decides how classes are summed
+        given = tuple(_tile.dense(each, empty) for each in given)
+    walk = walk_over(*given, empty=empty)
     rows, block, warps = class_tile(CROSS_ENTROPY_FORWARD, walk)
     programs = walk.outer * _tile.cdiv(walk.S, rows)
     y = empty(samples if reduction == "none" else (), x.dtype)
