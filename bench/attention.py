@@ -36,7 +36,9 @@ def _decoding(
 ) -> Case:  # fmt: skip
     """A cache that is full, or in pages that lie anywhere."""
 
-    def theirs(q: Any, k: Any, v: Any, *lengths: Any) -> Any:
+    def theirs(q: Any, k: Any, v: Any, lengths: Any = None, table: Any = None) -> Any:
+        if pages:  # torch has no pages: those of a sequence are put side by side first
+            k, v = (x[table].transpose(1, 2).reshape(len(table), groups, tokens, width) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=groups != heads)
 
     cache: tuple = (n, groups, tokens, width)
@@ -51,7 +53,7 @@ def _decoding(
         title,
         shapes,
         {},
-        None if pages else theirs,
+        theirs,
         flops,
         cpu,
         gemm=False,
@@ -63,8 +65,13 @@ def _decoding(
 def _appending(name: str, n: int, heads: int, tokens: int, width: int, cpu: bool = False) -> Case:
     """As many tokens as the cache has places: all of it is written."""
     new = (n, heads, tokens, width)
+
+    def theirs(k_cache: Any, v_cache: Any, k: Any, v: Any, positions: Any) -> None:
+        k_cache.copy_(k)
+        v_cache.copy_(v)
+
     return Case(
-        kv_append, f"{name}, {n}×{heads}×{tokens}×{width}", (new,) * 4 + (Labels((n,), 1),), cpu=cpu,
+        kv_append, f"{name}, {n}×{heads}×{tokens}×{width}", (new,) * 4 + (Labels((n,), 1),), {}, theirs, cpu=cpu,
         hardly_read=("k_cache", "v_cache"),
     )  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_candidates_that_launches_cannot_tell_apart_are_one():
     ]
     matmul, small = _configs.find("matmul.half"), _tile.Device(86, 84, 101376)
     every = search.candidates(matmul, matmul.entries(80))
-    found = search.distinct(matmul, every, [(small, 4096, 4096, 2, True)])
+    found = search.distinct(matmul, every, [(small, 4096, 4096, 4096, 2, True, False)])
     assert 0 < len(found) < len(every) and all(c.shared(2) <= small.shared for c in found)
 
 
@@ -231,7 +231,7 @@ def test_tiles_are_the_best_list_under_the_launchers_rule():
     """A large tile is best on large products, a small one on small; the rule gives each its own."""
     choice = _configs.find("matmul.half_tma")
     large, middle, small = Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)
-    keys = [(H100, 8192, 8192, 2, True), (H100, 192, 64, 2, True), (H100, 64, 64, 2, True)]
+    keys = [(H100, *sizes, 2, True, True) for sizes in ((8192, 8192, 8192), (192, 64, 64), (64, 64, 64))]
     asked = {Use("linear", i, "bfloat16", "forward"): (key,) for i, key in enumerate(keys)}
     table = [{large: 0.5, middle: 0.6, small: 2.0}, {large: 2.0, middle: 1.5, small: 0.7}, {large: 3.0, small: 0.9}]
     ratios = dict(zip(asked, table))

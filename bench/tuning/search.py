@@ -111,6 +111,7 @@ def distinct(choice: Choice, every: Sequence[Any], keys: Sequence[tuple]) -> lis
 
 def _is_plausible(entry: Any) -> bool:
     """Whether a thread has elements enough to load them 8 bytes at a time, and not more than its registers hold."""
+    entry = getattr(entry, "tile", entry)  # of a product, cut in a way
     if isinstance(entry, Tile):
         return MOST_A_THREAD * 32 * entry.warps >= entry.BM * entry.BN
     elements = entry.elements if isinstance(entry, Row) else entry[0] * entry[1]

@@ -130,46 +130,47 @@ def _formula(rule: str) -> Any:
     return triton.jit(types.FunctionType(UPDATES[rule].formula.__code__, globals()))
 
 
-_sgd, _sgd_momentum, _sgd_nesterov = map(_formula, ("sgd", "sgd_momentum", "sgd_nesterov"))
-_adam, _nadam, _adamax, _adagrad = map(_formula, ("adam", "nadam", "adamax", "adagrad"))
-_radam, _radam_unrectified, _lion, _muon = map(_formula, ("radam", "radam_unrectified", "lion", "muon"))
-_rmsprop, _rmsprop_momentum = map(_formula, ("rmsprop", "rmsprop_momentum"))
-_rmsprop_centered, _rmsprop_both = map(_formula, ("rmsprop_centered", "rmsprop_centered_momentum"))
+# Under their own names, which compilers that copy a kernel's text write into it.
+sgd, sgd_momentum, sgd_nesterov = map(_formula, ("sgd", "sgd_momentum", "sgd_nesterov"))
+adam, nadam, adamax, adagrad = map(_formula, ("adam", "nadam", "adamax", "adagrad"))
+radam, radam_unrectified, lion, muon = map(_formula, ("radam", "radam_unrectified", "lion", "muon"))
+rmsprop, rmsprop_momentum = map(_formula, ("rmsprop", "rmsprop_momentum"))
+rmsprop_centered, rmsprop_centered_momentum = map(_formula, ("rmsprop_centered", "rmsprop_centered_momentum"))
 
 
 @triton.jit
 def _ruled(w, g, a, b, c, n0, n1, n2, n3, n4, n5, n6, n7, RULE: tl.constexpr):
     """(w, a, b, c) by the rule's formula; state that it has not stays."""
     if RULE == "sgd":
-        w = _sgd(w, g, n0)
+        w = sgd(w, g, n0)
     elif RULE == "sgd_momentum":
-        w, a = _sgd_momentum(w, g, a, n0, n1, n2)
+        w, a = sgd_momentum(w, g, a, n0, n1, n2)
     elif RULE == "sgd_nesterov":
-        w, a = _sgd_nesterov(w, g, a, n0, n1, n2, n3)
+        w, a = sgd_nesterov(w, g, a, n0, n1, n2, n3)
     elif RULE == "adam":
-        w, a, b = _adam(w, g, a, b, n0, n1, n2, n3, n4, n5, n6)
+        w, a, b = adam(w, g, a, b, n0, n1, n2, n3, n4, n5, n6)
     elif RULE == "nadam":
-        w, a, b = _nadam(w, g, a, b, n0, n1, n2, n3, n4, n5, n6, n7)
+        w, a, b = nadam(w, g, a, b, n0, n1, n2, n3, n4, n5, n6, n7)
     elif RULE == "radam":
-        w, a, b = _radam(w, g, a, b, n0, n1, n2, n3, n4, n5)
+        w, a, b = radam(w, g, a, b, n0, n1, n2, n3, n4, n5)
     elif RULE == "radam_unrectified":
-        w, a, b = _radam_unrectified(w, g, a, b, n0, n1, n2, n3, n4, n5)
+        w, a, b = radam_unrectified(w, g, a, b, n0, n1, n2, n3, n4, n5)
     elif RULE == "adamax":
-        w, a, b = _adamax(w, g, a, b, n0, n1, n2, n3, n4)
+        w, a, b = adamax(w, g, a, b, n0, n1, n2, n3, n4)
     elif RULE == "adagrad":
-        w, a = _adagrad(w, g, a, n0, n1)
+        w, a = adagrad(w, g, a, n0, n1)
     elif RULE == "rmsprop":
-        w, a = _rmsprop(w, g, a, n0, n1, n2, n3)
+        w, a = rmsprop(w, g, a, n0, n1, n2, n3)
     elif RULE == "rmsprop_momentum":
-        w, a, b = _rmsprop_momentum(w, g, a, b, n0, n1, n2, n3, n4)
+        w, a, b = rmsprop_momentum(w, g, a, b, n0, n1, n2, n3, n4)
     elif RULE == "rmsprop_centered":
-        w, a, b = _rmsprop_centered(w, g, a, b, n0, n1, n2, n3)
+        w, a, b = rmsprop_centered(w, g, a, b, n0, n1, n2, n3)
     elif RULE == "rmsprop_centered_momentum":
-        w, a, b, c = _rmsprop_both(w, g, a, b, c, n0, n1, n2, n3, n4)
+        w, a, b, c = rmsprop_centered_momentum(w, g, a, b, c, n0, n1, n2, n3, n4)
     elif RULE == "lion":
-        w, a = _lion(w, g, a, n0, n1, n2, n3, n4)
+        w, a = lion(w, g, a, n0, n1, n2, n3, n4)
     elif RULE == "muon":
-        w, a = _muon(w, g, a, n0, n1, n2, n3)
+        w, a = muon(w, g, a, n0, n1, n2, n3)
     return w, a, b, c
 
 
