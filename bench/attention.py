@@ -38,7 +38,7 @@ def _decoding(
 
     def theirs(q: Any, k: Any, v: Any, lengths: Any = None, table: Any = None) -> Any:
         if pages:  # torch has no pages: those of a sequence are put side by side first
-            k, v = (x[table].transpose(1, 2).reshape(len(table), groups, tokens, width) for x in (k, v))
+            k, v = (x[table].transpose(1, 2).reshape(len(table), groups, -1, width) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=groups != heads)
 
     cache: tuple = (n, groups, tokens, width)

@@ -67,7 +67,7 @@ def _cut(case):
 
     def few(name, s):
         if isinstance(s, Labels | Places):
-            cut = s._replace(shape=(2, *s.shape[1:]))
+            cut = s._replace(shape=(2, 2) if name == "table" else (2, *s.shape[1:]))
             return cut._replace(high=2) if case.op.family == "embedding" or name == "table" else cut
         return (2, *s[1:]) if s is not None and (s == shapes[0] or name in ("grid", "residual", "k", "v")) else s
 
