@@ -71,7 +71,7 @@ def _cut(case):
             return cut._replace(high=2) if case.op.family == "embedding" or name == "table" else cut
         return (2, *s[1:]) if s is not None and (s == shapes[0] or name in ("grid", "residual", "k", "v")) else s
 
-    return case._replace(shapes=tuple(map(few, case.op.inputs, shapes)))
+    return case._replace(shapes=tuple(map(few, case.op.inputs, shapes)), flops=0)
 
 
 def _smallest():
