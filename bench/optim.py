@@ -92,4 +92,5 @@ def audits() -> list[Case]:
             archs=ONE_ARCH,
         ),
         Case(ops.optimizer_update, "RMSprop", (shapes, shapes, state, state, state), rmsprop, archs=ONE_ARCH),
+        Case(ops.grad_norm, "parameters", (shapes,), {"max_norm": 1.0}),
     ]

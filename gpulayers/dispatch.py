@@ -294,7 +294,7 @@ def _make_plan(
     return plan.bound()
 
 
-def _invariant(op: Definition, backend: str, function: Callable) -> Callable:
+def _invariant(op: Definition, backend: str, function: Callable) -> Any:
     if backend in ("numpy", "definition"):
         module = importlib.import_module("gpulayers.kernels.numpy._invariant")
         function = module.Invariant(function, as_given=op.family == "attention")

@@ -243,3 +243,14 @@ def test_a_norm_that_is_not_finite_clips_nothing():
         grad_norm([np.ones(2)], max_norm=0.0)
     with pytest.raises(RuntimeError, match="grad_norm: grads: the rule is at least one array; got 0"):
         grad_norm([])
+
+
+def test_the_definition_in_16_bits():
+    found = check_op(
+        optimizer_update,
+        *(draw(s, [(5,)]) for s in (0, 1)),
+        numbers=(0.5,),
+        backends=["definition"],
+        dtypes=["float16", "bfloat16"],
+    )
+    assert found == ["definition"]
