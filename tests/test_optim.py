@@ -243,6 +243,10 @@ def test_a_norm_that_is_not_finite_clips_nothing():
         grad_norm([np.ones(2)], max_norm=0.0)
     with pytest.raises(RuntimeError, match="grad_norm: grads: the rule is at least one array; got 0"):
         grad_norm([])
+    with pytest.raises(TypeError, match="grad_norm: grads: the rule is a list of arrays"):
+        grad_norm(np.ones(2))
+    with pytest.raises(RuntimeError, match=r"grad_norm: grads\[1\]: the rule is dtype ∈ .*; got int64"):
+        grad_norm([np.ones(2), np.ones(2, int)])
 
 
 def test_the_definition_in_16_bits():

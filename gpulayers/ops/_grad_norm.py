@@ -12,11 +12,16 @@ from gpulayers.ops._op import Op
 
 
 def grad_norm_rule(grads: list, *, needs: tuple = ()) -> Rule:
-    check_lists(grads, grads=grads)
+    check_lists(grads=grads)
     if not grads:
         raise ShapeError("grads", "at least one array", 0)
-    wide = max((compute_dtype(g.dtype) for g in grads), key=lambda d: d.itemsize)
-    return Rule({"norm": Spec((1,), wide), "factor": Spec((1,), wide)})
+    one = Spec((1,), _widest(grads))
+    return Rule({"norm": one, "factor": one})
+
+
+def _widest(grads: list) -> Any:
+    """The dtype that the sum over all gradients is in."""
+    return max((compute_dtype(g.dtype) for g in grads), key=lambda d: d.itemsize)
 
 
 def _guard(grads: Any, *, max_norm: float = math.inf, **_: Any) -> None:
@@ -32,8 +37,7 @@ def grad_norm_forward(
 
     Raises RuntimeError for an empty list, ValueError for a max_norm that is not positive.
     """
-    xp = namespace(grads[0])
-    wide = max((compute_dtype(g.dtype) for g in grads), key=lambda d: d.itemsize)
+    xp, wide = namespace(grads[0]), _widest(grads)
     total = xp.zeros((1,), wide)
     for g in grads:
         g = g.astype(wide)

@@ -8,16 +8,18 @@ from gpulayers.arrays import FLOATS, Spec
 from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 
 
-def check_lists(params: Any, **others: Any) -> None:
-    for name, arrays in (("params", params), *others.items()):
+def check_lists(**lists: Any) -> None:
+    """Each is a list of float arrays, as many and of the same shapes as the first."""
+    first = next(iter(lists))
+    for name, arrays in lists.items():
         if not isinstance(arrays, list | tuple) or isinstance(arrays, Spec):
             raise KindError(name, "a list of arrays", arrays)
-        if len(arrays) != len(params):
-            raise ShapeError(name, f"one array for each parameter: {len(params)}", len(arrays))
-        for i, (x, p) in enumerate(zip(arrays, params)):
+        if len(arrays) != len(lists[first]):
+            raise ShapeError(name, f"one array for each parameter: {len(lists[first])}", len(arrays))
+        for i, (x, p) in enumerate(zip(arrays, lists[first])):
             if x.dtype not in FLOATS:
                 raise UnsupportedTypeError(f"{name}[{i}]", "dtype ∈ {float64, float32, float16, bfloat16}", x.dtype)
             if tuple(x.shape) != tuple(p.shape):
                 raise ShapeError(
-                    f"{name}[{i}]", f"{name}[{i}].shape = params[{i}].shape = {list(p.shape)}", list(x.shape)
+                    f"{name}[{i}]", f"{name}[{i}].shape = {first}[{i}].shape = {list(p.shape)}", list(x.shape)
                 )

@@ -38,7 +38,7 @@ def optimizer_update_rule(
             wanted = "a list" if i < UPDATES[rule].states else "None"
             raise ShapeError(name, f"{wanted} for {rule}", "None" if state is None else "a list")
     lists = given | {"masters": masters}
-    check_lists(params, grads=grads, **{name: x for name, x in lists.items() if x is not None})
+    check_lists(params=params, grads=grads, **{name: x for name, x in lists.items() if x is not None})
     for i, x in enumerate(masters or ()):
         if x.dtype != float32:
             raise UnsupportedTypeError(f"masters[{i}]", "dtype = float32", x.dtype)

@@ -33,7 +33,7 @@ def sgd_update_rule(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> Rule:
-    check_lists(params, grads=grads, **({} if momentums is None else {"momentums": momentums}))
+    check_lists(params=params, grads=grads, **({} if momentums is None else {"momentums": momentums}))
     return Rule({})
 
 
@@ -113,7 +113,7 @@ def adamw_update_rule(
     needs: tuple = (),
     maximize: bool = False,
 ) -> Rule:
-    check_lists(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
+    check_lists(params=params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     return Rule({})
 
 
