@@ -14,6 +14,12 @@ from gpulayers.ops.attention import attention_decode, kv_append
 INT32 = np.dtype("int32")
 
 
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ArgumentError(name, f"{name} ≥ 1", size)
+
+
 class KVCache:
     """Keys and values of ``batch`` sequences of up to ``capacity`` tokens each, in one piece of memory.
 
@@ -29,6 +35,9 @@ class KVCache:
     All methods take ``sequences``, the numbers of those that a call is about, where it is not all of them: so prompts of
     different lengths are appended one by one. For inference: nothing here has a gradient.
     """
+
+    table: Any = None
+    """(batch, blocks) int32, each sequence's pages; None: its memory is a page of its own."""
 
     def __init__(
         self,
@@ -46,10 +55,7 @@ class KVCache:
     def _begin(
         self, batch: int, capacity: int, places: tuple, heads: int, width: int, value_width: Any, dtype: Any, device: Any
     ) -> None:  # fmt: skip
-        named = dict(batch=batch, capacity=capacity, heads=heads, width=width)
-        for name, size in named.items():
-            if size < 1:
-                raise ArgumentError(name, f"{name} ≥ 1", size)
+        _require_positive(batch=batch, capacity=capacity, heads=heads, width=width)
         self.batch, self.capacity, self.dtype, self.device = batch, capacity, dtype, device
         self.used = [0] * batch
         self.keys = self._zeros((*places, heads, width))
@@ -91,12 +97,13 @@ class KVCache:
         if most > self.capacity:
             raise ArgumentError("k", f"at most {self.capacity} tokens a sequence, the capacity", most)
         self._reserve(chosen, count)
-        at, lengths = self._places(sequences)
-        self._appended(self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2), k, v, lengths, at)
-        if sequences is None:
+        rows = self._rows(sequences)
+        table, lengths = self._places(rows)
+        self._appended(self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2), k, v, lengths, table)
+        if rows is None:
             self.lengths += count
         else:
-            self.lengths[self._put(np.asarray(chosen, np.int64))] += count
+            self.lengths[rows] += count
         for i in chosen:
             self.used[i] += count
 
@@ -105,9 +112,9 @@ class KVCache:
 
         sinks, causal, window, scale, softcap: as ``gpulayers.ops.attention``'s attention_decode takes them.
         """
-        at, lengths = self._places(sequences)
+        table, lengths = self._places(self._rows(sequences))
         k, v = self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2)
-        return self._attended(q, k, v, lengths, at, sinks, **options)
+        return self._attended(q, k, v, lengths, table, sinks, **options)
 
     def reset(self, sequences: Sequence[int] | None = None) -> None:
         """Forget all tokens."""
@@ -125,12 +132,15 @@ class KVCache:
     def _reserve(self, chosen: Sequence[int], count: int) -> None:
         """Make room for so many tokens more."""
 
-    def _places(self, sequences: Sequence[int] | None) -> tuple[Any, Any]:
-        """(the table of pages or None, lengths) of some sequences. Each sequence's memory is a page of its own."""
-        if sequences is None:
-            return None, self.lengths
-        chosen = self._put(np.asarray(self._chosen(sequences), np.int64))
-        return chosen[:, None], self.lengths[chosen]
+    def _rows(self, sequences: Sequence[int] | None) -> Any:
+        """The numbers of some sequences as an array beside the cache; None: of all."""
+        return None if sequences is None else self._put(np.asarray(self._chosen(sequences), np.int64))
+
+    def _places(self, rows: Any) -> tuple[Any, Any]:
+        """(the table of pages or None, lengths) of the sequences of these numbers."""
+        if rows is None:
+            return self.table, self.lengths
+        return (rows[:, None] if self.table is None else self.table[rows]), self.lengths[rows]
 
 
 class PagedKVCache(KVCache):
@@ -153,9 +163,7 @@ class PagedKVCache(KVCache):
         dtype: Any = "float32",
         device: str = "cpu",
     ):
-        for name, size in (("pages", pages), ("page_size", page_size)):
-            if size < 1:
-                raise ArgumentError(name, f"{name} ≥ 1", size)
+        _require_positive(pages=pages, page_size=page_size)
         self.page_size, blocks = page_size, pages if blocks is None else blocks
         self._begin(batch, blocks * page_size, (pages, page_size), heads, width, value_width, dtype, device)
         self._free = list(range(pages))[::-1]
@@ -187,9 +195,3 @@ class PagedKVCache(KVCache):
             self._owned[i], self._table[i] = [], -1
         self.table[...] = self._put(self._table.copy())
         super().reset(sequences)
-
-    def _places(self, sequences: Sequence[int] | None) -> tuple[Any, Any]:
-        if sequences is None:
-            return self.table, self.lengths
-        chosen = self._put(np.asarray(self._chosen(sequences), np.int64))
-        return self.table[chosen], self.lengths[chosen]

@@ -59,21 +59,24 @@ class MultiHeadAttention(Layer):
             raise error
         return input_shape
 
+    @property
+    def _groups(self) -> int:
+        """How many heads keys and values have."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
     def _heads(self, x: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values (N, heads, L, head) of x."""
         self.output_shape(x.shape)
         n, length, _ = x.shape
         head = self.embed_dim // self.num_heads
-        groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        groups = self._groups
         joint = self.qkv(x).reshape(n, length, self.num_heads + 2 * groups, head).swapaxes(1, 2)
         return joint[:, : self.num_heads], joint[:, self.num_heads : -groups], joint[:, -groups:]
 
     def cache(self, batch: int, capacity: int) -> KVCache:
         """Room for ``extend``: ``batch`` sequences of up to ``capacity`` tokens, where the weights are."""
-        groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        weight = self.qkv.weight
         head = self.embed_dim // self.num_heads
-        return KVCache(batch, capacity, groups, head, dtype=weight.dtype, device=self.device)
+        return KVCache(batch, capacity, self._groups, head, dtype=self.qkv.weight.dtype, device=self.device)
 
     def extend(self, x: Any, cache: KVCache) -> Any:
         """What ``forward`` in evaluation gives for new tokens x (N, L, embed_dim) behind those in ``cache``, which gets them.
