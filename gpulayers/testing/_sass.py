@@ -102,13 +102,13 @@ def run_through(cubin: bytes, arch: int, looped: bool) -> Counter[str]:
     (text,) = _code(cubin).values()
     listing = _run("nvdisasm", text, "-ndf", "-b", f"SM{arch}{'a' * (arch >= 90)}")
     places = [(int(m[1], 16), m[2], line) for line in listing.splitlines() if (m := INSTRUCTION.search(line))]
-    jumps = [(int(m[1], 16), at) for at, _, line in places if (m := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line))]
-    first, last = max(((to, at) for to, at in jumps if to < at), key=lambda jump: jump[1] - jump[0], default=(0, 0))
-    if not looped:
-        first, last = (
-            0,
-            next(at for at, opcode, line in places if opcode == "EXIT" and "@" not in line.split(opcode)[0]),
-        )
+    if looped:
+        jumps = [(int(m[1], 16), at) for at, _, line in places if (m := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line))]
+        rounds = [(to, at) for to, at in jumps if to < at]
+        first, last = max(rounds, key=lambda jump: jump[1] - jump[0], default=(0, 0))
+    else:
+        ends = (at for at, opcode, line in places if opcode == "EXIT" and "@" not in line.split(opcode)[0])
+        first, last = 0, next(ends)
     inside = [opcode for at, opcode, _ in places if first <= at <= last]
     return Counter(all=len(inside), MUFU=sum(opcode.startswith("MUFU") for opcode in inside))
 

@@ -158,7 +158,7 @@ class Run:
                 finite = math.isfinite(float(norm[0]))  # the next loss's scale is the host's: it waits
             if not self.optimizer.takes_scale:
                 factor, clipping = factor * float(clipping[0]), None
-        if finite or not self.scale.on:
+        if finite:
             self.optimizer.step(weights, factor, *([] if clipping is None else [clipping]))
             for name, w in weights.items():
                 if w.trainable and w.constraint is not None:

@@ -234,17 +234,16 @@ def _embedding_bag(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:
     rows = _embedding(graph, layer, x)
     if rows is None or len(x.shape) != 2:
         return None
-    axis, one = graph.constant([1]), graph.constant(np.ones(()), "f")
+    axis, one = graph.constant([1]), graph.constant(1, "f")
     if layer.padding_idx is None:
         kind = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax"}[layer.mode]
         return graph.op(kind, rows, axis, keepdims=0)
-    here = graph.op("Not", graph.op("Equal", x.name, graph.constant(np.asarray(layer.padding_idx), "i")))
+    here = graph.op("Not", graph.op("Equal", x.name, graph.constant(layer.padding_idx)))
     counts = graph.op("ReduceSum", graph.op("Cast", here, to=TYPES["f"]), axis, keepdims=1)
-    each, zero = graph.op("Unsqueeze", here, graph.constant([2])), graph.constant(np.zeros(()), "f")
+    each, zero = graph.op("Unsqueeze", here, graph.constant([2])), graph.constant(0, "f")
     if layer.mode == "max":
-        y = graph.op(
-            "ReduceMax", graph.op("Where", each, rows, graph.constant(np.asarray(-np.inf), "f")), axis, keepdims=0
-        )
+        rows = graph.op("Where", each, rows, graph.constant(-np.inf, "f"))
+        y = graph.op("ReduceMax", rows, axis, keepdims=0)
         return graph.op("Where", graph.op("Greater", counts, zero), y, zero)
     y = graph.op("ReduceSum", graph.op("Where", each, rows, zero), axis, keepdims=0)
     return graph.op("Div", y, graph.op("Max", counts, one)) if layer.mode == "mean" else y
