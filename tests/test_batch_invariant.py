@@ -81,7 +81,7 @@ CASES = {
 def results(op, inputs, names, options) -> list:
     """Its outputs, and the gradients of what has rows."""
     needs = [n for n in names.split() if n in op.differentiable]
-    if op in (attention_decode,):
+    if op is attention_decode:
         return [*op(*inputs, **options)]
     ys, call = op.record(*inputs, needs=needs, **options)
     ys = arrays.lists([ys]) if isinstance(ys, np.ndarray) else [*ys]

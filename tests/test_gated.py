@@ -78,8 +78,11 @@ def test_the_layers(name):
     layer, f = LAYERS[name]
     x = torch.from_numpy(draw(2, 3, 8)).requires_grad_()
     true = f(x[..., :4]) * x[..., 4:]
+    dy = draw(2, 3, 4)
+    true.backward(torch.from_numpy(dy))
     found = layer(x.detach().numpy())
     np.testing.assert_allclose(found, true.detach(), rtol=1e-12)
+    np.testing.assert_allclose(layer.backward(dy), x.grad, rtol=1e-12, atol=1e-14)
     check_layer(layer, (None, 6))
 
 

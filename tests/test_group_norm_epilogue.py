@@ -84,7 +84,7 @@ def test_gradients_of_gradients(activation):
 class Block(nn.Module):
     """Of a U-Net: norm, activation, convolution, twice."""
 
-    def __init__(self, norm, act, inplace=False):
+    def __init__(self, norm, act):
         super().__init__()
         self.norm1, self.act, self.conv1 = norm, act, nn.Conv2d(4, 4, 3, padding=1)
         self.norm2, self.conv2, self.norm3 = nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1), nn.InstanceNorm2d(4)

@@ -26,12 +26,7 @@ from gpulayers.testing.interpreter import interpreting
 ROWS = (2**31 // 4096 + 4, 4096)  # whole rounds for a grid of CUDA blocks, so that the last one has the last elements
 IMAGES = (2 * 65535, 40, 16, 32)  # and more than a grid's second and third axis may have
 SEED = np.array([7, 0])
-HEADS = (
-    2**19 + 2,
-    2,
-    64,
-    32,
-)  # one block of rows a head: what a block needs of others, programs at no corner would make
+HEADS = (2**19 + 2, 2, 64, 32)  # a block of rows a head: what one needs of others, programs at no corner would make
 CACHE = (2**18 + 2, 1, 256, 32)
 
 

@@ -48,7 +48,7 @@ class GemmaRMSNorm(nn.Module):
         return (y * (1.0 + self.weight.float())).type_as(x)
 
 
-class TwoPlusRMSNorm(GemmaRMSNorm):
+class OtherRMSNorm(GemmaRMSNorm):
     """Another formula under the same kind of name."""
 
     def forward(self, x):
@@ -306,7 +306,7 @@ def test_what_is_left_alone():
     model.marked.qconfig = torch.ao.quantization.default_dynamic_qconfig
     model.wrapped = nn.Linear(2, 2)
     model.wrapped.weight = nn.Parameter(Strange(torch.ones(2, 2)))
-    model.other, model.gated = TwoPlusRMSNorm(4), GatedRMSNorm(4)
+    model.other, model.gated = OtherRMSNorm(4), GatedRMSNorm(4)
     model.sync = nn.SyncBatchNorm(3)
     model.ours = gt.Linear(2, 2)
     had = classes(model)
