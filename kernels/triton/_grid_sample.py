@@ -338,6 +338,6 @@ def grid_sample_backward(
             _grid_sample_grid_kernel, (_tile.cdiv(places, run),), of, grid, from_, dgrid, places, oh, ow, od, *sizes, c,
             *steps(of), *_grid_steps(grid), *steps(from_), *_grid_steps(dgrid), **how,
             KD=how["K"] if how["DEEP"] else 1, BP=run, BC=channels, num_warps=entry.warps,
-            maxnreg=255,  # unasked, the assembler holds to fewer, and puts some aside
+            maxnreg=_tile.MOST_REGISTERS,
         )  # fmt: skip
     return dx, dgrid

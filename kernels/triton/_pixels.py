@@ -55,8 +55,8 @@ def pixel_plan(choice: _configs.Choice, x: Any, *others: Any) -> tuple[tuple, di
     own = x.ndim == 5 and (x.stride(1) != 1 or c < 8)
     rows, channels = pixel_tile(x, pixels, entry.elements // 2 if own else entry.elements)
     tile = {"DEEP": x.ndim == 5, "WIDE": is_far(x, *others), "BP": rows, "BC": channels, "num_warps": entry.warps}
-    if x.ndim == 5:  # unasked, the assembler holds to fewer than a volume takes, and puts some aside
-        tile["maxnreg"] = 255
+    if x.ndim == 5:
+        tile["maxnreg"] = _tile.MOST_REGISTERS
     return (_tile.cdiv(pixels, rows), _tile.cdiv(c, channels)), tile
 
 

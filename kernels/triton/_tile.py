@@ -85,6 +85,10 @@ def lasting(x: Any) -> Any:
     return x
 
 
+MOST_REGISTERS = 255
+"""Of a thread, as ``maxnreg``: unasked, the assembler holds to fewer than some tiles take, and puts some aside."""
+
+
 def next_power_of_2(n: int, most: int = 2**62) -> int:
     """The least power of two that is not under ``n``; at most ``most``."""
     if type(n) is int:

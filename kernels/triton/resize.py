@@ -146,7 +146,7 @@ def _resample(x: Any, y: Any, make: Any, how: list[tuple]) -> None:
         _resample_kernel, grid, x, y, *of, *by, n * pixels, pixels, d, h, w, c, *steps(x), *steps(y),
         KD=counts[0], KH=counts[1], KW=counts[2], DEEP=len(axes) > 2, TALL=len(axes) > 1, EVEN=evenly_spaced(y),
         ALIGNED=run_of(pixels, run), WIDE=is_wide(x, y), BP=run, BC=channels, num_warps=entry.warps,
-        maxnreg=255,  # unasked, the assembler holds to fewer than some tiles take, and puts some aside
+        maxnreg=_tile.MOST_REGISTERS,
     )  # fmt: skip
 
 
