@@ -243,9 +243,8 @@ def _shuffle_kernel(
     f = of_f + tl.arange(0, BF)[None, :, None]
     b = of_b + tl.arange(0, BB)[:, None, None]
     row = of_b + tl.arange(0, BB)[:, None]
-    run = (
-        of_f * BL + of_l * BF + tl.arange(0, BF * BL)[None, :]
-    )  # of a knit tile: where it begins and one of these is 0
+    # Of a knit tile one of the first two is 0.
+    run = of_f * BL + of_l * BF + tl.arange(0, BF * BL)[None, :]
     mask = (b < B) & (f < F) & (l < L)
     if WIDE:
         b, f, l, row, run = b.to(tl.int64), f.to(tl.int64), l.to(tl.int64), row.to(tl.int64), run.to(tl.int64)
@@ -271,6 +270,8 @@ def _shuffle_kernel(
 
 SHUFFLE = _configs.rows("shuffle")
 Axis = tuple[int, int, int]
+ONE: Axis = (1, 0, 0)
+"""The axis of what has none."""
 
 
 def _joined(x: Any, y: Any) -> list[Axis]:
@@ -294,7 +295,7 @@ def _knit(first: Axis, last: Axis, axes: list[Axis], run: int) -> tuple[Axis, Ax
     short, long, other = (first, last, 2) if run == 1 else (last, first, 1)
     if short[run] != 1 or long[other] != 1:
         return None
-    middle = next((axis for axis in axes if axis[run] == short[0]), None) if long[run] != short[0] else (1, 0, 0)
+    middle = next((axis for axis in axes if axis[run] == short[0]), None) if long[run] != short[0] else ONE
     if middle is None or long[run] != short[0] * middle[0]:
         return None
     step = short[0] * middle[0]
@@ -307,9 +308,9 @@ def _shuffle(x: Any, y: Any) -> None:
         return
     *axes, last = _joined(x, y)
     along = min(range(len(axes)), key=lambda i: (axes[i][1], -i), default=None)
-    first: Axis = (1, 0, 0) if along is None else axes.pop(along)
-    run = next((run for run in (1, 2) if _knit(first, last, axes, run)), 0)
-    short, middle = (_knit(first, last, axes, run) if run else None) or (first, (1, 0, 0))
+    first = ONE if along is None else axes.pop(along)
+    knit = ((run, _knit(first, last, axes, run)) for run in (1, 2))
+    run, (short, middle) = next(((run, found) for run, found in knit if found), (0, (ONE, ONE)))
     if middle in axes:
         axes.remove(middle)
     step = short[0] * middle[0]
@@ -321,16 +322,12 @@ def _shuffle(x: Any, y: Any) -> None:
     wide = _tile.next_power_of_2(l_size, most)
     high = _tile.next_power_of_2(f_size, max(1, entry.elements // wide))
     many = _tile.next_power_of_2(count, max(1, entry.elements // wide // high))
-    padded = [(1, 0, 0)] * (4 - len(axes)) + axes
-    if len(axes) < 2:  # the first of them is what is left of b
-        padded = [axes[0] if axes else (1, 0, 0), *[(1, 0, 0)] * 3]
-    elif len(axes) < 4:
-        padded = [axes[0], *[(1, 0, 0)] * (4 - len(axes)), *axes[1:]]
-    sizes, x_steps, y_steps = zip(*padded)
+    slowest, *others = axes or [ONE]
+    sizes, x_steps, y_steps = zip(slowest, *[ONE] * (3 - len(others)), *others)  # the first is what is left of b
     grid = (_tile.cdiv(count, many) * _tile.cdiv(f_size, high) * _tile.cdiv(l_size, wide),)
     _tile.launch(
         _shuffle_kernel, grid, x, y, count, *sizes[1:], f_size, l_size, *x_steps, first[1], last[1], middle[1], *y_steps,
-        first[2], last[2], middle[2], KNIT=("", "x", "y")[run], INNER=short[0] if run else 1, AXES=max(1, len(axes)),
+        first[2], last[2], middle[2], KNIT=("", "x", "y")[run], INNER=short[0], AXES=1 + len(others),
         WIDE=is_wide(x, y), BB=many, BF=high, BL=wide, num_warps=entry.warps,
     )  # fmt: skip
 
