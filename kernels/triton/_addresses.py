@@ -6,7 +6,7 @@ each set of sizes. The addresses may change with every launch: launches write th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import triton
@@ -16,7 +16,7 @@ from .._budget import Budget
 from . import _tile
 
 CHUNK = 8192
-"""Elements that a program updates."""
+"""Elements of an array that are one program's."""
 WRITTEN, STEP = 128, 32
 """Addresses that one launch writes, and what their number is a multiple of."""
 _plans: dict[tuple, Any] = {}
@@ -77,9 +77,15 @@ def _plan(sizes: tuple[int, ...], places: tuple[int, ...], like: Any) -> tuple[A
     return _tile.lasting(plan), chunks
 
 
-def _table(addresses: list[int], like: Any, empty: Callable) -> Any:
-    """The addresses as an int64 array on the device of ``like``. Launches carry them by value, so that nothing waits, and
-    a CUDA graph or a tape holds them itself."""
+def _kind(dtype: Any) -> Any:
+    """Triton's type for a tensor's elements."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def _table(arrays: Sequence[Any], empty: Callable) -> Any:
+    """The arrays' addresses as an int64 array on their device. Launches carry them by value, so that nothing waits, and a
+    CUDA graph or a tape holds them itself."""
+    addresses = [x.data_ptr() or 1 << 40 for x in arrays]  # a meta tensor has no address
     whole = _tile.cdiv(len(addresses), STEP) * STEP
     table = empty((whole,), "int64")
     padded = addresses + [addresses[-1]] * (whole - len(addresses))

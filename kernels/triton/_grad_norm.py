@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .._budget import Budget
 from . import _configs, _tile
-from ._addresses import CHUNK, _array, _chunk, _load, _plan, _table
+from ._addresses import CHUNK, _array, _chunk, _kind, _load, _plan, _table
 
 GRAD_NORM = _configs.rows("grad_norm")
 
@@ -76,10 +76,10 @@ def grad_norm_forward(
     entry, first = GRAD_NORM(_tile.device(norm), chunks * CHUNK), 0
     for (aligned, dtype), group in kinds.items():
         plan, programs = _plan(tuple(x.numel() for x in group), tuple(range(len(group))), group[0])
-        table = _table([x.data_ptr() or 1 << 40 for x in group], group[0], empty)  # a meta tensor has no address
+        table = _table(group, empty)
         _tile.launch_on_table(
             group, _squares_kernel, (programs,), table, plan, len(group), sums, first,
-            GRAD=getattr(tl, str(dtype).removeprefix("torch.")), ALIGNED=aligned, CHUNK=CHUNK,
+            GRAD=_kind(dtype), ALIGNED=aligned, CHUNK=CHUNK,
             BLOCK=min(entry.elements, CHUNK), num_warps=entry.warps,
         )  # fmt: skip
         first += programs

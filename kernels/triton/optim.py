@@ -17,7 +17,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._updates import MOST_NUMBERS, UPDATES
 from . import _configs, _tile
-from ._addresses import CHUNK, _array, _chunk, _load, _plan, _table
+from ._addresses import CHUNK, _array, _chunk, _kind, _load, _plan, _table
 from ._grad_norm import grad_norm_forward as grad_norm_forward
 from ._grad_norm import grad_norm_varying as grad_norm_varying
 from ._random import words
@@ -281,11 +281,11 @@ def _update(
         places, *columns = zip(*group)
         flat = [x for column in columns for x in column]
         plan, chunks = _plan(tuple(x.numel() for x in columns[0]), places, flat[0])
-        table = _table([x.data_ptr() or 1 << 40 for x in flat], flat[0], empty)  # a meta tensor has no address
-        types = {name: getattr(tl, str(dtype).removeprefix("torch.")) for name, dtype in zip(names, dtypes)}
+        table = _table(flat, empty)
+        own = {name: _kind(dtype) for name, dtype in zip(names, dtypes)}
         entry = choice(_tile.device(flat[0]), chunks * CHUNK)
         _tile.launch_on_table(
-            flat, kernel, (chunks,), table, plan, len(group), *besides, *map(float, numbers), **constants, **types,
+            flat, kernel, (chunks,), table, plan, len(group), *besides, *map(float, numbers), **constants, **own,
             ALIGNED=aligned, CHUNK=CHUNK, BLOCK=min(entry.elements, CHUNK), num_warps=entry.warps,
         )  # fmt: skip
     for target, copy in back:
