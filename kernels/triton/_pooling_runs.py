@@ -198,7 +198,10 @@ def _added(even, odd, before, after, more, S: tl.constexpr, BEFORE: tl.constexpr
 
 
 def _length(window: Window, *arrays: Any) -> int:
-    """``run_length`` where the window is one for these kernels, else 0. The first array has the elements to move."""
+    """``run_length`` where these are images and the window is one for these kernels, else 0. The first array has the elements
+    to move."""
+    if arrays[0].ndim != 4:
+        return 0
     (kh, kw), (_, sw), (_, left) = window.kernel, window.stride, window.padding
     few = kh <= 4 and sw <= 2 and left <= 1 and kw - left <= sw + 1 and window.dilation == (1, 1)
     return run_length(*arrays) if few else 0
@@ -217,7 +220,7 @@ def _gathered(window: Window) -> dict[str, Any]:
 
 def max_forward(choice: _configs.Choice, x: Any, y: Any, tap: Any, window: Window) -> bool:
     """Whether it has been done."""
-    length = _length(window, x, y) if x.ndim == 4 else 0
+    length = _length(window, x, y)
     if length:
         runs = y.shape[3] // length
         grid, (m, r, oh), tile = run_plan(choice, y, runs, length)
@@ -229,7 +232,7 @@ def max_forward(choice: _configs.Choice, x: Any, y: Any, tap: Any, window: Windo
 
 
 def max_backward(choice: _configs.Choice, dy: Any, tap: Any, dx: Any, window: Window) -> bool:
-    length = _length(window, dx, dy, tap) if dx.ndim == 4 else 0
+    length = _length(window, dx, dy, tap)
     if length:
         rx, ry = dx.shape[3] // length, dy.shape[3] // length
         grid, (m, r, h), tile = run_plan(choice, dx, _tile.cdiv(rx, window.stride[1]), length)
@@ -250,7 +253,7 @@ def _divided(window: Window, divisor: Divisor, size: tuple, counts: tuple) -> tu
 
 
 def avg_forward(choice: _configs.Choice, x: Any, y: Any, window: Window, divisor: Divisor) -> bool:
-    length = _length(window, x, y) if x.ndim == 4 else 0
+    length = _length(window, x, y)
     if length:
         scale, how = _divided(window, divisor, x.shape[2:], y.shape[2:])
         grid, (m, r, oh), tile = run_plan(choice, y, y.shape[3] // length, length)
@@ -262,7 +265,7 @@ def avg_forward(choice: _configs.Choice, x: Any, y: Any, window: Window, divisor
 
 
 def avg_backward(choice: _configs.Choice, dy: Any, dx: Any, window: Window, divisor: Divisor) -> bool:
-    length = _length(window, dx, dy) if dx.ndim == 4 else 0
+    length = _length(window, dx, dy)
     if length:
         scale, how = _divided(window, divisor, dx.shape[2:], dy.shape[2:])
         rx, ry = dx.shape[3] // length, dy.shape[3] // length
