@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._norm import group_norm_saved
 from ._tensors import plainly
 
 
@@ -59,8 +60,7 @@ def group_norm_forward(
     activation: None = None,
 ) -> tuple[tuple, dict]:
     y, mean, _, rstd = plainly(normalise, x, weight, bias, num_groups, eps)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def group_norm_backward(

@@ -10,7 +10,7 @@ import torch
 
 from gpulayers.arrays import Spec
 
-from .._norm import for_both, norms_own
+from .._norm import for_both, group_norm_saved, norms_own
 from ._conv_norm import conv_batch_norm_backward as conv_batch_norm_backward
 from ._conv_norm import conv_batch_norm_forward as conv_batch_norm_forward
 from ._conv_norm import conv_batch_norm_refuses as conv_batch_norm_refuses
@@ -194,8 +194,7 @@ def instance_norm_forward(
         count = math.prod(x.shape[2:])
         plainly(_move, running_mean, mean, 1, momentum)
         plainly(_move, running_var, var, count / max(count - 1, 1), momentum)
-    saved = {"x": x, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
-    return (y,), saved if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
 
 
 def _move(running: torch.Tensor, found: torch.Tensor, unbiased: float, momentum: float) -> None:

@@ -299,13 +299,12 @@ class _Walk:
         self, choices: tuple[_configs.Choice, _configs.Choice], x: Any, last: tuple[int, ...] | None, groups: int
     ):
         samples, channels = x.shape[:2]
-        pixels, device, self.last = math.prod(x.shape[2:]), _tile.device(x), last
-        self.samples, self.channels, self.groups, self.pixels = samples, channels, groups, pixels
+        pixels, device = math.prod(x.shape[2:]), _tile.device(x)
+        self.samples, self.channels = samples, channels
         entry = choices[last is not None](device, channels if last else pixels)
         depth = channels // max(groups, 1)
         cols = _tile.next_power_of_2(max(channels if last else pixels, 1), 64 if last else entry.elements)
         rows = max(1, entry.elements // cols)
-        self.depth = depth
         unit, length = _tile.in_units(channels if last else pixels)
         wide = channels * pixels >= 2**30  # tiles, and shares of pixels, end behind a sample
         # A merge and a second launch cost more than to read a few tiles with a part of the GPU.
@@ -323,19 +322,19 @@ class _Walk:
         most = max(1, 4 * device.sms // max(samples * columns, 1))
         self.shares, blocks = _tile.split(_tile.cdiv(pixels, step), min(most, _tile.cdiv(pixels, 2 * step)))
         self.shares = max(self.shares, 1)  # an empty group has statistics to write, too
-        self.each = blocks * step
+        each = blocks * step
         block = cols if last else 1
         whole = block % max(depth, 1) == 0 or depth % block == 0
-        self.parts = max(1, depth // block) if whole else (depth - 2) // block + 2  # blocks that a group may lie in
+        parts = max(1, depth // block) if whole else (depth - 2) // block + 2  # blocks that a group may lie in
         self.slots = max(1, block // max(depth, 1)) if whole else block // depth + 2  # groups in a block
         self.blocks = columns
         sizes = (length, pixels) if last else (channels, length)
-        self.sizes = (*sizes, columns, self.shares, self.each, depth, self.parts, self.slots)
+        self.sizes = (*sizes, columns, self.shares, each, depth, parts, self.slots)
         self.grid = (samples * columns * self.shares,)
         rows = rows if last else 1
         tile = dict(ROWS=rows, COLS=cols, num_warps=_warps(entry, rows * cols))
         self.tile = tile | dict(UNIT=unit, LAST=last is not None, WIDE=wide)
-        self.merge = _tile.next_power_of_2(self.shares * self.parts, MERGED // block)
+        self.merge = _tile.next_power_of_2(self.shares * parts, MERGED // block)
 
     def partials(self, empty: Any) -> Any:
         """A number for each channel of each share of each sample."""
