@@ -150,11 +150,7 @@ def train(
     seconds = time.perf_counter() - start
     gl.save(model, folder / "model")
     history.save(folder / "history.json")
-    plot: str | None = str(folder / "learning_curve.png")
-    try:
-        history.plot(plot)
-    except ImportError:
-        plot = None  # matplotlib is optional
+    plot = history.plot_if_possible(folder / "learning_curve.png")
     before = model.predict(held_x, batch_size=256)
     after = gl.load(folder / "model").to(device).predict(held_x, batch_size=256)
     return {

@@ -14,7 +14,6 @@ import tomllib
 import gallery
 import pytest
 
-import gpulayers.language  # noqa: F401  its layers are registered before a page forgets its own
 from gpulayers import cli
 from gpulayers.layers import _config
 

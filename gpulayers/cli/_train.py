@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import gpulayers as gl
-from gpulayers import _console
+from gpulayers import _console, demo, language  # their layers are among those that are known
 from gpulayers.cli import _words
 from gpulayers.export import FORMATS, NEXT_STEPS
 
@@ -59,8 +59,6 @@ def _where(p: Any) -> None:
 
 
 def _text(kinds: Any) -> None:
-    from gpulayers.language import Settings
-
     p = kinds.add_parser("text", help="a small GPT on English text, byte by byte")
     p.add_argument("--data", dest="path", help="a file or a folder of UTF-8 text (default: Python's help topics)")
     p.add_argument("--out", default="text", help="folder to write to")
@@ -76,17 +74,15 @@ def _text(kinds: Any) -> None:
         "layers": "blocks of attention and MLP",
         "heads": "of attention, in each block",
     }.items():
-        default = getattr(Settings, name.replace("-", "_"))
+        default = getattr(language.Settings, name.replace("-", "_"))
         p.add_argument(f"--{name}", type=count, default=default, help=f"{what} (default: {default})")
-    p.add_argument("--lr", type=_console.positive, default=Settings.lr, help="the highest learning rate")
+    p.add_argument("--lr", type=_console.positive, default=language.Settings.lr, help="the highest learning rate")
     _where(p)
     p.set_defaults(run=_train_text)
 
 
 def _train_text(options: Any) -> int:
     """Train a language model; report, plot, save."""
-    from gpulayers import language
-
     names = language.Settings.__dataclass_fields__
     settings = language.Settings(**{k: v for k, v in vars(options).items() if k in names})
     text = language.read(options.path)
@@ -98,15 +94,17 @@ def _train_text(options: Any) -> int:
     out = shlex.quote(options.out)
     print(f"\n{result['bits']:.3f} bits per character held out, after {result['seconds']:.1f} s of training")
     print(f"model            {result['model']}")
-    print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
+    print(_curve(result))
     print(f'go on            gpulayers generate {out} "Python is"')
     return 0
 
 
+def _curve(result: dict[str, Any]) -> str:
+    return f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}"
+
+
 def _generate(options: Any) -> int:
     """A prompt, and what a model makes of it, as it comes."""
-    from gpulayers import language
-
     model = gl.load(options.folder / "model").to(options.device)
     prompt = options.prompt.encode()
     more = language.generate(
@@ -127,8 +125,6 @@ def _generate(options: Any) -> int:
 
 def _train(options: Any) -> int:
     """Train on digits or MNIST; plot, save, load again."""
-    from gpulayers import demo
-
     data = demo.digits() if options.data == "digits" else demo.mnist(options.folder)
     result = demo.train(
         data,
@@ -143,13 +139,12 @@ def _train(options: Any) -> int:
     bits = "predicts the same bits" if result["same_bits"] else "predicts OTHER bits"
     print(f"\nheld-out accuracy {result['accuracy']:.2%} after {result['seconds']:.1f} s of training")
     print(f"model            {result['model']} (loaded again, it {bits})")
-    print(f"learning curve   {result['plot'] or 'not drawn: matplotlib is not installed'}")
+    print(_curve(result))
     return 0 if result["same_bits"] else 1
 
 
 def _export(options: Any) -> int:
     """A saved model in another format."""
-    from gpulayers import demo  # noqa: F401  its layers are among those that are known
     from gpulayers.authoring.file import module_in
 
     for path in options.layers:

@@ -16,6 +16,7 @@ import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers import random
 from gpulayers.language._report import Reporter, Settings
+from gpulayers.train.data import order
 
 
 class Residual(nn.Sequential):
@@ -82,14 +83,19 @@ def train(
     while state.epoch < settings.epochs:
         start = time.perf_counter()
         scores = {"loss": state.pass_over(data, progress), "val_loss": state.evaluate(held_out)}
-        scores |= {"lr": settings.rate(state.step), "seconds": time.perf_counter() - start}
+        lr = settings.rate((state.epoch + 1) * settings.steps)
+        scores |= {"lr": lr, "seconds": time.perf_counter() - start}
         state.history.add(scores)
-        model.load_state_dict({name: t.detach() for name, t in twin.state_dict().items()})
+        _hand_back(twin, model)
         report.report(state.epoch, scores, model)
         state.epoch += 1
         state.save(checkpoint)
-    model.load_state_dict({name: t.detach() for name, t in twin.state_dict().items()})
+    _hand_back(twin, model)  # of a checkpoint that was at its end, too
     return state.history
+
+
+def _hand_back(twin: nn.Module, model: gl.Sequential) -> None:
+    model.load_state_dict({name: t.detach() for name, t in twin.state_dict().items()})
 
 
 class _State:
@@ -97,8 +103,7 @@ class _State:
 
     def __init__(self, twin: nn.Module, settings: Settings):
         self.twin, self.settings, self.history = twin, settings, gl.History()
-        self.epoch = self.step = 0
-        self.seed = int(random.draw()[0])  # as a fit draws it
+        self.epoch, self.seed = 0, int(random.draw()[0])  # as a fit draws it
         self.optimizer = gt.optim.AdamW(
             twin.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay
         )
@@ -108,20 +113,20 @@ class _State:
         from tqdm.auto import tqdm
 
         size, steps = self.settings.batch_size, self.settings.steps
-        order = np.random.default_rng([self.seed, self.epoch]).integers(len(data[0]), size=steps * size)
+        rows: Any = order(self.seed, self.epoch, len(data[0]), True, steps * size)
         total = torch.zeros((), dtype=torch.float64, device=self.settings.device)
         label = f"epoch {self.epoch + 1}/{self.settings.epochs}"
         self.twin.train()
-        for rows in tqdm(np.split(order, steps), desc=label, disable=not progress, unit="batch", leave=False):
+        bar = tqdm(np.split(rows, steps), desc=label, disable=not progress, unit="batch", leave=False)
+        for step, batch in enumerate(bar, self.epoch * steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.rate(self.step)
-            loss = self._loss(*self._batch(data, rows))
+                group["lr"] = self.settings.rate(step)
+            loss = self._loss(*self._batch(data, batch))
             self.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.twin.parameters(), self.settings.clip_norm)
+            gt.optim.clip_grad_norm_(self.twin.parameters(), self.settings.clip_norm)
             self.optimizer.step()
             total += loss.detach()
-            self.step += 1
         return float(total) / steps
 
     @torch.no_grad()
@@ -155,7 +160,6 @@ class _State:
                 "optimizer": self.optimizer.state_dict(),
                 "history": dict(self.history),
                 "epoch": self.epoch,
-                "step": self.step,
                 "seed": self.seed,
             },
             fresh,
@@ -167,4 +171,4 @@ class _State:
         self.twin.load_state_dict(kept["weights"])
         self.optimizer.load_state_dict(kept["optimizer"])
         self.history = gl.History(kept["history"])
-        self.epoch, self.step, self.seed = kept["epoch"], kept["step"], kept["seed"]
+        self.epoch, self.seed = kept["epoch"], kept["seed"]

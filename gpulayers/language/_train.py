@@ -93,11 +93,7 @@ def _plot(history: gl.History, text: Text, path: pathlib.Path) -> str | None:
     curve = gl.History()
     for loss, held_out in zip(history["loss"], history["val_loss"]):
         curve.add({BITS: bits(loss, text), f"val_{BITS}": bits(held_out, text)})
-    try:
-        curve.plot(path)
-    except ImportError:
-        return None
-    return str(path)
+    return curve.plot_if_possible(path)
 
 
 def _beside_bars(line: str) -> None:

@@ -17,7 +17,7 @@ from gpulayers.layers._frames import as_data, mode, no_grad
 from gpulayers.layers._layer import Layer
 from gpulayers.layers._weight import Weight
 from gpulayers.ops import optim as ops
-from gpulayers.train import _precision
+from gpulayers.train import _precision, data
 from gpulayers.train._precision import LossScale
 from gpulayers.train.history import History
 from gpulayers.train.metrics import Metric, Score, loss_score, scored
@@ -168,7 +168,4 @@ class Run:
 
     def order(self, rows: int, shuffle: bool, drawn: int | None = None) -> np.ndarray | None:
         """The order of the rows in this epoch, or ``drawn`` of them; it follows from the seed and the epoch alone."""
-        generator = np.random.default_rng([self.shuffle_seed, self.epoch])
-        if drawn is not None:
-            return generator.integers(rows, size=drawn)
-        return generator.permutation(rows) if shuffle else None
+        return data.order(self.shuffle_seed, self.epoch, rows, shuffle, drawn)

@@ -29,6 +29,14 @@ def require_size(batch_size: Any) -> None:
         raise ValueError(f"batch_size: the rule is an integer ≥ 1; got {batch_size!r}")
 
 
+def order(seed: int, epoch: int, rows: int, shuffle: bool, drawn: int | None = None) -> np.ndarray | None:
+    """Which rows an epoch takes, in order: all of them, or ``drawn`` of them, each anew; None: as they stand."""
+    generator = np.random.default_rng([seed, epoch])
+    if drawn is not None:
+        return generator.integers(rows, size=drawn)
+    return generator.permutation(rows) if shuffle else None
+
+
 def batches(
     xs: Sequence[np.ndarray],
     y: np.ndarray | None,

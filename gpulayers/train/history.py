@@ -71,3 +71,11 @@ class History(dict[str, list[float]]):
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure
+
+    def plot_if_possible(self, path: str | os.PathLike) -> str | None:
+        """``plot(path)``; gives the path, or None where matplotlib is not installed."""
+        try:
+            self.plot(path)
+        except ImportError:
+            return None
+        return os.fspath(path)
