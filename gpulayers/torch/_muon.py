@@ -13,7 +13,7 @@ from gpulayers.kernels import _updates
 from gpulayers.ops import optim as ops
 from gpulayers.ops._newton_schulz import newton_schulz
 from gpulayers.torch._op import is_plain
-from gpulayers.torch._updating import _alike, _Launch, _Left, _loss, _numbers, _updated
+from gpulayers.torch._updating import _alike, _Launch, _Left, _numbers, _step_groups
 
 _Torchs: Any = getattr(torch.optim, "Muon", torch.optim.Optimizer)  # torch 2.9 has it first
 
@@ -29,15 +29,7 @@ class Muon(_Torchs):
         own: Any = inspect.unwrap(_Torchs.step)
         if torch.compiler.is_compiling():
             return own(self, closure)
-        loss, groups = _loss(closure), self.param_groups
-        for group in groups:
-            if not _updated(self, lambda: self._launches(group)):  # noqa: B023
-                self.param_groups = [group]
-                try:
-                    own(self)
-                finally:
-                    self.param_groups = groups
-        return loss
+        return _step_groups(self, own, closure)
 
     def _launches(self, group: dict) -> list:
         params: list[Tensor] = []

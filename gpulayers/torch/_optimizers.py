@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from gpulayers.definition import RuleError
 from gpulayers.kernels import _updates
 from gpulayers.ops import optim as ops
 from gpulayers.torch._op import _PLAIN
-from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _local, _loss, _numbers, _updated
+from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _loss, _numbers, _step_groups
 
 _HALVES = torch.float16, torch.bfloat16
 
@@ -46,21 +47,14 @@ class _Ruled(torch.optim.Optimizer):
         if torch.compiler.is_compiling() and not must:
             return own(self, closure)
         _check_capture(self)
-        loss, groups = _loss(closure), self.param_groups
-        for group in groups:
-            if not _updated(self, lambda: self._launches(group), must):  # noqa: B023
-                self.param_groups = [group]
-                try:
-                    own(self)
-                finally:
-                    self.param_groups = groups
-        return loss
+        return _step_groups(self, own, closure, must)
 
     def _launches(self, group: dict) -> list:
         for flag in ("amsgrad", "differentiable", "capturable"):
             if group.get(flag):
                 raise _Left(f"{flag}=True")
-        lists: list[list[Tensor]] = [[] for _ in inspect.signature(self._init_group).parameters][1:]  # type: ignore[attr-defined]
+        kind: Any = type(self)
+        lists: list[list[Tensor]] = [[] for _ in range(_count_lists(kind))]
         self._init_group(group, *lists)  # type: ignore[attr-defined]
         params, grads = lists[:2]
         states = [self.state[p] for p in params]
@@ -110,6 +104,12 @@ class _Ruled(torch.optim.Optimizer):
             for name in self._moments(group):
                 state[name] = state[name].float()
         return [self.state[p]["master_param"] for p in params]
+
+
+@functools.cache
+def _count_lists(kind: Any) -> int:
+    """How many lists ``_init_group`` fills: all that it takes but the optimizer and the group."""
+    return len(inspect.signature(kind._init_group).parameters) - 2
 
 
 def _torchs(optimizer: Any) -> Any:
@@ -320,9 +320,9 @@ def clip_grad_norm_(
     try:
         if not served or len({(g.device, g.dtype) for g in grads}) > 1:
             raise _Left("another norm, or several devices or dtypes")
-        launch = _Launch(ops.grad_norm, [[_local(g, g) for g in grads]], {"max_norm": float(max_norm)})
         if any(type(g) not in _PLAIN for g in grads):
             raise _Left("a gradient is spread over processes")
+        launch = _Launch(ops.grad_norm, [grads], {"max_norm": float(max_norm)})
     except (_Left, RuleError, dispatch.Refused):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     (norm, _), _ = launch.plan.run_forward(*launch.local, **launch.values)

@@ -90,6 +90,19 @@ def _updated(optimizer: Any, launches: Callable[[], list], must: str = "") -> bo
     return True
 
 
+def _step_groups(optimizer: Any, own: Any, closure: Callable[[], Any] | None, must: str = "") -> Any:
+    """The closure's loss, once each group is updated: by its launches, or by ``own``, torch's step, which sees it alone."""
+    loss, groups = _loss(closure), optimizer.param_groups
+    for group in groups:
+        if not _updated(optimizer, lambda: optimizer._launches(group), must):  # noqa: B023
+            optimizer.param_groups = [group]
+            try:
+                own(optimizer)
+            finally:
+                optimizer.param_groups = groups
+    return loss
+
+
 def _numbers(group: dict, *names: Any) -> dict[Any, float]:
     """These hyperparameters as numbers; a tensor of one element is one too."""
     for name in names:

@@ -33,7 +33,7 @@ from gpulayers.torch._optimizers import Lion as Lion
 from gpulayers.torch._optimizers import NAdam as NAdam
 from gpulayers.torch._optimizers import RAdam as RAdam
 from gpulayers.torch._optimizers import RMSprop as RMSprop
-from gpulayers.torch._optimizers import WithMasters
+from gpulayers.torch._optimizers import WithMasters, _betas
 from gpulayers.torch._optimizers import clip_grad_norm_ as clip_grad_norm_
 from gpulayers.torch._optimizers import get_ema_multi_avg_fn as get_ema_multi_avg_fn
 from gpulayers.torch._updating import _alike, _check_capture, _Launch, _Left, _loss, _numbers, _scaling, _updated
@@ -153,5 +153,4 @@ def _check_flags(group: dict) -> None:
 
 
 def _adamw_numbers(group: dict) -> dict[str, Any]:
-    betas = _numbers(dict(enumerate(group["betas"])), 0, 1)
-    return _numbers(group, "lr", "eps", "weight_decay") | {"betas": (betas[0], betas[1])}
+    return {"betas": _betas(group)} | _numbers(group, "lr", "eps", "weight_decay")
