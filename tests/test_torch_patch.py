@@ -134,6 +134,17 @@ def test_the_same_objects_compute_the_same():
     assert torch.equal(model(TOKENS), y)
 
 
+class Scaled(nn.Embedding):
+    __module__ = "transformers.models.scaled"
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_the_report_names_the_drop_in_that_a_derived_class_calls():
+    assert "by its forward over gpulayers.torch.Embedding" in str(gt.patch(nn.Sequential(Scaled(4, 2))))
+
+
 def test_report():
     report = gt.patch(block())
     assert report.left == {"act.2": "a class derived from torch.nn.Linear"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpulayers.torch import activation
 from gpulayers.torch._arguments import held
-from gpulayers.torch._standing import Standing, bare, standing
+from gpulayers.torch._standing import Standing, bare, standing, unlike
 from gpulayers.torch.linear import linear
 
 _FUNCTIONS: dict[str, Any] = {
@@ -86,25 +86,29 @@ def is_conv1d_like(module: Any, own: type) -> bool:
     return own.__name__ == "Conv1D" and weight is not None and weight.dim() == 2 and hasattr(module, "nf")
 
 
-@torch.no_grad()
 def is_no_conv1d(module: nn.Module, own: Any) -> str:
     """Why a module of a class that is named so is not replaced."""
+    return unlike(lambda: _agrees(module, own))
+
+
+@torch.no_grad()
+def _agrees(module: nn.Module, own: Any) -> bool:
+    """Whether two copies with random weights give the same."""
     random = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=random) for shape in ((2, 4, 3), (3, 5), (5,)))
-    try:
-        found = []
-        for kind in (own, conv1d_class(own)):
-            probe = bare(module, kind)
-            probe.weight, probe.bias, probe.nf, probe.nx = nn.Parameter(weight), nn.Parameter(bias), 5, 3
-            found.append(probe.forward(x))
-        same = torch.allclose(*found, rtol=1e-5, atol=1e-5)
-    except Exception as error:
-        return f"its forward fails on a random input: {error}"
-    return "" if same else "on a random input it computes something else"
+    found = []
+    for kind in (own, conv1d_class(own)):
+        probe = bare(module, kind)
+        probe.weight, probe.bias, probe.nf, probe.nx = nn.Parameter(weight), nn.Parameter(bias), 5, 3
+        found.append(probe.forward(x))
+    return torch.allclose(*found, rtol=1e-5, atol=1e-5)
 
 
 class Derived(Standing):
     """Stands before a class that derives from one of torch.nn's and calls its forward: that is our drop-in's then."""
+
+    _ours: type
+    """The drop-in."""
 
 
 @functools.cache
@@ -117,6 +121,4 @@ def derived_class(own: Any, ours: type) -> Any:
     calls = "__class__" in code.co_freevars and {"super", "forward"} <= set(code.co_names)
     if not calls and forward not in [vars(c).get("forward") for c in ours.__mro__]:
         return None
-    made = (derived_class, own, ours)
-    inside = {"_own": own, "_made": made, "__module__": own.__module__, "__doc__": own.__doc__}
-    return type(own.__name__, (Derived, own, ours), inside)
+    return standing(Derived, own, (derived_class, own, ours), ours, _ours=ours)

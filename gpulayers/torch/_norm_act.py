@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gpulayers.torch._acts import is_bare, is_quiet, name_of
 from gpulayers.torch._batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from gpulayers.torch._standing import Standing, bare, standing
+from gpulayers.torch._standing import Standing, bare, standing, unlike
 
 _KINDS: dict[type, Any] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 
@@ -63,10 +63,7 @@ def is_no_norm_act(module: Any, own: Any) -> str:
     """Why a module of a class that is named so is not replaced: what it has, or what it computes."""
     if set(module._modules) - {"drop", "act"}:
         return "it has other modules than drop and act"
-    try:
-        return "" if _agrees(module, own) else "on a random input it computes something else"
-    except Exception as error:
-        return f"its forward fails on a random input: {error}"
+    return unlike(lambda: _agrees(module, own))
 
 
 @torch.no_grad()

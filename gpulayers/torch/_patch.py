@@ -27,7 +27,7 @@ from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._op import _PLAIN
 from gpulayers.torch._rebuilt import Rebuilt
 from gpulayers.torch._rms_norm import RMSNormLike
-from gpulayers.torch._standing import Standing
+from gpulayers.torch._standing import Standing, alias
 from gpulayers.torch.conv import Convolution
 from gpulayers.torch.loss import CrossEntropyLoss
 
@@ -169,7 +169,8 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
         if is_link(layer) and (why := why_unlinked(child, layer, left, module, refused)):
             report.unfused[f"{name}.{child}" if name else child] = why
     if plan is not None and plan.source:
-        report.fused |= {name: plan.rows} if plan.rows else {}
+        if plan.rows:
+            report.fused[name] = plan.rows
         why = "under autocast on a GPU it writes the 16 bits that its readers take"
         report.lowered |= {f"{name}.{norm}" if name else norm: why for norm in plan.lowered}
         vars(module)[PLAN] = plan
@@ -219,16 +220,9 @@ def make_known() -> None:
             return module
 
         def prepare(self: Any, ours: type = ours, theirs: Any = theirs) -> Any:
-            return _as(theirs, self) if type(self) is ours else self
+            return alias(self, theirs) if type(self) is ours else self
 
         ours.__prepare_scriptable__, ours.__new__ = prepare, staticmethod(new)  # type: ignore[attr-defined]
-
-
-def _as(kind: Any, module: Any) -> Any:
-    """Another object of the class ``kind`` with the very attributes of ``module``."""
-    other = kind.__new__(kind)
-    other.__dict__ = module.__dict__
-    return other
 
 
 def _title(c: Any) -> str:
@@ -237,7 +231,7 @@ def _title(c: Any) -> str:
     if issubclass(c, ActivationLike):
         return f"{_PACKAGE}'s {c._activation}"
     if issubclass(c, Derived):
-        return f"its forward over {_PACKAGE}.{c.__mro__[3].__name__}"
+        return f"its forward over {_PACKAGE}.{c._ours.__name__}"
     by_structure = next((word for kind, word in _STRUCTURES.items() if issubclass(c, kind)), "")
     return f"{_PACKAGE}'s {by_structure}" if by_structure else f"{_PACKAGE}.{c.__name__}"
 

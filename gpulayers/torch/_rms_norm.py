@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from gpulayers.torch._arguments import held
-from gpulayers.torch._standing import Standing, bare, standing
+from gpulayers.torch._standing import Standing, bare, standing, unlike
 from gpulayers.torch.norm import rms_norm
 
 
@@ -59,14 +59,7 @@ def is_like_one(module: Any, own: type) -> bool:
 
 def is_no_rms_norm(module: nn.Module, own: Any) -> str:
     """Why a module that is like one is not replaced: its form, or what it computes."""
-    why = _form(module, own)
-    if why:
-        return why
-    try:
-        n = held(module, "weight").shape[0]
-        return "" if _agrees(module, own, n) else "on a random input it computes something else"
-    except Exception as error:
-        return f"its forward fails on a random input: {error}"
+    return _form(module, own) or unlike(lambda: _agrees(module, own, held(module, "weight").shape[0]))
 
 
 def _form(module: nn.Module, own: Any) -> str:
@@ -99,8 +92,9 @@ def _agrees(module: nn.Module, own: Any, n: int) -> bool:
     """Whether two copies with a random weight and a large eps, on the CPU, give the same in each mix of dtypes."""
     random = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(*shape, generator=random) for shape in ((2, 3, n), (n,)))
+    kinds = own, class_for(module, own)
     for kind, of_weight in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)):
-        theirs, ours = (_probe(module, c, weight.to(of_weight)) for c in (own, class_for(module, own)))
+        theirs, ours = (_probe(module, c, weight.to(of_weight)) for c in kinds)
         truth, y = theirs.forward(x.to(kind)), ours.forward(x.to(kind))
         if not isinstance(truth, Tensor) or (truth.dtype, truth.shape) != (y.dtype, y.shape):
             return False

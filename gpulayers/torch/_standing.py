@@ -21,20 +21,33 @@ class Standing:
         return _new, self._made, self.__getstate__()  # type: ignore[attr-defined]
 
     def __prepare_scriptable__(self) -> Any:
-        other = self._own.__new__(self._own)
-        other.__dict__ = self.__dict__
-        return other
+        return alias(self, self._own)
 
 
-def standing(kind: type, own: type, made: tuple[Any, ...], /, **inside: Any) -> Any:
-    """The class of ``kind`` before ``own``. made: as in ``Standing``."""
+def standing(kind: type, own: type, made: tuple[Any, ...], /, *behind: type, **inside: Any) -> Any:
+    """The class of ``kind`` before ``own``, with those ``behind`` it. made: as in ``Standing``."""
     inside |= {"_own": own, "_made": made, "__module__": own.__module__, "__doc__": own.__doc__}
-    return type(own.__name__, (kind, own), inside)
+    return type(own.__name__, (kind, own, *behind), inside)
 
 
 def _new(make: Callable[..., Any], *given: Any) -> Any:
     c = make(*given)
     return c.__new__(c)
+
+
+def alias(module: Any, kind: Any) -> Any:
+    """Another object of the class ``kind`` with the very attributes of ``module``."""
+    other = kind.__new__(kind)
+    other.__dict__ = module.__dict__
+    return other
+
+
+def unlike(agrees: Callable[[], bool]) -> str:
+    """Why a module is not replaced, by what it computes on a random input; "" where that is what ours does."""
+    try:
+        return "" if agrees() else "on a random input it computes something else"
+    except Exception as error:
+        return f"its forward fails on a random input: {error}"
 
 
 def bare(module: Any, kind: Any) -> Any:
