@@ -90,9 +90,11 @@ def _halved(a: Node, gain: Node, last: Node) -> tuple[Node, Node] | None:
 def put_beside(graph: Graph, module: nn.Module) -> Iterator[str]:
     """Put linear layers of one input into one call, as many as the op takes; gives what was fused, in words."""
     for x in list(graph.nodes):
-        alike = [n for n in x.users if type(module_of(n, module)) is Linear and n.args == (x,)]
+        calls = [n for n in x.users if type(module_of(n, module)) is Linear and n.args == (x,)]
+        if len(calls) < 2:
+            continue
         places = {n: i for i, n in enumerate(graph.nodes)}
-        found = list({str(n.target): n for n in sorted(alike, key=places.__getitem__, reverse=True)}.values())[::-1]
+        found = list({str(n.target): n for n in sorted(calls, key=places.__getitem__, reverse=True)}.values())[::-1]
         while len(found) > 1:
             some, found = found[:MOST], found[MOST:]
             if undisturbed(Row(products, tuple(some), (), (x,)), module):

@@ -18,13 +18,13 @@ from gpulayers.torch import _autocast, functional
 from gpulayers.torch._acts import is_bare
 from gpulayers.torch._arguments import held
 from gpulayers.torch._linear_cross_entropy import linear_cross_entropy
+from gpulayers.torch._op import in_dynamo
 from gpulayers.torch._row import module_of, only_used_by, title
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.loss import CrossEntropyLoss
 
 LEAST = 4096
 """Classes, from which on logits are what a step spends its memory and much of its time on."""
-in_dynamo = torch.compiler.is_dynamo_compiling
 _FUNCTIONS = (F.cross_entropy, functional.cross_entropy)
 _OPTIONS: dict[str, Any] = {"ignore_index": int, "reduction": str, "label_smoothing": (int, float)}
 

@@ -20,6 +20,7 @@ from gpulayers.torch._acts import Act, is_bare, name_of
 from gpulayers.torch._arguments import held
 from gpulayers.torch._beside import products
 from gpulayers.torch._layer_norm_2d import LayerNorm2d
+from gpulayers.torch._op import in_dynamo
 from gpulayers.torch._row import module_of
 from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.norm import GroupNorm, LayerNorm, RMSNorm
@@ -34,7 +35,6 @@ _VIEWS = {"flatten", "permute", "transpose", "reshape", "view", "movedim", "sque
 _ROWS: dict[Any, int] = {_rows.linear_act: 2, _rows.conv_act: 2, _rows.conv_norm_act: 3, products: 0}
 """Rows that begin with a reader, or with several: the place of x among their arguments."""
 
-in_dynamo = torch.compiler.is_dynamo_compiling
 _autocasting = torch._C._is_any_autocast_enabled
 _transforming = torch._C._are_functorch_transforms_active
 

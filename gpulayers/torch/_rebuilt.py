@@ -79,11 +79,11 @@ def rebuilt_class(own: Any, serve: Callable[[str, Any], Any]) -> Any:
         return None
     names, attributes = inner.__globals__, set(read(inner.__code__))
     found = {name: ours for name in attributes & set(names) if (ours := serve(name, names[name])) is not None}
-    calls = list(found)
-    of_torch = [name for name in _ours() if name in attributes and name not in found]
+    calls = set(found)
+    of_torch = (_ours().keys() & attributes) - calls
     for name, spaces in _namespaces().items():
         if of_torch and name in attributes and names.get(name) is spaces[0]:
-            found[name], calls = spaces[1], [*calls, *(n for n in of_torch if n not in calls)]
+            found[name], calls = spaces[1], calls | of_torch
     if not calls:
         return None
     forward = rebuilt(own.forward, found)

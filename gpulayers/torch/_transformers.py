@@ -1,5 +1,5 @@
 """What ``patch`` does to models of Hugging Face's transformers beyond their layers: attention by transformers' interface, rotary
-positions, functions of torch.nn.functional and losses that their forwards call, GPT-2's Conv1D, activation classes.
+positions, functions of torch.nn.functional and losses that their forwards call, experts' gates.
 
 A class or function is served for what it computes on a random input, and not for its name; else it is left alone.
 transformers is never imported by ``import gpulayers.torch``; where a model of it is there, it is imported already.
