@@ -1,4 +1,6 @@
-"""Group norm and instance norm, and what may follow them in the same pass. Statistics are float32 (float64 for float64) for any dtype."""
+"""Group norm and instance norm, and what may follow them in the same pass.
+
+Statistics are float32 (float64 for float64) for any dtype."""
 
 from __future__ import annotations
 
@@ -192,9 +194,9 @@ def instance_norm_forward(
     x: (N, C, *spatial), float. weight, bias, running_mean, running_var: (C,), of x's dtype, or float32 for 16-bit x.
     use_input_stats: mean and var (the biased one) are taken over spatial, and running statistics r, where there are such,
     become (1 − momentum) r + momentum · (the mean over samples of these, var unbiased), in place. Otherwise mean and var
-    are the running ones, and this is batch norm in evaluation. f: as group norm's. Returns y with x's shape, dtype and memory order
-    (channels-last or row-major). Ulyanov, Vedaldi, Lempitsky: Instance Normalization (2016). Raises ShapeError, and
-    ArgumentError for one value per channel.
+    are the running ones, and this is batch norm in evaluation. f: as group norm's. Returns y with x's shape, dtype and
+    memory order (channels-last or row-major). Ulyanov, Vedaldi, Lempitsky: Instance Normalization (2016). Raises
+    ShapeError, and ArgumentError for one value per channel.
     """
     if not use_input_stats:
         options: dict[str, Any] = dict(needs=needs, eps=eps, activation=activation)

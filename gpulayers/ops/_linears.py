@@ -83,9 +83,8 @@ def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) ->
     rows, features, dx = math.prod(x.shape[:-1]), x.shape[-1], None
     grads: dict[str, Any] = {}
     for dy, w, name, bias in zip(dys, weights, WEIGHTS, BIASES):
-        flat = (xp.zeros((rows, w.shape[0]), compute_dtype(x.dtype)) if dy is None else up(dy)).reshape(
-            rows, w.shape[0]
-        )
+        shape = rows, w.shape[0]
+        flat = xp.zeros(shape, compute_dtype(x.dtype)) if dy is None else up(dy).reshape(shape)
         if "x" in needs and dy is not None:
             part = flat @ up(saved[name])
             dx = part if dx is None else dx + part

@@ -24,9 +24,7 @@ from gpulayers.ops._attention import (
     xp_scalar,
 )
 from gpulayers.ops._attention_decode import attention_decode as attention_decode
-from gpulayers.ops._attention_decode import attention_decode_forward as attention_decode_forward
 from gpulayers.ops._kv_append import kv_append as kv_append
-from gpulayers.ops._kv_append import kv_append_forward as kv_append_forward
 from gpulayers.ops._op import Op, require_float, require_shape
 from gpulayers.ops.dropout import _guard
 
