@@ -163,8 +163,8 @@ def test_the_quickest_cut(m, n, k, tile, splits):
 
 
 def test_predicted_times():
-    lines = predicted_linear.table().splitlines()
-    assert len(lines) == 1 + len(predicted_linear.LAYERS)
+    lines = predicted_linear.table(predicted_linear.HEAD, predicted_linear.lines()).splitlines()
+    assert len(lines) == 2 + len(predicted_linear.LAYERS)
     for layer in predicted_linear.LAYERS:
         assert all(time > predicted_linear.limit(layer) for time in predicted_linear.predicted(layer))
 

@@ -18,7 +18,11 @@ from gpulayers.kernels.triton import _conv_first, _conv_tiles, _conv_tiles_weigh
 H200 = _tile.Device(90, 132, 232448)
 COPY, PRODUCTS, L2, START = 4.2e12, 740e12, 9.3e12, 5e-6
 """Bytes of memory, flops in bfloat16 and bytes of L2 a second; seconds until the first tile, and after the last."""
-L1, SECTOR = 132 * 128 * 1.755e9, 32
+CLOCK = 1.755e9
+"""Cycles a second."""
+SHARE = 0.85
+"""Of the copy's bandwidth, which kernels bound by memory are held to. Not measured."""
+L1, SECTOR = H200.sms * 128 * CLOCK, 32
 """Bytes of L1 a second, by its width and the clock; bytes that it hands over at least. Not measured."""
 STORE = 2e-6
 """Seconds that the store of a 256 × 128 tile stands in the way of a multiprocessor that holds one program."""
@@ -42,10 +46,10 @@ def _product(n: int, h: int, w: int, c: int, o: int, taps: int, phases: int, mov
     tile = _conv_tiles.HALF(H200, n, h, w, c, o, phases, False)
     boxes = math.prod(map(_tile.cdiv, (n, h, w), _conv_tiles.box(tile.BM, n, h, w))) * _tile.cdiv(o, tile.BN)
     inner = _tile.cdiv(c, tile.BK) * tile.BK * taps / phases
-    return _of_tiles(tile, boxes * phases, inner, moved)
+    return of_tiles(tile, boxes * phases, inner, moved)
 
 
-def _of_tiles(tile: _tables.Tile, tiles: int, inner: float, moved: float) -> float:
+def of_tiles(tile: _tables.Tile, tiles: int, inner: float, moved: float) -> float:
     """So many tiles of sums over ``inner`` products each."""
     at_once = _conv_tiles.resident(H200, tile.shared(2) + tile.BM * tile.BN * 2, tile.warps) // H200.sms
     rounds = _tile.cdiv(tiles, H200.sms * at_once) * at_once
@@ -60,7 +64,7 @@ def _first(n: int, pixels: int, c: int, o: int, moved: float) -> float:
     step = _conv_first.step_of(pixels)
     tile = _conv_first.HALF(H200, n, pixels, c // step, o)
     tiles = n * _tile.cdiv(pixels, tile.BN) * _tile.cdiv(o, tile.BM)
-    return _of_tiles(tile, tiles, step * _tile.cdiv(c // step, tile.BK) * tile.BK, moved)
+    return of_tiles(tile, tiles, step * _tile.cdiv(c // step, tile.BK) * tile.BK, moved)
 
 
 def _first_weight(n: int, pixels: int, c: int, o: int, moved: float) -> float:
@@ -69,7 +73,7 @@ def _first_weight(n: int, pixels: int, c: int, o: int, moved: float) -> float:
     blocks = _tile.cdiv(o // step, tile.BM) * _tile.cdiv(c // step, tile.BN) * step * step
     splits = max(1, H200.sms // blocks)
     inner = _tile.cdiv(n * _tile.cdiv(pixels, tile.BK), splits) * tile.BK
-    return _of_tiles(tile, blocks * splits, inner, moved) + 2 * 4 * splits * o * c / COPY + START
+    return of_tiles(tile, blocks * splits, inner, moved) + 2 * 4 * splits * o * c / COPY + START
 
 
 def first(c: int, size: int, o: int) -> Times:

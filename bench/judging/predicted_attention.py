@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpulayers.bench.judging.predicted import COPY, H200, L2, PRODUCTS, START
+from gpulayers.bench.judging.predicted import CLOCK, COPY, H200, L2, PRODUCTS, START
 from gpulayers.kernels.triton import _tile, attention
 
-CLOCK, ISSUED, EXPONENTIALS = 1.755e9, 4, 16
-"""Cycles a second; instructions of warps, and exponentials of elements, that a multiprocessor does in a cycle."""
+from gpulayers._table import table
+
+ISSUED, EXPONENTIALS = 4, 16
+"""Instructions of warps, and exponentials of elements, that a multiprocessor does in a cycle."""
 OPENING = 1.5e-6
 """Seconds that a program takes beside its steps: its first loads come in, its result goes out. Not measured."""
 STEPS = {
@@ -45,6 +47,16 @@ SHAPES = (
 """(images, heads, tokens, width, causal)."""
 PUBLISHED = {(64, False): (497, None), (128, False): (648, 561), (128, True): (616, None)}
 """(width, causal) -> FlashAttention-3's TFLOP/s forward and backward, of 16K tokens on an H100."""
+HEAD = (
+    "bfloat16",
+    "µs",
+    "TFLOP/s",
+    "forward waits for",
+    "µs",
+    "TFLOP/s",
+    "backward for",
+    "FlashAttention-3 on an H100 (TFLOP/s)",
+)
 
 
 class Time(NamedTuple):
@@ -106,22 +118,21 @@ def predicted(s: Shape) -> tuple[Time, Time]:
     return Time(forward.seconds + START, forward.bound), backward
 
 
-def _rate(flops: float, time: Time) -> str:
-    return f"{time.seconds * 1e6:9.0f} {flops / time.seconds / 1e12:6.0f}   {time.bound:19s}"
+def _cells(flops: float, time: Time) -> tuple[str, str, str]:
+    return f"{time.seconds * 1e6:.0f}", f"{flops / time.seconds / 1e12:.0f}", time.bound
 
 
-def table() -> str:
-    named = f"{'bfloat16':28s} {'µs':>9s} TFLOP/s  {'forward waits for':19s} {'µs':>9s} TFLOP/s  {'backward for':19s}"
-    lines = [f"{named} FlashAttention-3 on an H100 (TFLOP/s)"]
+def lines() -> list[tuple[str, ...]]:
+    found = []
     for shape in SHAPES:
         s = Shape(*shape)
         forward, backward = predicted(s)
         theirs = PUBLISHED.get((s.width, s.causal), (None, None)) if s.tokens >= 4096 else (None, None)
         beside = ", ".join("–" if t is None else str(t) for t in theirs)
         name = f"{s.n}×{s.heads}×{s.tokens}×{s.width}{', causal' if s.causal else ''}"
-        lines.append(f"{name:28s} {_rate(s.flops, forward)} {_rate(2.5 * s.flops, backward)} {beside}")
-    return "\n".join(lines)
+        found.append((name, *_cells(s.flops, forward), *_cells(2.5 * s.flops, backward), beside))
+    return found
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(HEAD, lines()))

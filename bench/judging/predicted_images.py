@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpulayers.bench.cases.case import CHANNELS_LAST, Case
-from gpulayers.bench.judging.predicted import COPY, H200
-from gpulayers.bench.judging.predicted_rows import CLOCK, ISSUED, START
+from gpulayers.bench.judging.predicted import CLOCK, COPY, H200
+from gpulayers.bench.judging.predicted_rows import ISSUED, START
 
 from gpulayers._table import table
 from gpulayers.arrays import bfloat16

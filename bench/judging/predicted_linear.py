@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpulayers.bench.judging.predicted import COPY, H200, PRODUCTS, START, _of_tiles
+from gpulayers.bench.judging.predicted import COPY, H200, PRODUCTS, START, of_tiles
 from gpulayers.kernels.triton import _matmul, _tile
+
+from gpulayers._table import table
 
 CUBLAS = 0.94
 """Of the limit, forward and backward together."""
+HEAD = ("layer, times in µs", "forward", "dx", "dweight", "all", "limit", "cuBLAS", "of it")
 
 
 class Layer(NamedTuple):
@@ -48,7 +51,7 @@ def product(m: int, n: int, k: int) -> float:
     tiles = _tile.cdiv(m, tile.BM) * _tile.cdiv(n, tile.BN)
     inner = _tile.cdiv(_tile.cdiv(k, tile.BK), splits) * tile.BK
     parts = 4 * splits * m * n if splits > 1 else 0
-    found = _of_tiles(tile, tiles * splits, inner, 2 * (m + n) * k + (parts or 2 * m * n))
+    found = of_tiles(tile, tiles * splits, inner, 2 * (m + n) * k + (parts or 2 * m * n))
     return found + ((parts + 2 * m * n) / COPY + START if parts else 0.0)
 
 
@@ -66,16 +69,15 @@ def limit(layer: Layer) -> float:
     return 2 * layer.tokens * layer.features * sum(layer.outs) / PRODUCTS
 
 
-def table() -> str:
-    heads = ("forward", "dx", "dweight", "all", "limit", "cuBLAS", "of it")
-    lines = [f"{'layer':38s}" + "".join(f"{h:>9s}" for h in heads) + "   (µs)"]
+def lines() -> list[tuple[str, ...]]:
+    found = []
     for layer in LAYERS:
         times, least = predicted(layer), 3 * limit(layer)
         name = f"{layer.name} {layer.tokens}×{layer.features}→{'+'.join(map(str, layer.outs))}"
-        figures = "".join(f"{t * 1e6:9.1f}" for t in (*times, sum(times), least, least / CUBLAS))
-        lines.append(f"{name:38s}{figures}{sum(times) / least * CUBLAS:9.2f}")
-    return "\n".join(lines)
+        figures = (f"{t * 1e6:.1f}" for t in (*times, sum(times), least, least / CUBLAS))
+        found.append((name, *figures, f"{sum(times) / least * CUBLAS:.2f}"))
+    return found
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(HEAD, lines()))

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gpulayers.bench.judging.predicted import COPY, START
+from gpulayers.bench.judging.predicted import COPY, SHARE, START
 from gpulayers.bench.judging.predicted_linear import product
-from gpulayers.kernels.triton import _linear_cross_entropy
+from gpulayers.kernels.triton import _linear_cross_entropy, _tile
 
-SHARE = 0.85
-"""Of a copy's bandwidth, which the passes are held to."""
+from gpulayers._table import table
+
 MEMORY = {"H200": 1.0, "H100": 3.35 / 4.8}
-GOAL = 650e12
 SIZES = [("Llama-3 8B", 8192, 4096, 128256), ("GPT-2", 16384, 768, 50257)]
+HEAD = ("head", "products, ms", "passes, ms", "all, ms", "TFLOP/s (goal: 650)")
 
 
 class Times(NamedTuple):
@@ -43,7 +43,7 @@ def predicted(tokens: int, features: int, classes: int, gpu: str) -> Times:
         products += product(n, classes, features) + product(n, features, classes) + product(classes, features, n)
         moved += 3 * 2 * n * classes + (2 * classes * features if start else 0)
     moved += 2 * 2 * (tokens + classes) * features
-    launches = -(-tokens // chunk) + 4
+    launches = _tile.cdiv(tokens, chunk) + 4
     return Times(products, moved / (SHARE * COPY * MEMORY[gpu]) + launches * START)
 
 
@@ -52,17 +52,16 @@ def flops(tokens: int, features: int, classes: int) -> float:
     return 6.0 * tokens * features * classes
 
 
-def table() -> str:
-    heads = ("products", "passes", "all (ms)", "TFLOP/s")
-    lines = [f"{'head':38s}" + "".join(f"{h:>10s}" for h in heads) + f"   goal {GOAL / 1e12:.0f}"]
+def lines() -> list[tuple[str, ...]]:
+    found = []
     for name, *size in SIZES:
         for gpu in MEMORY:
             times = predicted(*size, gpu)
             title = f"{name} {'×'.join(map(str, size[:2]))}→{size[2]}, {gpu}"
-            figures = "".join(f"{t * 1e3:10.2f}" for t in (*times, times.all))
-            lines.append(f"{title:38s}{figures}{flops(*size) / times.all / 1e12:10.0f}")
-    return "\n".join(lines)
+            figures = (f"{t * 1e3:.2f}" for t in (*times, times.all))
+            found.append((title, *figures, f"{flops(*size) / times.all / 1e12:.0f}"))
+    return found
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(HEAD, lines()))

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from gpulayers.bench.cases.case import Case, every_case
-from gpulayers.bench.judging.predicted import COPY, H200
+from gpulayers.bench.judging.predicted import CLOCK, COPY, H200
 
 from gpulayers._table import table
 from gpulayers.arrays import bfloat16
@@ -26,8 +26,8 @@ from gpulayers.testing._sass import run_through
 from gpulayers.testing.audit import audit
 from gpulayers.testing.compiling import Planned
 
-CLOCK, ISSUED, SPECIAL = 1.755e9, 4 * 0.9, 0.5
-"""Cycles a second; instructions of warps that a multiprocessor begins in one at best, and those of them that are MUFU."""
+ISSUED, SPECIAL = 4 * 0.9, 0.5
+"""Instructions of warps that a multiprocessor begins in a cycle at best, and those of them that are MUFU."""
 CHAIN, LATENCY = 700, 2500
 """Cycles that a block waits in a round whose rows are in shared memory already, and in one that loads them first."""
 START, L2 = 2e-6, 6e12

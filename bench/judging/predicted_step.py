@@ -12,15 +12,15 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gpulayers.bench.judging.predicted import COPY, PRODUCTS, predicted
+from gpulayers.bench.judging.predicted import COPY, PRODUCTS, SHARE, predicted
 from gpulayers.bench.judging.step import Call, Part, parts, torchs
 from gpulayers.bench.models.zoo import kinds
 from gpulayers.kernels.triton import _conv_tiles_weight
 
 from gpulayers._table import table
 
-SHARE, PRODUCT = 0.85, 0.85
-"""Of the copy's bandwidth, and of the rate of a large matrix product."""
+PRODUCT = 0.85
+"""Of the rate of a large matrix product."""
 LAUNCH = 2e-6
 """Seconds from one kernel's end to the next's first bytes."""
 VECTOR = 30e12
