@@ -1,13 +1,19 @@
-"""Attention's memory orders, and which keys a query sees, for kernels on the CPU."""
+"""Attention's scale and memory orders, and which keys a query sees, for kernels on the CPU."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 HEADS_LAST = (0, 2, 1, 3)
 """Of (N, H, L, D): all heads of a token are neighbours, as a projection gives them."""
+
+
+def scale_of(q: Any, scale: float | None) -> float:
+    """Of the products of q (N, H, L, D) and k: what is asked for, or 1 / √D."""
+    return 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale
 
 
 def order_of_y(order: tuple[int, ...] | None, dense: bool) -> tuple[int, ...] | None:

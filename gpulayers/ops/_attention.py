@@ -10,7 +10,7 @@ import numpy as np
 
 from gpulayers.arrays import Spec, arranged, namespace, spec, up
 from gpulayers.definition import ArgumentError, KindError, ShapeError
-from gpulayers.kernels._attention import order_of_y
+from gpulayers.kernels._attention import order_of_y, scale_of
 from gpulayers.kernels._dropout import threshold_and_scale
 from gpulayers.ops._random import random_bits
 
@@ -113,10 +113,6 @@ def allowed(xp: Any, rows: int, keys: int, window: tuple, corner: str, cu_q: Any
     if right >= 0:
         seen = seen & (j <= diagonal + right)
     return seen
-
-
-def scale_of(q: Any, scale: float | None) -> float:
-    return 1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale
 
 
 def over_groups(a: Any, b: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpulayers.arrays import FLOATS, Spec, arranged, float32, int64, namespace, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError, UnsupportedTypeError
-from gpulayers.kernels._attention import order_of_gradient, order_of_y
+from gpulayers.kernels._attention import order_of_gradient, order_of_y, scale_of
 from gpulayers.ops._attention import (
     add_bias,
     allowed,
@@ -19,7 +19,6 @@ from gpulayers.ops._attention import (
     require_options,
     require_ordered,
     require_sequences,
-    scale_of,
     weighed,
     xp_scalar,
 )

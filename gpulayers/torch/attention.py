@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpulayers.kernels._attention import scale_of
 from gpulayers.ops import _attention as rules
 from gpulayers.ops import attention as ops
 from gpulayers.torch import _autocast
@@ -43,7 +44,7 @@ def _composed(
     dtype, work = q.dtype, torch.promote_types(q.dtype, torch.float32)
     group = q.shape[1] // max(k.shape[1], 1)
     q, k, v = q.to(work), *(x.to(work).repeat_interleave(group, 1) for x in (k, v))
-    s = q @ k.transpose(2, 3) * (1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale)
+    s = q @ k.transpose(2, 3) * scale_of(q, scale)
     if softcap:
         s = torch.tanh(s / softcap) * softcap
     if bias is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from gpulayers.arrays import guests, layout
 
-from .._attention import order_of_y
+from .._attention import order_of_y, scale_of
 from .._layout import empty_of
 from . import _blocks
 
@@ -24,11 +23,11 @@ def attention_decode_forward(
     q: Any, k: Any, v: Any, lengths: Any = None, table: Any = None, sinks: Any = None,
     *, needs: tuple = (), causal: bool = True, window: tuple = (-1, -1), scale: float | None = None, softcap: float = 0.0,
 ) -> tuple[tuple, dict]:  # fmt: skip
-    n, heads, rows, width = q.shape
+    n, heads, rows, _ = q.shape
     order, dense = layout(q.shape, tuple(s // q.itemsize for s in q.strides))
     y = empty_of((n, heads, rows, v.shape[3]), q.dtype, order_of_y(order, dense))
     lse = np.empty((n, heads, rows), np.float32)
-    factor = np.float32(1 / math.sqrt(max(width, 1)) if scale is None else scale)
+    factor = np.float32(scale_of(q, scale))
     column = None if sinks is None else sinks.astype(np.float32)[:, None, None]
     capacity = k.shape[2] * (1 if table is None else table.shape[1])
     ends = [capacity] * n if lengths is None else [int(x) for x in lengths]

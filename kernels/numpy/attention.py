@@ -11,7 +11,7 @@ import numpy as np
 
 from gpulayers.arrays import guests, layout
 
-from .._attention import order_of_gradient, order_of_y, spans
+from .._attention import order_of_gradient, order_of_y, scale_of, spans
 from .._invariance import on as invariant
 from .._layout import empty_of
 from . import _blocks, _masks
@@ -64,8 +64,8 @@ def _call(
     first: bool,
     backward: bool = False,
 ) -> _Call:
-    (n, heads, rows, width), keys = q.shape, k.shape[2]
-    scale, softcap, p = (options[name] for name in ("scale", "softcap", "p"))
+    (n, heads, rows, _), keys = q.shape, k.shape[2]
+    softcap, p = options["softcap"], options["p"]
     if bias is not None:
         bias = np.broadcast_to(bias, (n, heads, rows, keys))
     mask = None
@@ -74,10 +74,9 @@ def _call(
         mask = _masks.mask(seed, p, n * heads * rows * wide, first).reshape(n, heads, rows, wide)
     seen = spans(rows, keys, options["window"], options["corner"], cu_q, cu_k)
     single = [x.astype(np.float32, copy=False) for x in (q, k, v)]
-    scale = 1 / math.sqrt(max(width, 1)) if scale is None else scale
     plain = backward and bias is None and not softcap
     wide = np.concatenate([single[1], np.ones((*k.shape[:3], 1), np.float32)], 3) if plain else None
-    return _Call(*single, bias, mask, _blocks_of(*seen, keys), wide, scale, softcap)
+    return _Call(*single, bias, mask, _blocks_of(*seen, keys), wide, scale_of(q, options["scale"]), softcap)
 
 
 class _Block(NamedTuple):

@@ -36,6 +36,16 @@ def registers(x: Any) -> dict[str, int]:
     return {} if x.element_size() == 2 else {"maxnreg": 255}
 
 
+def operands(q: Any, v: Any) -> tuple[str, dict[str, Any]]:
+    """("half", "tf32" or "single", what kernels take of the heads' widths and of how they are multiplied)."""
+    half = q.element_size() == 2
+    tf32 = not half and _tile.tf32("cuda.matmul")
+    wide, wide_v = (_tile.next_power_of_2(max(x.shape[3], LEAST)) for x in (q, v))
+    widths = dict(BD=wide, BV=wide_v, PART=wide if half or tf32 else PART, PRECISION="tf32" if tf32 else "ieee")
+    kind = "half" if half else "tf32" if tf32 else "single"
+    return kind, widths | dict(EVEN_D=q.shape[3] == wide, EVEN_V=v.shape[3] == wide_v)
+
+
 def along(x: Any, empty: Callable) -> Any:
     """``x`` with the last axis contiguous; a copy where it is not."""
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else _tile.copied(x, None, empty)

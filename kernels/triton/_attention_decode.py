@@ -3,17 +3,16 @@ shared out to several programs, whose results a second launch merges in their or
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import triton
 import triton.language as tl
 
 from .. import _invariance
-from .._attention import order_of_y
+from .._attention import order_of_y, scale_of
 from .._budget import Budget
 from . import _configs, _tile
-from ._attention import INF, LEAST, LN2, LOG2E, PART, along, choose, narrow, registers, scored
+from ._attention import INF, LN2, LOG2E, along, choose, narrow, operands, registers, scored
 
 BUDGETS = {
     "_attention_decode_kernel": Budget(registers=255, blocks=1, narrow=narrow),
@@ -184,7 +183,7 @@ def _splits(q: Any, groups: int, tiles: int, keys: int, before: int, block: int)
     return max(1, min(2 * _tile.device(q).sms // programs, _tile.cdiv(keys, 4 * block), MOST))
 
 
-def _stages(c: _configs.Tile, q: Any, wide: list[int], paged: bool) -> int:
+def _stages(c: _configs.Tile, q: Any, wide: tuple[int, int], paged: bool) -> int:
     """For as many blocks of keys and values on their way as the tile has stages, and shared memory room. What is loaded by
     a page's number, itself on its way, takes two stages each."""
     size = q.element_size()
@@ -204,10 +203,10 @@ def attention_decode_forward(
     q, k, v = (along(x, empty) for x in (q, k, v))
     lengths, sinks = (None if x is None else _tile.dense(x, empty) for x in (lengths, sinks))
     capacity = page if table is None else page * table.shape[1]
-    group, half = heads // max(groups, 1), q.element_size() == 2
-    tf32 = not half and _tile.tf32("cuda.matmul")
-    wide = [_tile.next_power_of_2(max(x, LEAST)) for x in (width, values)]
-    c = KINDS["half" if half else "tf32" if tf32 else "single"](_tile.device(q), max(wide), group * rows)
+    group = heads // max(groups, 1)
+    kind, widths = operands(q, v)
+    wide = widths["BD"], widths["BV"]
+    c = KINDS[kind](_tile.device(q), max(wide), group * rows)
     tiles = _tile.cdiv(group * rows, c.BM)
     before, after = window
     splits = _splits(q, groups, tiles, capacity, before, c.BN)
@@ -218,11 +217,9 @@ def attention_decode_forward(
         q, k, v, lengths, table, sinks, y, lse, shares, tops,
         heads, groups, rows, capacity, pages, width, values, group, splits,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0) if table is None else table.stride()), *y.stride()[:3],
-        1 / math.sqrt(max(width, 1)) if scale is None else scale, softcap, before, after,
+        scale_of(q, scale), softcap, before, after,
         BEFORE=before >= 0, AFTER=after >= 0, CAPPED=softcap > 0, PAGE=1 if table is None else page,
-        BM=c.BM, BN=c.BN, BD=wide[0], BV=wide[1], PART=wide[0] if half or tf32 else PART,
-        EVEN_D=width == wide[0], EVEN_V=values == wide[1], PRECISION="tf32" if tf32 else "ieee",
-        num_warps=c.warps, num_stages=_stages(c, q, wide, table is not None), **registers(q),
+        BM=c.BM, BN=c.BN, num_warps=c.warps, num_stages=_stages(c, q, wide, table is not None), **widths, **registers(q),
     )  # fmt: skip
     if splits > 1:
         entry, most = MERGE(_tile.device(q), wide[1]), _tile.next_power_of_2(splits)

@@ -3,14 +3,13 @@ more of the scores; blocks outside of a mask are not visited."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .._attention import order_of_gradient, order_of_y
+from .._attention import order_of_gradient, order_of_y, scale_of
 from .._dropout import threshold_and_scale
 from . import _attention_bias, _configs, _matmul, _tile
-from ._attention import LEAST, PART, along, choose, registers
+from ._attention import LEAST, along, choose, operands, registers
 from ._attention_backward import _attention_delta_kernel, _attention_keys_kernel, _attention_queries_kernel
 from ._attention_decode import attention_decode_forward as attention_decode_forward
 from ._attention_forward import _attention_forward_kernel
@@ -77,18 +76,12 @@ class _Call(NamedTuple):
     def tile(self, choices: dict[str, _configs.Choice], rows: int, boxed: bool = False) -> tuple[Tile, dict[str, Any]]:
         """(the tile, what a launch takes of it)."""
         q, _, v = self.arrays
-        half = q.element_size() == 2
-        tf32 = not half and _tile.tf32("cuda.matmul")
-        width = [_tile.next_power_of_2(max(x.shape[3], LEAST)) for x in (q, v)]
-        even = dict(EVEN_D=q.shape[3] == width[0], EVEN_V=v.shape[3] == width[1])
-        more = self.bias is not None or self.seed is not None or self.how["CAPPED"] or not all(even.values())
-        kind = ("half_rich" if more else "half") if half else "tf32" if tf32 else "single"
-        kind = "half_boxes" if boxed else kind
-        c = choices[kind](_tile.device(q), max(width), rows)
-        part = width[0] if half or tf32 else PART
-        precision = "tf32" if tf32 else "ieee"
-        sizes = dict(BM=c.BM, BN=c.BN, BD=width[0], BV=width[1], PART=part, PRECISION=precision)
-        return c, sizes | even | dict(num_warps=c.warps, num_stages=c.stages) | registers(q)
+        kind, widths = operands(q, v)
+        more = self.bias is not None or self.seed is not None or self.how["CAPPED"]
+        rich = kind == "half" and (more or not (widths["EVEN_D"] and widths["EVEN_V"]))
+        kind = "half_boxes" if boxed else "half_rich" if rich else kind
+        c = choices[kind](_tile.device(q), max(widths["BD"], widths["BV"]), rows)
+        return c, dict(BM=c.BM, BN=c.BN, num_warps=c.warps, num_stages=c.stages) | widths | registers(q)
 
     def given(self, tile: dict[str, Any], boxed: bool) -> tuple:
         """q, k, v as a launch takes them."""
@@ -105,14 +98,13 @@ def _call(
     window: tuple, corner: str, scale: float | None, softcap: float, p: float, empty: Callable,
 ) -> _Call:  # fmt: skip
     (_, heads, rows, width), (_, groups, keys, _) = q.shape, k.shape
-    scale = 1 / math.sqrt(max(width, 1)) if scale is None else scale
     before, after = window
     sequences = 0 if cu_q is None else cu_q.shape[0] - 1
     sizes = dict(Hq=heads, Lq=rows, Lk=keys, D=width, DV=v.shape[3], group=heads // max(groups, 1))
     sizes |= dict(sequences=sequences, depth=sequences.bit_length())
     threshold, gain = (0, 1.0) if seed is None else threshold_and_scale(p)
     numbers = dict(
-        scale=scale,
+        scale=scale_of(q, scale),
         softcap=softcap,
         before=before,
         after=after,
