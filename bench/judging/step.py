@@ -195,17 +195,8 @@ def calls(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Call]:
         def watched(layer: nn.Module, xs: tuple, y: Tensor) -> None:
             act, add, inside = rows.get(name, (False, False, False))
             if not inside:
-                found.append(
-                    Call(
-                        layer,
-                        tuple(xs[0].shape),
-                        tuple(y.shape),
-                        not xs[0].requires_grad,
-                        act,
-                        add,
-                        name in report.lowered,
-                    )
-                )
+                shapes, lowered = (tuple(xs[0].shape), tuple(y.shape)), name in report.lowered
+                found.append(Call(layer, *shapes, not xs[0].requires_grad, act, add, lowered))
 
         return watched
 

@@ -175,9 +175,7 @@ def _matmul_tma_kernel(
             acc = tl.dot(left, right, acc)
             if sums is not None:
                 total += left.to(tl.float32)
-        if (
-            sums is not None
-        ):  # every tile of these rows has the same; a branch in the loop would cost more than it saves
+        if sums is not None:  # of every tile of these rows alike: a branch in the loop would cost more than it saves
             m = row + tl.arange(0, BM)
             tl.store(sums + split.to(tl.int64) * M + m, tl.sum(total, 1), (m < M) & (tile_n == 0))
         end = (bias, z, out, M, N, number_a, number_b)
