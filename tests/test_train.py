@@ -301,3 +301,29 @@ def test_what_no_backward_reaches_is_not_kept():
     waiting = sum(len(layer._waiting.frames) for layer in model.layers())
     quiet(model, metrics=kept)
     assert set(seen) == {waiting} and sum(len(layer._waiting.frames) for layer in model.layers()) == waiting
+
+
+def test_rows_that_are_drawn():
+    rows = np.arange(6, dtype=np.float32)[:, None]
+    seen = []
+
+    class See(gl.Layer):
+        def output_shape(self, input_shape):
+            return input_shape
+
+        def forward(self, x):
+            seen.extend(x[:, 0].tolist())
+            return x
+
+        def backward(self, dy):
+            return dy
+
+    gl.random.seed(0)
+    gl.Sequential(See(), gl.Linear(1, 1)).fit(
+        rows, rows, epochs=2, steps_per_epoch=5, batch_size=4, loss=gl.MSELoss(), progress=False
+    )
+    assert len(seen) == 40 and seen[:20] != seen[20:] and set(seen) == set(range(6))
+    with pytest.raises(ValueError, match="steps_per_epoch: the rule is shuffle=True"):
+        gl.Sequential(gl.Linear(1, 1)).fit(rows, rows, steps_per_epoch=5, shuffle=False, loss=gl.MSELoss())
+    with pytest.raises(ValueError, match="steps_per_epoch: the rule is an integer ≥ 1"):
+        gl.Sequential(gl.Linear(1, 1)).fit(rows, rows, steps_per_epoch=0, loss=gl.MSELoss())
