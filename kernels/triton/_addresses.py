@@ -68,7 +68,7 @@ def _plan(sizes: tuple[int, ...], places: tuple[int, ...], like: Any) -> tuple[A
     if key not in _plans:
         if like.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "a CUDA graph cannot capture an optimizer's first update of a set of arrays: run one before"
+                "a CUDA graph cannot capture the first update, or the first norm, of a set of arrays: run one before"
             )
         pairs = [n for i, size in enumerate(sizes) for c in range(_tile.cdiv(size, CHUNK)) for n in (i, c)]
         # This copy waits for the GPU, once: every stream may read the plan from then on.

@@ -1,7 +1,5 @@
-"""Optimizers' updates: one launch over all parameters of one kind (dtypes, alignment), bound by memory.
-
-A table holds the arrays' sizes and which chunk of which array each program updates; it is copied to the GPU once for
-each set of sizes. The addresses may change with every step: launches write them, passed by value.
+"""Optimizers' updates: one launch over all parameters of one kind (dtypes, alignment), bound by memory. ``_addresses`` says how a
+program finds its chunk of them.
 """
 
 from __future__ import annotations
