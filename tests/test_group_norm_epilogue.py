@@ -103,6 +103,7 @@ NORMS = {
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("training", [True, False])
 def test_rows_of_models(norm, training):
+    torch.manual_seed(0)  # the gradient of a bias that a norm takes away again is rounding alone
     theirs = Block(NORMS[norm](), nn.ReLU(inplace=True)).train(training)
     ours = copy.deepcopy(theirs)
     report = gt.patch(ours, fuse=True)
