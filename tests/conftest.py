@@ -18,14 +18,13 @@ def _same_draws():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(request):
-    """torch's threads would wait for each other, where tests run side by side."""
+def _one_thread():
+    """torch draws the same each time. Its threads would wait for each other, where tests run side by side."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield
         return
-    if request.path.name.startswith("test_torch_"):
-        torch.manual_seed(0)
+    torch.manual_seed(0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

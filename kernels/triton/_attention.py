@@ -32,8 +32,8 @@ def choose(entries: Sequence[Tile], device: _tile.Device, width: int, rows: int)
 
 
 def registers(x: Any) -> dict[str, int]:
-    """All registers for float32: unasked, the assembler holds to fewer than a tile takes, and puts some aside."""
-    return {} if x.element_size() == 2 else {"maxnreg": 255}
+    """All of them for float32."""
+    return {} if x.element_size() == 2 else {"maxnreg": _tile.MOST_REGISTERS}
 
 
 def operands(q: Any, v: Any) -> tuple[str, dict[str, Any]]:
