@@ -1,4 +1,12 @@
-"""Drop-ins for ``torch.nn``: each class is a subclass of torch's own of the same name, over gpulayers' ops."""
+"""Drop-ins for ``torch.nn``: each class is a subclass of torch's own of the same name, over gpulayers' ops.
+
+What has nothing to compute (``Module``, ``Sequential``, ``Parameter``, ``init``, …) is torch.nn's own object, so that this
+module can stand in for torch.nn in an import line; ``coverage()`` says which name is which.
+"""
+
+from typing import Any
+
+import torch.nn as _nn
 
 from gpulayers.torch import functional
 from gpulayers.torch._caches import KVCache, PagedKVCache
@@ -116,9 +124,20 @@ from gpulayers.torch.window import ChannelShuffle, Fold, PixelShuffle, PixelUnsh
 
 # After the drop-ins: what is made of them.
 from gpulayers.torch import optim  # isort: skip
+from gpulayers.torch._coverage import coverage  # isort: skip
 from gpulayers.torch._fuse import source  # isort: skip
 from gpulayers.torch._patch import Report, make_known, patch, unpatch  # isort: skip
 from gpulayers.torch._transformers_attention import register_attention  # isort: skip
 from gpulayers.torch._wrap import wrap  # isort: skip
 
 make_known()
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or not hasattr(_nn, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}, nor has torch.nn")
+    return getattr(_nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(n for n in dir(_nn) if not n.startswith("_"))})

@@ -1,10 +1,12 @@
 """``torch.nn.functional``'s functions over gpulayers' ops, with torch's names and arguments; and three that torch lacks:
 add_layer_norm and add_rms_norm, the sum of a layer's result and its residual, and the norm of that; and attention, with
-windows, caps, sinks and packed sequences."""
+windows, caps, sinks and packed sequences. A name that is not here is torch's own function."""
 
 import inspect
+from typing import Any
 
 import torch.fx
+import torch.nn.functional as _F
 
 from gpulayers.torch._fractional_pooling import fractional_max_pool2d, fractional_max_pool3d
 from gpulayers.torch._rare_pooling import (
@@ -88,3 +90,13 @@ from gpulayers.torch.window import channel_shuffle, fold, pixel_shuffle, pixel_u
 
 for _name in [name for name, value in globals().items() if inspect.isfunction(value)]:
     torch.fx.wrap(_name)  # symbolic tracing takes them as they are, as it does torch's
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or not hasattr(_F, name):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}, nor has torch.nn.functional")
+    return getattr(_F, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(n for n in dir(_F) if not n.startswith("_"))})
