@@ -10,6 +10,7 @@ import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers import dispatch
 from gpulayers.definition import KindError, LabelError, ShapeError, UnsupportedTypeError
+from gpulayers.kernels.numpy import _segments
 from gpulayers.ops.embedding import embedding
 from gpulayers.testing.check_torch import check_torch
 from gpulayers.testing.interpreter import interpreting
@@ -55,6 +56,27 @@ def test_frequent_rows_and_long_tables(weight, indices, options):
     kinds = ["float32", "bfloat16"] if len(weight) == 70 else ["float16"]
     served = check_op(embedding, weight, indices, dtypes=kinds, dys=["gapped"], **options)
     assert {"definition", "numpy", "triton"} <= set(served)
+
+
+@pytest.mark.parametrize("factors", [None, np.random.default_rng(1).random(401)])
+def test_sums_over_runs_of_any_length(factors):
+    """Short runs are products of matrices, long ones are added pair by pair."""
+    source, counts = table(50, 7), np.array([1, 3, 64, 65, 1, 200, 64, 2, 1])
+    rows, to, found, wanted = (
+        draw(401, high=50),
+        np.array([8, 2, 0, 4, 9, 1, 3, 7, 5]),
+        np.zeros((10, 7)),
+        np.zeros((10, 7)),
+    )
+    _segments.add_up(source, rows, factors, counts, found, to)
+    np.add.at(wanted, np.repeat(to, counts), source[rows] * (1 if factors is None else factors[:, None]))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-13)
+
+
+def test_rows_that_several_threads_copy():
+    weight, indices = table(90, 300).astype(np.float32), draw(4001, high=90)
+    with gl.only("numpy"):
+        np.testing.assert_array_equal(embedding(weight, indices), weight[indices])
 
 
 def test_no_term_spoils_another_row():
