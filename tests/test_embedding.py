@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from gpulayers.kernels.numpy import _segments
 from halves import check_op
 
 import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers import dispatch
 from gpulayers.definition import KindError, LabelError, ShapeError, UnsupportedTypeError
-from gpulayers.kernels.numpy import _segments
 from gpulayers.ops.embedding import embedding
 from gpulayers.testing.check_torch import check_torch
 from gpulayers.testing.interpreter import interpreting
