@@ -16,10 +16,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import torch.nn as nn  # noqa: E402
-from gpulayers.bench.judging import predicted_step  # noqa: E402
+from gpulayers.bench.judging import predicted_language, predicted_step, trace  # noqa: E402
 from gpulayers.bench.judging.step import parts, torchs  # noqa: E402
 from gpulayers.bench.measuring import warm  # noqa: E402
 from gpulayers.bench.measuring.whole import every, turns_memory  # noqa: E402
+from gpulayers.bench.models import gpt  # noqa: E402
 from gpulayers.bench.models.convnext import ConvNeXt  # noqa: E402
 from gpulayers.bench.models.kind import OPTIONS, Kind, images, stepping  # noqa: E402
 from gpulayers.bench.models.resnet import ResNet  # noqa: E402
@@ -29,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 import gpulayers.torch as gt  # noqa: E402
 from gpulayers.testing.compiling import Planned  # noqa: E402
 from gpulayers.testing.null_driver import null_driver  # noqa: E402
+from gpulayers.torch import _head_loss  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
 
@@ -176,3 +178,31 @@ def test_a_predicted_step(monkeypatch):
     assert all(predicted_step._by_tiles(p.call, p.kind) is not None for p in convs)
     text = predicted_step.shown("ResNet-50")
     assert "batch norm, backward" in text and "torch.compile 29.4 ms" in text
+
+
+def test_a_predicted_language_step(monkeypatch):
+    """What the trace of a GPT's step says of launches is what the null driver counts; no part is faster than memory is."""
+    monkeypatch.setattr(_head_loss, "LEAST", 8)
+    kind = gpt.TINY
+    model, batch = kind.made()
+    gt.patch(model, fuse=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(*batch)
+        loss.backward()
+
+    with trace.as_on_a_gpu(), null_driver(compiled=False) as driver:
+        step()
+        _, noted = driver.noted(step)
+    ran = trace.traced(kind)
+    assert sum(r.launches for r in ran if r.is_ours) == len(noted)
+    monkeypatch.setattr(predicted_language, "traced", lambda *_: ran)
+    *found, whole = predicted_language.lines(kind)
+    assert whole.ms == pytest.approx(sum(line.ms for line in found))
+    assert all(line.ms >= line.gigabytes * 1e12 / predicted_step.COPY for line in found)
+    by_name = {line.kind: line for line in found}
+    products = sum(line.teraflops for name, line in by_name.items() if name.startswith("linear"))
+    width, rows = 32, 32
+    assert products == pytest.approx(3 * 2 * rows * (2 * 12 * width**2 + 96 * width) / 1e12)
+    assert "torch.compile 33.4 ms" in predicted_language.shown("GPT-2", kind)
