@@ -24,9 +24,9 @@ def _nearest(got: Any, of: Any, x: Any) -> Any:
     return torch.where(got.abs() < kept.abs() / 2, 0.0, kept)
 
 
-def _case(name: str, *shape: int, cpu: bool = False, headline: bool = False) -> Case:
+def _case(name: str, *shape: int, cpu: bool = False, headline: bool = False, **kind: Any) -> Case:
     drawn = (shape, Seeds())
-    return Case(dropout, name, drawn, {"p": _P}, _theirs, cpu=cpu, headline=headline, nearest=_nearest)
+    return Case(dropout, name, drawn, {"p": _P, **kind}, _theirs, cpu=cpu, headline=headline, nearest=_nearest)
 
 
 def cases() -> list[Case]:
@@ -40,5 +40,10 @@ def cases() -> list[Case]:
 
 
 def audits() -> list[Case]:
+    kinds = [
+        _case("alpha", 4096, 4096, alpha=True),
+        _case("of features", 64, 256, 56, 56, features=2),
+        _case("of features, channels last", 64, 256, 56, 56, features=2)._replace(order=CHANNELS_LAST),
+    ]
     image = _case("channels last", 64, 256, 56, 56)
-    return [_case("rows", 4096, 8192), image._replace(order=CHANNELS_LAST, archs=ONE_ARCH)]
+    return [_case("rows", 4096, 8192), image._replace(order=CHANNELS_LAST, archs=ONE_ARCH), *kinds]

@@ -81,7 +81,14 @@ from gpulayers.layers.conv import (  # noqa: E402
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from gpulayers.layers.dropout import Dropout  # noqa: E402
+from gpulayers.layers.dropout import (  # noqa: E402
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+)
 from gpulayers.layers.embedding import Embedding, EmbeddingBag  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
 from gpulayers.layers.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402

@@ -65,6 +65,26 @@ def test_shapes():
         check_op(dropout, draw(*shape), SEED, dys=["dense", "expanded"])
 
 
+HOW = [dict(alpha=alpha, features=features) for alpha in (False, True) for features in (0, 2)][1:]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_kinds(how):
+    """Of features, in each memory order; alpha, with its shift."""
+    check_op(dropout, draw(3, 5, 2, 3), SEED, p=0.4, **how, numeric=True)
+    check_op(dropout, draw(2, 70, 3, 3).transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2), SEED, p=0.4, **how)
+    if how["features"]:
+        for x in (draw(140, 3, 2).transpose(2, 0, 1), draw(5, 7), draw(0, 3, 2)):
+            check_op(dropout, x, SEED, p=1.0 if x.size == 35 else 0.2, dys=["expanded"], **how)
+
+
+def test_features_are_drawn_as_an_array_of_them_is():
+    for shape in [(3, 5), (3, 5, 7), (3, 5, 2, 2)]:
+        kept = dropout(np.ones(shape, np.float32), SEED, p=0.5, features=2)
+        alone = dropout(np.ones((3, 5), np.float32), SEED, p=0.5)
+        np.testing.assert_array_equal(kept, np.broadcast_to(alone.reshape(3, 5, *[1] * (len(shape) - 2)), shape))
+
+
 def test_memory_orders():
     """The mask belongs to the element, wherever it lies in memory."""
     check_op(dropout, draw(5, 7).T, SEED)
@@ -163,6 +183,12 @@ def test_large_counters_in_cuda(monkeypatch):
 
 def test_errors():
     x = np.ones((2, 3), np.float32)
+    with pytest.raises(RuntimeError, match=r"dropout: x: the rule is features=2 axes, or more; got \[3\]"):
+        dropout(x[0], SEED, features=2)
+    with pytest.raises(
+        RuntimeError, match=r"Dropout2d: x: the rule is samples and features, \[N, C, H, W\]; got \[2, 3\]"
+    ):
+        gl.Dropout2d()(x)
     with pytest.raises(ValueError, match=r"dropout: p: the rule is 0 ≤ p ≤ 1; got 1\.5"):
         dropout(x, SEED, p=1.5)
     with pytest.raises(TypeError, match="dropout: seed: the rule is dtype = int64; got float64"):
@@ -174,6 +200,8 @@ def test_errors():
 def test_layer():
     check_layer(gl.Dropout(0.4), (4, 5))
     check_layer(gl.Dropout(0.0), (4, 5))
+    check_layer(gl.Dropout1d(0.4), (4, 5, 3))
+    check_layer(gl.FeatureAlphaDropout(0.4), (4, 5, 2, 3))
     layer, x = gl.Dropout(0.5), np.ones((64, 64), np.float32)
     with gl.no_grad():
         gl.random.seed(3)

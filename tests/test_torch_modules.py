@@ -34,7 +34,7 @@ CLASSES = [
     for n, c in vars(gt).items()
     if isinstance(c, type) and issubclass(c, nn.Module) and not issubclass(c, LAZY) and n not in MADE_OF_OTHERS
 ]
-RANDOM = ("Dropout",)
+RANDOM = tuple(n for n in CLASSES if "Dropout" in n)
 PAIRED = tuple(f"MaxUnpool{d}d" for d in (1, 2, 3))
 """They take indices, too: torch's own samples judge them, and ``test_unpooling.py``."""
 IMAGES = [(2, 4, 7, 6), (4, 7, 6), (1, 4, 5, 5), (0, 4, 5, 6), (3, 4, 1, 9)]
@@ -340,8 +340,11 @@ VARIANTS = {
 
 
 NOT_ALIKE = {
-    "dropout": "draws other numbers: test_dropout",
-    "rrelu": "draws other numbers: test_rrelu",
+    **dict.fromkeys(
+        ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+        "draws other numbers: test_torch_chance.py",
+    ),
+    "rrelu": "draws other numbers: test_torch_chance.py",
     "fractional_max_pool2d": "draws its places: test_fractional_pooling.py",
     "fractional_max_pool3d": "draws its places: test_fractional_pooling.py",
 }
@@ -433,29 +436,6 @@ def test_wrong_replacements_fail(what):
     assert not check_torch(lambda t: module(t), module, [x])
 
 
-# --- chance ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dropout(dtype):
-    """Its rate, its scale, and that its gradient is its mask; the same seed gives the same mask."""
-    x = torch.ones(300, 400, dtype=dtype, device=DEVICE, requires_grad=True)
-    torch.manual_seed(3)
-    y = gt.Dropout(0.3)(x)
-    dy = draw(x.shape, dtype)
-    y.backward(dy)
-    kept = y != 0
-    rate = 1 - kept.double().mean().item()
-    assert abs(rate - 0.3) < 5 * (0.3 * 0.7 / x.numel()) ** 0.5
-    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.7))
-    torch.testing.assert_close(x.grad, torch.where(kept, (dy.double() / 0.7), 0.0).to(dtype))
-    torch.manual_seed(3)
-    assert torch.equal(gt.Dropout(0.3)(x), y)
-    assert not torch.equal(gt.Dropout(0.3)(x), y)
-    assert torch.equal(gt.Dropout(0.3).eval()(x), x)
-    assert not gt.Dropout(1.0)(x).any() and torch.equal(gt.Dropout(0.0)(x), x)
-
-
 def test_running_statistics_that_are_infinite_stay():
     x = torch.randn(8, 3)
     ours, theirs = gt.BatchNorm1d(3), nn.BatchNorm1d(3)
@@ -463,27 +443,3 @@ def test_running_statistics_that_are_infinite_stay():
         norm.running_mean[0] = norm.running_var[1] = float("inf")
         norm(x)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
-
-
-def test_dropout_of_nothing():
-    """With p = 0 torch neither draws nor writes, in place too."""
-    state = torch.get_rng_state()
-    for module in (nn.Dropout(0.0), gt.Dropout(0.0), nn.Dropout(0.0, inplace=True), gt.Dropout(0.0, inplace=True)):
-        leaf = torch.linspace(-1, 1, 6, requires_grad=True)
-        for x in (leaf, leaf.exp(), leaf.chunk(2)[0]):
-            before = x._version
-            y = module(x)
-            assert torch.equal(y, x) and x._version == before
-            y.sum().backward()
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_rrelu():
-    """Slopes within their range, uniform in it; the gradient is the slope."""
-    x = torch.full((100_000,), -1.0, dtype=torch.float64, device=DEVICE, requires_grad=True)
-    y = gt.RReLU(0.2, 0.6)(x)
-    y.backward(torch.ones_like(x))
-    slopes = -y.detach()
-    assert slopes.min() >= 0.2 and slopes.max() <= 0.6
-    assert abs(slopes.mean() - 0.4) < 5 * (0.4 / 12**0.5) / 100_000**0.5
-    torch.testing.assert_close(x.grad, slopes, rtol=0, atol=0)

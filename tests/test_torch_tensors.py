@@ -51,7 +51,7 @@ def test_a_subclass_hears_of_the_call(case):
     y = first(module(x.as_subclass(Logged), *others))
     assert type(y) is Logged
     same(y.as_subclass(torch.Tensor), first(module(x, *others)))
-    if case.name not in ("Flatten", "Dropout"):
+    if case.name != "Flatten" and "Dropout" not in case.name:
         assert any(isinstance(f, _op.TorchOp) for f in Logged.seen)
 
 

@@ -259,15 +259,18 @@ def test_double_backward(case):
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_double_backward_of_what_is_drawn(name):
-    """Both are a product with numbers that were drawn: the numbers are y / x."""
+    """All are a product with numbers that were drawn, and a sum: the numbers are the gradient of y by x."""
     module = getattr(gt, name)()
-    x = torch.randn(4, 5, dtype=DOUBLE)
+    x = torch.randn({"Dropout1d": (4, 5, 2), "Dropout3d": (4, 5, 2, 1, 2)}.get(name, (4, 5, 2, 3)), dtype=DOUBLE)
+    x.requires_grad_()
     torch.manual_seed(2)
-    factor = module(x) / x
+    y = module(x)
+    (factor,) = torch.autograd.grad(y.sum(), x)
+    rest = (y - x * factor).detach()
 
     class Product(nn.Module):
         def forward(self, x):
-            return x * factor
+            return x * factor + rest
 
     torch.manual_seed(2)
     same(second(module, [x]), second(Product(), [x]))

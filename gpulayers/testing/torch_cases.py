@@ -53,6 +53,11 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "Softmin": [({"dim": 0}, (3, 5))],
     "Softmax2d": [({}, _IMAGE)],
     "Dropout": [({"p": 0.3}, (3, 5))],
+    "AlphaDropout": [({"p": 0.3}, (3, 5))],
+    "Dropout1d": [({"p": 0.3}, _ROW)],
+    "Dropout2d": [({"p": 0.3}, _IMAGE)],
+    "Dropout3d": [({"p": 0.3}, _VOLUME)],
+    "FeatureAlphaDropout": [({"p": 0.3}, _IMAGE)],
     "Flatten": [({}, (2, 3, 4))],
     "Linear": [({"in_features": 5, "out_features": 3}, (2, 3, 5)), ({"in_features": 5, "out_features": 3, "bias": False}, (3, 5))],
     "LayerNorm": [({"normalized_shape": (5,)}, (3, 5)), ({"normalized_shape": (3, 5), "elementwise_affine": False}, (2, 3, 5))],
@@ -162,7 +167,8 @@ MADE_OF_OTHERS = (
 )
 """Classes that only call others, and functions: tests of their own hold them against torch's."""
 LOOKUPS = [Case(name, *call) for name, calls in _OF_INDICES.items() for call in calls]
-RANDOM = ("Dropout", "RReLU")
+_DROPOUTS = ("Dropout", "AlphaDropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout")
+RANDOM = (*_DROPOUTS, "RReLU")
 DIFFERENTIABLE = [c for c in CASES if c.name not in RANDOM]
 DOUBLE = torch.float64
 
@@ -271,8 +277,10 @@ class Everything(nn.Module):
         x = x + row.mean(2)[..., None, None] + volume.mean((2, 3, 4))[..., None, None]
         x = x + through("LPPool2d AdaptiveMaxPool2d", x).mean((2, 3), keepdim=True)
         x = x + through("FractionalMaxPool2d", x) + through("FractionalMaxPool3d", torch.stack([x, x], 2)).squeeze(2)
+        x = through("Dropout2d FeatureAlphaDropout", x)
+        x = through("Dropout1d", x.flatten(2)).reshape(x.shape) + through("Dropout3d", x.unsqueeze(2)).squeeze(2)
         x = through("ConstantPad2d ZeroPad2d ReplicationPad2d CircularPad2d", x)
-        x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout", x)
+        x = through("Flatten Linear BatchNorm1d LayerNorm RMSNorm Dropout AlphaDropout", x)
         x = torch.stack([through(name, x) for name in (*PLAIN, "Threshold")]).mean(0)
         through("GLU", x.unsqueeze(-1))
         through("Embedding", labels.unsqueeze(-1))

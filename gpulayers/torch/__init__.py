@@ -68,7 +68,7 @@ from gpulayers.torch.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
-from gpulayers.torch.dropout import Dropout
+from gpulayers.torch.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
 from gpulayers.torch.linear import Flatten, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss

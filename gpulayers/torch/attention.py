@@ -67,7 +67,7 @@ def _mask(weights: Tensor, seed: Tensor, p: float) -> Tensor:
     """m / (1 − p), as the op draws it."""
     *rows, keys = weights.shape
     ones = torch.ones(*rows, -(-keys // 4) * 4, dtype=weights.dtype, device=weights.device)
-    return _dropout.library((ones, seed, p), False)[..., :keys]
+    return _dropout.library((ones, seed, p, False, 0), False)[..., :keys]
 
 
 def _torchs(

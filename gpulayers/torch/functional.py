@@ -57,7 +57,14 @@ from gpulayers.torch.attention import (
     scaled_dot_product_attention,
 )
 from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
-from gpulayers.torch.dropout import dropout
+from gpulayers.torch.dropout import (
+    alpha_dropout,
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+)
 from gpulayers.torch.embedding import embedding, embedding_bag
 from gpulayers.torch.linear import linear, linears
 from gpulayers.torch.loss import cross_entropy, linear_cross_entropy, mse_loss, nll_loss

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from .._dropout import threshold_and_scale
+from .._dropout import draws
 from . import _blocks, _random
 
 MASKS = 1 << 26
@@ -16,9 +16,12 @@ _masks: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 _lock = threading.Lock()
 
 
-def mask(seed: np.ndarray, p: float, size: int, first: bool) -> np.ndarray:
-    """m / (1 − p) for the elements of an array, row-major: float32, (size,). first: it will be wanted once more."""
-    name = (*_random.halves(seed), *threshold_and_scale(p), size)
+def mask(seed: np.ndarray, p: float, size: int, first: bool, alpha: bool = False) -> np.ndarray:
+    """m / (1 − p), or m a (alpha), for the elements of an array, row-major: float32, (size,).
+
+    first: it will be wanted once more.
+    """
+    name = (*_random.halves(seed), *draws(p, alpha)[:2], size)
     with _lock:
         known = None if first else _masks.pop(name, None)
     if known is not None:

@@ -24,12 +24,20 @@ def _arrays(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 _ROWS = ((None, 6), *_arrays(4, 6))
 _IMAGES = ((2, 3, 4, 5), *_arrays(2, 3, 4, 5))
-_ONE_ARGUMENT = {"Threshold": (0.1, 3.0), "Dropout": (0.4,), "LayerNorm": (6,), "RMSNorm": (6,), "BatchNorm1d": (6,)}
+_ONE_ARGUMENT = {
+    "Threshold": (0.1, 3.0),
+    "Dropout": (0.4,),
+    "AlphaDropout": (0.4,),
+    "FeatureAlphaDropout": (0.4,),
+    "LayerNorm": (6,),
+    "RMSNorm": (6,),
+    "BatchNorm1d": (6,),
+}
 _OF_IMAGES = {
     "Conv2d": (3, 4, 3), "MaxPool2d": (2,), "AvgPool2d": (2,), "AdaptiveAvgPool2d": ((2, 3),), "GlobalAvgPool2d": (),
     "ReflectionPad2d": (1,), "ReplicationPad2d": (1,), "CircularPad2d": (1,), "ConstantPad2d": (1, 2.5),
     "ZeroPad2d": ((1, -1, 0, 1),), "BatchNorm2d": (3,), "Softmax2d": (), "RotaryEmbedding": (4,), "Upsample": (5,), "UpsamplingNearest2d": (5,),
-    "UpsamplingBilinear2d": (6,),
+    "UpsamplingBilinear2d": (6,), "Dropout2d": (0.4,),
 }  # fmt: skip
 _LABELS = _random.integers(0, 6, 4)
 
@@ -37,7 +45,7 @@ _LABELS = _random.integers(0, 6, 4)
 def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
     """(name, what makes the layer, inputs)."""
     cases: list[tuple[Callable, tuple, dict, tuple]] = []
-    skipped = {"Linear", "FullyConnected", "Convolutional", "Pooling", "OpLayer", "Layer"}
+    skipped = {"Dropout1d", "Dropout3d", "Linear", "FullyConnected", "Convolutional", "Pooling", "OpLayer", "Layer"}
     for name, cls in sorted(vars(gl).items()):
         if not (isinstance(cls, type) and issubclass(cls, gl.Layer)) or name in skipped or "Loss" in name:
             continue
@@ -53,6 +61,7 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
             (_block, (), {}, (x,)),
             (_branches, (), {}, (x,)),
         ]
+    cases += [(gl.Dropout1d, (0.4,), {}, ((3, 5, 2),)), (gl.Dropout3d, (0.4,), {}, ((None, 4, 2, 1, 3),))]
     same = {"padding": (2, 1), "padding_mode": "reflect"}
     cases += [(gl.Conv2d, (3, 6, (3, 2)), {"stride": 2, "groups": 3, "bias": False}, (x,)) for x in _IMAGES]
     cases += [(gl.Conv2d, (3, 4, 3), same, (_IMAGES[0],)), (gl.PReLU, (3,), {}, (_IMAGES[1],))]

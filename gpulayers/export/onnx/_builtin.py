@@ -271,6 +271,12 @@ def _softmin(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return _softmax("Softmax")(graph, layer, Tensor(graph.op("Neg", x.name), x.shape))
 
 
+_DROPOUTS = (
+    *(dropout.Dropout, dropout.Dropout1d, dropout.Dropout2d, dropout.Dropout3d),
+    *(dropout.AlphaDropout, dropout.FeatureAlphaDropout),
+)
+
+
 def _dropout(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return x.name
 
@@ -287,7 +293,7 @@ BUILT_IN: dict[type, Callable[[ModelGraph, Any, Tensor], str | None]] = {
     conv.Transposed: _conv_transpose, pooling.MaxPool: _max_pool,
     pooling.AvgPool: _avg_pool, pooling.AdaptiveAvgPool: _adaptive_pool, pooling.GlobalAvgPool2d: _adaptive_pool,
     norm.LayerNorm: _layer_norm, norm.BatchNorm1d: _batch_norm, norm.BatchNorm2d: _batch_norm,
-    norm.BatchNorm3d: _batch_norm, dropout.Dropout: _dropout,
+    norm.BatchNorm3d: _batch_norm, **dict.fromkeys(_DROPOUTS, _dropout),
     softmax.Softmax: _softmax("Softmax"), softmax.LogSoftmax: _softmax("LogSoftmax"), softmax.Softmin: _softmin,
     softmax.Softmax2d: _softmax("Softmax"), container.Flatten: _reshape, container.Reshape: _reshape,
     padding.Pad: _pad, embedding.Embedding: _embedding, embedding.EmbeddingBag: _embedding_bag, **RESAMPLING,
