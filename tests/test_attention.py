@@ -218,10 +218,11 @@ def test_what_boxes_hold():
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("factor", [1, 30])
-def test_several_heads_at_once(groups, factor, monkeypatch):
-    """On a CPU; scores that exp bears as they are, and larger ones, whose maxima go off first."""
-    monkeypatch.setattr(attention_on_cpu, "SCORES", 4 * 33 * 40)
-    q, k, v = (x.astype(np.float32) for x in shapes(6, groups, 33, 40, 16, 8, n=2))
+@pytest.mark.parametrize("scores", [8 * 33 * 40, 1 << 18])
+def test_several_heads_at_once(groups, factor, scores, monkeypatch):
+    """On a CPU, of an image or of several; scores that exp bears as they are, and larger ones, whose maxima go off first."""
+    monkeypatch.setattr(attention_on_cpu, "SCORES", scores)
+    q, k, v = (x.astype(np.float32) for x in shapes(6, groups, 33, 40, 16, 8, n=5))
     found = []
     for backend in ("definition", "numpy"):
         with gl.only(backend):

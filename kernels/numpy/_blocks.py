@@ -87,11 +87,7 @@ def over(total: int, size: int, work: Callable[[int, int], Any], elements: int =
         return [work(lo, hi) for lo, hi in bounds[start : start + share]]
 
     later = [_pool().submit(run, start) for start in range(share, len(bounds), share)]
-    _ours.inside = True  # the others are busy
-    try:
-        found = run(0)
-    finally:
-        _ours.inside = False
+    found = _busy(lambda: run(0))
     for part in later:
         found += part.result()
     return found
@@ -136,7 +132,28 @@ def apart(items: Sequence, work: Callable[[Any], Any]) -> list:
     if len(items) < 2 or _single():
         return [work(item) for item in items]
     with _blas.alone() as could:
-        return list(_pool().map(work, items)) if could else [work(item) for item in items]
+        if not could:
+            return [work(item) for item in items]
+        found, left = [None] * len(items), iter(range(len(items)))
+
+        def run() -> None:
+            for i in left:
+                found[i] = work(items[i])
+
+        later = [_pool().submit(run) for _ in range(min(threads(), len(items)) - 1)]
+        _busy(run)
+        for part in later:
+            part.result()
+        return found
+
+
+def _busy(work: Callable[[], Any]) -> Any:
+    """work() in this thread, while the pool's have the rest."""
+    _ours.inside = True
+    try:
+        return work()
+    finally:
+        _ours.inside = False
 
 
 _PARTS = 4

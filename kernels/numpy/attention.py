@@ -3,6 +3,7 @@ several small heads at once, since threads wait for each other at each call into
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ def attention_refuses(q: Any, *others: Any, needs: tuple = (), **options: Any) -
 
 
 SMALL = 40.0
-"""Scores within ±40 are not reduced by their rows' maxima: their exponentials, and sums of them, are far from float32's ends."""
+"""A block of scores within ±40 is not reduced by its rows' maxima: exponentials, and sums of them, are far from float32's ends."""
 
 
 class _Call(NamedTuple):
@@ -72,11 +73,12 @@ def _call(
     if seed is not None:
         wide = -(-keys // 4) * 4
         mask = _masks.mask(seed, p, n * heads * rows * wide, first).reshape(n, heads, rows, wide)
-    seen = spans(rows, keys, options["window"], options["corner"], cu_q, cu_k)
+    seen = rows, keys, options["window"], options["corner"]
+    blocks = _blocks_of(*spans(*seen, cu_q, cu_k), keys) if cu_q is not None else _plain_blocks(*seen)
     single = [x.astype(np.float32, copy=False) for x in (q, k, v)]
     plain = backward and bias is None and not softcap
     wide = np.concatenate([single[1], np.ones((*k.shape[:3], 1), np.float32)], 3) if plain else None
-    return _Call(*single, bias, mask, _blocks_of(*seen, keys), wide, scale_of(q, options["scale"]), softcap)
+    return _Call(*single, bias, mask, blocks, wide, scale_of(q, options["scale"]), softcap)
 
 
 class _Block(NamedTuple):
@@ -111,16 +113,21 @@ def _blocks_of(low: np.ndarray, high: np.ndarray, keys: int) -> list[_Block]:
     return found
 
 
-class _Heads(NamedTuple):
-    """A head, or a slice of heads, of an image, and those of its keys."""
+@functools.lru_cache(32)
+def _plain_blocks(rows: int, keys: int, window: tuple, corner: str) -> list[_Block]:
+    return _blocks_of(*spans(rows, keys, window, corner, None, None), keys)
 
-    n: int
+
+class _Heads(NamedTuple):
+    """A head, or a slice of heads, of an image or a slice of images, and those of its keys."""
+
+    n: Any
     q: Any
     k: Any
 
 
 def _scores(call: _Call, at: _Heads, b: _Block, out: np.ndarray, less: Any = None) -> tuple[np.ndarray, Any]:
-    """(scores of a block of heads minus ``less`` (…, rows, 1), −∞ where a query sees no key, in ``out``; the cap's slope).
+    """(scores of a block of heads minus ``less`` (…, rows, 1) in ``out``, hidden ones too; the cap's slope).
 
     Plain scores are reduced by the product itself, against a further column of ones: that saves a pass over them.
     """
@@ -141,9 +148,13 @@ def _scores(call: _Call, at: _Heads, b: _Block, out: np.ndarray, less: Any = Non
             s += part.astype(np.float32, copy=False)
     if call.wide is None and less is not None:
         s -= less
+    return s, slope
+
+
+def _hide(s: np.ndarray, b: _Block) -> None:
+    """−∞ where a query sees no key."""
     for columns, where in b.hidden:
         np.copyto(s[..., columns], -np.inf, where=where)
-    return s, slope
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -155,14 +166,14 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def _scratch(call: _Call, count: int) -> list[np.ndarray]:
-    rows, keys = call.q.shape[2], call.k.shape[2]
-    size = min(max(SCORES, 16 * keys), call.q.shape[1] * rows * keys)
+    keys = call.k.shape[2]
+    size = min(max(SCORES, 16 * keys), math.prod(call.q.shape[:3]) * keys)
     return [np.empty(max(size, 1), np.float32) for _ in range(count)]
 
 
-def _shared_out(items: list, work: Callable[[list], None], alone: bool = False) -> None:
-    """work(items) by a few threads, each with its share of them."""
-    count = 1 if alone else max(1, min(_blocks.threads(), len(items)))
+def _shared_out(items: list, work: Callable[[list], None], scores: int, alone: bool = False) -> None:
+    """work(items) by a few threads, each with its share of them; by one if it is that few scores."""
+    count = 1 if alone or scores < _blocks.ALONE else max(1, min(_blocks.threads(), len(items)))
     _blocks.apart([items[i::count] for i in range(count)], work)
 
 
@@ -187,11 +198,10 @@ def attention_forward(
         with np.errstate(all="ignore"):
             for at in items:
                 sink = None if single is None else single[at.q, None, None]
-                small = sink is None and _small(call, at)
                 for b in call.blocks:
-                    y[at.n, at.q, b.rows], lse[at.n, at.q, b.rows] = _attended(call, at, b, scores, sink, small)
+                    lse[at.n, at.q, b.rows] = _attended(call, at, b, scores, sink, y[at.n, at.q, b.rows])
 
-    _shared_out(_few_heads(call), work)
+    _shared_out(_few_heads(call), work, n * heads * rows * k.shape[2])
     inputs = dict(q=q, k=k, v=v, bias=bias, sinks=sinks, seed=seed, cu_q=cu_q, cu_k=cu_k)
     saved = {name: x for name, x in inputs.items() if x is not None} | {"y": y, "lse": lse}
     return (y, lse), saved if needs else {}
@@ -202,8 +212,11 @@ def _few_heads(call: _Call) -> list[_Heads]:
     (n, heads), group = call.q.shape[:2], call.group
     largest = max(((b.rows.stop - b.rows.start) * (b.keys.stop - b.keys.start) for b in call.blocks), default=1)
     share = -(-n * heads // _blocks.threads())
-    size, run = max(1, min(SCORES // max(largest, 1), share)), heads if group == 1 else max(group, 1)
+    size, run = max(1, min(SCORES // 2 // max(largest, 1), share)), heads if group == 1 else max(group, 1)
     size = 1 if invariant() else size
+    if group == 1 and size > heads > 0:
+        images, every = size // heads, slice(0, heads)
+        return [_Heads(slice(i, min(i + images, n)), every, every) for i in range(0, n, images)]
     found = []
     for g in range(0, heads, run):
         for first in range(g, g + run, size):
@@ -212,19 +225,11 @@ def _few_heads(call: _Call) -> list[_Heads]:
     return [_Heads(at, *both) for at in range(n) for both in found]
 
 
-def _small(call: _Call, at: _Heads) -> bool:
-    """Whether no score of these heads can leave ±SMALL: no product exceeds the lengths of its two vectors."""
-    if call.bias is not None or call.softcap:
-        return False
-    longest = [np.vecdot(x, x).max(initial=0) for x in (call.q[at.n, at.q], call.k[at.n, at.k])]
-    return bool(longest[0] * longest[1] * call.scale**2 <= SMALL**2)  # not so for NaN
-
-
-def _attended(
-    call: _Call, at: _Heads, b: _Block, scores: np.ndarray, sink: Any, small: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """(y, lse) of a block of heads."""
+def _attended(call: _Call, at: _Heads, b: _Block, scores: np.ndarray, sink: Any, y: np.ndarray) -> np.ndarray:
+    """lse of a block of heads; y, too, into its place."""
     s, _ = _scores(call, at, b, scores)
+    small = sink is None and s.size and s.max() <= SMALL and s.min() >= -SMALL  # not so for NaN
+    _hide(s, b)
     top: Any = np.float32(0)
     if not small:
         top = s.max(-1, keepdims=True)
@@ -238,11 +243,11 @@ def _attended(
         total += np.exp(sink - top)
     if call.mask is not None:
         s *= call.mask[at.n, at.q, b.rows, b.keys]
-    y = guests.matmul(s, call.v[at.n, at.k, b.keys])
+    found = guests.matmul(s, call.v[at.n, at.k, b.keys])
     lse = np.log(total) + top
     total[total == 0] = 1
-    y /= total
-    return y, lse[..., 0]
+    np.divide(found, total, out=y, casting="unsafe")
+    return lse[..., 0]
 
 
 def attention_backward(
@@ -272,7 +277,12 @@ def attention_backward(
                     for b in call.blocks:
                         _gradients(call, at, head, b, dy, lse, delta, grads, memory)
 
-    _shared_out([(at, g) for at in range(n) for g in range(groups)], work, alone=grads["bias"] is not None)
+    _shared_out(
+        [(at, g) for at in range(n) for g in range(groups)],
+        work,
+        call.q.shape[1] * n * delta.shape[2] * call.k.shape[2],
+        alone=grads["bias"] is not None,
+    )
     found = [None if g is None else _rounded(g, spec) for g, spec in zip(grads.values(), inputs[:3])]
     found.append(None if grads["bias"] is None else grads["bias"].astype(saved["q"].dtype, copy=False))
     return *found, _sinks(sinks, lse, delta, q_dtype=saved["q"].dtype) if "sinks" in needs else None, None, None, None
@@ -285,6 +295,7 @@ def _gradients(
     g = head // call.group
     top = lse[n, head, b.rows, None]
     s, slope = _scores(call, _Heads(n, head, g), b, memory[0], np.where(top == -np.inf, np.float32(np.inf), top))
+    _hide(s, b)
     np.exp(s, out=s)
     dy, v = dy[n, head, b.rows], call.v[n, g, b.keys]
     ds = _product(dy, v.T, memory[1])
