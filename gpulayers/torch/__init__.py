@@ -70,7 +70,7 @@ from gpulayers.torch.conv import (
 )
 from gpulayers.torch.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
-from gpulayers.torch.linear import Flatten, Linear
+from gpulayers.torch.linear import Flatten, LazyLinear, Linear
 from gpulayers.torch.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss
 from gpulayers.torch.norm import (
     BatchNorm1d,

@@ -33,6 +33,7 @@ _AS_IS = {
 }
 """Names that compute nothing."""
 _WHY = {
+    "CrossMapLRN2d": "torch's counts the first channel in all later sums; LocalResponseNorm, which it became, does not",
     "scaled_mm": "float8 matrices",
     "scaled_grouped_mm": "float8 matrices",
 }

@@ -1,8 +1,4 @@
-"""Functions written again over other globals: what a forward calls is replaced for one module, and for no other model.
-
-A model's file has its functions as globals (``apply_rotary_pos_emb``, ``nn.functional.gelu``), which all models made of it
-share; so its forward gets globals of its own.
-"""
+"""Classes whose forward is written again over our functions, for one module, and for no other model."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gpulayers.torch import functional
+from gpulayers.torch._globals import innermost, rebuilt
 from gpulayers.torch._standing import Standing, standing
 from gpulayers.torch.loss import CrossEntropyLoss
 
@@ -26,38 +23,6 @@ class Rebuilt(Standing):
 
     _calls: tuple[str, ...]
     """Their names."""
-
-
-def rebuilt(f: Any, found: Mapping[str, Any]) -> Any:
-    """f whose globals are those that it has and ``found``; decorators that keep it as ``__wrapped__`` stay around it."""
-    inner, cells, names = getattr(f, "__wrapped__", None), f.__closure__, f.__globals__
-    if inner is not None:
-        again = rebuilt(inner, found)
-        cells = tuple(types.CellType(again) if c.cell_contents is inner else c for c in cells or ())
-    else:
-        # Without a name torch.compile takes these globals as they are, and not those of the module called so.
-        names = {k: v for k, v in names.items() if k != "__name__"} | dict(found)
-    other = types.FunctionType(f.__code__, names, f.__name__, f.__defaults__, cells)
-    vars(other).update(vars(f) | ({} if inner is None else {"__wrapped__": again}))
-    other.__kwdefaults__, other.__module__, other.__qualname__ = f.__kwdefaults__, f.__module__, f.__qualname__
-    return other
-
-
-def innermost(f: Any) -> Any:
-    """Without decorators; None where one does not hold it in a cell, so that ``rebuilt`` could not reach it."""
-    while inspect.isfunction(f) and hasattr(f, "__wrapped__"):
-        inner = f.__wrapped__
-        if not any(_content(c) is inner for c in f.__closure__ or ()):
-            return None
-        f = inner
-    return f if inspect.isfunction(f) else None
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
 
 
 def read(code: types.CodeType) -> Iterator[str]:
@@ -93,9 +58,8 @@ def rebuilt_class(own: Any, serve: Callable[[str, Any], Any]) -> Any:
 @functools.cache
 def _ours() -> dict[str, Any]:
     """torch.nn.functional's functions that we have. Dropout stays torch's: its mask is torch's for torch's seed."""
-    aside = {"dropout", "has_torch_function"}
     shared = {name: f for name, f in vars(functional).items() if inspect.isfunction(f) and hasattr(F, name)}
-    return {name: f for name, f in shared.items() if name not in aside} | {"CrossEntropyLoss": CrossEntropyLoss}
+    return {name: f for name, f in shared.items() if "dropout" not in name} | {"CrossEntropyLoss": CrossEntropyLoss}
 
 
 @functools.cache

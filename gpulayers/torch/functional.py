@@ -9,6 +9,30 @@ import torch.fx
 import torch.nn.functional as _F
 
 from gpulayers.torch._fractional_pooling import fractional_max_pool2d, fractional_max_pool3d
+from gpulayers.torch._other_names import (
+    adaptive_max_pool1d_with_indices,
+    adaptive_max_pool2d_with_indices,
+    adaptive_max_pool3d_with_indices,
+    celu_,
+    conv_tbc,
+    elu_,
+    fractional_max_pool2d_with_indices,
+    fractional_max_pool3d_with_indices,
+    gumbel_softmax,
+    hardtanh_,
+    leaky_relu_,
+    max_pool1d_with_indices,
+    max_pool2d_with_indices,
+    max_pool3d_with_indices,
+    multi_head_attention_forward,
+    native_channel_shuffle,
+    relu_,
+    rrelu_,
+    selu_,
+    threshold_,
+    upsample_bilinear,
+    upsample_nearest,
+)
 from gpulayers.torch._rare_pooling import (
     adaptive_max_pool1d,
     adaptive_max_pool2d,

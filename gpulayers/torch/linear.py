@@ -99,5 +99,14 @@ class Linear(nn.Linear):
         return linear(input, held(self, "weight"), held(self, "bias"))
 
 
+class LazyLinear(nn.LazyLinear):
+    """``torch.nn.LazyLinear``: its first call makes it a Linear over gpulayers' kernels."""
+
+    cls_to_become = Linear  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, held(self, "weight"), held(self, "bias"))
+
+
 class Flatten(nn.Flatten):
     """``torch.nn.Flatten``: a view, nothing to compute."""
