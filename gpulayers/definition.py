@@ -9,7 +9,8 @@ An op `f` of the family file ``ops/<family>.py`` is three functions and one obje
 
 - ``needs`` names the inputs whose gradients will be wanted; empty, and nothing is saved.
 - ``outputs`` is a tuple of arrays; ``saved`` a dict of arrays by name, the same from every backend.
-- ``dys`` has one entry for each output, None where that output was not used. ``inputs`` are the inputs' specs.
+- ``dys`` has one entry for each output, None where that output was not used, and may have one more for what an op
+  ``joins``. ``inputs`` are the inputs' specs.
 - Nothing returned aliases an input; saved inputs are the inputs themselves.
 
 Launchers in ``kernels/<backend>/<family>.py`` have the same names and parameters, and one more, ``empty``.
@@ -79,6 +80,8 @@ class Definition:
     on a GPU looking would mean to wait, and kernels answer with NaN.
     adds: the output that is the sum of the first two inputs, rounded to their dtype, where all else comes from that sum
     alone: the gradients of both inputs are one array.
+    joins: the input of which ``dys`` may hold one gradient more, after the outputs': what came back to it from elsewhere,
+    which backward adds to its own before that is rounded.
     rounds: what it computes first is rounded to x's dtype before the rest takes it, forward and backward, so the plain
     formula in 16 bits is the definition on 16-bit arrays.
     family: its family's name, where the definition stands in a private file beside the family's.
@@ -99,6 +102,7 @@ class Definition:
         check: Callable[..., None] | None = None,
         family: str = "",
         adds: str = "",
+        joins: str = "",
         rounds: bool = False,
     ):
         self.rule, self.forward, self.backward, self.check, self.guard = rule, forward, backward, check, guard
@@ -111,7 +115,7 @@ class Definition:
         self.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "needs"}
         self.needed = tuple(n for n, default in self.options.items() if default is inspect.Parameter.empty)
         self.differentiable = () if backward is None else tuple(differentiable or self.inputs)
-        self.rounds = rounds
+        self.rounds, self.joins = rounds, joins
         self.adds, self.summands = adds, self.inputs[:2] if adds else ()
         self.__doc__ = forward.__doc__
 

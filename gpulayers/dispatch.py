@@ -105,7 +105,8 @@ class Call:
         self.plan, self.saved, self.values = plan, saved, values
 
     def backward(self, *dys: Any) -> tuple:
-        """One gradient for each input, None where it was not needed. ``dys``: one for each output, None if unused.
+        """One gradient for each input, None where it was not needed. ``dys``: one for each output, None if unused; and for
+        an op that ``joins`` its gradient to others of that input, their sum.
 
         May be called again: neither ``dys`` nor what was saved is changed. Raises RuntimeError if a gradient's shape
         or dtype is not its output's.
@@ -114,10 +115,13 @@ class Call:
         if plan.backward is None:
             why = f"it only updates {', '.join(plan.op.updates)}" if plan.op.updates else "it is for inference"
             raise RuntimeError(f"{plan.op.name}: it has no backward, {why}")
-        if len(dys) != len(plan.rule.outputs):
+        joined = plan.op.joins if len(dys) > len(plan.rule.outputs) else ""
+        if len(dys) != len(plan.rule.outputs) + bool(joined):
             raise RuntimeError(f"{plan.op.name}: backward takes one dy for each output: {', '.join(plan.rule.outputs)}")
-        used = False
-        for dy, (name, out) in zip(dys, plan.rule.outputs.items()):
+        used, expected = False, [*plan.rule.outputs.items()]
+        if joined:
+            expected.append((joined, plan.inputs[plan.op.inputs.index(joined)]))
+        for dy, (name, out) in zip(dys, expected):
             if dy is None:
                 continue
             used, library = True, arrays.library(dy)

@@ -254,3 +254,42 @@ def test_tiles_cost_no_spills(activation, entry):
         (planned,) = launched(conv, inputs, (), {"padding": 1, "activation": activation}, 90)
     report = audit(planned.compile())
     assert judge(planned, report, True) == [] and report.tensor_core == "HGMMA" and report.mix["UTMASTG"]
+
+
+# --- what else came back to x ----------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("arrange", [draw, last])
+def test_a_gradient_that_is_added_to_dx(name, arrange):
+    arrays, options = given(name, arrange)
+    dtype, backends = ("float32", ["aten"]) if arrange is draw else ("float16", ["definition"])
+    how = {"dtypes": [dtype], "dys": ["transposed"], "backends": [*backends, "numpy", "triton"]} | options
+    check_op(conv, *arrays[:2], needs=["x", "weight"], joined=True, **how)
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+def test_adding_costs_no_spills(arch):
+    """Nor do the products wait for each other: of a ResNet's block."""
+    inputs = [Spec(shape, bfloat16, (0, 2, 3, 1)) for shape in ((128, 256, 56, 56), (64, 256, 1, 1))]
+    planned = launched(conv, inputs, ("x",), {}, arch, joined=True)[-1]
+    assert judge(planned, audit(planned.compile()), True) == [] and planned.constexprs["PARTS"] > 1
+
+
+@pytest.mark.parametrize(
+    "x, weight, options, kernel",
+    [
+        ((3, 32, 3, 3), (16, 32, 1, 1), {}, "_conv_tiles_kernel"),
+        ((3, 32, 3, 5), (24, 32, 3, 3), {"padding": 1}, "_conv_tiles_kernel"),
+        ((2, 32, 4, 4), (16, 32, 3, 3), {"padding": 1, "stride": 2}, "_conv_kernel"),
+        ((2, 32, 4, 4), (16, 32, 2, 2), {"stride": 2}, "_conv_kernel"),
+    ],
+)
+def test_it_is_added_on_tiles(x, weight, options, kernel):
+    """But where dx is written in steps."""
+    arrays = last(*x), last(*weight) / 8
+    with interpreting(_tile.Device(90, 2, 232448)) as session:
+        check_op(
+            conv, *arrays, needs=["x"], joined=True, backends=["triton"], dtypes=["bfloat16"], dys=["dense"], **options
+        )
+    assert kernel in {launch.kernel for launch in session.launches}

@@ -64,6 +64,20 @@ def test_in_kernels(training):
     check_op(conv_batch_norm, *half, *wide, residual.astype(bfloat16), dtypes=["float32"], **options)
 
 
+def test_a_gradient_that_is_added_to_dx():
+    """Of what else read x; on every backend, and where the wrong number of them came."""
+    x, weight, *rest = given(True, order=_last)
+    options = dict(training=True, activation="relu", joined=True, dys=["dense"], needs=["x", "gamma"], **PADDING)
+    ran = check_op(conv_batch_norm, x, weight, *rest, dtypes=["float32", "float16"], **options)
+    assert {"aten", "numpy", "triton", "definition"} == set(ran)
+    y, call = conv_batch_norm.record(x, weight, needs=["x"], training=True, **PADDING)
+    (plain, *_), (both, *_) = call.backward(np.ones_like(y)), call.backward(np.ones_like(y), x)
+    assert np.array_equal(both, plain + x)
+    for wrong in ((), (y, x, x), (y, y)):
+        with pytest.raises(RuntimeError, match=r"backward takes one dy|dy of x"):
+            call.backward(*wrong)
+
+
 def _last(a: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1)
 

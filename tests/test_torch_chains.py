@@ -206,11 +206,11 @@ def test_checkpoints_count_twice():
 @pytest.mark.parametrize("training", [True, False])
 def test_one_compiled_graph(training):
     theirs, ours = block()
-    x = torch.randn(3, 4, 5, 5)
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
     torch._dynamo.reset()
     compiled = torch.compile(ours.train(training), fullgraph=True, backend="aot_eager")
     wanted, got = (
-        [y.detach(), *torch.autograd.grad(y.sin().sum(), [*model.parameters()])]
+        [y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *model.parameters()])]
         for model, y in ((m, f(x)) for m, f in ((theirs.train(training), theirs), (ours, compiled)))
     )
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)

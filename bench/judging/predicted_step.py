@@ -8,6 +8,7 @@ start. ``SHARE`` and ``PRODUCT`` are what the families' kernels are held to, not
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -64,7 +65,10 @@ def _by_tiles(call: Call, kind: str) -> float | None:
     if all(_conv_tiles_weight.whole_box(count, *pixels) is None for count in (64, 32, 16)):
         return None
     found = predicted(c, h, o, k, stride, n)
-    return {"forward": found.forward, "dx": found.dx, "dweight": found.dweight}[kind.rpartition(" ")[2]]
+    seconds = {"forward": found.forward, "dx": found.dx, "dweight": found.dweight}[kind.rpartition(" ")[2]]
+    if seconds is not None and call.joined and kind.endswith("dx"):
+        seconds += 2 * math.prod(call.x) / (SHARE * COPY)  # read where dx is written
+    return seconds
 
 
 def lines(name: str) -> list[Line]:

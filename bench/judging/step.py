@@ -41,6 +41,8 @@ class Call(NamedTuple):
     """So is a residual."""
     lowered: bool = False
     """It writes 16 bits under autocast, where torch's norms have float32."""
+    joined: bool = False
+    """Its dx is the sum of what comes back to its input."""
 
 
 class Part(NamedTuple):
@@ -68,7 +70,7 @@ def _conv(c: Call, e: int) -> Iterator[Part]:
     moved = (x + y + w) * e
     yield Part(f"{kind}, forward", 1 + few, moved + few * x * e, flops, c, 1)
     if not c.is_first:
-        yield Part(f"{kind}, dx", 1, moved, flops, c, 1)
+        yield Part(f"{kind}, dx", 1, moved + c.joined * x * e, flops, c, 1)
     yield Part(f"{kind}, dweight", 1 + few, moved + few * x * e, flops, c, 1)
     if layer.bias is not None:
         yield Part("dbias", 1, y * e, sums=1)
@@ -166,6 +168,7 @@ def torchs(kind: Kind) -> list[Part]:
     with _Own() as own:
         model(*batch).backward()
     ours = [3 * math.prod(c.y) for c in called if c.add]  # residuals, and what a linear layer's bias sums
+    ours += [3 * math.prod(c.x) for c in called if c.joined]
     ours += [math.prod(c.y) + c.y[-1] for c in called if isinstance(c.layer, nn.Linear) and c.layer.bias is not None]
     moved, launches = sum(own.found) - sum(ours), len(own.found) - len(ours)
     found = [Part("torch: sums, products, copies", launches, moved * e)]
@@ -195,8 +198,8 @@ def calls(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Call]:
         def watched(layer: nn.Module, xs: tuple, y: Tensor) -> None:
             act, add, inside = rows.get(name, (False, False, False))
             if not inside:
-                shapes, lowered = (tuple(xs[0].shape), tuple(y.shape)), name in report.lowered
-                found.append(Call(layer, *shapes, not xs[0].requires_grad, act, add, lowered))
+                shapes, told = (tuple(xs[0].shape), tuple(y.shape)), (name in report.lowered, name in report.joined)
+                found.append(Call(layer, *shapes, not xs[0].requires_grad, act, add, *told))
 
         return watched
 

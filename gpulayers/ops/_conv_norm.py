@@ -102,10 +102,10 @@ def conv_batch_norm_backward(
 
     def norm(kept: dict, specs: tuple, wanted: tuple) -> tuple:
         then: dict[str, Any] = {"training": training, "eps": eps, "activation": activation}
-        return batch_norm_backward(dys, kept, inputs=(spec(saved["conv"]), *specs[1:]), needs=wanted, **then)
+        return batch_norm_backward(dys[:1], kept, inputs=(spec(saved["conv"]), *specs[1:]), needs=wanted, **then)
 
     def conv(dc: Any, specs: tuple, wanted: tuple) -> tuple:
-        return conv_backward((dc,), saved, inputs=specs, needs=wanted, **how)
+        return conv_backward((dc, *dys[1:]), saved, inputs=specs, needs=wanted, **how)
 
     def of_bias(total: Any, name: str, like: Spec) -> Any:
         if name == "bias":
@@ -124,5 +124,6 @@ conv_batch_norm = Op(
     updates=("running_mean", "running_var"),
     dynamic=("momentum",),
     family="norm",
+    joins="x",
     rounds=True,
 )

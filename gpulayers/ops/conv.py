@@ -266,9 +266,10 @@ def conv_backward(
 ) -> tuple:
     """With dz = dy f'(z), each tap of the kernel joins one view of x with g = scale · dz, in both directions.
 
-    dx under the tap += weight[tap]ᵀ · g; dweight[tap] = Σ_n g · (x under the tap)ᵀ; dbias = Σ_{n, i, j} dz; dresidual = dz.
+    dx under the tap += weight[tap]ᵀ · g, and what else came back to x; dweight[tap] = Σ_n g · (x under the tap)ᵀ; dbias =
+    Σ_{n, i, j} dz; dresidual = dz.
     """
-    (dy,), (x, weight, bias, _, residual), how = dys, inputs, (stride, padding, dilation, groups)
+    (dy, *others), (x, weight, bias, _, residual), how = dys, inputs, (stride, padding, dilation, groups)
     dx = dweight = dbias = dresidual = None
     dz = _before_activation(dy, saved, activation)
     if "residual" in needs:
@@ -277,13 +278,14 @@ def conv_backward(
         dbias = _bias_gradient(dz, bias)
     g = dz * _row(saved["scale"], dz.ndim) if "scale" in saved else dz
     if "x" in needs:
-        dx = _input_gradient(_walked_back(g, saved["weight"], x.shape[2:], *how), x)
+        total = _walked_back(g, saved["weight"], x.shape[2:], *how)
+        dx = _input_gradient(total + up(others[0]) if others else total, x)
     if "weight" in needs:
         dweight = _weight_sums(g, saved["x"], weight, *how)
     return dx, dweight, dbias, None, dresidual
 
 
-conv = Op(conv_rule, conv_forward, conv_backward, differentiable=("x", "weight", "bias", "residual"))
+conv = Op(conv_rule, conv_forward, conv_backward, differentiable=("x", "weight", "bias", "residual"), joins="x")
 
 
 # --- conv_transpose --------------------------------------------------------------------------------------------------

@@ -90,10 +90,15 @@ def _cuda_launches(op: Op, inputs: Sequence, needs: tuple, options: dict) -> dic
     return found
 
 
-def launched(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any], arch: int) -> list[Planned]:
-    """What forward and backward of one call would have compiled. CheckError if that is nothing."""
+def launched(
+    op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any], arch: int, joined: bool = False
+) -> list[Planned]:
+    """What forward and backward of one call would have compiled. CheckError if that is nothing.
+
+    joined: backward is given a gradient to which it adds the one that the op ``joins`` to others.
+    """
     with planning(arch) as session:
-        _launch(op, inputs, needs, options)
+        _launch(op, inputs, needs, options, joined)
     if not session.planned:
         raise CheckError(f"{op.name}: its launchers launched no kernel for sm_{arch}")
     return session.planned
@@ -113,16 +118,16 @@ def judge(launch: Planned, report: Report, is_aligned: bool) -> list[str]:
     return wrong
 
 
-def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]) -> None:
+def _launch(op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any], joined: bool) -> None:
     """Run the Triton launchers of one call on torch's meta device."""
-    forward, backward = launchers(op, inputs, needs, options)
+    forward, backward = launchers(op, inputs, needs, options, joined)
     _, saved = forward()
     if needs:
         backward(saved)
 
 
 def launchers(
-    op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any]
+    op: Op, inputs: Sequence, needs: tuple, options: dict[str, Any], joined: bool = False
 ) -> tuple[Callable[[], tuple], Callable[[dict], Any]]:
     """(forward() → outputs and what it saved, backward(saved)) of one call's Triton launchers, on torch's meta device."""
     module = dispatch.kernels("triton", op)
@@ -137,7 +142,8 @@ def launchers(
         return getattr(module, f"{op.name}_forward")(*map(_meta, padded), needs=needs, empty=_meta_empty, **given)
 
     def backward(saved: dict) -> Any:
-        dys = tuple(_meta(o) if o.dtype in FLOATS else None for o in rule.outputs.values())
+        outputs = [*rule.outputs.values(), *[padded[op.inputs.index(op.joins)]] * joined]
+        dys = tuple(_meta(o) if o.dtype in FLOATS else None for o in outputs)
         run = getattr(module, f"{op.name}_backward")
         return run(dys, saved, inputs=tuple(padded), needs=needs, empty=_meta_empty, **given)
 

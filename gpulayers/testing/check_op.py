@@ -30,6 +30,7 @@ def check_op(
     dtypes: Sequence[Any] = FLOATS,
     numeric: bool = False,
     dys: Sequence[str] | None = None,
+    joined: bool = False,
     seed: int = 0,
     **options: Any,
 ) -> list[str]:
@@ -41,6 +42,8 @@ def check_op(
     numeric: also hold the definition's gradients against finite differences (slow: small inputs only).
     dys: kinds of dy, of "dense", "strided", "gapped", "transposed", "expanded" and "zero". Default: all but "gapped" (which
     tells launchers that read rows in place from those that copy) in float32, "dense" and one more in each other dtype.
+
+    joined: an op that ``joins`` gradients of an input is given another one of it.
 
     Raises CheckError.
     """
@@ -56,7 +59,7 @@ def check_op(
     on_cupys = {thorough, dtypes[zlib.crc32(repr([inputs, options]).encode()) % len(dtypes)]}
     for i, dtype in enumerate(dtypes):
         typed = [_cast(x, dtype) for x in inputs]
-        case = _Case(op, typed, tuple(needs), options, random, kinds)
+        case = _Case(op, typed, tuple(needs), options, random, kinds, joined)
         case.turn = None if dtype == thorough else i
         if dys is None and dtype != float32:  # what dys differ in, beside their values, is memory
             case.kinds = _first_and_another(case.kinds, i)
@@ -81,7 +84,9 @@ class _Case:
     turn: int | None = None
     """Of a call that is checked in float32, too: without a GPU, what hangs on no dtype is left to that, or done in turns."""
 
-    def __init__(self, op: Op, inputs: list, needs: tuple, options: dict, random: np.random.Generator, kinds: tuple):
+    def __init__(
+        self, op: Op, inputs: list, needs: tuple, options: dict, random: np.random.Generator, kinds: tuple, joined: bool
+    ):
         self.op, self.inputs, self.needs, self.options = op, inputs, needs, options
         self.terms = ""
         fixed = {k: v for k, v in (op.options | options).items() if k not in op.dynamic}
@@ -89,8 +94,10 @@ class _Case:
         self.rule = op.rule(*map(arrays.spec, padded), needs=needs, **fixed)
         self.truth = _Reference(self, float64)
         self.plain = _Reference(self, None)
-        outputs = self.rule.outputs.values()
+        outputs = [*self.rule.outputs.values()]
         self.kinds = _kinds(kinds, outputs)
+        if joined:
+            outputs.append(arrays.spec(inputs[op.inputs.index(op.joins)]))
         self.wanted: dict[tuple, list[list]] = {}
         self.dys = {k: tuple(_dy(k, o, random) if _floats(o.dtype) else None for o in outputs) for k in self.kinds}
 

@@ -19,7 +19,9 @@ from gpulayers.torch._batch_norm import (
     batch_norm_again,
     batch_norm_twin,
 )
-from gpulayers.torch._op import TorchOp
+from gpulayers.torch._joined import Joined
+from gpulayers.torch._layout import CHANNELS_LAST
+from gpulayers.torch._op import TorchOp, in_dynamo
 from gpulayers.torch.conv import Conv1d, Conv2d, Conv3d, _conv_twin, _flops, gradients, walks
 
 NORMS: dict[type, type] = {Conv1d: BatchNorm1d, Conv2d: BatchNorm2d, Conv3d: BatchNorm3d}
@@ -78,7 +80,17 @@ _conv_batch_norm = TorchOp(
 )
 
 
-def conv_norm(conv: Any, norm: Any, x: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+_joined = Joined(_conv_batch_norm)
+
+
+def conv_norm(
+    conv: Any,
+    norm: Any,
+    x: Tensor,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    op: TorchOp = _conv_batch_norm,
+) -> Any:
     """f(norm(conv(x)) + residual) of two drop-ins that belong together, by ``NORMS``; NotImplemented for x without a batch,
     padding that torch refuses, and a residual of another shape or dtype."""
     weight = held(conv, "weight")
@@ -93,15 +105,32 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, residual: Tensor | None = None, a
         how = (how[0], (0,) * axes, how[2])
     gamma, beta, mean, var, by_batch, momentum = norm.counted()
     tensors = x, weight, held(conv, "bias"), gamma, beta, mean, var, residual
-    return _conv_batch_norm(*tensors, *how, conv.groups, by_batch, momentum, norm.eps, activation)
+    return op(*tensors, *how, conv.groups, by_batch, momentum, norm.eps, activation)
+
+
+def conv_norm_joined(conv: Any, norm: Any, x: Tensor, residual: Tensor | None, activation: str | None) -> Any:
+    """(conv_norm(…), x for all others that read it); NotImplemented as there, and where autograd records nothing for x, and
+    for images that do not lie channels last: kernels of those that do add to dx at no cost."""
+    if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled() or in_dynamo():
+        return NotImplemented
+    if x.dim() not in CHANNELS_LAST or not x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]):
+        return NotImplemented
+    if conv.padding_mode != "zeros" or x.dtype != _cast(x):
+        return NotImplemented
+    found = conv_norm(conv, norm, x, residual, activation, _joined)
+    return found if found is NotImplemented or type(found) is tuple else (found, x)
 
 
 def is_alike(residual: Tensor, x: Tensor, weight: Tensor, how: tuple) -> bool:
     """Whether a residual has the shape and the dtype of what comes out of the convolution."""
-    dtype = x.dtype
-    if _any_autocast() and dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    return residual.dtype == dtype and residual.shape == _shape(x.shape, weight.shape, *how)
+    return residual.dtype == _cast(x) and residual.shape == _shape(x.shape, weight.shape, *how)
+
+
+def _cast(x: Tensor) -> torch.dtype:
+    """The dtype in which a convolution takes x."""
+    if _any_autocast() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 @lru_cache(maxsize=1024)

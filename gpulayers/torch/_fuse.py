@@ -37,6 +37,7 @@ from gpulayers.torch._layer_norm_2d import LayerNorm2d
 from gpulayers.torch._lowered import lower
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
+from gpulayers.torch._shortcuts import join
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.loss import CrossEntropyLoss
 from gpulayers.torch.norm import LayerNorm, RMSNorm
@@ -70,6 +71,8 @@ class Plan(NamedTuple):
     """The norms that under autocast write what their readers take."""
     cuts: tuple[str, ...] = ()
     """The children whose forward runs without its last layer, or from that on, in a row."""
+    joined: tuple[str, ...] = ()
+    """The first convolutions of rows that hand their input on, and add what comes back for it to its gradient."""
     of_list: Any = None
     """run where the one argument is a list of tensors, and the forward asks for that."""
 
@@ -169,7 +172,7 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     names = _tensors_of(own, judges)
     graph, asks = _graph_of(module, own, names, Tensor)
     left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
-    rows, lowered = tuple(_fuse(graph, module)), tuple(lower(graph, module))
+    rows, lowered, joined = _put(graph, module)
     losses = [*put_loss(graph, module, cut_of)]
     rows += tuple(words for words, _ in losses)
     kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -178,15 +181,20 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
         return _NONE._replace(left=left)
     source, run = _function_of(graph, own)
     cuts = tuple(child for _, children in losses for child in children)
-    plan = Plan(source, run, len(names), len(module._modules), rows, left, lowered, cuts)
+    plan = Plan(source, run, len(names), len(module._modules), rows, left, lowered, cuts, joined=joined)
     if not asks or len(names) > 1:
         return plan
     try:
         graph, _ = _graph_of(module, own, names, list)
     except Unfusable:
         return plan
-    alike = (tuple(_fuse(graph, module)), tuple(lower(graph, module))) == (rows, lowered)
+    alike = _put(graph, module) == (rows, lowered, joined)
     return plan._replace(of_list=_function_of(graph, own)[1]) if alike else plan
+
+
+def _put(graph: Graph, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Put all that a graph's modules become into it; gives what a ``Plan`` says of it: rows, lowered, joined."""
+    return tuple(_fuse(graph, module)), tuple(lower(graph, module)), tuple(join(graph, module))
 
 
 def _near(module: nn.Module) -> Iterator[nn.Module]:
@@ -206,8 +214,7 @@ def cut_of(module: Any) -> Cut | None:
         if is_loss := from_head(graph, module):
             head = ""
         else:
-            for _ in (*_fuse(graph, module), *lower(graph, module)):
-                pass
+            _put(graph, module)
             head = without_head(graph, module)
         if not (is_loss or head):
             return None

@@ -442,7 +442,7 @@ def function(of: TorchOp, compute: Callable, extra: int = 0, over_first: bool = 
     def backward(ctx: Any, *dys: Any) -> tuple:
         known, values, options, names = ctx.call
         wanted, kept = ctx.needs_input_grad, ctx.saved_tensors
-        key = (wanted, *values.values()) if values else wanted
+        key = (wanted, len(dys), *values.values()) if values or len(dys) > known.outputs else wanted
         taped = known.backwards.get(key, ())
         if (
             taped

@@ -55,6 +55,8 @@ class Report:
     lowered: dict[str, str] = field(default_factory=dict)
     """Norms that only convolutions and linear layers of the same forward read: under autocast on a GPU they write the 16 bits
     that those take, where torch has them in float32."""
+    joined: dict[str, str] = field(default_factory=dict)
+    """Convolutions of rows whose input others read, too, as a block's shortcut does: their kernel of dx adds what comes back."""
     unfused: dict[str, str] = field(default_factory=dict)
     """Why the forward of a module with layers to fuse stays as it is; and why a convolution, or a norm of channels, runs
     alone."""
@@ -70,6 +72,7 @@ class Report:
         rows += [(name, self._kinds[name], "turned", f"to {found}") for name, found in self.turned.items()]
         rows += [(name, self._kinds[name], "fused", ", ".join(found)) for name, found in self.fused.items()]
         rows += [(name, self._kinds[name], "lowered", why) for name, why in self.lowered.items()]
+        rows += [(name, self._kinds[name], "joined", why) for name, why in self.joined.items()]
         rows += [(name, self._kinds[name], "not fused", why) for name, why in self.unfused.items()]
         return table(("module", "class", "", "why"), [(name or "(the model)", *rest) for name, *rest in rows])
 
@@ -173,6 +176,8 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
             report.fused[name] = plan.rows
         why = "under autocast on a GPU it writes the 16 bits that its readers take"
         report.lowered |= {f"{name}.{norm}" if name else norm: why for norm in plan.lowered}
+        why = "where images lie channels last, its kernel of dx adds what comes back from all else that reads its input"
+        report.joined |= {f"{name}.{conv}" if name else conv: why for conv in plan.joined}
         vars(module)[PLAN] = plan
         for one in (module, *[module._modules[child] for child in plan.cuts]):
             its = _own_class(one)

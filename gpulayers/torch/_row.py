@@ -108,11 +108,11 @@ def in_place(node: Any) -> bool:
 def undisturbed(row: Row, module: nn.Module) -> bool:
     """Whether nothing between the row's first and last member, which now runs later, may write to what it reads, or calls
     a module of the row: what a module counts depends on which call is the first."""
-    layers = {_called(n, module) for n in row.members} - {None}
+    layers = {called_by(n, module) for n in row.members} - {None}
     node = row.members[0]
     while node is not row.members[-1]:
         if node not in row.members:
-            called = _called(node, module)
+            called = called_by(node, module)
             if any(x in row.inputs for x in node.all_input_nodes):
                 return False
             if called is not None and layers & set(called.modules()):
@@ -121,7 +121,7 @@ def undisturbed(row: Row, module: nn.Module) -> bool:
     return True
 
 
-def _called(node: Node, module: nn.Module) -> Any:
+def called_by(node: Node, module: nn.Module) -> Any:
     """The module that a node calls, or hands to a row."""
     found = operator.attrgetter(str(node.target))(module) if node.op in ("call_module", "get_attr") else None
     return found if isinstance(found, nn.Module) else None

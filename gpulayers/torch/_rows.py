@@ -17,7 +17,7 @@ from gpulayers.torch._acts import Act, apply, is_bare, is_quiet, name_of
 from gpulayers.torch._arguments import held
 from gpulayers.torch._conv_act import CONVOLUTIONS as CONVOLUTIONS
 from gpulayers.torch._conv_act import conv_act as convolved
-from gpulayers.torch._conv_norm import NORMS, conv_norm
+from gpulayers.torch._conv_norm import NORMS, conv_norm, conv_norm_joined
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch.linear import Linear, linear
 from gpulayers.torch.norm import (
@@ -110,6 +110,26 @@ def conv_norm_act(
     for step in steps:
         x = _ADDS[in_place](x, residual) if step is None else apply(step, x)
     return x
+
+
+def conv_norm_act_joined(
+    conv: Any,
+    norm: Any,
+    act: Act | None,
+    x: Tensor,
+    residual: Tensor | None = None,
+    in_place: bool = False,
+    steps: tuple = (),
+) -> tuple[Tensor, Tensor]:
+    """(conv_norm_act(…), x for all others that read it: what comes back for that is added in the kernel that computes dx)"""
+    if _is_one_call(conv, norm, act, steps):
+        inner = norm.activation if isinstance(norm, NormAct) else None
+        name = inner if act is None else name_of(act)
+        if inner is None or (act is residual is None):
+            found = conv_norm_joined(conv, norm, x, residual, name)
+            if found is not NotImplemented:
+                return found
+    return conv_norm_act(conv, norm, act, x, residual, in_place, steps), x
 
 
 def _is_one_call(conv: Any, norm: Any, act: Any, steps: tuple) -> bool:

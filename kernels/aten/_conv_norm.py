@@ -90,7 +90,7 @@ def conv_batch_norm_backward(
         return tuple(None if g is None else torch.from_numpy(g) for g in found)
 
     def conv(dc: torch.Tensor, specs: tuple, wanted: tuple) -> tuple:
-        return conv_backward((dc,), saved, inputs=specs, needs=wanted, **how)
+        return conv_backward((dc, *dys[1:]), saved, inputs=specs, needs=wanted, **how)
 
     def of_bias(total: torch.Tensor, name: str, spec: Spec) -> torch.Tensor:
         if name == "beta":

@@ -152,6 +152,8 @@ def conv_backward(
         dx, dweight, _ = plainly(_conv_gradients, plainly(_scaled, dz, saved["scale"]), saved, inputs[:3], rest, *how)
         found = dx, dweight, plainly(_sums, dz) if "bias" in needs else None
     dresidual = plainly(_copied, dz, inputs[0]) if "residual" in needs else None
+    if "x" in needs and len(dys) > 1:
+        plainly(found[0].add_, dys[1])
     return *_arranged_gradients(found, inputs), None, dresidual
 
 

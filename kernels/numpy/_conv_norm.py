@@ -102,7 +102,7 @@ def conv_batch_norm_backward(
         return _as(x, dc), _as(gamma, dgamma), total, None, None, _as(x, dresidual)
 
     def conv(dc: np.ndarray, specs: tuple, wanted: tuple) -> tuple:
-        return conv_backward((dc,), saved, inputs=specs, needs=wanted, **how)
+        return conv_backward((dc, *map(_wide, dys[1:])), saved, inputs=specs, needs=wanted, **how)
 
     def of_bias(total: np.ndarray, name: str, spec: Spec) -> np.ndarray:
         if name == "bias":

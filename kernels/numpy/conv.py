@@ -98,11 +98,19 @@ def conv_backward(
     if "scale" in saved:
         dz = dz * saved["scale"].astype(np.float32, copy=False).reshape(-1, *(1,) * (dz.ndim - 2))
     if "x" in needs:
-        dx = empty_numpy(x.like())
-        _input_gradient(dz, saved["weight"], dx, how)
+        dx = _input_gradient_of(dz, saved["weight"], x, how, *dys[1:])
     if "weight" in needs:
         dweight = _weight_gradient(dz, saved["x"], weight, how)
     return dx, dweight, dbias, None, dresidual
+
+
+def _input_gradient_of(dz: np.ndarray, weight: np.ndarray, x: Spec, how: Options, other: Any = None) -> np.ndarray:
+    """dx; other: what is added to it, in the dtype that sums are in."""
+    dx = empty_numpy(x.like() if other is None else x.like()._replace(dtype=compute_dtype(x.dtype)))
+    _input_gradient(dz, weight, dx, how)
+    if other is not None:
+        dx += other
+    return dx.astype(x.dtype, copy=False)
 
 
 def conv_transpose_forward(

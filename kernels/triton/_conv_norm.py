@@ -123,10 +123,10 @@ def conv_batch_norm_backward(
     then: dict[str, Any] = dict(training=training, eps=eps, activation=activation, empty=empty)
 
     def norm(kept: dict, specs: tuple, wanted: tuple) -> tuple:
-        return batch_norm_backward(dys, kept, inputs=specs, needs=wanted, **then)
+        return batch_norm_backward(dys[:1], kept, inputs=specs, needs=wanted, **then)
 
     def conv(dc: Any, specs: tuple, wanted: tuple) -> tuple:
-        return conv_backward((dc,), saved, inputs=specs, needs=wanted, **how)
+        return conv_backward((dc, *dys[1:]), saved, inputs=specs, needs=wanted, **how)
 
     def of_bias(total: Any, name: str, spec: Any) -> Any:
         if name == "beta" and ("bias" not in needs or spec.dtype == "float32"):

@@ -155,7 +155,7 @@ def _as_rows(a: Any, y: Any) -> Any:
 
 def boxes_refusal(end: Epilogue, phases: int = 1) -> str | None:
     """Why an epilogue is left to kernels of pointers; None if it is not. phases: of y, where it is written in steps."""
-    if end.z is not None and phases > 1:
+    if phases > 1 and not (end.z is None and end.residual is None):
         return "descriptors of views are y's alone"
     if end.residual is not None and not _tile.begins_aligned(end.residual):
         return "a residual that does not begin at a multiple of 16 bytes"

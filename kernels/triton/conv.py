@@ -35,6 +35,7 @@ from . import (
     _matmul,
     _tile,
 )
+from ._batch_norm import in_order
 from ._conv import Walk, volume, walk_of
 from ._epilogue import Epilogue, before, boxes_refusal, epilogue
 from ._image import evenly_spaced, nhwc, output_order
@@ -218,8 +219,10 @@ def conv_backward(
         plain = _is_plain(x, total, weight, walk)
         total = _source(total, weight, walk, plain, empty)
     if "x" in needs:
-        dx = empty(x.shape, x.dtype, x.like().order)
-        _input_gradient(total, saved["weight"], Epilogue(), dx, walk, plain, empty)
+        order = x.like().order
+        dx = empty(x.shape, x.dtype, order)
+        end = Epilogue(residual=in_order(dys[1], order, empty)) if len(dys) > 1 else Epilogue()
+        _input_gradient(total, saved["weight"], end, dx, walk, plain, empty)
     if "weight" in needs:
         dweight = empty(weight.shape, weight.dtype, weight.like().order)
         _weight_gradient(total, _source(saved["x"], weight, walk, plain, empty), dweight, walk, plain, empty)
