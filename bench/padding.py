@@ -48,4 +48,6 @@ def audits() -> list[Case]:
         deep._replace(order=(0, 2, 3, 4, 1), archs=ONE_ARCH),
         last,
         _case("channels first", 32, 64, 112, 3, "reflect", False),
+        _case("channels first", 32, 64, 110, 1, "replicate", False),
+        _case("channels first", 32, 64, 112, 1, "constant", False)._replace(archs=ONE_ARCH),
     ]

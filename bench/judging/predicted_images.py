@@ -51,7 +51,12 @@ CALLS: dict[str, list[tuple]] = {
         ("2×", pixel_shuffle, (64, 256, 64, 64), {"upscale_factor": 2}),
         ("by 3", channel_shuffle, (64, 240, 28, 28), {"groups": 3}),
     ],
-    "padding": [("by 1", pad, (16, 320, 64, 64), {"padding": 1})],
+    "padding": [
+        ("by 1", pad, (16, 320, 64, 64), {"padding": 1}),
+        ("by 1, reflected", pad, (16, 320, 64, 64), {"padding": 1, "mode": "reflect"}),
+        ("by 1, edges repeated", pad, (16, 320, 64, 64), {"padding": 1, "mode": "replicate"}),
+        ("by 3, around", pad, (16, 320, 64, 64), {"padding": 3, "mode": "circular"}),
+    ],
 }
 HEAD = ("", "order", "kernel", "moved", "MB", "registers", "instructions", "issue", "µs", "of the limit")
 

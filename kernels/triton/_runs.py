@@ -8,6 +8,7 @@ are contiguous, their rows whole runs, so that a place counted in runs is a plac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -18,7 +19,7 @@ from ._image import first_of, is_wide
 
 
 @triton.jit
-def _divided(a, b):
+def divided(a, b):
     """a // b of numbers ≥ 0: without signs it is shorter."""
     return (a.to(tl.uint32) // (a * 0 + b).to(tl.uint32)).to(tl.int32)
 
@@ -27,8 +28,8 @@ def _divided(a, b):
 def lanes_of(M, R, H, BL: tl.constexpr):
     """(plane, row, run, mask) of each of M lanes, R to a row, H rows to a plane."""
     lane = first_of(M, BL) + tl.arange(0, BL)
-    row = _divided(lane, R)
-    plane = _divided(row, H)
+    row = divided(lane, R)
+    plane = divided(row, H)
     return plane, row - plane * H, lane - row * R, lane < M
 
 
@@ -124,8 +125,18 @@ def column(even, odd, before, after, OFFSET: tl.constexpr, S: tl.constexpr, V: t
 def run_length(*arrays: Any) -> int:
     """Columns of a run, as many as 16 bytes or half of them hold of the first array; 0 where arrays are not contiguous, their
     rows are no whole runs, or their places take 64 bits."""
+    return _length(arrays, [a.shape[-1] for a in arrays])
+
+
+def line_length(x: Any) -> int:
+    """Elements of a run of ``x`` as one line, wherever its rows begin, none of which is shorter; 0 as of ``run_length``."""
+    length = _length((x,), (x.numel(),))
+    return length if length <= x.shape[-1] else 0
+
+
+def _length(arrays: Sequence[Any], sizes: Sequence[int]) -> int:
     whole = 16 // arrays[0].element_size()
-    length = next((v for v in (whole, whole // 2) if v > 1 and all([a.shape[-1] % v == 0 for a in arrays])), 0)
+    length = next((v for v in (whole, whole // 2) if v > 1 and all([size % v == 0 for size in sizes])), 0)
     fits = length and all([a.is_contiguous() and a.numel() > 0 for a in arrays]) and not is_wide(*arrays)
     return length if fits else 0
 
@@ -133,6 +144,18 @@ def run_length(*arrays: Any) -> int:
 def run_plan(choice: _configs.Choice, x: Any, runs: int, length: int) -> tuple[tuple, tuple, dict]:
     """(grid, (lanes, runs of a row, rows of a plane), tile) for a kernel with so many lanes to a row of ``x``."""
     lanes = x.numel() // x.shape[-1] * runs
+    grid, tile = _plan(choice, x, lanes, length)
+    return grid, (lanes, runs, x.shape[-2]), tile
+
+
+def line_plan(choice: _configs.Choice, x: Any, length: int) -> tuple[tuple, int, dict]:
+    """(grid, lanes, tile) for a kernel with a lane to each run of ``x`` as one line."""
+    lanes = x.numel() // length
+    grid, tile = _plan(choice, x, lanes, length)
+    return grid, lanes, tile
+
+
+def _plan(choice: _configs.Choice, x: Any, lanes: int, length: int) -> tuple[tuple, dict]:
     entry = choice(_tile.device(x), lanes * length)
     block = min(entry.elements // length, 32 * entry.warps)
-    return (_tile.cdiv(lanes, block),), (lanes, runs, x.shape[-2]), {"V": length, "BL": block, "num_warps": entry.warps}
+    return (_tile.cdiv(lanes, block),), {"V": length, "BL": block, "num_warps": entry.warps}

@@ -1,7 +1,7 @@
 """Padding. Bound by memory: each pixel of y is read from where it shows x, so forward is one copy.
 
 Backward gathers: each pixel of x looks up the places that show it (one inside, a few near the edges), so nothing is
-added to in turn.
+added to in turn. Row-major images are in ``_pad_runs``.
 """
 
 from __future__ import annotations
@@ -13,26 +13,14 @@ import triton.language as tl
 
 from .._budget import Budget, channels_first
 from .._window import image, output_order
-from . import _configs, _tile
+from . import _configs, _pad_runs, _tile
+from ._pad_places import frame, places, shown_at, source_of
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, three, voxels_of
 
 BUDGETS = {
     "_pad_forward_kernel": Budget(registers=80, blocks=7, narrow=channels_first),
     "_pad_backward_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
 }
-
-
-@triton.jit
-def _source(at, LOW, HIGH, MODE: tl.constexpr):
-    """The row (or column) of x that a place shows; [LOW, HIGH) are those that go around."""
-    if MODE == "reflect":
-        return HIGH - 1 - tl.abs(HIGH - 1 - tl.abs(at))
-    elif MODE == "replicate":
-        return tl.minimum(tl.maximum(at, 0), HIGH - 1)
-    elif MODE == "circular":
-        return tl.where(at < LOW, at + (HIGH - LOW), tl.where(at >= HIGH, at - (HIGH - LOW), at))
-    else:
-        return at
 
 
 @triton.jit
@@ -43,8 +31,8 @@ def _pad_forward_kernel(
     MODE: tl.constexpr, DEEP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     n, k, i, j, c, mask = voxels_of(M, DY, HY, WY, C, DEEP, BP, BC)
-    h, w = _source(i - TOP, H0, H1, MODE), _source(j - LEFT, W0, W1, MODE)
-    d = _source(k - FRONT, D0, D1, MODE)
+    h, w = source_of(i - TOP, H0, H1, MODE), source_of(j - LEFT, W0, W1, MODE)
+    d = source_of(k - FRONT, D0, D1, MODE)
     there = mask
     if MODE == "constant":
         there = mask & (h >= 0) & (h < HX) & (w >= 0) & (w < WX)
@@ -56,25 +44,6 @@ def _pad_forward_kernel(
         v = tl.where(there, v, VALUE)
     place = n * y_n + step_to(c, y_c, WIDE) + placed(k, i, j, y_d, y_h, y_w, DEEP, WIDE)
     tl.store(y + place, v.to(y.dtype.element_ty), mask)
-
-
-@triton.jit
-def _shown(a, h, OUT, BEFORE, LOW, HIGH, MODE: tl.constexpr):
-    """The a-th place that shows row (or column) h of x; −1 where there is none."""
-    at = h + BEFORE
-    if MODE == "reflect":
-        mirrored = tl.where(
-            a == 1, tl.where(h > 0, BEFORE - h, -1), tl.where(h < HIGH - 1, at + 2 * (HIGH - 1 - h), -1)
-        )
-        at = tl.where(a == 0, at, mirrored)
-    elif MODE == "replicate":
-        last = tl.where(h == HIGH - 1, OUT - 1, at)
-        at = tl.maximum(tl.where(h == 0, 0, at), 0) + a
-        at = tl.where(at <= last, at, -1)
-    elif MODE == "circular":
-        around = tl.where(a == 0, at, tl.where(a == 1, at - (HIGH - LOW), at + (HIGH - LOW)))
-        at = tl.where((h >= LOW) & (h < HIGH), around, -1)
-    return tl.where((at >= 0) & (at < OUT), at, -1)
 
 
 @triton.jit
@@ -90,38 +59,18 @@ def _pad_backward_kernel(
     dy += n * dy_n + step_to(c, dy_c, WIDE)
     acc = tl.zeros((BP, BC), tl.float32)
     for e in range(INWARD):
-        k = _shown(e, d, DY, FRONT, D0, D1, MODE)
+        k, of_slice = shown_at(e, d, DY, FRONT, D0, D1, MODE)
         for a in range(UP):
-            i = _shown(a, h, HY, TOP, H0, H1, MODE)
-            row = mask & (i >= 0)
+            i, of_row = shown_at(a, h, HY, TOP, H0, H1, MODE)
+            row = mask & of_row
             if DEEP:
-                row &= k >= 0
+                row &= of_slice
             for b in range(ACROSS):
-                j = _shown(b, w, WY, LEFT, W0, W1, MODE)
+                j, of_column = shown_at(b, w, WY, LEFT, W0, W1, MODE)
                 at = placed(k, i, j, dy_d, dy_h, dy_w, DEEP, WIDE)
-                acc += tl.load(dy + at, row & (j >= 0), other=0.0).to(tl.float32)
+                acc += tl.load(dy + at, row & of_column, other=0.0).to(tl.float32)
     place = n * x_n + step_to(c, x_c, WIDE) + placed(d, h, w, x_d, x_h, x_w, DEEP, WIDE)
     tl.store(dx + place, acc.to(dx.dtype.element_ty), mask)
-
-
-def _frame(sizes: tuple, padding: tuple, mode: str) -> tuple:
-    """(FRONT, TOP, LEFT, D0, D1, H0, H1, W0, W1) for images of this size."""
-    more = 3 - len(sizes)
-    befores = three(tuple([before for before, _ in padding]), 0)
-    if mode != "circular":
-        ends = [(0, size) for size in sizes]
-    else:
-        ends = [(max(0, -before), size - max(0, -after)) for size, (before, after) in zip(sizes, padding)]
-    return *befores, *(0, 1) * more, *[end for both in ends for end in both]
-
-
-def _places(size: int, around: tuple, mode: str) -> int:
-    """How many places may show one row (or column)."""
-    if mode == "constant" or max(around) <= 0:
-        return 1
-    if mode != "replicate":
-        return 3
-    return size + sum(around) if size == 1 else max(around) + 1
 
 
 FORWARD = _configs.rows("pad_forward")
@@ -139,11 +88,12 @@ def pad_forward(
     size = [n + sum(p) for n, p in zip(x.shape[2:], padding)]
     y = empty((*x.shape[:2], *size), x.dtype, output_order(x))
     source, out = image(x), image(y)
-    grid, tile = pixel_plan(FORWARD, out, source)
-    _tile.launch(
-        _pad_forward_kernel, grid, source, out, *sizes_of(out, source), *steps_of(source), *steps_of(out),
-        *_frame(source.shape[2:], _of_images(padding), mode), value, MODE=mode, **tile,
-    )  # fmt: skip
+    sizes, edges = sizes_of(out, source), frame(source.shape[2:], _of_images(padding), mode)
+    if not _pad_runs.forward(FORWARD, source, out, sizes[1:-1], edges, value, MODE=mode, DEEP=x.ndim == 5):
+        grid, tile = pixel_plan(FORWARD, out, source)
+        _tile.launch(
+            _pad_forward_kernel, grid, source, out, *sizes, *steps_of(source), *steps_of(out), *edges, value, MODE=mode, **tile
+        )  # fmt: skip
     return (y,), {}
 
 
@@ -153,10 +103,12 @@ def pad_backward(
     (x,) = inputs
     dx = empty(x.shape, x.dtype, x.like().order)
     dy, out, around = image(dys[0]), image(dx), _of_images(padding)
-    grid, tile = pixel_plan(BACKWARD, out, dy)
-    each = three([_places(n, p, mode) for n, p in zip(out.shape[2:], around)], 1)
-    _tile.launch(
-        _pad_backward_kernel, grid, dy, out, *sizes_of(out, dy), *steps_of(dy), *steps_of(out),
-        *_frame(out.shape[2:], around, mode), **dict(zip(("INWARD", "UP", "ACROSS"), each)), MODE=mode, **tile,
-    )  # fmt: skip
+    sizes, edges = sizes_of(out, dy), frame(out.shape[2:], around, mode)
+    each = three([places(n, p, mode) for n, p in zip(out.shape[2:], around)], 1)
+    if not _pad_runs.backward(BACKWARD, dy, out, sizes[1:-1], edges, each, around[-1], MODE=mode, DEEP=out.ndim == 5):
+        grid, tile = pixel_plan(BACKWARD, out, dy)
+        _tile.launch(
+            _pad_backward_kernel, grid, dy, out, *sizes, *steps_of(dy), *steps_of(out), *edges,
+            **dict(zip(("INWARD", "UP", "ACROSS"), each)), MODE=mode, **tile,
+        )  # fmt: skip
     return (dx,)
