@@ -147,6 +147,7 @@ from gpulayers.layers.pooling import (  # noqa: E402
     MaxUnpool3d,
     Pooling,
 )
+from gpulayers.layers.recurrent import GRU, LSTM, RNN, Recurrent  # noqa: E402
 from gpulayers.layers.resize import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d  # noqa: E402
 from gpulayers.layers.rotary import RotaryEmbedding  # noqa: E402
 from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # noqa: E402

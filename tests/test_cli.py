@@ -84,6 +84,7 @@ EVERY_OP = {
     "rotary": ["2,4,6,8", "6,4", "6,4"],
     "embedding": ["20,8", "4,6:int64"],
     "embedding_bag": ["20,8", "4,6:int64"],
+    "recurrent": ["3,2,8", "8,8", "2,8", "--options", "mode='rnn_tanh'"],
     "threshold": ["4,8", "--options", "threshold=0.0, value=0.0"],
     "sgd_update": ["[8", "3,4]", "[8", "3,4]"],
     "adamw_update": ["[8]", "[8]", "[8]", "[8]"],

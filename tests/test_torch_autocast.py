@@ -133,7 +133,7 @@ ON_CUDA = {
         "nll_loss",
         "mse",
     ),
-    "lower": ("linear", "linears", "conv", "conv_batch_norm", "conv_transpose", "prelu"),
+    "lower": ("linear", "linears", "conv", "conv_batch_norm", "conv_transpose", "prelu", "recurrent"),
 }
 """What torch documents, and what RMSNorm and Softmin, which it does not name, do."""
 

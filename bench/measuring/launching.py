@@ -111,6 +111,18 @@ def _of_sum(norm: str) -> Callable[[Any], Any]:
     return lambda m: _OfSum(m, norm)
 
 
+class _OfSteps(nn.Module):
+    """What a GRU gives at each step, from a state that is there."""
+
+    def __init__(self, m: Any):
+        super().__init__()
+        width = _width(m, 64, 4)
+        self.layer, self.start = m.GRU(width, width), nn.Buffer(torch.zeros(1, _width(m, 2, 1), width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, self.start)[0]
+
+
 def _chain(m: Any) -> nn.Module:
     width = _width(m, *(s[1] for s in (IMAGE, PIXELS)))
     model = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
@@ -205,6 +217,7 @@ def subjects() -> list[Subject]:
         Subject("linears", _several, ROWS, FEW),
         Subject("gated", _of_halves, ROWS, FEW),
         Subject("relu_squared", lambda m: gt.activation.ReLUSquared() if m is gt else lambda x: x.relu().square(), ROWS, FEW),
+        Subject("recurrent", _OfSteps, (3, 2, 64), (2, 1, 4)),
         Subject("rotary", _Turned, IMAGE, PIXELS),
         Subject("embedding", _looked_up("embedding"), (64, 128), (4, 8)),
         Subject("embedding_bag", _looked_up("embedding_bag"), (64, 128), (4, 8)),

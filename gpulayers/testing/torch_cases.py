@@ -164,6 +164,7 @@ CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
 MADE_OF_OTHERS = (
     *("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer"),
     *("TransformerEncoder", "TransformerDecoder", "Transformer"),
+    *("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
 )
 """Classes that only call others, and functions: tests of their own hold them against torch's."""
 LOOKUPS = [Case(name, *call) for name, calls in _OF_INDICES.items() for call in calls]

@@ -118,6 +118,7 @@ from gpulayers.torch.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from gpulayers.torch.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from gpulayers.torch.resize import Upsample, UpsamplingBilinear2d, UpsamplingNearest2d
 from gpulayers.torch.softmax import LogSoftmax, Softmax, Softmax2d, Softmin
 from gpulayers.torch.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold

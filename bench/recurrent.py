@@ -1,0 +1,43 @@
+"""Recurrent layers: the steps of one layer in one direction, behind the product of their inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpulayers.ops.recurrent import GATES, recurrent
+
+from .cases.case import ONE_ARCH, Case, Labels
+
+
+def _case(
+    name: str, mode: str, steps: int, batch: int, hidden: int, *, out: int = 0, lengths: bool = False, cpu: bool = False, **more: Any
+) -> Case:  # fmt: skip
+    rows, p = GATES[mode] * hidden, out or hidden
+    shapes = (
+        (steps, batch, rows), (rows, p), (batch, p), (batch, hidden) if mode == "lstm" else None, (rows,),
+        (p, hidden) if out else None, Labels((batch,), steps) if lengths else None,
+    )  # fmt: skip
+    flops = 2 * steps * batch * p * (rows + (hidden if out else 0))
+    title = f"{name}, T {steps} × B {batch} × H {hidden}"
+    return Case(recurrent, title, shapes, {"mode": mode} | more, None, flops, cpu, tf32="cuda.matmul", gemm=False)
+
+
+def cases() -> list[Case]:
+    return [
+        _case("LSTM, small", "lstm", 16, 4, 32, cpu=True),
+        _case("LSTM", "lstm", 1024, 16, 768)._replace(headline=True),
+        _case("LSTM, large batch", "lstm", 128, 256, 512),
+        _case("GRU", "gru", 1024, 16, 768),
+        _case("RNN", "rnn_tanh", 1024, 16, 768),
+    ]
+
+
+def audits() -> list[Case]:
+    """Of two steps: the first and the last differ from what is between."""
+    found = [
+        _case("LSTM", "lstm", 2, 16, 256),
+        _case("GRU of lengths", "gru", 2, 16, 256, lengths=True)._replace(needs=("x", "h0")),
+        _case("projected", "lstm", 2, 16, 256, out=128)._replace(needs=("x", "projection")),
+    ]
+    everywhere = _case("RNN, a large batch", "rnn_tanh", 2, 64, 256)._replace(needs=("x",))
+    return [everywhere, *[case._replace(archs=ONE_ARCH) for case in found]]
