@@ -77,6 +77,18 @@ def _add_rms_norm(name: str, m: int, n: int, cpu: bool = False) -> Case:
     return Case(add_rms_norm, f"{name} {m}×{n}", ((m, n), (m, n), (n,)), options, theirs, cpu=cpu, others=others)
 
 
+def _stream(name: str, m: int, n: int) -> Case:
+    """What autocast makes of a sum between two blocks: a residual of 32 bits, x and y of 16."""
+
+    def theirs(x: Any, residual: Any, weight: Any, bias: Any) -> Any:
+        total = x + residual
+        return F.layer_norm(total, (n,), weight, bias).to(torch.bfloat16), total
+
+    wide = [Spec(shape, float32) for shape in ((m, n), (n,), (n,))]
+    options = {"normalized_shape": (n,), "dtype": "bfloat16"}
+    return Case(add_layer_norm, f"{name} {m}×{n}, stream", ((m, n), *wide), options, theirs, cpu=False, archs=ONE_ARCH)
+
+
 def _batch_norm(name: str, *shape: int, cpu: bool = False) -> Case:
     def theirs(x: Any, weight: Any, bias: Any, mean: Any, var: Any) -> Any:
         return F.batch_norm(x, mean, var, weight, bias, training=True)
@@ -189,6 +201,7 @@ def cases() -> list[Case]:
         _rms_norm("Qwen-3 heads", 262144, 128),
         _add_layer_norm("GPT-2", 2048, 1024, cpu=True),
         _add_layer_norm("GPT-3 13B", 8192, 5120),
+        _stream("GPT-2", 16384, 768),
         _add_rms_norm("TinyLlama", 1024, 2048, cpu=True),
         _add_rms_norm("Llama-3 8B", 8192, 4096),
         _batch_norm("classifier", 256, 512, cpu=True),
@@ -237,6 +250,7 @@ def audits() -> list[Case]:
         weight = Spec((n,), float32)
         options = {"normalized_shape": (n,)}
         found.append(Case(add_layer_norm, f"{m}×{n}", ((m, n), (m, n), weight, weight), options, archs=archs))
+    found.append(_stream("rows", 4096, 8192))
     channels = [Spec((256,), float32)] * 4
     for order, training in itertools.product((None, CHANNELS_LAST), (True, False)):
         options = {"training": training}

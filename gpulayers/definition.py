@@ -78,8 +78,8 @@ class Definition:
     guard: f_guard(*inputs, **options) raises for values of dynamic options that are wrong; it runs on every call.
     check: f_check(*inputs, **options) raises for wrong data (a label out of range). It looks at arrays on the CPU only;
     on a GPU looking would mean to wait, and kernels answer with NaN.
-    adds: the output that is the sum of the first two inputs, rounded to their dtype, where all else comes from that sum
-    alone: the gradients of both inputs are one array.
+    adds: the output that is the sum of the first two inputs, rounded to their dtype (the wider), where all else comes from
+    that sum alone: the gradients of both inputs are one array where they have one dtype.
     joins: the input of which ``dys`` may hold one gradient more, after the outputs': what came back to it from elsewhere,
     which backward adds to its own before that is rounded.
     rounds: what it computes first is rounded to x's dtype before the rest takes it, forward and backward, so the plain
@@ -119,10 +119,10 @@ class Definition:
         self.adds, self.summands = adds, self.inputs[:2] if adds else ()
         self.__doc__ = forward.__doc__
 
-    def gradients(self, needs: Sequence[str]) -> tuple[str, ...]:
-        """Those of ``needs`` whose gradients are arrays of their own."""
-        again = set(self.summands[1:]) if set(self.summands) <= set(needs) else set()
-        return tuple(n for n in needs if n not in again)
+    def again(self, needs: Sequence[str], specs: Sequence[Any]) -> str:
+        """The input of ``needs`` whose gradient is the array that the first's is; "" for none. specs: of all inputs."""
+        both = bool(self.summands) and set(self.summands) <= set(needs)
+        return self.summands[1] if both and specs[0].dtype == specs[1].dtype else ""
 
     def __repr__(self) -> str:
         return f"<op {self.family}.{self.name}>"

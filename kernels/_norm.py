@@ -17,15 +17,22 @@ def batch_norm_saved(
     return {name: a for name, a in saved.items() if a is not None}
 
 
+def sum_dtype(x: Any, residual: Any) -> Any:
+    """Of x + residual: float32 where one has it and the other 16 bits."""
+    return x.dtype if x.dtype == residual.dtype else "float32"
+
+
 def norms_own(saved: dict[str, Any], inputs: tuple, needs: tuple) -> tuple[dict[str, Any], tuple, tuple]:
     """What the backward of a norm of a sum is given, as the norm of x takes it: x is the sum."""
     return saved | {"x": saved["sum"]}, (inputs[0], *inputs[2:]), (*needs, "x") if "residual" in needs else needs
 
 
-def for_both(grads: tuple, needs: tuple) -> tuple:
-    """The norm's gradients as those of (x, residual, *weights): the first two are one array."""
+def for_both(grads: tuple, needs: tuple, dresidual: Any = None) -> tuple:
+    """The norm's gradients as those of (x, residual, *weights): the first two are one array, but for a residual of another
+    dtype."""
     dh, *others = grads
-    return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+    second = dh if dresidual is None else dresidual
+    return dh if "x" in needs else None, second if "residual" in needs else None, *others
 
 
 def group_norm_saved(activation: str | None, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any) -> dict[str, Any]:

@@ -127,6 +127,55 @@ def test_float32_weights(kind):
         check_op(OPS[kind][0], *halves, *weights, normalized_shape=(40,), dtypes=["float32"], dys=["dense"])
 
 
+MIXED = {
+    "residual of 32 bits": (bfloat16, np.float32, None),
+    "y of 16 bits": (bfloat16, np.float32, "bfloat16"),
+    "x of 32 bits": (np.float32, np.float16, "float16"),
+    "a float32 sum": (np.float32, np.float32, "bfloat16"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, kind, m, n, walked",
+    [
+        *((name, "layer", 33, 24, False) for name in MIXED),
+        ("y of 16 bits", "rms", 9, 70, True),
+        ("x of 32 bits", "layer", 2, 150, True),
+    ],
+)
+def test_mixed_dtypes(name, kind, m, n, walked, launched, request):
+    """A residual stream of 32 bits, and what a block adds to it of 16; the next block may want 16."""
+    if walked:
+        request.getfixturevalue("short_blocks")
+    of_x, of_residual, dtype = MIXED[name]
+    x, residual, *weights = given(kind, draw(m, n), (n,))
+    weights = [w.astype(np.float32) for w in weights]
+    inputs = [x.astype(of_x), residual.astype(of_residual), *weights]
+    options = dict(normalized_shape=(n,), dtype=dtype)
+    served = check_op(OPS[kind][0], *inputs, **options, dtypes=["float32"], dys=["dense"])
+    assert {"definition", "triton"} == {*served} and "_norm_finalise_kernel" in launched
+    (y, total), grads = recorded("triton", OPS[kind][0], inputs, [None, draw(m, n).astype(np.float32)], **options)
+    assert (str(y.dtype), total.dtype) == (dtype or "float32", np.float32)
+    assert [g.dtype for g in grads] == [a.dtype for a in inputs]
+
+
+@both
+def test_the_bits_of_a_cast(kind):
+    """y of 16 bits is the wide one rounded, and gradients are those that casts around the op would give."""
+    op = OPS[kind][0]
+    x, residual, *weights = (a.astype(np.float32) for a in given(kind, draw(6, 40), (40,)))
+    x, dy = x.astype(bfloat16), draw(6, 40, seed=9).astype(bfloat16)
+    dsum = draw(6, 40, seed=8).astype(np.float32)
+    options = dict(normalized_shape=(40,))
+    (y, total), grads = recorded("triton", op, [x, residual, *weights], [dy, dsum], dtype="bfloat16", **options)
+    wide = [x.astype(np.float32), residual, *weights]
+    (alone, its), wanted = recorded("triton", op, wide, [dy.astype(np.float32), dsum], **options)
+    np.testing.assert_array_equal(y, alone.astype(bfloat16))
+    np.testing.assert_array_equal(total, its)
+    for got, true in zip(grads, wanted):
+        np.testing.assert_array_equal(got, true.astype(got.dtype))
+
+
 def recorded(backend: str, op, inputs: list, dys: list, needs=None, **options) -> tuple[list, list]:
     """(outputs, gradients) of one backend."""
     with arena(backend) as room:
@@ -189,6 +238,12 @@ def test_errors(kind):
         with pytest.raises(RuntimeError) as raised:
             OPS[kind][0](x, residual, normalized_shape=(4,))
         assert str(raised.value).startswith(f"add_{kind}_norm: residual: the rule is ") and text in str(raised.value)
+    with pytest.raises(
+        RuntimeError, match="one of them float32 and the other of 16 bits; got residual float16 with x bf"
+    ):
+        OPS[kind][0](x.astype(bfloat16), x.astype(np.float16), normalized_shape=(4,))
+    with pytest.raises(ValueError, match="dtype: the rule is None, 'float64'; got 'bfloat16' with a float64 sum"):
+        OPS[kind][0](x, x, normalized_shape=(4,), dtype="bfloat16")
 
 
 # --- torch -----------------------------------------------------------------------------------------------------------
@@ -222,6 +277,33 @@ def test_as_torch(kind, dtype):
         ours, its = ((lambda x, r, *w, f=f: f(x, r, (5,), *w)) for f in (OURS[kind], theirs(kind)))
         assert check_torch(ours, its, [x, other, *weights]) == []
         assert check_torch(ours, its, [x, other]) == []
+
+
+@both
+def test_mixed_dtypes_as_torch(kind):
+    """A residual of 32 bits beside an x of 16: eager, traced as one op, and differentiated twice."""
+    x, residual, *weights = tensors(kind, torch.float32)
+    halves, dtype = x.detach().bfloat16().requires_grad_(), torch.bfloat16
+    ours = lambda x, r, *w: OURS[kind](x, r, (5,), *w, dtype=dtype)  # noqa: E731
+    its = lambda x, r, *w: (theirs(kind)(x, r, (5,), *w)[0].to(dtype), x + r)  # noqa: E731
+    assert check_torch(ours, its, [halves.detach(), residual.detach(), *[w.detach() for w in weights]]) == []
+    library = {"layer": drop_ins._add_layer_norm, "rms": drop_ins._add_rms_norm}[kind].library
+    leaves, found = [halves, residual, *weights], []
+    for call in (ours, lambda *ins: library((*ins, (5,), 1e-5, "bfloat16"), True)):
+        y, total = call(*leaves)
+        assert (y.dtype, total.dtype) == (dtype, torch.float32)
+        found.append(torch.autograd.grad(y.float().exp().sum() + total.exp().sum(), leaves))
+        assert [g.dtype for g in found[-1]] == [t.dtype for t in leaves]
+    for mine, its_own in zip(*found):
+        torch.testing.assert_close(mine, its_own, rtol=1e-2, atol=1e-4)
+    torch.library.opcheck(library.forward, (*leaves, (5,), 1e-5, "bfloat16", True), test_utils="test_faketensor")
+    again = []
+    for call in (ours, its):
+        y, total = call(*leaves)
+        grads = torch.autograd.grad(total.square().sum() + y.float().sum(), leaves, create_graph=True)
+        again.append(torch.autograd.grad(sum(g.square().sum() for g in grads[1:]), leaves[1:3]))  # those of 32 bits
+    for mine, wanted in zip(*again):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-3)
 
 
 @both
@@ -306,7 +388,7 @@ def test_custom_ops_share_no_memory(kind, monkeypatch):
         x, residual, *weights = tensors(kind, torch.float32)
         x.requires_grad_(wanted[0])
         residual = residual.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(wanted[1])
-        y, total = library((x, residual, *weights, (5,), 1e-5), True)
+        y, total = library((x, residual, *weights, (5,), 1e-5, None), True)
         grads = torch.autograd.grad(y.exp().sum() + total.exp().sum(), [t for t in (x, residual) if t.requires_grad])
         assert all(torch.equal(g, grads[0]) for g in grads)
     assert len(calls) == 2
@@ -314,7 +396,7 @@ def test_custom_ops_share_no_memory(kind, monkeypatch):
         torch.library.opcheck(backward, args, test_utils=("test_schema", "test_faketensor"))
         found = [g for g in backward(*args) if g.numel()]
         assert len({g.untyped_storage().data_ptr() for g in found}) == len(found)
-    torch.library.opcheck(library.forward, (*tensors(kind, torch.float32), (5,), 1e-5, True))
+    torch.library.opcheck(library.forward, (*tensors(kind, torch.float32), (5,), 1e-5, None, True))
 
 
 @both

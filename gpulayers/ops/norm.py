@@ -9,8 +9,10 @@ from typing import Any
 
 import ml_dtypes
 
-from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, up
-from gpulayers.definition import Rule, ShapeError
+from gpulayers.arrays import HALVES, Spec, arranged, compute_dtype, float32, namespace, up
+from gpulayers.arrays import dtype as dtype_of
+from gpulayers.definition import ArgumentError, Rule, ShapeError
+from gpulayers.kernels._norm import sum_dtype
 from gpulayers.ops._batch_norm import batch_norm as batch_norm
 from gpulayers.ops._conv_norm import conv_batch_norm as conv_batch_norm
 from gpulayers.ops._group_norm import group_norm as group_norm
@@ -183,25 +185,45 @@ rms_norm = Op(rms_norm_rule, rms_norm_forward, rms_norm_backward)
 # --- layer norm and RMS norm of a sum --------------------------------------------------------------------------------
 
 
-def _rule_of_sum(x: Spec, residual: Spec, norm: Rule) -> Rule:
-    """From the rule of a norm of x, that of a norm of x + residual."""
-    require_same_dtype(x, residual=residual)
+def _summed(x: Spec, residual: Spec) -> Spec:
+    """What a norm of a sum is of."""
+    require_float("x", x)
+    if residual.dtype != x.dtype and not {x.dtype, residual.dtype} <= {float32, *HALVES}:
+        require_same_dtype(x, residual=residual)
+    if {x.dtype, residual.dtype} == {*HALVES}:
+        rule = "residual.dtype = x.dtype, or one of them float32 and the other of 16 bits"
+        raise ShapeError("residual", rule, f"residual {residual.dtype} with x {x.dtype}")
     require_shape("residual", residual, x.shape, "residual.shape = x.shape")
-    y = norm.outputs["y"]
-    saved = {"sum" if name == "x" else name: y if name == "x" else s for name, s in norm.saved.items()}
-    return Rule({"y": y, "sum": y}, saved, norm.options, {"x": y, "residual": y})
+    return Spec(x.shape, dtype_of(sum_dtype(x, residual)))
 
 
-def _forward_of_sum(norm: Callable, x: Any, residual: Any, *weights: Any, **options: Any) -> tuple[tuple, dict]:
-    total = arranged((up(x) + up(residual)).astype(x.dtype, copy=False), None)
+def _rule_of_sum(x: Spec, residual: Spec, norm: Rule, dtype: str | None) -> Rule:
+    """From the rule of a norm of the sum, that of a norm of x + residual."""
+    total = norm.outputs["y"]
+    names = [str(total.dtype), *map(str, HALVES)] if total.dtype == float32 else [str(total.dtype)]
+    if dtype not in (None, *names):
+        rule = f"None, {', '.join(map(repr, names))}"
+        raise ArgumentError("dtype", rule, f"{dtype!r} with a {total.dtype} sum")
+    outputs = {"y": total if dtype is None else Spec(x.shape, dtype_of(dtype)), "sum": total}
+    saved = {"sum" if name == "x" else name: total if name == "x" else s for name, s in norm.saved.items()}
+    grads = {"x": Spec(x.shape, x.dtype), "residual": Spec(x.shape, residual.dtype)}
+    return Rule(outputs, saved, (norm.options or {}) | {"dtype": dtype}, grads)
+
+
+def _forward_of_sum(
+    norm: Callable, x: Any, residual: Any, *weights: Any, dtype: str | None, **options: Any
+) -> tuple[tuple, dict]:
+    total = arranged((up(x) + up(residual)).astype(sum_dtype(x, residual), copy=False), None)
     (y,), saved = norm(total, *weights, **options)
+    if dtype is not None and y.dtype == float32:
+        y = y.astype(dtype_of(dtype))
     return (y, total), {"sum" if name == "x" else name: a for name, a in saved.items()}
 
 
 def _backward_of_sum(
     norm: Callable, dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, **options: Any
 ) -> tuple[Any, ...]:
-    """dh = dsum + the norm's dx, rounded once, for both x and residual."""
+    """dh = dsum + the norm's dx, rounded once for x and once for residual, or for both where they have one dtype."""
     (dy, dsum), total = dys, saved["sum"]
     weights = inputs[2:]
     if dy is None:
@@ -214,8 +236,12 @@ def _backward_of_sum(
         dh, *others = norm((dy,), wide, inputs=(inputs[0], *weights), needs=wanted, **options)
         if dh is not None and dsum is not None:
             dh = arranged(dh + up(dsum), None)
-    dh = None if dh is None else dh.astype(total.dtype, copy=dy is None)
-    return dh if "x" in needs else None, dh if "residual" in needs else None, *others
+    if dh is None:
+        return None, None, *others
+    first, second = (s.dtype for s in inputs[:2])
+    dx = dh.astype(first, copy=dy is None)
+    dresidual = dx if first == second else dh.astype(second, copy=dy is None)
+    return dx if "x" in needs else None, dresidual if "residual" in needs else None, *others
 
 
 def add_layer_norm_rule(
@@ -227,9 +253,10 @@ def add_layer_norm_rule(
     needs: tuple = (),
     normalized_shape: Any,
     eps: float = 1e-5,
+    dtype: str | None = None,
 ) -> Rule:
-    norm = layer_norm_rule(x, weight, bias, needs=needs, normalized_shape=normalized_shape, eps=eps)
-    return _rule_of_sum(x, residual, norm)
+    norm = layer_norm_rule(_summed(x, residual), weight, bias, needs=needs, normalized_shape=normalized_shape, eps=eps)
+    return _rule_of_sum(x, residual, norm, dtype)
 
 
 def add_layer_norm_forward(
@@ -241,19 +268,29 @@ def add_layer_norm_forward(
     needs: tuple = (),
     normalized_shape: Any,
     eps: float = 1e-5,
+    dtype: str | None = None,
 ) -> tuple[tuple, dict]:
     """sum = x + residual, y = layer_norm(sum): what stands between two layers of a transformer.
 
-    x, residual: (*lead, *normalized_shape), float, of one shape and dtype. weight, bias: as layer_norm's. Returns y and
-    sum, both row-major with x's shape and dtype; sum is rounded to that dtype first, and y is layer_norm's of that.
-    The gradients of x and residual are one array. Raises ShapeError.
+    x, residual: (*lead, *normalized_shape), float, of one shape; of one dtype, or one of them float32 and the other of 16
+    bits: then the sum is float32, as torch's. weight, bias: as layer_norm's of the sum. dtype: of y; None is the sum's, "bfloat16" or
+    "float16" round y of a float32 sum once. Returns y and sum, both row-major with x's shape; sum is rounded to its
+    dtype first, and y is layer_norm's of that. The gradients of x and residual are one array where they have one dtype.
+    Raises ShapeError, ArgumentError.
     """
     options: dict[str, Any] = {"needs": needs, "normalized_shape": normalized_shape, "eps": eps}
-    return _forward_of_sum(layer_norm_forward, x, residual, weight, bias, **options)
+    return _forward_of_sum(layer_norm_forward, x, residual, weight, bias, dtype=dtype, **options)
 
 
 def add_layer_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: Any, eps: float = 1e-5
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: Any,
+    eps: float = 1e-5,
+    dtype: str | None = None,
 ) -> tuple:
     """dx = dresidual = dsum + layer_norm's dx; the weights' gradients are layer_norm's."""
     options: dict[str, Any] = {"normalized_shape": normalized_shape, "eps": eps}
@@ -271,9 +308,10 @@ def add_rms_norm_rule(
     needs: tuple = (),
     normalized_shape: Any,
     eps: float | None = None,
+    dtype: str | None = None,
 ) -> Rule:
-    norm = rms_norm_rule(x, weight, needs=needs, normalized_shape=normalized_shape, eps=eps)
-    return _rule_of_sum(x, residual, norm)
+    norm = rms_norm_rule(_summed(x, residual), weight, needs=needs, normalized_shape=normalized_shape, eps=eps)
+    return _rule_of_sum(x, residual, norm, dtype)
 
 
 def add_rms_norm_forward(
@@ -284,19 +322,29 @@ def add_rms_norm_forward(
     needs: tuple = (),
     normalized_shape: Any,
     eps: float | None = None,
+    dtype: str | None = None,
 ) -> tuple[tuple, dict]:
     """sum = x + residual, y = rms_norm(sum): what stands between two layers of a transformer.
 
-    x, residual: (*lead, *normalized_shape), float, of one shape and dtype. weight, eps: as rms_norm's. Returns y and
-    sum, both row-major with x's shape and dtype; sum is rounded to that dtype first, and y is rms_norm's of that.
-    The gradients of x and residual are one array. Raises ShapeError.
+    x, residual: (*lead, *normalized_shape), float, of one shape; of one dtype, or one of them float32 and the other of 16
+    bits: then the sum is float32, as torch's. weight, eps: as rms_norm's of the sum. dtype: of y; None is the sum's, "bfloat16" or
+    "float16" round y of a float32 sum once. Returns y and sum, both row-major with x's shape; sum is rounded to its
+    dtype first, and y is rms_norm's of that. The gradients of x and residual are one array where they have one dtype.
+    Raises ShapeError, ArgumentError.
     """
     options: dict[str, Any] = {"needs": needs, "normalized_shape": normalized_shape, "eps": eps}
-    return _forward_of_sum(rms_norm_forward, x, residual, weight, **options)
+    return _forward_of_sum(rms_norm_forward, x, residual, weight, dtype=dtype, **options)
 
 
 def add_rms_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: Any, eps: float | None = None
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: Any,
+    eps: float | None = None,
+    dtype: str | None = None,
 ) -> tuple:
     """dx = dresidual = dsum + rms_norm's dx; the weight's gradient is rms_norm's."""
     options: dict[str, Any] = {"normalized_shape": normalized_shape, "eps": eps}

@@ -84,7 +84,7 @@ class LibraryOp:
         self.inputs, self.n = op.inputs, len(op.inputs)
         self._switch = None if updating is None else self.n + self.options.index(updating)
         self.updated = [i for i, n in enumerate(op.inputs) if n in op.updates]
-        self.gradients = op.gradients(op.differentiable)
+        self.gradients = op.differentiable
         tail = f", {schema}" if schema else ""
         ins = ", ".join(f"Tensor{'' if i < op.required else '?'} {n}" for i, n in enumerate(op.inputs))
         count = len(self.outputs) + len(self.buffers) + len(self.updated)
@@ -182,13 +182,12 @@ class LibraryOp:
         plan, values = plan_for(self.op, ins, self._present(specs), self._values(options), like=like)
         plan = in_layout(plan)
         grads = dict(zip(self.inputs, plan.run_backward(dys[: len(plan.rule.outputs)], saved, needs=needs, **values)))
-        return _one(tuple(like.new_empty(_EMPTY) if k is None else grads[k] for k in self._whose(needs)))
+        return _one(tuple(like.new_empty(_EMPTY) if k is None else grads[k] for k in self._whose(needs, specs)))
 
-    def _whose(self, needs: Sequence[str]) -> list[str | None]:
+    def _whose(self, needs: Sequence[str], specs: Sequence[Spec | None]) -> list[str | None]:
         """The input whose gradient each of the backward's results is; no two results are one array."""
-        both = self.op.summands
-        alike = {k: next((n for n in both if n in needs), k) for k in both}
-        return [k if k in needs else None for k in (alike.get(k, k) for k in self.gradients)]
+        again = self.op.again(needs, specs)
+        return [k if k in needs and k != again else None for k in self.gradients]
 
     # --- what comes out, without computing ---------------------------------------------------------------------------
 
@@ -220,7 +219,7 @@ class LibraryOp:
             return like.new_empty(_EMPTY) if spec is None else _fresh(spec.like(), like)
 
         needs = [k for k, wanted in zip(self.op.differentiable, flags) if wanted]
-        return _one(tuple(map(grad, self._whose(needs))))
+        return _one(tuple(map(grad, self._whose(needs, specs))))
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +246,8 @@ class LibraryOp:
         flags = [wanted[k] for k in self.op.differentiable]
         found = self.backward(*dys, *ctx.saved_tensors, pack(ctx.specs), *ctx.options, flags)
         grads = dict(zip(self.gradients, (found,) if isinstance(found, Tensor) else found))
-        grads |= {n: grads[self.op.summands[0]] for n in self.op.summands}
+        needs = [k for k in self.op.differentiable if wanted[k]]
+        grads |= {n: grads[self.op.summands[0]] for n in [self.op.again(needs, ctx.specs)] if n}
         return tuple(grads[n] if n in grads and wanted[n] else None for n in self.inputs) + none
 
     def _no_second(self, ctx: Any, *dys: Any) -> Any:

@@ -37,17 +37,21 @@ def _rms_norm_twin(x: Tensor, weight: Any, shape: Sequence[int], eps: float | No
 
 
 def _add_layer_norm_twin(
-    x: Tensor, residual: Tensor, weight: Any, bias: Any, shape: Sequence[int], eps: float
+    x: Tensor, residual: Tensor, weight: Any, bias: Any, shape: Sequence[int], eps: float, dtype: str | None
 ) -> tuple[Tensor, Tensor]:
     total = x + residual
-    return F.layer_norm(total, shape, weight, bias, eps), total
+    return _rounded(F.layer_norm(total, shape, weight, bias, eps), dtype), total
 
 
 def _add_rms_norm_twin(
-    x: Tensor, residual: Tensor, weight: Any, shape: Sequence[int], eps: float | None
+    x: Tensor, residual: Tensor, weight: Any, shape: Sequence[int], eps: float | None, dtype: str | None
 ) -> tuple[Tensor, Tensor]:
     total = x + residual
-    return F.rms_norm(total, shape, weight, eps), total
+    return _rounded(F.rms_norm(total, shape, weight, eps), dtype), total
+
+
+def _rounded(y: Tensor, dtype: str | None) -> Tensor:
+    return y if dtype is None else y.to(getattr(torch, dtype))
 
 
 def _group_norm_twin(x: Tensor, weight: Any, bias: Any, num_groups: int, eps: float, activation: str | None) -> Tensor:
@@ -110,7 +114,7 @@ _rms_norm = TorchOp(
 _add_layer_norm = TorchOp(
     ops.add_layer_norm,
     _add_layer_norm_twin,
-    "SymInt[] normalized_shape, float eps",
+    "SymInt[] normalized_shape, float eps, str? dtype",
     outputs=("y", "sum"),
     buffers=("mean", "rstd"),
     cast=_layer_norm.cast,
@@ -118,7 +122,7 @@ _add_layer_norm = TorchOp(
 _add_rms_norm = TorchOp(
     ops.add_rms_norm,
     _add_rms_norm_twin,
-    "SymInt[] normalized_shape, float? eps",
+    "SymInt[] normalized_shape, float? eps, str? dtype",
     outputs=("y", "sum"),
     buffers=("rstd",),
     cast=_rms_norm.cast,
@@ -173,9 +177,14 @@ def add_layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, sum): sum = input + residual, y = layer_norm(sum, …), in one pass over memory. torch has no such function."""
-    return _add_layer_norm(input, residual, weight, bias, tuple(normalized_shape), eps)
+    """(y, sum): sum = input + residual, y = layer_norm(sum, …), in one pass over memory. torch has no such function.
+
+    One of the two may be float32 where the other has 16 bits, and dtype a 16-bit one for y of a float32 sum.
+    """
+    return _add_layer_norm(input, residual, weight, bias, tuple(normalized_shape), eps, _name(dtype))
 
 
 def add_rms_norm(
@@ -184,9 +193,18 @@ def add_rms_norm(
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, sum): sum = input + residual, y = rms_norm(sum, …), in one pass over memory. torch has no such function."""
-    return _add_rms_norm(input, residual, weight, tuple(normalized_shape), eps)
+    """(y, sum): sum = input + residual, y = rms_norm(sum, …), in one pass over memory. torch has no such function.
+
+    One of the two may be float32 where the other has 16 bits, and dtype a 16-bit one for y of a float32 sum.
+    """
+    return _add_rms_norm(input, residual, weight, tuple(normalized_shape), eps, _name(dtype))
+
+
+def _name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def group_norm(

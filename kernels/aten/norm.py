@@ -242,8 +242,10 @@ def group_norm_refuses(
 
 
 def add_layer_norm_refuses(
-    x: Spec, residual: Spec, weight: Spec | None = None, bias: Spec | None = None, *, needs: tuple = (), **options: Any
+    x: Spec, residual: Spec, *weights: Spec | None, needs: tuple = (), dtype: str | None = None, **options: Any
 ) -> str | None:
+    if residual.dtype != x.dtype or dtype not in (None, str(x.dtype)):
+        return REFUSALS["dtype"]
     return layer_norm_refuses(x)
 
 
@@ -256,6 +258,7 @@ def add_layer_norm_forward(
     needs: tuple = (),
     normalized_shape: tuple,
     eps: float = 1e-5,
+    dtype: None = None,
 ) -> tuple[tuple, dict]:
     total = plainly(torch.add, x, residual).contiguous()
     y, mean, rstd = plainly(_normalized, total, weight, bias, normalized_shape, eps)
@@ -264,7 +267,14 @@ def add_layer_norm_forward(
 
 
 def add_layer_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float = 1e-5
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+    dtype: None = None,
 ) -> tuple:
     dy, dsum = dys
     if dy is None:

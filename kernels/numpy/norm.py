@@ -32,6 +32,9 @@ REFUSALS = {
 }
 
 
+HALVES = "float16", "bfloat16"
+
+
 def _refuses(x: Any) -> str | None:
     if x.dtype != np.float32:
         return REFUSALS["dtype"]
@@ -47,13 +50,13 @@ def rms_norm_refuses(x: Any, weight: Any, *, needs: tuple, **options: Any) -> st
 
 
 def add_layer_norm_refuses(
-    x: Any, residual: Any, weight: Any, bias: Any, *, needs: tuple, **options: Any
+    x: Any, residual: Any, *weights: Any, needs: tuple, dtype: str | None = None, **options: Any
 ) -> str | None:
-    return _refuses(x)
+    return _refuses(x) or (REFUSALS["dtype"] if residual.dtype != x.dtype or dtype in HALVES else None)
 
 
-def add_rms_norm_refuses(x: Any, residual: Any, weight: Any, *, needs: tuple, **options: Any) -> str | None:
-    return _refuses(x)
+def add_rms_norm_refuses(x: Any, residual: Any, *weights: Any, needs: tuple, **options: Any) -> str | None:
+    return add_layer_norm_refuses(x, residual, needs=needs, **options)
 
 
 def batch_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -> str | None:
@@ -217,6 +220,7 @@ def add_layer_norm_forward(
     needs: tuple = (),
     normalized_shape: tuple,
     eps: float = 1e-5,
+    dtype: None = None,
 ) -> tuple[tuple, dict]:
     y, total, mean, rstd = _forward(x, weight, bias, normalized_shape, eps, rms=False, residual=residual)
     saved = {"sum": total, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
@@ -224,7 +228,14 @@ def add_layer_norm_forward(
 
 
 def add_layer_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float = 1e-5
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: tuple,
+    eps: float = 1e-5,
+    dtype: None = None,
 ) -> tuple:
     return _backward_of_sum(dys, saved, inputs, needs, normalized_shape)
 
@@ -237,6 +248,7 @@ def add_rms_norm_forward(
     needs: tuple = (),
     normalized_shape: tuple,
     eps: float | None = None,
+    dtype: None = None,
 ) -> tuple[tuple, dict]:
     y, total, _, rstd = _forward(x, weight, None, normalized_shape, eps, rms=True, residual=residual)
     saved = {"sum": total, "rstd": rstd} | ({} if weight is None else {"weight": weight})
@@ -244,7 +256,14 @@ def add_rms_norm_forward(
 
 
 def add_rms_norm_backward(
-    dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, normalized_shape: tuple, eps: float | None = None
+    dys: tuple,
+    saved: dict,
+    *,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: tuple,
+    eps: float | None = None,
+    dtype: None = None,
 ) -> tuple:
     return _backward_of_sum(dys, saved, inputs, needs, normalized_shape)[:3]
 

@@ -59,16 +59,18 @@ def _sums(
 
 
 @triton.jit
-def _put(dx, g, xhat, total, dot, r, dsum, mask):
+def _put(dx, dresidual, at, g, xhat, total, dot, r, dsum, mask):
     g = ((g - total) - xhat * dot) * r
     if dsum is not None:
         g += dsum.to(tl.float32)
-    tl.store(dx, g.to(dx.dtype.element_ty), mask)
+    tl.store(dx + at, g.to(dx.dtype.element_ty), mask)
+    if dresidual is not None:
+        tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask)
 
 
 @triton.jit
 def _norm_backward_kernel(
-    dy, dsum, x, weight, mean, rstd, dx, dweights, dbiases, M, N, dy_row, x_row, dsum_row, each,
+    dy, dsum, x, weight, mean, rstd, dx, dresidual, dweights, dbiases, M, N, dy_row, x_row, dsum_row, each,
     UNIT: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """With g = dy weight: dx = (g − mean(g) − x̂ mean(g x̂)) rstd. A row lies in two pieces, the second shorter or none, so that
@@ -99,6 +101,8 @@ def _norm_backward_kernel(
         mean += row
     if dx is not None:
         dx += row * N
+    if dresidual is not None:
+        dresidual += row * N
     if dsum is not None:
         dsum += row * dsum_row
     for _ in tl.range(each, num_stages=STAGES):
@@ -123,10 +127,12 @@ def _norm_backward_kernel(
             else:
                 total, dot = _sums(g, xhat, None, None, ROWS, HEAD, TAIL, mean is not None)
             total, dot = total * share, dot * share
-            _put(dx + (dx_at + n), g, xhat, total, dot, r, s, mask)
+            _put(dx, dresidual, dx_at + n, g, xhat, total, dot, r, s, mask)
             if TAIL:
-                _put(dx + (dx_at + t), g_t, xhat_t, total, dot, r, s_t, mask_t)
+                _put(dx, dresidual, dx_at + t, g_t, xhat_t, total, dot, r, s_t, mask_t)
             dx += step * N
+            if dresidual is not None:
+                dresidual += step * N
         dy += step * dy_row
         x += step * x_row
         rstd += step
@@ -180,6 +186,7 @@ def _norm_backward_columns_kernel(
     sums,
     dots,
     dx,
+    dresidual,
     dweights,
     dbiases,
     M,
@@ -219,11 +226,13 @@ def _norm_backward_columns_kernel(
             d = g - xhat * (tl.sum(tl.load(dots + row * parts + p, p < parts, other=0.0), 0) / N)
             if mean is not None:
                 d -= tl.sum(tl.load(sums + row * parts + p, p < parts, other=0.0), 0) / N
-            at = dx + row * N + n
+            at = row * N + n
             d *= r
             if dsum is not None:
                 d += tl.load(dsum + row * dsum_row + n, inside, other=0.0).to(tl.float32)
-            tl.store(at, d.to(dx.dtype.element_ty), inside)
+            tl.store(dx + at, d.to(dx.dtype.element_ty), inside)
+            if dresidual is not None:
+                tl.store(dresidual + at, d.to(dresidual.dtype.element_ty), inside)
     if dweights is not None:
         tl.store(dweights + share * N + n, dw, inside)
     if dbiases is not None:
@@ -289,13 +298,24 @@ def _pieces(n: int, block: int) -> tuple[int, int]:
 
 
 def backward(
-    dy: Any, saved: dict, inputs: tuple, needs: tuple, normalized_shape: tuple, empty: Any, dsum: Any = None
+    dy: Any,
+    saved: dict,
+    inputs: tuple,
+    needs: tuple,
+    normalized_shape: tuple,
+    empty: Any,
+    dsum: Any = None,
+    summands: tuple = (),
 ) -> tuple:
-    """(dx, dweight, dbias) of a norm of x. dsum: what is added to dx; dy may then be None."""
+    """(dx, dweight, dbias, dresidual) of a norm of x. dsum: what is added to dx; dy may then be None. summands: what x is the
+    sum of; dresidual is another array where the second has another dtype, else None."""
     x, rstd, mean, weight = (saved.get(k) for k in ("x", "rstd", "mean", "weight"))
     n = math.prod(normalized_shape)
     m = math.prod(x.shape[: x.ndim - len(normalized_shape)])
-    dx = empty(x.shape, x.dtype) if "x" in needs else None
+    wanted = "x" in needs
+    dx = empty(x.shape, summands[0].dtype if summands else x.dtype) if wanted else None
+    apart = wanted and summands and summands[0].dtype != summands[1].dtype
+    dresidual = empty(x.shape, summands[1].dtype) if apart else None
     dweight = empty(normalized_shape, inputs[1].dtype) if "weight" in needs else None
     dbias = empty(normalized_shape, inputs[2].dtype) if "bias" in needs else None
 
@@ -306,25 +326,26 @@ def backward(
         return programs, *(None if d is None else empty((programs, n), "float32") for d in (dweight, dbias))
 
     if dy is None:
-        if dx is not None:
-            _tile.copy(dsum, dx)
+        for d in (dx, dresidual):
+            if d is not None:
+                _tile.copy(dsum, d)
         found = shares(0)
     else:
         dsum = None if dx is None else dsum
         weight = None if weight is None else _tile.dense(weight, empty)
         (dy, dy_row), (x, x_row) = _tile.rows(dy, n, empty), _tile.rows(x, n, empty)
         dsum, dsum_row = (None, None) if dsum is None else _tile.rows(dsum, n, empty)
-        how = (dy, dsum, x, weight, mean, rstd), dx, (dy_row, x_row, dsum_row), m, n, shares
+        how = (dy, dsum, x, weight, mean, rstd), (dx, dresidual), (dy_row, x_row, dsum_row), m, n, shares
         held = BACKWARD(_tile.device(x), n)
         found = _walked(*how, empty) if held is None else _held(*how, *held, summed)
     if summed:
         finalise(*found, dweight, dbias, n, x)
-    return dx, dweight, dbias
+    return dx, dweight, dbias, dresidual
 
 
 def _held(
     arrays: tuple,
-    dx: Any,
+    grads: tuple,
     steps: tuple,
     m: int,
     n: int,
@@ -334,25 +355,25 @@ def _held(
     warps: int,
     summed: bool,
 ) -> tuple:
-    dsum, x = arrays[1:3]
+    x = arrays[2]
     tiles = _tile.cdiv(m, rows)
     programs, each = _tile.split(tiles, _tile.device(x).sms * (WARPS // warps) if summed else tiles)
     found = shares(programs)
     head, tail = _pieces(n, block)
     unit, *sizes = _tile.in_units(n, *steps)
-    size = x.element_size()
-    narrow = _tile.unit_of(n, *(step for step in steps if step is not None)) * size < 4
-    stages = _stages(rows * block * size * (2 if dsum is None else 3), warps, narrow)
+    sizes_of = [a.element_size() for a in arrays[:3] if a is not None]
+    narrow = _tile.unit_of(n, *(step for step in steps if step is not None)) * min(sizes_of) < 4
+    stages = _stages(rows * block * sum(sizes_of), warps, narrow)
     tile = dict(UNIT=unit, WHOLE=n == head + tail, ROWS=rows, HEAD=head, TAIL=tail, STAGES=stages, num_warps=warps)
-    _tile.launch(_norm_backward_kernel, (programs if n else 0,), *arrays, dx, *found[1:], m, *sizes, each, **tile)
+    _tile.launch(_norm_backward_kernel, (programs if n else 0,), *arrays, *grads, *found[1:], m, *sizes, each, **tile)
     return found
 
 
-def _walked(arrays: tuple, dx: Any, steps: tuple, m: int, n: int, shares: Callable, empty: Any) -> tuple:
+def _walked(arrays: tuple, grads: tuple, steps: tuple, m: int, n: int, shares: Callable, empty: Any) -> tuple:
     dy, dsum, *others = arrays
     parts, each, tile = walk(BACKWARD_WALKED, m, n, dy)
     sums, dots = empty((m, parts), "float32"), empty((m, parts), "float32")
-    if dx is not None:
+    if grads[0] is not None:
         sizes = (n, *steps[:2], parts, each)
         _tile.launch(_norm_sums_kernel, (m * parts,), dy, *others, sums, dots, *sizes, **tile)
     block = tile["BLOCK"] if dsum is None else tile["BLOCK"] // 2  # one array more to hold
@@ -362,7 +383,7 @@ def _walked(arrays: tuple, dx: Any, steps: tuple, m: int, n: int, shares: Callab
     sizes = (m, n, *steps, parts, blocks, each)
     tile |= dict(PARTS=_tile.next_power_of_2(parts), BLOCK=block)
     grid = (programs * blocks,)
-    _tile.launch(_norm_backward_columns_kernel, grid, *arrays, sums, dots, dx, *found[1:], *sizes, **tile)
+    _tile.launch(_norm_backward_columns_kernel, grid, *arrays, sums, dots, *grads, *found[1:], *sizes, **tile)
     return found
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget
-from .._norm import for_both, norms_own
+from .._norm import for_both, norms_own, sum_dtype
 from . import _configs, _tile
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
@@ -179,12 +179,14 @@ def _forward(
     empty: Any,
     rms: bool,
     residual: Any = None,
+    dtype: str | None = None,
 ) -> tuple[Any, Any, Any, Any]:
     """(y, h, mean, rstd); mean and rstd are None where no gradient is needed, mean for RMS, h without a residual."""
     lead, n = x.shape[: x.ndim - len(normalized_shape)], math.prod(normalized_shape)
     m = math.prod(lead)
-    y = empty(x.shape, x.dtype)
-    h = None if residual is None else empty(x.shape, x.dtype)
+    own = x.dtype if residual is None else sum_dtype(x, residual)
+    y = empty(x.shape, own if dtype is None else dtype)
+    h = None if residual is None else empty(x.shape, own)
     rstd = empty(lead, "float32") if needs else None
     mean = empty(lead, "float32") if needs and not rms else None
     weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
@@ -241,7 +243,7 @@ def layer_norm_backward(
     eps: float = 1e-5,
     empty: Any,
 ) -> tuple:
-    return backward(dys[0], saved, inputs, needs, normalized_shape, empty)
+    return backward(dys[0], saved, inputs, needs, normalized_shape, empty)[:3]
 
 
 def rms_norm_forward(
@@ -268,8 +270,7 @@ def rms_norm_backward(
     eps: float | None = None,
     empty: Any,
 ) -> tuple:
-    dx, dweight, _ = backward(dys[0], saved, inputs, needs, normalized_shape, empty)
-    return dx, dweight
+    return backward(dys[0], saved, inputs, needs, normalized_shape, empty)[:2]
 
 
 # --- of a sum --------------------------------------------------------------------------------------------------------
@@ -279,8 +280,10 @@ def _backward_of_sum(
     dys: tuple, saved: dict, inputs: tuple, needs: tuple, normalized_shape: tuple, empty: Any
 ) -> tuple:
     """(dx, dresidual, dweight, dbias)"""
-    grads = backward(dys[0], *norms_own(saved, inputs, needs), normalized_shape, empty, dsum=dys[1])
-    return for_both(grads, needs)
+    dx, *others, dresidual = backward(
+        dys[0], *norms_own(saved, inputs, needs), normalized_shape, empty, dys[1], inputs[:2]
+    )
+    return for_both((dx, *others), needs, dresidual)
 
 
 def add_layer_norm_forward(
@@ -292,9 +295,10 @@ def add_layer_norm_forward(
     needs: tuple = (),
     normalized_shape: tuple,
     eps: float = 1e-5,
+    dtype: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    y, h, mean, rstd = _forward(x, weight, bias, needs, normalized_shape, eps, empty, rms=False, residual=residual)
+    y, h, mean, rstd = _forward(x, weight, bias, needs, normalized_shape, eps, empty, False, residual, dtype)
     saved = {"sum": h, "mean": mean, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y, h), saved if needs else {}
 
@@ -307,6 +311,7 @@ def add_layer_norm_backward(
     needs: tuple,
     normalized_shape: tuple,
     eps: float = 1e-5,
+    dtype: str | None = None,
     empty: Any,
 ) -> tuple:
     return _backward_of_sum(dys, saved, inputs, needs, normalized_shape, empty)
@@ -320,9 +325,10 @@ def add_rms_norm_forward(
     needs: tuple = (),
     normalized_shape: tuple,
     eps: float | None = None,
+    dtype: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    y, h, _, rstd = _forward(x, weight, None, needs, normalized_shape, eps, empty, rms=True, residual=residual)
+    y, h, _, rstd = _forward(x, weight, None, needs, normalized_shape, eps, empty, True, residual, dtype)
     saved = {"sum": h, "rstd": rstd} | ({} if weight is None else {"weight": weight})
     return (y, h), saved if needs else {}
 
@@ -335,6 +341,7 @@ def add_rms_norm_backward(
     needs: tuple,
     normalized_shape: tuple,
     eps: float | None = None,
+    dtype: str | None = None,
     empty: Any,
 ) -> tuple:
     return _backward_of_sum(dys, saved, inputs, needs, normalized_shape, empty)[:3]
