@@ -142,7 +142,9 @@ def launchers(
         return getattr(module, f"{op.name}_forward")(*map(_meta, padded), needs=needs, empty=_meta_empty, **given)
 
     def backward(saved: dict) -> Any:
-        outputs = [*rule.outputs.values(), *[padded[op.inputs.index(op.joins)]] * joined]
+        outputs = [*rule.outputs.values()]
+        if joined:
+            outputs.append(padded[op.inputs.index(op.joins)])
         dys = tuple(_meta(o) if o.dtype in FLOATS else None for o in outputs)
         run = getattr(module, f"{op.name}_backward")
         return run(dys, saved, inputs=tuple(padded), needs=needs, empty=_meta_empty, **given)
