@@ -81,6 +81,7 @@ from gpulayers.layers.conv import (  # noqa: E402
     ConvTranspose2d,
     ConvTranspose3d,
 )
+from gpulayers.layers.distance import CosineSimilarity, Normalize, PairwiseDistance  # noqa: E402
 from gpulayers.layers.dropout import (  # noqa: E402
     AlphaDropout,
     Dropout,

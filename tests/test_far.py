@@ -10,6 +10,7 @@ from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu
 from gpulayers.ops.attention import attention, attention_decode, kv_append
 from gpulayers.ops.conv import conv
+from gpulayers.ops.distance import cosine_similarity, normalize, pdist
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import layer_norm, rms_norm
@@ -54,6 +55,9 @@ CALLS = {
     ),
     "rms_norm": (rms_norm, [draw(5, 40), draw(40)], {"normalized_shape": (40,)}),
     "attention": (attention, [draw(2, 4, 5, 16), draw(2, 2, 9, 16), draw(2, 2, 9, 16)], {"causal": True}),
+    "cosine_similarity": (cosine_similarity, [draw(5, 40), draw(5, 40)], {}),
+    "normalize": (normalize, [draw(*IMAGE)], {}),
+    "pdist": (pdist, [draw(5, 40)], {}),
     "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
     "cross_entropy": (cross_entropy, [draw(5, 40), np.arange(5)], {}),
     "linear": (linear, [draw(20, 24), draw(18, 24), draw(18)], {}),

@@ -6,6 +6,7 @@ import pytest
 from gpulayers.ops.activation import gelu, glu, prelu, rrelu
 from gpulayers.ops.attention import attention
 from gpulayers.ops.conv import conv
+from gpulayers.ops.distance import cosine_similarity, normalize, pairwise_distance, pdist
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import mse
@@ -44,6 +45,10 @@ CALLS = {
     "group_norm": (group_norm, [IMAGES, draw(4), draw(4)], {"num_groups": 2}),
     "local_response_norm": (local_response_norm, [IMAGES], {"size": 3}),
     "attention": (attention, [draw(1, 2, 5, 16), draw(1, 1, 9, 16), draw(1, 1, 9, 16)], {"causal": True}),
+    "pairwise_distance": (pairwise_distance, [ROWS, draw(5, 24)], {}),
+    "cosine_similarity": (cosine_similarity, [ROWS, draw(5, 24)], {}),
+    "normalize": (normalize, [IMAGES], {}),
+    "pdist": (pdist, [ROWS], {}),
     "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
     "linear": (linear, [ROWS, draw(8, 24), draw(8)], {"activation": "gelu"}),
     "mse": (mse, [ROWS, draw(5, 24) + 1], {"reduction": "none"}),

@@ -132,6 +132,10 @@ ON_CUDA = {
         "cross_entropy",
         "nll_loss",
         "mse",
+        "pairwise_distance",
+        "cosine_similarity",
+        "normalize",
+        "pdist",
     ),
     "lower": ("linear", "linears", "conv", "conv_batch_norm", "conv_transpose", "prelu", "recurrent"),
 }

@@ -118,6 +118,8 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
     "MSELoss": [({}, (3, 5))],
+    "PairwiseDistance": [({}, (3, 5))],
+    "CosineSimilarity": [({"dim": -1}, (3, 5))],
     **_OF_LOGITS,
 }  # fmt: skip
 _OF_INDICES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
@@ -148,7 +150,7 @@ class Case(NamedTuple):
         x = _draw(self.shape, f"{self.name}{seed}").to(dtype)
         if self.name in _OF_INDICES:
             return [torch.arange(x.numel()).reshape(x.shape) * (7 + seed) % self.arguments["num_embeddings"]]
-        if self.name == "MSELoss":
+        if self.name in OF_PAIRS:
             return [x, _draw(self.shape, f"target{seed}").to(dtype)]
         if self.name in _OF_LOGITS:
             count, several = self.arguments["num_classes"], self.arguments.get("out_features", ())
@@ -160,6 +162,8 @@ class Case(NamedTuple):
         return [x]
 
 
+OF_PAIRS = ("MSELoss", "PairwiseDistance", "CosineSimilarity")
+"""Classes of two inputs that are alike."""
 CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
 MADE_OF_OTHERS = (
     *("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer"),
@@ -287,7 +291,8 @@ class Everything(nn.Module):
         through("Embedding", labels.unsqueeze(-1))
         through("EmbeddingBag", labels.unsqueeze(-1))
         p, q = through("Softmax", x), through("Softmin", x)
-        found["MSELoss"] = self.layers["MSELoss"](p, q)
+        for name in OF_PAIRS:
+            found[name] = self.layers[name](p, q)
         found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
         found["CrossEntropyLoss"] = self.layers["CrossEntropyLoss"](x, labels)
         return found | {name: self.layers[name](x, labels) for name in _OF_LOGITS}
@@ -300,7 +305,7 @@ def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str
         found["GLU"].mean()
         + found["EmbeddingBag"].mean()
         + found["Embedding"].mean()
-        + found["MSELoss"]
+        + sum(found[name].sum() for name in OF_PAIRS)
         + found["NLLLoss"]
         + found["CrossEntropyLoss"]
         + sum(found[name] for name in _OF_LOGITS)

@@ -68,6 +68,7 @@ from gpulayers.torch.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from gpulayers.torch.distance import CosineSimilarity, PairwiseDistance
 from gpulayers.torch.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
 from gpulayers.torch.linear import Flatten, LazyLinear, Linear

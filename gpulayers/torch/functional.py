@@ -81,6 +81,7 @@ from gpulayers.torch.attention import (
     scaled_dot_product_attention,
 )
 from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from gpulayers.torch.distance import cosine_similarity, normalize, pairwise_distance, pdist
 from gpulayers.torch.dropout import (
     alpha_dropout,
     dropout,
