@@ -218,8 +218,8 @@ def rows(m: int, n: int, **options) -> None:
 
 
 def test_short_rows(launched):
-    """Several rows a program, one row a program, more programs than rows, rows that 8 divides but not 16."""
-    for m, n in ((70, 24), (3, 2100)):
+    """Several rows a program, in whole pieces, one row a program, more programs than rows, rows that 8 divides but not 16."""
+    for m, n in ((70, 24), (5, 384), (3, 2100)):
         rows(m, n, dys=["dense", "transposed"])
     check_op(
         layer_norm, draw(8, 60)[::2, :24], draw(24), normalized_shape=(24,), dtypes=["float32", "float16", "bfloat16"]

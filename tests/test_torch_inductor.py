@@ -318,7 +318,7 @@ def test_numbers_are_single():
     signature = dict.fromkeys(("x", "weight", "bias", "y", "mean", "rstd"), "*fp32")
     signature |= {"M": "i32", "N": "i32", "x_row": "i32", "eps": "fp64"}
     constants = dict.fromkeys(n for n in kernel.arg_names if n not in signature)
-    constants |= {"UNIT": 1, "RMS": False, "ROWS": 1, "BLOCK": 64}
+    constants |= {"UNIT": 1, "RMS": False, "ROWS": 1, "BLOCK": 64, "PIECES": 1, "WHOLE": False}
     kinds = {n: signature.get(n, "constexpr") for n in kernel.arg_names}
     with null_driver(compiled=False):
         with pytest.raises(CompilationError, match="got fp64"):

@@ -32,8 +32,7 @@ from ._norm_backward import backward, walk
 # --- forward ---------------------------------------------------------------------------------------------------------
 
 BUDGETS = {
-    # Of a sum in bfloat16, on sm_90, ptxas rather puts three registers aside, once, than take a 65th.
-    "_norm_forward_kernel": Budget(registers=104, blocks=1, spills=6),
+    "_norm_forward_kernel": Budget(registers=104, blocks=2),
     "_norm_forward_looped_kernel": Budget(registers=80, blocks=3),
     "_norm_moments_kernel": Budget(registers=72, blocks=4),
     "_norm_moments_of_sum_kernel": Budget(registers=104, blocks=2),
@@ -53,41 +52,44 @@ def _scaled(xhat, weight, bias, n, inside):
 
 @triton.jit
 def _norm_forward_kernel(
-    x,
-    residual,
-    weight,
-    bias,
-    h,
-    y,
-    mean,
-    rstd,
-    M,
-    N,
-    x_row,
-    residual_row,
-    eps,
-    UNIT: tl.constexpr,
-    RMS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, residual, weight, bias, h, y, mean, rstd, M, N, x_row, residual_row, eps,
+    UNIT: tl.constexpr, RMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PIECES: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """A row lies in pieces, of which each thread has a vector, so that few are idle; they are added up before threads are."""
     N, x_row = N * UNIT, x_row * UNIT
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     n = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
-    inside = n < N
-    mask = (row < M) & inside
-    d = tl.load(x + row * x_row + n, mask, other=0.0).to(tl.float32)
-    if residual is not None:
-        d = added(d, residual + row * (residual_row * UNIT) + n, h + row * N + n, mask)
+    there = row < M
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    pieces = ()
+    for i in tl.static_range(PIECES):
+        at = n + i * BLOCK
+        mask = there if WHOLE or i < PIECES - 1 else there & (at < N)
+        d = tl.load(x + row * x_row + at, mask, other=0.0).to(tl.float32)
+        if residual is not None:
+            d = added(d, residual + row * (residual_row * UNIT) + at, h + row * N + at, mask)
+        total += d * d if RMS else d
+        pieces += (d,)
+    size = tl.maximum(N, 1).to(tl.float32)
+    m = 0.0
     if not RMS:
-        m = tl.div_rn(tl.sum(d, 1, keep_dims=True), tl.maximum(N, 1).to(tl.float32))  # `/` is off by a bit: 3c / 3 ≠ c
-        d = tl.where(inside, d - m, 0.0)
+        m = tl.div_rn(tl.sum(total, 1, keep_dims=True), size)  # `/` is off by a bit: 3c / 3 ≠ c
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        for i in tl.static_range(PIECES):
+            d = pieces[i] - m
+            if not (WHOLE or i < PIECES - 1):
+                d = tl.where(n + i * BLOCK < N, d, 0.0)
+            total += d * d
         if mean is not None:
-            tl.store(mean + row, m, row < M)
-    r = 1.0 / tl.sqrt_rn(tl.sum(d * d, 1, keep_dims=True) / tl.maximum(N, 1) + eps)
+            tl.store(mean + row, m, there)
+    r = 1.0 / tl.sqrt_rn(tl.sum(total, 1, keep_dims=True) / size + eps)
     if rstd is not None:
-        tl.store(rstd + row, r, row < M)
-    tl.store(y + row * N + n, _scaled(d * r, weight, bias, n, inside).to(y.dtype.element_ty), mask)
+        tl.store(rstd + row, r, there)
+    for i in tl.static_range(PIECES):
+        at = n + i * BLOCK
+        mask = there if WHOLE or i < PIECES - 1 else there & (at < N)
+        inside = at < N
+        tl.store(y + row * N + at, _scaled((pieces[i] - m) * r, weight, bias, at, inside).to(y.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -169,6 +171,14 @@ FORWARD = _tile.held_rows("norm_forward")
 FORWARD_WALKED = _configs.rows("norm_forward.walked")
 
 
+def _pieces(rows: int, block: int, warps: int, n: int, size: int) -> tuple[int, dict]:
+    """(rows a program, tile) for rows of n: pieces of a vector for each thread, and as many rows as fit in what the table says."""
+    width = min(block, 32 * warps * (16 // size))
+    pieces = _tile.cdiv(n, width)
+    count = 1 << max(1, rows * block // max(pieces * width, 1)).bit_length() - 1
+    return count, dict(ROWS=count, BLOCK=width, PIECES=pieces, WHOLE=n == pieces * width, num_warps=warps)
+
+
 def _forward(
     x: Any,
     weight: Any,
@@ -193,10 +203,10 @@ def _forward(
     x, row = _tile.rows(x, n, empty)
     residual, residual_row = (None, None) if residual is None else _tile.rows(residual, n, empty)
     if held := FORWARD(_tile.device(x), n):
-        count, block, warps = held
+        count, tile = _pieces(*held, n, x.element_size())
         grid = (_tile.cdiv(m, count),)
         unit, *sizes = _tile.in_units(n, row, residual_row)
-        tile = dict(UNIT=unit, RMS=rms, ROWS=count, BLOCK=block, num_warps=warps)
+        tile |= dict(UNIT=unit, RMS=rms)
         arrays = (x, residual, weight, bias, h, y, mean, rstd)
         _tile.launch(_norm_forward_kernel, grid, *arrays, m, *sizes, eps, **tile)
         return y, h, mean, rstd
