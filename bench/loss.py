@@ -7,9 +7,9 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.loss import cross_entropy, linear_cross_entropy, mse, nll_loss
+from gpulayers.ops.loss import cross_entropy, linear_cross_entropy, mse, nll_loss, pointwise_loss
 
-from .cases.case import ONE_ARCH, Case, Labels, Other, sweep
+from .cases.case import ONE_ARCH, Case, Labels, Other, Squares, sweep
 
 
 def _cross_entropy(name: str, *shape: int, cpu: bool = False, smoothing: float = 0.0) -> Case:
@@ -55,6 +55,20 @@ def _liger_linear(x: Any, weight: Any, target: Any) -> Any:
     return liger_fused_linear_cross_entropy(x, weight, target)
 
 
+_POINTWISE = {
+    "bce_with_logits": F.binary_cross_entropy_with_logits,
+    "kl_div": partial(F.kl_div, reduction="batchmean", log_target=True),
+    "smooth_l1": F.smooth_l1_loss,
+}
+
+
+def _pointwise(loss: str, *shape: int, cpu: bool = False, **options: Any) -> Case:
+    title = f"{loss} {'×'.join(map(str, shape))}"
+    return Case(
+        pointwise_loss, title, (shape, shape), {"loss": loss, **options}, _POINTWISE[loss], cpu=cpu, needs=("x",)
+    )
+
+
 def cases() -> list[Case]:
     return [
         _linear("digits", 128, 64, 10, cpu=True),
@@ -73,6 +87,10 @@ def cases() -> list[Case]:
         Case(mse, "small 64×10", ((64, 10), (64, 10)), {}, F.mse_loss, needs=("x",)),
         Case(mse, "autoencoder 256×3×32²", ((256, 3, 32, 32),) * 2, {}, F.mse_loss, needs=("x",)),
         Case(mse, "8192×8192", ((8192, 8192),) * 2, {}, F.mse_loss, cpu=False, needs=("x",), headline=True),
+        _pointwise("bce_with_logits", 256, 1000, cpu=True),
+        _pointwise("bce_with_logits", 8192, 8192)._replace(headline=True),
+        _pointwise("kl_div", 8192, 32000, log=True, reduction="batchmean"),
+        _pointwise("smooth_l1", 256, 3, 32, 32, cpu=True),
         *sweep("classes, 4,096 rows", [(n, _cross_entropy("", 4096, n)) for n in (1024, 4096, 16384, 32768, 131072)]),
     ]
 
@@ -92,4 +110,17 @@ def audits() -> list[Case]:
             found.append(Case(nll_loss, "weighted", (shape, labels, (shape[1],)), archs=archs))
     for reduction in ("mean", "none"):
         found.append(Case(mse, reduction, ((4096, 4096),) * 2, {"reduction": reduction}))
+    return found + _pointwise_audits()
+
+
+def _pointwise_audits() -> list[Case]:
+    """The formulas that take most registers, with every array; and one that takes few."""
+    x, factor = (4096, 4096), (4096,)
+    with_factors = (x, x, None, factor, factor)
+    found = [
+        Case(pointwise_loss, reduction, with_factors, {"loss": "bce_with_logits", "reduction": reduction})
+        for reduction in ("mean", "none")
+    ]
+    for loss, shapes in (("poisson_nll", (x, x)), ("gaussian_nll", (x, x, Squares(x))), ("smooth_l1", (x, x))):
+        found.append(Case(pointwise_loss, loss, shapes, {"loss": loss, "full": True}, archs=ONE_ARCH))
     return found

@@ -92,7 +92,23 @@ from gpulayers.layers.dropout import (  # noqa: E402
 )
 from gpulayers.layers.embedding import Embedding, EmbeddingBag  # noqa: E402
 from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
-from gpulayers.layers.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss  # noqa: E402
+from gpulayers.layers.loss import (  # noqa: E402
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    GaussianNLLLoss,
+    HingeEmbeddingLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    MarginRankingLoss,
+    MSELoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+    SoftMarginLoss,
+)
 from gpulayers.layers.norm import (  # noqa: E402
     AddLayerNorm,
     AddRMSNorm,

@@ -10,7 +10,7 @@ PRODUCTS = frozenset({"linear", "linears", "linear_cross_entropy", "attention", 
 """Ops whose definition multiplies matrices, which BLAS does in another order for each number of rows."""
 OPS = PRODUCTS | {
     "layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "softmax", "softmin", "log_softmax", "cross_entropy",
-    "nll_loss", "mse",
+    "nll_loss", "mse", "pointwise_loss",
 }  # fmt: skip
 """Ops that batch-invariant mode is for: their results, losses of each row, and gradients of what has rows. Gradients of
 weights, and losses summed or averaged, are sums over all rows."""

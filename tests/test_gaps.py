@@ -9,7 +9,7 @@ from gpulayers.ops.conv import conv
 from gpulayers.ops.distance import cosine_similarity, normalize, pairwise_distance, pdist
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import mse
+from gpulayers.ops.loss import mse, pointwise_loss
 from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_response_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
@@ -52,6 +52,7 @@ CALLS = {
     "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
     "linear": (linear, [ROWS, draw(8, 24), draw(8)], {"activation": "gelu"}),
     "mse": (mse, [ROWS, draw(5, 24) + 1], {"reduction": "none"}),
+    "pointwise_loss": (pointwise_loss, [ROWS, draw(5, 24), None, draw(24)], {"loss": "smooth_l1", "reduction": "none"}),
     "max_pool": (max_pool, [IMAGES], {"kernel_size": 2}),
     "avg_pool": (avg_pool, [IMAGES], {"kernel_size": 3, "stride": 2}),
     "adaptive_avg_pool": (adaptive_avg_pool, [IMAGES], {"output_size": (4, 3)}),

@@ -13,7 +13,7 @@ from gpulayers.ops.attention import attention, attention_decode
 from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import cross_entropy, mse, nll_loss
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss, pointwise_loss
 from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_response_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
@@ -69,6 +69,7 @@ CALLS = {
     "attention_decode": (attention_decode, [(CACHE[0], 2, 1, 32), CACHE, CACHE], {}),
     "linear": (linear, [(2**31 // 64 + 3, 64), np.ones((64, 64), float16) / 8], {}),
     "mse": (mse, [ROWS, ROWS], {"reduction": "none"}),
+    "pointwise_loss": (pointwise_loss, [ROWS, ROWS], {"loss": "l1", "reduction": "none"}),
 }
 IMAGE_OPS = [
     name for name, (op, given, _) in CALLS.items() if given[0] == IMAGES and op not in (batch_norm, group_norm)

@@ -22,7 +22,7 @@ from gpulayers import _policy, arrays, dispatch
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv, conv_transpose
 from gpulayers.ops.linear import linear, linears
-from gpulayers.ops.loss import linear_cross_entropy, mse
+from gpulayers.ops.loss import linear_cross_entropy, mse, pointwise_loss
 from gpulayers.ops.norm import add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool
 from gpulayers.testing import _multiprocessors
@@ -67,6 +67,9 @@ CASES = {
     ),
     "more than 128 partial sums": (prelu, [draw(270000), draw(1)], {}, None, "_prelu_backward_kernel", 132),
     "losses": (mse, [draw(300000), draw(300000)], {}, None, "_mse_sum_kernel", 147),
+    "losses by formula": (
+        pointwise_loss, [draw(300000), draw(300000)], {"loss": "l1"}, None, "_pointwise_loss_forward_kernel", 147,
+    ),
     "one tile a program, and K split": (
         linear, [half(64, 4096), half(64, 4096), None], {}, None, "_matmul_tma_kernel", 16,
     ),

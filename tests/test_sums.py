@@ -7,7 +7,7 @@ import pytest
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import cross_entropy, mse, nll_loss
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss, pointwise_loss
 from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool
 from gpulayers.ops.softmax import log_softmax, softmax
@@ -45,6 +45,7 @@ CALLS = {
     "adaptive_avg_pool": (adaptive_avg_pool, [full(1, 2, 30, 20)], {"output_size": 1}),
     "prelu": (prelu, [full(MANY, 2, value=-1.0), full(2)], {}),
     "mse": (mse, [full(MANY), full(MANY, value=0.0)], {}),
+    "pointwise_loss": (pointwise_loss, [full(MANY), full(MANY, value=0.0)], {"loss": "l1"}),
     "cross_entropy": (cross_entropy, [full(MANY, 3), np.zeros(MANY, np.int64)], {"reduction": "sum"}),
     "cross_entropy of many classes": (cross_entropy, [full(2, MANY), np.zeros(2, np.int64)], {"label_smoothing": 0.5}),
     "nll_loss": (nll_loss, [full(MANY, 3), np.zeros(MANY, np.int64)], {}),

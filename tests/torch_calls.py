@@ -1,6 +1,47 @@
-"""Calls of torch.nn's classes over one to three spatial axes, (arguments, shape of the input), and a choice of torch's own samples."""
+"""Calls of torch.nn's classes over one to three spatial axes, (arguments, shape of the input), what calls are made of, and a
+choice of torch's own samples."""
 
+import itertools
+
+import torch
 from torch import Tensor
+
+from gpulayers.testing.arena import has_gpu
+
+DEVICE = "cuda" if has_gpu() else "cpu"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+ANY = [(3, 5), (4,), (), (2, 3, 4), (2, 3, 4, 2), (0, 3), (1, 1), (33, 17)]
+
+
+def grid(**axes):
+    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def draw(shape, dtype, seed=0, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, dtype=torch.float64, generator=generator) * scale).to(DEVICE, dtype)
+
+
+def layouts(x):
+    """The same shape in other memory: as it comes, with gaps, transposed, channels last, expanded."""
+    yield x
+    if x.dim() and x.numel():
+        yield torch.stack([x, x + 1], -1)[..., 0]
+    if x.dim() > 1 and x.numel():
+        yield x.transpose(0, -1).contiguous().transpose(0, -1)
+        yield x[:1].expand(x.shape)
+    if x.dim() == 4:
+        yield x.contiguous(memory_format=torch.channels_last)
+
+
+def some_layouts(x, number):
+    """x as it comes and in one other layout, in turn: every class has many calls, and meets them all."""
+    first, *others = layouts(x)
+    return [first, *([others[number % len(others)]] if others else [])]
+
+
+def report(complaints):
+    assert not complaints, f"{len(complaints)} calls differ:\n" + "\n".join(complaints[:20])
 
 
 def convolutions(count):

@@ -9,6 +9,17 @@ import numpy as np
 
 from gpulayers import arrays
 from gpulayers.layers._layer import OpLayer
+from gpulayers.layers._pointwise_loss import BCELoss as BCELoss
+from gpulayers.layers._pointwise_loss import BCEWithLogitsLoss as BCEWithLogitsLoss
+from gpulayers.layers._pointwise_loss import GaussianNLLLoss as GaussianNLLLoss
+from gpulayers.layers._pointwise_loss import HingeEmbeddingLoss as HingeEmbeddingLoss
+from gpulayers.layers._pointwise_loss import HuberLoss as HuberLoss
+from gpulayers.layers._pointwise_loss import KLDivLoss as KLDivLoss
+from gpulayers.layers._pointwise_loss import L1Loss as L1Loss
+from gpulayers.layers._pointwise_loss import MarginRankingLoss as MarginRankingLoss
+from gpulayers.layers._pointwise_loss import PoissonNLLLoss as PoissonNLLLoss
+from gpulayers.layers._pointwise_loss import SmoothL1Loss as SmoothL1Loss
+from gpulayers.layers._pointwise_loss import SoftMarginLoss as SoftMarginLoss
 from gpulayers.layers.linear import Linear
 from gpulayers.ops import loss as ops
 

@@ -1,4 +1,4 @@
-"""Losses: cross entropy, the negative log-likelihood and the mean squared error."""
+"""Losses: cross entropy, the negative log-likelihood, the mean squared error; and from files of their own, others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_backward as
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from gpulayers.ops._loss import require_labels, require_reduction
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
+from gpulayers.ops._pointwise_loss import pointwise_loss as pointwise_loss
+from gpulayers.ops._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward
+from gpulayers.ops._pointwise_loss import pointwise_loss_forward as pointwise_loss_forward
 
 
 def _reduced(loss: Any, share: Any, reduction: str) -> tuple[Any, Any]:

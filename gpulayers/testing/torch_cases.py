@@ -43,6 +43,16 @@ if hasattr(nn, "LinearCrossEntropyLoss"):  # newer torch
     _OF_LOGITS["LinearCrossEntropyLoss"] = [
         ({"in_features": 5, "num_classes": 4, **more}, (3, 5)) for more in ({}, _smooth, {"out_features": (2,)})
     ]
+TARGETS: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {
+    **dict.fromkeys(("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"), lambda x, t: [x, t]),
+    "BCELoss": lambda x, t: [x.sigmoid(), t.sigmoid()],
+    **dict.fromkeys(("BCEWithLogitsLoss", "KLDivLoss"), lambda x, t: [x, t.sigmoid()]),
+    "PoissonNLLLoss": lambda x, t: [x, t.exp()],
+    "GaussianNLLLoss": lambda x, t: [x, t, (x - t).exp()],
+    **dict.fromkeys(("HingeEmbeddingLoss", "SoftMarginLoss"), lambda x, t: [x, 1 - 2 * (t > 0).to(t.dtype)]),
+    "MarginRankingLoss": lambda x, t: [x, t, 1 - 2 * (x + t > 0).to(t.dtype)],
+}
+"""Losses of arrays of one shape: what they are called with, made of two."""
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     **{name: [({}, (3, 5))] for name in PLAIN},
     "Threshold": [({"threshold": 0.1, "value": 2.0}, (3, 5))],
@@ -117,10 +127,11 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "ConvTranspose3d": [(_SAME, _VOLUME)],
     "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
-    "MSELoss": [({}, (3, 5))],
     "PairwiseDistance": [({}, (3, 5))],
     "CosineSimilarity": [({"dim": -1}, (3, 5))],
     **_OF_LOGITS,
+    **{name: [({}, (3, 5))] for name in TARGETS},
+    "KLDivLoss": [({"reduction": "batchmean"}, (3, 5))],
 }  # fmt: skip
 _OF_INDICES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "Embedding": [({"num_embeddings": 6, "embedding_dim": 3, "padding_idx": 1}, (2, 4))],
@@ -152,6 +163,8 @@ class Case(NamedTuple):
             return [torch.arange(x.numel()).reshape(x.shape) * (7 + seed) % self.arguments["num_embeddings"]]
         if self.name in OF_PAIRS:
             return [x, _draw(self.shape, f"target{seed}").to(dtype)]
+        if self.name in TARGETS:
+            return [a.to(dtype) for a in TARGETS[self.name](x.double(), _draw(self.shape, f"target{seed}"))]
         if self.name in _OF_LOGITS:
             count, several = self.arguments["num_classes"], self.arguments.get("out_features", ())
             return [x, torch.arange(x.shape[0] * math.prod(several)).reshape(-1, *several) % count]
@@ -162,7 +175,7 @@ class Case(NamedTuple):
         return [x]
 
 
-OF_PAIRS = ("MSELoss", "PairwiseDistance", "CosineSimilarity")
+OF_PAIRS = ("PairwiseDistance", "CosineSimilarity")
 """Classes of two inputs that are alike."""
 CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
 MADE_OF_OTHERS = (
@@ -293,6 +306,7 @@ class Everything(nn.Module):
         p, q = through("Softmax", x), through("Softmin", x)
         for name in OF_PAIRS:
             found[name] = self.layers[name](p, q)
+        found |= {name: self.layers[name](*given(p, q)) for name, given in TARGETS.items()}
         found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
         found["CrossEntropyLoss"] = self.layers["CrossEntropyLoss"](x, labels)
         return found | {name: self.layers[name](x, labels) for name in _OF_LOGITS}
@@ -308,6 +322,6 @@ def loss(model: Everything, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str
         + sum(found[name].sum() for name in OF_PAIRS)
         + found["NLLLoss"]
         + found["CrossEntropyLoss"]
-        + sum(found[name] for name in _OF_LOGITS)
+        + sum(found[name] for name in (*TARGETS, *_OF_LOGITS))
     )
     return total, {name: y.detach() for name, y in found.items()}

@@ -72,7 +72,23 @@ from gpulayers.torch.distance import CosineSimilarity, PairwiseDistance
 from gpulayers.torch.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
 from gpulayers.torch.linear import Flatten, LazyLinear, Linear
-from gpulayers.torch.loss import CrossEntropyLoss, LinearCrossEntropyLoss, MSELoss, NLLLoss
+from gpulayers.torch.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    GaussianNLLLoss,
+    HingeEmbeddingLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    LinearCrossEntropyLoss,
+    MarginRankingLoss,
+    MSELoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    SmoothL1Loss,
+    SoftMarginLoss,
+)
 from gpulayers.torch.norm import (
     BatchNorm1d,
     BatchNorm2d,

@@ -92,7 +92,23 @@ from gpulayers.torch.dropout import (
 )
 from gpulayers.torch.embedding import embedding, embedding_bag
 from gpulayers.torch.linear import linear, linears
-from gpulayers.torch.loss import cross_entropy, linear_cross_entropy, mse_loss, nll_loss
+from gpulayers.torch.loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    gaussian_nll_loss,
+    hinge_embedding_loss,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    linear_cross_entropy,
+    margin_ranking_loss,
+    mse_loss,
+    nll_loss,
+    poisson_nll_loss,
+    smooth_l1_loss,
+    soft_margin_loss,
+)
 from gpulayers.torch.norm import (
     add_layer_norm,
     add_rms_norm,

@@ -1,4 +1,5 @@
-"""Losses: cross entropy (of a linear layer's outputs, too), the negative log-likelihood, the mean squared error."""
+"""Losses: cross entropy (of a linear layer's outputs, too), the negative log-likelihood, the mean squared error; and from
+files of their own, others."""
 
 from __future__ import annotations
 
@@ -17,6 +18,29 @@ from gpulayers.torch._linear_cross_entropy import LinearCrossEntropyLoss as Line
 from gpulayers.torch._linear_cross_entropy import _linear_cross_entropy as _linear_cross_entropy
 from gpulayers.torch._linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from gpulayers.torch._op import TorchOp
+from gpulayers.torch._pointwise_loss import BCELoss as BCELoss
+from gpulayers.torch._pointwise_loss import BCEWithLogitsLoss as BCEWithLogitsLoss
+from gpulayers.torch._pointwise_loss import GaussianNLLLoss as GaussianNLLLoss
+from gpulayers.torch._pointwise_loss import HingeEmbeddingLoss as HingeEmbeddingLoss
+from gpulayers.torch._pointwise_loss import HuberLoss as HuberLoss
+from gpulayers.torch._pointwise_loss import KLDivLoss as KLDivLoss
+from gpulayers.torch._pointwise_loss import L1Loss as L1Loss
+from gpulayers.torch._pointwise_loss import MarginRankingLoss as MarginRankingLoss
+from gpulayers.torch._pointwise_loss import PoissonNLLLoss as PoissonNLLLoss
+from gpulayers.torch._pointwise_loss import SmoothL1Loss as SmoothL1Loss
+from gpulayers.torch._pointwise_loss import SoftMarginLoss as SoftMarginLoss
+from gpulayers.torch._pointwise_loss import _pointwise_loss as _pointwise_loss
+from gpulayers.torch._pointwise_loss import binary_cross_entropy as binary_cross_entropy
+from gpulayers.torch._pointwise_loss import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+from gpulayers.torch._pointwise_loss import gaussian_nll_loss as gaussian_nll_loss
+from gpulayers.torch._pointwise_loss import hinge_embedding_loss as hinge_embedding_loss
+from gpulayers.torch._pointwise_loss import huber_loss as huber_loss
+from gpulayers.torch._pointwise_loss import kl_div as kl_div
+from gpulayers.torch._pointwise_loss import l1_loss as l1_loss
+from gpulayers.torch._pointwise_loss import margin_ranking_loss as margin_ranking_loss
+from gpulayers.torch._pointwise_loss import poisson_nll_loss as poisson_nll_loss
+from gpulayers.torch._pointwise_loss import smooth_l1_loss as smooth_l1_loss
+from gpulayers.torch._pointwise_loss import soft_margin_loss as soft_margin_loss
 
 
 def _nll_loss_twin(x: Tensor, target: Tensor, weight: Any, ignore_index: int, reduction: str) -> Tensor:

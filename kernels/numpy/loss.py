@@ -13,6 +13,9 @@ from ._linear_cross_entropy import REFUSED
 from ._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
 from ._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from ._linear_cross_entropy import linear_cross_entropy_refuses as linear_cross_entropy_refuses
+from ._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward
+from ._pointwise_loss import pointwise_loss_forward as pointwise_loss_forward
+from ._pointwise_loss import pointwise_loss_refuses as pointwise_loss_refuses
 
 REFUSALS = {
     "dtype": "only float32 is faster than the definition",

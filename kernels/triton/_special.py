@@ -32,3 +32,11 @@ def normal(x):
     p = (((0.04361593 * t - 0.19541368) * t + 0.25534295) * t - 0.02305613) * t + 0.15296552
     q = ((p * t + 0.13059804) * t + 0.13594735) * t * e
     return tl.where(x < 0, q, 1 - q), e
+
+
+@triton.jit
+def log1p(e):
+    """log(1 + e) for −1 ≤ e ≤ 1, without losing a small e (Kahan): the rounding of 1 + e is divided out."""
+    u = 1 + e
+    d = u - 1
+    return tl.where(d == 0, e, tl.log(u) * (e / tl.where(d == 0, 1.0, d)))

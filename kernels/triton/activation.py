@@ -20,7 +20,7 @@ from ._gates import prelu_backward as prelu_backward
 from ._gates import prelu_forward as prelu_forward
 from ._gates import rrelu_backward as rrelu_backward
 from ._gates import rrelu_forward as rrelu_forward
-from ._special import normal, opened, sigmoid
+from ._special import log1p, normal, opened, sigmoid
 from ._tile import rows_tile
 
 BUDGETS = {
@@ -58,14 +58,6 @@ def _expm1(x):
     """exp(x) − 1 for x ≤ 0, exact to a few ulp near 0 too."""
     t = _tanh(0.5 * x)
     return 2 * t / (1 - t)
-
-
-@triton.jit
-def _log1p(e):
-    """log(1 + e) for 0 ≤ e ≤ 1, without losing a small e (Kahan): the rounding of 1 + e is divided out."""
-    u = 1 + e
-    d = u - 1
-    return tl.where(d == 0, e, tl.log(u) * (e / tl.where(d == 0, 1.0, d)))
 
 
 @triton.jit
@@ -115,7 +107,7 @@ def value(x, NAME: tl.constexpr, a, b):
     elif NAME == "sigmoid":
         y = sigmoid(x)
     elif NAME == "logsigmoid":
-        y = tl.minimum(x, 0.0) - _log1p(tl.exp(-tl.abs(x)))
+        y = tl.minimum(x, 0.0) - log1p(tl.exp(-tl.abs(x)))
     elif NAME == "tanh":
         y = _tanh(x)
     elif NAME == "tanhshrink":
@@ -124,7 +116,7 @@ def value(x, NAME: tl.constexpr, a, b):
         y = x / (1 + tl.abs(x))
     elif NAME == "softplus":
         z = x * a
-        y = tl.where(z > b, x, (tl.maximum(z, 0.0) + _log1p(tl.exp(-tl.abs(z)))) / a)
+        y = tl.where(z > b, x, (tl.maximum(z, 0.0) + log1p(tl.exp(-tl.abs(z)))) / a)
     elif NAME == "elu":
         y = tl.where(x > 0, x, a * _expm1(tl.where(x > 0, 0.0, x)))
     elif NAME == "celu":

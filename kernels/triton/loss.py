@@ -23,6 +23,8 @@ from ._mse import mse_backward as mse_backward
 from ._mse import mse_forward as mse_forward
 from ._nll_loss import nll_loss_backward as nll_loss_backward
 from ._nll_loss import nll_loss_forward as nll_loss_forward
+from ._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward
+from ._pointwise_loss import pointwise_loss_forward as pointwise_loss_forward
 
 BUDGETS = {
     # A few numbers a sample; on sm_100 one register is put aside.

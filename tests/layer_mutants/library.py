@@ -78,6 +78,9 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
         (gl.NLLLoss, (), {}, (zeros, _LABELS)),
         (gl.MSELoss, (), {}, (zeros, zeros[::-1].copy())),
         (gl.MSELoss, ("none",), {}, ((4, 6), (4, 6))),
+        (gl.BCEWithLogitsLoss, (), {"pos_weight": [1, 2, 3, 1, 1, 1]}, (zeros, zeros[::-1].copy())),
+        (gl.HuberLoss, ("none", 0.5), {}, ((4, 6), (4, 6))),
+        (gl.MarginRankingLoss, (0.1,), {}, ((4, 6), (4, 6), (4, 6))),
     ]
     for f, args, kwargs, inputs in cases:
         words = [*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())]
