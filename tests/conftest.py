@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
 import os
 import pathlib
+import py_compile
 import sys
 
 import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads, too; NumPy reads this once
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +79,23 @@ def _here() -> dict[str, list]:
         found[part] = [list(map(str, item)) for item in getattr(sys.modules.get(module), name, ())]
     compared = getattr(sys.modules.get("gpulayers.testing.check_torch"), "compared", 0)
     return found | {"compared": [[str(os.getpid()), str(compared)]]}
+
+
+def pytest_configure(config):
+    """Python's bytecode once for all the processes of a run, where Python itself keeps none. Each compares it with the source."""
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput") and _is_whole(config):
+        for folder in ("gpulayers", "kernels", "bench"):
+            path = pathlib.Path(__file__).parents[1] / folder
+            compileall.compile_dir(path, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    gc.disable()  # modules and tests stay
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish():
