@@ -144,6 +144,16 @@ def _norm_silu(name: str, *shape: int, cpu: bool = False) -> Case:
     return Case(group_norm, f"{name} {shape}, 32 groups, silu", shapes, options, theirs, cpu=cpu)
 
 
+def _norm_relu(name: str, *shape: int, cpu: bool = False) -> Case:
+    """relu(group_norm(x) + residual), what a residual block ends with."""
+
+    def theirs(x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        return F.relu(F.group_norm(x, 32, weight, bias) + residual)
+
+    shapes, options = (shape, (shape[1],), (shape[1],), shape), {"num_groups": 32, "activation": "relu"}
+    return Case(group_norm, f"{name} {shape}, 32 groups, residual, relu", shapes, options, theirs, cpu=cpu)
+
+
 def _instance_norm(name: str, *shape: int, cpu: bool = False) -> Case:
     def theirs(x: Any, weight: Any, bias: Any) -> Any:
         return F.instance_norm(x, None, None, weight, bias)
@@ -176,6 +186,8 @@ def _of_samples() -> list[Case]:
         _norm_silu("small", 4, 32, 16, 16, cpu=True),
         _norm_silu("Stable Diffusion", 2, 320, 64, 64),
         _norm_silu("Stable Diffusion, decoder", 1, 128, 512, 512),
+        _norm_relu("small", 4, 32, 16, 16, cpu=True),
+        _norm_relu("ResNet-50 stage 1", 128, 256, 56, 56),
         _instance_norm("small", 4, 32, 16, 16, cpu=True),
         _instance_norm("style transfer", 8, 64, 256, 256),
         _local_response_norm("small", 4, 16, 13, 13, cpu=True),
@@ -268,6 +280,9 @@ def audits() -> list[Case]:
             options = {"num_groups": 32, "activation": activation}
             archs = ONE_ARCH if activation is None or order is None else (80, 90, 100)
             found.append(Case(group_norm, name, arrays, options, order=order, archs=archs))
+        if shape[1] == 256:
+            options = {"num_groups": 32, "activation": "gelu"}
+            found.append(Case(group_norm, name, (*arrays, shape), options, order=order, archs=ONE_ARCH))
     found.append(Case(instance_norm, "images", (IMAGES, *channels), needs=("x",), archs=ONE_ARCH))
     for order in (None, CHANNELS_LAST):
         found.append(Case(local_response_norm, "images", (IMAGES,), {"size": 5}, order=order, archs=ONE_ARCH))

@@ -35,7 +35,11 @@ def for_both(grads: tuple, needs: tuple, dresidual: Any = None) -> tuple:
     return dh if "x" in needs else None, second if "residual" in needs else None, *others
 
 
-def group_norm_saved(activation: str | None, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any) -> dict[str, Any]:
+def group_norm_saved(
+    activation: str | None, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, residual: Any
+) -> dict[str, Any]:
     """What backward computes from: it reads x anyway, and so f'(z) is from z, made again."""
-    saved = {"x": x, "mean": mean, "rstd": rstd, "weight": weight, "bias": None if activation is None else bias}
+    saved = {"x": x, "mean": mean, "rstd": rstd, "weight": weight}
+    if activation is not None:
+        saved |= {"bias": bias, "residual": residual}
     return {name: a for name, a in saved.items() if a is not None}

@@ -268,7 +268,7 @@ def test_calls_of_one_norm_stay_in_their_order():
 WHY = {
     "a SyncBatchNorm waits": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.SyncBatchNorm(2)),
     "no op computes a transposed": lambda: nn.Sequential(nn.ConvTranspose2d(2, 2, 1), nn.BatchNorm2d(2)),
-    "no activation alone follows it": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2), nn.MaxPool2d(1)),
+    "no activation follows it": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.GroupNorm(1, 2), nn.MaxPool2d(1)),
     "it has hooks": lambda: _hooked(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))),
     "no batch norm follows it": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(1)),
     "it stands in a ModuleList": lambda: nn.ModuleList([nn.Conv2d(2, 2, 1)]),

@@ -7,8 +7,8 @@ from typing import Any
 from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, spec, up
 from gpulayers.definition import ArgumentError, Rule
 from gpulayers.ops._activation import require_activation
-from gpulayers.ops._norm import across, require_channels, require_running
-from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
+from gpulayers.ops._norm import across, require_channels, require_residual, require_running
+from gpulayers.ops._op import Op, require_float
 from gpulayers.ops._window import output_order
 from gpulayers.ops.activation import ACTIVATIONS
 
@@ -29,9 +29,7 @@ def batch_norm_rule(
     require_float("x", x)
     require_activation(activation)
     channels = require_channels(x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-    if residual is not None:
-        require_shape("residual", residual, x.shape, "residual.shape = x.shape")
-        require_same_dtype(x, residual=residual)
+    require_residual(x, residual)
     if eps < 0 or (eps == 0 and training):
         raise ArgumentError("eps", "eps > 0 in training, eps ≥ 0 otherwise", eps)
     require_running(running_mean, running_var)

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpulayers.arrays import HALVES, Spec, float32
 from gpulayers.definition import ArgumentError, ShapeError
-from gpulayers.ops._op import require_shape
+from gpulayers.ops._op import require_same_dtype, require_shape
 
 
 def require_parameter(x: Spec, **parameters: Spec | None) -> None:
@@ -28,6 +28,13 @@ def require_channels(x: Spec, **parameters: Spec | None) -> Any:
         if p is not None:
             require_shape(name, p, (x.shape[1],), f"{name}.shape = (C,)")
     return x.shape[1]
+
+
+def require_residual(x: Spec, residual: Spec | None) -> None:
+    """What is added to a norm of channels."""
+    if residual is not None:
+        require_shape("residual", residual, x.shape, "residual.shape = x.shape")
+        require_same_dtype(x, residual=residual)
 
 
 def require_running(running_mean: Spec | None, running_var: Spec | None) -> None:

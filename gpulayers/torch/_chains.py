@@ -20,8 +20,8 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _SAMPLE_NORMS = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 _WHY_NO_SAMPLE_NORM = (
-    "no activation alone follows it in the same forward, and no op computes it with a convolution or a sum: its statistics"
-    " are those of each image"
+    "no activation follows it in the same forward, nor its sum with another tensor, and no op computes it with a convolution:"
+    " its statistics are those of each image"
 )
 
 

@@ -1,6 +1,6 @@
 """Modules that a model runs in a row become one op: convolution → batch norm (+ residual) → activation and its parts,
-convolution (+ residual) → activation, group or instance norm → activation, linear → activation, add → norm, activation ·
-other; and linear layers of one input.
+convolution (+ residual) → activation, group or instance norm (+ residual) → activation, linear → activation, add → norm,
+activation · other; and linear layers of one input.
 
 torch.fx traces the forward of each module that has children, one level deep. Where it finds such a row, the module's
 forward becomes the traced one with the row in one call, as source that can be read (``print(gt.source(module))``). All
@@ -419,10 +419,11 @@ def _norm_act(last: Node, module: nn.Module) -> Iterator[Row]:
     first: Any = last.args[0] if act is not None else None
     if not only_used_by(first, last):
         return
-    if isinstance(module_of(first, module), (*_rows.BATCH_NORMS, *_rows.SAMPLE_NORMS)):
+    norms = (*_rows.BATCH_NORMS, *_rows.SAMPLE_NORMS)
+    if isinstance(module_of(first, module), norms):
         yield Row(_rows.norm_act, (first, last), (first, act), first.args)
     for norm, residual in operands(first):
-        if isinstance(module_of(norm, module), _rows.BATCH_NORMS) and only_used_by(norm, first):
+        if isinstance(module_of(norm, module), norms) and only_used_by(norm, first):
             inputs = (*norm.args, residual, *[True] * in_place(first))
             yield Row(_rows.norm_add_act, (norm, first, last), (norm, act), inputs)
 

@@ -95,7 +95,7 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     classes: quantize first).
 
     fuse: also let layers that the model runs in a row be one op each: convolution → batch norm (+ residual) → activation
-    and its parts, convolution, group or instance norm or linear → activation, sum → layer or RMS norm, a gated unit's activation
+    and its parts, convolution, group or instance norm (+ residual) or linear → activation, sum → layer or RMS norm, a gated unit's activation
     and product; two or three linear layers of one input be one product; and a last linear layer and the cross entropy of
     what it gives, which a module's forward computes, one op that never holds all logits (``_head_loss.py``). Rows are found in
     each module's own forward, traced by torch.fx; see ``_fuse.py`` for what is refused. Names, parameters and state_dict

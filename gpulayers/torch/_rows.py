@@ -39,6 +39,7 @@ BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 """And subclasses of ``NormAct``."""
 SAMPLE_NORMS = (GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
 """Whose statistics are those of each sample."""
+_CHANNEL_NORMS = {*BATCH_NORMS, *SAMPLE_NORMS}
 _ADDS = operator.add, operator.iadd
 _ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
 
@@ -69,15 +70,13 @@ def conv_act(conv: Any, act: Act, x: Tensor, residual: Tensor | None = None, in_
 
 def norm_act(norm: Any, act: Act, x: Tensor) -> Tensor:
     """act(norm(x))"""
-    if type(norm) in SAMPLE_NORMS and (name := name_of(act)) is not None and is_bare(norm) and is_bare(act):
-        return norm.fused(x, name)
     return norm_add_act(norm, act, x, None)
 
 
 def norm_add_act(norm: Any, act: Act, x: Tensor, residual: Tensor | None, in_place: bool = False) -> Tensor:
     """act(norm(x) + residual); in_place: by ``+=``, which keeps the dtype."""
     name = name_of(act)
-    if type(norm) not in BATCH_NORMS or name is None or not (is_bare(norm) and is_bare(act)):
+    if type(norm) not in _CHANNEL_NORMS or name is None or not (is_bare(norm) and is_bare(act)):
         z = norm(x)
         return apply(act, z if residual is None else _ADDS[in_place](z, residual))
     if residual is not None and not alike(x, residual):

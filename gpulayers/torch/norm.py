@@ -54,16 +54,19 @@ def _rounded(y: Tensor, dtype: str | None) -> Tensor:
     return y if dtype is None else y.to(getattr(torch, dtype))
 
 
-def _group_norm_twin(x: Tensor, weight: Any, bias: Any, num_groups: int, eps: float, activation: str | None) -> Tensor:
-    return _epilogue.applied(activation, F.group_norm(x, num_groups, weight, bias, eps))
+def _group_norm_twin(
+    x: Tensor, weight: Any, bias: Any, residual: Any, num_groups: int, eps: float, activation: str | None
+) -> Tensor:
+    z = F.group_norm(x, num_groups, weight, bias, eps)
+    return _epilogue.applied(activation, z if residual is None else z + residual)
 
 
 def _instance_norm_twin(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, momentum: float, eps: float,
-    activation: str | None,
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, residual: Any, use_input_stats: bool, momentum: float,
+    eps: float, activation: str | None,
 ) -> Tensor:  # fmt: skip
     z = F.instance_norm(x, mean, var, weight, bias, use_input_stats, momentum, eps)
-    return _epilogue.applied(activation, z)
+    return _epilogue.applied(activation, z if residual is None else z + residual)
 
 
 def _local_response_norm_twin(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -80,20 +83,23 @@ def _group_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: d
     if activation is not None:
         kept = xhat if weight is None else xhat * weight.to(wide.dtype).view(groups, -1, 1)
         kept = kept if saved.get("bias") is None else kept + saved["bias"].to(wide.dtype).view(groups, -1, 1)
+        kept = kept if saved.get("residual") is None else kept + saved["residual"].to(wide.dtype).reshape(wide.shape)
         kept = _epilogue.applied(activation, kept) if activation in _epilogue.BY_Y else kept
         g = _epilogue.gradient(activation, g, kept)
-    dweight, dbias = (g * xhat).sum((0, 3)).reshape(-1), g.sum((0, 3)).reshape(-1)
+    dweight, dbias, dz = (g * xhat).sum((0, 3)).reshape(-1), g.sum((0, 3)).reshape(-1), g
     if weight is not None:
         g = g * weight.to(wide.dtype).view(groups, -1, 1)
     dx = rstd * (g - g.mean((2, 3), keepdim=True) - xhat * (g * xhat).mean((2, 3), keepdim=True))
-    return [dx.reshape(x.shape).to(x.dtype), *as_given(x, inputs, dweight, dbias)]
+    dresidual = None if inputs[3] is None else dz.reshape(x.shape).to(x.dtype)
+    return [dx.reshape(x.shape).to(x.dtype), *as_given(x, inputs, dweight, dbias), dresidual]
 
 
 def _instance_norm_again(dys: Sequence[Any], saved: dict, inputs: tuple, options: dict) -> list:
     if options["use_input_stats"]:
-        return [*_group_norm_again(dys, saved, inputs, options | {"num_groups": saved["x"].shape[1]}), None, None]
-    by_running = options | {"training": False}
-    return batch_norm_again(dys, saved, (*inputs, None), by_running)[:5]
+        own = options | {"num_groups": saved["x"].shape[1]}
+        *grads, dresidual = _group_norm_again(dys, saved, (*inputs[:3], inputs[5]), own)
+        return [*grads, None, None, dresidual]
+    return batch_norm_again(dys, saved, inputs, options | {"training": False})
 
 
 _layer_norm = TorchOp(
@@ -214,11 +220,14 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.group_norm``; and, what torch's has not, f of that in the same pass: ``activation`` as in
-    ``batch_norm``."""
-    return _group_norm(input, weight, bias, num_groups, eps, activation)
+    """As ``torch.nn.functional.group_norm``; and, what torch's has not, f(that + residual) in the same pass: ``residual`` and
+    ``activation`` as in ``batch_norm``."""
+    if residual is not None and not alike(residual, input):
+        return _epilogue.applied(activation, group_norm(input, num_groups, weight, bias, eps) + residual)
+    return _group_norm(input, weight, bias, residual, num_groups, eps, activation)
 
 
 def instance_norm(
@@ -231,11 +240,15 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
+    residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """As ``torch.nn.functional.instance_norm``: running statistics are updated in place where ``use_input_stats``. And f of
-    that in the same pass: ``activation`` as in ``batch_norm``."""
-    return _instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, activation)
+    """As ``torch.nn.functional.instance_norm``: running statistics are updated in place where ``use_input_stats``. And
+    f(that + residual) in the same pass: ``residual`` and ``activation`` as in ``batch_norm``."""
+    tensors, options = (input, weight, bias, running_mean, running_var), (use_input_stats, momentum, eps)
+    if residual is not None and not alike(residual, input):
+        return _epilogue.applied(activation, _instance_norm(*tensors, None, *options, None) + residual)
+    return _instance_norm(*tensors, residual, *options, activation)
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -266,9 +279,11 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         return self.fused(input)
 
-    def fused(self, input: Tensor, activation: str | None = None) -> Tensor:
-        """y = f(forward(input)) in one pass, as the function ``group_norm`` has it."""
-        return _group_norm(input, held(self, "weight"), held(self, "bias"), self.num_groups, self.eps, activation)
+    def fused(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+        """y = f(forward(input) + residual) in one pass, as the function ``group_norm`` has it; residual: of input's shape and
+        dtype."""
+        weights = held(self, "weight"), held(self, "bias")
+        return _group_norm(input, *weights, residual, self.num_groups, self.eps, activation)
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -279,19 +294,23 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    def fused(self, input: Tensor, activation: str | None = None) -> Tensor:
-        """y = f(forward(input)), in one pass for samples in a batch, as the function ``instance_norm`` has it."""
+    def fused(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+        """y = f(forward(input) + residual), in one pass for samples in a batch, as the function ``instance_norm`` has it;
+        residual: of input's shape and dtype."""
         if input.dim() == self._get_no_batch_dim() or input.shape[1] != self.num_features:
-            return _epilogue.applied(activation, self.forward(input))
+            z = self.forward(input)
+            return _epilogue.applied(activation, z if residual is None else z + residual)
         self._check_input_dim(input)
-        return self._apply_instance_norm(input, activation)
+        return self._apply_instance_norm(input, residual, activation)
 
-    def _apply_instance_norm(self, input: Tensor, activation: str | None = None) -> Tensor:  # type: ignore[override]
+    def _apply_instance_norm(
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:  # type: ignore[override]
         running = held(self, "running_mean"), held(self, "running_var")
         by_input = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
         weights = held(self, "weight"), held(self, "bias")
-        return _instance_norm(input, *weights, *running, by_input, momentum, self.eps, activation)
+        return _instance_norm(input, *weights, *running, residual, by_input, momentum, self.eps, activation)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

@@ -53,6 +53,7 @@ def group_norm_forward(
     x: torch.Tensor,
     weight: Any = None,
     bias: Any = None,
+    residual: None = None,
     *,
     needs: tuple = (),
     num_groups: int,
@@ -60,7 +61,7 @@ def group_norm_forward(
     activation: None = None,
 ) -> tuple[tuple, dict]:
     y, mean, _, rstd = plainly(normalise, x, weight, bias, num_groups, eps)
-    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias, residual) if needs else {}
 
 
 def group_norm_backward(
@@ -73,4 +74,4 @@ def group_norm_backward(
     eps: float = 1e-5,
     activation: None = None,
 ) -> tuple:
-    return plainly(gradients, dys[0], saved, needs, num_groups)
+    return *plainly(gradients, dys[0], saved, needs, num_groups), None

@@ -163,6 +163,7 @@ def instance_norm_refuses(
     bias: Spec | None = None,
     running_mean: Spec | None = None,
     running_var: Spec | None = None,
+    residual: Spec | None = None,
     *,
     needs: tuple = (),
     use_input_stats: bool = True,
@@ -170,8 +171,8 @@ def instance_norm_refuses(
     **options: Any,
 ) -> str | None:
     if use_input_stats:
-        return group_norm_refuses(x, activation=activation)
-    return batch_norm_refuses(x, weight, bias, running_mean, running_var, needs=needs, activation=activation)
+        return group_norm_refuses(x, weight, bias, residual, activation=activation)
+    return batch_norm_refuses(x, weight, bias, running_mean, running_var, residual, needs=needs, activation=activation)
 
 
 def instance_norm_forward(
@@ -180,6 +181,7 @@ def instance_norm_forward(
     bias: Any = None,
     running_mean: Any = None,
     running_var: Any = None,
+    residual: None = None,
     *,
     needs: tuple = (),
     use_input_stats: bool = True,
@@ -194,7 +196,7 @@ def instance_norm_forward(
         count = math.prod(x.shape[2:])
         plainly(_move, running_mean, mean, 1, momentum)
         plainly(_move, running_var, var, count / max(count - 1, 1), momentum)
-    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias, residual) if needs else {}
 
 
 def _move(running: torch.Tensor, found: torch.Tensor, unbiased: float, momentum: float) -> None:
@@ -214,8 +216,8 @@ def instance_norm_backward(
     activation: None = None,
 ) -> tuple:
     if not use_input_stats:
-        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)[:5]
-    return *plainly(gradients, dys[0], saved, needs, saved["x"].shape[1]), None, None
+        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps)
+    return *plainly(gradients, dys[0], saved, needs, saved["x"].shape[1]), None, None, None
 
 
 def local_response_norm_refuses(x: Spec, *, needs: tuple = (), **options: Any) -> str | None:
@@ -226,6 +228,7 @@ def group_norm_refuses(
     x: Spec,
     weight: Spec | None = None,
     bias: Spec | None = None,
+    residual: Spec | None = None,
     *,
     needs: tuple = (),
     activation: str | None = None,
@@ -233,7 +236,7 @@ def group_norm_refuses(
 ) -> str | None:
     if (reason := layer_norm_refuses(x)) is not None:
         return reason
-    if activation is not None:
+    if residual is not None or activation is not None:
         return REFUSALS["row"]
     return None if x.contiguous and x.order is None else REFUSALS["order"]
 

@@ -55,11 +55,11 @@ class _Groups:
 
 
 def normalise(
-    x: np.ndarray, weight: Any, bias: Any, groups: int, eps: float, activation: str | None = None
+    x: np.ndarray, weight: Any, bias: Any, residual: Any, groups: int, eps: float, activation: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(y, mean, the biased variance and rstd of each group: (N, G))"""
     c, y = _Groups(x, groups), np.empty_like(x)  # in x's memory order
-    rows, out = c.view(x), c.view(y)
+    rows, out, added = c.view(x), c.view(y), None if residual is None else c.view(residual)
     mean, var, rstd = (np.empty((c.samples, groups), np.float32) for _ in range(3))
     flat = [a if c.last else a.reshape(-1) for a in (mean, var, rstd)]
     numbers = numbers_of(activation)
@@ -75,6 +75,8 @@ def normalise(
         o *= scale if weight is None else scale * c.of_channels(weight, lo, hi)
         if bias is not None:
             o += c.of_channels(bias, lo, hi)
+        if added is not None:
+            o += added[lo] if c.last else added[lo:hi]
         if activation is not None:
             activations.value(activation, o.reshape(-1), o.reshape(-1), numbers)
 
@@ -95,12 +97,12 @@ def _slope(activation: str, g: np.ndarray, z: np.ndarray) -> np.ndarray:
 def gradients(
     dy: np.ndarray, saved: dict, inputs: tuple, needs: tuple, groups: int, activation: str | None = None
 ) -> tuple:
-    """(dx, dweight, dbias)"""
+    """(dx, dweight, dbias, dresidual)"""
     x, mean, rstd, weight, bias = saved["x"], saved["mean"], saved["rstd"], saved.get("weight"), saved.get("bias")
     c = _Groups(x, groups)
-    rows, dys = c.view(x), c.view(dy)
-    dx = np.empty_like(x) if "x" in needs else None
-    out = None if dx is None else c.view(dx)
+    rows, dys, added = c.view(x), c.view(dy), c.view(saved["residual"]) if "residual" in saved else None
+    dx, dresidual = (np.empty_like(x) if k in needs else None for k in ("x", "residual"))
+    out, of_residual = (None if d is None else c.view(d) for d in (dx, dresidual))
     sums, dots = (np.empty((c.samples * groups, c.depth), np.float32) for _ in range(2))
     per = c.groups if c.last else 1
 
@@ -112,7 +114,11 @@ def gradients(
             z = xhat * (r if weight is None else r * c.of_channels(weight, lo, hi))
             if bias is not None:
                 z += c.of_channels(bias, lo, hi)
+            if added is not None:
+                z += added[lo] if c.last else added[lo:hi]
             g = _slope(activation, g, z)
+        if of_residual is not None:
+            of_residual[lo if c.last else slice(lo, hi)] = g
         xhat *= r
         at = slice(lo * per, hi * per)
         sums[at], dots[at] = (a.reshape(-1, c.depth) for a in (c.sums(g), c.dots(g, xhat)))
@@ -137,21 +143,22 @@ def gradients(
         a.reshape(-1, c.channels).sum(0, dtype=np.float64).astype(np.float32) if name in needs else None
         for name, a in (("weight", dots), ("bias", sums))
     )
-    return dx, dweight, dbias
+    return dx, dweight, dbias, dresidual
 
 
 def group_norm_forward(
     x: np.ndarray,
     weight: Any = None,
     bias: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     num_groups: int,
     eps: float = 1e-5,
     activation: str | None = None,
 ) -> tuple[tuple, dict]:
-    y, mean, _, rstd = normalise(x, weight, bias, num_groups, eps, activation)
-    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
+    y, mean, _, rstd = normalise(x, weight, bias, residual, num_groups, eps, activation)
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias, residual) if needs else {}
 
 
 def group_norm_backward(

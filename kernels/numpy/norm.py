@@ -277,6 +277,7 @@ def instance_norm_forward(
     bias: Any = None,
     running_mean: Any = None,
     running_var: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     use_input_stats: bool = True,
@@ -286,14 +287,14 @@ def instance_norm_forward(
 ) -> tuple[tuple, dict]:
     if not use_input_stats:
         options: dict[str, Any] = dict(needs=needs, eps=eps, activation=activation)
-        return batch_norm_forward(x, weight, bias, running_mean, running_var, **options)
-    y, mean, var, rstd = normalise(x, weight, bias, x.shape[1], eps, activation)
+        return batch_norm_forward(x, weight, bias, running_mean, running_var, residual, **options)
+    y, mean, var, rstd = normalise(x, weight, bias, residual, x.shape[1], eps, activation)
     if running_mean is not None:
         count = math.prod(x.shape[2:])
         unbiased = var * np.float32(count / max(count - 1, 1))
         for running, found in ((running_mean, mean), (running_var, unbiased)):
             running[...] = (1 - momentum) * running + momentum * found.mean(0)
-    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias, residual) if needs else {}
 
 
 def instance_norm_backward(
@@ -308,5 +309,6 @@ def instance_norm_backward(
     activation: str | None = None,
 ) -> tuple:
     if not use_input_stats:
-        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps, activation=activation)[:5]
-    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], activation), None, None
+        return batch_norm_backward(dys, saved, inputs=inputs, needs=needs, eps=eps, activation=activation)
+    *grads, dresidual = gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], activation)
+    return *grads, None, None, dresidual

@@ -6,7 +6,8 @@ programs share out channels and pixels: what each finds of a group is a partial 
 merges those of its groups, in a fixed order. Gradients of the weights are summed channel by channel for each sample, then
 over samples.
 
-An activation may follow in the pass that writes y. Backward reads x anyway: f'(z) is from z = x̂ · weight + bias, made again.
+A residual and an activation may follow in the pass that writes y. Backward reads x anyway: f'(z) is from z = x̂ · weight + bias +
+residual, made again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._norm import group_norm_saved
 from . import _configs, _tile
-from ._batch_norm import channels_last, constants, in_order
+from ._batch_norm import EXACT, channels_last, constants, in_order
 from ._group_norm_alone import _group_norm_backward_kernel, _group_norm_forward_kernel, activated_gradient, parameter
 from ._norm_backward import finalise
 from ._pixels import step_to
@@ -151,7 +152,7 @@ def _group_norm_moments_kernel(
 
 @triton.jit
 def _group_norm_apply_kernel(
-    x, weight, bias, means, squares, mean, var, rstd, y, eps, C, S, columns, shares, each, D, PARTS, SLOTS,
+    x, weight, bias, residual, means, squares, mean, var, rstd, y, eps, C, S, columns, shares, each, D, PARTS, SLOTS,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     MERGE: tl.constexpr,
@@ -160,6 +161,8 @@ def _group_norm_apply_kernel(
     C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     x += begin
     y += begin
+    if residual is not None:
+        residual += begin
     W: tl.constexpr = COLS if LAST else 1
     n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
     part = tl.zeros((MERGE, W), tl.float32)
@@ -190,6 +193,8 @@ def _group_norm_apply_kernel(
     for start in range(lo, hi, ROWS if LAST else COLS):
         at, mask = _tile_of(start, hi, C, S, channel, LAST, WIDE, ROWS, COLS)
         z = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r * w + b
+        if residual is not None:
+            z += tl.load(residual + at, mask, other=0.0).to(tl.float32)
         if ACTIVATION is not None:
             z = value(z, ACTIVATION, NUMBER_A, NUMBER_B)
         tl.store(y + at, z.to(y.dtype.element_ty), mask)
@@ -197,14 +202,18 @@ def _group_norm_apply_kernel(
 
 @triton.jit
 def _group_norm_sums_kernel(
-    dy, x, weight, bias, mean, rstd, sums, dots, totals, slopes, C, S, columns, shares, each, D, PARTS, SLOTS,
+    dy, x, weight, bias, residual, mean, rstd, dz, sums, dots, totals, slopes, C, S, columns, shares, each, D, PARTS, SLOTS,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Σ dz and Σ dz x̂ of each channel over a share of a sample's pixels; Σ g and Σ g x̂ of each group, g = dz · weight."""
+    """dz, and Σ dz and Σ dz x̂ of each channel over a share of a sample's pixels; Σ g and Σ g x̂ of each group, g = dz · weight."""
     C, S, sample, begin, share, channel, lo, hi = _place(C, S, columns, shares, each, UNIT, LAST, WIDE, COLS)
     dy += begin
     x += begin
+    if residual is not None:
+        residual += begin
+    if dz is not None:
+        dz += begin
     group = sample * (C // D) + channel // D
     m = tl.load(mean + group, channel < C, other=0.0)
     r = tl.load(rstd + group, channel < C, other=0.0)
@@ -218,7 +227,9 @@ def _group_norm_sums_kernel(
         g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
         xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
         if ACTIVATION is not None:
-            g = activated_gradient(g, xhat * w + b, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+            g = activated_gradient(g, xhat * w + b, residual, at, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+        if dz is not None:
+            tl.store(dz + at, g.to(dz.dtype.element_ty), mask)
         total += g
         dot += g * xhat
     each_total, each_dot = _over(total, LAST), _over(dot, LAST)
@@ -239,7 +250,7 @@ def _group_norm_sums_kernel(
 
 @triton.jit
 def _group_norm_gradient_kernel(
-    dy, x, weight, bias, mean, rstd, totals, slopes, dx, C, S, columns, shares, each, D, PARTS, SLOTS,
+    dy, x, weight, bias, residual, mean, rstd, totals, slopes, dx, C, S, columns, shares, each, D, PARTS, SLOTS,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     MERGE: tl.constexpr,
@@ -248,6 +259,8 @@ def _group_norm_gradient_kernel(
     dy += begin
     x += begin
     dx += begin
+    if residual is not None:
+        residual += begin
     W: tl.constexpr = COLS if LAST else 1
     n = tl.maximum(S.to(tl.int64) * D, 1).to(tl.float32)
     total = tl.zeros((MERGE, W), tl.float32)
@@ -271,7 +284,7 @@ def _group_norm_gradient_kernel(
         g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
         xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
         if ACTIVATION is not None:
-            g = activated_gradient(g, xhat * w + b, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+            g = activated_gradient(g, xhat * w + b, residual, at, mask, ACTIVATION, NUMBER_A, NUMBER_B)
         g = tl.fma(g, w, 0.0)  # as it is in the sum: rounded
         tl.store(dx + at, (r * (g - mg - xhat * slope)).to(dx.dtype.element_ty), mask)
 
@@ -336,6 +349,10 @@ class _Walk:
         self.tile = tile | dict(UNIT=unit, LAST=last is not None, WIDE=wide)
         self.merge = _tile.next_power_of_2(self.shares * parts, MERGED // block)
 
+    def finer(self, more: Any) -> dict[str, Any]:
+        """Backward's tile; of half the rows where one more array is read or written, which takes registers."""
+        return self.tile if more is None else self.tile | {"ROWS": max(1, self.tile["ROWS"] // 2)}
+
     def partials(self, empty: Any) -> Any:
         """A number for each channel of each share of each sample."""
         return empty((self.samples * self.shares, self.channels), "float32")
@@ -346,8 +363,8 @@ class _Walk:
 
 
 def normalise(
-    x: Any, weight: Any, bias: Any, groups: int, eps: float, activation: str | None, empty: Any, *, keep: bool,
-    spread: bool = False,
+    x: Any, weight: Any, bias: Any, residual: Any, groups: int, eps: float, activation: str | None, empty: Any, *,
+    keep: bool, spread: bool = False,
 ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
     """(y, mean, var, rstd). keep: give mean and rstd; spread: give var, the biased one, in float32 too: all (N, G)."""
     last = channels_last(x)
@@ -357,15 +374,16 @@ def normalise(
     mean, rstd = (empty(row, "float32") if keep else None for _ in range(2))
     var = empty(row, "float32") if spread else None
     weight, bias = (None if p is None else _tile.dense(p, empty) for p in (weight, bias))
+    residual = None if residual is None else in_order(residual, last, empty)
     if walk.alone:
-        arrays = (x, weight, bias, y, mean, var, rstd)
+        arrays = (x, weight, bias, residual, y, mean, var, rstd)
         _tile.launch(
             _group_norm_forward_kernel, walk.grid, *arrays, *walk.sizes, eps, **constants(activation), **walk.tile
         )
     else:
         means, squares = walk.of_groups(empty), walk.of_groups(empty)
         _tile.launch(_group_norm_moments_kernel, walk.grid, x, means, squares, *walk.sizes, **walk.tile)
-        arrays = (x, weight, bias, means, squares, mean, var, rstd, y, eps, *walk.sizes)
+        arrays = (x, weight, bias, residual, means, squares, mean, var, rstd, y, eps, *walk.sizes)
         tile = constants(activation) | walk.tile
         _tile.launch(_group_norm_apply_kernel, walk.grid, *arrays, MERGE=walk.merge, **tile)
     return y, mean, var, rstd
@@ -374,37 +392,43 @@ def normalise(
 def gradients(
     dy: Any, saved: dict, inputs: tuple, needs: tuple, groups: int, activation: str | None, empty: Any
 ) -> tuple:
-    """(dx, dweight, dbias)"""
+    """(dx, dweight, dbias, dresidual)"""
     x, statistics, f = saved["x"], (saved["mean"], saved["rstd"]), constants(activation)
     last = channels_last(x)
     walk = _Walk(BACKWARD, x, last, groups)
-    x, dy = in_order(x, last, empty), in_order(dy, last, empty)
+    x, dy, residual = (None if a is None else in_order(a, last, empty) for a in (x, dy, saved.get("residual")))
     weight, bias = (None if (p := saved.get(k)) is None else _tile.dense(p, empty) for k in ("weight", "bias"))
-    dx = empty(x.shape, x.dtype, last) if "x" in needs else None
+    dx, dresidual = (empty(x.shape, x.dtype, last) if k in needs else None for k in ("x", "residual"))
     dweight, dbias = (
         empty(p.shape, p.dtype) if name in needs else None for name, p in (("weight", inputs[1]), ("bias", inputs[2]))
     )
     sums, dots = (None if d is None else walk.partials(empty) for d in (dbias, dweight))
     if walk.alone:
-        arrays = (dy, x, weight, bias, *statistics, dx, sums, dots)
+        arrays = (dy, x, weight, bias, residual, *statistics, dx, dresidual, sums, dots)
         _tile.launch(_group_norm_backward_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
     else:
         totals, slopes = (None if dx is None else walk.of_groups(empty) for _ in range(2))
-        arrays = (dy, x, weight, bias, *statistics, sums, dots, totals, slopes)
-        _tile.launch(_group_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **f, **walk.tile)
+        arrays = (dy, x, weight, bias, residual, *statistics, dresidual, sums, dots, totals, slopes)
+        tile = walk.finer(residual if dresidual is None else dresidual)
+        _tile.launch(_group_norm_sums_kernel, walk.grid, *arrays, *walk.sizes, **f, **tile)
         if dx is not None:
-            arrays = (dy, x, weight, bias, *statistics, totals, slopes, dx, *walk.sizes)
-            _tile.launch(_group_norm_gradient_kernel, walk.grid, *arrays, MERGE=walk.merge, **f, **walk.tile)
+            if dresidual is not None and (
+                activation in EXACT or x.element_size() == 4
+            ):  # it has no fewer digits than dz
+                dy, residual, f = dresidual, None, constants(None)
+            arrays = (dy, x, weight, bias, residual, *statistics, totals, slopes, dx, *walk.sizes)
+            _tile.launch(_group_norm_gradient_kernel, walk.grid, *arrays, MERGE=walk.merge, **f, **walk.finer(residual))
     if dweight is not None or dbias is not None:
         found = (None if d is None else s for d, s in ((dweight, dots), (dbias, sums)))
         finalise(walk.samples * walk.shares, *found, dweight, dbias, walk.channels, x)
-    return dx, dweight, dbias
+    return dx, dweight, dbias, dresidual
 
 
 def group_norm_forward(
     x: Any,
     weight: Any = None,
     bias: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     num_groups: int,
@@ -412,8 +436,9 @@ def group_norm_forward(
     activation: str | None = None,
     empty: Any,
 ) -> tuple[tuple, dict]:
-    y, mean, _, rstd = normalise(x, weight, bias, num_groups, eps, activation, empty, keep=bool(needs))
-    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
+    given = x, weight, bias, residual
+    y, mean, _, rstd = normalise(*given, num_groups, eps, activation, empty, keep=bool(needs))
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias, residual) if needs else {}
 
 
 def group_norm_backward(

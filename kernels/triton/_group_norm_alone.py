@@ -26,7 +26,7 @@ def parameter(p, channel, inside, default):
 
 @triton.jit
 def _group_norm_forward_kernel(
-    x, weight, bias, y, mean, var, rstd, G, D, S, eps,
+    x, weight, bias, residual, y, mean, var, rstd, G, D, S, eps,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -36,6 +36,8 @@ def _group_norm_forward_kernel(
     size = S.to(tl.int64) * D
     x += row * size
     y += row * size
+    if residual is not None:
+        residual += row * size
     m, spread = moments(x, None, None, 0, size, False, ROWS * COLS)
     r = 1.0 / tl.sqrt_rn(spread / size + eps)
     if mean is not None:
@@ -52,14 +54,20 @@ def _group_norm_forward_kernel(
             at = step_to(channel, S, WIDE) + pixel
             mask = (channel < D) & (pixel < S)
             z = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r * w + b
+            if residual is not None:
+                z += tl.load(residual + at, mask, other=0.0).to(tl.float32)
             if ACTIVATION is not None:
                 z = value(z, ACTIVATION, NUMBER_A, NUMBER_B)
             tl.store(y + at, z.to(y.dtype.element_ty), mask)
 
 
 @triton.jit
-def activated_gradient(g, z, mask, ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr):
-    """dz = g f'(z) of a tile."""
+def activated_gradient(
+    g, z, residual, at, mask, ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr
+):
+    """dz = g f'(z + residual) of a tile."""
+    if residual is not None:
+        z += tl.load(residual + at, mask, other=0.0).to(tl.float32)
     if ACTIVATION == "sigmoid" or ACTIVATION == "tanh":  # theirs is computed from y
         z = value(z, ACTIVATION, NUMBER_A, NUMBER_B)
     return tl.where(mask, gradient(g, z, ACTIVATION, NUMBER_A, NUMBER_B), 0.0)
@@ -67,17 +75,21 @@ def activated_gradient(g, z, mask, ACTIVATION: tl.constexpr, NUMBER_A: tl.conste
 
 @triton.jit
 def _group_norm_backward_kernel(
-    dy, x, weight, bias, mean, rstd, dx, sums, dots, G, D, S,
+    dy, x, weight, bias, residual, mean, rstd, dx, dresidual, sums, dots, G, D, S,
     ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
     UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """dx of a group, and Σ dz and Σ dz x̂ of each of its channels."""
+    """dx and dresidual = dz of a group, and Σ dz and Σ dz x̂ of each of its channels."""
     S = S * UNIT
     row = tl.program_id(0).to(tl.int64)
     first = (tl.program_id(0) % G) * D
     size = S.to(tl.int64) * D
     dy += row * size
     x += row * size
+    if residual is not None:
+        residual += row * size
+    if dresidual is not None:
+        dresidual += row * size
     m = tl.load(mean + row)
     r = tl.load(rstd + row)
     total = 0.0
@@ -95,7 +107,10 @@ def _group_norm_backward_kernel(
             g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
             xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
             if ACTIVATION is not None:
-                g = activated_gradient(g, xhat * w[:, None] + shift[:, None], mask, ACTIVATION, NUMBER_A, NUMBER_B)
+                z = xhat * w[:, None] + shift[:, None]
+                g = activated_gradient(g, z, residual, at, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+            if dresidual is not None:
+                tl.store(dresidual + at, g.to(dresidual.dtype.element_ty), mask)
             a += g
             b += g * xhat
         each = tl.sum(a, 1)
@@ -119,6 +134,7 @@ def _group_norm_backward_kernel(
                 g = tl.load(dy + at, mask, other=0.0).to(tl.float32)
                 xhat = (tl.load(x + at, mask, other=0.0).to(tl.float32) - m) * r
                 if ACTIVATION is not None:
-                    g = activated_gradient(g, xhat * scale + offset, mask, ACTIVATION, NUMBER_A, NUMBER_B)
+                    z = xhat * scale + offset
+                    g = activated_gradient(g, z, residual, at, mask, ACTIVATION, NUMBER_A, NUMBER_B)
                 g = tl.fma(g, scale, 0.0)  # as it is in the sum: rounded
                 tl.store(dx + at, (r * (g - total / size - xhat * (dot / size))).to(dx.dtype.element_ty), mask)

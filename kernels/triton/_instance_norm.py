@@ -57,6 +57,7 @@ def instance_norm_forward(
     bias: Any = None,
     running_mean: Any = None,
     running_var: Any = None,
+    residual: Any = None,
     *,
     needs: tuple = (),
     use_input_stats: bool = True,
@@ -68,13 +69,13 @@ def instance_norm_forward(
     running = running_mean, running_var
     if not use_input_stats:
         options: dict[str, Any] = dict(needs=needs, eps=eps, activation=activation, empty=empty)
-        return batch_norm_forward(x, weight, bias, *running, **options)
+        return batch_norm_forward(x, weight, bias, *running, residual, **options)
     keep, moved = bool(needs), running_mean is not None
     how: tuple = x.shape[1], eps, activation, empty
-    y, mean, var, rstd = normalise(x, weight, bias, *how, keep=keep or moved, spread=moved)
+    y, mean, var, rstd = normalise(x, weight, bias, residual, *how, keep=keep or moved, spread=moved)
     if moved:
         _update(mean, var, running, math.prod(x.shape[2:]), momentum, empty)
-    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias) if needs else {}
+    return (y,), group_norm_saved(activation, x, mean, rstd, weight, bias, residual) if needs else {}
 
 
 def instance_norm_backward(
@@ -91,5 +92,6 @@ def instance_norm_backward(
 ) -> tuple:
     if not use_input_stats:
         how: dict[str, Any] = dict(inputs=inputs, needs=needs, eps=eps, activation=activation, empty=empty)
-        return batch_norm_backward(dys, saved, **how)[:5]
-    return *gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], activation, empty), None, None
+        return batch_norm_backward(dys, saved, **how)
+    *grads, dresidual = gradients(dys[0], saved, inputs, needs, saved["x"].shape[1], activation, empty)
+    return *grads, None, None, dresidual
