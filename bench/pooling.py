@@ -88,6 +88,7 @@ def audits() -> list[Case]:
         (adaptive_avg_pool, {"output_size": 1}),
         (adaptive_avg_pool, {"output_size": 6}),
     ]
+    overlapping: dict[str, Any] = {"kernel_size": 3, "stride": 1, "padding": 1}
     indexed = {"kernel_size": 3, "stride": 2, "return_indices": True}
     image, volume = ((32, 64, 112, 112),), ((8, 64, 16, 56, 56),)
     of_volumes = [(op, options) for op, options in calls if options.get("output_size") != 1]
@@ -95,9 +96,7 @@ def audits() -> list[Case]:
     return [
         *last,
         last[0]._replace(name="channels first", order=None),
-        Case(
-            avg_pool, "channels first", image, {"kernel_size": 3, "stride": 1, "padding": 1, "count_include_pad": False}
-        ),
+        Case(avg_pool, "channels first", image, overlapping | {"count_include_pad": False}),
         *(case._replace(name="channels first", order=None, archs=ONE_ARCH) for case in last[1:]),
         Case(max_pool, "channels first, rows of any length", ((32, 64, 113, 113),), calls[0][1], archs=ONE_ARCH),
         *(
@@ -122,6 +121,10 @@ def audits() -> list[Case]:
                 (lp_pool, {"norm_type": 2, "kernel_size": 3, "stride": 2}),
                 (lp_pool, {"norm_type": 3, "kernel_size": 2}),
             )
+        ),
+        *(
+            Case(op, "channels last, windows that overlap", image, options, order=CHANNELS_LAST, archs=ONE_ARCH)
+            for op, options in ((max_pool, overlapping), (avg_pool, overlapping | {"count_include_pad": False}))
         ),
         _put_back(32, 64, 56, cpu=False)._replace(order=CHANNELS_LAST, archs=ONE_ARCH),
         _put_back(32, 64, 56, cpu=False),

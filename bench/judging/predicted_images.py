@@ -80,7 +80,7 @@ def line(case: Case, direction: str, launches: list[Planned]) -> tuple:
 def _issued(one: Any) -> float:
     """Instructions of all its warps."""
     fixed, laps = one.constexprs, 1
-    if "V" not in fixed:  # kernels of runs have no loop
+    if not {"V", "UH"} & set(fixed):  # kernels of runs and of blocks have no loop
         loops = ("KD", "KH", "KW") if "TALL" in fixed else ("LAPS_D", "LAPS_H") if "LAPS_H" in fixed else ("KD", "KH")
         laps = math.prod(fixed.get(name, 1) for name in loops)
         laps *= math.prod(fixed.get(name, 1) for name in ("UP", "OVER"))

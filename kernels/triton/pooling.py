@@ -16,7 +16,7 @@ import triton.language as tl
 from .._budget import Budget, channels_first
 from .._pooling import Divisor, adaptive_avg_pool, avg_pool, max_pool
 from .._window import Window
-from . import _adaptive_pooling, _configs, _pooling_runs, _tile
+from . import _adaptive_pooling, _configs, _pooling_blocks, _pooling_runs, _tile
 from ._adaptive_max import adaptive_max_pool_backward as adaptive_max_pool_backward
 from ._adaptive_max import adaptive_max_pool_forward as adaptive_max_pool_forward
 from ._fractional_max import fractional_max_pool_backward as fractional_max_pool_backward
@@ -202,6 +202,8 @@ DILATED = (*PLAIN, "dilation")
 def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: Any) -> None:
     if indices is None and _pooling_runs.max_forward(MAX_FORWARD, x, y, tap, window):
         return
+    if _pooling_blocks.max_forward(MAX_FORWARD, x, y, tap, indices, window):
+        return
     grid, tile = pixel_plan(MAX_FORWARD, y, x)
     _tile.launch(
         _max_pool_forward_kernel, grid, x, y, tap, indices, *sizes_of(y, x), *steps_of(x), *steps_of(y),
@@ -210,7 +212,9 @@ def _max_forward(x: Any, y: Any, tap: Any, indices: Any, window: Window, empty: 
 
 
 def _max_backward(dy: Any, tap: Any, dx: Any, window: Window) -> None:
-    if _pooling_runs.max_backward(MAX_BACKWARD, dy, tap, dx, window):
+    if _pooling_runs.max_backward(MAX_BACKWARD, dy, tap, dx, window) or _pooling_blocks.max_backward(
+        MAX_BACKWARD, dy, tap, dx, window
+    ):
         return
     grid, tile = pixel_plan(MAX_BACKWARD, dx, dy, tap)
     _tile.launch(
@@ -224,7 +228,9 @@ def _divided_by(divisor: Divisor) -> dict:
 
 
 def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
-    if _pooling_runs.avg_forward(AVG_FORWARD, x, y, window, divisor):
+    if _pooling_runs.avg_forward(AVG_FORWARD, x, y, window, divisor) or _pooling_blocks.avg_forward(
+        AVG_FORWARD, x, y, window, divisor
+    ):
         return
     grid, tile = pixel_plan(AVG_FORWARD, y, x)
     _tile.launch(
@@ -234,7 +240,9 @@ def _avg_forward(x: Any, y: Any, window: Window, divisor: Divisor) -> None:
 
 
 def _avg_backward(dy: Any, dx: Any, window: Window, divisor: Divisor) -> None:
-    if _pooling_runs.avg_backward(AVG_BACKWARD, dy, dx, window, divisor):
+    if _pooling_runs.avg_backward(AVG_BACKWARD, dy, dx, window, divisor) or _pooling_blocks.avg_backward(
+        AVG_BACKWARD, dy, dx, window, divisor
+    ):
         return
     grid, tile = pixel_plan(AVG_BACKWARD, dx, dy)
     _tile.launch(
