@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from gpulayers.arrays import Spec, int64
-from gpulayers.ops.attention import attention, attention_decode, kv_append
+from gpulayers.ops.attention import attention, attention_decode, kv_append, rotary_append
 
 from .cases.case import ONE_ARCH, Case, Labels, sweep
 
@@ -76,6 +77,26 @@ def _appending(name: str, n: int, heads: int, tokens: int, width: int, cpu: bool
     )  # fmt: skip
 
 
+def _turning(name: str, n: int, heads: int, groups: int, tokens: int, width: int, cpu: bool = False) -> Case:
+    """Prompts that fill the cache. torch has no such function: its operations turn q and k, and copy."""
+
+    def theirs(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, cos: Any, sin: Any, positions: Any) -> Any:
+        def turned(x: Any) -> Any:
+            a, b = x.chunk(2, -1)
+            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+        k_cache.copy_(turned(k))
+        v_cache.copy_(v)
+        return turned(q)
+
+    new, table = (n, groups, tokens, width), (tokens, width // 2)
+    shapes = (n, heads, tokens, width), new, new, new, new, table, table, Labels((n,), 1)
+    return Case(
+        rotary_append, f"{name}, {n}×{heads}×{tokens}×{width}", shapes, {}, theirs, cpu=cpu,
+        hardly_read=("k_cache", "v_cache"),
+    )  # fmt: skip
+
+
 def cases() -> list[Case]:
     causal = {"causal": True}
     return [
@@ -91,6 +112,7 @@ def cases() -> list[Case]:
         _decoding("Llama-3 8B, one token of one sequence", 1, 32, 8, 32768, 128),
         _decoding("Llama-3 8B, one token in pages", 32, 32, 8, 8192, 128, pages=16),
         _appending("prompts into a cache", 32, 8, 2048, 128),
+        _turning("Llama-3 8B, prompts into a cache", 8, 32, 8, 2048, 128),
     ]  # fmt: skip
 
 
@@ -127,6 +149,19 @@ def _of_caches() -> list[Case]:
         cache = (256, 2, page, width) if page else (n, 2, 4096, width)
         return Case(attention_decode, name, ((n, 16, rows, width), cache, cache, *more), options, tf32="cuda.matmul")
 
+    def turning(name: str, tokens: int, width: int, *tables: Any, page: int = 0, **options: Any) -> Case:
+        cache = (256, 2, page, width) if page else (8, 2, 4096, width)
+        shapes = (
+            (8, 16, tokens, width),
+            *((8, 2, tokens, width),) * 2,
+            cache,
+            cache,
+            *tables,
+            new,
+            *((table,) if page else ()),
+        )
+        return Case(rotary_append, name, shapes, options)
+
     lengths, table = Spec((8,), INT32), Spec((8, 64), INT32)
     new = Spec((8,), int64)
     return [
@@ -139,4 +174,6 @@ def _of_caches() -> list[Case]:
         Case(
             kv_append, "new tokens into pages", ((256, 2, 16, 64),) * 2 + ((8, 2, 4, 64),) * 2 + (new, table), archs=()
         ),
+        turning("new tokens, turned", 1, 128, (4096, 64), (4096, 64)),
+        turning("into pages, pairs of neighbours", 4, 64, (8, 4, 16), (8, 4, 16), page=16, interleaved=True)._replace(archs=ONE_ARCH),
     ]  # fmt: skip

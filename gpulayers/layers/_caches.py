@@ -9,7 +9,7 @@ import numpy as np
 
 from gpulayers import arrays, transfer
 from gpulayers.definition import ArgumentError, ShapeError
-from gpulayers.ops.attention import attention_decode, kv_append
+from gpulayers.ops.attention import attention_decode, kv_append, rotary_append
 
 INT32 = np.dtype("int32")
 
@@ -78,18 +78,48 @@ class KVCache:
     def _appended(*given: Any) -> None:
         kv_append(*given)
 
+    @staticmethod
+    def _turned_and_appended(*given: Any, interleaved: bool) -> Any:
+        return rotary_append(*given, interleaved=interleaved)
+
     # --- use ---------------------------------------------------------------------------------------------------------
 
-    def __call__(self, q: Any, k: Any, v: Any, sequences: Sequence[int] | None = None, **options: Any) -> Any:
-        """``append``, then ``attend``."""
-        self.append(k, v, sequences)
+    def __call__(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        sequences: Sequence[int] | None = None,
+        *,
+        rotary: tuple[Any, Any] | None = None,
+        interleaved: bool = False,
+        **options: Any,
+    ) -> Any:
+        """``append``, then ``attend``. rotary: (cos, sin), (positions, pairs) each, by which q and k are turned before, each
+        token by its place; interleaved: as ``rotary`` takes it."""
+        if rotary is None:
+            self.append(k, v, sequences)
+        else:
+            q = self.append(k, v, sequences, q=q, rotary=rotary, interleaved=interleaved)
         return self.attend(q, sequences, **options)
 
-    def append(self, k: Any, v: Any, sequences: Sequence[int] | None = None) -> None:
-        """Write k, v: (sequences, heads, L, width) behind the tokens there are.
+    def append(
+        self,
+        k: Any,
+        v: Any,
+        sequences: Sequence[int] | None = None,
+        *,
+        q: Any = None,
+        rotary: tuple[Any, Any] | None = None,
+        interleaved: bool = False,
+    ) -> Any:
+        """Write k, v: (sequences, heads, L, width) behind the tokens there are. With q and rotary, in the same launch, q and k
+        are turned before; returns q, turned.
 
         Raises ValueError, and writes nothing, where a sequence would have more than ``capacity`` tokens.
         """
+        if (q is None) is not (rotary is None):
+            raise ArgumentError("rotary", "q and (cos, sin), or neither", "one of them")
         chosen, count = self._chosen(sequences), k.shape[2]
         if k.shape[0] != len(chosen):
             raise ShapeError("k", f"k.shape[0] = {len(chosen)}, the number of sequences", list(k.shape))
@@ -99,13 +129,18 @@ class KVCache:
         self._reserve(chosen, count)
         rows = self._rows(sequences)
         table, lengths = self._places(rows)
-        self._appended(self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2), k, v, lengths, table)
+        caches, turned = (self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2)), None
+        if rotary is None:
+            self._appended(*caches, k, v, lengths, table)
+        else:
+            turned = self._turned_and_appended(q, k, v, *caches, *rotary, lengths, table, interleaved=interleaved)
         if rows is None:
             self.lengths += count
         else:
             self.lengths[rows] += count
         for i in chosen:
             self.used[i] += count
+        return turned
 
     def attend(self, q: Any, sequences: Sequence[int] | None = None, *, sinks: Any = None, **options: Any) -> Any:
         """y (sequences, Hq, Lq, value width): attention of the last Lq tokens' queries q to all tokens up to them.

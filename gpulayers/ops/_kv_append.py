@@ -80,7 +80,7 @@ def places(cache: Any, k: Any, positions: Any, table: Any) -> tuple[Any, Any]:
     return at, inside & (page >= 0) & (page < cache.shape[0])
 
 
-def _check(k_cache: Any, v_cache: Any, k: Any, v: Any, positions: Any, table: Any = None, **_: Any) -> None:
+def check_places(k_cache: Any, v_cache: Any, k: Any, v: Any, positions: Any, table: Any = None, **_: Any) -> None:
     at, inside = places(k_cache, k, positions, table)
     wrong = (at >= 0) & ~inside
     if bool(wrong.any()):
@@ -91,4 +91,6 @@ def _check(k_cache: Any, v_cache: Any, k: Any, v: Any, positions: Any, table: An
         raise LabelError("table", f"0 ≤ page < {k_cache.shape[0]}, for every token's block", f"none for place {place}")
 
 
-kv_append = Op(kv_append_rule, kv_append_forward, updates=("k_cache", "v_cache"), check=_check, family="attention")
+kv_append = Op(
+    kv_append_rule, kv_append_forward, updates=("k_cache", "v_cache"), check=check_places, family="attention"
+)

@@ -25,6 +25,7 @@ from gpulayers.ops._attention import (
 from gpulayers.ops._attention_decode import attention_decode as attention_decode
 from gpulayers.ops._kv_append import kv_append as kv_append
 from gpulayers.ops._op import Op, require_float, require_shape
+from gpulayers.ops._rotary_append import rotary_append as rotary_append
 from gpulayers.ops.dropout import _guard
 
 

@@ -77,7 +77,7 @@ def _of_tokens(table: Any, positions: Any, length: int, kind: Any) -> Any:
     return xp.where(inside, rows, xp.full((), xp.nan, kind))[:, None]
 
 
-def _turned(x: Any, cos: Any, sin: Any, interleaved: bool, like: Spec) -> Any:
+def turned(x: Any, cos: Any, sin: Any, interleaved: bool, like: Spec) -> Any:
     xp, pairs = namespace(x), cos.shape[-1]
     v = up(x)
     if interleaved:
@@ -112,7 +112,7 @@ def rotary_forward(
     table on the CPU; on a GPU it makes NaN. Su et al. 2021, RoFormer; ``frequencies`` and ``tables`` make the tables.
     """
     (c, s) = (_of_tokens(t, positions, q.shape[2], compute_dtype(q.dtype)) for t in (cos, sin))
-    found = tuple(_turned(x, c, s, interleaved, spec(x)) for x in (q, k) if x is not None)
+    found = tuple(turned(x, c, s, interleaved, spec(x)) for x in (q, k) if x is not None)
     saved = {"cos": cos, "sin": sin} | ({} if positions is None else {"positions": positions})
     return found, saved if needs else {}
 
@@ -126,7 +126,7 @@ def rotary_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, int
     for name, (dy, x) in named.items():
         if name in needs:
             dy = namespace(cos).zeros(x.shape, x.dtype) if dy is None else dy
-            grads[name] = _turned(dy, c, -s, interleaved, x)
+            grads[name] = turned(dy, c, -s, interleaved, x)
     return grads.get("q"), None, None, grads.get("k"), None
 
 

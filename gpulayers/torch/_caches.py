@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gpulayers.layers import _caches
-from gpulayers.torch.attention import attention_decode, kv_append
+from gpulayers.torch.attention import attention_decode, kv_append, rotary_append
 
 
 class _OfTensors:
@@ -31,6 +31,10 @@ class _OfTensors:
     @staticmethod
     def _appended(*given: Any) -> None:
         kv_append(*given)
+
+    @staticmethod
+    def _turned_and_appended(*given: Any, interleaved: bool) -> torch.Tensor:
+        return rotary_append(*given, interleaved=interleaved)
 
 
 class KVCache(_OfTensors, _caches.KVCache):

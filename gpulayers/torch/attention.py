@@ -19,7 +19,7 @@ from gpulayers.ops import attention as ops
 from gpulayers.torch import _autocast
 from gpulayers.torch._op import TorchOp
 from gpulayers.torch.dropout import _dropout, draw_seed
-from gpulayers.torch.rotary import rotary
+from gpulayers.torch.rotary import rotary, turned_by
 
 
 def _flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], y: Sequence[int]) -> dict[str, int]:
@@ -206,11 +206,27 @@ def _appended(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions:
     return ()
 
 
+def _turned_and_appended(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, cos: Tensor, sin: Tensor, positions: Tensor,
+    table: Tensor | None, interleaved: bool,
+) -> Tensor:  # fmt: skip
+    given = (q, k, v, k_cache, v_cache, cos, sin, positions, table)
+    _without_gradients("rotary_append", ops.rotary_append.inputs, given)
+    if cos.dim() == 2:
+        at = positions if positions.dim() == 2 else positions[:, None] + torch.arange(k.shape[2], device=k.device)
+        out = (at < 0)[..., None]
+        cos, sin = cos[at.clamp(0)].masked_fill(out, 1.0), sin[at.clamp(0)].masked_fill(out, 0.0)
+    y, z = (turned_by(x, cos[:, None], sin[:, None], interleaved) for x in (q, k))
+    _appended(k_cache, v_cache, z, v, positions, table)
+    return y
+
+
 _attention_decode = TorchOp(
     ops.attention_decode, _decoded, "bool causal, SymInt[] window, float? scale, float softcap", outputs=("y", "lse"),
     flops=_flops,
 )  # fmt: skip
 _kv_append = TorchOp(ops.kv_append, _appended, outputs=())
+_rotary_append = TorchOp(ops.rotary_append, _turned_and_appended, "bool interleaved")
 
 
 def attention_decode(
@@ -255,6 +271,26 @@ def kv_append(
     _kv_append(key_cache, value_cache, key, value, positions, block_table)
 
 
+def rotary_append(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    block_table: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+) -> Tensor:
+    """query, (N, H, L, D), turned as ``rotary`` does it by each token's place; and ``kv_append`` of key, turned too, and value.
+
+    One launch. cos, sin: (P, pairs), by the place, or (N or 1, L, pairs), each token's own. All else as ``kv_append`` takes it.
+    """
+    return _rotary_append(query, key, value, key_cache, value_cache, cos, sin, positions, block_table, interleaved)
+
+
 def attention_with_kvcache(
     query: Tensor,
     key_cache: Tensor,
@@ -294,18 +330,22 @@ def attention_with_kvcache(
     if key is not None:
         assert value is not None and isinstance(lengths, Tensor)
         k, v = key.transpose(1, 2), value.transpose(1, 2)
-        if rotary_cos is not None:
+        turning = causal or tuple(window_size) != (-1, -1)
+        if rotary_cos is not None and turning and query.shape[1] == key.shape[1]:
+            assert rotary_sin is not None
+            tables = rotary_cos, rotary_sin
+            how = dict(interleaved=rotary_interleaved)
+            q = rotary_append(q, k, v, k_cache, v_cache, *tables, lengths, block_table, **how)
+        elif rotary_cos is not None:
             steps = torch.arange(max(query.shape[1], key.shape[1]), device=query.device)
             places = lengths[:, None] + steps
-            turning = causal or tuple(window_size) != (-1, -1)
             at = places[:, : query.shape[1]] if turning else lengths[:, None].expand(-1, query.shape[1])
             tables = rotary_cos, rotary_sin
-            if turning and query.shape[1] == key.shape[1]:
-                q, k = rotary(q, k, *tables, at, rotary_interleaved)  # type: ignore[arg-type]
-            else:
-                q = rotary(q, None, *tables, at, rotary_interleaved)  # type: ignore[arg-type]
-                k = rotary(k, None, *tables, places[:, : key.shape[1]], rotary_interleaved)  # type: ignore[arg-type]
-        kv_append(k_cache, v_cache, k, v, lengths, block_table)
+            q = rotary(q, None, *tables, at, rotary_interleaved)  # type: ignore[arg-type]
+            k = rotary(k, None, *tables, places[:, : key.shape[1]], rotary_interleaved)  # type: ignore[arg-type]
+            kv_append(k_cache, v_cache, k, v, lengths, block_table)
+        else:
+            kv_append(k_cache, v_cache, k, v, lengths, block_table)
         lengths = lengths + key.shape[1]
     y, lse = attention_decode(
         q, k_cache, v_cache, lengths, block_table, sinks=sinks, causal=causal, window=window_size, scale=softmax_scale,

@@ -78,6 +78,7 @@ from gpulayers.torch.attention import (
     attention_decode,
     attention_with_kvcache,
     kv_append,
+    rotary_append,
     scaled_dot_product_attention,
 )
 from gpulayers.torch.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d

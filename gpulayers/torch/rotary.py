@@ -17,7 +17,7 @@ def _of_tokens(table: Tensor, positions: Tensor | None, length: int) -> Tensor:
     return table[None, None, :length] if positions is None else table[positions][:, None]
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def turned_by(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     pairs, kind = cos.shape[-1], torch.promote_types(x.dtype, torch.float32)
     v, rest = x[..., : 2 * pairs].to(kind), x[..., 2 * pairs :]
     a, b = (v[..., ::2], v[..., 1::2]) if interleaved else v.split(pairs, -1)
@@ -28,7 +28,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 def _twin(q: Tensor, cos: Tensor, sin: Tensor, k: Tensor | None, positions: Tensor | None, interleaved: bool) -> Any:
     c, s = (_of_tokens(t, positions, q.shape[2]) for t in (cos, sin))
-    found = tuple(_turned(x, c, s, interleaved) for x in (q, k) if x is not None)
+    found = tuple(turned_by(x, c, s, interleaved) for x in (q, k) if x is not None)
     return found if len(found) > 1 else found[0]
 
 

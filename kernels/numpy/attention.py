@@ -19,6 +19,8 @@ from . import _blocks, _masks
 from ._attention_decode import attention_decode_forward as attention_decode_forward
 from ._attention_decode import attention_decode_refuses as attention_decode_refuses
 from ._kv_append import kv_append_forward as kv_append_forward
+from ._rotary_append import rotary_append_forward as rotary_append_forward
+from ._rotary_append import rotary_append_refuses as rotary_append_refuses
 
 REFUSALS = {"float64": "float64 is left to the definition"}
 SCORES = 1 << 17

@@ -21,7 +21,7 @@ def _of_tokens(table: np.ndarray, positions: Any, length: int) -> np.ndarray:
     return rows[:, None].astype(np.float32, copy=False)
 
 
-def _turned(x: np.ndarray, like: Spec, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
+def turned(x: np.ndarray, like: Spec, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
     y, pairs = empty_numpy(like.like()), cos.shape[-1]
     if interleaved:
         one, other = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
@@ -50,7 +50,7 @@ def rotary_forward(
     interleaved: bool,
 ) -> tuple[tuple, dict]:
     c, s = (_of_tokens(t, positions, q.shape[2]) for t in (cos, sin))
-    found = tuple(_turned(x, spec(x), c, s, interleaved) for x in (q, k) if x is not None)
+    found = tuple(turned(x, spec(x), c, s, interleaved) for x in (q, k) if x is not None)
     return found, ({"cos": cos, "sin": sin} | ({} if positions is None else {"positions": positions}) if needs else {})
 
 
@@ -61,5 +61,5 @@ def rotary_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, int
     for name, dy, x in zip("qk", (*dys, None), (inputs[0], inputs[3])):
         if name in needs:
             dy = np.zeros(x.shape, x.dtype) if dy is None else dy
-            grads[name] = _turned(dy, x, c, -s, interleaved)
+            grads[name] = turned(dy, x, c, -s, interleaved)
     return grads.get("q"), None, None, grads.get("k"), None

@@ -17,33 +17,48 @@ BUDGETS = {
 
 
 @triton.jit
-def _kv_append_kernel(
-    k, v, y, z, positions, table, M, H, L, D, DV, capacity, pages,
-    k_n, k_h, k_l, k_d, v_n, v_h, v_l, v_d, y_n, y_h, y_l, y_d, z_n, z_h, z_l, z_d, p_n, p_l, t_n, t_b,
-    FIRST: tl.constexpr, PAGE: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-):  # fmt: skip
-    """k into y and v into z. FIRST: positions are those of each sequence's first token."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < M
-    h, l, n = row % H, row // H % L, row // H // L
+def place_of(positions, n, l, inside, p_n, p_l, FIRST: tl.constexpr):
+    """Where a sequence's token goes, -1 for nowhere. FIRST: positions are those of each sequence's first token."""
     if FIRST:
-        place = tl.load(positions + n * p_n, inside, other=-1).to(tl.int64) + l
+        return tl.load(positions + n * p_n, inside, other=-1).to(tl.int64) + l
     else:
-        place = tl.load(positions + n * p_n + l * p_l, inside, other=-1).to(tl.int64)
+        return tl.load(positions + n * p_n + l * p_l, inside, other=-1).to(tl.int64)
+
+
+@triton.jit
+def home_of(place, table, n, inside, capacity, pages, t_n, t_b, PAGE: tl.constexpr):
+    """(the cache's row, the place in it, whether it has one)"""
     to = n
     known = inside & (place >= 0) & (place < capacity)
     if table is not None:
         to = tl.load(table + n * t_n + place // PAGE * t_b, known, other=-1).to(tl.int64)
         known = known & (to >= 0) & (to < pages)
         place = place % PAGE
+    return to, place, known
+
+
+@triton.jit
+def put_rows(x, y, known, x_d, y_d, D, BD: tl.constexpr):
+    """y: each row of x. x, y, known: (ROWS, 1)."""
     d = tl.arange(0, BD)[None, :].to(tl.int64)
-    mask = known[:, None] & (d < D)
-    x = tl.load(k + (n * k_n + h * k_h + l * k_l)[:, None] + d * k_d, mask)
-    tl.store(y + (to * y_n + h * y_h + place * y_l)[:, None] + d * y_d, x, mask)
-    e = tl.arange(0, BV)[None, :].to(tl.int64)
-    mask = known[:, None] & (e < DV)
-    x = tl.load(v + (n * v_n + h * v_h + l * v_l)[:, None] + e * v_d, mask)
-    tl.store(z + (to * z_n + h * z_h + place * z_l)[:, None] + e * z_d, x, mask)
+    mask = known & (d < D)
+    tl.store(y + d * y_d, tl.load(x + d * x_d, mask), mask)
+
+
+@triton.jit
+def _kv_append_kernel(
+    k, v, y, z, positions, table, M, H, L, D, DV, capacity, pages,
+    k_n, k_h, k_l, k_d, v_n, v_h, v_l, v_d, y_n, y_h, y_l, y_d, z_n, z_h, z_l, z_d, p_n, p_l, t_n, t_b,
+    FIRST: tl.constexpr, PAGE: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """k into y and v into z."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = row < M
+    h, l, n = row % H, row // H % L, row // H // L
+    place = place_of(positions, n, l, inside, p_n, p_l, FIRST)
+    to, place, known = home_of(place, table, n, inside, capacity, pages, t_n, t_b, PAGE)
+    put_rows(k + (n * k_n + h * k_h + l * k_l), y + (to * y_n + h * y_h + place * y_l), known, k_d, y_d, D, BD)
+    put_rows(v + (n * v_n + h * v_h + l * v_l), z + (to * z_n + h * z_h + place * z_l), known, v_d, z_d, DV, BV)
 
 
 APPEND = _configs.rows("kv_append")

@@ -185,6 +185,11 @@ def _hold(entries: Sequence[Row], device: Device, n: int) -> tuple[int, tuple[in
     return found[0], (max(1, found[1].elements // block), block, found[1].warps)
 
 
+def steps(x: Any, *axes: int | None) -> list[int]:
+    """Along each of these axes; 0 where there is one element for all."""
+    return [0 if x is None or a is None or x.shape[a] == 1 else x.stride(a) for a in axes]
+
+
 def held_rows(name: str) -> Choice:
     """Declare the choice of a kernel that holds rows in registers: (rows a program, block, warps) for a device and n.
 

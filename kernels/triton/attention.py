@@ -15,6 +15,7 @@ from ._attention_decode import attention_decode_forward as attention_decode_forw
 from ._attention_forward import _attention_forward_kernel
 from ._configs import Tile
 from ._kv_append import kv_append_forward as kv_append_forward
+from ._rotary_append import rotary_append_forward as rotary_append_forward
 
 
 def _choices(name: str, *more: str) -> dict[str, _configs.Choice]:

@@ -18,6 +18,30 @@ BUDGETS = {
 
 
 @triton.jit
+def turn_rows(
+    x, y, c, s, inside, x_d, y_d, D,
+    F: tl.constexpr, BF: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """y: each row of x by its cosines and sines, (ROWS, BF). x, y, inside: (ROWS, 1)."""
+    f = tl.arange(0, BF)[None, :].to(tl.int64)
+    mask = inside & (f < F)
+    if INTERLEAVED:
+        d = tl.arange(0, 2 * BF)[None, :].to(tl.int64)
+        both = tl.load(x + d * x_d, inside & (d < 2 * F), other=0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(both, (ROWS, BF, 2)))
+        turned = tl.reshape(tl.join(a * c - b * s, b * c + a * s), (ROWS, 2 * BF))
+        tl.store(y + d * y_d, turned.to(y.dtype.element_ty), inside & (d < 2 * F))
+    else:
+        a = tl.load(x + f * x_d, mask, other=0.0).to(tl.float32)
+        b = tl.load(x + (f + F) * x_d, mask, other=0.0).to(tl.float32)
+        tl.store(y + f * y_d, (a * c - b * s).to(y.dtype.element_ty), mask)
+        tl.store(y + (f + F) * y_d, (b * c + a * s).to(y.dtype.element_ty), mask)
+    if REST > 0:
+        d = 2 * F + tl.arange(0, REST)[None, :].to(tl.int64)
+        tl.store(y + d * y_d, tl.load(x + d * x_d, inside & (d < D)), inside & (d < D))
+
+
+@triton.jit
 def _turn(
     x, y, cos, sin, positions, block, M, H, L, D, x_n, x_h, x_l, x_d, y_n, y_h, y_l, y_d, c_n, c_l, c_f, p_n, p_l, T, sign,
     F: tl.constexpr, BF: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
@@ -42,20 +66,7 @@ def _turn(
         known = mask & (place >= 0) & (place < T)
         c = tl.load(cos + at, known, other=float("nan")).to(tl.float32)
         s = tl.load(sin + at, known, other=float("nan")).to(tl.float32) * sign
-        if INTERLEAVED:
-            d = tl.arange(0, 2 * BF)[None, :].to(tl.int64)
-            both = tl.load(x + d * x_d, inside & (d < 2 * F), other=0.0).to(tl.float32)
-            a, b = tl.split(tl.reshape(both, (ROWS, BF, 2)))
-            turned = tl.reshape(tl.join(a * c - b * s, b * c + a * s), (ROWS, 2 * BF))
-            tl.store(y + d * y_d, turned.to(y.dtype.element_ty), inside & (d < 2 * F))
-        else:
-            a = tl.load(x + f * x_d, mask, other=0.0).to(tl.float32)
-            b = tl.load(x + (f + F) * x_d, mask, other=0.0).to(tl.float32)
-            tl.store(y + f * y_d, (a * c - b * s).to(y.dtype.element_ty), mask)
-            tl.store(y + (f + F) * y_d, (b * c + a * s).to(y.dtype.element_ty), mask)
-        if REST > 0:
-            d = 2 * F + tl.arange(0, REST)[None, :].to(tl.int64)
-            tl.store(y + d * y_d, tl.load(x + d * x_d, inside & (d < D)), inside & (d < D))
+        turn_rows(x, y, c, s, inside, x_d, y_d, D, F, BF, REST, INTERLEAVED, ROWS)
 
 
 @triton.jit
@@ -83,11 +94,6 @@ def _rotary_kernel(
 ROTARY = _configs.rows("rotary")
 
 
-def _steps(x: Any, *axes: int) -> list[int]:
-    """Along each of these axes; 0 where there is one element for all."""
-    return [0 if x is None or a is None or x.shape[a] == 1 else x.stride(a) for a in axes]
-
-
 def _launch(xs: list, ys: list, tables: tuple, positions: Any, sign: float, interleaved: bool, empty: Any) -> None:
     """Each y of its x, of zeros where there is none; nothing for no y."""
     cos, sin = tables if tables[0].stride() == tables[1].stride() else (_tile.dense(t, empty) for t in tables)
@@ -99,8 +105,8 @@ def _launch(xs: list, ys: list, tables: tuple, positions: Any, sign: float, inte
     heads = [0 if y is None else y.shape[1] for y in ys]
     rows = [n * h * length for h in heads]
     blocks = [_tile.cdiv(m, tall) for m in rows]
-    walks = [s for x, y in zip(xs, ys) for s in (*_steps(x, 0, 1, 2, 3), *_steps(y, 0, 1, 2, 3))]
-    at = [*_steps(cos, *((0, 1, 2) if own else (None, 0, 1))), *_steps(positions, 0, 1)]
+    walks = [s for x, y in zip(xs, ys) for s in (*_tile.steps(x, 0, 1, 2, 3), *_tile.steps(y, 0, 1, 2, 3))]
+    at = [*_tile.steps(cos, *((0, 1, 2) if own else (None, 0, 1))), *_tile.steps(positions, 0, 1)]
     rest = dim - 2 * pairs
     _tile.launch(
         _rotary_kernel, (sum(blocks),), xs[0], ys[0], xs[1], ys[1], cos, sin, positions, blocks[0], *rows, *heads, length,
