@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
-from gpulayers.ops.linear import linear, linears
+from gpulayers.ops.linear import linear, linears, matmul
 
 from .cases.case import ONE_ARCH, Case, sweep
 
@@ -37,6 +38,12 @@ def _several(name: str, m: int, k: int, *outs: int, cpu: bool = False, biases: b
     return Case(linears, title, ((m, k), *weights), {}, theirs, flops, cpu, most=1.5, tf32="cuda.matmul")
 
 
+def _batched(name: str, batch: int, heads: int, length: int, width: int, cpu: bool = False) -> Case:
+    shapes = ((batch, heads, length, width), (batch, heads, width, length))
+    title, flops = f"{name} of {batch}·{heads} heads {length}×{width}", 2 * batch * heads * length**2 * width
+    return Case(matmul, title, shapes, {}, torch.matmul, flops, cpu, most=1.5, tf32="cuda.matmul")
+
+
 def cases() -> list[Case]:
     return [
         _case("tutorial", 64, 784, 128, cpu=True, activation="relu")._replace(most=8.0),
@@ -55,6 +62,8 @@ def cases() -> list[Case]:
         _several("GPT-2 queries, keys, values", 16384, 768, 768, 768, 768),
         _several("Llama-3 8B queries, keys, values", 8192, 4096, 4096, 1024, 1024),
         _several("Llama-3 8B gate, up", 8192, 4096, 14336, 14336),
+        _batched("scores", 8, 12, 128, 64, cpu=True),
+        _batched("scores", 8, 16, 2048, 128),
         *sweep("square matrices", [(n, _case("", n, n, n, bias=False)) for n in (512, 1024, 2048, 4096, 8192)]),
     ]
 
@@ -62,7 +71,10 @@ def cases() -> list[Case]:
 def audits() -> list[Case]:
     """The largest tiles with an epilogue, and without one in backward; a split K with few rows; dbias with dweight; several
     weights."""
+    heads = (96, 1024, 64)
     return [
+        Case(matmul, "heads", (heads, (96, 64, 1024))),
+        Case(matmul, "odd", ((7, 250, 99), (7, 99, 63), (7, 250, 63)), {"alpha": 0.5}, archs=ONE_ARCH),
         _case("many rows", 8192, 4096, 14336, activation="gelu"),
         _case("few rows", 16, 4096, 14336, activation="softplus")._replace(archs=ONE_ARCH),
         _case("GPT-2 queries, keys, values", 16384, 768, 2304)._replace(archs=ONE_ARCH),

@@ -1,4 +1,4 @@
-"""What every backend says of several weights of one input."""
+"""What every backend says of several weights of one input, and of products in batches."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def named(weights: Sequence[Any]) -> dict[str, Any]:
 def kept(x: Any, weights: dict[str, Any], needs: Sequence[str]) -> dict[str, Any]:
     """What backward takes."""
     return ({"x": x} if {*WEIGHTS} & {*needs} else {}) | (weights if "x" in needs else {})
+
+
+def added_up(x: Any, shape: tuple) -> Any:
+    """The sum of ``x`` over the axes along which an array of ``shape`` was broadcast to it."""
+    x = x.sum(tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+    alone = tuple(i for i, n in enumerate(shape) if n == 1 and x.shape[i] != 1)
+    return x.sum(alone, keepdims=True) if alone else x

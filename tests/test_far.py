@@ -11,7 +11,7 @@ from gpulayers.ops.activation import gelu, glu
 from gpulayers.ops.attention import attention, attention_decode, kv_append
 from gpulayers.ops.conv import conv
 from gpulayers.ops.distance import cosine_similarity, normalize, pdist
-from gpulayers.ops.linear import linear
+from gpulayers.ops.linear import linear, matmul
 from gpulayers.ops.loss import cross_entropy
 from gpulayers.ops.norm import layer_norm, rms_norm
 from gpulayers.ops.padding import pad
@@ -60,6 +60,7 @@ CALLS = {
     "pdist": (pdist, [draw(5, 40)], {}),
     "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
     "cross_entropy": (cross_entropy, [draw(5, 40), np.arange(5)], {}),
+    "matmul": (matmul, [draw(2, 5, 24), draw(2, 24, 18), None], {}),
     "linear": (linear, [draw(20, 24), draw(18, 24), draw(18)], {}),
     "depthwise conv2d": (conv, [draw(*IMAGE), draw(3, 1, 3, 3), draw(3)], {"padding": 1, "groups": 3}),
     "conv2d": (conv, [draw(*IMAGE), draw(4, 3, 3, 3), draw(4)], {"padding": 1, "stride": 2}),

@@ -8,7 +8,7 @@ from gpulayers.ops.attention import attention
 from gpulayers.ops.conv import conv
 from gpulayers.ops.distance import cosine_similarity, normalize, pairwise_distance, pdist
 from gpulayers.ops.dropout import dropout
-from gpulayers.ops.linear import linear
+from gpulayers.ops.linear import linear, matmul
 from gpulayers.ops.loss import mse, pointwise_loss
 from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_response_norm, rms_norm
 from gpulayers.ops.padding import pad
@@ -50,6 +50,7 @@ CALLS = {
     "normalize": (normalize, [IMAGES], {}),
     "pdist": (pdist, [ROWS], {}),
     "rotary": (rotary, [draw(2, 3, 4, 6), draw(4, 2), draw(4, 2), draw(2, 1, 4, 6)], {}),
+    "matmul": (matmul, [draw(2, 5, 24), draw(2, 24, 8), None], {}),
     "linear": (linear, [ROWS, draw(8, 24), draw(8)], {"activation": "gelu"}),
     "mse": (mse, [ROWS, draw(5, 24) + 1], {"reduction": "none"}),
     "pointwise_loss": (pointwise_loss, [ROWS, draw(5, 24), None, draw(24)], {"loss": "smooth_l1", "reduction": "none"}),

@@ -138,7 +138,7 @@ ON_CUDA = {
         "pdist",
         "pointwise_loss",
     ),
-    "lower": ("linear", "linears", "conv", "conv_batch_norm", "conv_transpose", "prelu", "recurrent"),
+    "lower": ("linear", "linears", "matmul", "conv", "conv_batch_norm", "conv_transpose", "prelu", "recurrent"),
 }
 """What torch documents, and what RMSNorm and Softmin, which it does not name, do."""
 
@@ -205,4 +205,9 @@ def test_layer_for_cuda(case):
             return [y.dtype for y in (found if isinstance(found, tuple) else (found,))]
 
     for of_input in (torch.float32, *HALVES):
-        assert outputs(gt, of_input) == outputs(nn, of_input)
+        if case.name == "Bilinear" and of_input is torch.float16:  # other 16 bits than autocast's
+            for library in (gt, nn):
+                with pytest.raises(RuntimeError, match="Unexpected floating ScalarType"):
+                    outputs(library, of_input)
+        else:
+            assert outputs(gt, of_input) == outputs(nn, of_input)

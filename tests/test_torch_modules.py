@@ -171,7 +171,7 @@ def test_every_class_is_judged():
     assert {n for n in CLASSES if not n.endswith("Loss")} == CASES.keys() | {
         *("Embedding", "EmbeddingBag"),
         *PAIRED,
-        *("PairwiseDistance", "CosineSimilarity"),
+        *("Bilinear", "PairwiseDistance", "CosineSimilarity"),
         *RANDOM,
     }
 

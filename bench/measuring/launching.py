@@ -214,6 +214,7 @@ def subjects() -> list[Subject]:
             IMAGE, PIXELS, "conv",
         ),
         Subject("conv_transpose", lambda m: m.ConvTranspose2d(*[_width(m, 64, 4)] * 2, 2, 2, bias=False), IMAGE, PIXELS),
+        Subject("matmul", lambda m: lambda x: (m.functional if m is gt else torch).matmul(x, x.flip(0).mT), ROWS, FEW),
         Subject("linears", _several, ROWS, FEW),
         Subject("gated", _of_halves, ROWS, FEW),
         Subject("relu_squared", lambda m: gt.activation.ReLUSquared() if m is gt else lambda x: x.relu().square(), ROWS, FEW),

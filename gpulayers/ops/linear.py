@@ -9,6 +9,7 @@ from gpulayers.arrays import Spec, compute_dtype, namespace, up
 from gpulayers.definition import Rule, ShapeError
 from gpulayers.ops._activation import require_activation
 from gpulayers.ops._linears import linears as linears
+from gpulayers.ops._matmul import matmul as matmul
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 from gpulayers.ops.activation import ACTIVATIONS
 

@@ -127,6 +127,7 @@ _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     "ConvTranspose3d": [(_SAME, _VOLUME)],
     "CrossEntropyLoss": [({}, (3, 5)), ({"label_smoothing": 0.1, "reduction": "none"}, (2, 4, 3))],
     "NLLLoss": [({"ignore_index": 1}, (3, 5))],
+    "Bilinear": [({"in1_features": 5, "in2_features": 5, "out_features": 3}, (3, 5))],
     "PairwiseDistance": [({}, (3, 5))],
     "CosineSimilarity": [({"dim": -1}, (3, 5))],
     **_OF_LOGITS,
@@ -175,7 +176,7 @@ class Case(NamedTuple):
         return [x]
 
 
-OF_PAIRS = ("PairwiseDistance", "CosineSimilarity")
+OF_PAIRS = ("Bilinear", "PairwiseDistance", "CosineSimilarity")
 """Classes of two inputs that are alike."""
 CASES = [Case(name, *call) for name, calls in _SHAPES.items() for call in calls]
 MADE_OF_OTHERS = (
@@ -252,6 +253,7 @@ _IN_THE_MODEL: dict[str, dict[str, Any]] = {
     "RMSNorm": {"normalized_shape": 10},
     "BatchNorm1d": {"num_features": 10},
     "InstanceNorm1d": {"num_features": 4, "affine": True},
+    "Bilinear": {"in1_features": 10, "in2_features": 10, "out_features": 3},
 } | {name: {"in_features": 10, "num_classes": 10} for name in _OF_LOGITS}
 
 

@@ -71,7 +71,7 @@ from gpulayers.torch.conv import (
 from gpulayers.torch.distance import CosineSimilarity, PairwiseDistance
 from gpulayers.torch.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
-from gpulayers.torch.linear import Flatten, LazyLinear, Linear
+from gpulayers.torch.linear import Bilinear, Flatten, LazyLinear, Linear
 from gpulayers.torch.loss import (
     BCELoss,
     BCEWithLogitsLoss,

@@ -92,7 +92,7 @@ from gpulayers.torch.dropout import (
     feature_alpha_dropout,
 )
 from gpulayers.torch.embedding import embedding, embedding_bag
-from gpulayers.torch.linear import linear, linears
+from gpulayers.torch.linear import addmm, baddbmm, bilinear, bmm, einsum, linear, linears, matmul
 from gpulayers.torch.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,

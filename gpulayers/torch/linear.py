@@ -13,6 +13,13 @@ from torch import Tensor
 from gpulayers.ops import linear as ops
 from gpulayers.torch import _autocast, _epilogue
 from gpulayers.torch._arguments import held
+from gpulayers.torch._matmul import Bilinear as Bilinear
+from gpulayers.torch._matmul import addmm as addmm
+from gpulayers.torch._matmul import baddbmm as baddbmm
+from gpulayers.torch._matmul import bilinear as bilinear
+from gpulayers.torch._matmul import bmm as bmm
+from gpulayers.torch._matmul import einsum as einsum
+from gpulayers.torch._matmul import matmul as matmul
 from gpulayers.torch._op import TorchOp
 
 

@@ -90,3 +90,41 @@ def _gradients_of_several(dys: tuple, saved: dict, inputs: tuple, needs: tuple) 
         if bias in needs:
             grads[bias] = rows.sum(0)
     return None if dx is None else dx.view(x.shape), *(grads.get(n) for n in WEIGHTS + BIASES)
+
+
+# --- products in batches ---------------------------------------------------------------------------------------------
+
+
+def matmul_refuses(a: Spec, b: Spec, c: Spec | None = None, *, needs: tuple = (), alpha: float = 1.0) -> str | None:
+    return refusal(a)
+
+
+def matmul_forward(
+    a: torch.Tensor, b: torch.Tensor, c: Any = None, *, needs: tuple = (), alpha: float = 1.0
+) -> tuple[tuple, dict]:
+    y = plainly(_product, a, b, c, alpha)
+    return (y,), {name: x for name, x, of in (("a", a, "b"), ("b", b, "a")) if of in needs}
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, c: Any, alpha: float) -> torch.Tensor:
+    y = torch.matmul(a, b).contiguous()
+    y = y if alpha == 1 else y.mul_(alpha)
+    return y if c is None else y.add_(c)
+
+
+def matmul_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, alpha: float = 1.0) -> tuple:
+    return plainly(_gradients_of_product, dys[0], saved, inputs, needs, alpha)
+
+
+def _gradients_of_product(dy: torch.Tensor, saved: dict, inputs: tuple, needs: tuple, alpha: float) -> tuple:
+    scaled, (a, b) = dy if alpha == 1 else dy * alpha, inputs[:2]
+    da = db = None
+    if "a" in needs:
+        da = torch.matmul(scaled, saved["b"].mT).sum_to_size(a.shape).contiguous()
+    if "b" in needs:
+        x = saved["a"]
+        if len(b.shape) == 2 and x.shape[:-1] == dy.shape[:-1]:
+            db = torch.mm(x.reshape(-1, x.shape[-1]).t(), scaled.reshape(-1, dy.shape[-1]))
+        else:
+            db = torch.matmul(x.mT, scaled).sum_to_size(b.shape).contiguous()
+    return da, db, dy.clone(memory_format=torch.contiguous_format) if "c" in needs else None

@@ -10,7 +10,7 @@ import numpy as np
 from gpulayers.arrays import guests
 
 from .._activation import FROM_Y, numbers_of
-from .._linears import BIASES, WEIGHTS, kept, named
+from .._linears import BIASES, WEIGHTS, added_up, kept, named
 from . import _blocks
 from . import activation as activations
 
@@ -124,3 +124,39 @@ def linears_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple) ->
         if bias in needs:
             grads[bias] = _rounded(flat.sum(0), x.dtype, w.shape[:1])
     return None if dx is None else _rounded(dx, x.dtype, x.shape), *(grads.get(n) for n in WEIGHTS + BIASES)
+
+
+# --- products in batches ---------------------------------------------------------------------------------------------
+
+
+def matmul_refuses(a: Any, b: Any, c: Any = None, *, needs: tuple = (), alpha: float = 1.0) -> str | None:
+    return REFUSALS["float64"] if a.dtype == np.float64 else None
+
+
+def matmul_forward(
+    a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None, *, needs: tuple = (), alpha: float = 1.0
+) -> tuple[tuple, dict]:
+    y = np.ascontiguousarray(guests.matmul(_in_float32(a), _in_float32(b)))
+    if alpha != 1:
+        y *= np.float32(alpha)
+    if c is not None:
+        y += _in_float32(c)
+    saved = {name: x for name, x, of in (("a", a, "b"), ("b", b, "a")) if of in needs}
+    return (_rounded(y, a.dtype, y.shape),), saved
+
+
+def matmul_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, alpha: float = 1.0) -> tuple:
+    dy, dtype = _in_float32(dys[0]), dys[0].dtype
+    scaled = dy if alpha == 1 else dy * np.float32(alpha)
+    da = db = None
+    if "a" in needs:
+        found = guests.matmul(scaled, _in_float32(saved["b"]).swapaxes(-1, -2))
+        da = np.ascontiguousarray(added_up(found, inputs[0].shape).astype(dtype, copy=False))
+    if "b" in needs:
+        a, shape = _in_float32(saved["a"]), inputs[1].shape
+        if len(shape) == 2 and a.shape[:-1] == dy.shape[:-1]:
+            found = guests.matmul(a.reshape(-1, a.shape[-1]).T, scaled.reshape(-1, dy.shape[-1]))
+        else:
+            found = added_up(guests.matmul(a.swapaxes(-1, -2), scaled), shape)
+        db = np.ascontiguousarray(found.astype(dtype, copy=False))
+    return da, db, dys[0].copy(order="C") if "c" in needs else None

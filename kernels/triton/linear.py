@@ -16,6 +16,8 @@ from .._activation import FROM_Y, numbers_of
 from .._budget import Budget
 from .._linears import BIASES, WEIGHTS, kept, named
 from . import _configs, _linears, _matmul, _tile
+from ._batched import matmul_backward as matmul_backward
+from ._batched import matmul_forward as matmul_forward
 from .activation import gradient
 
 BUDGETS = {
