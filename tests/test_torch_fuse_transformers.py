@@ -107,9 +107,11 @@ def made(seed):
     net = Stack(blocks, norm, r.random() < 0.5, r.random() < 0.5, r.random() < 0.5)
     wanted = {"q | k | v": count, "net → loss": 1}
     wanted |= {"act → mul": count, "gate + up": count} if is_gated else {"0 → 1": count}
-    wanted |= {"parallel": {}, "pre": {"add → norm2": count}, "post": {"add → norm1": count, "add → norm2": count}}[
-        form
-    ]
+    wanted |= {
+        "parallel": {"add → next norm": count},
+        "pre": {"add → norm2": count, "add → next norm": count},
+        "post": {"add → norm1": count, "add → norm2": count},
+    }[form]
     return WithLoss(net, NextToken()), wanted
 
 

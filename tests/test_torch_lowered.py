@@ -12,13 +12,13 @@ from test_torch_fuse import nodes  # noqa: E402
 from test_torch_layer_norm_2d import LayerNorm2d  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
-from gpulayers.torch import _autocast, _lowered  # noqa: E402
+from gpulayers.torch import _autocast  # noqa: E402
 from gpulayers.torch import norm as gt_norm  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(_lowered, "WIDENED", "cpu")
+    monkeypatch.setattr(_autocast, "WIDENED", "cpu")
     for op in (gt_norm._layer_norm, gt_norm._rms_norm, gt_norm._group_norm):
         monkeypatch.setattr(op, "cast", _autocast.FLOAT32)
         for known in ("_known", "_latest"):

@@ -13,7 +13,7 @@ import torch
 from gpulayers.bench.models.kind import Kind
 from gpulayers.kernels.triton import _tile
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import gpulayers.torch as gt
@@ -21,7 +21,7 @@ from gpulayers.inventory import ops
 from gpulayers.testing import _launches
 from gpulayers.testing.audit_op import launchers
 from gpulayers.testing.compiling import one
-from gpulayers.torch import _autocast, _inductor, _library, _lowered
+from gpulayers.torch import _autocast, _inductor, _library
 
 _FREE = {"prim", "profiler"}
 """torch's namespaces whose operations move nothing."""
@@ -42,17 +42,19 @@ class Ran(NamedTuple):
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Autocast of CPU tensors follows CUDA's rules."""
-    rules = dict(_autocast.ON_CUDA), dict(_autocast.ON_CPU), _lowered.WIDENED
+    rules = dict(_autocast.ON_CUDA), dict(_autocast.ON_CPU), _autocast.WIDENED
     _autocast.ON_CUDA["cpu"] = _autocast.ON_CUDA["cuda"]
     _autocast.ON_CPU.clear()
-    _lowered.WIDENED = "cpu"
+    _autocast.WIDENED = "cpu"
+    _autocast.KINDS.add(FakeTensor)
     try:
         yield
     finally:
         _autocast.ON_CUDA.clear()
         _autocast.ON_CUDA.update(rules[0])
         _autocast.ON_CPU.update(rules[1])
-        _lowered.WIDENED = rules[2]
+        _autocast.WIDENED = rules[2]
+        _autocast.KINDS.discard(FakeTensor)
 
 
 def traced(kind: Kind, fuse: bool = True, arch: int = 90) -> list[Ran]:
@@ -71,8 +73,10 @@ def traced(kind: Kind, fuse: bool = True, arch: int = 90) -> list[Ran]:
             held.update({name: faked(t) for name, t in held.items() if t is not None})
         given = [faked(t) for t in batch]
         with _Noting(arch) as noted:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(*given)
+            for _ in range(2):  # blocks learn which norms follow them
+                noted.found.clear()
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = model(*given)
             loss.backward()
     return noted.found
 

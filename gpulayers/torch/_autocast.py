@@ -16,6 +16,10 @@ ON_CUDA = {"cuda": FLOAT32}
 """To float32 on CUDA, unchanged on the CPU."""
 ON_CPU = {"cpu": FLOAT32}
 """To float32 on the CPU, unchanged on CUDA."""
+WIDENED = "cuda"
+"""Where autocast has norms in float32."""
+KINDS: set[type] = {Tensor, torch.nn.Parameter}
+"""Of tensors whose norms may do without that."""
 _DEVICES = ("cpu", "cuda")
 """Others, "meta" among them, are torch's own business."""
 

@@ -38,6 +38,7 @@ from gpulayers.torch._lowered import lower
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch._shortcuts import join
+from gpulayers.torch._sums import add_at_end
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.loss import CrossEntropyLoss
 from gpulayers.torch.norm import LayerNorm, RMSNorm
@@ -89,6 +90,11 @@ class Fused:
     """None: not looked at yet, in a copy."""
     _gpulayers_without_head: Cut | bool | None = False
     """False: not looked at yet; None: there is none."""
+
+    @property
+    def _gpulayers_self(self) -> Fused:
+        """What a fused forward calls itself."""
+        return self
 
     def _gpulayers_cut(self) -> Cut | None:
         found = self._gpulayers_without_head
@@ -173,6 +179,7 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     graph, asks = _graph_of(module, own, names, Tensor)
     left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
     rows, lowered, joined = _put(graph, module)
+    rows += tuple(_put_end(graph, module))
     losses = [*put_loss(graph, module, cut_of)]
     rows += tuple(words for words, _ in losses)
     kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
@@ -426,6 +433,19 @@ def _norm_act(last: Node, module: nn.Module) -> Iterator[Row]:
         if isinstance(module_of(norm, module), norms) and only_used_by(norm, first):
             inputs = (*norm.args, residual, *[True] * in_place(first))
             yield Row(_rows.norm_add_act, (norm, first, last), (norm, act), inputs)
+
+
+def _put_end(graph: Graph, module: nn.Module) -> Iterator[str]:
+    """Let a sum that is all that a block gives look ahead to the norm that takes it."""
+    last = next(iter(reversed(graph.nodes))).args[0]
+    if not isinstance(last, Node) or in_place(last) or not operands(last):
+        return
+    if any(type(m) in _ROW_NORMS for m in module._modules.values()):
+        with graph.inserting_before(last):
+            call = graph.call_function(add_at_end, (graph.get_attr("_gpulayers_self"), *last.args))
+        last.replace_all_uses_with(call)
+        graph.erase_node(last)
+        yield "add → next norm"
 
 
 def _add_norm(last: Node, module: nn.Module) -> Iterator[Row]:

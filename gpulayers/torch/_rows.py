@@ -19,6 +19,7 @@ from gpulayers.torch._conv_act import CONVOLUTIONS as CONVOLUTIONS
 from gpulayers.torch._conv_act import conv_act as convolved
 from gpulayers.torch._conv_norm import NORMS, conv_norm, conv_norm_joined
 from gpulayers.torch._norm_act import NormAct
+from gpulayers.torch._sums import add_norm as add_norm
 from gpulayers.torch.linear import Linear, linear
 from gpulayers.torch.norm import (
     BatchNorm1d,
@@ -28,10 +29,6 @@ from gpulayers.torch.norm import (
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
-    LayerNorm,
-    RMSNorm,
-    add_layer_norm,
-    add_rms_norm,
     alike,
 )
 
@@ -41,9 +38,6 @@ SAMPLE_NORMS = (GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
 """Whose statistics are those of each sample."""
 _CHANNEL_NORMS = {*BATCH_NORMS, *SAMPLE_NORMS}
 _ADDS = operator.add, operator.iadd
-_ADD_NORMS: dict[type, Any] = {LayerNorm: add_layer_norm, RMSNorm: add_rms_norm}
-
-_autocasting = torch._C._is_any_autocast_enabled
 
 
 def linear_act(layer: Any, act: Act, x: Tensor) -> Tensor:
@@ -141,19 +135,3 @@ def _is_one_call(conv: Any, norm: Any, act: Any, steps: tuple) -> bool:
     if not (is_bare(conv) and is_bare(norm)) or not (act is None or (name_of(act) is not None and is_bare(act))):
         return False
     return not steps or all([s is None or s in (conv, norm, act) or is_quiet(s) for s in steps])
-
-
-def add_norm(norm: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual)"""
-    fused = _ADD_NORMS.get(type(norm))
-    if fused is None or not is_bare(norm) or not _summed_alike(x, residual):
-        total = x + residual
-        return norm(total), total
-    if fused is add_rms_norm:
-        return add_rms_norm(x, residual, norm.normalized_shape, held(norm, "weight"), norm.eps)
-    return add_layer_norm(x, residual, norm.normalized_shape, held(norm, "weight"), held(norm, "bias"), norm.eps)
-
-
-def _summed_alike(x: Tensor, residual: Tensor) -> bool:
-    """Whether the sum has the dtype that the fused op gives it: autocast on CUDA widens a norm's inputs."""
-    return alike(x, residual) and not (x.is_cuda and x.dtype != torch.float32 and _autocasting())

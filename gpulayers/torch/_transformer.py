@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules import transformer as torchs
 
+from gpulayers.torch._lowered import lowered
 from gpulayers.torch._multihead import MultiheadAttention
+from gpulayers.torch._sums import add_at_end, add_norm
 from gpulayers.torch.activation import gelu, relu
 from gpulayers.torch.dropout import Dropout
 from gpulayers.torch.linear import Linear
@@ -53,14 +55,45 @@ class TransformerEncoderLayer(_FeedForward, _OverOurs, nn.TransformerEncoderLaye
     ) -> Tensor:
         block = (src_mask, src_key_padding_mask, is_causal)
         if self.norm_first:
-            x = src + self._sa_block(self.norm1(src), *block)
-            return x + self._ff_block(self.norm2(x))
-        x = self.norm1(src + self._sa_block(src, *block))
-        return self.norm2(x + self._ff_block(x))
+            found = self._sa_block(_read(self.norm1, src, self.self_attn, *block[:2]), *block)
+            y, x = add_norm(self.norm2, found, src, (self.linear1,))
+            return add_at_end(self, self._ff_block(y), x)
+        x = add_norm(self.norm1, self._sa_block(src, *block), src)[0]
+        return add_norm(self.norm2, self._ff_block(x), x)[0]
 
 
 class TransformerDecoderLayer(_FeedForward, _OverOurs, nn.TransformerDecoderLayer):
     """``torch.nn.TransformerDecoderLayer`` over gpulayers' kernels."""
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        own = (tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+        other = (memory_mask, memory_key_padding_mask, memory_is_causal)
+        if self.norm_first:
+            found = self._sa_block(_read(self.norm1, tgt, self.self_attn, *own[:2]), *own)
+            y, x = add_norm(self.norm2, found, tgt)
+            y, x = add_norm(self.norm3, self._mha_block(y, memory, *other), x, (self.linear1,))
+            return add_at_end(self, self._ff_block(y), x)
+        x = add_norm(self.norm1, self._sa_block(tgt, *own), tgt)[0]
+        x = add_norm(self.norm2, self._mha_block(x, memory, *other), x)[0]
+        return add_norm(self.norm3, self._ff_block(x), x)[0]
+
+
+def _read(norm: Any, x: Tensor, attention: Any, *masks: Tensor | None) -> Tensor:
+    """norm(x) for queries, keys and values of one attention: in the 16 bits that their product takes, unless a mask of
+    numbers must have its dtype."""
+    if type(attention) is not MultiheadAttention or any([m is not None and m.is_floating_point() for m in masks]):
+        return norm(x)
+    return lowered(norm, (attention,), x)
 
 
 class TransformerEncoder(nn.TransformerEncoder):
