@@ -11,7 +11,7 @@ import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers import dispatch
 from gpulayers.ops.attention import attention, kv_append, rotary_append
-from gpulayers.ops.rotary import rotary, tables
+from gpulayers.ops.rotary import frequencies, rotary, tables
 from gpulayers.testing.interpreter import interpreting
 from gpulayers.torch.attention import _turned_and_appended
 
@@ -87,7 +87,7 @@ def test_errors():
 def test_caches():
     """A prompt, then tokens: as attention to all of them, turned before."""
     q, k, v = draw(2, 4, 6, 8), draw(2, 2, 6, 8), draw(2, 2, 6, 4)
-    cos, sin = tables(8, 12)
+    cos, sin = tables(*frequencies(8)[:1], 12)
     u, z = rotary(q, cos, sin, k)
     true = attention(u, z, v, causal=True)[0]
     for held, put in caches():
