@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.loss import cross_entropy, linear_cross_entropy, mse, nll_loss, pointwise_loss
+from gpulayers.ops.loss import cross_entropy, linear_cross_entropy, mse, nll_loss, pointwise_loss, row_loss
 
 from .cases.case import ONE_ARCH, Case, Labels, Other, Squares, sweep
 
@@ -91,6 +91,7 @@ def cases() -> list[Case]:
         _pointwise("bce_with_logits", 8192, 8192)._replace(headline=True),
         _pointwise("kl_div", 8192, 32000, log=True, reduction="batchmean"),
         _pointwise("smooth_l1", 256, 3, 32, 32, cpu=True),
+        Case(row_loss, "triplets 4096×128", ((4096, 128),) * 3, {"loss": "triplet_margin"}, F.triplet_margin_loss),
         *sweep("classes, 4,096 rows", [(n, _cross_entropy("", 4096, n)) for n in (1024, 4096, 16384, 32768, 131072)]),
     ]
 
@@ -110,7 +111,20 @@ def audits() -> list[Case]:
             found.append(Case(nll_loss, "weighted", (shape, labels, (shape[1],)), archs=archs))
     for reduction in ("mean", "none"):
         found.append(Case(mse, reduction, ((4096, 4096),) * 2, {"reduction": reduction}))
-    return found + _pointwise_audits()
+    return found + _pointwise_audits() + _row_audits()
+
+
+def _row_audits() -> list[Case]:
+    """Each formula, of rows in one block and of rows that are walked."""
+    x, long = (65536, 128), (4096, 8192)
+    found = [
+        Case(row_loss, "triplets", (long,) * 3, {"loss": "triplet_margin", "swap": True, "p": 3.0}),
+        Case(row_loss, "short triplets", (x,) * 3, {"loss": "triplet_margin", "reduction": "none"}, archs=ONE_ARCH),
+        Case(row_loss, "labels", (x, x, None, None, (128,)), {"loss": "multilabel_soft_margin"}, archs=ONE_ARCH),
+    ]
+    pairs, classes = (long, long, None, Labels(long[:1], 2)), (long, None, None, Labels(long[:1], 8192), long[1:])
+    found.append(Case(row_loss, "cosines", pairs, {"loss": "cosine_embedding"}, archs=ONE_ARCH))
+    return [*found, Case(row_loss, "classes", classes, {"loss": "multi_margin"}, archs=ONE_ARCH)]
 
 
 def _pointwise_audits() -> list[Case]:

@@ -95,6 +95,7 @@ from gpulayers.layers.linear import FullyConnected, Linear  # noqa: E402
 from gpulayers.layers.loss import (  # noqa: E402
     BCELoss,
     BCEWithLogitsLoss,
+    CosineEmbeddingLoss,
     CrossEntropyLoss,
     GaussianNLLLoss,
     HingeEmbeddingLoss,
@@ -104,10 +105,13 @@ from gpulayers.layers.loss import (  # noqa: E402
     LinearCrossEntropyLoss,
     MarginRankingLoss,
     MSELoss,
+    MultiLabelSoftMarginLoss,
+    MultiMarginLoss,
     NLLLoss,
     PoissonNLLLoss,
     SmoothL1Loss,
     SoftMarginLoss,
+    TripletMarginLoss,
 )
 from gpulayers.layers.norm import (  # noqa: E402
     AddLayerNorm,

@@ -11,7 +11,7 @@ from gpulayers.ops.activation import celu, gelu, glu, prelu, relu, rrelu, silu
 from gpulayers.ops.conv import conv, conv_transpose
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
-from gpulayers.ops.loss import cross_entropy, mse, nll_loss, pointwise_loss
+from gpulayers.ops.loss import cross_entropy, mse, nll_loss, pointwise_loss, row_loss
 from gpulayers.ops.norm import add_layer_norm, add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.optim import adamw_update, sgd_update
 from gpulayers.ops.padding import pad
@@ -54,6 +54,7 @@ OPS = [
     (cross_entropy, [(64, 1000), LABELS], {"label_smoothing": 0.1}),
     (nll_loss, [(64, 1000), LABELS, (1000,)], {}),
     (mse, [(33, 1000), (33, 1000)], {}),
+    (row_loss, [(33, 1000), (33, 1000), (33, 1000)], {"loss": "triplet_margin", "swap": True}),
     (pointwise_loss, [(33, 1000), (33, 1000), None, (1000,)], {"loss": "bce_with_logits"}),
     (linear, [(256, 512), (384, 512), (384,)], {"activation": "gelu"}),
     (linear, [(33, 1000), (100, 1000), (100,)], {}),

@@ -64,7 +64,9 @@ def test_layer(case):
             compare(case, of_module, of_input)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name != "MultiMarginLoss"], ids=str
+)  # torch's: no 16 bits on a CPU
 def test_mixed_dtypes_without_autocast(case):
     for of_module, of_input in itertools.permutations((torch.float32, torch.float64, *HALVES), 2):
         compare(case, of_module, of_input)
@@ -137,6 +139,7 @@ ON_CUDA = {
         "normalize",
         "pdist",
         "pointwise_loss",
+        "row_loss",
     ),
     "lower": ("linear", "linears", "matmul", "conv", "conv_batch_norm", "conv_transpose", "prelu", "recurrent"),
 }

@@ -54,7 +54,18 @@ def test_loss(name, dtype):
     report(complaints)
 
 
-# What losses of arrays of one shape are called with, besides their reductions.
+# What losses are called with, besides their reductions: those of one formula an element, and of one number a sample.
+ROWS = {
+    "TripletMarginLoss": [{}, {"p": 1, "swap": True, "margin": 0.4}, {"p": 3.0}, {"p": float("inf")}],
+    "TripletMarginWithDistanceLoss": [
+        {"swap": True},
+        {"distance_function": nn.PairwiseDistance(1.0)},
+        {"distance_function": nn.L1Loss()},
+    ],
+    "CosineEmbeddingLoss": grid(margin=(0.0, 0.3)),
+    "MultiMarginLoss": grid(p=(1, 2), margin=(1.0, 0.4)),
+    "MultiLabelSoftMarginLoss": [{}],
+}
 POINTWISE = {
     **{name: [{}] for name in ("MSELoss", "L1Loss", "BCELoss", "SoftMarginLoss")},
     "SmoothL1Loss": grid(beta=(1.0, 0.3, 0.0)),
@@ -69,11 +80,14 @@ POINTWISE = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", POINTWISE)
-def test_pointwise_loss(name, dtype):
+@pytest.mark.parametrize("name", [*POINTWISE, *ROWS])
+def test_loss_of_arrays(name, dtype):
     complaints = []
     reductions = ("mean", "sum", "none", *(("batchmean",) if name == "KLDivLoss" else ()))
-    for number, (kwargs, shape) in enumerate(itertools.product(POINTWISE[name], ANY)):
+    shapes = (
+        ANY if name in POINTWISE else [(4, 5), (5,), (2, 3), (1, 4), *([(0, 3)] if name != "MultiMarginLoss" else [])]
+    )
+    for number, (kwargs, shape) in enumerate(itertools.product((POINTWISE | ROWS)[name], shapes)):
         given = TARGETS[name](draw(shape, torch.float64, number, 1.0), draw(shape, torch.float64, number + 1, 1.0))
         given = [some_layouts(t, number + i)[-(number % 3 != 0)] for i, t in enumerate(given)]
         if name == "PoissonNLLLoss" and not kwargs["log_input"]:
@@ -84,13 +98,19 @@ def test_pointwise_loss(name, dtype):
             if shape or k != "weight"
         }
         how["reduction"] = reductions[number % len(reductions)]
-        grad = [True, name not in ("HingeEmbeddingLoss", "SoftMarginLoss"), True][: len(given)]
+        grad = [True, name not in ("HingeEmbeddingLoss", "SoftMarginLoss"), name != "CosineEmbeddingLoss"][: len(given)]
         ours, theirs = (getattr(m, name)(**how).to(dtype) for m in (gt, nn))
-        found = check_torch(ours, theirs, [same_strides(t, dtype) for t in given], grad=grad)
+        if name == "MultiMarginLoss" and dtype in (torch.float16, torch.bfloat16):  # torch has none on a CPU
+            theirs = lambda x, t, m=theirs: m.to(torch.promote_types(x.dtype, torch.float32))(  # noqa: E731
+                x.to(torch.promote_types(x.dtype, torch.float32)), t
+            ).to(x.dtype)
+        found = check_torch(
+            ours, theirs, [same_strides(t, dtype if t.is_floating_point() else None) for t in given], grad=grad
+        )
         complaints += [f"{name}({how}) {list(shape)} {[t.stride() for t in given]}: {line}" for line in found]
     report(complaints)
 
 
 def test_every_loss_is_judged():
     losses = {n for n, c in vars(gt).items() if n.endswith("Loss") and issubclass(c, nn.Module)}
-    assert losses == LOSSES.keys() | POINTWISE.keys() | {"LinearCrossEntropyLoss"}
+    assert losses == LOSSES.keys() | POINTWISE.keys() | ROWS.keys() | {"LinearCrossEntropyLoss"}

@@ -29,7 +29,9 @@ from gpulayers.torch import _op  # noqa: E402
 
 KEEPS = {"Tanhshrink": "x", "CrossEntropyLoss": "x", "PairwiseDistance": "x"}
 KEEPS |= dict.fromkeys(("L1Loss", "KLDivLoss", "PoissonNLLLoss", "GaussianNLLLoss"), "x")
-KEEPS |= dict.fromkeys(("HingeEmbeddingLoss", "MarginRankingLoss"), "x")
+KEEPS |= dict.fromkeys(
+    ("HingeEmbeddingLoss", "MarginRankingLoss", "TripletMarginLoss", "TripletMarginWithDistanceLoss"), "x"
+)
 KEEPS |= {f"InstanceNorm{n}d": "weight" for n in (1, 2, 3)} | {f"LPPool{n}d": "y" for n in (1, 2, 3)}
 """What their backward reads, where torch's reads a copy that it made."""
 same = torch.testing.assert_close

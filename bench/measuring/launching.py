@@ -236,6 +236,7 @@ def subjects() -> list[Subject]:
         Subject("linear_cross_entropy", _of_logits, ROWS, FEW),
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
         Subject("pointwise_loss", _loss("BCEWithLogitsLoss", lambda n: torch.zeros(())), ROWS, FEW),
+        Subject("row_loss", _loss("MultiLabelSoftMarginLoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("pad", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),
         Subject("max_pool", lambda m: m.MaxPool2d(2), IMAGE, PIXELS),

@@ -165,7 +165,7 @@ class MarginRankingLoss(_PointwiseLoss):
 
     def backward(self, *dys: Any, **_: Any) -> Any:
         found = super().backward(*dys)
-        return (found[0], found[2], found[1]) if isinstance(found, tuple) and len(found) == 3 else found
+        return (found[0], found[2], found[1]) if len(found) == 3 else (*found, None)
 
 
 class SoftMarginLoss(_PointwiseLoss):

@@ -16,6 +16,9 @@ from gpulayers.ops._op import Op, require_float, require_same_dtype, require_sha
 from gpulayers.ops._pointwise_loss import pointwise_loss as pointwise_loss
 from gpulayers.ops._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward
 from gpulayers.ops._pointwise_loss import pointwise_loss_forward as pointwise_loss_forward
+from gpulayers.ops._row_loss import row_loss as row_loss
+from gpulayers.ops._row_loss import row_loss_backward as row_loss_backward
+from gpulayers.ops._row_loss import row_loss_forward as row_loss_forward
 
 
 def _reduced(loss: Any, share: Any, reduction: str) -> tuple[Any, Any]:

@@ -51,8 +51,12 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {
     "GaussianNLLLoss": lambda x, t: [x, t, (x - t).exp()],
     **dict.fromkeys(("HingeEmbeddingLoss", "SoftMarginLoss"), lambda x, t: [x, 1 - 2 * (t > 0).to(t.dtype)]),
     "MarginRankingLoss": lambda x, t: [x, t, 1 - 2 * (x + t > 0).to(t.dtype)],
+    **dict.fromkeys(("TripletMarginLoss", "TripletMarginWithDistanceLoss"), lambda x, t: [x, t, x + 2 * t]),
+    "CosineEmbeddingLoss": lambda x, t: [x, t, 1 - 2 * (x[..., 0] > t[..., 0]).to(t.dtype)],
+    "MultiMarginLoss": lambda x, t: [x, torch.arange(x[..., 0].numel()).reshape(x.shape[:-1]) % x.shape[-1]],
+    "MultiLabelSoftMarginLoss": lambda x, t: [x, t.sigmoid()],
 }
-"""Losses of arrays of one shape: what they are called with, made of two."""
+"""Losses: what they are called with, made of two arrays of one shape."""
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
     **{name: [({}, (3, 5))] for name in PLAIN},
     "Threshold": [({"threshold": 0.1, "value": 2.0}, (3, 5))],
@@ -165,7 +169,8 @@ class Case(NamedTuple):
         if self.name in OF_PAIRS:
             return [x, _draw(self.shape, f"target{seed}").to(dtype)]
         if self.name in TARGETS:
-            return [a.to(dtype) for a in TARGETS[self.name](x.double(), _draw(self.shape, f"target{seed}"))]
+            given = TARGETS[self.name](x.double(), _draw(self.shape, f"target{seed}"))
+            return [a.to(dtype) if a.is_floating_point() else a for a in given]
         if self.name in _OF_LOGITS:
             count, several = self.arguments["num_classes"], self.arguments.get("out_features", ())
             return [x, torch.arange(x.shape[0] * math.prod(several)).reshape(-1, *several) % count]

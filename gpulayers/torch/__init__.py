@@ -75,6 +75,7 @@ from gpulayers.torch.linear import Bilinear, Flatten, LazyLinear, Linear
 from gpulayers.torch.loss import (
     BCELoss,
     BCEWithLogitsLoss,
+    CosineEmbeddingLoss,
     CrossEntropyLoss,
     GaussianNLLLoss,
     HingeEmbeddingLoss,
@@ -84,10 +85,14 @@ from gpulayers.torch.loss import (
     LinearCrossEntropyLoss,
     MarginRankingLoss,
     MSELoss,
+    MultiLabelSoftMarginLoss,
+    MultiMarginLoss,
     NLLLoss,
     PoissonNLLLoss,
     SmoothL1Loss,
     SoftMarginLoss,
+    TripletMarginLoss,
+    TripletMarginWithDistanceLoss,
 )
 from gpulayers.torch.norm import (
     BatchNorm1d,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -70,6 +71,13 @@ def _of_one_size(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         )
         input, target = torch.broadcast_tensors(input, target)
     return input, target
+
+
+def _uncast(input: Tensor) -> contextlib.AbstractContextManager:
+    """Without autocast on a CPU, which casts none of the operations that torch's own function is made of."""
+    if input.is_cpu and torch.is_autocast_enabled("cpu"):
+        return torch.autocast("cpu", enabled=False)
+    return contextlib.nullcontext()
 
 
 def _broadcast(*given: Tensor) -> tuple[Tensor, ...]:
@@ -220,10 +228,8 @@ def gaussian_nll_loss(
             return F.gaussian_nll_loss(input, target, var, full, eps, reduction)  # torch raises
         given = input, target, spread
     input, target, var = _broadcast(*given)
-    if input.is_cpu and torch.is_autocast_enabled("cpu"):  # it casts none of the operations that torch's is made of
-        with torch.autocast("cpu", enabled=False):
-            return _pointwise_loss(input, target, var, None, None, "gaussian_nll", eps, False, full, reduction)
-    return _pointwise_loss(input, target, var, None, None, "gaussian_nll", eps, False, full, reduction)
+    with _uncast(input):
+        return _pointwise_loss(input, target, var, None, None, "gaussian_nll", eps, False, full, reduction)
 
 
 def hinge_embedding_loss(

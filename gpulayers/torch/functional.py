@@ -96,6 +96,7 @@ from gpulayers.torch.linear import addmm, baddbmm, bilinear, bmm, einsum, linear
 from gpulayers.torch.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
+    cosine_embedding_loss,
     cross_entropy,
     gaussian_nll_loss,
     hinge_embedding_loss,
@@ -105,10 +106,14 @@ from gpulayers.torch.loss import (
     linear_cross_entropy,
     margin_ranking_loss,
     mse_loss,
+    multi_margin_loss,
+    multilabel_soft_margin_loss,
     nll_loss,
     poisson_nll_loss,
     smooth_l1_loss,
     soft_margin_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
 )
 from gpulayers.torch.norm import (
     add_layer_norm,

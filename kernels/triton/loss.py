@@ -25,6 +25,8 @@ from ._nll_loss import nll_loss_backward as nll_loss_backward
 from ._nll_loss import nll_loss_forward as nll_loss_forward
 from ._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward
 from ._pointwise_loss import pointwise_loss_forward as pointwise_loss_forward
+from ._row_loss import row_loss_backward as row_loss_backward
+from ._row_loss import row_loss_forward as row_loss_forward
 
 BUDGETS = {
     # A few numbers a sample; on sm_100 one register is put aside.

@@ -79,6 +79,7 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
         (gl.MSELoss, (), {}, (zeros, zeros[::-1].copy())),
         (gl.MSELoss, ("none",), {}, ((4, 6), (4, 6))),
         (gl.BCEWithLogitsLoss, (), {"pos_weight": [1, 2, 3, 1, 1, 1]}, (zeros, zeros[::-1].copy())),
+        (gl.TripletMarginLoss, (0.5,), {"swap": True}, ((4, 6), (4, 6), (4, 6))),
         (gl.HuberLoss, ("none", 0.5), {}, ((4, 6), (4, 6))),
         (gl.MarginRankingLoss, (0.1,), {}, ((4, 6), (4, 6), (4, 6))),
     ]
