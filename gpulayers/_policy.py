@@ -45,11 +45,13 @@ def _known(backends: Sequence[str]) -> tuple[str, ...]:
     return tuple(backends)
 
 
-def permitted() -> tuple[str, ...]:
-    """The backends that may compute, in order. Raises ValueError if the environment sets a policy that cannot be."""
+def permitted(first: str = "") -> tuple[str, ...]:
+    """The backends that may compute, in order; ``first`` before others where no order is asked for. Raises ValueError if the
+    environment sets a policy that cannot be."""
     _multiprocessors.check_environment(_policy.get().reserve)
     try:
-        return _known(_policy.get().backends)
+        backends = _known(_policy.get().backends)
+        return (first, *(b for b in backends if b != first)) if first and backends == Policy().backends else backends
     except ValueError as error:
         raise ValueError(f"GPULAYERS_BACKEND: {error}") from None
 

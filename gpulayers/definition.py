@@ -84,6 +84,7 @@ class Definition:
     which backward adds to its own before that is rounded.
     rounds: what it computes first is rounded to x's dtype before the rest takes it, forward and backward, so the plain
     formula in 16 bits is the definition on 16-bit arrays.
+    first: the backend that is asked before all others, where a policy's order is the usual one.
     family: its family's name, where the definition stands in a private file beside the family's.
     kernels: for an op of your own, {"triton": module with its launchers, or its name, "cuda": …}.
     """
@@ -104,6 +105,7 @@ class Definition:
         adds: str = "",
         joins: str = "",
         rounds: bool = False,
+        first: str = "",
     ):
         self.rule, self.forward, self.backward, self.check, self.guard = rule, forward, backward, check, guard
         self.name = forward.__name__.removesuffix("_forward")
@@ -116,6 +118,7 @@ class Definition:
         self.needed = tuple(n for n, default in self.options.items() if default is inspect.Parameter.empty)
         self.differentiable = () if backward is None else tuple(differentiable or self.inputs)
         self.rounds, self.joins = rounds, joins
+        self.first = first
         self.adds, self.summands = adds, self.inputs[:2] if adds else ()
         self.__doc__ = forward.__doc__
 

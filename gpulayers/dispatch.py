@@ -344,7 +344,7 @@ def _choose(
 ) -> tuple[str, dict[str, str]]:
     policy = _policy.get()
     reasons: dict[str, str] = {}
-    for backend in permitted():
+    for backend in permitted(op.first):
         reason = _reason_against(op, backend, specs, needs, options, home, device, policy)
         if reason is None:
             if backend == "definition" and device != "cpu" and policy.strict:

@@ -10,7 +10,7 @@ from gpulayers import arrays, dispatch, launch  # noqa: E402
 from gpulayers.arrays import Spec  # noqa: E402
 from gpulayers.launch import _tape  # noqa: E402
 from gpulayers.launch._record import Recorder  # noqa: E402
-from gpulayers.ops import activation, norm, pooling  # noqa: E402
+from gpulayers.ops import activation, norm, pooling, recurrent  # noqa: E402
 from gpulayers.testing.check_tape import check_tape  # noqa: E402
 from gpulayers.testing.null_cuda import cuda_kernels  # noqa: E402
 from gpulayers.testing.null_driver import null_driver, same_memory  # noqa: E402
@@ -27,6 +27,11 @@ CASES = {
     "layer_norm": (norm.layer_norm, [ROWS, WEIGHT, WEIGHT], {"normalized_shape": (64,)}),
     "layer_norm, strided": (norm.layer_norm, [torch.empty(64, 16).t(), WEIGHT, WEIGHT], {"normalized_shape": (64,)}),
     "max_pool": (pooling.max_pool, [IMAGE], POOL),
+    "recurrent": (
+        recurrent.recurrent,
+        [Spec(s, arrays.float32) for s in ((3, 2, 64), (64, 64), (2, 64))],
+        {"mode": "rnn_tanh"},
+    ),
 }
 
 

@@ -23,6 +23,9 @@ EVERYWHERE = (80, 90, 100)
 PARTS = {
     ("activation", 80): "gelu",
     ("activation", 100): "gelu",
+    ("recurrent", 80): "bfloat16",
+    ("recurrent", 90): "float16",
+    ("recurrent", 100): "float32",
     ("pooling", 80): "float32",
     ("pooling", 90): "bfloat16",
     ("pooling", 100): "float16",

@@ -240,7 +240,15 @@ class Recorder:
         for i, number in enumerate(numbers):
             self._add(struct.pack("i" if i < len(numbers) // 2 else "q", number), 8)
 
-    def cuda(self, kernel: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
+    def cuda(
+        self,
+        kernel: Any,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared: int,
+        cooperative: bool,
+    ) -> None:
         """CuPy launched a kernel with these arguments."""
         first = len(self.params)
         for arg in args:
@@ -249,7 +257,7 @@ class Recorder:
             else:
                 self._pointer(arg)
         self.kept.append(kernel)
-        self._launch(kernel.kernel.ptr, grid, block, shared, first)
+        self._launch(kernel.kernel.ptr, grid, block, shared | _tape.COOPERATIVE * cooperative, first)
 
     # --- the tape ----------------------------------------------------------------------------------------------------
 

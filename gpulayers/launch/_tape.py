@@ -15,6 +15,8 @@ from gpulayers.launch._build import built
 log = logging.getLogger("gpulayers")
 
 LAUNCH, PATCH, OFFSET = struct.Struct("Q8I"), struct.Struct("qIIII"), struct.Struct("I")
+COOPERATIVE = 1 << 31
+"""A bit of a launch's shared memory: all its blocks run at once."""
 POINTER, MAP, FLOAT, DOUBLE = range(4)
 """Kinds of patch: an address, a tensor map's address, a number that changes from call to call."""
 
@@ -74,6 +76,7 @@ def driver() -> Any:
     """The functions of the driver that the Python tape calls."""
     library = ctypes.CDLL("libcuda.so.1")
     library.cuLaunchKernel.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3]
+    library.cuLaunchCooperativeKernel.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 2]
     if hasattr(library, "cuTensorMapReplaceAddress"):  # since CUDA 12.0
         library.cuTensorMapReplaceAddress.argtypes = [ctypes.c_void_p] * 2
     return library
@@ -126,7 +129,11 @@ class PythonTape:
             )
         for (function, *sizes, shared, first), end in zip(self._launches, self._ends):
             params = (ctypes.c_void_p * (end - first))(*[base + at for at in self._params[first:end]])
-            if error := cuda.cuLaunchKernel(function, *sizes, shared, stream, params, None):
+            if shared & COOPERATIVE:
+                error = cuda.cuLaunchCooperativeKernel(function, *sizes, shared & ~COOPERATIVE, stream, params)
+            else:
+                error = cuda.cuLaunchKernel(function, *sizes, shared, stream, params, None)
+            if error:
                 raise RuntimeError(f"cuLaunchKernel failed: CUDA error {error}")
         return tuple(None if slot is None else arrays[slot] for slot in self.parts.returned)
 

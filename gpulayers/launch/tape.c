@@ -12,11 +12,13 @@
 
 typedef int (*launch_t)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
 static launch_t launch;
+static int (*launch_cooperatively)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **);
 static int (*replace_address)(void *, void *);
 static int (*current_device)(int *);
 static PyObject *data, *ptr;
 
 typedef struct { uint64_t function; uint32_t grid[3], block[3], shared, first; } Launch; /* first: of its parameters */
+enum { COOPERATIVE = 1u << 31 };                                                         /* a bit of shared */
 typedef struct { int64_t delta; uint32_t at, slot, kind, unused; } Patch;                /* what goes where in the block */
 enum { POINTER, MAP, FLOAT, DOUBLE };                                                    /* kinds of Patch */
 
@@ -125,8 +127,12 @@ static PyObject *replay(Tape *self, PyObject *const *given, size_t nargsf, PyObj
   int error = 0;
   Py_BEGIN_ALLOW_THREADS
   for (const Launch *l = self->launches.buf, *end = l + self->launches.len / sizeof(Launch); l < end && !error; l++)
-    error = launch((void *)l->function, l->grid[0], l->grid[1], l->grid[2], l->block[0], l->block[1], l->block[2], l->shared,
-                   stream, params + l->first, NULL);
+    if (l->shared & COOPERATIVE)
+      error = launch_cooperatively((void *)l->function, l->grid[0], l->grid[1], l->grid[2], l->block[0], l->block[1],
+                                   l->block[2], l->shared & ~COOPERATIVE, stream, params + l->first);
+    else
+      error = launch((void *)l->function, l->grid[0], l->grid[1], l->grid[2], l->block[0], l->block[1], l->block[2], l->shared,
+                     stream, params + l->first, NULL);
   Py_END_ALLOW_THREADS
   if (error) { PyErr_Format(PyExc_RuntimeError, "cuLaunchKernel failed: CUDA error %d", error); goto done; }
 
@@ -189,7 +195,8 @@ static PyTypeObject TapeType = {
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "gpulayers_tape", NULL, -1, NULL};
 PyMODINIT_FUNC PyInit_gpulayers_tape(void) {
   void *cuda = dlopen("libcuda.so.1", RTLD_LAZY);
-  if (!cuda || !(launch = dlsym(cuda, "cuLaunchKernel")) || !(current_device = dlsym(cuda, "cuCtxGetDevice"))) {
+  if (!cuda || !(launch = dlsym(cuda, "cuLaunchKernel")) ||
+      !(launch_cooperatively = dlsym(cuda, "cuLaunchCooperativeKernel")) || !(current_device = dlsym(cuda, "cuCtxGetDevice"))) {
     PyErr_SetString(PyExc_ImportError, "no libcuda.so.1");
     return NULL;
   }

@@ -226,4 +226,5 @@ recurrent = Op(
     recurrent_backward,
     differentiable=("x", "weight", "h0", "c0", "bias", "projection"),
     rounds=True,
+    first="cuda",
 )

@@ -35,6 +35,9 @@ uint64_t exchange(uint64_t value, int lane, unsigned mask);  // this lane's valu
 unsigned ballot(bool vote, unsigned mask);
 int lane();
 void atomic(void* p, size_t size);  // check an atomic access
+void fence();
+void updated(bool changed);         // what an atomic has done
+void poll(const void* p, size_t size, bool acquires);  // a load of what others may write; they run meanwhile
 [[noreturn]] void fail(const char* what);
 
 float half_to_float(unsigned short bits);
@@ -105,7 +108,7 @@ constexpr int warpSize = 32;
 
 inline void __syncthreads() { emu::sync_block(); }
 inline void __syncwarp(unsigned mask = ~0u) { emu::sync_warp(mask); }
-inline void __threadfence() {}
+inline void __threadfence() { emu::fence(); }
 inline void __threadfence_block() {}
 template <class T> T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
     int lane = emu::lane();
@@ -130,10 +133,31 @@ inline bool __all_sync(unsigned mask, bool vote) { return emu::ballot(!vote, mas
 // Fibers run one at a time, so a plain update is atomic; the runtime is told that it is meant so.
 template <class T, class F> UNCHECKED T emu_update(T* p, F f) {
     emu::atomic((void*)p, sizeof(T));
-    T old = *p;
-    *p = f(old);
+    T old = *p, fresh = f(old);
+    *p = fresh;
+    emu::updated(__builtin_memcmp(&old, &fresh, sizeof(T)) != 0);
     return old;
 }
+template <class T> UNCHECKED T emu_load(const T* p, bool acquires) {
+    emu::poll(p, sizeof(T), acquires);
+    return *p;
+}
+namespace emu {
+template <class T> T acquire(const T* p) { return emu_load(p, true); }
+template <class T> T relaxed(const T* p) { return emu_load(p, false); }
+// mma.m16n8k16: this lane's four sums, from the registers of the lanes that share its row of a or its columns of b.
+template <class F> void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned* b, F value) {
+    int row = lane() / 4, column = lane() % 4 * 2;
+    for (int s = 0; s < 4; ++s)
+        for (int high = 0; high < 2; ++high) {
+            unsigned x[2] = {shuffle(a[2 * high], 4 * row + s, ~0u), shuffle(a[2 * high + 1], 4 * row + s, ~0u)};
+            unsigned y[2] = {shuffle(b[high], 4 * column + s, ~0u), shuffle(b[high], 4 * (column + 1) + s, ~0u)};
+            for (int i = 0; i < 4; ++i)
+                for (int part = 0; part < 32; part += 16)
+                    d[i] += value((unsigned short)(x[i / 2] >> part)) * value((unsigned short)(y[i % 2] >> part));
+        }
+}
+}  // namespace emu
 template <class T> T atomicAdd(T* p, T v) { return emu_update(p, [=](T old) { return T(old + v); }); }
 template <class T> T atomicSub(T* p, T v) { return emu_update(p, [=](T old) { return T(old - v); }); }
 template <class T> T atomicMax(T* p, T v) { return emu_update(p, [=](T old) { return std::max(old, v); }); }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <vector>
 
 struct uint3 {
@@ -28,9 +29,27 @@ extern "C" struct EmuFault {
     int64_t kind, region, offset, size, thread, block, other_thread, other_block, waiting;
     char text[256];
 };
-enum Kind { NONE, LOAD, STORE, ATOMIC, MISALIGNED, RACE_WAW, RACE_RAW, RACE_WAR, BARRIER, WARP, FAILED, STRAY };
+enum Kind { NONE, LOAD, STORE, ATOMIC, MISALIGNED, RACE_WAW, RACE_RAW, RACE_WAR, BARRIER, WARP, FAILED, POLL, STRAY };
 
 namespace emu {
+
+// --- What blocks that run at once publish to each other ----------------------------------------------------------
+
+// Whose accesses are known, a vector clock: of each block those before a generation of its barrier, of single threads those
+// before one of their fences.
+struct Known {
+    std::vector<uint32_t> blocks;
+    std::map<int64_t, uint32_t> threads;
+};
+static Known known, acquired;  // of this block: ordered before now; to be so for all its threads from its next barrier
+static std::map<uintptr_t, Known> published;  // through an atomic
+static size_t blocks_at_once;
+
+static void learn(Known& mine, const Known& other) {
+    if (!other.blocks.empty()) mine.blocks.resize(blocks_at_once);
+    for (size_t i = 0; i < other.blocks.size(); ++i) mine.blocks[i] = std::max(mine.blocks[i], other.blocks[i]);
+    for (auto& [thread, fences] : other.threads) mine.threads[thread] = std::max(mine.threads[thread], fences);
+}
 
 // --- Fibers ------------------------------------------------------------------------------------------------------
 
@@ -41,7 +60,9 @@ struct Thread {
     void* stack_pointer;
     char* stack;
     int number;
-    bool done, blocked;
+    bool done, blocked, polls;
+    uint32_t fenced = 0, fences = 0;  // by its last fence others can see the block's generations before this; how many
+    Known seen, own;  // what it has found published, for a fence to acquire; what is ordered before its own accesses
 };
 static Thread* current;
 uint3 thread_index, block, block_size, grid_size;
@@ -56,6 +77,7 @@ static void** kernel_args;
 static bool progress;
 static EmuFault* fault;
 static int64_t block_number;
+static size_t slot;  // of the block, among those that run at once
 
 extern "C" void emu_switch(void** from, void* to);
 #if defined(__x86_64__)
@@ -144,7 +166,7 @@ static void start(Thread& t, int number) {
     t = {};
     t.number = number;
     t.index = {number % block_size.x, number / block_size.x % block_size.y, number / (block_size.x * block_size.y)};
-    t.stack = stacks + STACK * number;
+    t.stack = stacks + STACK * (slot * threads.size() + number);
     void** top = (void**)(t.stack + STACK) - FRAME;
     top[RETURN_AT] = (void*)enter;
     t.stack_pointer = top;
@@ -161,6 +183,12 @@ static unsigned block_arrived;
 static uint32_t block_generation;
 static std::vector<Barrier> warps;
 
+void fence() {
+    if (blocks_at_once < 2) return;
+    current->fenced = block_generation, ++current->fences;
+    learn(acquired, current->seen), learn(current->own, current->seen);
+}
+
 static void wait() {
     current->blocked = true;
     while (current->blocked) leave();
@@ -172,6 +200,7 @@ void sync_block() {
     if (++block_arrived < threads.size()) return wait();
     block_arrived = 0;
     ++block_generation;
+    if (blocks_at_once > 1) learn(known, acquired);
     for (Thread& t : threads) t.blocked = false;
 }
 static unsigned lanes_of(int warp) {
@@ -216,12 +245,13 @@ unsigned ballot(bool vote, unsigned mask) {
 
 struct Visit {  // who, and since which barriers
     int32_t block = -1, thread = 0;
-    uint32_t generation = 0, warp_generation = 0;
+    uint32_t generation = 0, warp_generation = 0, fences = 0;
     bool many = false, warps_differ = false, atomic = false;
 };
 struct Cell {
     Visit writer, reader;
     int32_t first_reading_block = -1;
+    std::vector<Visit> reads;  // of blocks that run at once, each one's last
 };
 struct Span {
     uintptr_t low, unit;
@@ -233,6 +263,7 @@ static std::vector<Span> spans;
 static Span shared_static, shared_dynamic;
 static uintptr_t module_low, module_high;
 static bool check_races;
+static bool polling;  // the load at hand is of what others may write at the same time
 
 static Visit now() {
     Visit v;
@@ -240,12 +271,18 @@ static Visit now() {
     v.thread = current->number;
     v.generation = block_generation;
     v.warp_generation = warps[current->number / 32].generation;
+    v.fences = current->fences;
     return v;
+}
+static bool knows(const Known& k, const Visit& v) {
+    if ((size_t)v.block < k.blocks.size() && k.blocks[v.block] > v.generation) return true;
+    auto found = v.many ? k.threads.end() : k.threads.find(v.block * (int64_t)threads.size() + v.thread);
+    return found != k.threads.end() && found->second > v.fences;
 }
 // Whether an earlier visit, by another thread, happened in no particular order with one now.
 static bool unordered(const Visit& v, const Visit& n) {
     if (v.block < 0) return false;
-    if (v.block != n.block) return true;
+    if (v.block != n.block) return blocks_at_once < 2 || !(knows(known, v) || knows(current->own, v));
     if (v.generation != n.generation || (v.thread == n.thread && !v.many)) return false;
     bool one_warp = v.thread / 32 == n.thread / 32 && !v.warps_differ;
     return !(one_warp && v.warp_generation != n.warp_generation);
@@ -257,7 +294,7 @@ static void race(Kind kind, const Visit& other, bool elsewhere) {
 }
 static void record(Span& span, uintptr_t p, size_t size, Kind kind, bool lasting) {
     Visit n = now();
-    n.atomic = kind == ATOMIC;
+    n.atomic = kind == ATOMIC || polling;
     size_t first = (p - span.low) / span.unit, last = (p + size - 1 - span.low) / span.unit;
     for (size_t i = first; i <= last && i < span.cells.size(); ++i) {
         Cell& c = span.cells[i];
@@ -265,12 +302,16 @@ static void record(Span& span, uintptr_t p, size_t size, Kind kind, bool lasting
         if (!lasting && c.reader.block != n.block) c.reader = Visit(), c.first_reading_block = -1;
         if (!(c.writer.atomic && n.atomic) && unordered(c.writer, n)) race(kind == LOAD ? RACE_RAW : RACE_WAW, c.writer, 0);
         if (kind != LOAD) {
-            if (unordered(c.reader, n)) race(RACE_WAR, c.reader, false);
-            if (c.first_reading_block >= 0 && c.first_reading_block != n.block) race(RACE_WAR, c.reader, true);
+            bool now_or_alone = c.reader.block == n.block || blocks_at_once < 2;
+            if (now_or_alone && !(c.reader.atomic && n.atomic) && unordered(c.reader, n)) race(RACE_WAR, c.reader, false);
+            for (const Visit& v : c.reads)
+                if (v.block != n.block && !(v.atomic && n.atomic) && unordered(v, n)) race(RACE_WAR, v, false);
+            if (blocks_at_once < 2 && c.first_reading_block >= 0 && c.first_reading_block != n.block) race(RACE_WAR, c.reader, true);
             c.writer = n;
             continue;
         }
         bool same = c.reader.block == n.block && c.reader.generation == n.generation;
+        n.atomic = n.atomic && (!same || c.reader.atomic);
         if (same && c.reader.thread != n.thread) {
             n.many = true;
             n.warps_differ = c.reader.warps_differ || c.reader.thread / 32 != n.thread / 32;
@@ -278,6 +319,7 @@ static void record(Span& span, uintptr_t p, size_t size, Kind kind, bool lasting
             n.many = c.reader.many, n.warps_differ = c.reader.warps_differ;
         }
         c.reader = n;
+        if (lasting && blocks_at_once > 1) c.reads.resize(blocks_at_once), c.reads[n.block] = n;
         if (c.first_reading_block < 0) c.first_reading_block = n.block;
     }
 }
@@ -326,7 +368,40 @@ static void check(uintptr_t p, size_t size, Kind kind, bool exact) {
     fault->offset = nearest < 0 ? 0 : (int64_t)(p - regions[nearest].low);
     raise(kind);
 }
-void atomic(void* p, size_t size) { check((uintptr_t)p, size, ATOMIC, true); }
+static void publish(uintptr_t p) {
+    if (blocks_at_once < 2 || !current->fences) return;
+    Known& clock = published[p];
+    learn(clock, known), learn(clock, current->own);
+    clock.blocks.resize(blocks_at_once);
+    clock.blocks[block_number] = std::max(clock.blocks[block_number], current->fenced);
+    clock.threads[block_number * (int64_t)threads.size() + current->number] = current->fences;
+}
+static void see(uintptr_t p, bool acquires) {
+    auto found = published.find(p);
+    if (found == published.end()) return;
+    learn(current->seen, found->second);
+    if (acquires) learn(acquired, found->second), learn(current->own, found->second);
+}
+static void others_run() {
+    current->polls = true;
+    leave();
+    current->polls = false;
+}
+void atomic(void* p, size_t size) {
+    check((uintptr_t)p, size, ATOMIC, true);
+    see((uintptr_t)p, false), publish((uintptr_t)p);
+}
+void updated(bool changed) {
+    if (changed) progress = true;
+    else others_run();  // one that changes nothing may be a try of many
+}
+void poll(const void* p, size_t size, bool acquires) {
+    others_run();
+    polling = true;
+    check((uintptr_t)p, size, LOAD, true);
+    polling = false;
+    see((uintptr_t)p, acquires);
+}
 
 static int half_shift_right(uint32_t x, int n) {  // to nearest, ties to even
     uint32_t rest = x & ((1u << n) - 1), half = 1u << (n - 1);
@@ -378,38 +453,12 @@ static int find_module(dl_phdr_info* info, size_t, void* address) {
         }
     return 1;
 }
-static void run_block(unsigned n) {
-    block_arrived = 0;
-    warps.assign((n + 31) / 32, Barrier());
-    memset((void*)shared_static.low, 0xff, shared_static.cells.size());
-    memset(dynamic_shared, 0xff, shared_dynamic.cells.size());
-    for (unsigned i = 0; i < n; ++i) start(threads[i], i);
-    for (unsigned left = n; left;) {
-        progress = false;
-        left = 0;
-        for (Thread& t : threads) {
-            if (t.done) continue;
-            if (!t.blocked) {
-                current = &t;
-                thread_index = t.index;
-                emu_switch(&scheduler, t.stack_pointer);
-                if (fault->kind) return;
-            }
-            left += !t.done;
-        }
-        if (left && !progress) {
-            fault->kind = block_arrived ? BARRIER : WARP;
-            fault->block = block_number;
-            fault->waiting = block_arrived ? block_arrived : left;
-            return;
-        }
-    }
-}
+#include "cuda_emu_blocks.h"
 thread_local char anchor;  // makes sure that this library's thread-local memory is there
 
 extern "C" __attribute__((visibility("default"))) void emu_launch(
     void (*entry)(void**), void** args, const unsigned* sizes, size_t dynamic_bytes, const EmuRegion* arrays,
-    int64_t array_count, const EmuSpan* stretches, int64_t stretch_count, int races, int corners, EmuFault* result) {
+    int64_t array_count, const EmuSpan* stretches, int64_t stretch_count, int races, int corners, int cooperative, EmuFault* result) {
     grid_size = {sizes[0], sizes[1], sizes[2]};
     block_size = {sizes[3], sizes[4], sizes[5]};
     unsigned n = block_size.x * block_size.y * block_size.z;
@@ -417,10 +466,13 @@ extern "C" __attribute__((visibility("default"))) void emu_launch(
     regions = arrays, region_count = array_count, last_region = 0;
     anchor = 0;
     dl_iterate_phdr(find_module, (void*)entry);
-    if (stacks_made < n) {
+    blocks_at_once = cooperative ? (size_t)grid_size.x * grid_size.y * grid_size.z : 1;
+    published.clear();
+    slot = 0;
+    if (size_t wanted = n * blocks_at_once; stacks_made < wanted) {
         if (stacks) munmap(stacks, STACK * stacks_made);
-        stacks = (char*)mmap(nullptr, STACK * n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        stacks_made = n;
+        stacks = (char*)mmap(nullptr, STACK * wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        stacks_made = wanted;
     }
     std::vector<char> memory(dynamic_bytes + 16);
     dynamic_shared = (char*)(((uintptr_t)memory.data() + 15) & ~(uintptr_t)15);
@@ -429,6 +481,11 @@ extern "C" __attribute__((visibility("default"))) void emu_launch(
     for (int64_t i = 0; i < stretch_count; ++i)
         spans.push_back({stretches[i].low, stretches[i].unit, std::vector<Cell>(races ? stretches[i].cells : 0)});
     threads.resize(n);
+    if (blocks_at_once > 1) {
+        run_cooperatively(n);
+        current = nullptr;
+        return;
+    }
     auto next = [&](unsigned i, unsigned size) { return corners && i + 2 < size ? size - 1 : i + 1; };
     for (unsigned z = 0; z < grid_size.z && !fault->kind; z = next(z, grid_size.z))
         for (unsigned y = 0; y < grid_size.y && !fault->kind; y = next(y, grid_size.y))
@@ -455,6 +512,14 @@ ON_ACCESS(8)
 ON_ACCESS(16)
 extern "C" void __tsan_read_range(uintptr_t p, size_t size) { emu::check(p, size, LOAD, false); }
 extern "C" void __tsan_write_range(uintptr_t p, size_t size) { emu::check(p, size, STORE, false); }
+#define ON_VOLATILE(SIZE)                                                                                     \
+    extern "C" void __tsan_volatile_read##SIZE(void* p) { emu::poll(p, SIZE, false); }                        \
+    extern "C" void __tsan_volatile_write##SIZE(void* p) { emu::atomic(p, SIZE), emu::updated(true); }
+ON_VOLATILE(1)
+ON_VOLATILE(2)
+ON_VOLATILE(4)
+ON_VOLATILE(8)
+ON_VOLATILE(16)
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}

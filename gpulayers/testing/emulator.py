@@ -3,8 +3,11 @@
 The kernels are compiled by g++ (kept on disk by the hash of the source) with `cuda_emu.h`, one fiber per thread:
 barriers, shuffles, static and dynamic shared memory (poisoned with NaN at the start of each block), atomics. Found are
 accesses outside the exact elements of an array, misaligned ones, two threads that meet in one place with no barrier
-between them, barriers that not all threads reach, and arguments of the wrong type. Not emulated: mma, cp.async, TMA,
-clusters, grid-wide synchronisation, textures.
+between them, barriers that not all threads reach, and arguments of the wrong type. Not emulated: cp.async, TMA,
+clusters, textures.
+
+A cooperative launch runs all blocks at once, in turns that let one after another starve: barriers between them, flags and
+volatile or atomic polls work, and what no fence and atomic has ordered between two blocks is a race.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.kernels.cuda import _launch
 from gpulayers.testing._cache import cached
 from gpulayers.testing.memory import KernelMemoryError, Memory
 
@@ -30,7 +34,8 @@ COMPILER = "g++"
 # A template's shared memory is one library's own: as a GNU-unique symbol two families' would be the same.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fvisibility=hidden", "-fno-gnu-unique", "-fwrapv", "-ffp-contract=fast")
 FUSED = ("-mfma", "-fexpensive-optimizations")
-CHECKED = "-fsanitize=thread"  # a call before every access; the calls end in our runtime, not in ThreadSanitizer's
+# A call before every access; the calls end in our runtime, not in ThreadSanitizer's.
+CHECKED = ("-fsanitize=thread", "--param=tsan-distinguish-volatile=1")
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(')
 DYNAMIC = re.compile(
     r"extern\s+__shared__\s+(?:(?:__align__|alignas)\s*\(\w+\)\s*)?([\w:<>]+(?:\s+\w+)*?)\s+(\w+)\s*\[\s*\]"
@@ -83,8 +88,6 @@ def emulating(*, races: bool = True, corners: bool = False) -> Iterator[Session]
     race), KernelBarrierError, TypeError for an argument of the wrong type, ValueError for a launch that CUDA would
     refuse, RuntimeError with the compiler's words, or if there is no g++.
     """
-    from gpulayers.kernels.cuda import _launch
-
     session = Session(races, corners)
     before = _launch.emulate
     _launch.emulate = run
@@ -150,9 +153,11 @@ def fuses() -> bool:
 def build(source: str) -> ctypes.CDLL:
     """Compile CUDA C++ into a library that runs it here; about a second the first time, then from disk."""
     here = files(__package__)
-    header, runtime = (here.joinpath(name).read_text(encoding="utf-8") for name in ("cuda_emu.h", "cuda_emu_runtime.h"))
+    names = ("cuda_emu.h", "cuda_emu_runtime.h", "cuda_emu_blocks.h")
+    header, runtime, blocks = (here.joinpath(name).read_text(encoding="utf-8") for name in names)
+    runtime = runtime.replace('#include "cuda_emu_blocks.h"\n', blocks)
     flags = (*FLAGS, *FUSED) if fuses() else FLAGS
-    common = " ".join((COMPILER, *flags, CHECKED))
+    common = " ".join((COMPILER, *flags, *CHECKED))
 
     def make_runtime(path: Path) -> None:
         _compile(*flags, "-O2", "-x", "c++", "-c", "-", "-o", str(path), text=runtime)
@@ -164,7 +169,7 @@ def build(source: str) -> ctypes.CDLL:
         text = f"{header}\n#pragma GCC visibility push(default)\n{body}\n{exports}"
         linked = cached("emulator", f"{common}{runtime}".encode(), ".o", make_runtime)
         compiled = path.with_suffix(".kernel.o")
-        _compile(*flags, CHECKED, "-c", "-x", "c++", "-", "-o", str(compiled), text=text)
+        _compile(*flags, *CHECKED, "-c", "-x", "c++", "-", "-o", str(compiled), text=text)
         _compile("-shared", "-Wl,-z,defs", str(compiled), str(linked), "-o", str(path))
 
     return ctypes.CDLL(str(cached("emulator", f"{common}{header}{runtime}{source}".encode(), ".so", make)))
@@ -189,15 +194,23 @@ class _Fault(ctypes.Structure):
     ]
 
 
-NONE, LOAD, STORE, ATOMIC, MISALIGNED, RACE_WAW, RACE_RAW, RACE_WAR, BARRIER, WARP, FAILED = range(
-    11
+NONE, LOAD, STORE, ATOMIC, MISALIGNED, RACE_WAW, RACE_RAW, RACE_WAR, BARRIER, WARP, FAILED, POLL = range(
+    12
 )  # as in the runtime
 ACCESS = {LOAD: "load", STORE: "store", ATOMIC: "atomic"}
 RACE = {RACE_WAW: "write-after-write", RACE_RAW: "read-after-write", RACE_WAR: "write-after-read"}
 
 
-def run(source: str, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
-    """Launch kernel `name` of `source` on NumPy arrays and NumPy scalars."""
+def run(
+    source: str,
+    name: str,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[Any],
+    shared: int,
+    cooperative: bool = False,
+) -> None:
+    """Launch kernel `name` of `source` on NumPy arrays and NumPy scalars. cooperative: all blocks at once."""
     gx, gy, gz = (*grid, 1, 1)[:3]
     bx, by, bz = (*block, 1, 1)[:3]
     if not (
@@ -206,6 +219,8 @@ def run(source: str, name: str, grid: Sequence[int], block: Sequence[int], args:
         raise ValueError(
             f"{name}: CUDA launches no grid {tuple(grid)} of blocks {tuple(block)} with {shared} shared bytes"
         )
+    if cooperative and gx * gy * gz > (most := _launch.EMULATED_BLOCKS * resident(bx * by * bz, shared)):
+        raise ValueError(f"{name}: of a cooperative launch {gx * gy * gz} blocks must run at once; here it is {most}")
     library = build(source)
     if not hasattr(library, f"emu_call_{name}"):
         raise ValueError(f"there is no kernel {name}; the file has {', '.join(kernel_names(source))}")
@@ -227,6 +242,7 @@ def run(source: str, name: str, grid: Sequence[int], block: Sequence[int], args:
         ctypes.c_int64(len(spans)),
         ctypes.c_int(session.races),
         ctypes.c_int(session.corners),
+        ctypes.c_int(cooperative),
         ctypes.byref(fault),
     )
     if fault.kind:
@@ -236,6 +252,11 @@ def run(source: str, name: str, grid: Sequence[int], block: Sequence[int], args:
         each.launches.append(Launch(name, dtypes, (gx, gy, gz), (bx, by, bz), shared))
     if not session.corners:
         proven.add((name, " ".join(dtypes)))
+
+
+def resident(threads: int, shared: int) -> int:
+    """How many blocks of so many threads and bytes of dynamic shared memory a multiprocessor holds at once."""
+    return min(2048 // threads, (MAX_SHARED + 1024) // (shared + 1024))
 
 
 def _word(arg: Any) -> str:
@@ -298,6 +319,11 @@ def _error(fault: _Fault, memory: Memory, grid: tuple[int, ...], block: tuple[in
         total = int(np.prod(block))
         return KernelBarrierError(
             f"{here}: {fault.waiting} of {total} threads wait at a __syncthreads() the rest never reach"
+        )
+    if fault.kind == POLL:
+        return KernelBarrierError(
+            f"{here}: {fault.waiting} threads poll memory for what no block that runs will write (a grid barrier that not"
+            " all blocks reach, or a launch that is not cooperative)"
         )
     if fault.kind == WARP:
         return KernelBarrierError(f"{here}: {fault.waiting} threads wait for lanes of their warp that never come")

@@ -59,10 +59,24 @@ def cuda_kernels(driver: NullDriver, arch: int = 90) -> Iterator[None]:
         return known[key]
 
     runtime = cupy.cuda.runtime
-    before = _launch._kernel, _launch._sms, runtime.getDevice
-    _launch._kernel, _launch._sms, runtime.getDevice = kernel, lambda device: 132, lambda: 0  # type: ignore[assignment]
+
+    def all_at_once(function: int, grid: Any, block: Any, args: Any, shared: int) -> None:
+        given = [a.tobytes() if isinstance(a, np.generic) else _address(a).to_bytes(8, "little") for a in args]
+        kept = [ctypes.create_string_buffer(raw, len(raw)) for raw in given]
+        params = (ctypes.c_void_p * len(kept))(*map(ctypes.addressof, kept))
+        sizes, stream = [*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3], shared], ctypes.c_void_p(driver.streams[0])
+        driver.library.cuLaunchCooperativeKernel(ctypes.c_void_p(function), *sizes, stream, params)
+
+    own = {
+        "_kernel": kernel, "_sms": lambda device: 132, "_at_once": lambda *launch: 132,
+        "_shared_a_block": lambda device: 232448, "_all_at_once": all_at_once,
+    }  # fmt: skip
+    before = {name: getattr(_launch, name) for name in own}, runtime.getDevice
+    vars(_launch).update(own)
+    runtime.getDevice = lambda: 0
     try:
         with dispatch.policy(simulate=("cuda",), backends=("cuda",)):
             yield
     finally:
-        _launch._kernel, _launch._sms, runtime.getDevice = before  # type: ignore[assignment]
+        vars(_launch).update(before[0])
+        runtime.getDevice = before[1]

@@ -83,6 +83,12 @@ int cuLaunchKernel(void *f, unsigned a, unsigned b, unsigned c, unsigned x, unsi
   return launched(f, sizes, stream, params);
 }
 
+int cuLaunchCooperativeKernel(void *f, unsigned a, unsigned b, unsigned c, unsigned x, unsigned y, unsigned z,
+                              unsigned shared, void *stream, void **params) {
+  uint32_t sizes[7] = {a, b, c, x, y, z, shared | 1u << 31}; /* the tape's way to say it */
+  return launched(f, sizes, stream, params);
+}
+
 /* A tensor map here is its address, and then a digest of all else that it was made from. */
 int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *steps,
                            const uint32_t *box, const uint32_t *each, int inter, int swizzle, int promotion, int fill) {

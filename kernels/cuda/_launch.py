@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -52,8 +54,9 @@ def _whole(text: str) -> str:
 
 
 def _included(line: str) -> str:
-    if line.strip() == '#include "_common.cuh"':
-        return files(__package__).joinpath("_common.cuh").read_text(encoding="utf-8") + '\n#line 2 "kernel"\n'
+    name = line.strip().removeprefix('#include "').removesuffix('"')
+    if line.startswith('#include "_'):
+        return files(__package__).joinpath(name).read_text(encoding="utf-8") + '\n#line 2 "kernel"\n'
     return line
 
 
@@ -78,6 +81,14 @@ def _kernel(family: str | Source, only: str, name: str, device: int, shared: int
     return kernel
 
 
+@cache
+def _at_once(kernel: Any, threads: int, shared: int, device: int) -> int:
+    """How many blocks of a kernel the device runs at once."""
+    from cupy_backends.cuda.api import driver
+
+    return _sms(device) * driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, threads, shared)
+
+
 def launch(
     family: str | Source,
     name: str,
@@ -86,26 +97,46 @@ def launch(
     args: Sequence[Any],
     shared: int = 0,
     only: str = "",
+    cooperative: bool = False,
 ) -> None:
     """Launch kernel `name` of `<family>.cu` on the current device and stream, unless the grid is empty.
 
     args: CuPy arrays; NumPy scalars as they are; a Python int is passed as int64, a float as float (32 bits).
     shared: bytes of dynamic shared memory a block. only: the part of the file that has the kernel; others wait.
+    cooperative: all blocks run at once, and may wait for one another. Raises ValueError where the GPU cannot run so many.
     """
     if 0 in grid:
         return
     args = [_scalar(a) for a in args]
     if emulate is not None and any(isinstance(a, np.ndarray) for a in args):
-        emulate(source(family), name, tuple(grid), tuple(block), args, shared)
+        emulate(source(family), name, tuple(grid), tuple(block), args, shared, cooperative)
         return
     import cupy
 
-    kernel = _kernel(family, only, name, cupy.cuda.runtime.getDevice(), shared)
-    kernel(tuple(grid), tuple(block), tuple(args), shared_mem=shared)
+    device = cupy.cuda.runtime.getDevice()
+    kernel = _kernel(family, only, name, device, shared)
+    if cooperative:
+        if math.prod(grid) > (most := _at_once(kernel, math.prod(block), shared, device)):
+            raise ValueError(f"{name}: {math.prod(grid)} blocks must run at once, and this GPU runs {most}")
+        _all_at_once(kernel.kernel.ptr, grid, block, args, shared)
+    else:
+        kernel(tuple(grid), tuple(block), tuple(args), shared_mem=shared)
     if told is not None:
-        told(kernel, grid, block, args, shared)
+        told(kernel, grid, block, args, shared, cooperative)
     if recording:
         launched.add((name, " ".join(str(a.dtype) for a in args if isinstance(a, cupy.ndarray))))
+
+
+def _all_at_once(function: int, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
+    """A cooperative launch by the driver itself: CuPy's own wants CUDA's device runtime linked to the kernel."""
+    import cupy
+    from cupy_backends.cuda.api import driver
+
+    given = [a.tobytes() if isinstance(a, np.generic) else pointer(a).to_bytes(8, "little") for a in args]
+    kept = [ctypes.create_string_buffer(raw, len(raw)) for raw in given]
+    params = (ctypes.c_void_p * len(kept))(*map(ctypes.addressof, kept))
+    sizes = *(*grid, 1, 1)[:3], *(*block, 1, 1)[:3], shared
+    driver.launchCooperativeKernel(function, *sizes, cupy.cuda.get_current_stream().ptr, ctypes.addressof(params))
 
 
 def pointer(x: Any) -> int:
@@ -121,6 +152,24 @@ def _sms(device: int) -> int:
 
 
 EMULATED_BLOCKS = 3
+EMULATED_SHARED = 232448
+
+
+def figures() -> tuple[int, int]:
+    """(multiprocessors that launches may fill, bytes of shared memory that a block may have) of the current device."""
+    if emulate is not None:
+        return _multiprocessors.left(EMULATED_BLOCKS), EMULATED_SHARED
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
+    return _multiprocessors.left(_sms(device)), _shared_a_block(device)
+
+
+@cache
+def _shared_a_block(device: int) -> int:
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
 def resident_blocks(x: Any, threads: int) -> int:
