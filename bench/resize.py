@@ -63,6 +63,8 @@ def cases() -> list[Case]:
 
 def audits() -> list[Case]:
     linear, sampled = _cases(32, cpu=False)[1], _sampled(16, 32, 64)
+    last: dict[str, Any] = {"order": CHANNELS_LAST, "archs": ONE_ARCH}
+    deep = Spec((2, 32, 9, 10, 12), float32)
     volumes = Spec((4, 8, 9, 10, 11), float32, (0, 2, 3, 4, 1)), Spec((4, 9, 10, 11, 3), float32)
     reflected = Case(grid_sample, "volumes", volumes, {"padding_mode": "reflection"}, archs=(100,))
     mapped = [_mapped(8, 64, 64, 64, cpu=False), _mapped(256, 224, 224, cpu=False)._replace(archs=ONE_ARCH)]
@@ -73,5 +75,9 @@ def audits() -> list[Case]:
         reflected,
         linear,
         sampled._replace(archs=ONE_ARCH),
-        linear._replace(order=CHANNELS_LAST, archs=ONE_ARCH),
+        linear._replace(**last),
+        _case("segmentation, bilinear", 32, 64, 64, 250, False, mode="linear"),
+        _case("segmentation, bilinear", 32, 64, 64, 144, False, mode="linear")._replace(order=CHANNELS_LAST),
+        _case("areas", 8, 48, 64, 24, False, mode="area")._replace(**last),
+        Case(interpolate, "volumes", (deep,), {"size": (9, 15, 18), "mode": "linear"}, archs=ONE_ARCH),
     ]

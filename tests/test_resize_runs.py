@@ -24,7 +24,7 @@ LEFT = [
 
 
 @pytest.mark.parametrize(
-    "call, kernel", [*((c, "_resample_runs_kernel") for c in CALLS), *((c, "_resample_kernel") for c in LEFT)]
+    "call, kernel", [*((c, "_resample_runs_kernel") for c in CALLS), *((c, "_resample_rows_kernel") for c in LEFT)]
 )
 def test_columns(call, kernel):
     shape, options, dtype = call

@@ -44,6 +44,21 @@ CALLS: dict[str, list[tuple]] = {
         ("2×, bilinear", interpolate, (16, 320, 32, 32), {"size": (64, 64), "mode": "linear"}),
         ("½, area", interpolate, (16, 320, 64, 64), {"size": (32, 32), "mode": "area"}),
         ("32² to 72², bilinear", interpolate, (16, 320, 32, 32), {"size": (72, 72), "mode": "linear"}),
+        (
+            "56² to 112², corners aligned",
+            interpolate,
+            (16, 128, 56, 56),
+            {"size": (112, 112), "mode": "linear", "align_corners": True},
+        ),
+        ("32² to 72², nearest", interpolate, (16, 320, 32, 32), {"size": (72, 72), "mode": "nearest"}),
+        ("64² to 24², area", interpolate, (16, 320, 64, 64), {"size": (24, 24), "mode": "area"}),
+        ("64² to 144², bicubic", interpolate, (16, 64, 64, 64), {"size": (144, 144), "mode": "cubic"}),
+        (
+            "504² to 224², antialiased",
+            interpolate,
+            (16, 3, 504, 504),
+            {"size": (224, 224), "mode": "linear", "antialias": True},
+        ),
     ],
     "window": [
         ("3×3/1", unfold, (64, 64, 56, 56), THREE),
@@ -84,6 +99,7 @@ def _issued(one: Any) -> float:
         loops = ("KD", "KH", "KW") if "TALL" in fixed else ("LAPS_D", "LAPS_H") if "LAPS_H" in fixed else ("KD", "KH")
         laps = math.prod(fixed.get(name, 1) for name in loops)
         laps *= math.prod(fixed.get(name, 1) for name in ("UP", "OVER"))
+        laps = 1 if "TIMES" in fixed else fixed["KH"] // fixed["STEP"] if "STEP" in fixed else laps
     again = run_through(one.cubin, one.arch, looped=True)["all"] * (laps - 1) if laps > 1 else 0
     return (run_through(one.cubin, one.arch, looped=False)["all"] + again) * one.warps * math.prod(one.grid)
 

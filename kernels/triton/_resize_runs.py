@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .._budget import Budget
 from . import _configs, _tile
+from ._resize_tables import Axis
 from ._runs import column, lanes_of, load_columns, run_length, run_plan, store_run, woven
 
 BUDGETS = {"_resample_runs_kernel": Budget(registers=128, blocks=4)}
@@ -76,15 +77,15 @@ def _resample_runs_kernel(
         store_run(y, at, acc, mask, V)
 
 
-def resample(choice: _configs.Choice, x: Any, y: Any, rows: tuple[Any, Any, int], across: Doubling) -> bool:
-    """y (N, C, H, W) from x, by a table (indices, weights, taps) of y's rows. Whether it has been done."""
-    length = run_length(x, y) if rows[2] <= MOST_ROWS else 0
+def resample(choice: _configs.Choice, x: Any, y: Any, rows: Axis, across: Doubling) -> bool:
+    """y (N, C, H, W) from x, by the table of y's rows. Whether it has been done."""
+    length = run_length(x, y) if rows.taps <= MOST_ROWS else 0
     if length:
         narrow = x if across.up else y
         grid, (m, r, oh), tile = run_plan(choice, y, narrow.shape[3] // length, length)
         _tile.launch(
             _resample_runs_kernel, grid, x, y, *rows[:2], m, r, oh, x.shape[2], x.shape[3] // length,
-            KH=rows[2], UP=across.up, NEAR=across.near, FAR=across.far, **tile,
+            KH=rows.taps, UP=across.up, NEAR=across.near, FAR=across.far, **tile,
         )  # fmt: skip
     return length > 0
 

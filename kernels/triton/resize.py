@@ -1,24 +1,22 @@
 """Resizing, forward and backward by one kernel: each axis has a table of (index, weight) for each of its places, and a
 pixel is the sum over the taps of all axes at once. So nothing lies between the axes: what moves is x and y, once each.
 
-A gradient's table is the forward's turned around: for each pixel of x the run of those in y that it is a tap of. Tables are
-made once for a shape, and stay.
+A gradient's table is the forward's turned around: for each pixel of x the run of those in y that it is a tap of.
+Row-major images are in ``_resize_runs`` and ``_resize_rows``, channels-last ones in ``_resize_last``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import triton
 import triton.language as tl
 
-from gpulayers import arrays
 from gpulayers._taps import taps, transposed
 
 from .._budget import Budget
 from .._window import output_order
-from . import _configs, _resize_runs, _tile
+from . import _configs, _resize_last, _resize_rows, _resize_runs, _tile
 from ._affine_grid import affine_grid_backward as affine_grid_backward
 from ._affine_grid import affine_grid_forward as affine_grid_forward
 from ._conv import volume
@@ -28,7 +26,7 @@ from ._grid_sample import grid_sample_forward as grid_sample_forward
 from ._grid_sample import grid_sample_refuses as grid_sample_refuses
 from ._image import evenly_spaced, first_of, image_pixel, is_wide, pixel_tile, run_of, steps
 from ._resize_runs import doubling
-from ._tracing import thread
+from ._resize_tables import axis
 
 BUDGETS = {
     # Neighbours of y show pixels of x that begin anywhere, and tables are read number by number.
@@ -90,35 +88,6 @@ def _resample_kernel(
 
 
 RESAMPLE = _configs.rows("resample")
-_tables: dict[tuple, tuple[Any, Any, int]] = {}
-
-
-def _length(taps: int) -> int:
-    """Of a kernel's loop over so many: long ones are rounded up, for shapes to share a kernel."""
-    return taps if taps <= 6 else -(-taps // 4) * 4 if taps <= 16 else _tile.next_power_of_2(taps)
-
-
-def _table(make: Any, how: tuple, like: Any) -> tuple[Any, Any, int]:
-    """(indices, weights, taps): int32 and float32 of shape (taps, places), where ``like`` is; made once."""
-    import torch
-
-    if thread.compiler is not None:
-        thread.compiler.refuse("table")
-    key = make, how, like.device
-    if key not in _tables:
-        if like.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a CUDA graph cannot capture the first resizing to a size: run one before")
-        found = make(*how, kind=arrays.float32)
-        more = ((0, 0), (0, _length(found.places.shape[1]) - found.places.shape[1]))
-        index, weight = np.pad(found.places, more, constant_values=-1), np.pad(found.weights, more)
-        # These copies wait for the GPU, once: every stream may read them from then on.
-        on = [
-            torch.from_numpy(np.ascontiguousarray(a.T.astype(kind))).to(like.device)
-            for a, kind in ((index, np.int32), (weight, np.float32))
-        ]
-        _tables[key] = (*on, index.shape[1])
-    index, weight, count = _tables[key]
-    return _tile.lasting(index), _tile.lasting(weight), count
 
 
 def _resample(x: Any, y: Any, make: Any, how: list[tuple]) -> None:
@@ -126,11 +95,13 @@ def _resample(x: Any, y: Any, make: Any, how: list[tuple]) -> None:
     across = doubling(*how[-1]) if len(how) == 2 else None
     if across is not None:
         across = across if make is taps else across._replace(up=not across.up)
-        if _resize_runs.resample(RESAMPLE, x, y, _table(make, how[0], x), across):
+        if _resize_runs.resample(RESAMPLE, x, y, axis(make, how[0], x), across):
             return
-    axes = [_table(make, one, x) for one in how]
-    none = (3 - len(axes)) * [(axes[0][0], axes[0][1], 1)]  # not read
-    of, by, counts = zip(*none, *axes)
+    axes = [axis(make, one, x) for one in how]
+    if len(axes) == 2 and (_resize_rows.resample(x, y, *axes) or _resize_last.resample(RESAMPLE, x, y, *axes)):
+        return
+    none = (3 - len(axes)) * [axes[0]._replace(taps=1)]  # not read
+    of, by, counts, _ = zip(*none, *axes)
     x, y = volume(x), volume(y)
     n, c, d, h, w = y.shape
     pixels = d * h * w
