@@ -101,8 +101,14 @@ def test_convolutions_of_any_axes_are_nodes_of_onnx(name):
 
 TOKENS, HEADS = (None, 5, 8), (None, 3, 5, 6)
 OF_TOKENS = {
-    "attention": (gl.MultiHeadAttention(8, 2, bias=False), TOKENS, {"MatMul", "Softmax"}),
-    "a causal one, groups": (gl.MultiHeadAttention(8, 4, 2, causal=True, dropout=0.3), TOKENS, {"MatMul", "Softmax"}),
+    "attention": (gl.MultiHeadAttention(8, 2, bias=False), TOKENS, {"Attention"}),
+    "a causal one, groups": (
+        gl.MultiHeadAttention(8, 4, 2, causal=True, dropout=0.3, scale=0.7),
+        TOKENS,
+        {"Attention"},
+    ),
+    "a cap": (gl.MultiHeadAttention(8, 2, causal=True, softcap=0.5), TOKENS, {"Attention"}),
+    "a window": (gl.MultiHeadAttention(8, 4, 2, window=(2, -1)), TOKENS, {"MatMul", "Softmax"}),
     "window, cap": (gl.MultiHeadAttention(8, 2, 1, window=(2, 1), softcap=2.0, scale=0.7), TOKENS, {"Tanh", "Softmax"}),
     "rotary": (gl.RotaryEmbedding(4, 16), HEADS, {"Split", "Concat"}),
     "rotary, all of a head": (gl.RotaryEmbedding(6, 16, interleaved=True), HEADS, {"Split", "Reshape"}),
@@ -115,6 +121,21 @@ def test_layers_of_tokens_are_nodes_of_onnx(name):
     layer, shape, nodes = OF_TOKENS[name]
     proto = held(layer, [shape])
     assert not proto.functions and nodes <= {n.op_type for n in proto.graph.node}
+
+
+def test_attention_of_any_number_of_tokens():
+    """Beside a local function, of the same opset; models without attention have an older one, which more runtimes load."""
+    model = gl.Sequential(gl.MultiHeadAttention(8, 4, 2, causal=True), Swish())
+    proto = held(model, [(None, 5, 8)])
+    assert {o.version for f in (proto, *proto.functions) for o in f.opset_import if not o.domain} == {23}
+    model, shapes = gl.Sequential(gl.MultiHeadAttention(8, 4, 2, causal=True), gl.GELU()), [(None, None, 8)]
+    session = onnxruntime.InferenceSession(
+        model_proto(model := moved(model, shapes), shapes).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for length in (3, 7):
+        x = np.random.default_rng(length).standard_normal((2, length, 8)).astype(np.float32)
+        np.testing.assert_allclose(session.run(None, {"input": x})[0], model.eval()(x), atol=TOLERANCE)
+    assert model_proto(moved(Swish(), [ROW]), [ROW]).opset_import[0].version == 20
 
 
 @pytest.mark.parametrize("node", NATIVE)

@@ -19,7 +19,7 @@ from onnx import ModelProto, checker, helper
 
 from gpulayers._files import write_whole
 from gpulayers.export._error import ExportError
-from gpulayers.export.onnx._graph import DOMAIN, IR_VERSION, OPSET, TYPES, ModelGraph, Tensor
+from gpulayers.export.onnx._graph import DOMAIN, IR_VERSIONS, TYPES, ModelGraph, Tensor
 from gpulayers.export.onnx._model import walk
 from gpulayers.layers._layer import Layer
 
@@ -50,12 +50,14 @@ def model_proto(model: Layer, input_shapes: Sequence[tuple]) -> ModelProto:
         helper.make_tensor_value_info(x.name, TYPES[graph.kinds.get(x.name, "f")], ["N", *x.shape[1:]]) for x in inputs
     ]
     made = helper.make_graph(graph.nodes, model.name, given, outputs, list(graph.weights.values()))
-    opsets = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(DOMAIN, 1)] if graph.functions else [])
+    for function in graph.functions.values():
+        function.opset_import[0].version = graph.opset
+    opsets = [helper.make_opsetid("", graph.opset)] + ([helper.make_opsetid(DOMAIN, 1)] if graph.functions else [])
     proto = helper.make_model(
         made,
         functions=list(graph.functions.values()),
         opset_imports=opsets,
-        ir_version=IR_VERSION,
+        ir_version=IR_VERSIONS[graph.opset],
         producer_name="gpulayers",
     )
     checker.check_model(proto, full_check=True)

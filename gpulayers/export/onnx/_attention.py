@@ -1,4 +1,4 @@
-"""Attention and rotary positions as nodes of ONNX: products and a softmax, which every opset here has."""
+"""Attention and rotary positions as nodes of ONNX: its own Attention, and with a window, which that lacks, a softmax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.export.onnx._graph import ModelGraph, Tensor
+from gpulayers.export.onnx._graph import ATTENTION, ModelGraph, Tensor
 from gpulayers.layers import attention, rotary
 from gpulayers.layers._calls import each_shape
 from gpulayers.ops._attention import allowed
@@ -26,6 +26,24 @@ def nodes_of(linear: Linear) -> dict[type, Callable[[ModelGraph, Any, Tensor], s
 
 
 def _attention(graph: ModelGraph, layer: Any, x: Tensor, linear: Linear) -> str | None:
+    write = _whole if tuple(layer.window) == (-1, -1) else _parts
+    y = write(graph, layer, x, linear)
+    return y and linear(graph, layer.out, Tensor(y, each_shape(layer.output_shape(x.shape))[0]))
+
+
+def _whole(graph: ModelGraph, layer: Any, x: Tensor, linear: Linear) -> str:
+    """Of tokens in any number."""
+    graph.opset = ATTENTION
+    heads, width = layer.num_heads, layer.embed_dim // layer.num_heads
+    groups = layer.num_kv_heads or heads
+    sizes = graph.constant([heads * width, groups * width, groups * width])
+    qkv = graph.op("Split", linear(graph, layer.qkv, x) or "", sizes, outputs=3, axis=2)
+    scale = 1 / math.sqrt(width) if layer.scale is None else layer.scale
+    how = dict(q_num_heads=heads, kv_num_heads=groups, is_causal=int(layer.causal))
+    return graph.op("Attention", *qkv, **how, scale=float(scale), softcap=float(layer.softcap))
+
+
+def _parts(graph: ModelGraph, layer: Any, x: Tensor, linear: Linear) -> str | None:
     length = x.shape[1]
     if length is None:
         return None
@@ -51,8 +69,7 @@ def _attention(graph: ModelGraph, layer: Any, x: Tensor, linear: Linear) -> str 
     y = graph.op("MatMul", graph.op("Softmax", s, axis=-1), v)
     y = graph.op("Reshape", y, graph.constant([0, heads, length, width]))
     y = graph.op("Transpose", y, perm=[0, 2, 1, 3])
-    y = graph.op("Reshape", y, graph.constant([0, length, layer.embed_dim]))
-    return linear(graph, layer.out, Tensor(y, each_shape(layer.output_shape(x.shape))[0]))
+    return graph.op("Reshape", y, graph.constant([0, length, layer.embed_dim]))
 
 
 def _rotary(graph: ModelGraph, layer: Any, x: Tensor) -> str | None:

@@ -16,7 +16,9 @@ from gpulayers.layers._weight import Weight
 
 OPSET = 20
 """The first that has Gelu."""
-IR_VERSION = 9
+ATTENTION = 23
+"""The first that has Attention: of models where that stands alone, so that older runtimes load all others."""
+IR_VERSIONS = {OPSET: 9, ATTENTION: 11}
 DOMAIN = "gpulayers"
 """Of local functions."""
 TYPES = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "b": TensorProto.BOOL}
@@ -64,6 +66,7 @@ class ModelGraph(Body):
         self.kinds: dict[str, str] = {}
         """Of the model's inputs, once a layer has said so."""
         self.refusals: list[Refusal] = []
+        self.opset = OPSET
         self._names = {id(w): name for name, w in model.named_weights().items()}
         self._places = {id(layer): place for place, layer in model.named_layers()}
 
