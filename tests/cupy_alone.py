@@ -34,14 +34,14 @@ import numpy as np  # noqa: E402
 from gpulayers.kernels.cuda import _launch  # noqa: E402
 
 import gpulayers as gl  # noqa: E402
-from gpulayers.ops import activation, linear, norm, pooling  # noqa: E402
+from gpulayers.ops import activation, linear, norm, pooling, recurrent  # noqa: E402
 from gpulayers.testing.null_driver import NullDriver  # noqa: E402
 
 
 class Device:
     """A GPU as CuPy shows one."""
 
-    compute_capability, attributes = "90", {"MultiProcessorCount": 132}
+    compute_capability, attributes = "90", {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
 
     def __init__(self, index):
         self.id = index
@@ -76,6 +76,7 @@ def memory(size):
 launched, kernels = [], {}
 driver = NullDriver(sys.argv[1])
 _launch._kernel = lambda family, only, name, device, shared: kernels.setdefault(name, Kernel(name))
+_launch._at_once, _launch._all_at_once = lambda *launch: 132, lambda kernel, *launch: kernel(*launch)
 cupy.cuda.Device = Device
 cupy.cuda.runtime.getDevice, cupy.cuda.runtime.getDeviceCount = lambda: 0, lambda: 1
 cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=0)
@@ -97,6 +98,7 @@ CASES = [
     (pooling.max_pool, [array(2, 16, 8, 8)], POOL),
     (pooling.avg_pool, [array(2, 16, 8, 8)], {"kernel_size": 2}),
     (pooling.adaptive_avg_pool, [array(2, 16, 8, 8)], {"output_size": 3}),
+    (recurrent.recurrent, [array(3, 2, 192), array(192, 64), array(2, 64)], {"mode": "gru"}),
     (linear.linear, [array(8, 64), array(8, 64), None], {}),
 ]
 for op, inputs, options in CASES:
@@ -107,8 +109,9 @@ for op, inputs, options in CASES:
         with gl.strict():
             for _ in range(4):
                 y, call = op.record(*inputs, needs=needs, **options)
-                assert type(y) is cupy.ndarray
-                call.backward(cupy.ndarray(y.shape, y.dtype))
+                ys = y if isinstance(y, tuple) else (y,)
+                assert {type(y) for y in ys} == {cupy.ndarray}
+                call.backward(*[cupy.ndarray(y.shape, y.dtype) for y in ys])
             found = set(launched)
         with gl.strict():
             taped = gl.explain(op, *inputs, needs=needs, **options).taped

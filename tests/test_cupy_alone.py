@@ -81,7 +81,8 @@ def test_without_torch_and_triton():
     seen = set()
     for line in done.stdout.splitlines():
         name, backend, reasons, kernels, taped = json.loads(line)
-        assert reasons["triton"] == "triton is not installed"
+        if name != "recurrent":  # CUDA's kernel is asked first
+            assert reasons["triton"] == "triton is not installed"
         if backend == "cuda":
             seen.add(name)
             assert any(k.startswith(name) for k in kernels) and taped == {"forward": "taped", "backward": "taped"}

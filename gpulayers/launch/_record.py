@@ -247,7 +247,7 @@ class Recorder:
         block: Sequence[int],
         args: Sequence[Any],
         shared: int,
-        cooperative: bool,
+        cooperative: bool = False,
     ) -> None:
         """CuPy launched a kernel with these arguments."""
         first = len(self.params)

@@ -60,12 +60,12 @@ def cuda_kernels(driver: NullDriver, arch: int = 90) -> Iterator[None]:
 
     runtime = cupy.cuda.runtime
 
-    def all_at_once(function: int, grid: Any, block: Any, args: Any, shared: int) -> None:
+    def all_at_once(kernel: Any, grid: Any, block: Any, args: Any, shared: int) -> None:
         given = [a.tobytes() if isinstance(a, np.generic) else _address(a).to_bytes(8, "little") for a in args]
         kept = [ctypes.create_string_buffer(raw, len(raw)) for raw in given]
         params = (ctypes.c_void_p * len(kept))(*map(ctypes.addressof, kept))
         sizes, stream = [*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3], shared], ctypes.c_void_p(driver.streams[0])
-        driver.library.cuLaunchCooperativeKernel(ctypes.c_void_p(function), *sizes, stream, params)
+        driver.library.cuLaunchCooperativeKernel(ctypes.c_void_p(kernel.kernel.ptr), *sizes, stream, params)
 
     own = {
         "_kernel": kernel, "_sms": lambda device: 132, "_at_once": lambda *launch: 132,

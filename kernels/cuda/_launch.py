@@ -118,7 +118,7 @@ def launch(
     if cooperative:
         if math.prod(grid) > (most := _at_once(kernel, math.prod(block), shared, device)):
             raise ValueError(f"{name}: {math.prod(grid)} blocks must run at once, and this GPU runs {most}")
-        _all_at_once(kernel.kernel.ptr, grid, block, args, shared)
+        _all_at_once(kernel, grid, block, args, shared)
     else:
         kernel(tuple(grid), tuple(block), tuple(args), shared_mem=shared)
     if told is not None:
@@ -127,7 +127,7 @@ def launch(
         launched.add((name, " ".join(str(a.dtype) for a in args if isinstance(a, cupy.ndarray))))
 
 
-def _all_at_once(function: int, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
+def _all_at_once(kernel: Any, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int) -> None:
     """A cooperative launch by the driver itself: CuPy's own wants CUDA's device runtime linked to the kernel."""
     import cupy
     from cupy_backends.cuda.api import driver
@@ -136,7 +136,9 @@ def _all_at_once(function: int, grid: Sequence[int], block: Sequence[int], args:
     kept = [ctypes.create_string_buffer(raw, len(raw)) for raw in given]
     params = (ctypes.c_void_p * len(kept))(*map(ctypes.addressof, kept))
     sizes = *(*grid, 1, 1)[:3], *(*block, 1, 1)[:3], shared
-    driver.launchCooperativeKernel(function, *sizes, cupy.cuda.get_current_stream().ptr, ctypes.addressof(params))
+    driver.launchCooperativeKernel(
+        kernel.kernel.ptr, *sizes, cupy.cuda.get_current_stream().ptr, ctypes.addressof(params)
+    )
 
 
 def pointer(x: Any) -> int:
