@@ -44,6 +44,76 @@ def remainder(size, phase, taps, pad, stride, dilation, common, inverse):
 
 
 @triton.jit
+def _pixels_of(
+    first_row, M, DY, HY, WY, SD, SH, SW, D0, H0, W0,
+    DEEP: tl.constexpr, PHASED: tl.constexpr, PLAIN: tl.constexpr, ALIGNED: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """(image, pixel, its frame, row and column in y; the frame, row and column of x under the first tap; whether there is
+    such a pixel) of each row of a tile: (BM,). Frames are 0 where there is one."""
+    if DEEP:
+        n, pixel = image_pixel(first_row, DY * HY * WY, ALIGNED, BM)
+    else:
+        n, pixel = image_pixel(first_row, HY * WY, ALIGNED, BM)
+    i = pixel // WY
+    j = pixel % WY
+    real = first_row + tl.arange(0, BM) < M
+    z = 0
+    d = 0
+    if DEEP:
+        z = i // HY
+        i = i % HY
+        d = z + D0 if PHASED else z * SD + D0
+    if PHASED:
+        h = i + H0
+        w = j + W0
+    elif PLAIN:
+        h = tl.zeros((BM,), tl.int32)
+        w = pixel
+    else:
+        h = i * SH + H0
+        w = j * SW + W0
+    return n, pixel, z, i, j, d, h, w, real
+
+
+@triton.jit
+def _places_of(
+    n, pixel, z, i, j, y_n, y_d, y_h, y_w, SD, SH, SW,
+    DEEP: tl.constexpr, PHASED: tl.constexpr, EVEN: tl.constexpr, FIRST: tl.constexpr, UNIT_Y: tl.constexpr,
+):  # fmt: skip
+    """Where the pixels of a tile's rows lie in y."""
+    if PHASED:
+        place = n * y_n + i.to(tl.int64) * SH * y_h + j.to(tl.int64) * SW * y_w
+        if DEEP:
+            place += z.to(tl.int64) * SD * y_d
+    elif EVEN:
+        place = tl.multiple_of(n * y_n, [UNIT_Y]) + pixel.to(tl.int64) * y_w
+    else:
+        place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
+        if DEEP:
+            place += z.to(tl.int64) * y_d
+    if not FIRST:
+        place = tl.multiple_of(place, [UNIT_Y])
+    return place
+
+
+@triton.jit
+def _put(
+    acc, residual, kept, y, place, across, mask, FIRST: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBER_A: tl.constexpr, NUMBER_B: tl.constexpr,
+):  # fmt: skip
+    """A tile of sums (pixels, channels), with what follows them, at place + across in y; FIRST: written along pixels."""
+    if FIRST:
+        at, right = place[None, :], across[:, None]
+        acc = finished(acc, residual, kept, at, right, tl.trans(mask), True, ACTIVATION, NUMBER_A, NUMBER_B)
+        out = acc.to(y.dtype.element_ty)
+        tl.store(y + at + right, tl.trans(out), tl.trans(mask))
+    else:
+        at, right = place[:, None], across[None, :]
+        acc = finished(acc, residual, kept, at, right, mask, False, ACTIVATION, NUMBER_A, NUMBER_B)
+        tl.store(y + at + right, acc.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
 def _conv_kernel(
     x, weight, bias, scale, residual, kept, y,
     M, DY, HY, WY, DX, HX, WX, C, O, KD, KH, KW,
@@ -101,26 +171,9 @@ def _conv_kernel(
         if kept is not None:
             kept += phase
 
-    if DEEP:
-        n, pixel = image_pixel(first_row, DY * HY * WY, ALIGNED, BM)
-    else:
-        n, pixel = image_pixel(first_row, HY * WY, ALIGNED, BM)
-    i = pixel // WY
-    j = pixel % WY
-    real = first_row + tl.arange(0, BM) < M  # (BM,)
-    if DEEP:
-        z = i // HY
-        i = i % HY
-        d = z + D0 if PHASED else z * SD + D0
-    if PHASED:
-        h = i + H0
-        w = j + W0
-    elif PLAIN:
-        h = tl.zeros((BM,), tl.int32)
-        w = pixel
-    else:
-        h = i * SH + H0
-        w = j * SW + W0
+    n, pixel, z, i, j, d, h, w, real = _pixels_of(
+        first_row, M, DY, HY, WY, SD, SH, SW, D0, H0, W0, DEEP, PHASED, PLAIN, ALIGNED, BM
+    )
     if PLAIN:
         across = w * x_w  # in 32 bits, as its launcher promises
     else:
@@ -196,29 +249,10 @@ def _conv_kernel(
         acc *= tl.load(scale + o, column < O, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
         acc += tl.load(bias + o, column < O, other=0.0).to(tl.float32)[None, :]
-    if PHASED:
-        place = n * y_n + i.to(tl.int64) * SH * y_h + j.to(tl.int64) * SW * y_w
-        if DEEP:
-            place += z.to(tl.int64) * SD * y_d
-    elif EVEN:
-        place = tl.multiple_of(n * y_n, [UNIT_Y]) + pixel.to(tl.int64) * y_w
-    else:
-        place = n * y_n + i.to(tl.int64) * y_h + j.to(tl.int64) * y_w
-        if DEEP:
-            place += z.to(tl.int64) * y_d
-    if not FIRST:
-        place = tl.multiple_of(place, [UNIT_Y])
+    place = _places_of(n, pixel, z, i, j, y_n, y_d, y_h, y_w, SD, SH, SW, DEEP, PHASED, EVEN, FIRST, UNIT_Y)
     across = tl.multiple_of(o.to(tl.int64) * y_c, [UNIT_Y])
     mask = real[:, None] & (column < O)[None, :]
-    if FIRST:  # written along pixels
-        at, right = place[None, :], across[:, None]
-        acc = finished(acc, residual, kept, at, right, tl.trans(mask), True, ACTIVATION, NUMBER_A, NUMBER_B)
-        out = acc.to(y.dtype.element_ty)
-        tl.store(y + at + right, tl.trans(out), tl.trans(mask))
-    else:
-        at, right = place[:, None], across[None, :]
-        acc = finished(acc, residual, kept, at, right, mask, False, ACTIVATION, NUMBER_A, NUMBER_B)
-        tl.store(y + at + right, acc.to(y.dtype.element_ty), mask)
+    _put(acc, residual, kept, y, place, across, mask, FIRST, ACTIVATION, NUMBER_A, NUMBER_B)
 
 
 def _summed(
