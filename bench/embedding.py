@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.embedding import embedding, embedding_bag
+from gpulayers.ops.embedding import embedding, embedding_bag, one_hot
 
 from .cases.case import ONE_ARCH, Case, Labels
 
@@ -37,6 +37,11 @@ def _bag(name: str, rows: int, width: int, bags: int, length: int, mode: str = "
     return Case(embedding_bag, title, shapes, {"mode": mode}, theirs, cpu=cpu, hardly_read=("weight",))
 
 
+def _one_hot(name: str, tokens: int, classes: int, cpu: bool = False) -> Case:
+    title, theirs = f"{name}, {tokens} of {classes}", lambda indices: F.one_hot(indices, classes)
+    return Case(one_hot, title, (Labels((tokens,), classes),), {"num_classes": classes}, theirs, cpu=cpu)
+
+
 def cases() -> list[Case]:
     return [
         _bag("text", 4096, 128, 256, 24, "mean", cpu=True),
@@ -46,6 +51,8 @@ def cases() -> list[Case]:
         _embedding("GPT-2", 50257, 768, 16384),
         _embedding("Llama-3", 128256, 4096, 8192)._replace(headline=True),
         _embedding("positions", 1024, 768, 16384),
+        _one_hot("classes", 4096, 1000, cpu=True),
+        _one_hot("words", 16384, 50257),
     ]
 
 
@@ -54,4 +61,5 @@ def audits() -> list[Case]:
     for mode in ("sum", "mean", "max"):
         found.append(_bag(mode, 100_000, 128, 16384, 32, mode)._replace(archs=ONE_ARCH))
     factors = ((100_000, 128), Labels((65536,), 100_000), Labels((4096,), 1), (65536,))
+    found.append(_one_hot("words", 16384, 50304))
     return [*found, Case(embedding_bag, "offsets and factors", factors, {"mode": "sum"}, archs=ONE_ARCH)]

@@ -12,6 +12,7 @@ from gpulayers.arrays import Spec, float32
 from gpulayers.ops.norm import (
     add_layer_norm,
     add_rms_norm,
+    batch_moments,
     batch_norm,
     conv_batch_norm,
     group_norm,
@@ -87,6 +88,14 @@ def _stream(name: str, m: int, n: int) -> Case:
     wide = [Spec(shape, float32) for shape in ((m, n), (n,), (n,))]
     options = {"normalized_shape": (n,), "dtype": "bfloat16"}
     return Case(add_layer_norm, f"{name} {m}×{n}, stream", ((m, n), *wide), options, theirs, cpu=False, archs=ONE_ARCH)
+
+
+def _batch_moments(name: str, *shape: int, cpu: bool = False) -> Case:
+    def theirs(x: Any) -> Any:
+        var, mean = torch.var_mean(x.float(), [0, *range(2, x.ndim)], correction=0)
+        return mean, var
+
+    return Case(batch_moments, f"{name} {shape}", (shape,), {}, theirs, cpu=cpu)
 
 
 def _batch_norm(name: str, *shape: int, cpu: bool = False) -> Case:
@@ -206,6 +215,8 @@ def cases() -> list[Case]:
         _layer_norm("GPT-3 13B", 8192, 5120)._replace(headline=True),
         _layer_norm("wide", 4096, 65536),
         _layer_norm("few long rows", 16, 4194304),
+        _batch_moments("small", 8, 64, 28, 28, cpu=True),
+        _batch_moments("ResNet-50", 128, 256, 56, 56),
         _rms_norm("small", 64, 256, cpu=True),
         _rms_norm("TinyLlama", 1024, 2048, cpu=True),
         _rms_norm("Llama-3 8B", 8192, 4096)._replace(headline=True),
@@ -258,6 +269,7 @@ def audits() -> list[Case]:
         options = {"normalized_shape": (n,)}
         found.append(Case(layer_norm, f"{m}×{n}", ((m, n), weight, weight), options, archs=archs))
     found.append(_rms_norm("rows", 4096, 8192))
+    found.append(_batch_moments("of a batch", 32, 256, 56, 56))
     for m, n, archs in ((4096, 8192, (80, 90, 100)), (4096, 65536, ONE_ARCH), (4, 1 << 20, ONE_ARCH)):
         weight = Spec((n,), float32)
         options = {"normalized_shape": (n,)}

@@ -86,6 +86,7 @@ EVERY_OP = {
     "channel_shuffle": ["4,6,8,8", "--options", "groups=3"],
     "rotary": ["2,4,6,8", "6,4", "6,4"],
     "matmul": ["4,8", "8,6"],
+    "one_hot": ["4,8:int64", "--options", "num_classes=3"],
     "pairwise_distance": ["4,8", "4,8"],
     "cosine_similarity": ["4,8", "4,8"],
     "embedding": ["20,8", "4,6:int64"],

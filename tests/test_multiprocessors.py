@@ -21,7 +21,7 @@ import gpulayers as gl
 from gpulayers import _policy, arrays, dispatch
 from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv, conv_transpose
-from gpulayers.ops.linear import linear, linears
+from gpulayers.ops.linear import linear, linears, matmul
 from gpulayers.ops.loss import linear_cross_entropy, mse, pointwise_loss
 from gpulayers.ops.norm import add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool
@@ -147,6 +147,8 @@ FOLLOWING = {
         conv_transpose, [draw(1, 32, 8, 8), draw(32, 1, 3, 3), draw(32)], {"padding": 1, "groups": 32},
         {"_depthwise_forward_kernel"},
     ),
+    "matrices in batches": (matmul, [half(2, 64, 32), half(2, 32, 64), None], {}, {"_batched_tma_kernel"}),
+    "small matrices in batches": (matmul, [half(3, 5, 8), half(3, 8, 6), None], {}, {"_batched_kernel"}),
     "a fused loss": (
         linear_cross_entropy, [half(40, 16), half(24, 16), np.arange(40) % 24, half(24)], {},
         {"_linear_cross_entropy_kernel", "_column_sums_kernel", "_mean_kernel"},

@@ -318,7 +318,6 @@ def test_what_is_left_alone():
     model.wrapped = nn.Linear(2, 2)
     model.wrapped.weight = nn.Parameter(Strange(torch.ones(2, 2)))
     model.other, model.gated = OtherRMSNorm(4), GatedRMSNorm(4)
-    model.sync = nn.SyncBatchNorm(3)
     model.ours = gt.Linear(2, 2)
     had = classes(model)
     report = gt.patch(model)
@@ -331,7 +330,6 @@ def test_what_is_left_alone():
         "wrapped": "its weight is a Strange",
         "other": "on a random input it computes something else",
         "gated": "its forward takes more than the hidden states",
-        "sync": "gpulayers.torch has no SyncBatchNorm",
         "ours": "it is gpulayers' already",
     }
     gt.unpatch(model)

@@ -99,6 +99,32 @@ def ops_of_dtensors():
     assert ("softmax", "no rule for DTensors cut so: [1]") in fallbacks
 
 
+def synchronised(rank):
+    """Of parts that are not alike, one of them empty, too: what one process has of the whole batch."""
+    for shapes, affine, last in (((3, 1), True, False), ((2, 4), False, True), ((5, 0), True, False)):
+        whole = torch.randn(sum(shapes), 4, 3, 2, dtype=torch.float64)
+        whole = whole.contiguous(memory_format=torch.channels_last) if last else whole
+        dy = torch.randn_like(whole)
+        ours = gt.SyncBatchNorm(4, affine=affine, momentum=None if last else 0.3).double()
+        theirs = nn.BatchNorm2d(4, affine=affine, momentum=None if last else 0.3).double()
+        part = slice(0, shapes[0]) if rank == 0 else slice(shapes[0], None)
+        x, given = whole[part].clone().requires_grad_(), whole.clone().requires_grad_()
+        if affine:
+            nn.init.normal_(theirs.weight)
+            nn.init.normal_(theirs.bias)
+        ours.load_state_dict(theirs.state_dict())
+        for _ in range(2):
+            y, wanted = ours(x), theirs(given)
+        y.backward(dy[part])
+        wanted.backward(dy)
+        torch.testing.assert_close((y, x.grad), (wanted[part], given.grad[part]))
+        for mine, of in zip(ours.parameters(), theirs.parameters()):
+            dist.all_reduce(mine.grad)
+            torch.testing.assert_close(mine.grad, of.grad)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(whole)[part])
+
+
 def gpt(rank, folder):
     """Each way's losses are those of one process, also from another's checkpoint: sums in other orders apart."""
     sys.path.insert(0, str(EXAMPLES))
@@ -155,6 +181,7 @@ def main():
             assert torch.equal(others[0][name], others[1][name]), name
     print(f"chains: {report.fused}")
     ops_of_dtensors()
+    synchronised(rank)
     gpt(rank, f"{sys.argv[1]}.checkpoints")
 
 

@@ -10,6 +10,7 @@ from gpulayers.ops._embedding import check_indices, counted, gathered, looked_up
 from gpulayers.ops._embedding_bag import embedding_bag as embedding_bag
 from gpulayers.ops._embedding_bag import embedding_bag_backward as embedding_bag_backward
 from gpulayers.ops._embedding_bag import embedding_bag_forward as embedding_bag_forward
+from gpulayers.ops._one_hot import one_hot as one_hot
 from gpulayers.ops._op import Op
 
 

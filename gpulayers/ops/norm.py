@@ -13,6 +13,7 @@ from gpulayers.arrays import HALVES, Spec, arranged, compute_dtype, float32, nam
 from gpulayers.arrays import dtype as dtype_of
 from gpulayers.definition import ArgumentError, Rule, ShapeError
 from gpulayers.kernels._norm import sum_dtype
+from gpulayers.ops._batch_moments import batch_moments as batch_moments
 from gpulayers.ops._batch_norm import batch_norm as batch_norm
 from gpulayers.ops._conv_norm import conv_batch_norm as conv_batch_norm
 from gpulayers.ops._group_norm import group_norm as group_norm

@@ -20,6 +20,7 @@ from gpulayers.torch._rare_pooling import (
     LPPool2d,
     LPPool3d,
 )
+from gpulayers.torch._sync_batch_norm import SyncBatchNorm
 from gpulayers.torch._transformer import (
     Transformer,
     TransformerDecoder,

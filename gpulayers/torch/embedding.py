@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpulayers.definition import RuleError
 from gpulayers.ops import embedding as ops
 from gpulayers.torch._arguments import held
 from gpulayers.torch._op import TorchOp
@@ -134,3 +135,17 @@ class Embedding(nn.Embedding):
             self.scale_grad_by_freq,
             self.sparse,
         )
+
+
+_one_hot = TorchOp(ops.one_hot, F.one_hot, "SymInt num_classes")
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """As ``torch.nn.functional.one_hot``: int64 (…) to int64 (…, num_classes); −1 for the largest index and one more."""
+    whole = isinstance(tensor, Tensor) and tensor.dtype is torch.int64 and isinstance(num_classes, int)
+    if not whole or tensor.numel() == 0 or num_classes < -1 or num_classes == 0:
+        return F.one_hot(tensor, num_classes)  # raises, or has nothing to do
+    try:
+        return _one_hot(tensor, int(tensor.max()) + 1 if num_classes == -1 else num_classes)
+    except RuleError:
+        return F.one_hot(tensor, num_classes)  # raises in its own words

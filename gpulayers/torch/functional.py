@@ -91,7 +91,7 @@ from gpulayers.torch.dropout import (
     dropout3d,
     feature_alpha_dropout,
 )
-from gpulayers.torch.embedding import embedding, embedding_bag
+from gpulayers.torch.embedding import embedding, embedding_bag, one_hot
 from gpulayers.torch.linear import addmm, baddbmm, bilinear, bmm, einsum, linear, linears, matmul
 from gpulayers.torch.loss import (
     binary_cross_entropy,

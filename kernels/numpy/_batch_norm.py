@@ -31,6 +31,24 @@ class _Combined:
             o += self.residual[lo:hi]
 
 
+def _moments(c: Channels, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, the biased variance) of each channel."""
+    mean = (c.total_of(lambda lo, hi: c.sum(rows[lo:hi])) / c.count).astype(np.float32)
+    mu = c.spread(mean)
+
+    def squares(lo: int, hi: int) -> np.ndarray:
+        d = rows[lo:hi] - c.of(mu, rows[lo:hi])
+        return c.dot(d, d)
+
+    return mean, c.total_of(squares) / c.count
+
+
+def batch_moments_forward(x: np.ndarray, *, needs: tuple = ()) -> tuple[tuple, dict]:
+    c = Channels(x)
+    mean, var = _moments(c, c.view(x))
+    return (mean, var.astype(np.float32)), {}
+
+
 def batch_norm_forward(
     x: np.ndarray,
     weight: Any = None,
@@ -49,21 +67,14 @@ def batch_norm_forward(
     y = np.empty_like(x)  # in x's memory order
     rows, out = c.view(x), c.view(y)
     if training or running_mean is None:
-        mean = (c.total_of(lambda lo, hi: c.sum(rows[lo:hi])) / c.count).astype(np.float32)
-        mu = c.spread(mean)
-
-        def squares(lo: int, hi: int) -> np.ndarray:
-            d = rows[lo:hi] - c.of(mu, rows[lo:hi])
-            return c.dot(d, d)
-
-        var = c.total_of(squares) / c.count
+        mean, var = _moments(c, rows)
         if running_mean is not None:
             unbiased = var * (c.count / max(c.count - 1, 1))
             for running, batch in ((running_mean, mean), (running_var, unbiased)):  # no difference: Inf − Inf is NaN
                 running[...] = (1 - momentum) * running + momentum * batch
     else:
         mean, var = running_mean.copy(), running_var
-        mu = c.spread(mean)
+    mu = c.spread(mean)
     rstd = (1 / np.sqrt(var + eps)).astype(np.float32)
     z, numbers = _Combined(c, x, mu, rstd, weight, bias, residual), numbers_of(activation)
 

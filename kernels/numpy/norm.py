@@ -13,6 +13,7 @@ import numpy as np
 
 from .._norm import for_both, group_norm_saved, norms_own
 from . import _blocks
+from ._batch_norm import batch_moments_forward as batch_moments_forward
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
 from ._channels import block_of
@@ -64,6 +65,10 @@ def batch_norm_refuses(x: Any, *parameters: Any, needs: tuple, **options: Any) -
         return reason
     last = tuple([0, *range(2, x.ndim), 1])
     return None if x.contiguous and (x.order is None or x.order == last) else REFUSALS["order"]
+
+
+def batch_moments_refuses(x: Any, *, needs: tuple) -> str | None:
+    return batch_norm_refuses(x, needs=needs)
 
 
 def conv_batch_norm_refuses(x: Any, weight: Any, *others: Any, needs: tuple, **options: Any) -> str | None:

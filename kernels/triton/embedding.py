@@ -11,6 +11,7 @@ from .._budget import Budget
 from . import _configs, _tile
 from ._embedding_bag import embedding_bag_backward as embedding_bag_backward
 from ._embedding_bag import embedding_bag_forward as embedding_bag_forward
+from ._one_hot import one_hot_forward as one_hot_forward
 from ._scatter import scattered
 from ._tile import rows_tile
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._norm import for_both, norms_own, sum_dtype
 from . import _configs, _tile
+from ._batch_moments import batch_moments_forward as batch_moments_forward
 from ._batch_norm import batch_norm_backward as batch_norm_backward
 from ._batch_norm import batch_norm_forward as batch_norm_forward
 from ._conv_norm import conv_batch_norm_backward as conv_batch_norm_backward
