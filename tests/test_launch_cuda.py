@@ -1,5 +1,8 @@
 """Tapes of CUDA C++ kernels, and of CuPy's arrays."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,6 +17,7 @@ from gpulayers.ops import activation, norm, pooling, recurrent  # noqa: E402
 from gpulayers.testing.check_tape import check_tape  # noqa: E402
 from gpulayers.testing.null_cuda import cuda_kernels  # noqa: E402
 from gpulayers.testing.null_driver import null_driver, same_memory  # noqa: E402
+from gpulayers.testing.nvrtc import compile_source  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
 ROWS, IMAGE = Spec((16, 64), arrays.float32), Spec((2, 16, 8, 8), arrays.float32, (0, 2, 3, 1))
@@ -43,6 +47,25 @@ def test_a_tape_gives_the_driver_what_the_launcher_gives_it(name, monkeypatch):
     with null_driver(compiled=False) as driver, cuda_kernels(driver), same_memory() as memory:
         states = check_tape(driver, memory, op, inputs, needs, **options)
     assert states == {"forward": "taped", "backward": "taped"}
+
+
+def test_what_is_audited_is_what_runs(monkeypatch, tmp_path):
+    """The same options and the same binary, from disk the second time; numbers under 2⁻¹²⁶ are not flushed to 0."""
+    import cupy
+    from gpulayers.kernels.cuda import _launch, _nvrtc
+
+    device = SimpleNamespace(compute_capability="90")
+    loaded = lambda path: Path(path).read_bytes()  # noqa: E731
+    monkeypatch.setattr(cupy.cuda, "Device", lambda index: device)
+    monkeypatch.setattr(cupy, "RawModule", loaded)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    source = _launch.Source('extern "C" __global__ void twice(float* x) { x[0] *= 2; }')
+    found = _launch._module.__wrapped__(source, "", 0)
+    assert found == compile_source(source.text, 90) and len(list(tmp_path.iterdir())) == 1
+    flushed = _nvrtc.compiled(source.text, ("--gpu-architecture=sm_90", *_nvrtc.options(), "-ftz=true"))
+    assert found != flushed
+    monkeypatch.setattr(_nvrtc, "compiled", None)
+    assert _launch._module.__wrapped__(source, "", 0) == found
 
 
 def test_own_cuda_kernels_are_not_taped(monkeypatch):

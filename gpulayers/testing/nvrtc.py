@@ -24,29 +24,15 @@ def compile_source(source: str, arch: int, only: str = "") -> bytes:
     """The cubin of CUDA C++ text, compiled with the options that launches use; kept on disk."""
     from cupy_backends.cuda.libs import nvrtc
 
-    from gpulayers.kernels.cuda._launch import options
+    from gpulayers.kernels.cuda._nvrtc import compiled, options
 
     flags = (f"--gpu-architecture=sm_{arch}", *options(only))
     key = f"{nvrtc.getVersion()} {flags}\n{source}".encode()
 
     def make(path: Path) -> None:
-        path.write_bytes(_compiled(source, flags))
+        path.write_bytes(compiled(source, flags))
 
     return cached("nvrtc", key, ".cubin", make).read_bytes()
-
-
-def _compiled(source: str, flags: tuple[str, ...]) -> bytes:
-    from cupy_backends.cuda.libs import nvrtc
-
-    program = nvrtc.createProgram(source, "kernel.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, flags)
-        cubin = nvrtc.getCUBIN(program)
-        return cubin + bytes(-len(cubin) % 8)  # CuPy takes the last byte for a string's end and cuts it off
-    except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"NVRTC refused the kernel ({flags[0]}):\n{nvrtc.getProgramLog(program)}") from error
-    finally:
-        nvrtc.destroyProgram(program)
 
 
 def audit_cuda(family: str, arch: int, warps: int = 8, shared: int = 0, only: str = "") -> dict[str, Report]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .. import _multiprocessors
+from . import _nvrtc
 
-OPTIONS = ("--std=c++17",)
 DEFAULT_SHARED = 48 * 1024
 """Bytes of dynamic shared memory that a block may have without asking for more."""
 
@@ -65,12 +65,7 @@ def _module(family: str | Source, only: str, device: int) -> Any:
     """The compiled family, or one part of it, on one device."""
     import cupy
 
-    return cupy.RawModule(code=source(family), options=options(only), backend="nvrtc")
-
-
-def options(only: str = "") -> tuple[str, ...]:
-    """What NVRTC is given; only: the part of the family to compile, where its file knows ``ONLY``."""
-    return (*OPTIONS, f"-DONLY={only}") if only else OPTIONS
+    return _nvrtc.module(source(family), only, cupy.cuda.Device(device).compute_capability)
 
 
 @cache
