@@ -238,7 +238,8 @@ class Case(NamedTuple):
         inputs = size(s for n, s in specs.items() if n not in self.hardly_read)
         saved = size(s for n, s in rule.saved.items() if n not in self.hardly_read)
         forward = Traffic(inputs, outputs + size(s for n, s in specs.items() if n in self.op.updates), 0)
-        backward = Traffic(outputs, size(specs[n] for n in self.op.gradients(needs)), saved)
+        same = self.op.again(needs, [*specs.values()])
+        backward = Traffic(outputs, size(specs[n] for n in needs if n != same), saved)
         both = Traffic(*map(sum, zip(forward, backward)))
         return dict(zip(DIRECTIONS, (forward, backward, both)))
 
