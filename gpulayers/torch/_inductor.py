@@ -31,6 +31,7 @@ _is_torch_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 OPAQUE = {
     "backend": "neither Triton nor ATen computes it",
     "values": "what computes it on the CPU looks at values",
+    "loop": "it is a launch a step, and there may be many",
     "tuple": "a kernel takes a tuple",
     "table": "a kernel finds arrays through a table of addresses",
     "descriptor": "a kernel takes tensor descriptors, which this torch does not write down",
@@ -171,8 +172,11 @@ def plan_for(
     plan = dispatch._make_plan(op, specs, needs, fixed, like, quiet=True)
     if plan.backend not in ("triton", "aten"):
         raise Opaque("backend")
-    if op.name in getattr(dispatch.kernels(plan.backend, op), "LOOKS", ()):
+    module = dispatch.kernels(plan.backend, op)
+    if op.name in getattr(module, "LOOKS", ()):
         raise Opaque("values")
+    if op.name in getattr(module, "LOOPS", ()):
+        raise Opaque("loop")
     launches = plan.backend == "triton"
     given: dict[str, Any] = plan.options | ({"empty": _allocator(like)} if launches else {})
     run_forward: Callable = functools.partial(plan.forward, needs=plan.needs, **given)

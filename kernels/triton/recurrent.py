@@ -215,6 +215,8 @@ def _choose(entries: Sequence[Tile], device: Any, batch: int) -> tuple[int, Tile
     return next(((i, e) for i, e in enumerate(entries) if batch <= e.BM), (len(entries) - 1, entries[-1]))
 
 
+LOOPS = ("recurrent",)
+"""Ops with as many launches as an axis is long: a compiler would write each down."""
 HALF = _configs.tiles("recurrent.half", _choose, inner=())
 SINGLE = _configs.tiles("recurrent.single", _choose, inner=())
 
