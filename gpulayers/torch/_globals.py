@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def rebuilt(f: Any, found: Mapping[str, Any]) -> Any:
-    """f whose globals are those that it has and ``found``; decorators that keep it as ``__wrapped__`` stay around it."""
+def rebuilt(f: Any, found: Mapping[str, Any], code: types.CodeType | None = None) -> Any:
+    """f whose globals are those that it has and ``found``; decorators that keep it as ``__wrapped__`` stay around it. code: of
+    the function within, in the place of its own."""
     inner, cells, names = getattr(f, "__wrapped__", None), f.__closure__, f.__globals__
     if inner is not None:
-        again = rebuilt(inner, found)
+        again = rebuilt(inner, found, code)
         cells = tuple(types.CellType(again) if c.cell_contents is inner else c for c in cells or ())
     else:
         # Without a name torch.compile takes these globals as they are, and not those of the module called so.
         names = {k: v for k, v in names.items() if k != "__name__"} | dict(found)
-    other = types.FunctionType(f.__code__, names, f.__name__, f.__defaults__, cells)
+    own = f.__code__ if inner is not None or code is None else code
+    other = types.FunctionType(own, names, f.__name__, f.__defaults__, cells)
     vars(other).update(vars(f) | ({} if inner is None else {"__wrapped__": again}))
     other.__kwdefaults__, other.__module__, other.__qualname__ = f.__kwdefaults__, f.__module__, f.__qualname__
     return other

@@ -28,6 +28,7 @@ from gpulayers.torch._op import _PLAIN
 from gpulayers.torch._rebuilt import Rebuilt
 from gpulayers.torch._rms_norm import RMSNormLike
 from gpulayers.torch._standing import Standing, alias
+from gpulayers.torch._streams import Streamed, forget, keep_readers, streamed
 from gpulayers.torch.conv import Convolution
 from gpulayers.torch.loss import CrossEntropyLoss
 
@@ -167,6 +168,8 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
         except Unfusable as error:
             report.unfused[name] = str(error)
             refused = f"its parent's forward stays as it is: {error}"
+        if plan is None or not plan.source:
+            _let_stream(name, module, report)
     left = plan and plan.left
     for child, layer in module._modules.items():
         if is_link(layer) and (why := why_unlinked(child, layer, left, module, refused)):
@@ -187,6 +190,19 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
                 vars(one)[CUT] = cut_of(one)
 
 
+def _let_stream(name: str, module: Any, report: Report) -> None:
+    """The sums and norms of a block of transformers that torch.fx cannot trace."""
+    own = module._own if isinstance(module, Streamed) else _own_class(module)
+    kind = streamed(module, own) if _transformers.is_of_transformers(own) else None
+    if kind is None:
+        return
+    if not isinstance(module, Streamed):
+        module.__class__ = _rebased(type(module), own, kind)
+    keep_readers(module, own)
+    report.fused[name] = ("add → next norm",)
+    report.unfused.pop(name, None)
+
+
 def unpatch(model: nn.Module) -> None:
     """Give every module in ``model`` that ``patch`` replaced its class again; all else stays as it is now."""
     for module in model.modules():
@@ -195,6 +211,10 @@ def unpatch(model: nn.Module) -> None:
             for kept in (PLAN, CUT):
                 vars(module).pop(kept, None)
             module.__class__ = _rebased(type(module), fused_class(module._own), module._own)
+        if isinstance(module, Streamed):
+            forget(module)
+            kind = next(c for c in type(module).__mro__ if Streamed in c.__bases__)
+            module.__class__ = _rebased(type(module), kind, module._own)
         own = vars(module).pop(_MARK, None)
         if own is None:
             continue

@@ -93,6 +93,49 @@ def _children(forward: Any) -> list[str] | None:
     return found
 
 
+def first_argument(module: nn.Module) -> str:
+    """The name of what its forward takes first."""
+    return next(iter([*inspect.signature(type(module).forward).parameters][1:]), "")
+
+
+def read_by(function: ast.FunctionDef, norm: str) -> list[tuple[str, str | None]] | None:
+    """(child, the name by which it is given) of the modules that read what ``self.norm(…)`` gives, where that gets a name and
+    is read until the name gets another value; None where it may go elsewhere."""
+    own = function.args.args[0].arg
+    bodies = [getattr(n, "body", None) for n in ast.walk(function)]
+    for body in [b for b in bodies if isinstance(b, list)]:
+        for i, statement in enumerate(body):
+            if isinstance(statement, ast.Assign) and child_called(statement.value, own) == norm:
+                target = statement.targets[0]
+                if len(statement.targets) > 1 or not isinstance(target, ast.Name):
+                    return None
+                return _reads_of(body[i + 1 :], target.id, own)
+    return None
+
+
+def _reads_of(body: list[ast.stmt], name: str, own: str) -> list[tuple[str, str | None]] | None:
+    """Of a name's value at the begin of these statements; None unless one of them is sure to give it another."""
+    found: list[tuple[str, str | None]] = []
+    for statement in body:
+        for node, parents in _walk(statement, ()):
+            if not isinstance(node, ast.Name) or node.id != name or isinstance(node.ctx, ast.Store):
+                continue
+            user = parents[0]
+            keyword = user.arg if isinstance(user, ast.keyword) else None
+            reader = _reader(node, parents, own) if keyword is None else child_called(parents[1], own)
+            if reader is None:
+                return None
+            found += [(reader, keyword)] * bool(reader)
+        stores = [
+            n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store)
+        ]
+        if stores:
+            return found if isinstance(statement, ast.Assign) else None
+        if isinstance(statement, ast.Return):
+            return found
+    return None
+
+
 def _walk(node: ast.AST, parents: tuple[ast.AST, ...]) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
     yield node, parents
     for child in ast.iter_child_nodes(node):
@@ -105,7 +148,11 @@ def _reader(node: ast.Name, parents: tuple[ast.AST, ...], own: str) -> str | Non
     if isinstance(user, ast.Attribute) and user.attr in _METADATA:
         return ""
     if isinstance(user, ast.Call) and user.args[:1] == [node]:
-        called = user.func
-        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == own:
-            return called.attr
+        return child_called(user, own)
     return None
+
+
+def child_called(call: ast.AST, own: str) -> str | None:
+    """The name of a call's function, where that is an attribute of self."""
+    f = getattr(call, "func", None)
+    return f.attr if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name) and f.value.id == own else None

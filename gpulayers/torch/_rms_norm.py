@@ -21,6 +21,7 @@ class RMSNormLike(Standing):
 
     weight: nn.Parameter
     _eps: str
+    one_plus = False
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
         (x,) = (*args, *named.values())
@@ -32,6 +33,8 @@ class RMSNormLike(Standing):
 
 class _OnePlus(RMSNormLike):
     """In the manner of GemmaRMSNorm: x̂ (1 + weight) in float32, then in the input's dtype."""
+
+    one_plus = True
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
         (x,) = (*args, *named.values())

@@ -21,6 +21,7 @@ from gpulayers.torch._acts import is_bare
 from gpulayers.torch._arguments import held
 from gpulayers.torch._op import in_dynamo
 from gpulayers.torch._reading import reads
+from gpulayers.torch._rms_norm import RMSNormLike
 from gpulayers.torch.norm import LayerNorm, RMSNorm, add_layer_norm, add_rms_norm, alike
 
 NORMS = (LayerNorm, RMSNorm)
@@ -30,16 +31,20 @@ _LATER, _MADE_BY = "_gpulayers_later", "_gpulayers_made_by"
 _autocasting = torch._C._is_any_autocast_enabled
 _transforming = torch._C._are_functorch_transforms_active
 _hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_next: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-"""{a block: (the norm that takes its sum, that norm's readers); None where several do}."""
+_next: weakref.WeakKeyDictionary[nn.Module, dict[int, Any]] = weakref.WeakKeyDictionary()
+"""{a block: {which of its sums: (the norm that takes it, that norm's readers); None where several do}}."""
 
 
 class _Later(NamedTuple):
     norm: Any
     y: Tensor
-    made_by: nn.Module
+    made_by: tuple[nn.Module, int]
     state: tuple
     """On what y depends beside the sum: whether it still holds."""
+
+
+def is_norm(module: Any) -> bool:
+    return type(module) in NORMS or (isinstance(module, RMSNormLike) and not module.one_plus)
 
 
 def add_norm(norm: Any, x: Tensor, residual: Tensor, readers: tuple = ()) -> tuple[Tensor, Tensor]:
@@ -51,19 +56,19 @@ def add_norm(norm: Any, x: Tensor, residual: Tensor, readers: tuple = ()) -> tup
     return norm(total), total
 
 
-def add_at_end(block: Any, x: Tensor, residual: Tensor) -> Tensor:
-    """x + residual, the last of a block's forward."""
+def add_at_end(block: Any, x: Tensor, residual: Tensor, site: int = 0) -> Tensor:
+    """x + residual, the last of a block's forward, or one of several sums."""
     if in_dynamo() or not _is_free():
         return x + residual
-    norm, readers = _next.get(block, _UNKNOWN) or _NONE
+    norm, readers = _next.get(block, {}).get(site, _UNKNOWN) or _NONE
     found = None if norm is None else _fused(norm, x, residual, readers or ())
     if found is not None:
         y, total = found
-        vars(total)[_LATER] = _Later(norm, y, block, _state(norm, total))
+        vars(total)[_LATER] = _Later(norm, y, (block, site), _state(norm, total))
         return total
     total = x + residual
     if norm is None and readers is not None:
-        vars(total)[_MADE_BY] = block, total._version
+        vars(total)[_MADE_BY] = block, site, total._version
     return total
 
 
@@ -73,12 +78,13 @@ def taken(norm: Any, x: Tensor, readers: tuple) -> Tensor | None:
         return None
     later = kept.get(_LATER)
     if later is None:
-        block, version = kept.pop(_MADE_BY, _NONE)
+        block, site, version = kept.pop(_MADE_BY, (None, 0, 0))
         if block is not None and is_bare(norm) and x._version == version:
-            _next[block] = norm, readers
+            _next.setdefault(block, {})[site] = norm, readers
         return None
     if later.norm is not norm:
-        _next[later.made_by] = None
+        block, site = later.made_by
+        _next[block][site] = None
         return None
     return later.y if is_bare(norm) and later.state == _state(norm, x) else None
 
@@ -100,13 +106,14 @@ def _state(norm: Any, total: Tensor) -> tuple:
 
 def _fused(norm: Any, x: Tensor, residual: Tensor, readers: tuple) -> tuple[Tensor, Tensor] | None:
     """(norm(x + residual), x + residual) in one op, in the dtypes that the two would have; None where it has not these."""
-    if type(norm) not in NORMS or not is_bare(norm) or not (isinstance(x, Tensor) and isinstance(residual, Tensor)):
+    if not is_norm(norm) or not is_bare(norm) or not (isinstance(x, Tensor) and isinstance(residual, Tensor)):
         return None
     if x.shape != residual.shape or x.device != residual.device:
         return None
     device = x.device.type
     if device != _autocast.WIDENED or not torch.is_autocast_enabled(device):
-        return _call(norm, x, residual, None) if alike(x, residual) and _is_held(norm, x) else None
+        like = not isinstance(norm, RMSNormLike) or norm.weight.dtype == x.dtype
+        return _call(norm, x, residual, None) if like and alike(x, residual) and _is_held(norm, x) else None
     half = torch.get_autocast_dtype(device)
     kinds = {x.dtype, residual.dtype}
     weight = norm._parameters.get("weight")
@@ -122,7 +129,7 @@ def _fused(norm: Any, x: Tensor, residual: Tensor, readers: tuple) -> tuple[Tens
 
 def _is_held(norm: Any, x: Tensor) -> bool:
     """Whether its weights are here and whole: of another block they may be sharded at this moment, or elsewhere."""
-    shape = torch.Size(norm.normalized_shape)
+    shape = torch.Size(_shape(norm))
     weights = [p for p in norm._parameters.values() if p is not None]
     return all([type(p) in _autocast.KINDS and p.shape == shape and p.device == x.device for p in weights])
 
@@ -140,7 +147,13 @@ def _without_autocast(norm: Any, x: Tensor, residual: Tensor, dtype: torch.dtype
 
 
 def _call(norm: Any, x: Tensor, residual: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    shape, weight = norm.normalized_shape, held(norm, "weight")
+    shape, weight = _shape(norm), held(norm, "weight")
+    if isinstance(norm, RMSNormLike):
+        return add_rms_norm(x, residual, shape, weight, getattr(norm, norm._eps), dtype=dtype)
     if type(norm) is RMSNorm:
         return add_rms_norm(x, residual, shape, weight, norm.eps, dtype=dtype)
     return add_layer_norm(x, residual, shape, weight, held(norm, "bias"), norm.eps, dtype=dtype)
+
+
+def _shape(norm: Any) -> tuple[int, ...]:
+    return norm.weight.shape if isinstance(norm, RMSNormLike) else norm.normalized_shape
