@@ -65,8 +65,23 @@ def _unfold_kernel(
 UNFOLD = _configs.rows("unfold")
 
 
+def _tiles(window: Window, x: Any) -> bool:
+    """Whether windows lie side by side and cover an image: each pixel is in one of them."""
+    side_by_side = window.stride == window.kernel and window.padding == (0, 0) and window.dilation == (1, 1)
+    return side_by_side and all([n % k == 0 for n, k in zip(x.shape[2:], window.kernel)])
+
+
+def _parted(x: Any, window: Window) -> Any:
+    """Images whose windows lie side by side as (N, C, kh, kw, windows down, across), a view."""
+    (n, c, h, w), (kh, kw) = x.shape, window.kernel
+    return x.view(n, c, h // kh, kh, w // kw, kw).permute(0, 1, 3, 5, 2, 4)
+
+
 def _unfold(x: Any, y: Any, window: Window) -> None:
     """y (N, C · taps, windows) from images x; both of any strides."""
+    if _tiles(window, x):
+        parts = _parted(x, window)
+        return _shuffle(parts, y.view(parts.shape))
     if _window_runs.unfold(UNFOLD, x, y, window):
         return
     n, c, h, w = x.shape
@@ -130,6 +145,9 @@ FOLD = _configs.rows("fold")
 
 def _fold(y: Any, x: Any, window: Window) -> None:
     """Images x from y (N, C · taps, windows); both of any strides."""
+    if _tiles(window, x):
+        parts = _parted(x, window)
+        return _shuffle(y.view(parts.shape), parts)
     if _window_runs.fold(FOLD, y, x, window):
         return
     n, c, h, w = x.shape
