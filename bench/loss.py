@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.loss import cross_entropy, linear_cross_entropy, mse, nll_loss, pointwise_loss, row_loss
+from gpulayers.ops.loss import cross_entropy, ctc_loss, linear_cross_entropy, mse, nll_loss, pointwise_loss, row_loss
 
 from .cases.case import ONE_ARCH, Case, Labels, Other, Squares, sweep
 
@@ -92,6 +92,7 @@ def cases() -> list[Case]:
         _pointwise("kl_div", 8192, 32000, log=True, reduction="batchmean"),
         _pointwise("smooth_l1", 256, 3, 32, 32, cpu=True),
         Case(row_loss, "triplets 4096×128", ((4096, 128),) * 3, {"loss": "triplet_margin"}, F.triplet_margin_loss),
+        _ctc("speech", 1600, 32, 32, 200),
         *sweep("classes, 4,096 rows", [(n, _cross_entropy("", 4096, n)) for n in (1024, 4096, 16384, 32768, 131072)]),
     ]
 
@@ -111,7 +112,21 @@ def audits() -> list[Case]:
             found.append(Case(nll_loss, "weighted", (shape, labels, (shape[1],)), archs=archs))
     for reduction in ("mean", "none"):
         found.append(Case(mse, reduction, ((4096, 4096),) * 2, {"reduction": reduction}))
-    return found + _pointwise_audits() + _row_audits()
+    return found + _pointwise_audits() + _row_audits() + _ctc_audits()
+
+
+def _ctc(name: str, times: int, samples: int, classes: int, labels: int) -> Case:
+    """Labels are never the blank, which is the last class."""
+    shapes = (
+        (times, samples, classes), Labels((samples, labels), classes - 1), Labels((samples,), times), Labels((samples,), labels),
+    )  # fmt: skip
+    title = f"{name} {times}×{samples}×{classes}, {labels} labels"
+    return Case(ctc_loss, title, shapes, {"blank": classes - 1, "zero_infinity": True}, cpu=False)
+
+
+def _ctc_audits() -> list[Case]:
+    """Few lanes, and as many as there can be."""
+    return [_ctc("", 1600, 32, 32, 200), _ctc("", 64, 2, 5000, 4095)._replace(archs=ONE_ARCH)]
 
 
 def _row_audits() -> list[Case]:

@@ -97,6 +97,7 @@ from gpulayers.layers.loss import (  # noqa: E402
     BCEWithLogitsLoss,
     CosineEmbeddingLoss,
     CrossEntropyLoss,
+    CTCLoss,
     GaussianNLLLoss,
     HingeEmbeddingLoss,
     HuberLoss,

@@ -57,6 +57,7 @@ EVERY_OP = {
     "linears": ["4,8", "3,8", "5,8"],
     "prelu": ["4,8", "8"],
     "mse": ["4,8", "4,8"],
+    "ctc_loss": ["8,2,5", "2,3:int64", "2:int64", "2:int64"],
     "row_loss": ["4,8", "4,8", "4,8", "--options", "loss='triplet_margin'"],
     "pointwise_loss": ["4,8", "4,8", "--options", "loss='l1'"],
     "batch_norm": ["4,8", "8", "8", "8", "8"],

@@ -141,6 +141,18 @@ CASES = {
     **{f"Conv{d}d": convolutions(d) for d in (1, 2, 3)},
     **{f"ConvTranspose{d}d": transposed(d) for d in (1, 2, 3)},
 }
+
+
+def in_32_bits(module):
+    """For what torch has on a CPU in 32 and 64 bits alone."""
+
+    def call(x, *others):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return module.to(wide)(x.to(wide), *others).to(x.dtype)
+
+    return call
+
+
 # Where torch computes with a constant rounded to float32, in float64 too, the truth is the formula. Its gradient of a
 # padded average over channels-last images was wrong on CUDA until 2026: their row-major one is the truth. Of 16 bits and of
 # some layouts it has no local response norm on the CPU.
@@ -151,12 +163,7 @@ TRUTH = {
     "LPPool3d": lambda m: lambda x: m(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
     "MaxPool3d": lambda m: lambda x: m(x.contiguous()),
     "LocalResponseNorm": local_response_norm,
-    # On a CPU torch has it in 32 and 64 bits.
-    "MultiMarginLoss": lambda m: (
-        lambda x, t: m.to(torch.promote_types(x.dtype, torch.float32))(
-            x.to(torch.promote_types(x.dtype, torch.float32)), t
-        ).to(x.dtype)
-    ),
+    **dict.fromkeys(("MultiMarginLoss", "CTCLoss"), in_32_bits),
     "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,
     "Hardswish": lambda m: lambda x: x * torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6,  # on CUDA
     "CELU": lambda m: lambda x: torch.where(x > 0, x, m.alpha * torch.expm1(torch.clamp(x, max=0) / m.alpha)),
@@ -249,7 +256,7 @@ def test_torchs_own_module_samples(info, dtype):
                 assert sample.forward_input.kwargs == {"input": sample.forward_input.kwargs["input"]}
                 sample.forward_input.args = (sample.forward_input.kwargs["input"],)
             if name in TRUTH and (
-                dtype is torch.float64 or "Pool" in name or name in ("LocalResponseNorm", "MultiMarginLoss")
+                dtype is torch.float64 or "Pool" in name or name in ("LocalResponseNorm", "MultiMarginLoss", "CTCLoss")
             ):
                 theirs = TRUTH[name](theirs)
             found = check_torch(ours, theirs, sample.forward_input.args)

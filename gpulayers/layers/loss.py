@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpulayers import arrays
+from gpulayers.layers._ctc_loss import CTCLoss as CTCLoss
 from gpulayers.layers._layer import OpLayer
 from gpulayers.layers._pointwise_loss import BCELoss as BCELoss
 from gpulayers.layers._pointwise_loss import BCEWithLogitsLoss as BCEWithLogitsLoss

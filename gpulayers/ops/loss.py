@@ -8,6 +8,9 @@ import numpy as np
 
 from gpulayers.arrays import FLOATS, Spec, arranged, compute_dtype, namespace, spec, up
 from gpulayers.definition import ArgumentError, Rule, ShapeError, UnsupportedTypeError
+from gpulayers.ops._ctc_loss import ctc_loss as ctc_loss
+from gpulayers.ops._ctc_loss import ctc_loss_backward as ctc_loss_backward
+from gpulayers.ops._ctc_loss import ctc_loss_forward as ctc_loss_forward
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward

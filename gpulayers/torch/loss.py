@@ -14,6 +14,9 @@ from gpulayers.torch import _autocast
 from gpulayers.torch._cross_entropy import _cross_entropy as _cross_entropy
 from gpulayers.torch._cross_entropy import cross_entropy as cross_entropy
 from gpulayers.torch._cross_entropy import reduction_of
+from gpulayers.torch._ctc_loss import CTCLoss as CTCLoss
+from gpulayers.torch._ctc_loss import _ctc_loss as _ctc_loss
+from gpulayers.torch._ctc_loss import ctc_loss as ctc_loss
 from gpulayers.torch._linear_cross_entropy import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from gpulayers.torch._linear_cross_entropy import _linear_cross_entropy as _linear_cross_entropy
 from gpulayers.torch._linear_cross_entropy import linear_cross_entropy as linear_cross_entropy

@@ -17,6 +17,10 @@ from .. import _invariance
 from .._budget import Budget
 from . import _tile
 from ._classes import class_tile, class_tiles, in_units, kept, label_of, reduced, samples_of, walk_over
+from ._ctc_loss import REFUSALS as REFUSALS
+from ._ctc_loss import ctc_loss_backward as ctc_loss_backward
+from ._ctc_loss import ctc_loss_forward as ctc_loss_forward
+from ._ctc_loss import ctc_loss_refuses as ctc_loss_refuses
 from ._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
 from ._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from ._mse import mse_backward as mse_backward
