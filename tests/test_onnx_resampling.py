@@ -36,6 +36,7 @@ RECORDED = [
     (gl.LocalResponseNorm(2), CHANNELS),
     (gl.Unfold((2, 3), stride=2, padding=1), IMAGE),
     (gl.Fold((4, 5), 2), (None, 8, 12)),
+    (gl.LSTM(2, 3, proj_size=2), (None, 2, 2)),
 ]
 
 

@@ -95,6 +95,7 @@ BY_DEFINITION = {
     "LocalResponseNorm": (gl.LocalResponseNorm(3, alpha=0.5), (None, 4, 2)),
     "AveragedNorm": (gl.BatchNorm1d(4, momentum=None), (None, 4)),
     "Conv2d": (gl.Conv2d(2, 2, 2, stride=2, padding=((1, 0), (0, 1)), groups=2), (None, 2, 4, 4)),
+    "RNN": (gl.RNN(2, 2, 2, dropout=0.3), (None, 2, 2)),
     "Conv1d": (gl.Conv1d(2, 3, 2, padding=1, padding_mode="reflect"), (None, 2, 4)),
     "Conv3d": (gl.Conv3d(2, 2, 2, padding=1, padding_mode="circular", groups=2), (None, 2, 2, 3, 2)),
     "ConvTranspose2d": (gl.ConvTranspose2d(2, 4, 2, 3, 1, 1, 2), (None, 2, 2, 3)),

@@ -59,6 +59,7 @@ RECORDED = [
     (gl.LocalResponseNorm(3), IMAGES),
     (gl.MultiHeadAttention(4, 2, 1, causal=True), (2, 3, 4)),
     (gl.RotaryEmbedding(2, 8), (2, 1, 3, 4)),
+    (gl.GRU(2, 1, bidirectional=True), (2, 2, 2)),
 ]
 
 

@@ -150,6 +150,20 @@ def test_forward_differentiation():
         torch.testing.assert_close(call(ours), call(theirs))
 
 
+@pytest.mark.parametrize(
+    "name", ["GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
+)  # this CPU may have no LSTM of 16 bits
+def test_autocast(name):
+    """The same types as torch's, and products of 16 bits."""
+    ours, theirs = (m.float() for m in pair(name))
+    x = draw(2, 3).float() if "Cell" in name else draw(3, 2, 3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = flat(ours(x)), flat(theirs(x))
+    for mine, wanted in zip(a, b, strict=True):
+        assert mine.dtype == wanted.dtype
+        torch.testing.assert_close(mine, wanted, rtol=2e-2, atol=2e-2)
+
+
 def test_compiled_whole(monkeypatch):
     """Dynamo looks into recurrent modules where it is told to; the steps stay one op."""
     monkeypatch.setattr(torch._dynamo.config, "allow_rnn", True)

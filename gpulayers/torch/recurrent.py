@@ -79,6 +79,8 @@ def _forward(m: Any, input: Any, hx: Any, theirs: Callable) -> Any:
         return theirs(input, hx)
     y, h_n, c_n = _stacked(m, x, states[0], states[1], sizes)
     hidden = (torch.stack(h_n), *([torch.stack(c_n)] if cells else []))
+    if m.mode == "GRU":
+        y, hidden = _promoted((y,), states[0])[0], _promoted(hidden, states[0])
     if packed:
         y = PackedSequence(y, sizes, order, back)
         hidden = hidden if back is None else tuple(t.index_select(1, back) for t in hidden)
@@ -111,6 +113,13 @@ def _fits(m: Any, x: Tensor, states: tuple, batch: int) -> bool:
     of_weight = held(m, "weight_ih_l0").dtype
     typed = _autocast.is_on(x.device.type) or all(t.dtype == of_weight for t in (x, *states) if isinstance(t, Tensor))
     return shaped and typed and x.shape[-1] == m.input_size and x.shape[0] > 0
+
+
+def _promoted(found: tuple, state: Tensor) -> tuple:
+    """In what torch's own operations give under autocast on a CPU: they add 16 bits to a state that is as it was given."""
+    if not (state.is_cpu and _autocast.is_on("cpu")):
+        return found
+    return tuple(t.to(torch.promote_types(t.dtype, state.dtype)) for t in found)
 
 
 def _stacked(m: Any, x: Tensor, h0: Any, c0: Any, sizes: Any) -> tuple:
@@ -197,5 +206,7 @@ def _cell(m: Any, mode: str, x: Any, hx: Any, theirs: Callable) -> Any:
     gates = linear(rows, held(m, "weight_ih"), held(m, "bias_ih")).unsqueeze(0)
     c0 = states[1] if cells else None
     _, *found = _recurrent(gates, held(m, "weight_hh"), states[0], c0, held(m, "bias_hh"), None, None, mode, False)
+    if not mode.startswith("rnn"):
+        found = list(_promoted(tuple(found), states[0]))
     found = [t.squeeze(0) if single else t for t in found]
     return tuple(found) if cells else found[0]
