@@ -76,6 +76,53 @@ def test_blocks(make, channels, paths):
     assert edges(y) == paths and nodes(y).count("AddBackward0") == 0
 
 
+class Inverted(nn.Module):
+    """A MobileNet's block: its layers in Sequentials, one in the other or not, x added to what they give."""
+
+    def __init__(self, nested: bool, in_place: bool):
+        super().__init__()
+        first = [nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+        rest = [nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        if nested:
+            first, rest = [nn.Sequential(*first)], [nn.Sequential(*rest)]
+        self.layers, self.in_place = nn.Sequential(*first, *rest, nn.Conv2d(8, 4, 1)), in_place
+
+    def forward(self, x):
+        y = self.layers(x)
+        if self.in_place:
+            y += x
+            return y
+        return x + y
+
+
+@pytest.mark.parametrize("nested, in_place", [(False, True), (True, False)])
+def test_sequentials(nested, in_place):
+    torch.manual_seed(6)
+    theirs = Inverted(nested, in_place)
+    ours = copy.deepcopy(theirs)
+    report = gt.patch(ours, fuse=True, memory_format=torch.channels_last)
+    assert [*report.joined] == ["layers.0.0" if nested else "layers.0"] and "through" in gt.source(ours)
+    x, judge = images(), copy.deepcopy(theirs).double()
+    close(ran(ours, x)[0], ran(theirs, x)[0], ran(judge, x.double())[0])
+    y = ours(images().requires_grad_())
+    assert sums(lambda: y.backward(torch.ones_like(y))) == 0 and edges(ours(x.requires_grad_())) == [0, 0, 1]
+    again = copy.deepcopy(ours)
+    again(x)  # its modules are read when they are called first
+    assert edges(again(x)) == [0, 0, 1]
+    seen = []
+    for part in (again.layers, again.layers[0], again.layers[-1]):  # the last one stands behind the row
+        hook = part.register_forward_hook(lambda *a: seen.append(1))
+        assert (1 in edges(again(x))) == (part is again.layers[-1])
+        hook.remove()
+    assert len(seen) == 3
+    again.layers.append(nn.Identity())
+    assert edges(again(x)) == ([0, 0, 1] if nested else [])  # as a fused forward says: another number of modules
+    for model in (theirs, ours, judge):
+        model.eval()
+    found, plain = (ran(model, x.detach(), grads=False)[0] for model in (ours, theirs))
+    close(found, plain, ran(judge, x.detach().double(), grads=False)[0])
+
+
 def sums(step) -> int:
     """How often torch added two tensors in a step."""
     with torch.autograd.profiler.profile() as seen:

@@ -37,7 +37,7 @@ from gpulayers.torch._layer_norm_2d import LayerNorm2d
 from gpulayers.torch._lowered import lower
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
-from gpulayers.torch._shortcuts import join
+from gpulayers.torch._shortcuts import first_of, hand_on, join
 from gpulayers.torch._sums import add_at_end
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.loss import CrossEntropyLoss
@@ -74,6 +74,8 @@ class Plan(NamedTuple):
     """The children whose forward runs without its last layer, or from that on, in a row."""
     joined: tuple[str, ...] = ()
     """The first convolutions of rows that hand their input on, and add what comes back for it to its gradient."""
+    handing: Any = None
+    """run of a Sequential that gives its input, too, for others that read it (``_shortcuts.through``)."""
     of_list: Any = None
     """run where the one argument is a list of tensors, and the forward asks for that."""
 
@@ -171,12 +173,17 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     """
     is_list = own.forward is nn.Module.forward  # ModuleList, ModuleDict
     judges = any(type(m) is CrossEntropyLoss for child in module._modules.values() if child for m in _near(child))
-    if is_list or not (
-        judges or any(type(m) in _KINDS or isinstance(m, NormAct | LayerNorm2d) for m in module._modules.values())
-    ):
+    layers = [m for m in module._modules.values() if m is not None]
+    fuses = judges or any(type(m) in _KINDS or isinstance(m, NormAct | LayerNorm2d) for m in layers)
+    if is_list or not (fuses or any(map(first_of, layers))):
         return _NONE
-    names = _tensors_of(own, judges)
-    graph, asks = _graph_of(module, own, names, Tensor)
+    try:
+        names = _tensors_of(own, judges)
+        graph, asks = _graph_of(module, own, names, Tensor)
+    except Unfusable:
+        if fuses:
+            raise
+        return _NONE
     left, called = why_left(graph, module), {str(n.target) for n in graph.nodes if n.op == "call_module"}
     rows, lowered, joined = _put(graph, module)
     rows += tuple(_put_end(graph, module))
@@ -184,11 +191,13 @@ def plan_of(module: nn.Module, own: Any) -> Plan:
     rows += tuple(words for words, _ in losses)
     kept = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     left = {child: why for child, why in left.items() if child in kept or child not in called}
-    if not rows and not lowered:
+    if not (rows or lowered or joined):
         return _NONE._replace(left=left)
     source, run = _function_of(graph, own)
     cuts = tuple(child for _, children in losses for child in children)
-    plan = Plan(source, run, len(names), len(module._modules), rows, left, lowered, cuts, joined=joined)
+    handing = _function_of(graph, own)[1] if hand_on(graph, module) else None
+    of_module = len(names), len(module._modules)
+    plan = Plan(source, run, *of_module, rows, left, lowered, cuts, joined, handing)
     if not asks or len(names) > 1:
         return plan
     try:
