@@ -339,9 +339,9 @@ def test_launches_of_a_resnet():
         assert launched(model.blocks[0], images(64, **half)) == 4 * BOTH + 4 * BACK
         assert launched(model.blocks[1], images(256, **half)) == 3 * BOTH + 3 * BACK
         stem = launched(model.stem, images(3))
-        assert stem[:5] == ["_conv_windows_kernel"] * 2 + BOTH + ["_max_pool_forward_kernel"]
+        assert stem[:5] == ["_conv_windows_kernel"] * 2 + BOTH + ["_max_pool_blocks_forward_kernel"]
         assert (
-            stem[5:8] == ["_max_pool_backward_kernel", *BACK[:2]] and len(stem) == 12
+            stem[5:8] == ["_max_pool_blocks_backward_kernel", *BACK[:2]] and len(stem) == 12
         )  # no dx: images have no gradient
         evaluated = launched(model.blocks[1], images(256, **half), training=False)
         assert evaluated == ["_conv_scale_kernel", "_conv_tiles_kernel"] * 3
