@@ -21,6 +21,8 @@ from transformers.loss import loss_utils  # noqa: E402
 from transformers.models.llama import modeling_llama  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
+from gpulayers.torch import _head_loss  # noqa: E402
+from gpulayers.torch._logits import Logits  # noqa: E402
 from gpulayers.torch._rebuilt import rebuilt  # noqa: E402
 from gpulayers.torch._transformers_attention import forward, mask  # noqa: E402
 
@@ -386,3 +388,70 @@ def test_altered_activations_losses_and_products_are_left_alone():
     assert model.loss_function is loss and type(model.transformer.h[0].mlp.act) is act
     assert report.left["transformer.h.0.mlp.c_fc"] == "on a random input it computes something else"
     check(plain, model, *inputs("GPT2"))
+
+
+@pytest.fixture
+def few_classes_will_do(monkeypatch):
+    monkeypatch.setattr(_head_loss, "LEAST", 8)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Gemma2", "Bert"])
+def test_logits_that_only_the_loss_reads(name, few_classes_will_do):
+    """They are left out in training, and are there for whoever asks; Gemma's are capped, and BERT's loss is its own."""
+    plain = made(name).train()
+    for m in plain.modules():
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+    patched = copy.deepcopy(plain)
+    report = gt.patch(patched, logits=False)
+    assert "no logits in training" in report.called[""]
+    given, _ = inputs(name)
+    given["attention_mask"] = torch.ones_like(given["attention_mask"])
+    theirs, ours = plain(**given), patched(**given)
+    functions = nodes(ours.loss)
+    left_out = name in ("Llama", "GPT2")
+    assert (functions.count("linear_cross_entropyBackward") == 1) == left_out
+    assert isinstance(ours.logits, Logits) == (name != "Gemma2")
+    for loss in (theirs.loss, ours.loss):
+        loss.backward()
+    torch.testing.assert_close(ours.loss, theirs.loss)
+    for a, b in zip(patched.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(ours.logits + 0, theirs.logits)
+    assert torch.is_tensor(patched.eval()(**given).logits)
+    again = pickle.loads(pickle.dumps(patched.train()))
+    torch.testing.assert_close(again(**given).loss, theirs.loss)
+    gt.unpatch(patched)
+    assert classes(patched) == classes(plain)
+
+
+def test_logits_after_all(few_classes_will_do):
+    """By operators, methods and torch's functions, with their gradients; not once the weight is another."""
+    plain = made("Llama").train()
+    patched = copy.deepcopy(plain)
+    gt.patch(patched, logits=False)
+    given, _ = inputs("Llama")
+    given["num_items_in_batch"] = torch.tensor(5)
+    calls = (
+        lambda y: nn.functional.cross_entropy(y.view(-1, 64), given["labels"].flatten().clamp(0)),
+        lambda y: (2 * y[:, 1:]).softmax(-1).square().sum(),
+        lambda y: torch.cat([y, y]).mean() + len(y) + y.shape[1] + y.argmax(-1).sum(),
+    )
+    for call in calls:
+        found = []
+        for model in (plain, patched):
+            model.zero_grad()
+            y = model(**given)
+            loss = call(y.logits) + y.loss
+            loss.backward()
+            found.append([loss.detach(), model.lm_head.weight.grad, model.model.embed_tokens.weight.grad])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, its = patched(**given), plain(**given)
+    assert y.loss.dtype is torch.float32 and y.logits.dtype is (y.logits * 1).dtype is torch.bfloat16
+    torch.testing.assert_close(y.loss, its.loss, rtol=2e-2, atol=2e-2)
+    y = patched(**given)
+    with torch.no_grad():
+        patched.lm_head.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="read before the weight changes"):
+        y.logits.sum()

@@ -23,11 +23,12 @@ from gpulayers.torch._activation_like import ActivationLike, Derived
 from gpulayers.torch._chains import is_link, why_unlinked
 from gpulayers.torch._fuse import CUT, PLAN, Fused, Unfusable, cut_of, fused_class, plan_of
 from gpulayers.torch._layout import CHANNELS_LAST
+from gpulayers.torch._logits import leaves_out, without_logits
 from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._op import _PLAIN
 from gpulayers.torch._rebuilt import Rebuilt
 from gpulayers.torch._rms_norm import RMSNormLike
-from gpulayers.torch._standing import Standing, alias
+from gpulayers.torch._standing import Above, Standing, alias, without_above
 from gpulayers.torch._streams import Streamed, forget, keep_readers, streamed
 from gpulayers.torch.conv import Convolution
 from gpulayers.torch.loss import CrossEntropyLoss
@@ -83,7 +84,9 @@ class Report:
         return f"<{len(self.replaced)} replaced, {len(self.left)} left, {len(self.bypassed)} bypassed{fused}>"
 
 
-def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_format | None = None) -> Report:
+def patch(
+    model: nn.Module, fuse: bool = False, memory_format: torch.memory_format | None = None, logits: bool = True
+) -> Report:
     """Replace every layer in ``model`` (itself too) that gpulayers.torch has a drop-in for, in place.
 
     Replaced are modules whose class is exactly torch.nn's (under FSDP2 or parametrizations too), and norms in the manner
@@ -108,6 +111,10 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
     the first convolution of a model turns the images. By default channels last for those on a GPU, where the kernels want
     it; ``torch.preserve_format`` keeps all as it is, ``torch.channels_last`` turns them on a CPU too. Images and volumes
     have their formats, whichever is named.
+
+    logits: False says that nobody reads the logits that a model of Hugging Face's gives in training beside its loss, which
+    then makes them in parts (``linear_cross_entropy``). ``outputs.logits`` is no tensor then, but computes them where
+    something is done with it, and raises once the weight has changed. In evaluation all is as ever.
 
     ``torch.jit.script`` takes a patched model, as torch.nn's modules; it puts those into the model that it is given.
     ``unpatch`` restores the classes. Raises TypeError for what is no module, ValueError for a
@@ -136,6 +143,14 @@ def patch(model: nn.Module, fuse: bool = False, memory_format: torch.memory_form
         elif why and not why_bypassed:
             report.left[name] = why
     report.called |= _transformers.patch_model(model)
+    if not logits:
+        for name, head in _transformers.heads(model):
+            if leaves_out(head):
+                own = _own_class(head)
+                if not isinstance(head, Above):
+                    head.__class__ = _rebased(type(head), own, without_logits(own))
+                said = "no logits in training, of which its loss makes a part at a time"
+                report.called[name] = "; ".join(filter(None, (report.called.get(name), said)))
     if memory_format is not torch.preserve_format:
         _turn(model, report, memory_format)
     if fuse:
@@ -211,10 +226,9 @@ def unpatch(model: nn.Module) -> None:
             for kept in (PLAN, CUT):
                 vars(module).pop(kept, None)
             module.__class__ = _rebased(type(module), fused_class(module._own), module._own)
-        if isinstance(module, Streamed):
+        if isinstance(module, Above):
             forget(module)
-            kind = next(c for c in type(module).__mro__ if Streamed in c.__bases__)
-            module.__class__ = _rebased(type(module), kind, module._own)
+            module.__class__ = _rebased(type(module), *without_above(type(module)))
         own = vars(module).pop(_MARK, None)
         if own is None:
             continue

@@ -24,6 +24,18 @@ class Standing:
         return alias(self, self._own)
 
 
+class Above(Standing):
+    """Stands before a class that ``patch`` has given a module already."""
+
+
+def without_above(c: type) -> tuple[type, type]:
+    """(the class of that kind in a module's classes, the one that it stands before)."""
+    kind: Any = next(
+        k for k in c.__mro__ if any(issubclass(base, Above) and "_own" not in vars(base) for base in k.__bases__)
+    )
+    return kind, kind._own
+
+
 def standing(kind: type, own: type, made: tuple[Any, ...], /, *behind: type, **inside: Any) -> Any:
     """The class of ``kind`` before ``own``, with those ``behind`` it. made: as in ``Standing``."""
     inside |= {"_own": own, "_made": made, "__module__": own.__module__, "__doc__": own.__doc__}

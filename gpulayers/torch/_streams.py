@@ -20,13 +20,13 @@ from torch import Tensor
 from gpulayers.torch._globals import innermost, rebuilt
 from gpulayers.torch._lowered import lowered
 from gpulayers.torch._reading import child_called, first_argument, is_reader, read_by, readers_within
-from gpulayers.torch._standing import Standing, standing
+from gpulayers.torch._standing import Above, Standing, standing
 from gpulayers.torch._sums import add_at_end, is_norm
 
 _ADD, _NORM, _READERS = "_gpulayers_add", "_gpulayers_norm", "_gpulayers_stream_readers"
 
 
-class Streamed(Standing):
+class Streamed(Above):
     """Stands before a block whose sums look ahead to the norms that take them."""
 
 

@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from gpulayers.torch import _transformers_attention as attention
 from gpulayers.torch._activation_like import ActivationLike, activation_class_for
+from gpulayers.torch._logits import Logits
 from gpulayers.torch._rebuilt import rebuilt, rebuilt_class
 from gpulayers.torch._standing import Standing, standing
 from gpulayers.torch.activation import gated
@@ -113,6 +115,13 @@ def patch_model(model: nn.Module) -> dict[str, str]:
     return {name: said for name, said in found.items() if said}
 
 
+def heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name of a model of transformers whose loss is ours, its last layer)."""
+    for name, module in model.named_modules():
+        if "loss" in vars(module).get(_BEFORE, ()):
+            yield name, module.get_output_embeddings()  # type: ignore[operator]
+
+
 def unpatch_module(module: nn.Module) -> None:
     before = vars(module).pop(_BEFORE, {})
     if "attention" in before:
@@ -170,9 +179,11 @@ def _with_loss(model: Any, before: dict) -> str:
     if not isinstance(loss, property) or "loss" in before:
         return ""
     mapped = sys.modules.get("transformers.loss.loss_utils")
-    f = vars(model).get("_loss_function") or vars(mapped or object).get("LOSS_MAPPING", {}).get(
-        getattr(model, "loss_type", None)
-    )
+    mapping = vars(mapped or object).get("LOSS_MAPPING", {})
+    kind = getattr(model, "loss_type", None)
+    if kind not in mapping and model.get_output_embeddings() is not None:
+        kind = "ForCausalLM"  # as the property has it
+    f = vars(model).get("_loss_function") or mapping.get(kind)
     ours = _loss(f) if inspect.isfunction(f) else None
     if ours is None:
         return ""
@@ -206,12 +217,14 @@ def _loss(f: Any) -> Any:
 
 
 def _fixed_cross_entropy(
-    source: Tensor, target: Tensor, num_items_in_batch: Any = None, ignore_index: int = -100, **kwargs: Any
+    source: Any, target: Tensor, num_items_in_batch: Any = None, ignore_index: int = -100, **kwargs: Any
 ) -> Tensor:
     """The mean over the targets that are not ignored, or their sum by ``num_items_in_batch``."""
+    found = functools.partial(source.loss, target) if isinstance(source, Logits) else None
+    found = found or functools.partial(cross_entropy, source, target)
     if num_items_in_batch is None:
-        return cross_entropy(source, target, ignore_index=ignore_index)
-    loss = cross_entropy(source, target, ignore_index=ignore_index, reduction="sum")
+        return found(ignore_index=ignore_index, reduction="mean")
+    loss = found(ignore_index=ignore_index, reduction="sum")
     return loss / (num_items_in_batch.to(loss.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch)
 
 
