@@ -10,7 +10,7 @@ from torch_calls import ANY, DEVICE, DTYPES, draw, grid, report, some_layouts
 
 import gpulayers.torch as gt
 from gpulayers.testing.check_torch import check_torch, same_strides
-from gpulayers.testing.torch_cases import TARGETS
+from gpulayers.testing.torch_cases import MADE_OF_OTHERS, TARGETS
 
 LOSSES = {
     "CrossEntropyLoss": grid(reduction=("mean", "sum", "none"), ignore_index=(-100, 1), label_smoothing=(0.0, 0.1)),
@@ -112,5 +112,45 @@ def test_loss_of_arrays(name, dtype):
 
 
 def test_every_loss_is_judged():
-    losses = {n for n, c in vars(gt).items() if n.endswith("Loss") and issubclass(c, nn.Module)}
+    losses = {n for n, c in vars(gt).items() if n.endswith("Loss") and issubclass(c, nn.Module)} - {*MADE_OF_OTHERS}
     assert losses == LOSSES.keys() | POINTWISE.keys() | ROWS.keys() | {"LinearCrossEntropyLoss", "CTCLoss"}
+
+
+def adaptive(library, dtype, **options):
+    torch.manual_seed(3)
+    return library.AdaptiveLogSoftmaxWithLoss(8, 20, [4, 10], div_value=2.0, **options).to(DEVICE, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_adaptive_softmax(dtype):
+    """Rows of the shortlist and of every cluster, of one alone, a row without a batch; all log-probabilities; predictions."""
+    ours, theirs = (adaptive(m, dtype, head_bias=True) for m in (gt, nn))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    every = torch.tensor([3, 19, 0, 4, 10, 9], device=DEVICE)
+    assert not check_torch(ours, theirs, [draw((6, 8), dtype, seed=4), every])
+    ours, theirs = (adaptive(m, torch.float64) for m in (gt, nn))
+    for target in ([1, 2], [15], 5):  # of which some parameters have no gradients
+        target = torch.tensor(target, device=DEVICE)
+        calls = [lambda x, m=m, t=target: tuple(m(x, t)) for m in (ours, theirs)]
+        assert not check_torch(*calls, [draw((*target.shape, 8), torch.float64, seed=4)])
+    x = draw((5, 8), torch.float64)
+    assert not check_torch(ours.log_prob, theirs.log_prob, [x])
+    assert torch.equal(ours.predict(x), theirs.predict(x))
+
+
+@pytest.mark.parametrize(
+    "shape, target", [((2, 8), [3, 20]), ((2, 8), [1]), ((8,), [1]), ((1, 8), 1), ((1, 8), [[1]]), ((1, 7), [1])]
+)
+def test_adaptive_softmax_raises_as_torch(shape, target):
+    for library in (gt, nn):
+        with pytest.raises(RuntimeError):
+            adaptive(library, torch.float32)(torch.ones(shape, device=DEVICE), torch.tensor(target, device=DEVICE))
+
+
+def test_nll_loss_2d():
+    x, target = draw((2, 3, 4, 2), torch.float32), targets((2, 3, 4, 2), 3, "labels")
+    with pytest.warns(FutureWarning, match="NLLLoss2d"):
+        ours = gt.NLLLoss2d(ignore_index=1)
+    with pytest.warns(FutureWarning, match="NLLLoss2d"):
+        theirs = nn.NLLLoss2d(ignore_index=1)
+    assert not check_torch(ours, theirs, [x, target])

@@ -55,7 +55,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {
     "CosineEmbeddingLoss": lambda x, t: [x, t, 1 - 2 * (x[..., 0] > t[..., 0]).to(t.dtype)],
     "MultiMarginLoss": lambda x, t: [x, torch.arange(x[..., 0].numel()).reshape(x.shape[:-1]) % x.shape[-1]],
     "MultiLabelSoftMarginLoss": lambda x, t: [x, t.sigmoid()],
-    "CTCLoss": lambda x, t: [x.unsqueeze(1), *(torch.tensor(n) for n in ([[1, 2]], [len(x)], [2]))],
+    "CTCLoss": lambda x, t: [x.unsqueeze(1), torch.tensor([[1, 2]]), torch.full((1,), x.shape[0]), torch.tensor([2])],
 }
 """Losses: what they are called with, made of two arrays of one shape."""
 _SHAPES: dict[str, list[tuple[dict[str, Any], tuple[int, ...]]]] = {
@@ -189,6 +189,7 @@ MADE_OF_OTHERS = (
     *("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer"),
     *("TransformerEncoder", "TransformerDecoder", "Transformer"),
     *("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
+    *("AdaptiveLogSoftmaxWithLoss", "NLLLoss2d"),
 )
 """Classes that only call others, and functions: tests of their own hold them against torch's."""
 LOOKUPS = [Case(name, *call) for name, calls in _OF_INDICES.items() for call in calls]

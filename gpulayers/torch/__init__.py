@@ -74,6 +74,7 @@ from gpulayers.torch.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d,
 from gpulayers.torch.embedding import Embedding, EmbeddingBag
 from gpulayers.torch.linear import Bilinear, Flatten, LazyLinear, Linear
 from gpulayers.torch.loss import (
+    AdaptiveLogSoftmaxWithLoss,
     BCELoss,
     BCEWithLogitsLoss,
     CosineEmbeddingLoss,
@@ -90,6 +91,7 @@ from gpulayers.torch.loss import (
     MultiLabelSoftMarginLoss,
     MultiMarginLoss,
     NLLLoss,
+    NLLLoss2d,
     PoissonNLLLoss,
     SmoothL1Loss,
     SoftMarginLoss,

@@ -3,6 +3,7 @@ files of their own, others."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch.nn as nn
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gpulayers.ops import loss as ops
 from gpulayers.torch import _autocast
+from gpulayers.torch._adaptive import AdaptiveLogSoftmaxWithLoss as AdaptiveLogSoftmaxWithLoss
 from gpulayers.torch._cross_entropy import _cross_entropy as _cross_entropy
 from gpulayers.torch._cross_entropy import cross_entropy as cross_entropy
 from gpulayers.torch._cross_entropy import reduction_of
@@ -119,6 +121,19 @@ class NLLLoss(nn.NLLLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of a class that is made of one that torch deprecates
+
+    class NLLLoss2d(nn.NLLLoss2d):
+        """``torch.nn.NLLLoss2d``, the older name of NLLLoss, over gpulayers' kernels."""
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            warnings.warn(nn.NLLLoss2d.__deprecated__, FutureWarning, stacklevel=2)
+            super().__init__(*args, **kwargs)
+
+        forward = NLLLoss.forward  # type: ignore[assignment]
 
 
 class MSELoss(nn.MSELoss):
