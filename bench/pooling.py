@@ -123,6 +123,10 @@ def audits() -> list[Case]:
             )
         ),
         *(
+            Case(adaptive_avg_pool, name, ((32, 2048, 7, 7),), {"output_size": 1}, order=order, archs=ONE_ARCH)
+            for name, order in (("few pixels, channels last", CHANNELS_LAST), ("few pixels, channels first", None))
+        ),
+        *(
             Case(op, "channels last, windows that overlap", image, options, order=CHANNELS_LAST, archs=ONE_ARCH)
             for op, options in ((max_pool, overlapping), (avg_pool, overlapping | {"count_include_pad": False}))
         ),

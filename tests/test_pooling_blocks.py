@@ -5,7 +5,7 @@ from gpulayers.kernels.triton import _configs, _pooling_blocks, pooling
 from halves import check_op
 from pooling_calls import draw, special
 
-from gpulayers.ops.pooling import avg_pool, max_pool
+from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
 from gpulayers.testing.interpreter import interpreting
 
 WINDOWS = [
@@ -72,3 +72,12 @@ def test_what_is_left():
         ((1, 8, 5, 5), {"kernel_size": 1}),
     ):
         assert "_max_pool_forward_kernel" in ran(max_pool, draw(*shape, last=True), "bfloat16", **options)
+
+
+@pytest.mark.parametrize(
+    "shape, last", [((3, 5, 5, 5), False), ((2, 3, 7, 15), False), ((2, 3, 1, 3), False), ((2, 9, 7, 7), True)]
+)
+def test_means_of_few_pixels(shape, last):
+    """In planes whose first pixel lies anywhere, and by 16 bytes of channels."""
+    kernels = ran(adaptive_avg_pool, draw(*shape, last=last), "bfloat16", output_size=1)
+    assert kernels == {"_mean_of_few_kernel", f"_mean_to_{'pixels' if last else 'planes'}_kernel"}

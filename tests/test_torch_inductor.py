@@ -72,9 +72,9 @@ MODELS = {
         lambda: WithLoss(ResNet((1,), 4, 5), nn.CrossEntropyLoss()),
         lambda: (torch.randn(2, 3, 8, 8), torch.randint(5, (2,))),
         "_nhwc_kernel _conv_kernel _batch_norm_moments_kernel _batch_norm_forward_kernel _max_pool_runs_forward_kernel "
-        "_global_avg_pool_forward_kernel _matmul_kernel _cross_entropy_forward_kernel _reduce_kernel",
+        "_mean_of_few_kernel _matmul_kernel _cross_entropy_forward_kernel _reduce_kernel",
         "_nhwc_kernel _conv_kernel _conv_weight_kernel _batch_norm_sums_kernel _batch_norm_backward_kernel "
-        "_max_pool_runs_backward_kernel _global_avg_pool_backward_kernel _matmul_kernel "
+        "_max_pool_runs_backward_kernel _mean_to_planes_kernel _matmul_kernel "
         "_linear_backward_columns_kernel _finish_kernel _cross_entropy_backward_kernel",
     ),
 }

@@ -9,17 +9,13 @@ import triton
 import triton.language as tl
 
 from .._budget import Budget, channels_first
-from . import _configs, _tile
-from ._image import as_images, evenly_spaced, finish, image_pixel, pixel_tile, run_of, steps
+from . import _configs, _global_means, _tile
+from ._image import as_images, evenly_spaced, finish, pixel_tile, steps
 from ._pixels import pixel_plan, placed, sizes_of, step_to, steps_of, three, voxels_of
 
 BUDGETS = {
     "_adaptive_avg_pool_kernel": Budget(registers=208, blocks=2, narrow=channels_first),
     "_global_avg_pool_forward_kernel": Budget(registers=176, blocks=3),
-    # One dy serves a whole image.
-    "_global_avg_pool_backward_kernel": Budget(
-        registers=64, blocks=9, narrow=lambda c: "loads" if c["BC"] == 1 else ""
-    ),
 }
 
 
@@ -104,28 +100,6 @@ def _global_avg_pool_forward_kernel(
     tl.store(out + split * out_s + n * out_n + c, total.to(out.dtype.element_ty), c < C)
 
 
-@triton.jit
-def _global_avg_pool_backward_kernel(
-    dy, dx, M, H, W, P, C, dy_n, dy_c, x_n, x_d, x_h, x_w, x_c, SCALE,
-    EVEN: tl.constexpr, ALIGNED: tl.constexpr, DEEP: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    start = tl.program_id(0).to(tl.int64) * BP
-    n, pixel = image_pixel(start, P, ALIGNED, BP)
-    c = (tl.program_id(1) * BC + tl.arange(0, BC)).to(tl.int64)[None, :]  # (1, BC)
-    mask = (start + tl.arange(0, BP) < M)[:, None] & (c < C)
-    g = tl.load(dy + (n * dy_n)[:, None] + c * dy_c, mask, other=0.0).to(tl.float32) * SCALE
-    if EVEN:
-        rows = n * x_n + pixel.to(tl.int64) * x_w
-    else:
-        row = pixel // W
-        rows = n * x_n + (pixel % W).to(tl.int64) * x_w
-        if DEEP:
-            rows += (row // H).to(tl.int64) * x_d
-            row = row % H
-        rows += row.to(tl.int64) * x_h
-    tl.store(dx + rows[:, None] + c * x_c, g.to(dx.dtype.element_ty), mask)
-
-
 # --- launches --------------------------------------------------------------------------------------------------------
 
 
@@ -157,25 +131,15 @@ def _avg(source: Any, out: Any, grad: bool) -> None:
 
 
 def avg_forward(x: Any, y: Any, empty: Any) -> None:
-    if math.prod(y.shape[2:]) == 1:
-        _global_mean(x, y, empty)
-    else:
+    if math.prod(y.shape[2:]) != 1:
         _avg(x, y, False)
+    elif not _global_means.forward(x, y):
+        _global_mean(x, y, empty)
 
 
 def avg_backward(dy: Any, dx: Any) -> None:
-    if math.prod(dy.shape[2:]) != 1:
+    if math.prod(dy.shape[2:]) != 1 or not _global_means.backward(GLOBAL_BACKWARD, dy, dx):
         _avg(dy, dx, True)
-        return
-    grid, tile = pixel_plan(GLOBAL_BACKWARD, dx)
-    n, c, *sizes = dx.shape
-    d, h, w = three(sizes, 1)
-    pixels = d * h * w
-    _tile.launch(
-        _global_avg_pool_backward_kernel, grid, dy, dx, n * pixels, h, w, pixels, c, dy.stride(0), dy.stride(1),
-        *steps_of(dx), 1 / max(pixels, 1), EVEN=evenly_spaced(dx), ALIGNED=run_of(pixels, tile["BP"]),
-        **{name: value for name, value in tile.items() if name != "WIDE"},
-    )  # fmt: skip
 
 
 def _global_mean(x: Any, y: Any, empty: Any) -> None:
