@@ -63,7 +63,20 @@ CASES = {
     ),
 }
 VIEWS = {
-    *("view", "reshape", "permute", "transpose", "expand", "as_strided", "slice", "select", "unsqueeze", "detach", "t"),
+    *(
+        "view",
+        "view_as",
+        "reshape",
+        "permute",
+        "transpose",
+        "expand",
+        "as_strided",
+        "slice",
+        "select",
+        "unsqueeze",
+        "detach",
+        "t",
+    ),
     *("flatten", "split", "chunk", "narrow", "unbind", "alias", "empty", "empty_like", "empty_strided", "to"),
     *("result_type", "squeeze", "_reshape_alias", "item", "contiguous", "numpy_T", "unflatten"),
 }
