@@ -36,7 +36,7 @@ def _padded(v: Any, slope: Any, size: int, padding: str, align: bool) -> tuple[A
         odd = flips - 2 * xp.floor(flips / 2) > 0
         v = v - flips * span
         slope, v = xp.where(odd, -slope, slope), xp.where(odd, span - v, v) + low
-    slope = xp.where((v <= 0) | (v >= size - 1), slope * 0, slope)
+    slope = xp.where((v > 0) & (v < size - 1), slope, slope * 0)
     return xp.clip(v, 0.0, float(size - 1)), slope
 
 
@@ -54,9 +54,15 @@ def _taps(g: Any, size: int, mode: str, padding: str, align: bool) -> list[Tap]:
     xp = namespace(g)
     v = (g + 1) * ((size - 1) / 2) if align else ((g + 1) * size - 1) / 2
     slope = xp.full(v.shape, (size - 1) / 2 if align else size / 2, v.dtype)
-    if mode != "bicubic":
+    if mode == "bicubic":
+        known = abs(v) < math.inf
+        v = xp.where(known, xp.clip(v, -(2.0**30), 2.0**30), xp.full(v.shape, math.nan, v.dtype))
+    else:
+        if padding == "reflection":
+            v = xp.where(abs(v) < math.inf, v, xp.full(v.shape, math.nan, v.dtype))
         v, slope = _padded(v, slope, size, padding, align)
-    v = xp.where(abs(v) < 2.0**30, v, xp.full(v.shape, -100.0 if padding == "zeros" else 0.0, v.dtype))  # NaN too
+        known = abs(v) < 2.0**30
+        v = xp.where(known, v, xp.full(v.shape, -100.0 if padding == "zeros" else 0.0, v.dtype))
     first = xp.rint(v) if mode == "nearest" else xp.floor(v)
     t, found = v - first, []
     for k in {"nearest": (0,), "bilinear": (0, 1), "bicubic": (-1, 0, 1, 2)}[mode]:
@@ -69,7 +75,7 @@ def _taps(g: Any, size: int, mode: str, padding: str, align: bool) -> list[Tap]:
             weight, rate = _cubic(k - t)
             rate = rate * slope
             at, _ = _padded(at, at, size, padding, align)
-            at = xp.rint(at) if align else xp.floor(at)
+            at = xp.where(known, xp.rint(at) if align else xp.floor(at), xp.full(at.shape, -1.0, at.dtype))
         inside = (at >= 0) & (at < size)
         found.append(Tap(xp.clip(at, 0.0, size - 1.0).astype("int64"), inside, weight, rate))
     return found

@@ -9,9 +9,11 @@ from halves import check_op
 
 import gpulayers as gl
 import gpulayers.torch as gt
+from gpulayers import dispatch
 from gpulayers.arrays import Spec, float32
 from gpulayers.definition import KindError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.resize import grid_sample
+from gpulayers.testing.interpreter import interpreting
 
 MODES, PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")
 
@@ -133,6 +135,33 @@ def test_no_number_is_a_place_outside_to_torchs_kernel():
         y = gt.functional.grid_sample(x, grid, "bilinear", padding, False)
         dx, dgrid = torch.autograd.grad(y.sum(), [x, grid])
         assert y.sum() == dx.sum() == (0 if padding == "zeros" else 3) and not dgrid.any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_no_number_is_the_same_place_to_all(mode, padding):
+    """As torch's CUDA kernels have it; its CPU kernels may write anywhere for it."""
+    x, grid, dy = (a.astype(np.float32) for a in (draw(1, 2, 3, 4), places(1, 2, 3), draw(1, 2, 2, 3)))
+    grid[0, 0, :, 0], grid[0, 1, 0, 1] = (np.nan, np.inf, -np.inf), np.nan
+    if padding != "reflection":
+        grid[0, 1, 1] = 3e12, -3e12
+    found = {}
+    for backend in ("definition", "numpy", "triton", "aten"):
+        given = [torch.from_numpy(a.copy()) if backend == "aten" else a.copy() for a in (x, grid, dy)]
+        with interpreting(), dispatch.policy(simulate=("triton",)), gl.only(backend):
+            y, record = grid_sample.record(*given[:2], mode=mode, padding_mode=padding)
+            found[backend] = [np.asarray(a) for a in (y, *record.backward(given[2]))]
+    y, dx, dgrid = found["definition"]
+    for backend, outcome in found.items():
+        for mine, theirs in zip(outcome, (y, dx, dgrid)):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5, err_msg=backend)
+    wrong = np.array([[True] * 3, [True, False, False]])
+    for of_place in (y[0, 0], dgrid[0, ..., 0], dgrid[0, ..., 1]):
+        np.testing.assert_array_equal(np.isnan(of_place), wrong & (mode == "bicubic"))
+    assert np.isfinite(dx).all()
+    if mode != "bicubic":
+        assert not dgrid[0, 0, :, 0].any() and dgrid[0, 1, 0, 1] == 0
+        assert (padding == "zeros") == (not y[0][:, wrong].any())
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])

@@ -57,7 +57,9 @@ def grid_sample_forward(
     x: (N, C, H, W) or (N, C, D, H, W), float. grid: (N, OH, OW, 2) or (N, OD, OH, OW, 3), x's dtype, the last axis of x
     first. mode: "bilinear" (between the neighbours, of volumes too), "nearest", "bicubic" (images; A = −0.75).
     padding_mode, outside of the image: "zeros"; "border": the nearest pixel; "reflection": mirrored. align_corners: the
-    ends are the centres of the outermost pixels, else their outer sides. A place that is NaN is outside (zeros) or 0.
+    ends are the centres of the outermost pixels, else their outer sides. NaN (and infinity where it is reflected) is a place
+    outside of the image (zeros) or pixel 0, of which grid has no gradient; so torch's CUDA kernels have it. "bicubic" makes
+    NaN of both and of infinities, in y and in grid's gradient, and nothing in x's.
 
     Returns y: (N, C, OH, OW) or (N, C, OD, OH, OW), x's dtype, channels-last in memory where x is. Saves x and grid. As
     torch.nn.functional.grid_sample.
@@ -69,7 +71,7 @@ def grid_sample_forward(
     y = xp.zeros((n, axes[0][0].index.shape[1], c), pixels.dtype)
     for taps, index, inside in corners(axes, tuple(sizes)):
         weight = math.prod(tap.weight for tap in taps)
-        y += xp.where(inside[..., None], pixels[rows, index] * weight[..., None], y[..., :1] * 0)
+        y += xp.where(inside[..., None], pixels[rows, index] * weight[..., None], weight[..., None] * 0)
     y = y.swapaxes(1, 2).reshape(n, c, *grid.shape[1:-1]).astype(x.dtype, copy=False)
     return (ordered_as(y, x),), {"x": x, "grid": grid} if needs else {}
 

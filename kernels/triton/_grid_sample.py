@@ -51,14 +51,15 @@ def _padded(v, slope, SIZE, PADDING: tl.constexpr, ALIGN: tl.constexpr):
             slope = tl.where((v < low) != odd, -slope, slope)
             slope = tl.where(span > 0, slope, 0.0)
             v = tl.where(span > 0, tl.where(odd, span - rest, rest) + low, 0.0)
-        slope = tl.where((v <= 0) | (v >= last), 0.0, slope)
+        slope = tl.where((v > 0) & (v < last), slope, 0.0)
         v = tl.minimum(tl.maximum(v, 0.0), last)
     return v, slope
 
 
 @triton.jit
 def _coordinate(g, SIZE, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.constexpr):
-    """(place on the image, its slope by g) for g from −1 to 1; what is no number lies outside, or at 0."""
+    """(place on the image, its slope by g) for g from −1 to 1; what is no number lies outside, or at 0,
+    and is NaN where MODE is "bicubic"."""
     size = SIZE * 1.0
     if ALIGN:
         v = (g + 1) * ((size - 1) / 2)
@@ -66,9 +67,12 @@ def _coordinate(g, SIZE, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl.co
     else:
         v = ((g + 1) * size - 1) / 2
         slope = tl.zeros_like(g) + size / 2
-    if MODE != "bicubic":
+    if MODE == "bicubic":
+        near = tl.minimum(tl.maximum(v, -1073741824.0), 1073741824.0)
+        return tl.where(tl.abs(v) < float("inf"), near, v - v), slope
+    else:
         v, slope = _padded(v, slope, SIZE, PADDING, ALIGN)
-    return tl.where(tl.abs(v) < 1073741824.0, v, -100.0 if PADDING == "zeros" else 0.0), slope
+        return tl.where(tl.abs(v) < 1073741824.0, v, -100.0 if PADDING == "zeros" else 0.0), slope
 
 
 @triton.jit
@@ -101,7 +105,7 @@ def _tap(v, slope, SIZE, k, MODE: tl.constexpr, PADDING: tl.constexpr, ALIGN: tl
         rate = tl.where(near, (3.75 * far - 4.5) * far, ((3 * far - 10) * far + 8) * -0.75)
         rate = tl.where(d > 0, -rate, rate) * slope
         at, _ = _padded(at, at, SIZE, PADDING, ALIGN)
-        at = _nearest_integer(at) if ALIGN else tl.floor(at)
+        at = tl.where(v == v, _nearest_integer(at) if ALIGN else tl.floor(at), -1.0)
     index = at.to(tl.int32)
     return index, (index >= 0) & (index < SIZE), weight, rate
 
@@ -158,7 +162,8 @@ def _grid_sample_forward_kernel(
                 else:
                     place = place_d + at_h * x_h + at_w * x_w
                 v = tl.load(source + place, hit, other=0.0).to(tl.float32)
-                acc += tl.where(hit, v * (wd * wh * ww), 0.0)
+                weight = wd * wh * ww
+                acc += tl.where(hit, v * weight, weight * 0.0)
     place = y + n * y_n + d * y_d + i * y_h + j * y_w + c * y_c
     tl.store(place, acc.to(y.dtype.element_ty), inside & (c < C))
 
