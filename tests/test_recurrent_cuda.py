@@ -10,7 +10,8 @@ from test_recurrent import call
 
 from gpulayers import arrays, dispatch
 from gpulayers.ops.recurrent import recurrent
-from gpulayers.testing.arena import arena
+from gpulayers.testing.arena import arena, has_gpu
+from gpulayers.testing.emulator import emulating
 from gpulayers.testing.tolerance import excess
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
@@ -43,9 +44,9 @@ def held(case, dtype, by_data, monkeypatch, **options):
 
 
 CASES = [
-    (("lstm", 3, 2, 4, 0, True, True), "float32", {}),
-    (("lstm", 2, 17, 8, 0, True, False), "float16", {"reverse": True}),
-    (("gru", 2, 2, 13, 0, True, True), "bfloat16", {"reverse": True}),
+    (("lstm", 3, 17, 4, 0, True, True), "float32", {}),
+    (("lstm", 2, 2, 8, 0, True, False), "float16", {"reverse": True}),
+    (("gru", 2, 1, 13, 0, True, True), "bfloat16", {"reverse": True}),
     (("rnn_tanh", 2, 1, 20, 0, False, False), "float32", {}),
     (("rnn_relu", 1, 3, 3, 0, False, True), "float16", {}),
 ]
@@ -68,6 +69,17 @@ def test_all_ones_are_a_number_like_others(monkeypatch):
         assert np.isnan(room.get(y)).all()
 
 
+@pytest.mark.skipif(has_gpu(), reason="a GPU's multiprocessors are as many as it has")
+def test_blocks_follow_the_multiprocessors(monkeypatch):
+    """A large GPU has a block for each unit; where all but one are to be left free, one block has all units."""
+    monkeypatch.setattr(_launch, "EMULATED_BLOCKS", 132)
+    with emulating() as session:
+        held(("rnn_tanh", 2, 1, 6, 0, False, False), np.dtype(np.float32), True, monkeypatch)
+        with dispatch.sms(reserve=131):
+            held(("rnn_tanh", 2, 1, 6, 0, False, False), np.dtype(np.float32), True, monkeypatch)
+    assert [each.grid[0] for each in session.launches if each.kernel == "recurrent_forward_float32"] == [6, 1]
+
+
 FAULTS = {
     "no barrier": (False, "if (!by_data && step + 1 < s.steps) grid_barrier(arrived, phase);", ""),
     "no fence": (False, "__threadfence();", ""),
@@ -77,6 +89,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(has_gpu(), reason="a GPU would wait for ever")
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(name, monkeypatch):
     by_data, old, new = FAULTS[name]
