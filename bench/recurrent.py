@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from gpulayers.ops.recurrent import GATES, recurrent
 
 from .cases.case import ONE_ARCH, Case, Labels
+
+
+def _theirs(mode: str) -> Callable[..., Any]:
+    """torch's own layer, which multiplies the inputs itself: here with the identity, a product more than ours."""
+
+    def call(x: Any, weight: Any, h0: Any, c0: Any, bias: Any, *_: Any) -> Any:
+        one = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
+        states = h0[None] if c0 is None else (h0[None], c0[None])
+        weights = [one, weight, torch.zeros_like(bias), bias]
+        y, *last = getattr(torch._VF, mode)(x, states, weights, True, 1, 0.0, False, False, False)
+        return (y, *[s[0] for s in last])
+
+    return call
 
 
 def _case(
@@ -19,7 +35,9 @@ def _case(
     )  # fmt: skip
     flops = 2 * steps * batch * p * (rows + (hidden if out else 0))
     title = f"{name}, T {steps} × B {batch} × H {hidden}"
-    return Case(recurrent, title, shapes, {"mode": mode} | more, None, flops, cpu, tf32="cuda.matmul", gemm=False)
+    return Case(
+        recurrent, title, shapes, {"mode": mode} | more, _theirs(mode), flops, cpu, tf32="cuda.matmul", gemm=False
+    )
 
 
 def cases() -> list[Case]:
