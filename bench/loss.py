@@ -7,7 +7,16 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gpulayers.ops.loss import cross_entropy, ctc_loss, linear_cross_entropy, mse, nll_loss, pointwise_loss, row_loss
+from gpulayers.ops.loss import (
+    cross_entropy,
+    ctc_loss,
+    linear_cross_entropy,
+    mse,
+    multilabel_margin,
+    nll_loss,
+    pointwise_loss,
+    row_loss,
+)
 
 from .cases.case import ONE_ARCH, Case, Labels, Other, Squares, sweep
 
@@ -91,6 +100,7 @@ def cases() -> list[Case]:
         _pointwise("bce_with_logits", 8192, 8192)._replace(headline=True),
         _pointwise("kl_div", 8192, 32000, log=True, reduction="batchmean"),
         _pointwise("smooth_l1", 256, 3, 32, 32, cpu=True),
+        Case(multilabel_margin, "256×80", ((256, 80), Labels((256, 80), 80)), {}, F.multilabel_margin_loss),
         Case(row_loss, "triplets 4096×128", ((4096, 128),) * 3, {"loss": "triplet_margin"}, F.triplet_margin_loss),
         _ctc("speech", 1600, 32, 32, 200),
         *sweep("classes, 4,096 rows", [(n, _cross_entropy("", 4096, n)) for n in (1024, 4096, 16384, 32768, 131072)]),
@@ -139,6 +149,7 @@ def _row_audits() -> list[Case]:
     ]
     pairs, classes = (long, long, None, Labels(long[:1], 2)), (long, None, None, Labels(long[:1], 8192), long[1:])
     found.append(Case(row_loss, "cosines", pairs, {"loss": "cosine_embedding"}, archs=ONE_ARCH))
+    found.append(Case(multilabel_margin, "labels", ((256, 1000), Labels((256, 1000), 1000)), archs=ONE_ARCH))
     return [*found, Case(row_loss, "classes", classes, {"loss": "multi_margin"}, archs=ONE_ARCH)]
 
 

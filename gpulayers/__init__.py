@@ -106,6 +106,7 @@ from gpulayers.layers.loss import (  # noqa: E402
     LinearCrossEntropyLoss,
     MarginRankingLoss,
     MSELoss,
+    MultiLabelMarginLoss,
     MultiLabelSoftMarginLoss,
     MultiMarginLoss,
     NLLLoss,

@@ -58,6 +58,7 @@ EVERY_OP = {
     "prelu": ["4,8", "8"],
     "mse": ["4,8", "4,8"],
     "ctc_loss": ["8,2,5", "2,3:int64", "2:int64", "2:int64"],
+    "multilabel_margin": ["4,8", "4,8:int64"],
     "row_loss": ["4,8", "4,8", "4,8", "--options", "loss='triplet_margin'"],
     "pointwise_loss": ["4,8", "4,8", "--options", "loss='l1'"],
     "batch_norm": ["4,8", "8", "8", "8", "8"],

@@ -44,7 +44,8 @@ def test_launches_do_not_depend_on_values(subject, driver, monkeypatch):
     """Other inputs, other gradients, another seed, in the same memory: to the driver, the same bytes, both ways."""
     seed = torch.empty(2, dtype=torch.int64)
     monkeypatch.setattr(torch, "randint", lambda *limits, **where: seed.random_())
-    dtype = torch.float32 if subject.op == "mse" else torch.bfloat16  # its target is converted where they differ
+    # Their targets are converted where they differ.
+    dtype = torch.float32 if subject.op in ("mse", "pointwise_loss", "row_loss") else torch.bfloat16
     layer = subject.make(gt)
     if isinstance(layer, torch.nn.Module) and subject.op != "batch_norm":
         layer = layer.to(dtype)

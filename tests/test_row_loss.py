@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import gpulayers as gl  # noqa: E402
-from gpulayers.ops.loss import row_loss  # noqa: E402
+from gpulayers.ops.loss import multilabel_margin, row_loss  # noqa: E402
 from gpulayers.testing.arena import arena  # noqa: E402
 from gpulayers.testing.check_layer import check_layer  # noqa: E402
 from gpulayers.testing.check_op import check_op  # noqa: E402
@@ -64,7 +64,36 @@ def test_on_a_gpu_a_wrong_label_gives_nan(label):
         assert list(np.isnan(room.get(y))) == list(np.isnan(dx).any(1)) == [False, True, False]
 
 
+LISTED = np.array(
+    [[0, 2, -1, 4, 4], [1, -1, 0, 0, 0], [-1, 3, 3, 3, 3], [4, 3, 2, 1, 0], [2, 2, 1, -1, 0], [3, -1, -1, 0, 1]]
+)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_multilabel_margin(reduction):
+    """No class, all classes, one class twice, what is listed after −1; one sample; none; several blocks."""
+    few = {"reduction": reduction, "dys": ["dense", "expanded"]}
+    served = check_op(multilabel_margin, A, LISTED, **few, numeric=True)
+    assert served == ["definition", "triton"]
+    few["dtypes"] = ["float32"]
+    check_op(multilabel_margin, A[0], LISTED[0].astype(np.int32), **few)
+    check_op(multilabel_margin, A[:0], LISTED[:0], **few)
+    check_op(multilabel_margin, draw(40, 2).T[:, 3:], np.tile(np.arange(37) % 9 * 4 - 1, (2, 1)), **few)
+
+
+def test_on_a_gpu_a_wrong_class_gives_nan():
+    x, wrong = A.astype(np.float32), LISTED.copy()
+    wrong[1, 0] = 5
+    with arena("triton") as room:
+        y, call = multilabel_margin.record(room.put(x), room.put(wrong), needs=["x"], reduction="none")
+        dx = room.get(call.backward(room.put(np.ones(6, np.float32)))[0])
+    assert list(np.isnan(room.get(y))) == list(np.isnan(dx).any(1)) == [False, True, False, False, False, False]
+    with pytest.raises(RuntimeError, match="multilabel_margin: target: the rule is −1 ≤ target < C = 5; got 5"):
+        multilabel_margin(A, wrong)
+
+
 LAYERS = [
+    (gl.MultiLabelMarginLoss("none"), torch.nn.MultiLabelMarginLoss(reduction="none"), (A, LISTED)),
     (gl.TripletMarginLoss(0.5, swap=True), torch.nn.TripletMarginLoss(0.5, swap=True), (A, B, C)),
     (gl.CosineEmbeddingLoss(0.1, "none"), torch.nn.CosineEmbeddingLoss(0.1, reduction="none"), (A, B, SIGNS)),
     (gl.MultiMarginLoss(2, 0.6), torch.nn.MultiMarginLoss(2, 0.6), (A, LABELS)),

@@ -65,6 +65,7 @@ ROWS = {
     "CosineEmbeddingLoss": grid(margin=(0.0, 0.3)),
     "MultiMarginLoss": grid(p=(1, 2), margin=(1.0, 0.4)),
     "MultiLabelSoftMarginLoss": [{}],
+    "MultiLabelMarginLoss": [{}],
 }
 POINTWISE = {
     **{name: [{}] for name in ("MSELoss", "L1Loss", "BCELoss", "SoftMarginLoss")},
@@ -100,7 +101,10 @@ def test_loss_of_arrays(name, dtype):
         how["reduction"] = reductions[number % len(reductions)]
         grad = [True, name not in ("HingeEmbeddingLoss", "SoftMarginLoss"), name != "CosineEmbeddingLoss"][: len(given)]
         ours, theirs = (getattr(m, name)(**how).to(dtype) for m in (gt, nn))
-        if name == "MultiMarginLoss" and dtype in (torch.float16, torch.bfloat16):  # torch has none on a CPU
+        if name in ("MultiMarginLoss", "MultiLabelMarginLoss") and dtype in (
+            torch.float16,
+            torch.bfloat16,
+        ):  # torch has none on a CPU
             theirs = lambda x, t, m=theirs: m.to(torch.promote_types(x.dtype, torch.float32))(  # noqa: E731
                 x.to(torch.promote_types(x.dtype, torch.float32)), t
             ).to(x.dtype)

@@ -163,7 +163,7 @@ TRUTH = {
     "LPPool3d": lambda m: lambda x: m(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype),
     "MaxPool3d": lambda m: lambda x: m(x.contiguous()),
     "LocalResponseNorm": local_response_norm,
-    **dict.fromkeys(("MultiMarginLoss", "CTCLoss"), in_32_bits),
+    **dict.fromkeys(("MultiMarginLoss", "MultiLabelMarginLoss", "CTCLoss"), in_32_bits),
     "Hardsigmoid": lambda m: lambda x: torch.nn.functional.hardtanh(x, -3.0, 3.0) / 6 + 0.5,
     "Hardswish": lambda m: lambda x: x * torch.nn.functional.hardtanh(x + 3, 0.0, 6.0) / 6,  # on CUDA
     "CELU": lambda m: lambda x: torch.where(x > 0, x, m.alpha * torch.expm1(torch.clamp(x, max=0) / m.alpha)),
@@ -256,7 +256,9 @@ def test_torchs_own_module_samples(info, dtype):
                 assert sample.forward_input.kwargs == {"input": sample.forward_input.kwargs["input"]}
                 sample.forward_input.args = (sample.forward_input.kwargs["input"],)
             if name in TRUTH and (
-                dtype is torch.float64 or "Pool" in name or name in ("LocalResponseNorm", "MultiMarginLoss", "CTCLoss")
+                dtype is torch.float64
+                or "Pool" in name
+                or name in ("LocalResponseNorm", "MultiMarginLoss", "MultiLabelMarginLoss", "CTCLoss")
             ):
                 theirs = TRUTH[name](theirs)
             found = check_torch(ours, theirs, sample.forward_input.args)

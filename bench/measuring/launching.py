@@ -191,6 +191,11 @@ def _of_logits(m: Any) -> Callable[[Tensor], Tensor]:
     return (lambda x: m.functional.linear_cross_entropy(x, weight, goal)) if m is gt else unfused
 
 
+def _listed(m: Any) -> Callable[[Tensor], Tensor]:
+    loss, goal = m.MultiLabelMarginLoss(), torch.zeros(ROWS if m is gt else FEW, dtype=torch.int64)
+    return lambda x: loss(x, goal)
+
+
 def _aligned(m: Any) -> Callable[[Tensor], Tensor]:
     times, _ = ROWS if m is gt else FEW
     label, lengths, counts = (torch.full((1,), n) for n in (1, times, 1))
@@ -243,6 +248,7 @@ def subjects() -> list[Subject]:
         Subject("nll_loss", _loss("NLLLoss", labels), ROWS, FEW),
         Subject("pointwise_loss", _loss("BCEWithLogitsLoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("ctc_loss", _aligned, ROWS, FEW),
+        Subject("multilabel_margin", _listed, ROWS, FEW),
         Subject("row_loss", _loss("MultiLabelSoftMarginLoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("mse", _loss("MSELoss", lambda n: torch.zeros(())), ROWS, FEW),
         Subject("pad", lambda m: m.ReflectionPad2d(1), IMAGE, PIXELS),

@@ -88,6 +88,25 @@ class MultiMarginLoss(_RowLoss):
         return x, None, None, target, self.weight
 
 
+class MultiLabelMarginLoss(OpLayer):
+    """Σ max(1 − x[i] + x[j], 0) / C over a sample's classes i and all others j, by default averaged. As
+    torch.nn.MultiLabelMarginLoss.
+
+    x: (N, C) or (C,). target: x's shape, integers: each sample's classes, up to the first −1.
+    """
+
+    op = ops.multilabel_margin
+
+    def __init__(self, reduction: str = "mean"):
+        self.reduction = reduction
+
+    def options(self) -> dict[str, Any]:
+        return {"reduction": self.reduction}
+
+    def output_shape(self, *input_shapes: tuple) -> tuple:
+        return () if self.reduction != "none" else tuple(input_shapes[0][:-1])
+
+
 class MultiLabelSoftMarginLoss(_RowLoss):
     """BCEWithLogitsLoss of the classes of each sample, their mean, by default averaged. As torch.nn.MultiLabelSoftMarginLoss.
 

@@ -22,6 +22,7 @@ from gpulayers.layers._pointwise_loss import PoissonNLLLoss as PoissonNLLLoss
 from gpulayers.layers._pointwise_loss import SmoothL1Loss as SmoothL1Loss
 from gpulayers.layers._pointwise_loss import SoftMarginLoss as SoftMarginLoss
 from gpulayers.layers._row_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
+from gpulayers.layers._row_loss import MultiLabelMarginLoss as MultiLabelMarginLoss
 from gpulayers.layers._row_loss import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
 from gpulayers.layers._row_loss import MultiMarginLoss as MultiMarginLoss
 from gpulayers.layers._row_loss import TripletMarginLoss as TripletMarginLoss

@@ -15,6 +15,9 @@ from gpulayers.ops._linear_cross_entropy import linear_cross_entropy as linear_c
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_backward as linear_cross_entropy_backward
 from gpulayers.ops._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from gpulayers.ops._loss import require_labels, require_reduction
+from gpulayers.ops._multilabel_margin import multilabel_margin as multilabel_margin
+from gpulayers.ops._multilabel_margin import multilabel_margin_backward as multilabel_margin_backward
+from gpulayers.ops._multilabel_margin import multilabel_margin_forward as multilabel_margin_forward
 from gpulayers.ops._op import Op, require_float, require_same_dtype, require_shape
 from gpulayers.ops._pointwise_loss import pointwise_loss as pointwise_loss
 from gpulayers.ops._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward

@@ -55,6 +55,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {
     "CosineEmbeddingLoss": lambda x, t: [x, t, 1 - 2 * (x[..., 0] > t[..., 0]).to(t.dtype)],
     "MultiMarginLoss": lambda x, t: [x, torch.arange(x[..., 0].numel()).reshape(x.shape[:-1]) % x.shape[-1]],
     "MultiLabelSoftMarginLoss": lambda x, t: [x, t.sigmoid()],
+    "MultiLabelMarginLoss": lambda x, t: [x, torch.arange(x.numel()).reshape(x.shape) * 3 % (x.shape[-1] + 1) - 1],
     "CTCLoss": lambda x, t: [x.unsqueeze(1), torch.tensor([[1, 2]]), torch.full((1,), x.shape[0]), torch.tensor([2])],
 }
 """Losses: what they are called with, made of two arrays of one shape."""

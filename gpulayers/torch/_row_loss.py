@@ -122,6 +122,26 @@ def multi_margin_loss(
     return _row_loss(input, None, None, target, weight, "multi_margin", float(margin), float(p), 0.0, False, reduction)
 
 
+def _multilabel_margin_twin(x: Tensor, target: Tensor, reduction: str) -> Tensor:
+    return F.multilabel_margin_loss(x, target, reduction=reduction)
+
+
+_multilabel_margin = TorchOp(
+    ops.multilabel_margin, _multilabel_margin_twin, "str reduction", buffers=("hits",), cast=_autocast.LOSS
+)
+
+
+def multilabel_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """As ``torch.nn.functional.multilabel_margin_loss``."""
+    return _multilabel_margin(input, target, reduction_of(size_average, reduce, reduction))
+
+
 def multilabel_soft_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -172,6 +192,13 @@ class MultiMarginLoss(nn.MultiMarginLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return multi_margin_loss(input, target, self.p, self.margin, held(self, "weight"), reduction=self.reduction)
+
+
+class MultiLabelMarginLoss(nn.MultiLabelMarginLoss):
+    """``torch.nn.MultiLabelMarginLoss`` over gpulayers' kernels."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return multilabel_margin_loss(input, target, reduction=self.reduction)
 
 
 class MultiLabelSoftMarginLoss(nn.MultiLabelSoftMarginLoss):

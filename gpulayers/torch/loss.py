@@ -47,13 +47,16 @@ from gpulayers.torch._pointwise_loss import poisson_nll_loss as poisson_nll_loss
 from gpulayers.torch._pointwise_loss import smooth_l1_loss as smooth_l1_loss
 from gpulayers.torch._pointwise_loss import soft_margin_loss as soft_margin_loss
 from gpulayers.torch._row_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
+from gpulayers.torch._row_loss import MultiLabelMarginLoss as MultiLabelMarginLoss
 from gpulayers.torch._row_loss import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
 from gpulayers.torch._row_loss import MultiMarginLoss as MultiMarginLoss
 from gpulayers.torch._row_loss import TripletMarginLoss as TripletMarginLoss
 from gpulayers.torch._row_loss import TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss
+from gpulayers.torch._row_loss import _multilabel_margin as _multilabel_margin
 from gpulayers.torch._row_loss import _row_loss as _row_loss
 from gpulayers.torch._row_loss import cosine_embedding_loss as cosine_embedding_loss
 from gpulayers.torch._row_loss import multi_margin_loss as multi_margin_loss
+from gpulayers.torch._row_loss import multilabel_margin_loss as multilabel_margin_loss
 from gpulayers.torch._row_loss import multilabel_soft_margin_loss as multilabel_soft_margin_loss
 from gpulayers.torch._row_loss import triplet_margin_loss as triplet_margin_loss
 from gpulayers.torch._row_loss import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss

@@ -25,6 +25,8 @@ from ._linear_cross_entropy import linear_cross_entropy_backward as linear_cross
 from ._linear_cross_entropy import linear_cross_entropy_forward as linear_cross_entropy_forward
 from ._mse import mse_backward as mse_backward
 from ._mse import mse_forward as mse_forward
+from ._multilabel_margin import multilabel_margin_backward as multilabel_margin_backward
+from ._multilabel_margin import multilabel_margin_forward as multilabel_margin_forward
 from ._nll_loss import nll_loss_backward as nll_loss_backward
 from ._nll_loss import nll_loss_forward as nll_loss_forward
 from ._pointwise_loss import pointwise_loss_backward as pointwise_loss_backward
