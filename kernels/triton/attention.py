@@ -20,12 +20,13 @@ from ._rotary_append import rotary_append_forward as rotary_append_forward
 
 def _choices(name: str, *more: str) -> dict[str, _configs.Choice]:
     """rich: 16-bit scores to which more is done than a product, whose temporaries take registers. boxes: what
-    descriptors load."""
+    descriptors load. capped: products in TF32 that would wait for each other, were the next keys on their way."""
     kinds = ("half", *more, "half_rich", "tf32", "single")
     return {kind: _configs.tiles(f"{name}.{kind}", choose, inner=()) for kind in kinds}
 
 
-FORWARD, KEYS, QUERIES = (_choices(f"attention_{name}", "half_boxes") for name in ("forward", "keys", "queries"))
+FORWARD = _choices("attention_forward", "half_boxes", "tf32_capped")
+KEYS, QUERIES = (_choices(f"attention_{name}", "half_boxes") for name in ("keys", "queries"))
 BIAS = _choices("attention_bias")
 FLOATS = 4
 """Of a descriptor's 16 bytes."""
@@ -80,7 +81,8 @@ class _Call(NamedTuple):
         kind, widths = operands(q, v)
         more = self.bias is not None or self.seed is not None or self.how["CAPPED"]
         rich = kind == "half" and (more or not (widths["EVEN_D"] and widths["EVEN_V"]))
-        kind = "half_boxes" if boxed else "half_rich" if rich else kind
+        capped = kind == "tf32" and self.how["CAPPED"] and "tf32_capped" in choices
+        kind = "half_boxes" if boxed else "half_rich" if rich else "tf32_capped" if capped else kind
         c = choices[kind](_tile.device(q), max(widths["BD"], widths["BV"]), rows)
         return c, dict(BM=c.BM, BN=c.BN, num_warps=c.warps, num_stages=c.stages) | widths | registers(q)
 
