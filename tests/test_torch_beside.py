@@ -67,7 +67,7 @@ class Angles(nn.Module):
 
 
 MODELS = {
-    "attention": (Angles, (2, 3, 8), ["attention.q | k | v"]),
+    "attention": (Angles, (2, 3, 8), ["attention.rotary", "attention.rotary", "attention.q | k | v"]),
     "gated": (lambda: SwiGLU(6, 8), (2, 3, 6), ["act → mul", "gate | up"]),
     "joint": (Joint, (5, 6), ["chunk → getitem → getitem → gelu → mul"]),
     "joint, swapped": (lambda: Joint(True), (5, 6), []),
@@ -171,3 +171,46 @@ def test_a_small_llama():
     ours, theirs = model(*batch), plain(*batch)
     torch.testing.assert_close(ours, theirs)
     assert len(nodes(ours)) < len(nodes(theirs))
+
+
+class Turning(nn.Module):
+    """Queries and keys turned as models write it; how: what else it does."""
+
+    def __init__(self, how=""):
+        super().__init__()
+        self.q, self.how = nn.Linear(8, 8), how
+
+    def forward(self, x, cos, sin):
+        q = self.q(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        a, b = q.chunk(2, -1)
+        if self.how == "other":
+            return torch.cat([a * cos + b * sin, b * cos - a * sin], -1)
+        if self.how == "read":
+            return torch.cat([a * cos - b * sin, a * sin + b * cos], -1) + q + torch.cat([b, a], -1)
+        if self.how == "promoted":
+            return torch.cat([cos * a - sin * b, b * cos + sin * a], dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(q.dtype)
+
+
+@pytest.mark.parametrize("how, rows", [("", ("rotary",)), ("promoted", ("rotary",)), ("other", ()), ("read", ())])
+def test_rotary_positions_written_out(how, rows):
+    """One op for tables of a row a position; what has others' shapes or dtypes is computed as it stands."""
+    torch.manual_seed(0)
+    model, angles = Turning(how), torch.randn(3, 2)
+    plain = copy.deepcopy(model)
+    report = gt.patch(model, fuse=True)
+    assert report.fused.get("", ()) == rows
+    x = torch.randn(2, 3, 8)
+    tables = angles.cos(), angles.sin()
+    for cos, sin in (tables, [t[None] for t in tables], [t.double() for t in tables]):
+        served = bool(rows) and cos.dim() == 2 and cos.dtype is x.dtype
+        for half in (False, True):
+            found = []
+            for m in (model, plain):
+                given = x.clone().requires_grad_()
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    y = m(given, cos, sin)
+                assert ("rotaryBackward" in nodes(y)) == (m is model and served and (how == "" or not half))
+                y.square().sum().backward()
+                found.append([y.detach(), given.grad])
+            torch.testing.assert_close(*found, **dict(rtol=2e-2, atol=2e-2) if half else {})

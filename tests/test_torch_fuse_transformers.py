@@ -158,14 +158,14 @@ def launches(kind, fuse):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")
 def test_what_a_step_of_llama_launches():
     """Two blocks: five of seven products are two launches forward, dx, dweight; SiLU and a product of torch's are one kernel;
-    the logits' products are a chunk's."""
+    queries and keys are turned by one each, where torch had ten; the logits' products are a chunk's."""
     kind = Kind(lambda: llama.Llama(512, 128, 4, 2, 256, 2, 64), tokens(2, 64, 512), NextToken)
     apart, fused = launches(kind, False), launches(kind, True)
     assert apart["_matmul_tma_kernel"] == 3 * (2 * 7 + 1) and "_linears_kernel" not in apart
     assert fused["_matmul_tma_kernel"] == 3 * (2 * 2 + 1) and fused["_linears_kernel"] == 3 * 2 * 2
     assert fused["_gated_forward_kernel"] == fused["_gated_backward_kernel"] == apart["_activation_forward_kernel"] == 2
     assert fused["_linear_cross_entropy_kernel"] == 1 and not any("activation" in k for k in fused)
-    assert (apart.total(), fused.total()) == (78, 63)
+    assert (apart.total(), fused.total()) == (78, 63 + 8)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the null driver would stand for the GPU's own")

@@ -8,20 +8,17 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.fx import Graph, Node
 
 from gpulayers.torch._acts import Act, apply, is_bare, name_of
 from gpulayers.torch._arguments import held
-from gpulayers.torch._row import Row, activation_of, module_of, only_used_by, undisturbed
+from gpulayers.torch._row import PRODUCTS, Row, activation_of, halves_of, module_of, only_used_by, undisturbed
 from gpulayers.torch.activation import gated
 from gpulayers.torch.linear import Linear, linears
 from gpulayers.torch.norm import alike
 
-_PRODUCTS = (operator.mul, torch.mul)
-_HALVINGS = (torch.chunk, "chunk")
 MOST = 3
 """Weights that one op takes."""
 
@@ -58,7 +55,7 @@ def act_mul_halves(act: Act, x: Tensor) -> Tensor:
 
 def gated_unit(last: Node, module: nn.Module) -> Iterator[Row]:
     """act(layer(x)) · other(x), and act(a) · b of a tensor's halves"""
-    if last.target not in _PRODUCTS or last.kwargs or len(last.args) != 2:
+    if last.target not in PRODUCTS or last.kwargs or len(last.args) != 2:
         return
     for first, gain in (last.args, last.args[::-1]):
         if not isinstance(gain, Node) or not only_used_by(first, last):
@@ -69,22 +66,9 @@ def gated_unit(last: Node, module: nn.Module) -> Iterator[Row]:
             continue
         if type(module_of(a, module)) is type(module_of(gain, module)) is Linear:
             yield Row(act_mul, (first, last), (act,), (a, gain))
-        elif (whole := _halved(a, gain, last)) is not None:
+        elif only_used_by(gain, last) and (whole := halves_of(a, gain)) is not None:
             halves = whole[0], *sorted((a, gain), key=list(last.graph.nodes).index)
             yield Row(act_mul_halves, (*halves, first, last), (act,), (whole[1],))
-
-
-def _halved(a: Node, gain: Node, last: Node) -> tuple[Node, Node] | None:
-    """(the call, what it cuts into these two halves along the last axis); None where it does not, or more is made of it."""
-    if any(n.target is not operator.getitem for n in (a, gain)) or not only_used_by(gain, last):
-        return None
-    cut = a.args[0]
-    if not isinstance(cut, Node) or cut is not gain.args[0] or {*cut.users} != {a, gain}:
-        return None
-    how = dict(zip(("input", "chunks", "dim"), cut.args)) | cut.kwargs
-    if cut.target not in _HALVINGS or (how.get("chunks"), how.get("dim")) != (2, -1):
-        return None
-    return (cut, how["input"]) if (a.args[1], gain.args[1]) == (0, 1) else None  # type: ignore[return-value]
 
 
 def put_beside(graph: Graph, module: nn.Module) -> Iterator[str]:

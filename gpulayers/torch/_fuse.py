@@ -39,6 +39,7 @@ from gpulayers.torch._norm_act import NormAct
 from gpulayers.torch._row import Row, activation_of, in_place, module_of, only_used_by, operands, undisturbed
 from gpulayers.torch._shortcuts import first_of, hand_on, join
 from gpulayers.torch._sums import add_at_end
+from gpulayers.torch._turned import turning
 from gpulayers.torch.linear import Linear
 from gpulayers.torch.loss import CrossEntropyLoss
 from gpulayers.torch.norm import LayerNorm, RMSNorm
@@ -401,7 +402,12 @@ def _above(module: nn.Module, node: Node) -> Iterator[nn.Module]:
 
 def _fuse(graph: Graph, module: nn.Module) -> Iterator[str]:
     """Put each row of the graph into one call, the longest ones first; gives what was fused, in words."""
-    for finders in ((gated_unit,), (chain_act, _linear_act, _conv_act, _norm_act, _add_norm), (chain_add,), (chain,)):
+    for finders in (
+        (gated_unit, turning),
+        (chain_act, _linear_act, _conv_act, _norm_act, _add_norm),
+        (chain_add,),
+        (chain,),
+    ):
         for last in list(graph.nodes):
             rows = (row for find in finders for row in find(last, module))
             row = next((row for row in rows if undisturbed(row, module)), None)

@@ -14,6 +14,8 @@ from gpulayers.torch import functional
 from gpulayers.torch._acts import name_of
 from gpulayers.torch._epilogue import TWINS
 
+PRODUCTS = (operator.mul, torch.mul)
+_HALVINGS = (torch.chunk, "chunk")
 _ADDS = (operator.add, operator.iadd, torch.add)
 
 
@@ -29,6 +31,9 @@ class Row(NamedTuple):
     steps: tuple[Any, ...] = ()
     """All that the function would run one after the other, which it takes last; where its layers and inputs do not say it."""
 
+    words: str = ""
+    """What it is called; else by its members."""
+
     def put(self, graph: Graph) -> str:
         last = self.members[-1]
         with graph.inserting_before(last):
@@ -42,7 +47,7 @@ class Row(NamedTuple):
         last.replace_all_uses_with(y)
         for node in reversed(self.members):
             graph.erase_node(node)
-        return " → ".join(map(title, self.members))
+        return self.words or " → ".join(map(title, self.members))
 
 
 def title(node: Node) -> str:
@@ -98,6 +103,19 @@ def operands(node: Node) -> list[tuple[Any, Any]]:
     if not (isinstance(a, Node) and isinstance(b, Node)) or a is b:
         return []
     return [(a, b)] if in_place(node) else [(a, b), (b, a)]
+
+
+def halves_of(a: Any, b: Any) -> tuple[Any, Any] | None:
+    """(the call, what it cuts into these two halves along the last axis); None where it does not, or more is made of it."""
+    if any(getattr(n, "target", None) is not operator.getitem for n in (a, b)):
+        return None
+    cut = a.args[0]
+    if not isinstance(cut, Node) or cut is not b.args[0] or {*cut.users} != {a, b}:
+        return None
+    how = dict(zip(("input", "chunks", "dim"), cut.args)) | cut.kwargs
+    if cut.target not in _HALVINGS or (how.get("chunks"), how.get("dim")) != (2, -1):
+        return None
+    return (cut, how["input"]) if (a.args[1], b.args[1]) == (0, 1) else None
 
 
 def in_place(node: Any) -> bool:
