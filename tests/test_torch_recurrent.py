@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import gpulayers as gl  # noqa: E402
 import gpulayers.torch as gt  # noqa: E402
+from gpulayers.torch.recurrent import _recurrent  # noqa: E402
 
 SIZES = {"input_size": 3, "hidden_size": 4}
 OPTIONS = {  # every option with every other one, at least once
@@ -162,6 +163,19 @@ def test_autocast(name):
     for mine, wanted in zip(a, b, strict=True):
         assert mine.dtype == wanted.dtype
         torch.testing.assert_close(mine, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_the_op_is_torchs_kind():
+    """Shapes without computing, and one op in an export."""
+    given = [draw(*s).requires_grad_() for s in ((3, 2, 12), (12, 2), (2, 2), (2, 3), (12,), (2, 3))]
+    args = (*given, torch.tensor([3, 1]), "lstm", True, True)
+    torch.library.opcheck(_recurrent.library.forward, args, test_utils=("test_schema", "test_faketensor"))
+    args = (*(draw(*s) for s in ((3, 2, 9), (9, 3), (2, 3))), *[None] * 4, "gru", False, True)
+    torch.library.opcheck(_recurrent.library.forward, args, test_utils=("test_schema", "test_faketensor"))
+    exported = torch.export.export(pair("GRU")[0], (draw(3, 2, 3),))
+    named = [str(node.target) for node in exported.graph.nodes if "gpulayers" in str(node.target)]
+    assert named == ["gpulayers.linear.default", "gpulayers.recurrent.default"]
+    torch.testing.assert_close(exported.module()(draw(3, 2, 3))[0], pair("GRU")[1](draw(3, 2, 3))[0])
 
 
 def test_compiled_whole(monkeypatch):
