@@ -202,6 +202,9 @@ def test_rotary_positions_written_out(how, rows):
     assert report.fused.get("", ()) == rows
     x = torch.randn(2, 3, 8)
     tables = angles.cos(), angles.sin()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, *tables), plain(x, *tables))
     for cos, sin in (tables, [t[None] for t in tables], [t.double() for t in tables]):
         served = bool(rows) and cos.dim() == 2 and cos.dtype is x.dtype
         for half in (False, True):

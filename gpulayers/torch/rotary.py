@@ -49,7 +49,8 @@ def rotary(
     positions (N or 1, L); or (N or 1, L, pairs), each token's own. A pair is (x[i], x[i + pairs]), or (x[2i], x[2i + 1]) where
     interleaved; what is past 2 pairs stays. ``gpulayers.ops.rotary.frequencies`` and ``tables`` make the tables.
     """
-    return _rotary(q, cos, sin, k, positions, interleaved)
+    found = _rotary(q, cos, sin, k, positions, interleaved)
+    return found[0] if k is None and isinstance(found, tuple) else found  # a custom op gives both
 
 
 def apply_rotary_pos_emb(
