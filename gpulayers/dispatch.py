@@ -379,6 +379,8 @@ def _reason_against(
         if any(s.dtype == arrays.float64 for s in arrays.lists(specs)):
             return "float64 is left to the definition"
     refuses = getattr(module, f"{op.name}_refuses", None)
+    if refuses and policy.reserve:
+        refuses = _multiprocessors.Leaving(policy.reserve, refuses)
     return refuses(*specs, needs=needs, **options) if refuses else None
 
 

@@ -106,5 +106,9 @@ def test_what_does_not_fit_is_refused():
     x, weight, h0, *_ = (arrays.spec(np.zeros(s, np.float16)) for s in ((2, 1, 4 * 2048), (4 * 2048, 2048), (1, 2048)))
     with arena("cuda"):
         assert kernels.recurrent_refuses(x, weight, h0, h0, mode="lstm") == kernels.REFUSALS["shared"]
+        case = [None if a is None else a.astype(np.float32) for a in call("lstm", 1, 1, 128, 0, False)]
+        assert dispatch.explain(recurrent, *case, mode="lstm")[0] == "cuda"
+        with dispatch.sms(reserve=2), pytest.raises(dispatch.Refused, match="do not fit"), dispatch.only("cuda"):
+            dispatch.explain(recurrent, *case, mode="lstm")
         wide = x._replace(shape=(2, 65, 4 * 8)), weight._replace(shape=(32, 8)), h0
         assert kernels.recurrent_refuses(*wide, mode="lstm") == kernels.REFUSALS["batch"]
