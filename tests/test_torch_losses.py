@@ -120,6 +120,32 @@ def test_every_loss_is_judged():
     assert losses == LOSSES.keys() | POINTWISE.keys() | ROWS.keys() | {"LinearCrossEntropyLoss", "CTCLoss"}
 
 
+NOT_FINITE = {
+    "TripletMarginLoss": ({"swap": True}, {"p": 1}),
+    "CosineEmbeddingLoss": ({"margin": 0.1},),
+    "MultiMarginLoss": ({}, {"p": 2}),
+    "MultiLabelMarginLoss": ({},),
+    "MultiLabelSoftMarginLoss": ({},),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_rows_that_are_not_finite(name):
+    """NaN and Inf in a row, and a row of them, go through as in torch; distances of 0 have no slope."""
+    complaints = []
+    for kwargs, value in itertools.product(NOT_FINITE[name], (float("nan"), float("inf"), float("-inf"), 0.0)):
+        given = TARGETS[name](draw((6, 4), torch.float32, 1), draw((6, 4), torch.float32, 2))
+        given[0][1, 2] = given[0][4] = value
+        if value == 0 and name != "MultiMarginLoss":
+            given[1][4] = 0
+        ours, theirs = (getattr(m, name)(**kwargs, reduction="none") for m in (gt, nn))
+        found = check_torch(
+            ours, theirs, given, grad=[True, True, "Cosine" not in name][: len(given)], dy=torch.ones_like
+        )
+        complaints += [f"{name}({kwargs}) {value}: {line}" for line in found]
+    report(complaints)
+
+
 def adaptive(library, dtype, **options):
     torch.manual_seed(3)
     return library.AdaptiveLogSoftmaxWithLoss(8, 20, [4, 10], div_value=2.0, **options).to(DEVICE, dtype)

@@ -57,7 +57,7 @@ def multilabel_margin_forward(x: Any, target: Any, *, needs: tuple = (), reducti
     hits = _hits(xp, target, v.dtype)
     with np.errstate(invalid="ignore"):
         z, count = _pairs(xp, v, hits)
-        y = (count * xp.where(z > 0, z, 0)).sum((-2, -1)) / max(x.shape[-1], 1)
+        y = xp.where(count == 0, 0, count * xp.where(z > 0, z, 0)).sum((-2, -1)) / max(x.shape[-1], 1)
     if reduction != "none":
         total = y.sum()
         y = total if reduction == "sum" else total / y.size if y.size else xp.nan

@@ -86,18 +86,17 @@ def _at(xp: Any, target: Any, classes: int) -> Any:
     return xp.expand_dims(target, -1) == xp.arange(classes)
 
 
-def _divided(xp: Any, a: Any, b: Any) -> Any:
-    """a / b, 0 where b is 0."""
-    return xp.where(b == 0, 0, a / xp.where(b == 0, 1, b))
+def _slope_of(xp: Any, distance: Any, p: float) -> Any:
+    """What the slope of Σ |d|^p / p is multiplied by for that of the distance; 0 where that is 0."""
+    return xp.where(distance == 0, 0, xp.where(distance == 0, 1, distance) ** (1 - p))
 
 
 def _triplet(xp: Any, x: Any, second: Any, third: Any, margin: float, p: float, eps: float, swap: bool) -> tuple:
-    powers = [(xp.abs(d + eps) ** p).sum(-1) for d in (x - second, x - third, second - third)]
-    near, far, between = (power ** (1 / p) for power in powers)
+    near, far, between = ((xp.abs(d + eps) ** p).sum(-1) ** (1 / p) for d in (x - second, x - third, second - third))
     swapped = between < far if swap else xp.zeros_like(far, dtype=bool)
     loss = margin + near - xp.where(swapped, between, far)
     counts = (loss >= 0).astype(loss.dtype)
-    slopes = [counts * _divided(xp, d, power) for d, power in zip((near, far, between), powers)]
+    slopes = [counts * _slope_of(xp, d, p) for d in (near, far, between)]  # NaN stays
     return xp.maximum(loss, 0), (slopes[0], xp.where(swapped, 0, -slopes[1]), xp.where(swapped, -slopes[2], 0))
 
 
@@ -117,13 +116,14 @@ def _multi_margin(xp: Any, x: Any, target: Any, weight: Any, margin: float, p: f
     factor = xp.ones_like(hit) if weight is None else xp.where(here, weight, 0).sum(-1)
     factor = xp.where(here.any(-1), factor, xp.nan) / n
     z = margin - xp.expand_dims(hit, -1) + x
-    z = xp.where(here | (z < 0), 0, z)
+    z = xp.where((z > 0) & ~here, z, 0)  # NaN is passed over, as in torch
     steps = p * z if p == 2 else (z > 0).astype(z.dtype)
     return factor * (z**p).sum(-1), (factor, -factor * steps.sum(-1), hit)
 
 
 def _soft(xp: Any, x: Any, t: Any, weight: Any) -> tuple:
-    f = (1 - t) * x + xp.maximum(-x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
+    near = xp.log1p(xp.exp(-xp.abs(x)))
+    f = t * (xp.maximum(-x, 0) + near) + (1 - t) * (xp.maximum(x, 0) + near)
     f = f if weight is None else f * weight
     loss = f.sum(-1) / max(x.shape[-1], 1)
     return loss, (xp.full_like(loss, 1 / max(x.shape[-1], 1)), xp.zeros_like(loss), xp.zeros_like(loss))
@@ -171,7 +171,7 @@ def row_loss_forward(
       d(second, third) in the place of d(x, third) where it is smaller (Balntas et al., 2016). Up to any number of axes.
     - cosine_embedding: 1 − cos(x, second) where target (N,) is 1, max(cos(x, second) − margin, 0) where it is −1
     - multi_margin: weight[t] Σ max(margin − x[t] + x[c], 0)^p / C over the other classes c; target (N,): classes t. p: 1, 2
-    - multilabel_soft_margin: Σ weight ((1 − t) x + log(1 + exp(−x))) / C, second: the labels t
+    - multilabel_soft_margin: Σ weight (t log(1 + exp(−x)) + (1 − t) log(1 + exp(x))) / C, second: the labels t
 
     weight: (C,), a factor for each class; it has no gradient. A label out of range raises RuntimeError on the CPU, and makes
     NaN on a GPU. Returns y in x's dtype: 0-dim, or (…). The mean of nothing is NaN.
@@ -193,7 +193,8 @@ def row_loss_forward(
 
 def _powers(xp: Any, d: Any, p: float) -> Any:
     """The derivative of |d|^p / p."""
-    return d if p == 2 else xp.sign(d) * xp.abs(d) ** (p - 1)
+    sign = (d > 0).astype(d.dtype) - (d < 0).astype(d.dtype)  # 0 for NaN, as in torch
+    return d if p == 2 else sign if p == 1 else sign * xp.abs(d) ** (p - 1)
 
 
 def _gradients(xp: Any, given: dict, c: Any, loss: str, margin: float, p: float, eps: float) -> tuple:

@@ -51,7 +51,7 @@ def _multilabel_margin_forward_kernel(x, hits, y, losses, C, x_row, BLOCK: tl.co
         for i in range(0, C):
             h = tl.load(hits + i)
             z = 1 - tl.load(x + i).to(tl.float32) + v
-            total += h * tl.where(free & (z > 0), z, 0.0)
+            total += tl.where(h == 0, 0.0, h * tl.where(free & (z > 0), z, 0.0))
     loss = tl.sum(total, 0) / C
     if y is not None:
         tl.store(y + row, loss.to(y.dtype.element_ty))

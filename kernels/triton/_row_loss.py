@@ -48,14 +48,17 @@ def _slope(d, p, P: tl.constexpr):
 
 @triton.jit
 def _root(s, p, P: tl.constexpr):
-    """(s^(1/p), s^(1/p − 1), 0 where s is 0)"""
+    """(the distance s^(1/p), its power 1 − p, 0 where it is 0)"""
     if P == 1:
         root = s
+        slope = tl.where(s == 0, 0.0, 1.0)
     elif P == 2:
         root = tl.sqrt(s)
+        slope = tl.where(s == 0, 0.0, 1 / root)
     else:
         root = tl.exp2(tl.log2(s) / p)
-    return root, tl.where(s == 0, 0.0, root / s)
+        slope = tl.where(s == 0, 0.0, tl.exp2((1 - p) * tl.log2(root)))
+    return root, slope
 
 
 @triton.jit
@@ -90,12 +93,13 @@ def _row_loss_forward_kernel(
             last += b * b
         elif LOSS == "multi_margin":
             z = margin - hit + a
-            z = tl.where(mask & (n != label) & ~(z < 0), z, 0.0)
+            z = tl.where(mask & (n != label) & (z > 0), z, 0.0)
             first += _power(z, p, P)
             other += tl.where(z > 0, 2 * z if P == 2 else 1.0, 0.0)
         else:
             tl.static_assert(LOSS == "multilabel_soft_margin", "unknown loss")
-            f = (1 - b) * a + tl.where(a < 0, -a, 0.0) + log1p(tl.exp(-tl.abs(a)))
+            near = log1p(tl.exp(-tl.abs(a)))
+            f = b * (tl.where(a < 0, -a, 0.0) + near) + (1 - b) * (tl.where(a < 0, 0.0, a) + near)
             if weight is not None:
                 f *= tl.load(weight + n, n < N, other=0.0).to(tl.float32)
             first += tl.where(mask, f, 0.0)
@@ -112,9 +116,10 @@ def _row_loss_forward_kernel(
             by_far = tl.where(between < far, 0.0, by_far)
             far = tl.where(between < far, between, far)
         loss = margin + near - far
-        one = tl.where(loss >= 0, by_near, 0.0)
-        two = tl.where(loss >= 0, -by_far, 0.0)
-        three = tl.where(loss >= 0, by_between, 0.0)
+        counts = tl.where(loss >= 0, 1.0, 0.0)  # NaN stays
+        one = counts * by_near
+        two = -counts * by_far
+        three = counts * by_between
         loss = tl.where(loss < 0, 0.0, loss)
     elif LOSS == "cosine_embedding":
         v += 1e-12
