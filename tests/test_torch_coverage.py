@@ -32,5 +32,7 @@ def test_every_name_has_a_state():
             own = getattr(ours, name) is not getattr(theirs, name)
             assert own == (state == "kernels") or name == "Flatten", name
     assert found.classes["Linear"] == "kernels" and found.classes["ModuleList"] == "view, container or helper"
+    left = {n for names in (found.classes, found.functions) for n in names if names[n] == "left to torch"}
+    assert left <= {"CrossMapLRN2d", "grouped_mm", "scaled_mm", "scaled_grouped_mm"} and ": no kernel" not in str(found)
     row = next(line.split() for line in str(found).splitlines() if line.startswith("torch.nn "))
     assert row[1] == str(len(found.classes)) and sum(map(int, row[2:])) == len(found.classes)

@@ -157,7 +157,7 @@ def test_report():
     linear = nn.Linear(2, 2)
     assert "(the model)  Linear  replaced  by gpulayers.torch.Linear" in str(gt.patch(linear))
     assert type(linear) is gt.Linear
-    assert gt.patch(nn.Sequential(nn.LSTM(2, 2))).left == {"0": "gpulayers.torch has no LSTM"}
+    assert gt.patch(nn.Sequential(nn.CrossMapLRN2d(2))).left == {"0": "gpulayers.torch has no CrossMapLRN2d"}
     with pytest.raises(TypeError, match=r"patch: model: the rule is a torch.nn.Module; got list"):
         gt.patch([linear])
 

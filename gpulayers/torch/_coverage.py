@@ -34,6 +34,7 @@ _AS_IS = {
 """Names that compute nothing."""
 _WHY = {
     "CrossMapLRN2d": "torch's counts the first channel in all later sums; LocalResponseNorm, which it became, does not",
+    "grouped_mm": "products whose sizes the device alone knows",
     "scaled_mm": "float8 matrices",
     "scaled_grouped_mm": "float8 matrices",
 }
@@ -52,7 +53,7 @@ class Coverage:
             count = Counter(names.values())
             rows.append((where, str(len(names)), *(str(count[state]) for state in STATES)))
         left = [
-            f"{n}: {_WHY.get(n, 'no kernel yet')}"
+            f"{n}: {_WHY.get(n, 'no kernel')}"
             for names in (self.classes, self.functions)
             for n in names
             if names[n] == LEFT
