@@ -1,5 +1,5 @@
-"""Every branch of every launcher compiles in its largest configuration for three architectures, within its budget: the
-calls are the `audits()` of bench/<family>.py. (`gpulayers audit` compiles every configuration, for six.)"""
+"""Every branch of every launcher compiles in its largest configuration for sm_90, every kernel for sm_80 and sm_100 too, within
+its budget: the calls are the `audits()` of bench/<family>.py. (`gpulayers audit` compiles every configuration, for six.)"""
 
 import functools
 import importlib
@@ -37,20 +37,25 @@ def audits(family: str) -> list[Case]:
     return importlib.import_module(f"gpulayers.bench.{family}").audits()
 
 
+def products(family: str) -> bool:
+    """Its code differs most among architectures: each has tensor cores of its own."""
+    return any(case.tf32 for case in audits(family))
+
+
 def runs() -> Iterator[tuple[str, str, int]]:
     """(family, dtype, architecture). float16's code is bfloat16's but for the conversions, so that one product is enough,
     and pooling's volumes, which lack registers."""
     for family in FAMILIES:
-        products = any(case.tf32 for case in audits(family))
         yield from ((family, "bfloat16", arch) for arch in EVERYWHERE)
-        yield from ((family, "float32", arch) for arch in EVERYWHERE if products or arch != 90)
-        if products or family == "pooling":
+        yield from ((family, "float32", arch) for arch in EVERYWHERE if products(family) or arch != 90)
+        if family in ("linear", "pooling"):
             yield family, "float16", 90
 
 
 def planned(family: str, dtype: str, arch: int) -> _plan.Plan:
     """All calls in bfloat16 on sm_90, and half of them in float32 where TF32 gives it instructions of its own; what is
-    compiled for one architecture is so in bfloat16. For the others see ``elsewhere``."""
+    compiled for one architecture is so in bfloat16. For the others see ``elsewhere``; each kernel once where it multiplies
+    nothing."""
     if dtype == "float16" and family == "pooling":
         chosen = [c for c in audits(family) if c.name.startswith("volumes")]
     elif dtype == "float16":
@@ -65,18 +70,22 @@ def planned(family: str, dtype: str, arch: int) -> _plan.Plan:
     for call in _calls.calls(chosen, [dtype], layouts=False):
         if (dtype, arch) != ("float32", 90) or call.tf32:
             plan.add(call, arch)
+    if arch != 90 and not products(family):
+        first = {job.launch.kernel: job for job in reversed(plan.jobs.values())}
+        plan.jobs = {job.launch.key: job for job in first.values()}
     return plan
 
 
 @functools.cache
 def elsewhere(family: str, arch: int) -> list[tuple[Case, str]]:
     """(call, dtype) on sm_80 or sm_100: each takes half of the calls, bfloat16 and float32 in turn, and of the others'
-    those that bring a kernel; a family of up to three calls is compiled whole."""
+    those that bring a kernel; of a family of up to three calls all, the only one of a family in both dtypes."""
     everywhere, own = ([c for c in audits(family) if (c.archs == EVERYWHERE) is all_of] for all_of in (True, False))
     alone = [(c, "bfloat16") for c in own if arch in c.archs]
-    if len(everywhere) <= 3:
-        return [(c, dtype) for c in everywhere for dtype in ("bfloat16", "float32")] + alone
     each = [(c, "float32" if i % 2 == (arch == 100) else "bfloat16") for i, c in enumerate(everywhere)]
+    if len(everywhere) <= 3:
+        both = [(c, dtype) for c in everywhere for dtype in ("bfloat16", "float32")]
+        return alone + (both if len(everywhere) == 1 else each)
     found = [pair for i, pair in enumerate(each) if (i % 4 < 2) == (arch == 80)]
     known = set().union(*(kernels_of(*pair, arch) for pair in (*found, *alone)))
     for pair in each:
