@@ -99,6 +99,7 @@ def _issued(one: Any) -> float:
         loops = ("KD", "KH", "KW") if "TALL" in fixed else ("LAPS_D", "LAPS_H") if "LAPS_H" in fixed else ("KD", "KH")
         laps = math.prod(fixed.get(name, 1) for name in loops)
         laps *= math.prod(fixed.get(name, 1) for name in ("UP", "OVER"))
+        laps //= fixed["MANY"] if "OVER" in fixed else 1
         laps = 1 if "TIMES" in fixed else fixed["KH"] // fixed["STEP"] if "STEP" in fixed else laps
     again = run_through(one.cubin, one.arch, looped=True)["all"] * (laps - 1) if laps > 1 else 0
     return (run_through(one.cubin, one.arch, looped=False)["all"] + again) * one.warps * math.prod(one.grid)

@@ -42,27 +42,34 @@ BUDGETS = {
 def _unfold_kernel(
     x, y,
     C, H, W, OW, L, TAPS, KW, x_n, x_h, x_w, x_c, y_n, y_c, y_l, TOP, LEFT, DOWN, ACROSS, SH, SW,
-    WIDE: tl.constexpr, BC: tl.constexpr, BL: tl.constexpr,
+    MANY: tl.constexpr, WIDE: tl.constexpr, BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """y[n, c · TAPS + tap, l] = the tap's pixel of window l; DOWN, ACROSS: the dilation, SH, SW: the stride."""
+    """y[n, c · TAPS + tap, l] = the tap's pixel of window l; DOWN, ACROSS: the dilation, SH, SW: the stride; MANY: neighbouring
+    taps of a row that a program has."""
     pid = tl.program_id(0)
     blocks = (L - 1) // BL + 1
     l = pid % blocks * BL + tl.arange(0, BL)[None, :]
-    tap = pid // blocks % TAPS
-    n = pid // blocks // TAPS
+    tap = pid // blocks % (TAPS // MANY) * MANY
+    n = pid // blocks // (TAPS // MANY)
     c = tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
     h, w = l // OW * SH + tap // KW * DOWN - TOP, l % OW * SW + tap % KW * ACROSS - LEFT
-    there = (h >= 0) & (h < H) & (w >= 0) & (w < W) & (l < L) & (c < C)
+    fits = (h >= 0) & (h < H) & (l < L) & (c < C)
     row = c * TAPS + tap
     if WIDE:
         n, l, c, h, w, row = (
             n.to(tl.int64), l.to(tl.int64), c.to(tl.int64), h.to(tl.int64), w.to(tl.int64), row.to(tl.int64)
         )  # fmt: skip
-    v = tl.load(x + n * x_n + h * x_h + w * x_w + c * x_c, there, other=0.0)
-    tl.store(y + n * y_n + row * y_c + l * y_l, v, (l < L) & (c < C))
+    x += n * x_n + h * x_h + c * x_c
+    y += n * y_n + l * y_l
+    for q in tl.static_range(MANY):
+        at = w + q * ACROSS
+        v = tl.load(x + at * x_w, fits & (at >= 0) & (at < W), other=0.0)
+        tl.store(y + (row + q) * y_c, v, (l < L) & (c < C))
 
 
 UNFOLD = _configs.rows("unfold")
+MOST_TAPS = 4
+"""Of a row, that are unrolled."""
 
 
 def _tiles(window: Window, x: Any) -> bool:
@@ -91,11 +98,12 @@ def _unfold(x: Any, y: Any, window: Window) -> None:
     channels = min(_tile.next_power_of_2(c), 32) if x.stride(1) == 1 else 1
     run = _tile.next_power_of_2(count, max(1, entry.elements // channels))
     channels = min(_tile.next_power_of_2(c), max(1, entry.elements // run))
-    grid = (n * window.taps * _tile.cdiv(count, run), _tile.cdiv(c, channels))
+    many = window.kernel[1] if window.kernel[1] <= MOST_TAPS else 1
+    grid = (n * (window.taps // many) * _tile.cdiv(count, run), _tile.cdiv(c, channels))
     _tile.launch(
         _unfold_kernel, grid, x, y, c, h, w, counts[1], count, window.taps, window.kernel[1], *steps(x), *y.stride(),
         *window.padding, *window.dilation, *window.stride,
-        WIDE=is_wide(x, y), BC=channels, BL=run, num_warps=entry.warps,
+        MANY=many, WIDE=is_wide(x, y), BC=channels, BL=run, num_warps=entry.warps,
     )  # fmt: skip
 
 
@@ -106,33 +114,35 @@ def _unfold(x: Any, y: Any, window: Window) -> None:
 def _fold_kernel(
     y, x,
     M, P, W, C, OH, OW, KH, KW, TAPS, y_n, y_c, y_l, x_n, x_h, x_w, x_c, TOP, LEFT, DOWN, ACROSS, SH, SW,
-    UP: tl.constexpr, OVER: tl.constexpr, EVEN: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    UP: tl.constexpr, OVER: tl.constexpr, MANY: tl.constexpr, EVEN: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """x[pixel, c] = Σ of y over the windows that the pixel lies in: UP along a column, OVER along a row, at most."""
+    """x[pixel, c] = Σ of y over the windows that the pixel lies in: UP along a column, OVER along a row, at most, MANY of
+    these unrolled. Pixels are neighbouring lanes', as windows in y are; x turns the tile where it is channels-last."""
     start = first_of(M, BP)
     n, pixel = image_pixel(start, P, ALIGNED, BP)
-    n, pixel = n[:, None], pixel[:, None]
-    c = tl.program_id(1) * BC + tl.arange(0, BC)[None, :]
-    mask = (tl.arange(0, BP) < M - start)[:, None] & (c < C)
+    n, pixel = n[None, :], pixel[None, :]
+    c = tl.program_id(1) * BC + tl.arange(0, BC)[:, None]
+    mask = (tl.arange(0, BP) < M - start)[None, :] & (c < C)
     if WIDE:
         c, pixel = c.to(tl.int64), pixel.to(tl.int64)
     else:
         n = n.to(tl.int32)
     h, w = pixel // W, pixel % W
-    acc = tl.zeros((BP, BC), tl.float32)
+    acc = tl.zeros((BC, BP), tl.float32)
     source = y + n * y_n + c * TAPS * y_c
     for a in range(UP):
         i = (h + TOP) // SH - a
         down = h + TOP - i * SH
         r = down // DOWN
         of_row = (i >= 0) & (i < OH) & (r < KH) & (r * DOWN == down)
-        for b in range(OVER):
-            j = (w + LEFT) // SW - b
-            over = w + LEFT - j * SW
-            q = over // ACROSS
-            hit = of_row & (j >= 0) & (j < OW) & (q < KW) & (q * ACROSS == over) & mask
-            acc += tl.load(source + (r * KW + q) * y_c + (i * OW + j) * y_l, hit, other=0.0).to(tl.float32)
+        for first in range(0, OVER, MANY):
+            for b in tl.static_range(MANY):
+                j = (w + LEFT) // SW - (first + b)
+                over = w + LEFT - j * SW
+                q = over // ACROSS
+                hit = of_row & (j >= 0) & (j < OW) & (q < KW) & (q * ACROSS == over) & mask
+                acc += tl.load(source + (r * KW + q) * y_c + (i * OW + j) * y_l, hit, other=0.0).to(tl.float32)
     if EVEN:
         place = x + n * x_n + pixel * x_w + c * x_c
     else:
@@ -153,12 +163,15 @@ def _fold(y: Any, x: Any, window: Window) -> None:
     n, c, h, w = x.shape
     entry = FOLD(_tile.device(x), n * h * w)
     pixels, channels = pixel_tile(x, n * h * w, entry.elements)
+    if channels == 64:
+        pixels, channels = _tile.next_power_of_2(n * h * w, entry.elements // 32), 32
     grid = (_tile.cdiv(n * h * w, pixels), _tile.cdiv(c, channels))
     up, over = window.laps
+    many = over if over <= MOST_TAPS else 1
     _tile.launch(
         _fold_kernel, grid, y, x, n * h * w, h * w, w, c, *window.output_size((h, w), window.padding), *window.kernel,
         window.taps, *y.stride(), *steps(x), *window.padding, *window.dilation, *window.stride,
-        UP=up, OVER=over, EVEN=evenly_spaced(x), ALIGNED=run_of(h * w, pixels), WIDE=is_wide(x, y),
+        UP=up, OVER=over, MANY=many, EVEN=evenly_spaced(x), ALIGNED=run_of(h * w, pixels), WIDE=is_wide(x, y),
         BP=pixels, BC=channels, num_warps=entry.warps,
     )  # fmt: skip
 
