@@ -11,6 +11,7 @@ from test_recurrent import call
 from gpulayers import arrays, dispatch
 from gpulayers.ops.recurrent import recurrent
 from gpulayers.testing.arena import arena, has_gpu
+from gpulayers.testing.audit_op import _cuda_launches
 from gpulayers.testing.emulator import emulating
 from gpulayers.testing.tolerance import excess
 
@@ -112,3 +113,14 @@ def test_what_does_not_fit_is_refused():
             dispatch.explain(recurrent, *case, mode="lstm")
         wide = x._replace(shape=(2, 65, 4 * 8)), weight._replace(shape=(32, 8)), h0
         assert kernels.recurrent_refuses(*wide, mode="lstm") == kernels.REFUSALS["batch"]
+
+
+def test_an_audit_sees_both_loops():
+    """With the weights that a block keeps as its dynamic shared memory."""
+    shapes = [arrays.Spec(s, arrays.float16) for s in ((2, 1, 36), (36, 12), (1, 12))]
+    found = _cuda_launches(recurrent, shapes, ("x", "weight"), {"mode": "gru"})
+    shared = {name: bytes for (_, name), (_, bytes) in found.items()}
+    assert shared["recurrent_forward_float16"] == kernels.slice_bytes(3 * 4, 12, 2)
+    assert (
+        shared["recurrent_backward_float16"] == kernels.slice_bytes(4, 36, 2) and "recurrent_weights_float16" in shared
+    )

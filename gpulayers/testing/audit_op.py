@@ -73,7 +73,7 @@ def _cuda_launches(op: Op, inputs: Sequence, needs: tuple, options: dict) -> dic
 
     found: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def note(source: str, name: str, grid: tuple, block: tuple, args: Any, shared: int) -> None:
+    def note(source: str, name: str, grid: tuple, block: tuple, args: Any, shared: int, cooperative: bool) -> None:
         found[source, name] = math.prod(block), shared
 
     before, _launch.emulate = _launch.emulate, note
