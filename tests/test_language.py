@@ -20,9 +20,10 @@ def trained(path, settings=SMALL, **how):
     return language.train(TEXT._replace(held_out=TEXT.held_out[:100]), str(path), settings, progress=False, **how)
 
 
-def test_native_and_torch_have_the_same_losses_step_by_step(tmp_path):
+@pytest.mark.parametrize("optimizer", language.OPTIMIZERS)
+def test_native_and_torch_have_the_same_losses_step_by_step(tmp_path, optimizer):
     pytest.importorskip("torch")
-    each = dataclasses.replace(SMALL, epochs=6, steps=1)
+    each = dataclasses.replace(SMALL, epochs=6, steps=1, optimizer=optimizer)
     native, torch = trained(tmp_path / "native", each), trained(tmp_path / "torch", each, torch=True)
     for name in ("loss", "val_loss", "lr"):
         # 2⁻²⁴ a rounding, √ of some hundred of them in a row, and each step's differences go into the next
@@ -32,11 +33,12 @@ def test_native_and_torch_have_the_same_losses_step_by_step(tmp_path):
     assert all(np.abs(a[name] - b[name]).max() < 1e-3 for name in a) and a.keys() == b.keys()
 
 
-@pytest.mark.parametrize("torch", [False, True])
-def test_interrupted_within_an_epoch_it_resumes_to_the_same_bits(tmp_path, monkeypatch, torch):
+@pytest.mark.parametrize("torch, optimizer", [(False, "adamw"), (True, "muon")])
+def test_interrupted_within_an_epoch_it_resumes_to_the_same_bits(tmp_path, monkeypatch, torch, optimizer):
     if torch:
         pytest.importorskip("torch")
-    whole = trained(tmp_path / "whole", torch=torch)
+    settings = dataclasses.replace(SMALL, optimizer=optimizer)
+    whole = trained(tmp_path / "whole", settings, torch=torch)
     rate, called = language.Settings.rate, []
 
     def interrupted(self, step):
@@ -47,8 +49,8 @@ def test_interrupted_within_an_epoch_it_resumes_to_the_same_bits(tmp_path, monke
 
     monkeypatch.setattr(language.Settings, "rate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", torch=torch)
-    rest = trained(tmp_path / "cut", torch=torch, resume=True)
+        trained(tmp_path / "cut", settings, torch=torch)
+    rest = trained(tmp_path / "cut", settings, torch=torch, resume=True)
     assert rest["history"]["loss"] == whole["history"]["loss"]
     a, b = (gl.load(tmp_path / road / "model").state_dict() for road in ("whole", "cut"))
     assert all(np.array_equal(a[name], b[name]) for name in a)

@@ -77,6 +77,9 @@ def _text(kinds: Any) -> None:
         default = getattr(language.Settings, name.replace("-", "_"))
         p.add_argument(f"--{name}", type=count, default=default, help=f"{what} (default: {default})")
     p.add_argument("--lr", type=_console.positive, default=language.Settings.lr, help="the highest learning rate")
+    p.add_argument(
+        "--optimizer", choices=language.OPTIMIZERS, default="adamw", help="for the matrices (default: adamw)"
+    )
     _where(p)
     p.set_defaults(run=_train_text)
 

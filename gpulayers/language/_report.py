@@ -12,13 +12,16 @@ from gpulayers.language._data import Text
 from gpulayers.language._generate import generate
 from gpulayers.language._model import gpt
 
+OPTIMIZERS = "adamw", "muon"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a training is: the same settings and text give the same bits.
 
     context, width, layers, heads: of the model. epochs of ``steps`` batches of ``batch_size`` windows. lr: the highest
-    learning rate, after a fifth of an epoch; it falls to a twentieth along a cosine.
+    learning rate, after a fifth of an epoch; it falls to a twentieth along a cosine. optimizer: "adamw", or "muon" for the
+    matrices between embeddings and head, which then take steps as large as AdamW's; all else stays AdamW's.
     """
 
     context: int = 128
@@ -34,8 +37,12 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     precision: str | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            rule = " or ".join(OPTIMIZERS)
+            raise ValueError(f"train text: optimizer: the rule is {rule}; got {self.optimizer!r}")
         for name in ("context", "width", "layers", "heads", "epochs", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train text: {name}: the rule is an integer ≥ 1; got {getattr(self, name)}")
@@ -44,6 +51,11 @@ class Settings:
 
     def model(self) -> gl.Sequential:
         return gpt(context=self.context, width=self.width, layers=self.layers, heads=self.heads)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """How the names of those weights begin that are AdamW's in any case: tables of tokens and positions, the head."""
+        return "0.", "1.", f"{2 * self.layers + 3}."
 
     def rate(self, step: int) -> float:
         """The learning rate of a step (from 0)."""

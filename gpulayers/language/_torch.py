@@ -104,9 +104,13 @@ class _State:
     def __init__(self, twin: nn.Module, settings: Settings):
         self.twin, self.settings, self.history = twin, settings, gl.History()
         self.epoch, self.seed = 0, int(random.draw()[0])  # as a fit draws it
-        self.optimizer = gt.optim.AdamW(
-            twin.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-        )
+        named, muon = [*twin.named_parameters()], settings.optimizer == "muon"
+        inside = [muon and p.dim() == 2 and not name.startswith(settings.others) for name, p in named]
+        how: dict[str, Any] = dict(lr=settings.lr, weight_decay=settings.weight_decay)
+        others, matrices = ([p for (_, p), i in zip(named, inside) if i is which] for which in (False, True))
+        self.optimizers: list[Any] = [gt.optim.AdamW(others, betas=(0.9, 0.99), **how)]
+        if muon:
+            self.optimizers.append(gt.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **how))
 
     def pass_over(self, data: tuple, progress: bool) -> float:
         """The mean loss of an epoch, in nats."""
@@ -119,13 +123,15 @@ class _State:
         self.twin.train()
         bar = tqdm(np.split(rows, steps), desc=label, disable=not progress, unit="batch", leave=False)
         for step, batch in enumerate(bar, self.epoch * steps):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.rate(step)
+            rate = self.settings.rate(step)
+            for group in (group for each in self.optimizers for group in each.param_groups):
+                group["lr"] = rate
             loss = self._loss(*self._batch(data, batch))
-            self.optimizer.zero_grad()
+            self.twin.zero_grad()
             loss.backward()
             gt.optim.clip_grad_norm_(self.twin.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
+            for each in self.optimizers:
+                each.step()
             total += loss.detach()
         return float(total) / steps
 
@@ -157,7 +163,7 @@ class _State:
         torch.save(
             {
                 "weights": self.twin.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [each.state_dict() for each in self.optimizers],
                 "history": dict(self.history),
                 "epoch": self.epoch,
                 "seed": self.seed,
@@ -169,6 +175,7 @@ class _State:
     def load(self, path: pathlib.Path) -> None:
         kept = torch.load(path, weights_only=True)
         self.twin.load_state_dict(kept["weights"])
-        self.optimizer.load_state_dict(kept["optimizer"])
+        for each, state in zip(self.optimizers, kept["optimizers"], strict=True):
+            each.load_state_dict(state)
         self.history = gl.History(kept["history"])
         self.epoch, self.seed = kept["epoch"], kept["seed"]

@@ -60,7 +60,8 @@ def _natively(
 ) -> gl.History:  # fmt: skip
     if progress:
         print(model.summary())
-    optimizer = gl.AdamW(lr=settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    how: dict[str, Any] = dict(lr=settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    optimizer = gl.AdamW(**how) if settings.optimizer == "adamw" else gl.Muon(others=settings.others, **how)
     return model.fit(
         *data,
         epochs=settings.epochs,
