@@ -146,9 +146,13 @@ def test_what_rows_should_take():
 
 
 def test_what_images_should_take():
-    """A lane's whole runs leave a row-major maximum to its bytes; a kernel of single pixels is bound by what it issues."""
+    """A lane's whole runs leave a row-major maximum to its bytes; where it moves single pixels, a kernel is bound by what it
+    issues."""
     (name, op, shape, options), *_ = predicted_images.CALLS["pooling"]
-    for width, kernel, enough in ((112, "max_pool_runs_forward_kernel", True), (113, "max_pool_forward_kernel", False)):
+    for width, kernel, enough in (
+        (112, "max_pool_runs_forward_kernel", True),
+        (113, "max_pool_blocks_forward_kernel", False),
+    ):
         case = Case(op, name, ((*shape[:2], 112, width),), options)
         line = predicted_images.line(case, "forward", Call(case, bfloat16).launched(90)[:1])
         assert line[2] == kernel and (float(line[-1]) >= 0.85) == enough

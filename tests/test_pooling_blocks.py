@@ -47,6 +47,15 @@ def test_avg_pool(i, case):
     assert ran(avg_pool, draw(2, 9, 7, 6, last=True), HALVES[i % 2], **options, **more) == of_blocks("avg")
 
 
+@pytest.mark.parametrize("i", range(len(WINDOWS)))
+def test_planes(i):
+    """Of row-major images, whose rows are no whole runs: several planes to a program, and lanes past the last."""
+    x = special(draw(2, 3, 7, 9))
+    assert ran(max_pool, x, HALVES[i % 2], return_indices=i % 3 == 1, **WINDOWS[i]) == of_blocks("max")
+    more = {"count_include_pad": i == 1}
+    assert ran(avg_pool, draw(2, 3, 7, 9), HALVES[i % 2], **WINDOWS[i], **more) == of_blocks("avg")
+
+
 def test_tiles():
     """Several tiles along each axis, of parts of the channels: of few idle lanes."""
     assert [_pooling_blocks._channels(c) for c in (8, 72, 96, 192, 100)] == [8, 8, 32, 64, 8]

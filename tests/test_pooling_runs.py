@@ -32,7 +32,7 @@ def ran(op, x, dtype, **options):
 
 def of_runs(kind, options):
     """A row of 31 windows is no whole runs."""
-    runs = "" if options["kernel_size"] == (1, 2) else "runs_"
+    runs = "blocks_" if options["kernel_size"] == (1, 2) else "runs_"
     return {f"_{kind}_pool_{runs}{way}_kernel" for way in ("forward", "backward")}
 
 
@@ -58,11 +58,11 @@ def test_halves_of_runs():
 
 
 def test_what_is_left():
-    """Arrays that are not contiguous, wider windows, and indices: a lane moves one pixel."""
-    for x, options in (
-        (draw(1, 2, 4, 32)[:, :, ::2], {"kernel_size": 2}),
-        (draw(1, 1, 4, 32), {"kernel_size": (2, 4)}),
-        (draw(1, 1, 4, 32), {"kernel_size": 2, "dilation": 2, "padding": 1, "stride": 1}),
+    """Arrays that are not contiguous, dilated windows, wider ones, and indices: a lane moves pixels one by one."""
+    for kernel, x, options in (
+        ("_max_pool_forward_kernel", draw(1, 2, 4, 32)[:, :, ::2], {"kernel_size": 2}),
+        ("_max_pool_forward_kernel", draw(1, 1, 4, 32), {"kernel_size": 2, "dilation": 2, "padding": 1, "stride": 1}),
+        ("_max_pool_blocks_forward_kernel", draw(1, 1, 4, 32), {"kernel_size": (2, 4)}),
+        ("_max_pool_blocks_forward_kernel", draw(1, 1, 4, 32), {"kernel_size": 2, "return_indices": True}),
     ):
-        assert "_max_pool_forward_kernel" in ran(max_pool, x, "bfloat16", **options)
-    assert "_max_pool_forward_kernel" in ran(max_pool, draw(1, 1, 4, 32), "float16", kernel_size=2, return_indices=True)
+        assert kernel in ran(max_pool, x, "bfloat16", **options)

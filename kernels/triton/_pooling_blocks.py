@@ -1,5 +1,6 @@
-"""Pooling of images whose channels are neighbours in memory: a lane has 16 bytes of the channels of a block of pixels, so that
-what tells where a pixel lies is reckoned once for all of them, and what several of the block's windows share is loaded once.
+"""Pooling of images by blocks of pixels: what tells where pixels lie is reckoned once for all of a block, and what several of its
+windows share is loaded once. Where channels are neighbours in memory a lane has 16 bytes of them; of row-major images, whose rows
+begin anywhere (``_pooling_runs`` has those of whole runs), it has one.
 
 Windows are of up to five rows and columns, undilated, and step over no pixel. ``pooling`` has the kernels of everything else.
 A window always lies on the image somewhere. Maxima and sums are of each row's columns first, then of the rows.
@@ -12,20 +13,22 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .._budget import Budget
+from .._budget import Budget, channels_first
 from .._pooling import Divisor
 from .._window import Window
 from . import _configs, _tile
+from ._image import first_of, is_wide
 from ._pixels import is_far
 from ._pooling_runs import divided
+from ._runs import divided as over
 from ._tracing import thread
 from ._windows import covered
 
 BUDGETS = {
-    "_max_pool_blocks_forward_kernel": Budget(registers=216, blocks=2),
-    "_max_pool_blocks_backward_kernel": Budget(registers=168, blocks=3),
-    "_avg_pool_blocks_forward_kernel": Budget(registers=184, blocks=2),
-    "_avg_pool_blocks_backward_kernel": Budget(registers=184, blocks=2),
+    "_max_pool_blocks_forward_kernel": Budget(registers=216, blocks=2, narrow=channels_first),
+    "_max_pool_blocks_backward_kernel": Budget(registers=168, blocks=3, narrow=channels_first),
+    "_avg_pool_blocks_forward_kernel": Budget(registers=184, blocks=2, narrow=channels_first),
+    "_avg_pool_blocks_backward_kernel": Budget(registers=184, blocks=2, narrow=channels_first),
 }
 MOST = 5
 """Rows and columns of a window, all of which are unrolled."""
@@ -36,24 +39,32 @@ LEAST = 8
 
 
 @triton.jit
-def _lanes_of(C, HIGH: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, TH: tl.constexpr, BP: tl.constexpr,
-              BC: tl.constexpr):  # fmt: skip
-    """(image, row, column, channel): where each lane's block of HIGH × WIDE pixels begins, TH blocks below each other. SPLIT:
-    programs have BC of the channels each."""
-    tile, part = tl.program_id(0), 0
-    if SPLIT:
-        parts = tl.cdiv(C, BC)
-        part = tile % parts
-        tile = tile // parts
-    c = part * BC + tl.arange(0, BC)[None, :]
-    lane = tile * BP + tl.arange(0, BP)[:, None]
-    row = (tl.program_id(1) * TH + lane % TH) * HIGH
-    return tl.program_id(2).to(tl.int64), row, lane // TH * WIDE, c
+def _lanes_of(M, ROWS, COLUMNS, C, HIGH: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr,
+              TH: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """(image, row, column, channel, mask): where each lane's block of HIGH × WIDE pixels begins, TH blocks below each other.
+    SPLIT: programs have BC of the channels each. TH = 0: an image is a plane of M's ROWS × COLUMNS blocks."""
+    if TH == 0:
+        lane = first_of(M, BP) + tl.arange(0, BP)[:, None]
+        across = over(lane, COLUMNS)
+        plane = over(across, ROWS)
+        row, column = (across - plane * ROWS) * HIGH, (lane - across * COLUMNS) * WIDE
+        return plane, row, column, tl.zeros((1, 1), tl.int32), lane < M
+    else:
+        tile, part = tl.program_id(0), 0
+        if SPLIT:
+            parts = tl.cdiv(C, BC)
+            part = tile % parts
+            tile = tile // parts
+        c = part * BC + tl.arange(0, BC)[None, :]
+        lane = tile * BP + tl.arange(0, BP)[:, None]
+        row = (tl.program_id(1) * TH + lane % TH) * HIGH
+        return tl.program_id(2).to(tl.int64), row, lane // TH * WIDE, c, FULL | (c < C)
 
 
 @triton.jit
 def _within(at, SIZE):
-    return (at >= 0) & (at < SIZE)
+    """0 ≤ at < SIZE, by one comparison."""
+    return at.to(tl.uint32) < (at * 0 + SIZE).to(tl.uint32)
 
 
 @triton.jit
@@ -69,14 +80,13 @@ def _row(x, w, there, W, step, other, FIRST: tl.constexpr, LAST: tl.constexpr):
 @triton.jit
 def _max_pool_blocks_forward_kernel(
     x, y, won, indices,
-    OH, OW, H, W, C, x_n, x_h, x_w, y_n, y_h, y_w,
+    M, ROWS, COLUMNS, OH, OW, H, W, C, x_n, x_h, x_w, y_n, y_h, y_w,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     UH: tl.constexpr, UW: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr, TH: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
     """UH × UW windows to a lane."""
-    n, i, j, c = _lanes_of(C, UH, UW, SPLIT, TH, BP, BC)
-    mask = FULL | (c < C)
+    n, i, j, c, mask = _lanes_of(M, ROWS, COLUMNS, C, UH, UW, SPLIT, FULL, TH, BP, BC)
     h, w = i * SH - TOP, j * SW - LEFT
     x += n * x_n + (h * x_h + w * x_w + c)
     y_at = n * y_n + (i * y_h + j * y_w + c)
@@ -116,17 +126,17 @@ def _numbered(FIRST: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def _maxima(values, taps, K: tl.constexpr, S: tl.constexpr, U: tl.constexpr):
     """(maximum, tap, maximum, tap, …) of U windows of K of these values, S apart; what two neighbours share is compared once."""
+    found = ()
     if U == 1 or K <= S:
-        found = ()
         for v in tl.static_range(U):
             found += _maximum(values, taps, S * v, S * v + K)
-        return found
     else:
-        tl.static_assert(U == 2)
-        best, tap = _maximum(values, taps, S, K)
-        before, tap_before = _maximum(values, taps, 0, S)
-        after, tap_after = _maximum(values, taps, K, K + S)
-        return _greater(before, tap_before, best, tap) + _greater(best, tap, after, tap_after)
+        for v in tl.static_range(0, U, 2):
+            best, tap = _maximum(values, taps, S * v + S, S * v + K)
+            before, tap_before = _maximum(values, taps, S * v, S * v + S)
+            after, tap_after = _maximum(values, taps, S * v + K, S * v + K + S)
+            found += _greater(before, tap_before, best, tap) + _greater(best, tap, after, tap_after)
+    return found
 
 
 @triton.jit
@@ -147,14 +157,13 @@ def _greater(a, tap, b, other):
 @triton.jit
 def _max_pool_blocks_backward_kernel(
     dy, won, dx,
-    H, W, OH, OW, C, dy_n, dy_h, dy_w, x_n, x_h, x_w,
+    M, ROWS, COLUMNS, H, W, OH, OW, C, dy_n, dy_h, dy_w, x_n, x_h, x_w,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     UH: tl.constexpr, UW: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr, TH: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
     """UH · SH × UW · SW pixels to a lane. Of window i + e, pixel h + o lies in row o + TOP − SH · e."""
-    n, i, j, c = _lanes_of(C, UH, UW, SPLIT, TH, BP, BC)
-    mask = FULL | (c < C)
+    n, i, j, c, mask = _lanes_of(M, ROWS, COLUMNS, C, UH, UW, SPLIT, FULL, TH, BP, BC)
     of = n * dy_n + (i * dy_h + j * dy_w + c)
     acc = (tl.zeros((BP, BC), tl.float32),) * (UH * SH * UW * SW)
     for e in tl.static_range(-((KH - 1 - TOP) // SH), (SH * UH - 1 + TOP) // SH + 1):
@@ -194,15 +203,14 @@ def _store_block(dx, block, at, h, w, H, W, x_h, x_w, mask, HIGH: tl.constexpr, 
 @triton.jit
 def _avg_pool_blocks_forward_kernel(
     x, y,
-    OH, OW, H, W, C, x_n, x_h, x_w, y_n, y_h, y_w, SCALE,
+    M, ROWS, COLUMNS, OH, OW, H, W, C, x_n, x_h, x_w, y_n, y_h, y_w, SCALE,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     SAME: tl.constexpr, INCLUDE_PAD: tl.constexpr,
     UH: tl.constexpr, UW: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr, TH: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
     """SAME: SCALE is what every sum is multiplied by."""
-    n, i, j, c = _lanes_of(C, UH, UW, SPLIT, TH, BP, BC)
-    mask = FULL | (c < C)
+    n, i, j, c, mask = _lanes_of(M, ROWS, COLUMNS, C, UH, UW, SPLIT, FULL, TH, BP, BC)
     h, w = i * SH - TOP, j * SW - LEFT
     x += n * x_n + (h * x_h + w * x_w + c)
     y += n * y_n + (i * y_h + j * y_w + c)
@@ -240,14 +248,13 @@ def _sums(pixels, K: tl.constexpr, S: tl.constexpr, U: tl.constexpr):
 @triton.jit
 def _avg_pool_blocks_backward_kernel(
     dy, dx,
-    H, W, OH, OW, C, dy_n, dy_h, dy_w, x_n, x_h, x_w, SCALE,
+    M, ROWS, COLUMNS, H, W, OH, OW, C, dy_n, dy_h, dy_w, x_n, x_h, x_w, SCALE,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     SAME: tl.constexpr, INCLUDE_PAD: tl.constexpr,
     UH: tl.constexpr, UW: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr, TH: tl.constexpr, BP: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    n, i, j, c = _lanes_of(C, UH, UW, SPLIT, TH, BP, BC)
-    mask = FULL | (c < C)
+    n, i, j, c, mask = _lanes_of(M, ROWS, COLUMNS, C, UH, UW, SPLIT, FULL, TH, BP, BC)
     dy += n * dy_n + (i * dy_h + j * dy_w + c)
     FIRST: tl.constexpr = -((KW - 1 - LEFT) // SW)
     LAST: tl.constexpr = (SW * UW - 1 + LEFT) // SW + 1
@@ -313,19 +320,30 @@ def _added(acc, sums, TOP: tl.constexpr, KH: tl.constexpr, HIGH: tl.constexpr, W
 
 def _fits(window: Window, *arrays: Any) -> bool:
     """Whether these kernels are for a window, and for images such as these."""
-    first = arrays[0]
-    if first.ndim != 4 or window.dilation != (1, 1) or max(window.kernel) > MOST or window.taps == 1:
+    if arrays[0].ndim != 4 or window.dilation != (1, 1) or max(window.kernel) > MOST or window.taps == 1:
         return False
-    near = all([a.stride(1) == 1 and a.shape[1] >= LEAST and a.numel() > 0 and not is_far(a) for a in arrays])
     steps = all([s <= k for s, k in zip(window.stride, window.kernel)])
-    return near and steps and first.shape[0] <= LONGEST and first.shape[2] <= LONGEST
+    return steps and all([a.numel() > 0 for a in arrays]) and (_in_planes(*arrays) or _by_channels(*arrays))
 
 
-def _plan(choice: _configs.Choice, x: Any, rows: int, columns: int) -> tuple[tuple, dict]:
-    """(grid, tile) of a kernel that makes so many blocks of pixels in each image of ``x``."""
+def _by_channels(*arrays: Any) -> bool:
+    near = all([a.stride(1) == 1 and a.shape[1] >= LEAST and not is_far(a) for a in arrays])
+    return near and arrays[0].shape[0] <= LONGEST and arrays[0].shape[2] <= LONGEST
+
+
+def _in_planes(*arrays: Any) -> bool:
+    return all([a.is_contiguous() and not is_wide(a) for a in arrays])
+
+
+def _plan(choice: _configs.Choice, x: Any, rows: int, columns: int, planes: bool) -> tuple[tuple, tuple, dict]:
+    """(grid, blocks, tile) of a kernel that makes so many blocks of pixels in each image of ``x``."""
     n, c = x.shape[:2]
     length = 16 // x.element_size()
     entry = choice(_tile.device(x), x.numel() // c)
+    if planes:
+        lanes, blocks = 32 * entry.warps, n * c * rows * columns
+        tile = {"SPLIT": False, "FULL": True, "TH": 0, "BP": lanes, "BC": 1, "num_warps": entry.warps}
+        return (_tile.cdiv(blocks, lanes),), (blocks, rows, columns), tile
     channels = _channels(c)
     lanes = max(1, min(entry.elements, 32 * entry.warps * length) // channels)
     high = _high(lanes, rows, columns)
@@ -333,7 +351,7 @@ def _plan(choice: _configs.Choice, x: Any, rows: int, columns: int) -> tuple[tup
     grid = (_tile.cdiv(columns * high, lanes) * parts, _tile.cdiv(rows, high), n)
     split, full = parts > 1, c % channels == 0
     tile = {"SPLIT": split, "FULL": full, "TH": high, "BP": lanes, "BC": channels, "num_warps": entry.warps}
-    return grid, tile
+    return grid, (None, None, None), tile
 
 
 def _channels(c: int) -> int:
@@ -357,14 +375,19 @@ def _constants(window: Window, high: int, wide: int) -> dict[str, int]:
     return {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "TOP": top, "LEFT": left, "UH": high, "UW": wide}
 
 
-def _steps(x: Any) -> tuple[int, int, int]:
-    n, _, h, w = x.stride()
-    return n, h, w
+def _steps(x: Any, planes: bool) -> tuple[int, int, int]:
+    n, c, h, w = x.stride()
+    return c if planes else n, h, w
 
 
-def _each(window: Window, forward: bool) -> tuple[int, int]:
+def _each(window: Window, forward: bool, planes: bool) -> tuple[int, int]:
     """Rows and columns of the windows (or, where they step, of the steps) that are a lane's: as many as share enough."""
     shared = any([k > s for k, s in zip(window.kernel, window.stride)])
+    if planes:  # a warp's lanes move neighbours, so that stores are whole
+        return 4 if window.kernel[0] > 1 and window.stride[0] <= 2 else 1, 2 if window.stride == (
+            1,
+            1,
+        ) and shared else 1
     if window.stride == (1, 1) and shared:
         return 2, 2
     return 1, 2 if shared and forward else 1
@@ -372,16 +395,20 @@ def _each(window: Window, forward: bool) -> tuple[int, int]:
 
 def _forward(choice: _configs.Choice, x: Any, y: Any, window: Window) -> tuple[tuple, tuple, dict]:
     """(grid, sizes and steps, constants)"""
-    high, wide = _each(window, True)
-    grid, tile = _plan(choice, y, _tile.cdiv(y.shape[2], high), _tile.cdiv(y.shape[3], wide))
-    sizes = (*y.shape[2:], *x.shape[2:], x.shape[1], *_steps(x), *_steps(y))
+    planes = _in_planes(x, y)
+    high, wide = _each(window, True, planes)
+    grid, blocks, tile = _plan(choice, y, _tile.cdiv(y.shape[2], high), _tile.cdiv(y.shape[3], wide), planes)
+    sizes = (*blocks, *y.shape[2:], *x.shape[2:], x.shape[1], *_steps(x, planes), *_steps(y, planes))
     return grid, sizes, {**_constants(window, high, wide), **tile}
 
 
 def _backward(choice: _configs.Choice, dy: Any, dx: Any, window: Window) -> tuple[tuple, tuple, dict]:
-    (high, wide), (sh, sw) = _each(window, False), window.stride
-    grid, tile = _plan(choice, dx, _tile.cdiv(dx.shape[2], high * sh), _tile.cdiv(dx.shape[3], wide * sw))
-    sizes = (*dx.shape[2:], *dy.shape[2:], dx.shape[1], *_steps(dy), *_steps(dx))
+    planes, (sh, sw) = _in_planes(dy, dx), window.stride
+    high, wide = _each(window, False, planes)
+    grid, blocks, tile = _plan(
+        choice, dx, _tile.cdiv(dx.shape[2], high * sh), _tile.cdiv(dx.shape[3], wide * sw), planes
+    )
+    sizes = (*blocks, *dx.shape[2:], *dy.shape[2:], dx.shape[1], *_steps(dy, planes), *_steps(dx, planes))
     return grid, sizes, {**_constants(window, high, wide), **tile}
 
 
