@@ -105,7 +105,7 @@ def test_faults_are_found(name, monkeypatch):
 def test_what_does_not_fit_is_refused():
     """By the shared memory of the multiprocessors at hand."""
     x, weight, h0, *_ = (arrays.spec(np.zeros(s, np.float16)) for s in ((2, 1, 4 * 2048), (4 * 2048, 2048), (1, 2048)))
-    with arena("cuda"):
+    with emulating(), arena("cuda"):
         assert kernels.recurrent_refuses(x, weight, h0, h0, mode="lstm") == kernels.REFUSALS["shared"]
         case = [None if a is None else a.astype(np.float32) for a in call("lstm", 1, 1, 128, 0, False)]
         assert dispatch.explain(recurrent, *case, mode="lstm")[0] == "cuda"
