@@ -203,8 +203,9 @@ class Case(NamedTuple):
                 return s.of(taps if self.put is None else self.put(taps), lambda n: torch.arange(n, device=taps.device))
             if isinstance(s, Seeds):
                 return torch.randint(0, 2**40, (2,), **where)
-            shape = s.shape if isinstance(s, Squares) else s
-            drawn = torch.randn(shape, dtype=arrays.to_torch_dtype(dtype), **where)
+            shape, kind = (s.shape, s.dtype) if isinstance(s, Spec) else (s, dtype)
+            shape = s.shape if isinstance(s, Squares) else shape
+            drawn = torch.randn(shape, dtype=arrays.to_torch_dtype(kind), **where)
             drawn = drawn * drawn if isinstance(s, Squares) else drawn
             return drawn if self.put is None else self.put(drawn)
 

@@ -13,7 +13,9 @@ _SMALLEST = {float64: -1022, float32: -126, float16: -14, bfloat16: -126}
 
 
 def ulp(values: np.ndarray, of: np.dtype) -> np.ndarray:
-    """The distance between neighbouring numbers of dtype ``of`` at ``values`` (float64)."""
+    """The distance between neighbouring numbers of dtype ``of`` at ``values`` (float64); none of integers, which are exact."""
+    if of.kind in "iu":
+        return np.zeros(values.shape)
     _, exponent = np.frexp(np.where(np.isfinite(values), values, 0.0))
     return np.ldexp(1.0, np.maximum(exponent - 1, _SMALLEST[of]) - _MANTISSA[of])
 
