@@ -37,7 +37,7 @@ def kernels() -> dict[str, list[str]]:
 
 def _in_cuda(text: str) -> Iterator[str]:
     """Names up to the dtype; where a macro's argument begins one, with each function that the file makes kernels of."""
-    for name in re.findall(r"__global__ void\s+([\w#]+)\(", text):
+    for name in re.findall(r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?([\w#]+)\(", text):
         first, *rest = name.split("##")
         if first.isupper():
             yield from (
