@@ -27,8 +27,7 @@ TARGETS = np.array([[1, 2, 2], [3, 1, 7], [9, 9, 9], [2, 2, 2], [3, 0, 1]]) % 8
 LENGTHS, COUNTS = np.array([6, 4, 3, 4, 5]), np.array([3, 2, 0, 3, 1])
 
 
-@pytest.mark.parametrize("zero_infinity", [False, True])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction, zero_infinity", [("none", False), ("none", True), ("mean", True), ("sum", False)])
 def test_definition(reduction, zero_infinity):
     how = {"reduction": reduction, "zero_infinity": zero_infinity, "blank": 0}
     few = {"dys": ["dense", "expanded"]} | ({} if reduction == "none" else {"dtypes": ["float32", "float64"]})

@@ -80,6 +80,10 @@ POINTWISE = {
 }
 
 
+TURNS = {torch.float16: 0, torch.bfloat16: 1, torch.float64: 0}
+"""Every second call is left out; float32 has all."""
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [*POINTWISE, *ROWS])
 def test_loss_of_arrays(name, dtype):
@@ -89,6 +93,8 @@ def test_loss_of_arrays(name, dtype):
         ANY if name in POINTWISE else [(4, 5), (5,), (2, 3), (1, 4), *([(0, 3)] if name != "MultiMarginLoss" else [])]
     )
     for number, (kwargs, shape) in enumerate(itertools.product((POINTWISE | ROWS)[name], shapes)):
+        if number % 2 == TURNS.get(dtype, -1):
+            continue
         given = TARGETS[name](draw(shape, torch.float64, number, 1.0), draw(shape, torch.float64, number + 1, 1.0))
         given = [some_layouts(t, number + i)[-(number % 3 != 0)] for i, t in enumerate(given)]
         if name == "PoissonNLLLoss" and not kwargs["log_input"]:
