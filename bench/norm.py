@@ -224,7 +224,6 @@ def cases() -> list[Case]:
         _rms_norm("Qwen-3 heads", 262144, 128),
         _add_layer_norm("GPT-2", 2048, 1024, cpu=True),
         _add_layer_norm("GPT-3 13B", 8192, 5120),
-        _stream("GPT-2", 16384, 768),
         _add_rms_norm("TinyLlama", 1024, 2048, cpu=True),
         _add_rms_norm("Llama-3 8B", 8192, 4096),
         _batch_norm("classifier", 256, 512, cpu=True),

@@ -282,7 +282,7 @@ def _error(got: Tensor, value: _Value, rows: int | None) -> Error:
             times = found
             where = f"{value.name} at {place}: got {float(flat[i]):.9g}, true {float(value.truth[i]):.9g}"
     unit = float(ulp(np.array(largest), arrays.from_torch_dtype(got.dtype)))
-    return Error(worst / largest if largest else worst, worst / unit, times, where)
+    return Error(worst / largest if largest else worst, worst and worst / unit, times, where)
 
 
 def _most(x: Tensor) -> float:
@@ -299,7 +299,7 @@ def _beyond(off: Tensor, true: Tensor, value: _Value) -> tuple[float, int]:
     suspects = (off > float(value.allowed(true.new_zeros(())))).nonzero().reshape(-1)[: 1 << 20]
     if not len(suspects):
         at = int(off.argmax())
-        return float(off[at]) / float(value.allowed(true[at])), at
+        return (float(off[at]) and float(off[at]) / float(value.allowed(true[at]))), at  # integers: nothing is allowed
     times = np.nan_to_num(off[suspects].cpu().numpy() / value.allowed(true[suspects]), nan=np.inf)
     at = int(times.argmax())
     return float(times[at]), int(suspects[at])
