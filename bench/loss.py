@@ -100,7 +100,7 @@ def cases() -> list[Case]:
         _pointwise("bce_with_logits", 8192, 8192)._replace(headline=True),
         _pointwise("kl_div", 8192, 32000, log=True, reduction="batchmean"),
         _pointwise("smooth_l1", 256, 3, 32, 32, cpu=True),
-        Case(multilabel_margin, "256×80", ((256, 80), Labels((256, 80), 80)), {}, F.multilabel_margin_loss),
+        Case(multilabel_margin, "256×80", ((256, 80), Labels((256, 80), 80)), {}, F.multilabel_margin_loss, cpu=False),
         Case(row_loss, "triplets 4096×128", ((4096, 128),) * 3, {"loss": "triplet_margin"}, F.triplet_margin_loss),
         _ctc("speech", 1600, 32, 32, 200),
         *sweep("classes, 4,096 rows", [(n, _cross_entropy("", 4096, n)) for n in (1024, 4096, 16384, 32768, 131072)]),
@@ -131,7 +131,8 @@ def _ctc(name: str, times: int, samples: int, classes: int, labels: int) -> Case
         (times, samples, classes), Labels((samples, labels), classes - 1), Labels((samples,), times), Labels((samples,), labels),
     )  # fmt: skip
     title = f"{name} {times}×{samples}×{classes}, {labels} labels"
-    return Case(ctc_loss, title, shapes, {"blank": classes - 1, "zero_infinity": True}, cpu=False)
+    options = {"blank": classes - 1, "zero_infinity": True}
+    return Case(ctc_loss, title, shapes, options, partial(F.ctc_loss, **options), cpu=False)
 
 
 def _ctc_audits() -> list[Case]:
