@@ -24,3 +24,11 @@ def added_up(x: Any, shape: tuple) -> Any:
     x = x.sum(tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
     alone = tuple(i for i, n in enumerate(shape) if n == 1 and x.shape[i] != 1)
     return x.sum(alone, keepdims=True) if alone else x
+
+
+def broadcast(one: Sequence[Any], other: Sequence[Any]) -> tuple | None:
+    """The shape that both are broadcast to, None where there is none. Sizes may be symbols, or None for one not known."""
+    length = max(len(one), len(other))
+    pairs = zip(*((1,) * (length - len(s)) + tuple(s) for s in (one, other)))
+    found = [b if a == 1 or a is None else a if b in (1, None) or a == b else False for a, b in pairs]
+    return None if any(n is False for n in found) else tuple(found)

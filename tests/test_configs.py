@@ -173,7 +173,7 @@ def launched(case, **forced) -> list[tuple[str, dict]]:
         patch.setattr(_tile, "pretend", one(90))
         for name, config in forced.items():
             stack.enter_context(_configs.forced(name, config))
-        _launch(case.op, case.specs(bfloat16), case.wanted(), case.options)
+        _launch(case.op, case.specs(bfloat16), case.wanted(), case.options, False)
     return found
 
 

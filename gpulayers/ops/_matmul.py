@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gpulayers.arrays import Spec, namespace, up
 from gpulayers.definition import KindError, Rule, ShapeError
-from gpulayers.kernels._linears import added_up
+from gpulayers.kernels._linears import added_up, broadcast
 from gpulayers.ops._op import Op, require_float, require_same_dtype
 
 
 def _batch(a: Spec, b: Spec) -> tuple:
-    try:
-        return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    except ValueError:
+    if (found := broadcast(a.shape[:-2], b.shape[:-2])) is None:
         rule = "batches that broadcast, a.shape = (…, M, K), b.shape = (…, K, N)"
-        raise ShapeError("b", rule, f"{list(b.shape)} with a {list(a.shape)}") from None
+        raise ShapeError("b", rule, f"{list(b.shape)} with a {list(a.shape)}")
+    return found
 
 
 def matmul_rule(a: Spec, b: Spec, c: Spec | None = None, *, needs: tuple = (), alpha: float = 1.0) -> Rule:

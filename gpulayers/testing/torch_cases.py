@@ -190,7 +190,7 @@ MADE_OF_OTHERS = (
     *("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer"),
     *("TransformerEncoder", "TransformerDecoder", "Transformer"),
     *("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
-    *("AdaptiveLogSoftmaxWithLoss", "NLLLoss2d"),
+    *("AdaptiveLogSoftmaxWithLoss", "NLLLoss2d", "SyncBatchNorm"),
 )
 """Classes that only call others, and functions: tests of their own hold them against torch's."""
 LOOKUPS = [Case(name, *call) for name, calls in _OF_INDICES.items() for call in calls]

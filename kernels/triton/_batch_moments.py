@@ -11,7 +11,7 @@ from .._budget import Budget
 from . import _tile
 from ._batch_norm import FORWARD, _batch_norm_moments_kernel, _merged_moments, _Walk, channels_last, in_order
 
-BUDGETS = {"_merge_moments_kernel": Budget(registers=96, blocks=5, narrow="stores")}  # a number a channel
+BUDGETS = {"_merge_moments_kernel": Budget(registers=96, blocks=5, narrow="loads, stores")}  # a number a channel
 CHANNELS = 32
 """That a program merges."""
 

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .. import _invariance
 from .._budget import Budget
+from .._linears import broadcast
 from . import _matmul, _tile
 from ._matmul import GROUP, _place
 
@@ -189,7 +190,7 @@ def _gradient(x: Any, y: Any, shape: Sequence[int], dtype: Any, alpha: float, em
     out = empty(shape, dtype)
     if not out.numel():
         return out
-    batch = _broadcast(x.shape[:-2], y.shape[:-2])
+    batch = broadcast(x.shape[:-2], y.shape[:-2])
     mine = (1,) * (len(batch) - len(shape) + 2) + tuple(shape[:-2])
     over = [i for i, (n, own) in enumerate(zip(batch, mine)) if own != n]
     if not over:
@@ -206,16 +207,10 @@ def _gradient(x: Any, y: Any, shape: Sequence[int], dtype: Any, alpha: float, em
     return out
 
 
-def _broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
-    length = max(map(len, shapes))
-    padded = [(1,) * (length - len(s)) + tuple(s) for s in shapes]
-    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded))
-
-
 def matmul_forward(
     a: Any, b: Any, c: Any = None, *, needs: tuple = (), alpha: float = 1.0, empty: Any
 ) -> tuple[tuple, dict]:
-    y = empty((*_broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
+    y = empty((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
     product(a, b, y, empty, c=c if c is None else _tile.dense(c, empty), alpha=alpha)
     return (y,), {name: x for name, x, of in (("a", a, "b"), ("b", b, "a")) if of in needs}
 

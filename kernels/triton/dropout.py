@@ -11,7 +11,7 @@ import triton.language as tl
 from .._budget import Budget
 from .._dropout import draws
 from . import _random, _tile
-from ._random import words
+from ._random import word_of, words
 
 BUDGETS = {
     "_dropout_kernel": Budget(registers=56, blocks=10),
@@ -53,7 +53,7 @@ def _feature_dropout_kernel(
     plane = pid // across // down
     row = pid // across % down * ROWS + tl.arange(0, ROWS)[:, None]
     n = pid % across * BLOCK + tl.arange(0, BLOCK)[None, :]
-    bits = _random.word_of(seed, plane * N + n if LAST else row).to(tl.int64)  # (1, BLOCK) or (ROWS, 1)
+    bits = word_of(seed, plane * N + n if LAST else row).to(tl.int64)  # (1, BLOCK) or (ROWS, 1)
     mask = (row < M) & (n < N)
     at = (plane * M + row) * N + n
     v = tl.load(x + at, mask, other=0.0).to(tl.float32)
