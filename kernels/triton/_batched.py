@@ -39,19 +39,17 @@ def _finish(acc, batch, row, column, c, out, M, N, alpha, BM: tl.constexpr, BN: 
 
 @triton.jit
 def _batched_kernel(
-    a, b, c, out, sizes, a_steps, b_steps, M, N, K, a_m, a_k, b_k, b_n, alpha,
-    AXES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
+    a, b, c, out, n1, n2, a_0, a_1, a_2, b_0, b_1, b_2, M, N, K, a_m, a_k, b_k, b_n, alpha,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr, EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one product. sizes: of the AXES axes of the batch, from the last; EVEN: every step along K is whole."""
+    """One tile of one product of a batch (n0, n1, n2). EVEN: every step along K is whole."""
     tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
     batch = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
     tile_m, tile_n = _place(tl.program_id(0) % (tiles_m * tiles_n), tiles_m, tiles_n, GROUP_M)
-    left = batch
-    for axis in tl.static_range(AXES):
-        a += left % sizes[axis] * a_steps[axis]
-        b += left % sizes[axis] * b_steps[axis]
-        left = left // sizes[axis]
+    i0, i1, i2 = batch // n2 // n1, batch // n2 % n1, batch % n2
+    a += i0 * a_0 + i1 * a_1 + i2 * a_2
+    b += i0 * b_0 + i1 * b_1 + i2 * b_2
     row, column = tile_m * BM, tile_n * BN
     m = row + tl.arange(0, BM)[:, None]
     n = column + tl.arange(0, BN)[None, :]
@@ -136,6 +134,9 @@ def product(a: Any, b: Any, out: Any, empty: Callable, *, c: Any = None, alpha: 
     batch, (m, n), k = out.shape[:-2], out.shape[-2:], a.shape[-1]
     a, b = _spread(a, batch, empty), _spread(b, batch, empty)
     axes = _axes(batch, a.stride()[:-2], b.stride()[:-2])
+    if len(axes) > 3:  # a rare batch
+        a, b = (_tile.copied(x, None, empty) for x in (a, b))
+        axes = _axes(batch, a.stride()[:-2], b.stride()[:-2])
     count = math.prod(batch)
     if alpha == 1 and (rows := _as_rows(a, axes, count)) is not None:
         if c is not None:
@@ -168,10 +169,10 @@ def product(a: Any, b: Any, out: Any, empty: Callable, *, c: Any = None, alpha: 
         _tile.launch(_batched_tma_kernel, grid, left, right, c, out, count, **sizes, **flags)
         return
     steps = dict(a_m=one.stride(0), a_k=one.stride(1), b_k=other.stride(0), b_n=other.stride(1))
-    lists = [tuple(axis[i] for axis in axes) for i in range(3)]
-    even = type(k) is int and k % t.BK == 0
-    how = dict(AXES=len(axes), EVEN=even, PRECISION=precision)
-    _tile.launch(_batched_kernel, (programs,), a, b, c, out, *lists, **steps, **sizes, **how)
+    _, (n1, a_1, b_1), (n2, a_2, b_2) = three = [(1, 0, 0)] * (3 - len(axes)) + axes[::-1]
+    places = n1, n2, three[0][1], a_1, a_2, three[0][2], b_1, b_2
+    how = dict(EVEN=type(k) is int and k % t.BK == 0, PRECISION=precision)
+    _tile.launch(_batched_kernel, (programs,), a, b, c, out, *places, **steps, **sizes, **how)
 
 
 def _as_rows(a: Any, axes: list, count: int) -> Any:

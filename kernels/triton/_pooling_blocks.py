@@ -19,8 +19,8 @@ from .._window import Window
 from . import _configs, _tile
 from ._image import first_of, is_wide
 from ._pixels import is_far
-from ._pooling_runs import divided
-from ._runs import divided as over
+from ._pooling_runs import divisors
+from ._runs import divided
 from ._tracing import thread
 from ._windows import covered
 
@@ -45,8 +45,8 @@ def _lanes_of(M, ROWS, COLUMNS, C, HIGH: tl.constexpr, WIDE: tl.constexpr, SPLIT
     SPLIT: programs have BC of the channels each. TH = 0: an image is a plane of M's ROWS × COLUMNS blocks."""
     if TH == 0:
         lane = first_of(M, BP) + tl.arange(0, BP)[:, None]
-        across = over(lane, COLUMNS)
-        plane = over(across, ROWS)
+        across = divided(lane, COLUMNS)
+        plane = divided(across, ROWS)
         row, column = (across - plane * ROWS) * HIGH, (lane - across * COLUMNS) * WIDE
         return plane, row, column, tl.zeros((1, 1), tl.int32), lane < M
     else:
@@ -432,7 +432,7 @@ def max_backward(choice: _configs.Choice, dy: Any, tap: Any, dx: Any, window: Wi
 def avg_forward(choice: _configs.Choice, x: Any, y: Any, window: Window, divisor: Divisor) -> bool:
     fits = _fits(window, x, y)
     if fits:
-        scale, how = divided(window, divisor, x.shape[2:], y.shape[2:])
+        scale, how = divisors(window, divisor, x.shape[2:], y.shape[2:])
         grid, sizes, constants = _forward(choice, x, y, window)
         _tile.launch(_avg_pool_blocks_forward_kernel, grid, x, y, *sizes, scale, **how, **constants)
     return fits
@@ -441,7 +441,7 @@ def avg_forward(choice: _configs.Choice, x: Any, y: Any, window: Window, divisor
 def avg_backward(choice: _configs.Choice, dy: Any, dx: Any, window: Window, divisor: Divisor) -> bool:
     fits = _fits(window, dx, dy)
     if fits:
-        scale, how = divided(window, divisor, dx.shape[2:], dy.shape[2:])
+        scale, how = divisors(window, divisor, dx.shape[2:], dy.shape[2:])
         grid, sizes, constants = _backward(choice, dy, dx, window)
         _tile.launch(_avg_pool_blocks_backward_kernel, grid, dy, dx, *sizes, scale, **how, **constants)
     return fits

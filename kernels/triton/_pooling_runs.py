@@ -242,7 +242,7 @@ def max_backward(choice: _configs.Choice, dy: Any, tap: Any, dx: Any, window: Wi
     return length > 0
 
 
-def divided(window: Window, divisor: Divisor, size: tuple, counts: tuple) -> tuple[float, dict[str, bool]]:
+def divisors(window: Window, divisor: Divisor, size: tuple, counts: tuple) -> tuple[float, dict[str, bool]]:
     """(SCALE, what else of the divisor the kernels know): one scale where no window hangs over what counts."""
     pad = window.padding if divisor.include_pad else (0, 0)
     whole = all([
@@ -255,7 +255,7 @@ def divided(window: Window, divisor: Divisor, size: tuple, counts: tuple) -> tup
 def avg_forward(choice: _configs.Choice, x: Any, y: Any, window: Window, divisor: Divisor) -> bool:
     length = _length(window, x, y)
     if length:
-        scale, how = divided(window, divisor, x.shape[2:], y.shape[2:])
+        scale, how = divisors(window, divisor, x.shape[2:], y.shape[2:])
         grid, (m, r, oh), tile = run_plan(choice, y, y.shape[3] // length, length)
         _tile.launch(
             _avg_pool_runs_forward_kernel, grid, x, y, m, r, oh, x.shape[2], x.shape[3] // length, scale,
@@ -267,7 +267,7 @@ def avg_forward(choice: _configs.Choice, x: Any, y: Any, window: Window, divisor
 def avg_backward(choice: _configs.Choice, dy: Any, dx: Any, window: Window, divisor: Divisor) -> bool:
     length = _length(window, dx, dy)
     if length:
-        scale, how = divided(window, divisor, dx.shape[2:], dy.shape[2:])
+        scale, how = divisors(window, divisor, dx.shape[2:], dy.shape[2:])
         rx, ry = dx.shape[3] // length, dy.shape[3] // length
         grid, (m, r, h), tile = run_plan(choice, dx, _tile.cdiv(rx, window.stride[1]), length)
         _tile.launch(
