@@ -19,6 +19,7 @@ _ALL: list[tuple[Any, dict, Callable, float]] = [
     (ops.gelu, {}, F.gelu, 12.0),
     (ops.gelu, {"approximate": "tanh"}, lambda x: F.gelu(x, approximate="tanh"), 8.0),
     (ops.silu, {}, F.silu, 8.0),
+    (ops.quick_gelu, {}, lambda x: x * torch.sigmoid(1.702 * x), 8.0),
     (ops.sigmoid, {}, torch.sigmoid, 8.0),
     (ops.tanh, {}, torch.tanh, 8.0),
     (ops.softplus, {}, F.softplus, 8.0),

@@ -55,6 +55,7 @@ from gpulayers.layers.activation import (  # noqa: E402
     LogSigmoid,
     Mish,
     PReLU,
+    QuickGELU,
     ReGLU,
     ReLU,
     ReLU6,

@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, float]] = {
     "gelu": {},
     "gelu_tanh": {},
     "silu": {},
+    "quick_gelu": {},
     "sigmoid": {},
     "logsigmoid": {},
     "tanh": {},

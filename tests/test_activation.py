@@ -26,6 +26,7 @@ VARIANTS = [
     (A.gelu, {}, F.gelu),
     (A.gelu, {"approximate": "tanh"}, F.gelu),
     (A.silu, {}, F.silu),
+    (A.quick_gelu, {}, lambda x: x * torch.sigmoid(1.702 * x)),
     (A.sigmoid, {}, torch.sigmoid),
     (A.tanh, {}, torch.tanh),
     (A.softplus, {}, F.softplus),
@@ -292,6 +293,7 @@ def test_layers_keep_the_contract():
     check_layer(gl.RReLU(), (3, 4))
     check_layer(gl.GLU(1), (None, 4, 3))
     check_layer(gl.ReLUSquared(), (None, 5))
+    check_layer(gl.QuickGELU(), (None, 5))
 
 
 def test_cuda_unaligned():

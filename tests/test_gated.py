@@ -52,16 +52,22 @@ def test_the_functions():
     assert torch.autograd.gradgradcheck(ours.swiglu, (x[:1, :1],))
 
 
-def test_relu_squared_in_torch():
+@pytest.mark.parametrize(
+    "module, formula",
+    [(gt.activation.ReLUSquared, lambda x: F.relu(x).square()),
+     (gt.activation.QuickGELU, lambda x: x * torch.sigmoid(1.702 * x))],
+)  # fmt: skip
+def test_what_torch_has_no_module_of(module, formula):
     """As function, module and a chain's activation: the formula, and gradients of gradients."""
+    name = gt._acts.name_of(module())
+    function = getattr(gt.functional, name)
     x = torch.from_numpy(draw(3, 6)).requires_grad_()
-    true = F.relu(x).square()
+    true = formula(x)
     dy = torch.randn_like(true)
-    for found in (gt.functional.relu_squared(x), gt.activation.ReLUSquared()(x)):
+    for found in (function(x), module()(x)):
         torch.testing.assert_close(found, true)
         torch.testing.assert_close(*(torch.autograd.grad(y, x, dy, retain_graph=True)[0] for y in (found, true)))
-    assert torch.autograd.gradgradcheck(gt.functional.relu_squared, (x[:1] + 1,))
-    assert gt._acts.name_of(gt.activation.ReLUSquared()) == "relu_squared"
+    assert torch.autograd.gradgradcheck(function, (x[:1] + 1,))
 
 
 LAYERS = {

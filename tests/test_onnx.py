@@ -73,7 +73,7 @@ NATIVE = {
     "Where": (gl.Threshold(0.1, 3.0), ROW), "Gelu": (gl.GELU("tanh"), ROW), "Mish": (gl.Mish(), ROW),
     "Elu": (gl.ELU(0.5), ROW), "Celu": (gl.CELU(1.5), ROW), "Selu": (gl.SELU(), ROW), "Softplus": (gl.LogSigmoid(), ROW),
     "Softsign": (gl.Softsign(), ROW), "Sub": (gl.Tanhshrink(), ROW), "Split": (gl.GLU(1), IMAGE),
-    "Mul": (gl.GEGLU("tanh"), ROW), "Sigmoid": (gl.SwiGLU(), ROW),
+    "Mul": (gl.GEGLU("tanh"), ROW), "Sigmoid": (gl.QuickGELU(), ROW),
     "PRelu": (gl.PReLU(2), IMAGE), "Softmax": (gl.Softmin(1), IMAGE), "LogSoftmax": (gl.LogSoftmax(), ROW),
     "Gemm": (gl.Linear(6, 3, activation="gelu"), ROW), "MatMul": (gl.Linear(7, 3, activation="silu"), IMAGE),
     "LayerNormalization": (gl.LayerNorm((6, 7), bias=False), IMAGE), "BatchNormalization": (gl.BatchNorm2d(2), IMAGE),

@@ -88,6 +88,7 @@ BY_DEFINITION = {
     "GLU": (gl.GLU(), (None, 6)),
     "SwiGLU": (gl.SwiGLU(), (None, 6)),
     "ReLUSquared": (gl.ReLUSquared(), (None, 6)),
+    "QuickGELU": (gl.QuickGELU(), (None, 6)),
     "Dropout": (gl.Dropout(0.3), (None, 20)),
     "BatchNorm2d": (gl.BatchNorm2d(2), (None, 2, 3, 3)),
     "GroupNorm": (gl.GroupNorm(2, 4), (None, 4, 3)),

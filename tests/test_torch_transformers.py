@@ -371,6 +371,14 @@ def test_another_interface_of_masks_leaves_attention_alone(monkeypatch):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_clips_gelu():
+    plain = made("GPT2", activation_function="quick_gelu")
+    patched = copy.deepcopy(plain)
+    gt.patch(patched)
+    assert {b.mlp.act._activation for b in patched.transformer.h} == {"quick_gelu"}
+    check(plain, patched, *inputs("GPT2"))
+
+
 def test_altered_activations_losses_and_products_are_left_alone():
     def cross_entropy(source, target, num_items_in_batch=None, ignore_index=-100, **kwargs):
         return 2 * nn.functional.cross_entropy(source, target, ignore_index=ignore_index)

@@ -228,6 +228,9 @@ def subjects() -> list[Subject]:
         Subject("matmul", lambda m: lambda x: (m.functional if m is gt else torch).matmul(x, x.flip(0).mT), ROWS, FEW),
         Subject("linears", _several, ROWS, FEW),
         Subject("gated", _of_halves, ROWS, FEW),
+        Subject(
+            "quick_gelu", lambda m: gt.activation.QuickGELU() if m is gt else lambda x: x * torch.sigmoid(1.702 * x), ROWS, FEW
+        ),
         Subject("relu_squared", lambda m: gt.activation.ReLUSquared() if m is gt else lambda x: x.relu().square(), ROWS, FEW),
         Subject("recurrent", _OfSteps, (3, 2, 64), (2, 1, 4)),
         Subject("pairwise_distance", lambda m: lambda x: m.functional.pairwise_distance(x, x.flip(0)), ROWS, FEW),

@@ -128,6 +128,12 @@ class GELU(OpLayer):
         return {"approximate": self.approximate}
 
 
+class QuickGELU(OpLayer):
+    """x σ(1.702 x), near GELU."""
+
+    op = ops.quick_gelu
+
+
 class SiLU(OpLayer):
     """x σ(x)."""
 

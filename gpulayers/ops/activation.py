@@ -260,6 +260,19 @@ def _silu_gradient(dy: Any, x: Any) -> Any:
 silu = elementwise(_silu, _silu_gradient)
 
 
+def _quick_gelu(x: Any) -> Any:
+    """y = x σ(1.702 x), near GELU (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016)."""
+    return x * _sigmoid(1.702 * x)
+
+
+def _quick_gelu_gradient(dy: Any, x: Any) -> Any:
+    """dx = dy σ(z) (1 + z (1 − σ(z))) for z = 1.702 x."""
+    return _silu_gradient(dy, 1.702 * x)
+
+
+quick_gelu = elementwise(_quick_gelu, _quick_gelu_gradient)
+
+
 def _tanh(x: Any) -> Any:
     """y = tanh(x)."""
     return namespace(x).tanh(x)

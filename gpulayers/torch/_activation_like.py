@@ -19,6 +19,7 @@ _FUNCTIONS: dict[str, Any] = {
     "silu": activation.silu,
     "gelu": activation.gelu,
     "gelu_tanh": functools.partial(activation.gelu, approximate="tanh"),
+    "quick_gelu": activation.quick_gelu,
     "relu": activation.relu,
     "relu_squared": activation.relu_squared,
     "mish": activation.mish,

@@ -24,6 +24,7 @@ _OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "relu_squared": lambda z: F.relu(z).square(),
+    "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
 }
 TWINS: dict[str, Callable[[Tensor], Tensor]] = {
     name: _OTHERS[name] if name in _OTHERS else getattr(F, name) for name in ACTIVATIONS

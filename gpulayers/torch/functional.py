@@ -57,6 +57,7 @@ from gpulayers.torch.activation import (
     logsigmoid,
     mish,
     prelu,
+    quick_gelu,
     reglu,
     relu,
     relu6,

@@ -89,6 +89,11 @@ struct silu {
     }
 };
 
+struct quick_gelu {
+    static __device__ float value(float x, Numbers) { return x * sigmoid(1.702f * x); }
+    static __device__ float gradient(float dy, float x, Numbers n) { return silu::gradient(dy, 1.702f * x, n); }
+};
+
 struct sigmoid_ {
     static __device__ float value(float x, Numbers) { return sigmoid(x); }
     static __device__ float gradient(float dy, float y, Numbers) { return dy * y * (1 - y); }
@@ -228,6 +233,7 @@ EACH_DTYPE(threshold)
 EACH_DTYPE(gelu)
 EACH_DTYPE(gelu_tanh)
 EACH_DTYPE(silu)
+EACH_DTYPE(quick_gelu)
 EACH_DTYPE(sigmoid_)
 EACH_DTYPE(logsigmoid)
 EACH_DTYPE(tanh_)

@@ -141,6 +141,16 @@ def silu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
     o *= dy
 
 
+def quick_gelu(x: np.ndarray, o: np.ndarray) -> None:
+    t = x * 1.702
+    _one_plus_exp(t, t)
+    np.divide(x, t, out=o)
+
+
+def quick_gelu_gradient(dy: np.ndarray, x: np.ndarray, o: np.ndarray) -> None:
+    silu_gradient(dy, x * 1.702, o)
+
+
 def tanh(x: np.ndarray, o: np.ndarray) -> None:
     np.tanh(x, out=o)
 

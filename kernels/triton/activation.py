@@ -104,6 +104,8 @@ def value(x, NAME: tl.constexpr, a, b):
         y = opened(x, 1.5957691216057308 * x * (1 + 0.044715 * x * x))
     elif NAME == "silu":
         y = opened(x, x)
+    elif NAME == "quick_gelu":
+        y = opened(x, 1.702 * x)
     elif NAME == "sigmoid":
         y = sigmoid(x)
     elif NAME == "logsigmoid":
@@ -162,6 +164,9 @@ def gradient(dy, s, NAME: tl.constexpr, a, b):
     elif NAME == "silu":
         p = sigmoid(s)
         dx = dy * p * (1 + s * (1 - p))
+    elif NAME == "quick_gelu":
+        p = sigmoid(1.702 * s)
+        dx = dy * p * (1 + 1.702 * s * (1 - p))
     elif NAME == "sigmoid":
         dx = dy * s * (1 - s)
     elif NAME == "logsigmoid":

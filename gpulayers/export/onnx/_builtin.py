@@ -47,6 +47,11 @@ def _silu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return graph.op("Mul", x.name, graph.op("Sigmoid", x.name))
 
 
+def _quick_gelu(graph: ModelGraph, layer: Any, x: Tensor) -> str:
+    gate = graph.op("Sigmoid", graph.op("Mul", x.name, graph.constant(1.702, "f")))
+    return graph.op("Mul", x.name, gate)
+
+
 def _logsigmoid(graph: ModelGraph, layer: Any, x: Tensor) -> str:
     return graph.op("Neg", graph.op("Softplus", graph.op("Neg", x.name)))
 
@@ -98,7 +103,7 @@ def _gated(graph: ModelGraph, layer: Any, x: Tensor) -> str:
 
 ACTIVATIONS: dict[Any, Callable] = {
     activation.ReLU: _one("Relu"), activation.LeakyReLU: _one("LeakyRelu", alpha="negative_slope"),
-    activation.ReLU6: _clip(0, 6), activation.ReLUSquared: _relu_squared,
+    activation.ReLU6: _clip(0, 6), activation.ReLUSquared: _relu_squared, activation.QuickGELU: _quick_gelu,
     activation.Hardtanh: _clip("min_val", "max_val"), activation.Hardsigmoid: _hardsigmoid,
     activation.Hardswish: _one("HardSwish"), activation.Hardshrink: _one("Shrink", lambd="lambd"),
     activation.Softshrink: _softshrink, activation.Threshold: _threshold, activation.GELU: _gelu, activation.SiLU: _silu,
