@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from gpulayers.kernels._updates import adam_numbers, rmsprop_numbers
+from gpulayers.kernels._updates import adam_numbers, lamb_numbers, lars_numbers, rmsprop_numbers
 
 from gpulayers.arrays import Spec, bfloat16, float32
 from gpulayers.ops import optim as ops
@@ -54,6 +55,11 @@ def _adam_options() -> dict[str, Any]:
     return {"rule": "adam", "numbers": numbers, "shrink": 1 - 1e-3 * 1e-2}
 
 
+def _lamb_options() -> dict[str, Any]:
+    rule, options = lamb_numbers(1, (0.9, 0.999), 1e-6, 0.01, math.inf)
+    return {"rule": rule, **options}
+
+
 def cases() -> list[Case]:
     found = []
     for name, shapes, cpu in (
@@ -68,6 +74,7 @@ def cases() -> list[Case]:
         found.append(Case(ops.grad_norm, name, (shapes,), {"max_norm": 1.0}, _norm, cpu=cpu))
         if name.startswith("small"):
             found.append(Case(ops.optimizer_update, name, adamw, _adam_options(), _adamw, cpu=cpu))
+            found.append(Case(ops.layerwise_update, f"{name}, LAMB", adamw, _lamb_options(), cpu=cpu))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
     return found
 
@@ -92,5 +99,13 @@ def audits() -> list[Case]:
             archs=ONE_ARCH,
         ),
         Case(ops.optimizer_update, "RMSprop", (shapes, shapes, state, state, state), rmsprop, archs=ONE_ARCH),
+        Case(ops.layerwise_update, "LAMB, masters", (shapes, shapes, state, state, state, scale), _lamb_options()),
+        Case(
+            ops.layerwise_update,
+            "LARS",
+            (shapes, shapes, state),
+            lars_numbers(0.9, 1e-4, 1e-3, 1e-8)[1],
+            archs=ONE_ARCH,
+        ),
         Case(ops.grad_norm, "parameters", (shapes,), {"max_norm": 1.0}),
     ]

@@ -178,6 +178,8 @@ from gpulayers.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin  # 
 from gpulayers.layers.window import ChannelShuffle, Fold, PixelShuffle, PixelUnshuffle, Unfold  # noqa: E402
 from gpulayers.ops._own import op  # noqa: E402
 from gpulayers.train import (  # noqa: E402
+    LAMB,
+    LARS,
     SGD,
     Adagrad,
     Adam,

@@ -106,6 +106,19 @@ def muon(w, g, m, keep, take, of_average, of_gradient):
     return of_average * m + of_gradient * g, m
 
 
+def lars(w, g, m, rate, decay, momentum):
+    """(what is taken from w, m)."""
+    m = momentum * m + rate * (g + decay * w)
+    return m, m
+
+
+def lamb(w, g, m, v, rate, decay, bias, root, eps, beta1, rest1, beta2, rest2):
+    """(what is taken from w, m, v)."""
+    m = beta1 * m + rest1 * g
+    v = beta2 * v + rest2 * g * g
+    return rate * (m / bias / (sqrt(v) / root + eps) + decay * w), m, v
+
+
 class Update(NamedTuple):
     """One rule: its formula, how many arrays of state it has, how many numbers a step needs."""
 
@@ -137,12 +150,16 @@ UPDATES = {
 }
 
 
+LAYERWISE = {"lars": Update(lars, 1, 1), "lamb": Update(lamb, 2, 7)}
+"""Rules whose rate is each array's own: lr times its trust ratio. Rate and weight decay come before their numbers."""
+
+
 @functools.cache
 def bound(rule: str, xp: Any) -> Callable:
     """The rule's formula over arrays of ``xp``, always a tuple: (w, *state)."""
-    formula = UPDATES[rule].formula
-    own = types.FunctionType(formula.__code__, {name: getattr(xp, name) for name in FUNCTIONS})
-    return own if UPDATES[rule].states else lambda *args: (own(*args),)
+    update = (UPDATES | LAYERWISE)[rule]
+    own = types.FunctionType(update.formula.__code__, {name: getattr(xp, name) for name in FUNCTIONS})
+    return own if update.states else lambda *args: (own(*args),)
 
 
 # --- the numbers of a step, which counts from 1 -------------------------------------------------------------------------
@@ -231,3 +248,17 @@ def muon_rate(lr: float, adjust_lr_fn: str | None, shape: tuple[int, ...]) -> fl
     if adjust_lr_fn == "match_rms_adamw":
         return lr * 0.2 * math.sqrt(max(rows, columns))
     return lr * math.sqrt(max(1, rows / columns))
+
+
+def lars_numbers(momentum: float, weight_decay: float, trust_coefficient: float, eps: float) -> tuple[str, dict]:
+    """(rule, {"numbers", "trust", "weight_decay"}) of any step."""
+    trust = (trust_coefficient, math.inf, weight_decay, eps)
+    return "lars", {"numbers": (momentum,), "trust": trust, "weight_decay": weight_decay}
+
+
+def lamb_numbers(step: int, betas: tuple, eps: float, weight_decay: float, max_weight_norm: float) -> tuple[str, dict]:
+    """(rule, {"numbers", "trust", "weight_decay"})."""
+    b1, b2 = betas
+    numbers = (1 - b1**step, math.sqrt(1 - b2**step), eps, b1, 1 - b1, b2, 1 - b2)
+    trust = (1.0, max_weight_norm, 0.0, 0.0)
+    return "lamb", {"numbers": numbers, "trust": trust, "weight_decay": weight_decay}

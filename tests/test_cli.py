@@ -98,6 +98,7 @@ EVERY_OP = {
     "sgd_update": ["[8", "3,4]", "[8", "3,4]"],
     "adamw_update": ["[8]", "[8]", "[8]", "[8]"],
     "optimizer_update": ["[8]", "[8]"],
+    "layerwise_update": ["[8]", "[8]", "[8]"],
     "grad_norm": ["[8", "3,4]"],
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 from gpulayers.arrays import compute_dtype, namespace
 from gpulayers.definition import ArgumentError, Rule, ShapeError
 from gpulayers.ops._grad_norm import grad_norm as grad_norm
+from gpulayers.ops._layerwise_update import layerwise_update as layerwise_update
 from gpulayers.ops._lists import check_lists
 from gpulayers.ops._op import Op
 from gpulayers.ops._optimizer_update import optimizer_update as optimizer_update

@@ -73,10 +73,13 @@ class _Ruled(torch.optim.Optimizer):
             launches.append(lambda: torch._foreach_add_(counted, 1))
         return launches
 
+    def _masters(self, params: list[Tensor], group: dict) -> list[Tensor] | None:
+        return None
+
     def _call(self, group: dict, arrays: list[list[Tensor]], rule: str, numbers: tuple) -> tuple[Any, list, dict]:
         """(op, its inputs, its options) of one launch."""
         params, grads = arrays
-        masters = self._masters(params, group) if self.master_weights and params[0].dtype in _HALVES else None
+        masters = self._masters(params, group)
         state: list[Any] = [[self.state[p][name] for p in params] for name in self._moments(group)]
         seed = None
         if self.bf16_stochastic_round and params[0].dtype == torch.bfloat16:
@@ -93,8 +96,30 @@ class _Ruled(torch.optim.Optimizer):
         rest = [None] * (3 - len(state))
         return ops.optimizer_update, [params, grads, *state, *rest, masters, None, seed], options
 
-    def _masters(self, params: list[Tensor], group: dict) -> list[Tensor]:
+
+@functools.cache
+def _count_lists(kind: Any) -> int:
+    """How many lists ``_init_group`` fills: all that it takes but the optimizer and the group."""
+    return len(inspect.signature(kind._init_group).parameters) - 2
+
+
+def _torchs(optimizer: Any) -> Any:
+    """The class that a drop-in stands for."""
+    return next(c for c in type(optimizer).__mro__ if "step" in vars(c) and not issubclass(c, _Ruled))
+
+
+def _betas(group: dict) -> tuple[float, float]:
+    found = _numbers(dict(enumerate(group["betas"])), 0, 1)
+    return found[0], found[1]
+
+
+class Mastered(_Ruled):
+    """What ``master_weights`` adds to the state."""
+
+    def _masters(self, params: list[Tensor], group: dict) -> list[Tensor] | None:
         """The float32 copies of 16-bit parameters, whose moments are float32, too."""
+        if not self.master_weights or params[0].dtype not in _HALVES:
+            return None
         for p in params:
             state = self.state[p]
             if (
@@ -105,24 +130,21 @@ class _Ruled(torch.optim.Optimizer):
                 state[name] = state[name].float()
         return [self.state[p]["master_param"] for p in params]
 
-
-@functools.cache
-def _count_lists(kind: Any) -> int:
-    """How many lists ``_init_group`` fills: all that it takes but the optimizer and the group."""
-    return len(inspect.signature(kind._init_group).parameters) - 2
-
-
-def _torchs(optimizer: Any) -> Any:
-    """The class that a drop-in stands for."""
-    return next(c for c in type(optimizer).__mro__ if c.__name__ == "_Lion" or c.__module__.startswith("torch.optim"))
-
-
-def _betas(group: dict) -> tuple[float, float]:
-    found = _numbers(dict(enumerate(group["betas"])), 0, 1)
-    return found[0], found[1]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which rounds state to the parameters' dtype: float32 state of 16-bit parameters stays so."""
+        super().load_state_dict(state_dict)
+        if not self.master_weights:
+            for state in self.state.values():
+                state.pop("master_param", None)
+            return
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(saved, (p for group in self.param_groups for p in group["params"])):
+            for name, value in state_dict["state"].get(i, {}).items():
+                if isinstance(value, Tensor) and value.dtype == torch.float32 and p.dtype in _HALVES and name != "step":
+                    self.state[p][name] = value.to(p.device, copy=True)
 
 
-class WithMasters(_Ruled):
+class WithMasters(Mastered):
     """Adam's rule, and what it does with 16-bit parameters.
 
     master_weights: they are rounded copies of float32 ones, which the state keeps as "master_param" beside float32
@@ -145,19 +167,6 @@ class WithMasters(_Ruled):
 
     def numbers(self, group: dict, step: int, state: dict) -> tuple[str, tuple]:
         return _updates.adam_numbers(step, betas=_betas(group), **_numbers(group, "lr", "eps"))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which rounds state to the parameters' dtype: float32 state of 16-bit parameters stays so."""
-        super().load_state_dict(state_dict)
-        if not self.master_weights:
-            for state in self.state.values():
-                state.pop("master_param", None)
-            return
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for i, p in zip(saved, (p for group in self.param_groups for p in group["params"])):
-            for name, value in state_dict["state"].get(i, {}).items():
-                if isinstance(value, Tensor) and value.dtype == torch.float32 and p.dtype in _HALVES and name != "step":
-                    self.state[p][name] = value.to(p.device, copy=True)
 
 
 class Adam(WithMasters, torch.optim.Adam):

@@ -1,7 +1,8 @@
 """``torch.optim``'s optimizers with one update launch over all parameters of a group.
 
 They are torch's own classes with another ``step``: arguments, param groups, hooks, state and state dicts are torch's, so
-either loads what the other saved. Parameters and state are written where they lie, DTensors of FSDP2 in their local part.
+either loads what the other saved; Lion, LARS and LAMB, which torch has not, have their form. Parameters and state are
+written where they lie, DTensors of FSDP2 in their local part (LARS and LAMB, by whole norms, by torch's operations).
 
 Some groups are left to torch's own step, each reason logged once (strict mode raises ``Refused`` instead): ``amsgrad``,
 ``differentiable``, ``capturable``, what keeps numbers on a GPU (``fused`` AdamW's step there, an ``lr`` that is a CUDA
@@ -25,6 +26,8 @@ from gpulayers import dispatch, launch
 from gpulayers.definition import RuleError
 from gpulayers.ops import optim as ops
 from gpulayers.torch._again import Again
+from gpulayers.torch._layerwise import LAMB as LAMB
+from gpulayers.torch._layerwise import LARS as LARS
 from gpulayers.torch._muon import Muon as Muon
 from gpulayers.torch._optimizers import Adagrad as Adagrad
 from gpulayers.torch._optimizers import Adam as Adam

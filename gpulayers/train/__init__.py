@@ -5,6 +5,7 @@
 
 from gpulayers.layers._layer import Layer
 from gpulayers.train._fit import fit
+from gpulayers.train._layerwise import LAMB, LARS
 from gpulayers.train._muon import Muon
 from gpulayers.train._predict import evaluate, predict
 from gpulayers.train.callbacks import Callback, Checkpoint, EarlyStopping
@@ -15,6 +16,8 @@ from gpulayers.train.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, 
 Layer.fit, Layer.evaluate, Layer.predict = fit, evaluate, predict  # type: ignore[method-assign]
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
     "Adagrad",
     "Adam",

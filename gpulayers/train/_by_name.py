@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gpulayers.train._layerwise import LAMB, LARS
 from gpulayers.train._muon import Muon
 from gpulayers.train.optimizers import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, Optimizer, RAdam, RMSprop
 
-_KINDS = (SGD, AdamW, Adam, NAdam, RAdam, Adamax, Adagrad, RMSprop, Lion, Muon)
+_KINDS = (SGD, AdamW, Adam, NAdam, RAdam, Adamax, Adagrad, RMSprop, Lion, Muon, LARS, LAMB)
 BY_NAME = {kind.__name__.lower(): kind for kind in _KINDS}
 
 

@@ -195,6 +195,19 @@ def optimizer_update_forward(
     return (), {}
 
 
+def _squares(x: np.ndarray) -> float:
+    """The sum of all squares."""
+    total, row = 0.0, _blocks.flat(x)
+    row = np.ascontiguousarray(x).reshape(-1) if row is None else row
+    for start in range(0, row.size, _blocks.CHAIN):
+        block = row[start : start + _blocks.CHAIN].astype(np.float32, copy=False)
+        whole = block.size // 256 * 256  # short sums in float32, theirs in float64
+        parts, rest = block[:whole].reshape(-1, 256), block[whole:]
+        with np.errstate(all="ignore"):
+            total += float(np.einsum("ij,ij->i", parts, parts).sum(dtype=np.float64)) + float(np.dot(rest, rest))
+    return total
+
+
 def grad_norm_refuses(grads: Any, *, needs: tuple = (), **options: Any) -> str | None:
     return _refuses(grads)
 
@@ -202,16 +215,65 @@ def grad_norm_refuses(grads: Any, *, needs: tuple = (), **options: Any) -> str |
 def grad_norm_forward(
     grads: list, *, needs: tuple = (), max_norm: float = math.inf, grad_scale: float = 1.0
 ) -> tuple[tuple, dict]:
-    total = 0.0
-    for g in grads:
-        row = _blocks.flat(g)
-        row = np.ascontiguousarray(g).reshape(-1) if row is None else row
-        for start in range(0, row.size, _blocks.CHAIN):
-            block = row[start : start + _blocks.CHAIN].astype(np.float32, copy=False)
-            whole = block.size // 256 * 256  # short sums in float32, theirs in float64
-            parts, rest = block[:whole].reshape(-1, 256), block[whole:]
-            with np.errstate(all="ignore"):
-                total += float(np.einsum("ij,ij->i", parts, parts).sum(dtype=np.float64)) + float(np.dot(rest, rest))
+    total = sum(map(_squares, grads), 0.0)
     norm = math.sqrt(total) * abs(grad_scale) if total >= 0 else math.nan
     factor = min(1.0, max_norm / (norm + 1e-6)) if math.isfinite(norm) else 1.0
     return (np.array([norm], np.float32), np.array([factor], np.float32)), {}
+
+
+def layerwise_update_refuses(
+    params: Any, grads: Any, first: Any, second: Any = None, masters: Any = None, scale: Any = None, *,
+    needs: tuple = (), **options: Any,
+) -> str | None:  # fmt: skip
+    return _refuses(params, grads, first, second)
+
+
+def layerwise_update_forward(
+    params: list, grads: list, first: list, second: list | None = None, masters: list | None = None, scale: Any = None,
+    *, needs: tuple = (), rule: str = "lars", numbers: tuple = (0.9,), trust: tuple = (1e-3, math.inf, 0.0, 0.0),
+    lr: float = 1e-3, weight_decay: float = 0.0, grad_scale: float = 1.0,
+) -> tuple[tuple, dict]:  # fmt: skip
+    factor = grad_scale if scale is None else grad_scale * float(scale.reshape(()))
+    if scale is not None and not math.isfinite(factor):
+        return (), {}
+    formula, given = bound(rule, np), (weight_decay, *map(float, numbers))
+
+    def turn(d: np.ndarray, w: np.ndarray, g: np.ndarray, *states: np.ndarray) -> None:
+        for old, x in zip((d, *states), formula(w, g * factor, *states, 1.0, *given)):
+            np.copyto(old, x)
+
+    def slide(w: np.ndarray, g: np.ndarray, m: np.ndarray, rate: float) -> np.ndarray:
+        np.copyto(m, formula(w, g * factor, m, rate, *given)[0])
+        return m
+
+    for i, (p, g) in enumerate(zip(params, grads)):
+        w = p if masters is None else masters[i]
+        if second is None:
+            _descend(p, w, (g, first[i]), slide, lr * _trust_ratio(w, g, factor, trust))
+        else:
+            d = np.empty_like(w, np.float32)
+            _over((d, w, g, first[i], second[i]), (0, 3, 4), turn)
+            _descend(p, w, (d,), lambda w, d, rate: rate * d, lr * _trust_ratio(w, d, 1.0, trust))
+    return (), {}
+
+
+def _trust_ratio(w: np.ndarray, direction: np.ndarray, factor: float, trust: tuple) -> float:
+    coefficient, most, decay, eps = map(float, trust)
+    length, other = math.sqrt(_squares(w)), math.sqrt(_squares(direction)) * abs(factor)
+    if not (length > 0 and other > 0):
+        return 1.0
+    return coefficient * min(length, most) / (other + decay * length + eps)
+
+
+def _descend(p: np.ndarray, w: np.ndarray, others: Sequence[np.ndarray], shift: Callable, rate: float) -> None:
+    """w − shift(w, *others, rate) is w anew; shift may write to the last of the others; p is w, rounded."""
+    alone = p is w
+
+    def update(*blocks: np.ndarray) -> None:
+        source, *rest = blocks if alone else blocks[1:]
+        source -= shift(source, *rest, rate)
+        if not alone:
+            np.copyto(blocks[0], source)
+
+    arrays = (p, *others) if alone else (p, w, *others)
+    _over(arrays, (0, *range(1, 1 + (not alone)), len(arrays) - 1), update)

@@ -60,6 +60,14 @@ def _load(p, i, mask, WHOLE: tl.constexpr):
     return x.to(tl.float32)
 
 
+@triton.jit
+def _store(p, i, x, mask, WHOLE: tl.constexpr):
+    if WHOLE:
+        tl.store(p + i, x.to(p.dtype.element_ty))
+    else:
+        tl.store(p + i, x.to(p.dtype.element_ty), mask)
+
+
 def _plan(sizes: tuple[int, ...], places: tuple[int, ...], like: Any) -> tuple[Any, int]:
     """(the plan on the device of ``like``, number of chunks); made once for these sizes and places in the lists."""
     import torch
@@ -93,3 +101,34 @@ def _table(arrays: Sequence[Any], empty: Callable) -> Any:
         values = tuple(padded[first : first + WRITTEN])
         _tile.launch(_write_kernel, (1,), table, first, values, COUNT=len(values), num_warps=1)
     return table
+
+
+def _alike(p: Any, x: Any) -> bool:
+    """Whether two arrays of one shape are dense in the same memory order."""
+    return p.stride() == x.stride() or (p.is_contiguous() and x.is_contiguous())
+
+
+def _kinds(
+    lists: Sequence[Sequence[Any]], written: Sequence[int], empty: Callable
+) -> tuple[dict[tuple, list[tuple]], list[tuple[Any, Any]]]:
+    """({(aligned, *dtypes): [(place, *arrays)]}, [(an array of the lists ``written``, its copy, which is written)])."""
+    kinds: dict[tuple, list[tuple]] = {}
+    back: list[tuple[Any, Any]] = []
+    for place, arrays in enumerate(zip(*lists)):
+        if not arrays[0].numel():
+            continue
+        dense = _tile.order(arrays[0]) is not None or arrays[0].is_contiguous()
+        if not dense or not all(_alike(arrays[0], x) for x in arrays[1:]):
+            copies = tuple(_tile.dense(x, empty) for x in arrays)
+            back += [(arrays[i], copies[i]) for i in written if copies[i] is not arrays[i]]
+            arrays = copies
+        aligned = all(x.data_ptr() % 16 == 0 for x in arrays)
+        kinds.setdefault((aligned, *(x.dtype for x in arrays)), []).append((place, *arrays))
+    return kinds, back
+
+
+def _planned(group: Sequence[tuple]) -> tuple[list[Any], Any, int]:
+    """(arrays, one list after the other; the plan; number of chunks) of one of ``_kinds``."""
+    places, *columns = zip(*group)
+    flat = [x for column in columns for x in column]
+    return flat, *_plan(tuple(x.numel() for x in columns[0]), places, flat[0])

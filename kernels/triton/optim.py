@@ -15,9 +15,11 @@ import triton.language as tl
 from .._budget import Budget
 from .._updates import MOST_NUMBERS, UPDATES
 from . import _configs, _tile
-from ._addresses import CHUNK, _array, _chunk, _kind, _load, _plan, _table
+from ._addresses import CHUNK, _array, _chunk, _kind, _kinds, _load, _planned, _store, _table
 from ._grad_norm import grad_norm_forward as grad_norm_forward
 from ._grad_norm import grad_norm_varying as grad_norm_varying
+from ._layerwise import layerwise_update_forward as layerwise_update_forward
+from ._layerwise import layerwise_update_varying as layerwise_update_varying
 from ._random import words
 
 SGD_UPDATE = _configs.rows("sgd_update")
@@ -30,14 +32,6 @@ BUDGETS = {
     # Masters and two moments: 3 blocks still have more loads on their way than the memory needs.
     "_optimizer_kernel": Budget(registers=168, blocks=3),
 }
-
-
-@triton.jit
-def _store(p, i, x, mask, WHOLE: tl.constexpr):
-    if WHOLE:
-        tl.store(p + i, x.to(p.dtype.element_ty))
-    else:
-        tl.store(p + i, x.to(p.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -243,11 +237,6 @@ def _optimizer_kernel(
             )  # fmt: skip
 
 
-def _alike(p: Any, x: Any) -> bool:
-    """Whether two arrays of one shape are dense in the same memory order."""
-    return p.stride() == x.stride() or (p.is_contiguous() and x.is_contiguous())
-
-
 def _update(
     choice: _configs.Choice,
     kernel: Any,
@@ -263,22 +252,9 @@ def _update(
 
     names: the parameters for the lists' types. besides: arrays before the numbers.
     """
-    kinds: dict[tuple, list[tuple]] = {}
-    back: list[tuple[Any, Any]] = []
-    for place, arrays in enumerate(zip(*lists)):
-        if not arrays[0].numel():
-            continue
-        dense = _tile.order(arrays[0]) is not None or arrays[0].is_contiguous()
-        if not dense or not all(_alike(arrays[0], x) for x in arrays[1:]):
-            copies = tuple(_tile.dense(x, empty) for x in arrays)
-            back += [(arrays[i], copies[i]) for i in written if copies[i] is not arrays[i]]
-            arrays = copies
-        aligned = all(x.data_ptr() % 16 == 0 for x in arrays)
-        kinds.setdefault((aligned, *(x.dtype for x in arrays)), []).append((place, *arrays))
+    kinds, back = _kinds(lists, written, empty)
     for (aligned, *dtypes), group in kinds.items():
-        places, *columns = zip(*group)
-        flat = [x for column in columns for x in column]
-        plan, chunks = _plan(tuple(x.numel() for x in columns[0]), places, flat[0])
+        flat, plan, chunks = _planned(group)
         table = _table(flat, empty)
         own = {name: _kind(dtype) for name, dtype in zip(names, dtypes)}
         entry = choice(_tile.device(flat[0]), chunks * CHUNK)
