@@ -288,6 +288,7 @@ NOT_ALIKE = {
         "draws other numbers: test_torch_chance.py",
     ),
     "rrelu": "draws other numbers: test_torch_chance.py",
+    "multi_head_attention_forward": "draws other numbers: test_torch_other_names.py",
     "fractional_max_pool2d": "draws its places: test_fractional_pooling.py",
     "fractional_max_pool3d": "draws its places: test_fractional_pooling.py",
 }

@@ -178,11 +178,11 @@ def test_the_op_is_torchs_kind():
     torch.testing.assert_close(exported.module()(draw(3, 2, 3))[0], pair("GRU")[1](draw(3, 2, 3))[0])
 
 
-def test_compiled_whole(monkeypatch):
+def test_compiled_whole():
     """Dynamo looks into recurrent modules where it is told to; the steps stay one op."""
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", True)
     ours, theirs = pair("LSTM", bidirectional=True)
-    same(torch.compile(ours, backend="aot_eager", fullgraph=True), theirs, draw(3, 2, 3), (), lambda x: x)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        same(torch.compile(ours, backend="aot_eager", fullgraph=True), theirs, draw(3, 2, 3), (), lambda x: x)
 
 
 # --- layers of arrays -----------------------------------------------------------------------------------------------

@@ -315,7 +315,8 @@ class Everything(nn.Module):
         through("EmbeddingBag", labels.unsqueeze(-1))
         p, q = through("Softmax", x), through("Softmin", x)
         for name in OF_PAIRS:
-            found[name] = self.layers[name](p, q)
+            like = next(self.layers[name].parameters(), p)  # torch's Bilinear casts nothing
+            found[name] = self.layers[name](p.to(like.dtype), q.to(like.dtype))
         found |= {name: self.layers[name](*given(p, q)) for name, given in TARGETS.items()}
         found["NLLLoss"] = self.layers["NLLLoss"](through("LogSoftmax", x), labels)
         found["CrossEntropyLoss"] = self.layers["CrossEntropyLoss"](x, labels)

@@ -159,8 +159,7 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
         return F.bilinear(*given)  # raises
     out, one, two = weight.shape
     rows = math.prod(input1.shape[:-1])
-    turned = weight.transpose(0, 1).reshape(one, out * two)
-    left = _matmul(input1.reshape(rows, one), turned, None, 1.0).view(rows, out, two)
+    left = _matmul(input1.reshape(rows, one), weight, None, 1.0).transpose(0, 1)  # (rows, O, I2)
     c = None if bias is None else bias.expand(rows, out).unsqueeze(-1)
     return _matmul(left, input2.reshape(rows, two, 1), c, 1.0).view(*input1.shape[:-1], out)
 
