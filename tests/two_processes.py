@@ -99,6 +99,19 @@ def ops_of_dtensors():
     assert ("softmax", "no rule for DTensors cut so: [1]") in fallbacks
 
 
+def layerwise_rates():
+    """LARS and LAMB take the norms of whole DTensors, by torch's operations."""
+    mesh, w, g = init_device_mesh("cpu", (2,)), torch.randn(6, 3), torch.randn(6, 3)
+    for kind in (gt.optim.LARS, gt.optim.LAMB):
+        cut, whole = nn.Parameter(distribute_tensor(w.clone(), mesh, [Shard(0)])), nn.Parameter(w.clone())
+        cut.grad, whole.grad = distribute_tensor(g, mesh, [Shard(0)]), g
+        with gl.strict(False):
+            kind([cut], lr=0.5).step()
+            kind([whole], lr=0.5).step()
+        torch.testing.assert_close(cut.detach().full_tensor(), whole.detach(), rtol=1e-5, atol=1e-7)
+        assert (kind.__name__, "a parameter's norm is that of no plain tensor") in fallbacks
+
+
 def synchronised(rank):
     """Of parts that are not alike, one of them empty, too: what one process has of the whole batch."""
     for shapes, affine, last in (((3, 1), True, False), ((2, 4), False, True), ((5, 0), True, False)):
@@ -181,6 +194,7 @@ def main():
             assert torch.equal(others[0][name], others[1][name]), name
     print(f"chains: {report.fused}")
     ops_of_dtensors()
+    layerwise_rates()
     synchronised(rank)
     gpt(rank, f"{sys.argv[1]}.checkpoints")
 
