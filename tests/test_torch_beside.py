@@ -217,3 +217,10 @@ def test_rotary_positions_written_out(how, rows):
                 y.square().sum().backward()
                 found.append([y.detach(), given.grad])
             torch.testing.assert_close(*found, **dict(rtol=2e-2, atol=2e-2) if half else {})
+
+
+def test_compiled_two_are_two():
+    """The op that is traced has three outputs."""
+    x, weights = torch.randn(2, 3), [torch.randn(n, 3) for n in (4, 5)]
+    a, b = torch.compile(gt.functional.linears, backend="eager", fullgraph=True)(x, weights)
+    torch.testing.assert_close((a, b), tuple(x @ w.t() for w in weights))

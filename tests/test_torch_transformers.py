@@ -137,9 +137,14 @@ def test_logits_and_all_gradients_are_the_plain_models(name):
     assert inspect.ismethod(patched.forward) and patched.loss_function is plain.loss_function
 
 
-STREAMS = {"Llama": 4, "Gemma2": 0, "Phi3": 4, "Bert": 4, "GPT2": 4, "ViT": 4, "T5": 10, "Whisper": 11}
-"""{model: sums that run with the norm behind them}: two a block, three a decoder's that looks at an encoder, Whisper's of its
-positions; Gemma's norms have weights of their own kind."""
+STREAMS = {
+    "Llama": (4, 4), "Qwen3": (4, 4), "Gemma2": (0, 4), "Phi3": (4, 0), "Bert": (4, 2), "GPT2": (4, 0), "ViT": (4, 2),
+    "T5": (10, 10), "Whisper": (11, 6),
+}  # fmt: skip
+"""{model: (sums that run with the norm behind them, calls of several layers)}. Sums are two a block, three a decoder's that looks
+at an encoder, Whisper's of its positions; Gemma's norms have weights of their own kind. Phi-3 and GPT-2 have one layer for
+queries, keys and values; T5 and Whisper may take queries from elsewhere."""
+GATED = {"Llama": 2, "Qwen3": 2, "Gemma2": 2, "Phi3": 2, "T5": 4}
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -147,12 +152,14 @@ def test_fused_too(name):
     """In the second step blocks know what follows them."""
     plain = made(name)
     patched = copy.deepcopy(plain)
-    assert gt.patch(patched, fuse=True).fused
+    fused = gt.patch(patched, fuse=True).fused
+    assert sum(" | " in row for rows in fused.values() for row in rows) == STREAMS[name][1]
     given, counts = inputs(name)
     patched(**given)
     check(plain, patched, given, counts)
     functions = nodes(patched(**given).loss)
-    assert sum(f.startswith("add_") and "norm" in f for f in functions) == STREAMS[name]
+    assert sum(f.startswith("add_") and "norm" in f for f in functions) == STREAMS[name][0]
+    assert functions.count("gatedBackward") == GATED.get(name, 0)
     again = pickle.loads(pickle.dumps(patched))
     assert torch.equal(again(**given).loss, patched(**given).loss)
     gt.unpatch(patched)

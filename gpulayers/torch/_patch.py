@@ -206,7 +206,7 @@ def _fuse_rows(name: str, module: Any, report: Report) -> None:
 
 
 def _let_stream(name: str, module: Any, report: Report) -> None:
-    """The sums and norms of a block of transformers that torch.fx cannot trace."""
+    """The rows of a block of transformers that torch.fx cannot trace."""
     own = module._own if isinstance(module, Streamed) else _own_class(module)
     kind = streamed(module, own) if _transformers.is_of_transformers(own) else None
     if kind is None:
@@ -214,7 +214,7 @@ def _let_stream(name: str, module: Any, report: Report) -> None:
     if not isinstance(module, Streamed):
         module.__class__ = _rebased(type(module), own, kind)
     keep_readers(module, own)
-    report.fused[name] = ("add → next norm",)
+    report.fused[name] = kind._rows
     report.unfused.pop(name, None)
 
 

@@ -22,7 +22,7 @@ from gpulayers.torch.linear import Flatten, Linear
 READERS = (Linear, *CONVOLUTIONS)
 PASSING = (Flatten, nn.Identity)
 """Modules that hand on the numbers that they are given."""
-_METADATA = {"shape", "device", "ndim", "size", "dim", "numel"}
+METADATA = {"shape", "device", "ndim", "size", "dim", "numel"}
 """Of a tensor, which tell no dtype."""
 
 
@@ -145,7 +145,7 @@ def _walk(node: ast.AST, parents: tuple[ast.AST, ...]) -> Iterator[tuple[ast.AST
 def _reader(node: ast.Name, parents: tuple[ast.AST, ...], own: str) -> str | None:
     """The child that is called with it; "" where nothing but metadata is read; None for all else."""
     user = parents[0]
-    if isinstance(user, ast.Attribute) and user.attr in _METADATA:
+    if isinstance(user, ast.Attribute) and user.attr in METADATA:
         return ""
     if isinstance(user, ast.Call) and user.args[:1] == [node]:
         return child_called(user, own)

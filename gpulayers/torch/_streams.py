@@ -1,5 +1,6 @@
-"""The residual stream of blocks whose forward torch.fx cannot trace, those of Hugging Face's transformers: their sums and norms are
-found in the source of the forward, which is compiled again with ``_sums.py``'s functions in their place.
+"""Blocks whose forward torch.fx cannot trace, those of Hugging Face's transformers: the sums and norms of their residual stream,
+their products of one input and gated units are found in the source of the forward, which is compiled again with
+``_sums.py``'s and ``_beside.py``'s functions in their place.
 
 Nothing else of it changes, decorators, defaults and globals stay. A sum may be one of anything: what is no pair of tensors is
 added as it was.
@@ -17,46 +18,66 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
+from gpulayers.torch._acts import name_of
+from gpulayers.torch._beside import act_mul, products
 from gpulayers.torch._globals import innermost, rebuilt
 from gpulayers.torch._lowered import lowered
 from gpulayers.torch._reading import child_called, first_argument, is_reader, read_by, readers_within
 from gpulayers.torch._standing import Above, Standing, standing
 from gpulayers.torch._sums import add_at_end, is_norm
+from gpulayers.torch._written import ACT_MUL, PRODUCTS, put_beside, put_gated
+from gpulayers.torch.linear import Linear
 
 _ADD, _NORM, _READERS = "_gpulayers_add", "_gpulayers_norm", "_gpulayers_stream_readers"
 
 
 class Streamed(Above):
-    """Stands before a block whose sums look ahead to the norms that take them."""
+    """Stands before a block whose sums look ahead to the norms that take them, or whose products are beside each other."""
+
+    _rows: tuple[str, ...]
+    """What was fused, in words."""
 
 
 def streamed(module: nn.Module, own: Any) -> Any:
-    """The class before ``own`` for a block with norms; None where its forward adds nothing, or cannot be read."""
-    norms = tuple(sorted(name for name, m in module._modules.items() if is_norm(m)))
-    return _class_for(own, norms) if norms else None
+    """The class before ``own`` for a block; None where its forward has nothing of all this, or cannot be read."""
+    children = sorted(module._modules.items())
+    norms, linears, acts = (
+        tuple([name for name, m in children if m is not None and asked(m)]) for asked in (is_norm, _is_linear, name_of)
+    )
+    return _class_for(own, norms, linears, acts) if norms or len(linears) > 1 else None
+
+
+def _is_linear(module: Any) -> bool:
+    return type(module) is Linear
 
 
 @functools.cache
-def _class_for(own: Any, norms: tuple[str, ...]) -> Any:
+def _class_for(own: Any, norms: tuple[str, ...], linears: tuple[str, ...], acts: tuple[str, ...]) -> Any:
     inner = innermost(own.forward)
     if inner is None or inner.__code__.co_freevars:
         return None
     tree = _source(inner)
     if tree is None or len(tree.args.args) < 2:
         return None
-    placed = _Placed(tree.args.args[0].arg, norms)
+    block = tree.args.args[0].arg
+    rows = [*put_gated(tree, block, {*acts}), *put_beside(tree, block, {*linears})]
+    placed = _Placed(block, norms)
     placed.visit(tree)
-    if not (placed.sums or placed.calls):
+    if norms and (placed.sums or placed.calls):
+        rows.append("add → next norm")
+    if not rows:
         return None
     code = _compiled(tree, inner)
-    forward = rebuilt(own.forward, {_ADD: _add, _NORM: _norm}, code)
-    made = (_again, own._made, norms) if issubclass(own, Standing) else (_class_for, own, norms)
-    return standing(Streamed, own, made, forward=forward)
+    functions = {_ADD: _add, _NORM: _norm, PRODUCTS: products, ACT_MUL: act_mul}
+    forward = rebuilt(own.forward, functions, code)
+    named = norms, linears, acts
+    made = (_again, own._made, *named) if issubclass(own, Standing) else (_class_for, own, *named)
+    return standing(Streamed, own, made, forward=forward, _rows=tuple(rows))
 
 
-def _again(made: tuple, norms: tuple[str, ...]) -> Any:
+def _again(made: tuple, *named: tuple[str, ...]) -> Any:
     """In another process: before a class that stands before one itself."""
-    return _class_for(made[0](*made[1:]), norms)
+    return _class_for(made[0](*made[1:]), *named)
 
 
 def keep_readers(module: nn.Module, own: Any) -> None:
@@ -130,7 +151,12 @@ class _Placed(ast.NodeTransformer):
         self.generic_visit(node)
         value: Any = node.value
         target = node.targets[0]
-        adds = isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add) and isinstance(target, ast.Name)
+        adds = (
+            self.norms
+            and isinstance(value, ast.BinOp)
+            and isinstance(value.op, ast.Add)
+            and isinstance(target, ast.Name)
+        )
         if adds and any(isinstance(side, ast.Name) for side in (value.left, value.right)):
             node.value = self._call(_ADD, ast.Constant(self.sums), value.left, value.right, at=value)
             self.sums += 1

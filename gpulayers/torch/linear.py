@@ -96,7 +96,8 @@ def linears(
         came = f"{len(weights)} and {'none' if biases is None else len(biases)}"
         raise ValueError(f"linears: weights: the rule is two or three weights, and as many biases or None; got {came}")
     none = [None] * (3 - len(weights))
-    return _linears(input, *weights, *none, *(biases or [None] * len(weights)), *none)
+    ys = _linears(input, *weights, *none, *(biases or [None] * len(weights)), *none)
+    return ys[: len(weights)]  # a traced op gives three always
 
 
 class Linear(nn.Linear):
