@@ -51,7 +51,14 @@ OPTIONS = [
     (lamb, {"weight_decay": 0.0}),
     (lamb, {"lr": 0.1, "betas": (0.8, 0.9), "eps": 0.2, "weight_decay": 0.1, "max_weight_norm": 1.5}),
 ]
-BOTH = pytest.mark.parametrize("formula, options", OPTIONS, ids=str)
+
+
+def named(value):
+    """A test's name, the same in each process."""
+    return getattr(value, "__name__", str(value))
+
+
+BOTH = pytest.mark.parametrize("formula, options", OPTIONS, ids=named)
 
 
 def wanted(formula, options, sign=1.0):
@@ -128,12 +135,12 @@ def test_kernels(formula, options):
     assert {"definition", "numpy", "triton"} <= set(found)
 
 
-@pytest.mark.parametrize("formula, options", OPTIONS[1::2], ids=str)
+@pytest.mark.parametrize("formula, options", OPTIONS[1::2], ids=named)
 def test_norms_of_several_chunks(formula, options):
     check(formula, options, [(3,), (8192 + 5,), (4,)], dtypes=["float32"], backends=["definition", "numpy", "triton"])
 
 
-@pytest.mark.parametrize("formula", [lars, lamb])
+@pytest.mark.parametrize("formula", [lars, lamb], ids=named)
 def test_masters_and_a_scale_on_the_device(formula):
     """16-bit parameters beside their masters, in several layouts; nothing is written where the scale is not finite."""
     import ml_dtypes
