@@ -37,6 +37,20 @@ def _adamw(params: Any, grads: Any, m: Any, v: Any) -> None:
     )  # fmt: skip
 
 
+def _lamb(params: Any, grads: Any, m: Any, v: Any) -> None:
+    """torch has none: by its operations on lists, the first step with ``_lamb_options``."""
+    torch._foreach_lerp_(m, grads, 0.1)
+    torch._foreach_mul_(v, 0.999)
+    torch._foreach_addcmul_(v, grads, grads, 0.001)
+    root = torch._foreach_sqrt(torch._foreach_div(v, 0.001))
+    taken = torch._foreach_div(torch._foreach_div(m, 0.1), torch._foreach_add(root, 1e-6))
+    torch._foreach_add_(taken, params, alpha=0.01)
+    sizes = zip(torch._foreach_norm(params), torch._foreach_norm(taken))
+    ratios = [torch.where((w == 0) | (d == 0), 1.0, w / d) for w, d in sizes]
+    torch._foreach_mul_(taken, ratios)
+    torch._foreach_add_(params, taken, alpha=-1e-3)
+
+
 def _sgd(params: Any, grads: Any, m: Any) -> None:
     torch.optim._functional.sgd(
         params, grads, list(m), **_way(params),
@@ -74,7 +88,7 @@ def cases() -> list[Case]:
         found.append(Case(ops.grad_norm, name, (shapes,), {"max_norm": 1.0}, _norm, cpu=cpu))
         if name.startswith("small"):
             found.append(Case(ops.optimizer_update, name, adamw, _adam_options(), _adamw, cpu=cpu))
-            found.append(Case(ops.layerwise_update, f"{name}, LAMB", adamw, _lamb_options(), cpu=cpu))
+            found.append(Case(ops.layerwise_update, f"{name}, LAMB", adamw, _lamb_options(), _lamb, cpu=cpu))
         found.append(Case(ops.sgd_update, name, (shapes,) * 3, {"momentum": 0.9}, _sgd, cpu=cpu))
     return found
 
