@@ -23,7 +23,7 @@ from gpulayers.ops.activation import prelu
 from gpulayers.ops.conv import conv, conv_transpose
 from gpulayers.ops.linear import linear, linears, matmul
 from gpulayers.ops.loss import linear_cross_entropy, mse, pointwise_loss
-from gpulayers.ops.norm import add_rms_norm, batch_norm, conv_batch_norm, layer_norm, rms_norm
+from gpulayers.ops.norm import add_rms_norm, batch_moments, batch_norm, conv_batch_norm, layer_norm, rms_norm
 from gpulayers.ops.pooling import adaptive_avg_pool
 from gpulayers.testing import _multiprocessors
 from gpulayers.testing.arena import arena
@@ -109,7 +109,8 @@ def results(op, inputs, options, needs, dtype=None) -> list:
     """The output and the gradients that are asked for; dtype: computed in it, from the same numbers."""
     given = [x if x is None or x.dtype.kind == "i" else x.astype(dtype or x.dtype) for x in inputs]
     if needs == []:
-        return arrays.lists([op(*given, **options)])
+        y = op(*given, **options)
+        return [*y] if isinstance(y, tuple) else arrays.lists([y])
     y, call = op.record(*given, needs=needs, **options)
     dy = np.empty_like(y)
     dy[...] = draw(*y.shape).astype(inputs[0].dtype) if y.ndim else 1
@@ -149,6 +150,7 @@ FOLLOWING = {
     ),
     "matrices in batches": (matmul, [half(2, 64, 32), half(2, 32, 64), None], {}, {"_batched_tma_kernel"}),
     "small matrices in batches": (matmul, [half(3, 5, 8), half(3, 8, 6), None], {}, {"_batched_kernel"}),
+    "moments of a batch": (batch_moments, [half(40, 8, 3, 5)], {}, {"_merge_moments_kernel"}),
     "a fused loss": (
         linear_cross_entropy, [half(40, 16), half(24, 16), np.arange(40) % 24, half(24)], {},
         {"_linear_cross_entropy_kernel", "_column_sums_kernel", "_mean_kernel"},
@@ -159,9 +161,10 @@ FOLLOWING = {
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_what_follows_on_large_gpus(name):
     op, inputs, options, kernels = FOLLOWING[name]
+    needs = None if op.differentiable else []
     with interpreting(_tile.Device(90, 132, 232448), races=False), arena("triton"):
-        got = results(op, inputs, options, None)
-    truth, rough = (results(op, inputs, options, None, dtype) for dtype in (np.float64, np.float32))
+        got = results(op, inputs, options, needs)
+    truth, rough = (results(op, inputs, options, needs, dtype) for dtype in (np.float64, np.float32))
     for mine, true, near in zip(got, truth, rough):
         assert mine is None or excess(mine, true, near.astype(mine.dtype)) is None
     assert {(kernel, 132) for kernel in kernels} <= _multiprocessors.launched
