@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
+from gpulayers import dispatch
 from gpulayers.ops import norm as ops
 from gpulayers.torch._batch_norm import _BatchNorm, batch_norm
 
@@ -35,8 +36,12 @@ class _Synchronised(torch.autograd.Function):
         total = counts.sum()
         mean = (means * counts).sum(0) / total
         var = ((spreads + (means - mean).square()) * counts).sum(0) / total
-        y = ops.batch_norm(x, weight, bias, mean, var, None, training=False, eps=eps)
-        ctx.save_for_backward(x, weight, bias, mean, var, total)
+        w = mean.new_ones(len(mean)) if weight is None else weight  # its gradient is a sum that dx takes
+        b = torch.zeros_like(w) if bias is None else bias
+        needs = "x", "weight", "bias"
+        y, call = ops.batch_norm.record(x, w, b, mean, var, None, training=False, eps=eps, needs=needs)
+        ctx.save_for_backward(weight, bias, mean, var, total, *call.saved.values())
+        ctx.plan, ctx.values, ctx.names = call.plan, call.values, tuple(call.saved)
         ctx.eps, ctx.group = eps, group
         ctx.mark_non_differentiable(mean, var, total)
         return y, mean, var, total
@@ -44,22 +49,21 @@ class _Synchronised(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple:
-        x, weight, bias, mean, var, total = ctx.saved_tensors
-        # Sums wanted in any case: those of another process wait for them.
-        w, b = (mean.new_ones(len(mean)) if weight is None else weight), torch.zeros_like(mean)
-        _, call = ops.batch_norm.record(
-            x, w, b.to(w.dtype), mean, var, None, training=False, eps=ctx.eps, needs=("x", "weight", "bias")
-        )
-        dx, dweight, dbias = call.backward(dy)[:3]
+        weight, bias, mean, var, total, *rest = ctx.saved_tensors
+        saved = dict(zip(ctx.names, rest))
+        dx, dweight, dbias = dispatch.Call(ctx.plan, saved, ctx.values).backward(dy)[:3]
+        off = None
         if ctx.needs_input_grad[0]:
             sums = torch.stack([dbias.to(mean.dtype), dweight.to(mean.dtype)])
             dist.all_reduce(sums, group=ctx.group)
             rstd = (var + ctx.eps).rsqrt()
-            scale = w.to(mean.dtype) * rstd / total
+            scale = saved["weight"].to(mean.dtype) * rstd / total
             # dx − w rstd (Σ dy + x̂ Σ dy x̂) / n, which is a norm of x by mean and var, and a sum.
-            off = batch_norm(x, mean, var, -scale * sums[1], -scale * sums[0], False, 0.0, ctx.eps, residual=dx)
+            off = batch_norm(
+                saved["x"], mean, var, -scale * sums[1], -scale * sums[0], False, 0.0, ctx.eps, residual=dx
+            )
         given = (None if p is None else g.to(p.dtype) for p, g in ((weight, dweight), (bias, dbias)))
-        return off if ctx.needs_input_grad[0] else None, *given, None, None
+        return off, *given, None, None
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
