@@ -6,6 +6,7 @@ import torch.nn as nn
 
 import gpulayers.torch as gt
 from gpulayers.testing.arena import has_gpu
+from gpulayers.torch.dropout import _dropout_twin as twin
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -63,6 +64,15 @@ def test_one_sample_without_a_batch():
     assert gt.functional.dropout1d(x[:, 0, 0], inplace=True).data_ptr() == x.data_ptr() and set(
         x[:, 0, 0].unique().tolist()
     ) == {0, 2}
+
+
+def test_torchs_own_of_one_sample():
+    """What serves where the op does not: each feature of [C, …] whole, in place too."""
+    x = torch.ones(50, 2, 3, 4)
+    for inplace in (False, True):
+        y = twin(x, None, 0.5, features=1, inplace=inplace)
+        assert y.shape == x.shape and all(len(row.unique()) == 1 for row in y) and (y is x) == inplace
+        assert set(y.unique().tolist()) == {0.0, 2.0}
 
 
 @pytest.mark.parametrize("name", ("AlphaDropout", "FeatureAlphaDropout"))

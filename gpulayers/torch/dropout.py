@@ -20,9 +20,15 @@ def _feature_dropout(x: Tensor, p: float, training: bool, inplace: bool) -> Tens
     return (torch.feature_dropout_ if inplace else torch.feature_dropout)(x, p, training)
 
 
+def _feature_dropout_of_one(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+    """Of one sample alone, [C, …]."""
+    y = _feature_dropout(x.unsqueeze(0), p, training, inplace)
+    return x if inplace else y.squeeze(0)
+
+
 _TWINS: dict[tuple[bool, int], Callable] = {
     (False, 0): F.dropout,
-    (False, 1): F.dropout1d,  # of [C, L]; of one sample alone
+    (False, 1): _feature_dropout_of_one,
     (False, 2): _feature_dropout,
     (True, 0): F.alpha_dropout,
     (True, 2): F.feature_alpha_dropout,
