@@ -117,6 +117,10 @@ def test_soft_labels_and_weights():
 # --- compilers --------------------------------------------------------------------------------------------------------
 
 
+PLAIN_CPP = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+"""For a few lines of C++ Inductor need not compile its headers, nor six programs to find out which vectors there are."""
+
+
 def everything():
     return Everything(gt).to(DOUBLE)
 
@@ -141,21 +145,31 @@ def test_compiled_in_training():
     plain, model = everything(), everything()
     torch.compiler.reset()
     # What is left of Inductor without torch's own operations as C++ is its handling of ours.
-    options = {"fallback_random": True, "fallback_by_default": True}
+    options = {"fallback_random": True, "fallback_by_default": True, **PLAIN_CPP}
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, options=options)
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    # Numbers as symbols are below and in evaluation: torch makes them constants, and compiles it all once more.
+    with torch._dynamo.config.patch(error_on_recompile=True, specialize_float=True):
         for n, size in ((5, 12), (7, 9)):
             x, labels = images(n, size)
             same(trained(model, compiled, x, labels), trained(plain, loss, x, labels))
+
+
+def test_compiled_for_any_number():
+    """Those that count in training alone, as symbols: torch makes them constants, and starts again."""
+    layers = gt.Linear(3, 4), gt.BatchNorm1d(4, eps=0.1, momentum=0.3), gt.RReLU(0.2, 0.2), gt.Dropout(0.0)
+    model, x = nn.Sequential(*layers), torch.randn(5, 3)
+    plain = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    found = [(call(x), *m.buffers()) for m, call in ((model, compiled), (plain, plain))]
+    same(*found)
 
 
 def test_compiled_to_machine_code():
     """Between ops of ours torch's own are fused into C++."""
     model = nn.Sequential(gt.Conv2d(3, 4, 3), gt.ReLU(), nn.Flatten(), nn.Tanh(), gt.LayerNorm(4)).eval()
     torch.compiler.reset()
-    # Precompiled headers and vectors take longer than these few lines.
-    options = {"cpp_cache_precompile_headers": False, "cpp.simdlen": 1}
-    compiled = torch.compile(model, fullgraph=True, options=options)
+    compiled = torch.compile(model, fullgraph=True, options=PLAIN_CPP)
     x = torch.randn(2, 3, 3, 3)
     with torch.no_grad():
         same(compiled(x), model(x))
