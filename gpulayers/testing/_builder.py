@@ -169,7 +169,11 @@ class Builder(stock.InterpreterBuilder):
     def create_bitcast(self, src: Handle, ty: Any) -> Handle:
         return Handle(np.ascontiguousarray(src.data).view(storage(ty)), ty.scalar)
 
-    create_int_to_ptr = create_ptr_to_int = create_bitcast
+    create_int_to_ptr = create_bitcast
+
+    def create_ptr_to_int(self, src: Handle, ty: Any) -> Handle:
+        self.memory.asked_where = True
+        return self.create_bitcast(src, ty)
 
     # Arithmetic. Most of it is in the tables below the class.
 

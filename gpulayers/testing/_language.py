@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from gpulayers.testing import _functions, _operators, _rewriting, _values
-from gpulayers.testing._builder import SEMANTIC
+from gpulayers.testing._builder import BUILDER, SEMANTIC
 from gpulayers.testing._rewriting import Loop, StaticLoop, interpreted, rewritten
 from gpulayers.testing._values import block_type, factors, made
 from gpulayers.testing.memory import ADDRESS_BITS
@@ -117,7 +117,9 @@ def _hint(name: str, holds: Callable[[np.ndarray, int], bool]) -> Callable[..., 
     """A hint to the compiler that is checked: what it says must hold for runs of so many lanes along each axis."""
 
     def hint(input: Any, values: Any, *_: Any, **__: Any) -> Any:
-        data = input.handle.data & ADDRESS_BITS if input.dtype.is_ptr() else input.handle.data
+        data = input.handle.data
+        if input.dtype.is_ptr():
+            data, BUILDER.memory.asked_where = data & ADDRESS_BITS, True
         for axis, value in enumerate(values if isinstance(values, list | tuple | tl.tuple) else [values]):
             run = int(getattr(value, "value", value))
             if data.size and not holds(np.moveaxis(data, axis, 0), run):

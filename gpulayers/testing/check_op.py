@@ -14,6 +14,7 @@ from gpulayers import arrays, dispatch
 from gpulayers.arrays import FLOATS, Spec, compute_dtype, float32, float64
 from gpulayers.ops._op import Op
 from gpulayers.testing import cupy_like
+from gpulayers.testing._repeats import remembered
 from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
 from gpulayers.testing.report import CheckError
 from gpulayers.testing.tolerance import excess
@@ -120,7 +121,7 @@ class _Case:
         raise CheckError(f"{self.op.name} on {place} ({came}; {self.options or 'no options'}): {what}")
 
     def check(self, backend: str, where: AbstractContextManager[Arena]) -> None:
-        with where as room:
+        with where as room, remembered():
             self.terms = " on CuPy's terms" if room.library == "cupy_like" else ""
             given = room.put(self.inputs)
             before = [_bytes(room.get(x)) for x in given]

@@ -101,6 +101,7 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     from gpulayers.testing._arguments import argument
     from gpulayers.testing._builder import BUILDER
     from gpulayers.testing._language import patched
+    from gpulayers.testing._repeats import Launched
     from gpulayers.testing._rewriting import rewritten
     from gpulayers.testing.memory import Memory
 
@@ -124,10 +125,14 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
                 p.name: bound[p.name] if p.is_constexpr else argument(bound[p.name], p, memory) for p in kernel.params
             }
             large = session.corners and any(region.nbytes > LARGE for region in memory.regions)
-            for index in _launches.corners(sizes) if large else np.ndindex(sizes):
+            settings = kernel.fn, sizes, session.races, session.poison, session.fused, large
+            launched = Launched(settings, bound, memory)
+            indices = () if launched.repeat() else _launches.corners(sizes) if large else np.ndindex(sizes)
+            for index in indices:
                 BUILDER.grid_idx = index
                 memory.program = int(np.ravel_multi_index(index, sizes)) + 1
                 function(**values)
+            launched.ran()
     except Exception as error:
         error.add_note(f"in program {memory.index} of the grid {sizes} of {name}")
         raise

@@ -259,6 +259,8 @@ class Memory:
         self.regions: list[Region] = []
         self.program = 0  # the one at work, counted from 1
         self._grouped = False
+        self.asked_where = False
+        """Whether a program had to do with addresses as numbers: another launch has others."""
 
     def add(self, name: str, array: Any) -> int:
         """Register a tensor argument (NumPy array or torch CPU tensor); the tagged address of its first element."""
@@ -361,6 +363,7 @@ class Memory:
         live = np.ones(addresses.shape, bool) if mask is None else mask
         if not live.any():
             return
+        self.asked_where = True
         tags = np.where(live, addresses >> np.uint64(TAG_SHIFT), np.uint64(0))
         for region in self.regions:  # addresses that came as integers, not as pointer arguments, carry no tag
             low = np.uint64(region.low)
