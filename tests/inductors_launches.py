@@ -11,6 +11,7 @@ from torch._higher_order_ops import triton_kernel_wrap
 from torch._inductor import graph
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
+from torch_calls import PLAIN_CPP
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
@@ -18,7 +19,7 @@ from triton.runtime.jit import JITFunction
 from gpulayers.testing.interpreter import interpreting
 from gpulayers.testing.null_driver import null_driver
 
-LITE = {"fallback_by_default": True, "fallback_random": True, "cpp_cache_precompile_headers": False, "cpp.simdlen": 1}
+LITE = {"fallback_by_default": True, "fallback_random": True, **PLAIN_CPP}
 """torch's own operations are called; the few that are compiled to C++ all the same are so without what takes longest."""
 _falls_back = graph.should_fallback_by_default
 _accesses = triton_kernel_wrap.identify_accessed_tensors

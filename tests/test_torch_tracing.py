@@ -14,6 +14,7 @@ from torch.autograd import forward_ad  # noqa: E402
 from torch.nn.utils import parametrizations  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch_calls import PLAIN_CPP  # noqa: E402
 
 import gpulayers.torch as gt  # noqa: E402
 from gpulayers.testing.torch_cases import (  # noqa: E402
@@ -115,10 +116,6 @@ def test_soft_labels_and_weights():
 
 
 # --- compilers --------------------------------------------------------------------------------------------------------
-
-
-PLAIN_CPP = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
-"""For a few lines of C++ Inductor need not compile its headers, nor six programs to find out which vectors there are."""
 
 
 def everything():

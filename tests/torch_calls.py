@@ -10,6 +10,8 @@ from gpulayers.testing.arena import has_gpu
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN_CPP = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+"""For a few lines of C++ Inductor need not compile its headers, nor six programs to find out which vectors there are."""
 ANY = [(3, 5), (4,), (), (2, 3, 4), (2, 3, 4, 2), (0, 3), (1, 1), (33, 17)]
 
 
