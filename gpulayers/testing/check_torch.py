@@ -54,7 +54,11 @@ Wanted = bool | Sequence[bool]
 """Whether gradients are wanted: of all floating-point inputs, or input by input."""
 
 
-def run(call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: Wanted = True) -> Outcome:
+Dys = Callable[[Sequence[Any]], Sequence[Any]] | Sequence[Any] | None
+"""Gradients of the outputs, or what makes them of the outputs."""
+
+
+def run(call: Callable, inputs: Sequence[Any], dys: Dys, grad: Wanted = True) -> Outcome:
     """``call(*inputs)``, then backward from ``dys``. ``call`` may be a module."""
     found = Outcome()
     try:
@@ -66,9 +70,7 @@ def run(call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: 
     return found
 
 
-def _run(
-    values: dict[str, Any], call: Callable, inputs: Sequence[Any], dys: Sequence[Any] | None, grad: Wanted
-) -> None:
+def _run(values: dict[str, Any], call: Callable, inputs: Sequence[Any], dys: Dys, grad: Wanted) -> None:
     flags = [grad] * len(inputs) if isinstance(grad, bool) else grad
     leaves = [x for x, want in zip(inputs, flags) if want and isinstance(x, Tensor) and x.is_floating_point()]
     for x in leaves:
@@ -77,6 +79,7 @@ def _run(
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     for i, y in enumerate(outputs):
         values[f"output {i}"] = y.detach()
+    dys = dys([y.detach() for y in outputs]) if callable(dys) else dys
     parameters = dict(call.named_parameters()) if isinstance(call, torch.nn.Module) else {}
     wanted = [y for y in outputs if y.requires_grad]
     if wanted and dys is not None:
@@ -102,18 +105,20 @@ def check_torch(
     compared += 1
     make = dy or _strided_like
     mine, its, twice = (_inputs(inputs), _inputs(inputs), _inputs(inputs, torch.float64))
-    truth_call = copy.deepcopy(theirs).double() if isinstance(theirs, torch.nn.Module) else theirs
-    shape = run(copy.deepcopy(theirs), _inputs(inputs), None, grad=False)
-    if shape.error is not None:
-        return _same_error(run(ours, mine, None, grad), shape.error)
-    dys = [make(v) for k, v in shape.values.items() if k.startswith("output")]
-    a = run(ours, mine, _inputs(dys), grad)
-    b = run(copy.deepcopy(theirs), its, _inputs(dys), grad)
+    truth_call = _in(torch.float64, theirs)
+    dys: list[Tensor] = []
+
+    def made(outputs: Sequence[Any]) -> list:
+        dys.extend(map(make, outputs))
+        return _inputs(dys)
+
+    b = run(_as_it_was(theirs), its, made, grad)
+    a = run(ours, mine, _inputs(dys) if dys else None, grad)
     if b.error is not None:
         return _same_error(a, b.error)
     if a.error is not None:
         return [f"raises {type(a.error).__name__}: {a.error}"]
-    truth = run(copy.deepcopy(truth_call), twice, _inputs(dys, torch.float64), grad)
+    truth = run(_as_it_was(truth_call), twice, _inputs(dys, torch.float64), grad)
     look = functools.cache(lambda: _neighbours(theirs, truth_call, inputs, dys, grad, truth.values))
     complaints = []
     for i, before in enumerate(inputs):
@@ -126,6 +131,21 @@ def check_torch(
     return complaints
 
 
+def _in(dtype: torch.dtype, call: Callable) -> Callable:
+    """With weights and statistics of this dtype, where it has any."""
+    if not isinstance(call, torch.nn.Module) or not [*call.parameters(), *call.buffers()]:
+        return call
+    return copy.deepcopy(call).to(dtype)
+
+
+def _as_it_was(call: Callable) -> Callable:
+    """For one more run: a copy of a module that keeps statistics; without them it is itself, and forgets its gradients."""
+    if not isinstance(call, torch.nn.Module) or next(call.buffers(), None) is not None:
+        return copy.deepcopy(call)
+    call.zero_grad()
+    return call
+
+
 _DRAWS = 32
 
 
@@ -135,20 +155,18 @@ def _neighbours(
     """What torch is off by, value by value, on inputs and dys near these; and what ``truth`` moves by."""
     generator = torch.Generator().manual_seed(0)
     double = any(isinstance(x, Tensor) and x.dtype is torch.float64 for x in inputs)
-    rough = copy.deepcopy(theirs)
-    if double and isinstance(rough, torch.nn.Module):
-        rough = rough.float()
+    rough = _in(torch.float32, theirs) if double else theirs
     found, n = [], len(inputs)
     there = _inputs([*inputs, *dys], torch.float64)
     for _ in range(_DRAWS):
         near = [_near(x, generator) for x in (*inputs, *dys)]
         near = _inputs(near, torch.float32) if double else near
         wide = _inputs(near, torch.float64)
-        plain = run(copy.deepcopy(rough), _inputs(near[:n]), _inputs(near[n:]), grad).values
-        exact = run(copy.deepcopy(truth_call), wide[:n], wide[n:], grad).values
+        plain = run(_as_it_was(rough), _inputs(near[:n]), _inputs(near[n:]), grad).values
+        exact = run(_as_it_was(truth_call), wide[:n], wide[n:], grad).values
         found.append(_errors(plain, exact, 2.0**-29 if double else 1.0))
         close = [_near(x, generator, 2.0**-52 if double else 2.0**-23) for x in there]
-        moved = run(copy.deepcopy(truth_call), close[:n], close[n:], grad).values
+        moved = run(_as_it_was(truth_call), close[:n], close[n:], grad).values
         found.append(_errors(moved, truth, 1.0))
     return [*found, _rounding(dys, found[0])]
 
