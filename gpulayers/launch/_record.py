@@ -6,6 +6,7 @@ import ctypes
 import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ class Recorder:
         """The first reason why no tape comes of it; the launcher runs on, as ever."""
         self.inputs: list[Any] = []
         self.made: list[Any] = []
+        self.spans: list[tuple[int, int]] = []
+        """Where inputs and allocations begin and end: most are nowhere near a given array."""
         self.allocations: list[tuple] = []
         self.block, self.params = bytearray(), list[int]()
         self.launches: list[bytes] = []
@@ -123,7 +126,9 @@ class Recorder:
                 raise Untapeable("shared")
             return same[0], 0
         address = _address(x)
-        found = [(i, address - _address(a)) for i, a in enumerate(known) if a is not None and _contains(a, address)]
+        self.spans += map(_span, known[len(self.spans) :])
+        near = [i for i, (low, high) in enumerate(self.spans) if low <= address < high]
+        found = [(i, address - _address(known[i])) for i in near if _contains(known[i], address)]
         if len(found) > 1:
             raise Untapeable("shared")
         if not found and (address or _size(x)):
@@ -169,7 +174,7 @@ class Recorder:
 
     def triton(self, kernel: Any, compiled: Any, grid: Any, args: tuple, options: dict[str, Any]) -> None:
         """Triton launched a kernel with these arguments."""
-        meta, names, first = compiled.metadata, set(kernel.arg_names), len(self.params)
+        meta, first = compiled.metadata, len(self.params)
         if meta.global_scratch_size or meta.profile_scratch_size:
             raise Untapeable("scratch")
         if meta.num_ctas != 1 or meta.launch_cooperative_grid or meta.launch_pdl:
@@ -179,17 +184,16 @@ class Recorder:
         for (name, _), (_, names_there) in getattr(kernel, "used_global_vals", {}).items():
             if not kernel.fn.__module__.startswith("gpulayers.kernels."):  # there they are constants
                 self.same += names_there, name, names_there.get(name)  # Triton raises where one has changed
-        bound = kernel.signature.bind(*args, **{k: v for k, v in options.items() if k in names})
-        bound.apply_defaults()
+        given = bound(kernel, args, options)
         maps = iter(getattr(meta, "tensordesc_meta", None) or ())
         for name, kind in compiled.src.signature.items():
             if name in self.varying and kind in _FLOATS:
                 at = self._add(bytes(8), 8)
                 self.patches.append(_tape.PATCH.pack(0, at, self.varying.index(name), _FLOATS[kind], 0))
             else:
-                self._argument(bound.arguments[name], kind, maps)
+                self._argument(given[name], kind, maps)
         self._add(bytes(8), 8), self._add(bytes(8), 8)  # Triton's two pointers to scratch memory
-        sizes = grid(bound.arguments) if callable(grid) else grid
+        sizes = grid(given) if callable(grid) else grid
         self._launch(compiled.function, sizes, (32 * meta.num_warps,), meta.shared, first)
 
     def _argument(self, value: Any, kind: Any, maps: Iterator[Any]) -> None:
@@ -291,6 +295,20 @@ def hooks_of_triton() -> Iterator[list]:
             yield hook.calls
 
 
+def bound(kernel: Any, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a launch by name, and defaults: what inspect binds, which takes ten times as long."""
+    names = kernel.arg_names
+    found, left = dict(zip(names, args)), names[len(args) :]
+    defaults = {n: kernel.signature.parameters[n].default for n in left if n not in options}
+    if (
+        len(args) > len(names)
+        or any(d is Parameter.empty for d in defaults.values())
+        or not options.keys().isdisjoint(found)
+    ):
+        kernel.signature.bind(*args, **{k: v for k, v in options.items() if k in names})  # raises
+    return found | {n: options[n] for n in left if n in options} | defaults
+
+
 def _address(x: Any) -> int:
     if x is None:
         return 0
@@ -312,6 +330,15 @@ def _steps(x: Any) -> tuple[tuple[int, ...], int]:
 
 def _metadata(x: Any) -> tuple:
     return _address(x), tuple(x.shape), *_steps(x), str(x.dtype)
+
+
+def _span(x: Any) -> tuple[int, int]:
+    """The addresses of its first byte and of the one behind its last."""
+    if x is None or 0 in x.shape:
+        return 0, 0
+    (strides, itemsize), address = _steps(x), _address(x)
+    reach = [(n - 1) * step * itemsize for n, step in zip(x.shape, strides)]
+    return address + sum(r for r in reach if r < 0), address + sum(r for r in reach if r > 0) + itemsize
 
 
 def _contains(x: Any, address: int) -> bool:

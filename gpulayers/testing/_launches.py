@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.launch._record import bound
+
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 
 
@@ -78,9 +80,7 @@ def bind(kernel: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, 
     unknown = [k for k in kwargs if k not in names and k not in CUDAOptions.__dataclass_fields__]
     if unknown:
         raise KeyError(f"{kernel.fn.__name__} has no parameter, and Triton no launch option, named {unknown[0]!r}")
-    bound = kernel.signature.bind(*args, **{k: v for k, v in kwargs.items() if k in names})
-    bound.apply_defaults()
-    return bound.arguments
+    return bound(kernel, args, kwargs)
 
 
 def constexprs(kernel: Any, bound: dict[str, Any]) -> dict[str, Any]:
