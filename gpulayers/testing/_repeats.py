@@ -7,18 +7,20 @@ passed. `check_op` makes the same launches many times over: forward again, each 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+import ctypes
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gpulayers.testing.memory import Memory, Region
+from gpulayers.testing.memory import Memory, layout, span
 
 MOST_BYTES = 1 << 22
 """Of the tensors of a launch that is remembered."""
 
-_remembered: dict[Hashable, list[tuple[int, np.ndarray]]] | None = None
-"""The regions that a launch changed, by number, and what they held then."""
+_remembered: dict[Hashable, list[tuple[int, bytes]]] | None = None
+"""What a launch changed: the numbers of its tensors, and what they held then."""
 
 
 @contextlib.contextmanager
@@ -33,37 +35,44 @@ def remembered() -> Iterator[None]:
 
 
 class Launched:
-    """One launch, before its first program runs. settings: what else its outcome hangs on."""
+    """One launch, before its first program runs.
 
-    def __init__(self, settings: tuple, arguments: dict[str, Any], memory: Memory):
-        self.memory, self.key = memory, None
-        if _remembered is None or sum(region.nbytes for region in memory.regions) > MOST_BYTES:
+    settings: what its outcome hangs on beside its arguments, and the tensors that these and `reached` hold.
+    """
+
+    def __init__(self, settings: tuple, arguments: Sequence[Any], tensors: Sequence[Any]):
+        self.key: Hashable = None
+        if _remembered is None:
             return
-        self.before = [region.raw.tobytes() for region in memory.regions]
-        tensors = [(r.dtype, r.shape, r.steps, held) for r, held in zip(memory.regions, self.before)]
-        key = settings, tuple(map(_told, arguments.values())), tuple(tensors), _shared(memory.regions)
+        laid = list(map(layout, tensors))
+        self.spans = [span(*each[:4]) for each in laid]
+        if sum(size for _, size in self.spans) > MOST_BYTES:
+            return
+        self.dtypes = tuple(dtype for *_, dtype in laid)
+        self.held = list(itertools.starmap(ctypes.string_at, self.spans))
+        kinds = tuple(each[1:] for each in laid)
+        key = settings, tuple(map(_told, arguments)), kinds, tuple(self.held), _shared(self.spans)
         with contextlib.suppress(TypeError):  # an argument without a hash
             hash(key)
             self.key = key
 
     def repeat(self) -> bool:
         """Whether such a launch has run; its tensors then hold what it left in them."""
-        if self.key is None or _remembered is None or self.key not in _remembered:
+        if _remembered is None or self.key is None or self.key not in _remembered:
             return False
         for i, held in _remembered[self.key]:
-            self.memory.regions[i].raw[...] = held
+            ctypes.memmove(self.spans[i][0], held, len(held))
         return True
 
-    def ran(self) -> None:
+    def ran(self, memory: Memory) -> None:
         """It ran to its end."""
-        if self.key is None or _remembered is None or self.memory.asked_where:
-            return
-        pairs = enumerate(zip(self.memory.regions, self.before))
-        _remembered[self.key] = [(i, region.raw.copy()) for i, (region, held) in pairs if region.raw.tobytes() != held]
+        if _remembered is not None and self.key is not None and not memory.asked_where:
+            after = enumerate(zip(itertools.starmap(ctypes.string_at, self.spans), self.held))
+            _remembered[self.key] = [(i, now) for i, (now, before) in after if now != before]
 
 
 def _told(argument: Any) -> Hashable:
-    """An argument without the arrays in it, which are regions of the launch's memory."""
+    """An argument without the arrays in it, which are among the launch's tensors."""
     if isinstance(argument, tuple):
         return type(argument), tuple(map(_told, argument))
     if type(argument).__name__ == "TensorDescriptor":
@@ -73,12 +82,15 @@ def _told(argument: Any) -> Hashable:
     return type(argument), repr(argument) if isinstance(argument, float | np.generic) else argument  # 0.0 and -0.0
 
 
-def _shared(regions: list[Region]) -> tuple[tuple[int, int, int], ...]:
+def _shared(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
     """How tensors that share memory lie to each other."""
-    found = []
-    for i, a in enumerate(regions):
-        for j in range(i):
-            b = regions[j]
-            if a.low < b.low + b.nbytes and b.low < a.low + a.nbytes:
-                found.append((i, j, a.low - b.low))
+    found, last = [], 0
+    for i, (low, size) in sorted(enumerate(spans), key=lambda each: each[1]):
+        if low < last:
+            found += [
+                (i, j, low - start)
+                for j, (start, length) in enumerate(spans)
+                if start < low + size and low < start + length
+            ]
+        last = max(last, low + size)
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from gpulayers.testing import cupy_like
 from gpulayers.testing._repeats import remembered
 from gpulayers.testing.arena import BACKENDS, Arena, arena, copy_with_strides
 from gpulayers.testing.report import CheckError
-from gpulayers.testing.tolerance import excess
+from gpulayers.testing.tolerance import Limits, excess
 
 held: set[tuple[str, str, str]] = set()
 """(op, backend, dtype) of every call that this process checked to its end."""
@@ -100,6 +101,7 @@ class _Case:
         if joined:
             outputs.append(arrays.spec(inputs[op.inputs.index(op.joins)]))
         self.wanted: dict[tuple, list[list]] = {}
+        self.limits: Limits = {}
         self.dys = {k: tuple(_dy(k, o, random) if _floats(o.dtype) else None for o in outputs) for k in self.kinds}
 
     def refusal(self, backend: str) -> str | None:
@@ -171,7 +173,7 @@ class _Case:
             if not np.array_equal(got, truth):
                 self.fail(backend, f"{what} differs: {got} where {truth} is true")
             return
-        if (wrong := excess(got, truth, plain, moved)) is not None:
+        if (wrong := excess(got, truth, plain, moved, self.limits)) is not None:
             self.fail(backend, f"{what}: {wrong}")
 
     def _check_inputs(self, backend: str, room: Arena, given: list, before: list) -> None:
@@ -314,7 +316,7 @@ class _Reference:
         with np.errstate(over="ignore"):
             return x.astype(dtype)
 
-    @property
+    @functools.cached_property
     def own_saved(self) -> dict:
         """What the definition saves for the call as it came (in the call's own dtypes)."""
         case = self.case

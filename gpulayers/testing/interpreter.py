@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpulayers.testing import _launches
+from gpulayers.testing._repeats import Launched
+from gpulayers.testing.memory import Memory
 
 if TYPE_CHECKING:
     from gpulayers.kernels.triton._tile import Device
@@ -95,15 +97,9 @@ def register_inline_asm(text: str, function: Callable[..., Any]) -> None:
 
 
 def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Interpret one launch: bind, check the grid, run its programs one after another."""
+    """Interpret one launch: bind, check the grid, run its programs unless their outcome is known."""
     from gpulayers.kernels.triton import _tile
     from gpulayers.testing import _multiprocessors
-    from gpulayers.testing._arguments import argument
-    from gpulayers.testing._builder import BUILDER
-    from gpulayers.testing._language import patched
-    from gpulayers.testing._repeats import Launched
-    from gpulayers.testing._rewriting import rewritten
-    from gpulayers.testing.memory import Memory
 
     name = kernel.fn.__name__
     bound = _launches.bind(kernel, args, kwargs)
@@ -112,6 +108,31 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
     sizes = _launches.grid_sizes(name, grid, bound)
     constexprs = _launches.constexprs(kernel, bound)
     session = _sessions[-1]
+    arguments = [bound[p.name] for p in kernel.params]
+    settings = kernel.fn, sizes, session.races, session.poison, session.corners, session.fused
+    launched = Launched(settings, arguments, [*_tile.reached, *_launches.arrays(arguments)])
+    if launched.repeat():
+        dtypes = launched.dtypes
+    else:
+        memory = _run_programs(kernel, sizes, bound, session)
+        launched.ran(memory)
+        dtypes = tuple(region.dtype for region in memory.regions)
+    for each in _sessions:
+        each.launches.append(Launch(name, dtypes, constexprs, sizes))
+    if not session.corners:
+        proven.add((name, " ".join(dtypes)))
+        _multiprocessors.note(name, _tile.pretend)
+
+
+def _run_programs(kernel: Any, sizes: tuple[int, int, int], bound: dict[str, Any], session: Session) -> Memory:
+    """The memory that a launch's programs, run one after another, have used."""
+    from gpulayers.kernels.triton import _tile
+    from gpulayers.testing._arguments import argument
+    from gpulayers.testing._builder import BUILDER
+    from gpulayers.testing._language import patched
+    from gpulayers.testing._rewriting import rewritten
+
+    name = kernel.fn.__name__
     memory = Memory(name, sizes, session.races, session.poison)
     for i, array in enumerate(_tile.reached):
         memory.add(f"reached[{i}]", array)
@@ -125,22 +146,13 @@ def _run(launch: Any, kernel: Any, grid: Any, args: Sequence[Any], kwargs: dict[
                 p.name: bound[p.name] if p.is_constexpr else argument(bound[p.name], p, memory) for p in kernel.params
             }
             large = session.corners and any(region.nbytes > LARGE for region in memory.regions)
-            settings = kernel.fn, sizes, session.races, session.poison, session.fused, large
-            launched = Launched(settings, bound, memory)
-            indices = () if launched.repeat() else _launches.corners(sizes) if large else np.ndindex(sizes)
-            for index in indices:
+            for index in _launches.corners(sizes) if large else np.ndindex(sizes):
                 BUILDER.grid_idx = index
                 memory.program = int(np.ravel_multi_index(index, sizes)) + 1
                 function(**values)
-            launched.ran()
     except Exception as error:
         error.add_note(f"in program {memory.index} of the grid {sizes} of {name}")
         raise
     finally:
         BUILDER.memory, BUILDER.fused = before  # type: ignore[assignment]
-    dtypes = tuple(region.dtype for region in memory.regions)
-    for each in _sessions:
-        each.launches.append(Launch(name, dtypes, constexprs, sizes))
-    if not session.corners:
-        proven.add((name, " ".join(dtypes)))
-        _multiprocessors.note(name, _tile.pretend)
+    return memory

@@ -187,7 +187,7 @@ class Region:
         return not union & (size - 1) and (union <= limit or int(offsets.max()) <= limit)
 
 
-def _layout(array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int, str]:
+def layout(array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int, str]:
     """Address, shape, strides in bytes, bytes of an element and dtype name of a NumPy array or a torch CPU tensor."""
     if isinstance(array, np.ndarray):
         address = array.__array_interface__["data"][0]
@@ -195,6 +195,14 @@ def _layout(array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int, str
     size = array.element_size()
     dtype = str(array.dtype).removeprefix("torch.")
     return array.data_ptr(), tuple(array.shape), tuple(s * size for s in array.stride()), size, dtype
+
+
+def span(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """(address of the lowest byte, bytes from there to past the highest) of what `layout` gives."""
+    if 0 in shape:
+        return address, 0
+    reach = [(n - 1) * s for n, s in zip(shape, strides)]
+    return address + sum(r for r in reach if r < 0), sum(map(abs, reach)) + itemsize
 
 
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
@@ -264,12 +272,10 @@ class Memory:
 
     def add(self, name: str, array: Any) -> int:
         """Register a tensor argument (NumPy array or torch CPU tensor); the tagged address of its first element."""
-        address, shape, strides, itemsize, dtype = _layout(array)
-        if 0 in shape:
-            low, nbytes, unit, holes = address, 0, itemsize, None
-        else:
-            low = address + sum((n - 1) * s for n, s in zip(shape, strides) if s < 0)
-            nbytes = sum((n - 1) * abs(s) for n, s in zip(shape, strides)) + itemsize
+        address, shape, strides, itemsize, dtype = layout(array)
+        low, nbytes = span(address, shape, strides, itemsize)
+        unit, holes = itemsize, None
+        if nbytes:
             unit = gcd(itemsize, *(s for s, n in zip(strides, shape) if n > 1))
             dense = _is_dense(shape, strides, itemsize)
             holes = None if dense else _holes(shape, strides, itemsize, unit, nbytes)

@@ -43,13 +43,32 @@ def allowed(error: float, largest: float, truth: np.ndarray, of: np.dtype) -> np
     return 4 * np.maximum(error, once) + 2 * ulp(truth, of)
 
 
-def excess(got: np.ndarray, truth: np.ndarray, plain: np.ndarray, moved: Sequence[np.ndarray] = ()) -> str | None:
-    """None if ``got`` is within the bound of ``truth`` everywhere (NaN and Inf alike), else what is wrong and where."""
+Limits = dict[tuple[int, np.dtype], tuple[np.ndarray, np.ndarray]]
+"""(a truth, its bound) by the truth's identity and the result's dtype: each truth comes with one plain formula."""
+
+
+def excess(
+    got: np.ndarray,
+    truth: np.ndarray,
+    plain: np.ndarray,
+    moved: Sequence[np.ndarray] = (),
+    limits: Limits | None = None,
+) -> str | None:
+    """None if ``got`` is within the bound of ``truth`` everywhere (NaN and Inf alike), else what is wrong and where.
+
+    limits: bounds of truths that came before, kept for what else is held against them.
+    """
     got64 = got.astype(float64)
     most = _largest(got.dtype)
     with np.errstate(invalid="ignore"):
         # What overflows the dtype is Inf there; near the edge rounding decides.
-        limit = bound(truth, plain, got.dtype, moved)
+        key = id(truth), got.dtype
+        if limits is not None and key in limits:
+            limit = limits[key][1]
+        else:
+            limit = bound(truth, plain, got.dtype, moved)
+            if limits is not None:
+                limits[key] = truth, limit  # which keeps the truth's identity its own
         if (np.abs(got64 - truth) <= limit).all():
             return None
         same = (np.isnan(got64) & np.isnan(truth)) | (got64 == truth)
