@@ -68,7 +68,7 @@ def _batch(numbers: list[int]) -> tuple[list[Report | str], int]:
     before = compiling.compilations
     chosen = [_launches[i] for i in numbers]
     try:
-        results: list[Report | str] = [*audit_launches(chosen)]
+        results: list[Report | str] = [*audit_launches(chosen, kept=False)]
     except Exception:
         results = [_one(launch) for launch in chosen]
     compiling._binaries.clear()
@@ -77,6 +77,6 @@ def _batch(numbers: list[int]) -> tuple[list[Report | str], int]:
 
 def _one(launch: Planned) -> Report | str:
     try:
-        return audit_launches([launch])[0]
+        return audit_launches([launch], kept=False)[0]
     except Exception as error:  # whatever the compiler raises is what the audit reports
         return f"does not compile: {type(error).__name__}: {str(error).strip()[:500]}"

@@ -154,15 +154,17 @@ def audit(compiled: Compiled) -> Report:
     return audit_launches([compiled])[0]
 
 
-def audit_launches(launches: Sequence[Planned]) -> list[Report]:
+def audit_launches(launches: Sequence[Planned], kept: bool = True) -> list[Report]:
     """The report of each launch from `planning`. One whose source was audited before is not compiled again.
+
+    kept: as in `Planned.compile`; the reports always are.
 
     Raises what the compiler raises, and RuntimeError with the tool's words if a binary can't be read.
     """
     places = {p.key: _place(p) for p in launches}
     missing = {p.key: p for p in launches if not places[p.key].exists()}
     for arch in sorted({p.arch for p in missing.values()}):
-        compiled = [p.compile() for p in missing.values() if p.arch == arch]
+        compiled = [p.compile(kept) for p in missing.values() if p.arch == arch]
         for one, found in zip(compiled, read([c.cubin for c in compiled], arch)):
             ((name, figures),) = found.items()
             report = _report(name, arch, one.warps, one.shared, figures, multiplies=_multiplies(one))

@@ -9,8 +9,10 @@ is told, and compiles when asked to.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from gpulayers.testing import _launches
@@ -48,14 +50,17 @@ class Planned:
         unknown = (n for i, n in enumerate(names) if i not in known and n not in self.constants)
         return frozenset(n for n in unknown if self.signature.get(n, "")[:1] in ("i", "*"))
 
-    def compile(self) -> Compiled:
-        """Raises what the compiler raises. A kernel compiled before in this process is not compiled again."""
+    def compile(self, kept: bool = True) -> Compiled:
+        """Raises what the compiler raises. A kernel compiled before in this process is not compiled again.
+
+        kept: in Triton's cache on disk, where launches on a GPU find it.
+        """
         import triton
 
         global compilations
         if self.key not in _binaries:
             compilations += 1
-            with driving(self.arch) as driver, _listening() as said:
+            with driving(self.arch) as driver, _listening() as said, contextlib.nullcontext() if kept else _not_kept():
                 binary = triton.compile(self.source, target=driver.target, options=self.options.__dict__)
             _binaries[self.key] = binary, "".join(said)
         binary, words = _binaries[self.key]
@@ -167,6 +172,34 @@ def driving(arch: int) -> Iterator[_Driver]:
         yield pretended
     finally:
         driver._active = before
+
+
+class _Folder:
+    """What Triton's cache is to one compilation, in a folder that goes when it is done."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def get_group(self, filename: str) -> None:
+        """There is nothing yet."""
+
+    def put(self, data: Any, filename: str, binary: bool = True) -> str:
+        path = self.path / filename
+        path.write_bytes(data if isinstance(data, bytes) else str(data).encode())
+        return str(path)
+
+    def put_group(self, filename: str, group: dict[str, str]) -> None:
+        """Nobody will ask for it."""
+
+
+@contextlib.contextmanager
+def _not_kept() -> Iterator[None]:
+    """Triton's own cache makes and removes a folder for each of a kernel's eight files, which takes as long as a pass."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as path, knobs.cache.scope():
+        knobs.cache.manager_class = lambda key: _Folder(Path(path))  # type: ignore[assignment]
+        yield
 
 
 @contextlib.contextmanager
