@@ -241,7 +241,7 @@ def toy(tmp_path):
 
 
 def test_every_test_has_an_outcome_whatever_becomes_of_its_process(tmp_path, toy, capfd):
-    assert device_tests.run(tmp_path, 60, 2, [toy], silence=4) == device_tests.FAILED
+    assert device_tests.run(tmp_path, 60, 2, [toy], silence=2) == device_tests.FAILED
     found = device_tests.read(tmp_path / "tests.jsonl")
     assert Counter(o.outcome for o in found.values()) == {"passed": 6, "failed": 1, "skipped": 1, "started": 2}
     assert "one is not two" in next(o.text for o in found.values() if o.outcome == "failed")
@@ -259,7 +259,7 @@ def test_every_test_has_an_outcome_whatever_becomes_of_its_process(tmp_path, toy
 
 def test_tests_keep_their_time(tmp_path, toy):
     begin = time.monotonic()
-    assert device_tests.run(tmp_path, 4, 1, [toy]) != device_tests.PASSED
+    assert device_tests.run(tmp_path, 2, 1, [toy]) != device_tests.PASSED
     assert time.monotonic() - begin < 30  # the rest is Python's start; test_hangs alone takes 60
 
 
@@ -270,7 +270,7 @@ def test_no_tests_are_no_success(tmp_path):
 
 def outcomes_until(name, record, path):
     """The exit status of the run that had time enough to come to this test; a slow machine's first ones have not."""
-    for seconds in (5.0, 10.0, 20.0, 40.0):
+    for seconds in (2.5, 5.0, 10.0, 20.0, 40.0):
         status = device_tests.run(record.parent, seconds, 1, [path])
         if any(i.endswith(f"::{name}") for i in device_tests.read(record)):
             break
@@ -295,7 +295,7 @@ def test_what_hangs_again_costs_the_others_nothing(tmp_path):
     hangs = tmp_path / "test_hangs.py"
     hangs.write_text("import time\ndef test_hangs(): time.sleep(60)\ndef test_after(): pass\n")
     record = tmp_path / "tests.jsonl"
-    assert device_tests.run(tmp_path, 120, 1, [hangs], silence=4) == device_tests.FAILED
+    assert device_tests.run(tmp_path, 120, 1, [hangs], silence=2) == device_tests.FAILED
     assert [o.outcome for o in device_tests.read(record).values()] == ["started", "passed"]
     record.write_text(record.read_text().partition("\n")[0] + "\n")  # as if all after it had been cut off
     assert outcomes_until("test_after", record, hangs) == device_tests.FAILED
