@@ -87,17 +87,17 @@ def named_dtypes(model, call, lower):
 
 @pytest.mark.parametrize("lower", HALVES, ids=str)
 def test_one_model_of_all(lower):
-    """Eager and compiled."""
+    """Eager; and compiled with the type that is not the CPU's own choice, which none that looks away would give."""
     theirs = Everything(nn)
     theirs.layers["RReLU"] = nn.LeakyReLU()  # torch has no RReLU for float16 on the CPU
     truth = named_dtypes(theirs, torch_cases.loss, lower)
     assert len(set(truth[0].values())) == 2
     ours = Everything(gt)
     assert named_dtypes(ours, torch_cases.loss, lower) == truth
-    torch.compiler.reset()
-    backend = "aot_eager" if lower is torch.bfloat16 else "eager"
-    compiled = torch.compile(torch_cases.loss, backend=backend, fullgraph=True)
-    assert named_dtypes(ours, compiled, lower) == truth
+    if lower is not torch.get_autocast_dtype("cpu"):
+        torch.compiler.reset()
+        compiled = torch.compile(torch_cases.loss, backend="aot_eager", fullgraph=True)
+        assert named_dtypes(ours, compiled, lower) == truth
 
 
 def test_the_compiled_function_may_turn_it_on_and_off():
