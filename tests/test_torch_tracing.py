@@ -48,8 +48,8 @@ EMPTY_IS_WRONG = (
 """torch raises, or gives NaN, which opcheck takes for a difference."""
 TRACED_AS = {"GroupNorm-2-4": (3, 4), "GroupNorm-1-4-False": (2, 4, 6, 5)}
 """Groups are traced of single numbers and images in one group: torch takes seconds for symbols of groups of an image."""
-TRACED_BESIDE = ("MaxPool2d-2", "MaxPool3d-2-1-True")
-"""Max pooling is one op, which others have traced: of one, two and three axes, with indices and without, padded and not."""
+TRACED_BESIDE = ("MaxPool2d-2", "MaxPool3d-2-1-True", "InstanceNorm1d-3")
+"""Their ops are traced of one, two and three axes by others: padded and not, with indices and without, with weights and without."""
 same = torch.testing.assert_close
 
 

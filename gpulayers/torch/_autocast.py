@@ -27,7 +27,9 @@ _DEVICES = ("cpu", "cuda")
 def cast(rule: str | dict[str, str] | None, args: Sequence[Any], n: int) -> tuple:
     """``args`` with the first ``n``, the inputs, as autocast wants them; all unchanged where it is off."""
     args = tuple(args)
-    device = next((t.device.type for t in args[:n] if t is not None), "cpu")
+    if rule is None or args[0] is None:
+        return args
+    device = args[0].device.type
     if isinstance(rule, dict):
         rule = rule.get(device)
     if rule is None or not is_on(device):

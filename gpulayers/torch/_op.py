@@ -97,6 +97,13 @@ def in_memory(x: Any) -> Any:
     return x if x is None or is_plain(x) else x.clone() if x._is_zerotensor() else x.resolve_neg()
 
 
+def _requires_grad(ins: Sequence[Any]) -> bool:
+    for t in ins:  # noqa: SIM110 - compilers look into loops faster than into comprehensions
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
 def is_transformed(dys: Sequence[Any]) -> bool:
     """Whether a backward is torch.func's, forward-mode differentiation's or that of is_grads_batched=True."""
     batched = torch._C._functorch.is_legacy_batchedtensor
@@ -301,14 +308,12 @@ class TorchOp:
 
     def _serves(self, ins: Sequence[Any]) -> bool:
         """Whether a compiler should see the op: by dtypes, and by what requires a gradient."""
-        wrong = _grad_enabled() and any([ins[i] is not None and ins[i].requires_grad for i in self._constant])
+        wrong = self._constant and _grad_enabled() and _requires_grad([ins[i] for i in self._constant])
         return ins[0].dtype in _FLOATS and not _transforming() and not wrong
 
     def _traced(self, args: Sequence[Any]) -> Any:
         args = _autocast.cast(self.cast, args, self._casts)
-        ins = args[: self.n]
-        save = _grad_enabled() and any([t is not None and t.requires_grad for t in ins])
-        return self.library(args, save)
+        return self.library(args, _grad_enabled() and _requires_grad(args[: self.n]))
 
     def _elsewhere(self, args: Sequence[Any]) -> Any:
         """All that is not plain dense tensors in plain eager mode."""
