@@ -110,10 +110,15 @@ class Builder(stock.InterpreterBuilder):
             raise NotImplementedError("atomics on bfloat16 are not interpreted")
 
     def create_addptr(self, ptr: Handle, offset: Handle) -> Handle:
+        return Handle(self.moved(ptr, offset), ptr.dtype)
+
+    @staticmethod
+    def moved(ptr: Handle, offset: Handle) -> np.ndarray:
+        """Addresses so many elements further on."""
         size = SIZES.get(id(ptr.dtype.element_ty))
         if size is None:
             size = np.uint64(max(1, ptr.get_element_ty().primitive_bitwidth // 8))
-        return Handle(ptr.data + offset.data.astype(np.int64).view(np.uint64) * size, ptr.dtype)
+        return ptr.data + offset.data.astype(np.int64, copy=False).view(np.uint64) * size
 
     # Tensor descriptors. Outside the tensor they read their padding, and write nothing.
 

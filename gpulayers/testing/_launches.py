@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -69,7 +70,12 @@ def homes(args: Sequence[Any]) -> set[str]:
 
 def dtype_name(array: Any) -> str:
     """`float32`, `bfloat16`, … of a NumPy array or torch tensor."""
-    return str(array.dtype).removeprefix("torch.")
+    return _name(array.dtype)
+
+
+@functools.cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def bind(kernel: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

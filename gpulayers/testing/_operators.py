@@ -106,7 +106,7 @@ def moved(slow: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., A
         else:
             offset = constant(other.value if type(other) is tl.constexpr else other, tl.int32)
             out = None if offset is None else self.type
-        return slow(self, other) if out is None else tl.tensor(BUILDER.create_addptr(self.handle, offset), out)
+        return slow(self, other) if out is None else made(BUILDER.moved(self.handle, offset), ty, out)
 
     return call
 

@@ -21,12 +21,17 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.testing._launches import dtype_name
+
 TAG_SHIFT = 48  # user-space addresses have 47 bits
 SHIFTS = {1 << n: np.uint64(n) for n in range(4)}
 """What divides by the bytes of an element."""
 ADDRESS_BITS = np.uint64((1 << TAG_SHIFT) - 1)
 MOST_WAITING = 1 << 22
 SHARED_BY_MANY = np.iinfo(np.int32).min  # an element that several programs reached atomically
+
+
+_every = np.logical_and.reduce  # what `all` calls, by way of Python
 
 
 class KernelMemoryError(RuntimeError):
@@ -191,10 +196,9 @@ def layout(array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int, str]
     """Address, shape, strides in bytes, bytes of an element and dtype name of a NumPy array or a torch CPU tensor."""
     if isinstance(array, np.ndarray):
         address = array.__array_interface__["data"][0]
-        return address, array.shape, array.strides, array.itemsize, array.dtype.name
+        return address, array.shape, array.strides, array.itemsize, dtype_name(array)
     size = array.element_size()
-    dtype = str(array.dtype).removeprefix("torch.")
-    return array.data_ptr(), tuple(array.shape), tuple(s * size for s in array.stride()), size, dtype
+    return array.data_ptr(), tuple(array.shape), tuple(s * size for s in array.stride()), size, dtype_name(array)
 
 
 def span(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
@@ -295,7 +299,7 @@ class Memory:
         """The elements at `addresses`; lanes masked off get `fill`, or garbage (NaN, all bits set) if it is None."""
         if fill is None:
             fill = _garbage(dtype) if self.poison else np.zeros((), dtype)
-        if mask is not None and mask.all():
+        if mask is not None and _every(mask, axis=None):
             mask = None
         region, offsets = self._locate(addresses, mask, dtype.itemsize, "load")
         if region is None:  # several tensors, or none
@@ -310,7 +314,7 @@ class Memory:
 
     def store(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> None:
         """Write `values` (of the element's dtype, broadcastable to the lanes)."""
-        if mask is not None and mask.all():
+        if mask is not None and _every(mask, axis=None):
             mask = None
         size = values.dtype.itemsize
         region, offsets = self._locate(addresses, mask, size, "store")
@@ -321,7 +325,8 @@ class Memory:
         if self.races:
             self._record("write", region, offsets, mask, size)
         index = (offsets >> SHIFTS[size]).view(np.int64)
-        values = np.broadcast_to(values, index.shape)
+        if values.shape != index.shape:
+            values = np.broadcast_to(values, index.shape)
         if mask is not None:
             index, values = index[mask], values[mask]
         flat = region.view(values.dtype)
@@ -348,9 +353,9 @@ class Memory:
     ) -> tuple[Region | None, np.ndarray]:
         """The one region that all live lanes are in, and their byte offsets there (0 where masked); else None."""
         first = 0 if mask is None else int(mask.argmax())
-        if mask is not None and not mask.flat[first]:
+        if mask is not None and not mask.item(first):
             return None, addresses  # no live lane
-        tag = int(addresses.flat[first]) >> TAG_SHIFT
+        tag = addresses.item(first) >> TAG_SHIFT
         if not 0 < tag <= len(self.regions):
             return None, addresses
         region = self.regions[tag - 1]
