@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import functools
 import gc
+import logging.handlers
 import os
 import pathlib
 import py_compile
@@ -51,6 +52,18 @@ def forgotten(monkeypatch):
     from gpulayers.layers import _config
 
     monkeypatch.setattr(_config, "_registry", dict(_config._registry))
+
+
+@pytest.fixture
+def logged():
+    """What the package's logger is told. (pytest's own way visits each of torch's loggers three times a test.)"""
+    logger, handler = logging.getLogger("gpulayers"), logging.handlers.BufferingHandler(1000)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.buffer
+    logger.setLevel(before)
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

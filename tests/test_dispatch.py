@@ -90,13 +90,12 @@ def test_strict_forbids_the_definition_on_a_gpu(monkeypatch):
         softmax(X)
 
 
-def test_each_fallback_is_logged_once(monkeypatch, caplog):
+def test_each_fallback_is_logged_once(monkeypatch, logged):
     monkeypatch.setattr(dispatch, "_reported", set())
-    with caplog.at_level(logging.INFO, "gpulayers"):
-        for _ in range(2):
-            dispatch._report(softmax, "definition", {"triton": "torch is not installed"}, "cuda:0")
-    assert [r.getMessage() for r in caplog.records] == ["softmax runs on definition (triton: torch is not installed)"]
-    assert caplog.records[0].levelno == logging.WARNING
+    for _ in range(2):
+        dispatch._report(softmax, "definition", {"triton": "torch is not installed"}, "cuda:0")
+    assert [r.getMessage() for r in logged] == ["softmax runs on definition (triton: torch is not installed)"]
+    assert logged[0].levelno == logging.WARNING
 
 
 def test_environment_sets_the_policy():
