@@ -255,15 +255,15 @@ def _graph_of(module: nn.Module, own: Any, names: list[str], given: type, listed
 
     listed: modules in lists may be called.
     """
-    graphs, asks = zip(*[_traced(module, own, names, training, given) for training in (True, False)])
-    if len({str(g) for g in graphs}) > 1:
+    graph, asks, depends = _traced(module, own, names, True, given)
+    if depends and str(graph) != str(_traced(module, own, names, False, given)[0]):
         raise Unfusable("its forward differs between training and evaluation")
-    for node in graphs[0].nodes:
+    for node in graph.nodes:
         if listed or node.op != "call_module":
             continue
         if any(isinstance(m, nn.ModuleList | nn.ModuleDict) for m in _above(module, node)):
             raise Unfusable("its forward calls modules in a ModuleList or ModuleDict, which may grow")
-    return graphs[0], any(asks)
+    return graph, asks
 
 
 # --- reading a forward -----------------------------------------------------------------------------------------------
@@ -308,8 +308,9 @@ def _tensors_of(own: Any, judges: bool = False) -> list[str]:
     return names
 
 
-def _traced(module: nn.Module, own: Any, names: list[str], training: bool, given: type) -> tuple[Graph, bool]:
-    """(the graph of a forward, on a copy of the module that nothing can be written to; whether it asks for a type).
+def _traced(module: nn.Module, own: Any, names: list[str], training: bool, given: type) -> tuple[Graph, bool, bool]:
+    """(the graph of a forward, on a copy of the module that nothing can be written to; whether it asks for a type; whether it
+    asks if it is in training).
 
     given: what the arguments are, should it ask.
     """
@@ -323,10 +324,16 @@ def _traced(module: nn.Module, own: Any, names: list[str], training: bool, given
     def refuse(self: Any, name: str, *_: Any) -> None:
         raise Unfusable(f"its forward writes to self.{name}")
 
+    reads = []
+
+    def mode(self: Any) -> bool:
+        reads.append(self)
+        return training
+
     scope: dict[str, Any] = {"own": forward}
     arguments = ", ".join(["self", *names])
     exec(f"def forward({arguments}):\n    return own({arguments})", scope)
-    inside = {"forward": scope["forward"], "__setattr__": refuse, "__delattr__": refuse}
+    inside = {"forward": scope["forward"], "__setattr__": refuse, "__delattr__": refuse, "training": property(mode)}
     kind: Any = type(own.__name__, (own,), inside)
     probe = kind.__new__(kind)
     probe.__dict__.update(module.__dict__, training=training)
@@ -337,7 +344,7 @@ def _traced(module: nn.Module, own: Any, names: list[str], training: bool, given
         for name, before in lists.items():
             if len(vars(probe)[name]) != len(before):
                 raise Unfusable(f"its forward writes to self.{name}")
-        return graph, bool(asked)
+        return graph, bool(asked), bool(reads)
     except Unfusable:
         raise
     except Exception as error:
