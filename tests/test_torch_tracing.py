@@ -46,8 +46,9 @@ EMPTY_IS_WRONG = (
     *TARGETS,
 )
 """torch raises, or gives NaN, which opcheck takes for a difference."""
-TRACED_AS = {"GroupNorm-2-4": (3, 4), "GroupNorm-1-4-False": (2, 4, 6, 5)}
-"""Groups are traced of single numbers and images in one group: torch takes seconds for symbols of groups of an image."""
+TRACED_AS = {"GroupNorm-2-4": {2: (3, 4), 1: (2, 4, 6, 5)}}
+"""By the number of groups, shapes: single numbers, and an image in one group, since torch takes seconds for symbols of groups
+of an image."""
 TRACED_BESIDE = ("MaxPool2d-2", "MaxPool3d-2-1-True", "InstanceNorm1d-3")
 """Their ops are traced of one, two and three axes by others: padded and not, with indices and without, with weights and without."""
 same = torch.testing.assert_close
@@ -99,9 +100,9 @@ def check_ops(calls, traced=True):
 @pytest.mark.parametrize("case", [*CASES, *LOOKUPS], ids=str)
 def test_opcheck(case):
     x, *others = case.inputs()
-    if str(case) in TRACED_AS:
-        traced_as = case._replace(shape=TRACED_AS[str(case)])
-        check_ops(recorded(traced_as, *traced_as.inputs(), []))
+    for groups, shape in TRACED_AS.get(str(case), {}).items():
+        other = case._replace(arguments=case.arguments | {"num_groups": groups}, shape=shape)
+        check_ops(recorded(other, *other.inputs(), []))
     for number, given in enumerate(layouts(x)):
         if (not len(given) and case.name in EMPTY_IS_WRONG) or (number in (1, 2) and case.name in PLAIN):
             continue
