@@ -14,6 +14,7 @@ import sys
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads, too; NumPy reads this once
+os.fsync = lambda file: None  # no test is about a machine without power, and a thousand of them save a model
 
 
 @pytest.fixture(autouse=True)
