@@ -27,8 +27,8 @@ REFUSALS = {
     "shared": "the recurrent weights do not fit in the multiprocessors' shared memory",
 }
 BUDGETS = {
-    # Units are a few of a row.
-    "recurrent_forward_*": Budget(registers=168, blocks=1, threads=THREADS, narrow="loads, stores"),
+    # Units are a few of a row. One block has a multiprocessor for itself; in 16 bits sm_100's compiler takes 207.
+    "recurrent_forward_*": Budget(registers=208, blocks=1, threads=THREADS, narrow="loads, stores"),
     "recurrent_backward_*": Budget(registers=168, blocks=1, threads=THREADS, narrow="loads, stores"),
     "recurrent_begin": Budget(registers=32, blocks=8, threads=THREADS, narrow="stores"),
     "recurrent_weights_*": Budget(registers=128, blocks=2, threads=THREADS, narrow="loads, stores"),
