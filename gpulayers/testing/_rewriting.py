@@ -97,7 +97,7 @@ class _AsCompiled(ast.NodeTransformer):
         used = {n.id for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name)}
         names = [ast.arg(name) for name in sorted(used & self.variables | {target})]
         given = ast.arguments(posonlyargs=[], args=names, kwonlyargs=[], kw_defaults=[], defaults=[])
-        self.bodies.append(ast.FunctionDef(body, given, copy.deepcopy(node.body), decorator_list=[]))
+        self.bodies.append(ast.FunctionDef(body, given, node.body, decorator_list=[]))  # the same nodes, in both places
         first = ast.Assign([ast.Name(loop, ast.Store())], node.iter)
         node.iter = ast.Name(loop, ast.Load())
         stored = {
@@ -125,7 +125,7 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     lines, start = inspect.getsourcelines(function)
     skipped = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))  # decorators
-    tree = ast.parse(textwrap.dedent("".join(lines[skipped:])))
+    tree = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines[skipped:]))), start + skipped - 1)
     rewriting = _AsCompiled(set(function.__code__.co_varnames + function.__code__.co_cellvars))
     definition = cast(ast.FunctionDef, rewriting.visit(tree.body[0]))
     definition.decorator_list = []
@@ -134,7 +134,6 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     result = ast.Return(ast.Name(function.__name__, ast.Load()))
     cast(ast.FunctionDef, module.body[0]).body = [*rewriting.bodies, definition, result]
     ast.fix_missing_locations(module)
-    ast.increment_lineno(module, start + skipped - 1)
     scope: dict[str, Any] = {}
     exec(compile(module, inspect.getfile(function), "exec", dont_inherit=True), function.__globals__, scope)
     return scope["__factory"](**free)

@@ -53,6 +53,7 @@ class Hazards:
     writer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     reader: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     written: bool = False
+    was_read: bool = False
     reads: list[tuple[int, np.ndarray, np.ndarray | None, int, int]] = field(default_factory=list)
     """(lowest address, offsets from it, mask, bytes of a lane, program) of reads before the first write, which are entered when it comes."""
     waiting: int = 0
@@ -101,6 +102,7 @@ class Hazards:
             bad = (writer != 0) & (np.abs(writer) != program)
             if bad.any():
                 return "read-after-write", bad
+        self.was_read = True
         fresh = self.reader.take(cells) == 0
         if fresh.any():
             self.reader[cells[fresh]] = program
@@ -110,13 +112,16 @@ class Hazards:
     def write(self, cells: np.ndarray, program: int) -> tuple[str, np.ndarray] | None:
         """Record a store; the kind of hazard and the lanes in it, or None."""
         self.allocate()
-        writer, reader = self.writer.take(cells), self.reader.take(cells)
-        bad = (writer != 0) & (writer != program)
-        if bad.any():
-            return "write-after-write", bad
-        bad = (reader != 0) & (reader != program)
-        if bad.any():
-            return "write-after-read", bad
+        if self.written:
+            writer = self.writer.take(cells)
+            bad = (writer != 0) & (writer != program)
+            if bad.any():
+                return "write-after-write", bad
+        if self.was_read:
+            reader = self.reader.take(cells)
+            bad = (reader != 0) & (reader != program)
+            if bad.any():
+                return "write-after-read", bad
         self.written = True
         self.writer[cells] = program
         self.writer[-1] = 0
@@ -356,18 +361,25 @@ class Memory:
         if mask is not None and not mask.item(first):
             return None, addresses  # no live lane
         tag = addresses.item(first) >> TAG_SHIFT
-        if not 0 < tag <= len(self.regions):
+        region = self.regions[tag - 1] if 0 < tag <= len(self.regions) else self._around(addresses.item(first))
+        if region is None:
             return None, addresses
-        region = self.regions[tag - 1]
-        offsets = addresses - np.uint64(region.base)
+        offsets = addresses - np.uint64(region.base if tag else region.low)
         if mask is not None:
             offsets = np.where(mask, offsets, np.uint64(0))
         if region.nbytes and region.sound(offsets, size):
             return region, offsets
+        if not tag:
+            return None, addresses
         live = addresses if mask is None else addresses[mask]
         if ((live >> np.uint64(TAG_SHIFT)) != np.uint64(tag)).any():
             return None, addresses
         raise self._outside(region, live - np.uint64(region.base), size, what)
+
+    def _around(self, address: int) -> Region | None:
+        """The tensor at an address that came as an integer, not from a pointer argument: it carries no tag."""
+        self.asked_where = True
+        return next((r for r in self.regions if r.low <= address < r.low + r.nbytes), None)
 
     def _parts(self, addresses: np.ndarray, mask: np.ndarray | None, what: str) -> Iterator[tuple[np.ndarray, Any]]:
         """Lanes that point into different tensors, one (addresses, mask) a tensor; plain addresses get their tag."""
