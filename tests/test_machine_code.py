@@ -3,8 +3,9 @@ its budget: the calls are the `audits()` of bench/<family>.py. (`gpulayers audit
 
 import functools
 import importlib
+import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -15,6 +16,7 @@ from gpulayers.bench.cases.case import Case
 from gpulayers.kernels._budget import Budget
 
 from gpulayers.sweep import _calls, _plan, _results
+from gpulayers.testing.compiling import Planned
 from gpulayers.testing.emulator import kernel_names
 
 FAMILIES = _calls.families()
@@ -55,9 +57,8 @@ def dtypes(family: str, arch: int) -> Iterator[str]:
 
 
 def planned(family: str, dtype: str, arch: int) -> dict[str, _plan.Job]:
-    """All calls in bfloat16 on sm_90, and half of them in float32 where TF32 gives it instructions of its own; what is
-    compiled for one architecture is so in bfloat16. For the others see ``elsewhere``; each kernel once where it multiplies
-    nothing."""
+    """Of all calls in bfloat16 on sm_90, and half of them in float32 where TF32 gives it instructions of its own; what is
+    compiled for one architecture is so in bfloat16. For the others see ``elsewhere``."""
     if dtype == "float16" and family == "pooling":
         chosen = [c for c in audits(family) if c.name.startswith("volumes")]
     elif dtype == "float16":
@@ -72,16 +73,27 @@ def planned(family: str, dtype: str, arch: int) -> dict[str, _plan.Job]:
     for call in _calls.calls(chosen, [dtype], layouts=False):
         if (dtype, arch) != ("float32", 90) or call.tf32:
             plan.add(call, arch)
-    if arch != 90 and not products(family):
-        first = {job.launch.kernel: job for job in reversed(plan.jobs.values())}
-        return {job.launch.key: job for job in first.values()}
-    return plan.jobs
+    return plan.jobs if arch == 90 else richest(plan.jobs.values())
+
+
+def richest(jobs: Iterable[_plan.Job]) -> dict[str, _plan.Job]:
+    """Of each kernel, in each precision of its products, the binary with most arguments and the largest tiles."""
+    found: dict[tuple, _plan.Job] = {}
+    for job in sorted(jobs, key=lambda job: riches(job.launch)):
+        found[job.launch.kernel, job.launch.constants.get("PRECISION")] = job
+    return {job.launch.key: job for job in found.values()}
+
+
+def riches(launch: Planned) -> tuple[int, int]:
+    tiles = math.prod(v for v in launch.constants.values() if type(v) is int and v > 1)
+    return len(launch.source.fn.arg_names) - len(launch.constants), tiles
 
 
 @functools.cache
 def elsewhere(family: str, arch: int) -> list[tuple[Case, str]]:
     """(call, dtype) on sm_80 or sm_100: each takes half of the calls, bfloat16 and float32 in turn, and of the others'
-    those that bring a kernel; of a family of up to three calls all, the only one of a family in both dtypes."""
+    those that bring a kernel (what is compiled of them: ``richest``); of a family of up to three calls all, the only one of a
+    family in both dtypes."""
     everywhere, own = ([c for c in audits(family) if (c.archs == EVERYWHERE) is all_of] for all_of in (True, False))
     alone = [(c, "bfloat16") for c in own if arch in c.archs]
     each = [(c, "float32" if i % 2 == (arch == 100) else "bfloat16") for i, c in enumerate(everywhere)]
