@@ -202,6 +202,7 @@ def audits() -> list[Case]:
     return [
         _case("deep", 32, 512, 28, 512, 3)._replace(**last),
         _case("in steps", 32, 256, 14, 512, 3, 2)._replace(**one),
+        _case("in steps along one axis", 32, 256, 14, 512, 3, (1, 2))._replace(**one),
         _case("flat", 32, 256, 56, 512, 1),
         _case("channels first, one tap", 32, 1024, 14, 256, 1),
         _case("channels first, odd pixels", 32, 2048, 7, 512, 1)._replace(archs=ONE_ARCH),

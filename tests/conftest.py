@@ -14,9 +14,7 @@ import sys
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads, too; NumPy reads this once
-os.environ.setdefault(
-    "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-)  # the workers' memory in large pages: a twentieth faster
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # large pages: workers are a twentieth faster
 os.fsync = lambda file: None  # no test is about a machine without power, and a thousand of them save a model
 
 
