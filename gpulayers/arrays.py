@@ -391,3 +391,11 @@ def lists(arrays: Sequence[Any]) -> list[Any]:
         elif a is not None:
             flat.append(a)
     return flat
+
+
+def span(address: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """(address of an array's lowest byte, bytes from there to past its highest). strides: in bytes."""
+    if 0 in shape:
+        return address, 0
+    reach = [(n - 1) * s for n, s in zip(shape, strides)]
+    return address + sum(r for r in reach if r < 0), sum(map(abs, reach)) + itemsize

@@ -334,11 +334,11 @@ def _metadata(x: Any) -> tuple:
 
 def _span(x: Any) -> tuple[int, int]:
     """The addresses of its first byte and of the one behind its last."""
-    if x is None or 0 in x.shape:
+    if x is None:
         return 0, 0
-    (strides, itemsize), address = _steps(x), _address(x)
-    reach = [(n - 1) * step * itemsize for n, step in zip(x.shape, strides)]
-    return address + sum(r for r in reach if r < 0), address + sum(r for r in reach if r > 0) + itemsize
+    steps, itemsize = _steps(x)
+    low, size = arrays.span(_address(x), x.shape, [s * itemsize for s in steps], itemsize)
+    return low, low + size
 
 
 def _contains(x: Any, address: int) -> bool:

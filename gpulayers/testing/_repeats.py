@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gpulayers.testing.memory import Memory, layout, span
+from gpulayers.arrays import span
+from gpulayers.testing.memory import Memory, layout
 
 MOST_BYTES = 1 << 22
 """Of the tensors of a launch that is remembered."""

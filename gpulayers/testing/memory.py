@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from gpulayers.arrays import span
 from gpulayers.testing._launches import dtype_name
 
 TAG_SHIFT = 48  # user-space addresses have 47 bits
@@ -204,14 +205,6 @@ def layout(array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], int, str]
         return address, array.shape, array.strides, array.itemsize, dtype_name(array)
     size = array.element_size()
     return array.data_ptr(), tuple(array.shape), tuple(s * size for s in array.stride()), size, dtype_name(array)
-
-
-def span(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """(address of the lowest byte, bytes from there to past the highest) of what `layout` gives."""
-    if 0 in shape:
-        return address, 0
-    reach = [(n - 1) * s for n, s in zip(shape, strides)]
-    return address + sum(r for r in reach if r < 0), sum(map(abs, reach)) + itemsize
 
 
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:

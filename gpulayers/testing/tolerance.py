@@ -58,17 +58,18 @@ def excess(
 
     limits: bounds of truths that came before, kept for what else is held against them.
     """
+    limits = {} if limits is None else limits
+    key = id(truth), got.dtype
     got64 = got.astype(float64)
     most = _largest(got.dtype)
     with np.errstate(invalid="ignore"):
         # What overflows the dtype is Inf there; near the edge rounding decides.
-        key = id(truth), got.dtype
-        if limits is not None and key in limits:
-            limit = limits[key][1]
-        else:
-            limit = bound(truth, plain, got.dtype, moved)
-            if limits is not None:
-                limits[key] = truth, limit  # which keeps the truth's identity its own
+        if key not in limits:
+            limits[key] = (
+                truth,
+                bound(truth, plain, got.dtype, moved),
+            )  # the truth stays, or its identity could be another's
+        limit = limits[key][1]
         if (np.abs(got64 - truth) <= limit).all():
             return None
         same = (np.isnan(got64) & np.isnan(truth)) | (got64 == truth)

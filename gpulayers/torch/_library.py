@@ -119,11 +119,10 @@ class LibraryOp:
         found = self.forward(*args, save)
         if isinstance(found, Tensor):
             return found
-        if not self.updated:
-            return _one(tuple(found[: len(self.outputs)]))
-        news = dict(zip(self.updated, found[len(found) - len(self.updated) :]))
-        for i in self.updates(args):
-            args[i].copy_(news[i])
+        if self.updated:
+            news = dict(zip(self.updated, found[len(found) - len(self.updated) :]))
+            for i in self.updates(args):
+                args[i].copy_(news[i])
         return _one(tuple(found[: len(self.outputs)]))
 
     def updates(self, args: Sequence[Any]) -> Sequence[int]:
