@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         dispatch.permitted()
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()  # a pipe that was closed shows here, not when Python ends
+        return status
     except BrokenPipeError:
         _console.closed_pipe()
         return 1
