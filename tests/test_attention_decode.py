@@ -114,6 +114,15 @@ def test_keys_shared_out(half):
     assert {"_attention_decode_kernel", "_attention_merge_kernel"} <= ran
 
 
+def test_sinks_above_all_scores():
+    """A sink is among what the largest exponent is taken from, in one share of keys and where shares are merged."""
+    given, _ = calls(16)
+    check_op(attention_decode, *given, 300.0 * np.sign(draw(4)), dtypes=["bfloat16"])
+    with interpreting(SEVERAL):
+        q, k, v = draw(1, 2, 1, 16), cache(1, 1088, 1, 16), cache(1, 1088, 1, 24, 1)
+        check_op(attention_decode, q, k, v, np.array([1088]), None, np.array([300.0, -300.0]), dtypes=["float16"])
+
+
 def test_many_queries_and_single_precision():
     """More rows than a tile has; a part of a head at a time."""
     given, _ = calls(16, rows=9, width=20, values=17)

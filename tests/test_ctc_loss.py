@@ -5,6 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from gpulayers.kernels.triton import _ctc_loss  # noqa: E402
+
 import gpulayers as gl  # noqa: E402
 import gpulayers.torch as gt  # noqa: E402
 from gpulayers.ops.loss import ctc_loss  # noqa: E402
@@ -43,6 +45,13 @@ def test_walks():
     check_op(ctc_loss, probabilities(40, 1, 90), np.arange(7)[None] * 5 + 1, np.array([39]), np.array([7]), **few)
     check_op(ctc_loss, X[:, :0], TARGETS[:0], LENGTHS[:0], COUNTS[:0], reduction="sum", **few)
     check_op(ctc_loss, X, TARGETS[:, :0], LENGTHS * 0, COUNTS * 0, **few)
+
+
+def test_the_longest_target():
+    """Its labels and blanks are one block."""
+    for length, reason in ((4095, None), (4096, "ctc")):
+        found = _ctc_loss.ctc_loss_refuses(X, np.zeros((1, length), int), needs=())
+        assert found == (reason and _ctc_loss.REFUSALS[reason])
 
 
 @pytest.mark.parametrize("zero_infinity", [False, True])

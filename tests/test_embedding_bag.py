@@ -30,6 +30,7 @@ CALLS = {
         [normal(5, 19)[:, 1:], draw(12, high=5), np.array([0, 3, 3, 10]), normal(12)],
         {"mode": "sum", "include_last_offset": True, "padding_idx": 2},
     ),
+    "strided factors": ([normal(6, 4), draw(7, high=6), OFFSETS[:3], normal(7, 2)[:, 0]], {"mode": "sum"}),
     "means": ([normal(6, 4), draw(11, high=6), OFFSETS.astype("int32")], {"padding_idx": -3}),
     "means of rows": ([normal(9, 7).T, draw(3, 6, high=7)], {"scale_grad_by_freq": True}),
     "maxima": ([normal(6, 4), draw(11, high=6), OFFSETS], {"mode": "max", "padding_idx": 1}),

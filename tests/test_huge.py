@@ -9,7 +9,7 @@ from gpulayers.kernels.triton import _image, _tile
 from gpulayers import dispatch
 from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu, prelu, relu, rrelu
-from gpulayers.ops.attention import attention, attention_decode
+from gpulayers.ops.attention import attention, attention_decode, kv_append
 from gpulayers.ops.conv import conv
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
@@ -119,6 +119,27 @@ def test_triton(name):
 @pytest.mark.parametrize("name", IMAGE_OPS)
 def test_triton_in_channels_last(name):
     at_the_corners("triton", *CALLS[name], last=True)
+
+
+@pytest.mark.parametrize("pages", [False, True])
+def test_triton_appends_and_attends_at_the_end_of_a_cache(pages):
+    """Places and pages of 32 bits, in a cache of more than 2^31 elements: one sequence's, or the pages of all."""
+    shape = (2**18 + 2, 1, 256, 32) if pages else (1, 1, 2**26 + 32, 32)
+    k, v = (np.zeros(shape, float16) for _ in range(2))
+    q, *new = (np.random.default_rng(i).standard_normal((1, 1, 1, 32)).astype(float16) for i in range(3))
+    place = 5 if pages else shape[2] - 1
+    table = [np.array([[shape[0] - 1, 0]], np.int32)] if pages else []
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device_for(attention_decode), races=False, corners=True),
+    ):
+        dispatch.forward(kv_append, [k, v, *new, np.array([place] if pages else [[place]], np.int32), *table], (), {})
+        options = {"window": (0, 0)}  # of the last token alone
+        (y, _), _ = dispatch.forward(attention_decode, [q, k, v, np.array([place + 1], np.int32), *table], (), options)
+    for cache, x in zip((k, v), new):
+        assert np.array_equal(cache[-1, 0, place], x[0, 0, 0])
+    np.testing.assert_allclose(y, new[1], rtol=2e-3)
 
 
 LONG = 2**31 // 39 // 16 * 16 + 16

@@ -68,6 +68,14 @@ def test_a_batch_of_rows_is_one_product():
     assert not any("batched" in launch.kernel for launch in session.launches)
 
 
+def test_parts_of_a_sum_are_added_to_c():
+    with interpreting(_tile.Device(90, 132, 232448)) as session:
+        check_op(
+            matmul, draw(16, 1040), draw(1040, 64), draw(16, 64), backends=["triton"], dtypes=["float16"], dys=["dense"]
+        )
+    assert "_finish_kernel" in {launch.kernel for launch in session.launches}
+
+
 def test_errors():
     with pytest.raises(
         RuntimeError, match=r"matmul: b: the rule is a\.shape = \(…, M, K\), b\.shape = \(…, K, N\); got \[5, 4\]"

@@ -172,11 +172,43 @@ def test_hazards_between_programs(hazard):
         accumulate[(4,)](x, total, BLOCK=16, HAZARD=hazard)
 
 
+@triton.jit
+def turn(x, y, BARRIER: tl.constexpr, AGAIN: tl.constexpr):
+    """Within a program, lanes meet in y: what one has stored its neighbour loads, or stores."""
+    i = tl.arange(0, 16)
+    other = (i + 1) % 16
+    y += tl.program_id(0) * 16
+    tl.store(y + i, 2 * tl.load(x + i))
+    tl.store(y + i, 3 * tl.load(y + i))  # its own
+    if BARRIER:
+        tl.debug_barrier()
+    if AGAIN == "store":
+        tl.store(y + other, tl.load(x + other))
+    elif AGAIN == "store two columns":
+        tl.store(y + tl.arange(0, 8)[:, None] + tl.arange(0, 2)[None, :] * 8, tl.zeros((8, 2), tl.float32))
+    else:
+        tl.store(x + i, tl.load(y + other))
+
+
+@pytest.mark.parametrize("programs", [1, 2])
+@pytest.mark.parametrize("again", ["store", "store two columns", "load"])
+def test_hazards_between_lanes(again, programs):
+    x, y = torch.ones(16), torch.zeros(32)
+    hazard = "read" if again == "load" else "write"
+    with interpreting():
+        if programs == 1 or again != "load":
+            turn[(programs,)](x, y, BARRIER=True, AGAIN=again)
+        with pytest.raises(KernelMemoryError, match=rf"{hazard}-after-write between lanes .* element [01] of .* 'y'"):
+            turn[(programs,)](x, y, BARRIER=False, AGAIN=again)
+    with interpreting(races=False):
+        turn[(programs,)](x, y, BARRIER=False, AGAIN=again)
+
+
 def test_many_reads_before_the_first_write(monkeypatch):
     """They are entered when it comes, or when there are too many of them."""
     x = np.zeros(64, np.float32)
     for most in (0, 40, 1000):
-        monkeypatch.setattr("gpulayers.testing.memory.MOST_WAITING", most)
+        monkeypatch.setattr("gpulayers.testing._hazards.MOST_WAITING", most)
         room = Memory("test", (3, 1, 1))
         where = room.add("x", x) + 4 * np.arange(16, dtype=np.uint64)
         for room.program in (1, 2):

@@ -20,6 +20,7 @@ NORMS = [
     ((1, 2, 7, 6), {"norm_type": 3, "kernel_size": 2, "ceil_mode": True}),
     ((1, 2, 5, 5), {"norm_type": 1, "kernel_size": 3, "stride": 1}),
     ((1, 2, 3, 4, 5), {"norm_type": 2, "kernel_size": 2, "ceil_mode": True}),
+    ((1, 2, 3, 25), {"norm_type": 2, "kernel_size": (2, 19), "stride": 1}),  # more than one round of columns
 ]
 
 
@@ -60,8 +61,14 @@ def test_one_part_of_a_large_image(last):
 def test_lp_pool(shape, options):
     x = np.abs(draw(*shape, last=shape[-1] % 2 == 1)) + 0.1
     assert check_op(lp_pool, x, dtypes=["float32"], dys=["expanded"], **options) == ["definition", "numpy", "triton"]
-    if shape in (NORMS[0][0], NORMS[3][0]):
+    if shape in (NORMS[0][0], NORMS[1][0], NORMS[3][0]):
         check_op(lp_pool, x, **HALVES, **options)
+
+
+def test_lp_pool_of_small_numbers():
+    """What a norm is divided by, float16 does not hold."""
+    x = 2e-6 * (np.abs(draw(1, 2, 3, 6)) + 0.5)
+    check_op(lp_pool, x, dtypes=["float16"], dys=["dense"], norm_type=2, kernel_size=2, stride=1)
 
 
 # --- against torch ---------------------------------------------------------------------------------------------------

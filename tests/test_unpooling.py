@@ -33,6 +33,8 @@ def test_several_programs():
     at[0, 1, 3, :20], at[0, 2, 1], at[0, 2, 7] = 300, 500, 500
     last = np.ascontiguousarray(np.moveaxis(at, 1, -1)).transpose(0, 3, 1, 2)
     check_op(max_unpool, draw(*shape, last=True), last, dtypes=["float32"], dys=["transposed"], output_size=size)
+    apart = np.arange(3 * 600).reshape(3, 1, 20, 30) % 600 // 2 + 900 * np.arange(3).reshape(3, 1, 1, 1)
+    check_op(max_unpool, draw(*apart.shape), apart, dtypes=["float32"], dys=["dense"], output_size=(35, 60))
     x = draw(*shape)[..., ::2]
     check_op(max_unpool, x, at[..., ::2], dtypes=["bfloat16"], dys=["strided"], output_size=size)
 

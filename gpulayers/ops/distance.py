@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gpulayers.arrays import Spec, compute_dtype, namespace, up
+from gpulayers.arrays import Spec, arranged, compute_dtype, namespace, up
 from gpulayers.definition import ArgumentError, KindError, Rule, ShapeError
 from gpulayers.ops._op import Op, normal_axis, require_float
 
@@ -100,6 +100,7 @@ def pairwise_distance_backward(
     """dx1 = dy ∂‖d‖/∂d = −dx2, d = x1 − x2 + eps; 0 where the distance is."""
     x1, x2, norm = saved["x1"], saved["x2"], saved["norm"][..., None]
     dx = (up(dys[0])[..., None] * slopes(up(x1) - up(x2) + eps, norm, p, -1)).astype(x1.dtype)
+    dx = arranged(dx, None)
     return dx if "x1" in needs else None, -dx if "x2" in needs else None
 
 
@@ -162,7 +163,8 @@ def cosine_similarity_backward(
         for v, other, norm, n, m in ((a, b, one, n1, n2), (b, a, two, n2, n1))
     ]
     return tuple(
-        g.astype(x1.dtype).reshape(x1.shape) if name in needs else None for name, g in zip(("x1", "x2"), found)
+        arranged(g.astype(x1.dtype).reshape(x1.shape), None) if name in needs else None
+        for name, g in zip(("x1", "x2"), found)
     )
 
 
@@ -192,8 +194,8 @@ def normalize_forward(
     xp = namespace(x)
     v = up(x).reshape(x.shape or (1,))
     norm = norms(v, p, axis)
-    y = xp.ascontiguousarray((v / xp.maximum(norm, eps)).astype(x.dtype)).reshape(x.shape)
-    return (y,), {"x": x, "norm": norm.reshape(_without(x.shape, axis))} if needs else {}
+    y = arranged((v / xp.maximum(norm, eps)).astype(x.dtype).reshape(x.shape), None)
+    return (y,), {"x": x, "norm": arranged(norm.reshape(_without(x.shape, axis)), None)} if needs else {}
 
 
 def normalize_backward(
@@ -207,7 +209,7 @@ def normalize_backward(
     n = xp.maximum(norm, eps)
     dot = xp.where(norm >= eps, (dy * v).sum(axis, keepdims=True) / (n * n), xp.zeros_like(n))
     dx = dy / n - dot * slopes(v, norm, p, axis)
-    return (xp.ascontiguousarray(dx.astype(x.dtype)).reshape(x.shape),)
+    return (arranged(dx.astype(x.dtype).reshape(x.shape), None),)
 
 
 normalize = Op(normalize_rule, normalize_forward, normalize_backward)
@@ -252,7 +254,7 @@ def pdist_backward(dys: tuple, saved: dict, *, inputs: tuple, needs: tuple, p: f
     """dx[i] = Σⱼ dy ∂‖d‖/∂d, which has the other sign for j; of p = ∞ each largest difference has all of it, as torch's."""
     x, v, n = saved["x"], up(saved["x"]), saved["x"].shape[0]
     dy, norm = (_square(a, n)[:, :, None] for a in (up(dys[0]), saved["norm"]))
-    return ((dy * slopes(v[:, None] - v, norm, p, 2, shared=False)).sum(1).astype(x.dtype),)
+    return (arranged((dy * slopes(v[:, None] - v, norm, p, 2, shared=False)).sum(1).astype(x.dtype), None),)
 
 
 pdist = Op(pdist_rule, pdist_forward, pdist_backward)

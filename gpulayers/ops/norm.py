@@ -86,7 +86,7 @@ def layer_norm_forward(
         y = y * up(weight).reshape(-1)
     if bias is not None:
         y = y + up(bias).reshape(-1)
-    y = y.astype(x.dtype, copy=False).reshape(x.shape)
+    y = arranged(y.astype(x.dtype, copy=False).reshape(x.shape), None)
     saved = {"x": x, "mean": mean.reshape(lead), "rstd": rstd.reshape(lead)} | (
         {} if weight is None else {"weight": weight}
     )
@@ -110,7 +110,7 @@ def layer_norm_backward(
         n = max(v.shape[1], 1)
         g = dy if weight is None else dy * up(weight).reshape(-1)
         dx = rstd * (g - g.sum(1, keepdims=True) / n - xhat * ((g * xhat).sum(1, keepdims=True) / n))
-        dx = dx.astype(x.dtype, copy=False).reshape(x.shape)
+        dx = arranged(dx.astype(x.dtype, copy=False).reshape(x.shape), None)
     if "weight" in needs:
         dweight = (dy * xhat).sum(0).astype(inputs[1].dtype, copy=False).reshape(inputs[1].shape)
     if "bias" in needs:
@@ -156,7 +156,7 @@ def rms_norm_forward(
     y = v * rstd
     if weight is not None:
         y = y * up(weight).reshape(-1)
-    y = y.astype(x.dtype, copy=False).reshape(x.shape)
+    y = arranged(y.astype(x.dtype, copy=False).reshape(x.shape), None)
     saved = {"x": x, "rstd": rstd.reshape(lead)} | ({} if weight is None else {"weight": weight})
     return (y,), saved if needs else {}
 
@@ -174,7 +174,7 @@ def rms_norm_backward(
     if "x" in needs:
         g = dy if weight is None else dy * up(weight).reshape(-1)
         dx = rstd * (g - xhat * ((g * xhat).sum(1, keepdims=True) / max(v.shape[1], 1)))
-        dx = dx.astype(x.dtype, copy=False).reshape(x.shape)
+        dx = arranged(dx.astype(x.dtype, copy=False).reshape(x.shape), None)
     if "weight" in needs:
         dweight = (dy * xhat).sum(0).astype(inputs[1].dtype, copy=False).reshape(inputs[1].shape)
     return dx, dweight

@@ -94,6 +94,9 @@ class Builder(stock.InterpreterBuilder):
     def create_masked_store(self, ptr: Handle, value: Handle, mask: Handle, *_: Any) -> None:
         self.memory.store(ptr.data, value.data, mask.data)
 
+    def create_barrier(self) -> None:
+        self.memory.barrier()
+
     def create_atomic_rmw(self, op: Any, ptr: Handle, value: Handle, mask: Handle, sem: Any, scope: Any) -> Handle:
         self._refuse_soft_atomics(value)
         real = Handle(self.memory.atomic(ptr.data, mask.data, value.data.itemsize), ptr.dtype)

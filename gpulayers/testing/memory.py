@@ -7,12 +7,15 @@ argument lies right behind it in memory. Found are
 - accesses outside the exact elements of the tensor, the gaps of a strided view and misaligned bytes included;
 - hazards between programs of one launch: write-after-write, read-after-write, write-after-read (programs of a grid
   run in any order, so none of these has a defined result); atomics may meet atomics only;
+- within a program, an element that one lane has stored and another loads or stores with no barrier in between: they may
+  be of two threads;
 - lanes of one store that write different values to one element;
 - lanes masked off in a load without `other`: they come back as NaN (0xFF bytes), because a GPU promises nothing.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,14 +25,13 @@ from typing import Any
 import numpy as np
 
 from gpulayers.arrays import span
+from gpulayers.testing._hazards import SHARED_BY_MANY, Hazards
 from gpulayers.testing._launches import dtype_name
 
 TAG_SHIFT = 48  # user-space addresses have 47 bits
 SHIFTS = {1 << n: np.uint64(n) for n in range(4)}
 """What divides by the bytes of an element."""
 ADDRESS_BITS = np.uint64((1 << TAG_SHIFT) - 1)
-MOST_WAITING = 1 << 22
-SHARED_BY_MANY = np.iinfo(np.int32).min  # an element that several programs reached atomically
 
 
 _every = np.logical_and.reduce  # what `all` calls, by way of Python
@@ -37,112 +39,6 @@ _every = np.logical_and.reduce  # what `all` calls, by way of Python
 
 class KernelMemoryError(RuntimeError):
     """A kernel touched memory it must not touch, or two of its programs raced."""
-
-
-@dataclass
-class Hazards:
-    """Who wrote and who first read each cell of a stretch of memory, in one launch.
-
-    Programs are numbered from 1 in the order they run; a cell is the smallest unit that the tensors there share.
-    `writer` holds 0, the program that stored, or minus the one that updated atomically. The first reader is enough:
-    if it is the program at work, nobody else has read. One cell more than there is stands in for masked lanes.
-    """
-
-    low: int
-    high: int
-    unit: int
-    writer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    reader: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    written: bool = False
-    was_read: bool = False
-    reads: list[tuple[int, np.ndarray, np.ndarray | None, int, int]] = field(default_factory=list)
-    """(lowest address, offsets from it, mask, bytes of a lane, program) of reads before the first write, which are entered when it comes."""
-    waiting: int = 0
-    """How many lanes those are."""
-
-    @property
-    def cells(self) -> int:
-        return (self.high - self.low) // self.unit
-
-    def allocate(self) -> None:
-        """Reserve the two records at the first access; untouched pages of zeros cost nothing."""
-        if not len(self.writer):
-            self.writer = np.zeros(self.cells + 1, np.int32)
-            self.reader = np.zeros(self.cells + 1, np.int32)
-
-    def of(self, low: int, offsets: np.ndarray, mask: np.ndarray | None, size: int) -> np.ndarray:
-        """The cells of an access at byte offsets from an address."""
-        cells = (offsets // np.uint64(self.unit)).view(np.int64) + (low - self.low) // self.unit
-        if mask is not None:
-            cells = np.where(mask, cells, self.cells)
-        if size > self.unit:
-            cells = np.minimum(cells[..., None] + np.arange(size // self.unit), self.cells)
-        return cells
-
-    def read_later(self, low: int, offsets: np.ndarray, mask: np.ndarray | None, size: int, program: int) -> bool:
-        """Whether a read can wait for the first write: what nobody writes, all may read."""
-        if self.written:
-            return False
-        self.reads.append((low, offsets, mask, size, program))
-        self.waiting += offsets.size
-        if self.waiting > MOST_WAITING:
-            self.enter_reads()
-        return True
-
-    def enter_reads(self) -> None:
-        """In the order they came."""
-        reads, self.reads, self.waiting = self.reads, [], 0
-        for low, offsets, mask, size, program in reads:
-            self.read(self.of(low, offsets, mask, size), program)
-
-    def read(self, cells: np.ndarray, program: int) -> tuple[str, np.ndarray] | None:
-        """Record a read; the kind of hazard and the lanes in it, or None."""
-        self.allocate()
-        if self.written:
-            writer = self.writer.take(cells)
-            bad = (writer != 0) & (np.abs(writer) != program)
-            if bad.any():
-                return "read-after-write", bad
-        self.was_read = True
-        fresh = self.reader.take(cells) == 0
-        if fresh.any():
-            self.reader[cells[fresh]] = program
-            self.reader[-1] = 0
-        return None
-
-    def write(self, cells: np.ndarray, program: int) -> tuple[str, np.ndarray] | None:
-        """Record a store; the kind of hazard and the lanes in it, or None."""
-        self.allocate()
-        if self.written:
-            writer = self.writer.take(cells)
-            bad = (writer != 0) & (writer != program)
-            if bad.any():
-                return "write-after-write", bad
-        if self.was_read:
-            reader = self.reader.take(cells)
-            bad = (reader != 0) & (reader != program)
-            if bad.any():
-                return "write-after-read", bad
-        self.written = True
-        self.writer[cells] = program
-        self.writer[-1] = 0
-        return None
-
-    def update(self, cells: np.ndarray, program: int) -> tuple[str, np.ndarray] | None:
-        """Record an atomic update; the kind of hazard and the lanes in it, or None."""
-        self.allocate()
-        writer, reader = self.writer.take(cells), self.reader.take(cells)
-        bad = (writer > 0) & (writer != program)
-        if bad.any():
-            return "write-after-write (an atomic after a plain store)", bad
-        bad = (reader != 0) & (reader != program)
-        if bad.any():
-            return "write-after-read (an atomic after a plain load)", bad
-        self.written = True
-        alone = (writer == 0) | (writer == -program)
-        self.writer[cells] = np.where(writer == program, program, np.where(alone, -program, SHARED_BY_MANY))
-        self.writer[-1] = 0
-        return None
 
 
 @dataclass
@@ -265,9 +161,13 @@ class Memory:
 
     def __init__(self, kernel: str, grid: tuple[int, int, int] = (1, 1, 1), races: bool = True, poison: bool = True):
         self.kernel, self.grid, self.poison = kernel, grid, poison
-        self.races = races and grid[0] * grid[1] * grid[2] > 1  # one program alone can't race
+        self.races = races
         self.regions: list[Region] = []
-        self.program = 0  # the one at work, counted from 1
+        self.began = [0]
+        """When each program that has run began."""
+        self.programs = [0]
+        """And which it was, counted from 1."""
+        self.now = 0
         self._grouped = False
         self.asked_where = False
         """Whether a program had to do with addresses as numbers: another launch has others."""
@@ -287,6 +187,21 @@ class Memory:
         self.regions.append(region)
         self._grouped = False
         return (region.tag << TAG_SHIFT) + address
+
+    @property
+    def program(self) -> int:
+        """The one at work, counted from 1."""
+        return self.programs[-1]
+
+    @program.setter
+    def program(self, number: int) -> None:
+        self.now += 1
+        self.began.append(self.now)
+        self.programs.append(number)
+
+    def barrier(self) -> None:
+        """The program at work has its lanes wait for each other."""
+        self.now += 1
 
     @property
     def index(self) -> tuple[int, ...]:
@@ -393,24 +308,27 @@ class Memory:
             yield addresses, live & (tags == tag)
 
     def _record(self, kind: str, region: Region, offsets: np.ndarray, mask: np.ndarray | None, size: int) -> None:
-        """Enter an access into the hazard records and raise if it meets another program's."""
+        """Enter an access into the hazard records and raise if it meets another program's, or another lane's."""
         if not self._grouped:
             self.group()
         hazards = region.hazards
         assert hazards is not None
-        if kind == "read" and hazards.read_later(region.low, offsets, mask, size, self.program):
+        if kind == "read" and hazards.read_later(region.low, offsets, mask, size, self.now):
             return
         hazards.enter_reads()
         cells = hazards.of(region.low, offsets, mask, size)
-        found = getattr(hazards, kind)(cells, self.program)
+        found = getattr(hazards, kind)(cells, self.began[-1], self.now)
         if found is None:
             return
         name, bad = found
         cell = int(cells[bad].flat[0])
         others = hazards.writer if name.startswith(("read-after", "write-after-write")) else hazards.reader
-        other = int(abs(others[cell]))
+        other = abs(int(others[cell]))
         element = (hazards.low + cell * hazards.unit - region.low) // region.unit
-        by = "several programs" if other > np.prod(self.grid) else f"program {self._index(other)}"
+        if other == self.now:
+            raise self._error(f"{name}: element {element} of {region.label}")
+        by = f"program {self._index(self.programs[bisect(self.began, other) - 1])}"
+        by = "several programs" if other == -SHARED_BY_MANY else by
         raise self._error(
             f"{name} between programs of one launch: element {element} of {region.label} was reached by {by} before"
         )
@@ -461,6 +379,8 @@ class Nowhere:
 
     def atomic(self, addresses: np.ndarray, mask: np.ndarray | None, size: int) -> np.ndarray:
         return np.full(addresses.shape, self.spare.ctypes.data, np.uint64)
+
+    def barrier(self) -> None: ...
 
 
 def _lanes(bad: np.ndarray) -> str:

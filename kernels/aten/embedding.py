@@ -80,7 +80,7 @@ def embedding_bag_forward(
 ) -> tuple[tuple, dict]:
     flat, factors = indices.reshape(-1).contiguous(), per_sample_weights
     starts = torch.arange(0, indices.numel(), indices.shape[-1]) if offsets is None else offsets.contiguous()
-    factors = None if factors is None else factors.reshape(-1).contiguous()
+    factors = None if factors is None else factors.reshape(-1)
     how = False, MODES.index(mode), False, factors, include_last_offset, padding_idx
     y, _, _, rows = plainly(torch.ops.aten.embedding_bag.padding_idx, weight, flat, starts.to(flat.dtype), *how)
     if not needs:

@@ -51,8 +51,11 @@ def channels_first(y: Any) -> bool:
 
 def unit_of(x: Any, channels: int) -> int:
     """What divides the places in x where a run of neighbours begins: pixels of a channel, or of a pixel so many channels."""
-    steps = [step for size, step in zip(x.shape, x.stride()) if size > 1 and step > 1]
-    return _tile.unit_of(*steps) if channels_first(x) else _tile.unit_of(channels, *steps)
+    first = channels_first(x)
+    along = x.ndim - 1 if first else 1
+    each = enumerate(zip(x.shape, x.stride()))
+    steps = [step for axis, (size, step) in each if size > 1 and not (axis == along and step == 1)]
+    return _tile.unit_of(*steps) if first else _tile.unit_of(channels, *steps)
 
 
 def bounded(out: tuple, size: tuple, kernel: tuple, stride: tuple, start: tuple, dilation: tuple) -> bool:

@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ OFFSETS = "test_huge.py"
 """Of all kernels, with arrays of more than 2^31 elements."""
 SHARED = ("test_far.py", "test_multiprocessors.py", "test_gaps.py", "test_sums.py", "test_special_values.py")
 """Of what kernels have in common."""
+APART = ("test_gpu.py", "test_suite.py", "test_suite_order.py")
+"""These need a GPU, or run the tests themselves."""
 LIMIT = 3600.0
 
 
@@ -47,10 +50,11 @@ class Reach:
         return self.found[name]
 
     def tests(self, mutant: Mutant) -> Iterator[list[str]]:
-        """Those that may notice, one family's after the other's: the quickest that reach the function, then the rest."""
+        """Those that may notice, a file after the other, the family's first: the quickest that reach the function, then,
+        in its own file, the rest."""
         where = places(mutant)
-        names = test_files(mutant.file)
-        for name in sorted(names, key=OFFSETS.__eq__, reverse=mutant.kind == "narrow"):
+        named = sorted(test_files(mutant.file), key=OFFSETS.__eq__, reverse=mutant.kind == "narrow")
+        for name in dict.fromkeys([*named, *of_kernels()]):
             tests = self.of(name)
             near = [t for t, (_, names) in tests.items() if where(names)]
             far = [t for t in tests if t not in near] if _stem(mutant.file) == name[5:-3] else []
@@ -69,6 +73,14 @@ def test_files(file: str) -> list[str]:
         return [own, *SHARED, OFFSETS]
     families = [f"test_{p.stem}.py" for p in sorted(_users(KERNELS / file)) if not p.name.startswith("_")]
     return list(dict.fromkeys(name for name in (own, *families, *SHARED, OFFSETS) if (TESTS / name).exists()))
+
+
+@functools.cache
+def of_kernels() -> list[str]:
+    """All test files that check kernels."""
+    checks = re.compile(r"\b(check_op|interpreting|emulating)\(")
+    found = [p for p in sorted(TESTS.glob("test_*.py")) if checks.search(p.read_text())]
+    return [p.name for p in found if p.name not in APART and not p.name.startswith("test_torch_")]
 
 
 def _users(path: Path) -> set[Path]:
