@@ -3,7 +3,7 @@ each grid run. An offset counted in 32 bits leaves its array there, or reaches a
 
 import numpy as np
 import pytest
-from gpulayers.kernels.cuda import _launch
+from gpulayers.kernels.cuda import _copy, _launch
 from gpulayers.kernels.triton import _image, _tile
 
 from gpulayers import dispatch
@@ -11,6 +11,7 @@ from gpulayers.arrays import float16
 from gpulayers.ops.activation import gelu, glu, prelu, relu, rrelu
 from gpulayers.ops.attention import attention, attention_decode, kv_append
 from gpulayers.ops.conv import conv
+from gpulayers.ops.distance import cosine_similarity
 from gpulayers.ops.dropout import dropout
 from gpulayers.ops.linear import linear
 from gpulayers.ops.loss import cross_entropy, mse, nll_loss, pointwise_loss
@@ -25,6 +26,7 @@ from gpulayers.testing.interpreter import interpreting
 
 ROWS = (2**31 // 4096 + 4, 4096)  # whole rounds for a grid of CUDA blocks, so that the last one has the last elements
 IMAGES = (2 * 65535, 40, 16, 32)  # and more than a grid's second and third axis may have
+PIXELS = (2**31 // 32 + 2, 1, 4, 8)  # more than 2^31 of them
 SEED = np.array([7, 0])
 HEADS = (2**19 + 2, 2, 64, 32)  # a block of rows a head: what one needs of others, programs at no corner would make
 CACHE = (2**18 + 2, 1, 256, 32)
@@ -65,6 +67,12 @@ CALLS = {
     "channel_shuffle": (channel_shuffle, [IMAGES], {"groups": 5}),
     "conv2d": (conv, [IMAGES, np.ones((40, 40, 3, 3), float16) / 32], {"padding": 1}),
     "depthwise conv2d": (conv, [IMAGES, np.ones((40, 1, 3, 3), float16)], {"padding": 1, "groups": 40}),
+    "max_pool of one channel": (max_pool, [PIXELS], {"kernel_size": 1}),
+    "avg_pool of one channel": (avg_pool, [PIXELS], {"kernel_size": (2, 1)}),
+    "adaptive_avg_pool of one channel": (adaptive_avg_pool, [PIXELS], {"output_size": 1}),
+    "crop of one channel": (pad, [PIXELS], {"padding": (-1, 0)}),
+    "interpolate of one channel": (interpolate, [PIXELS], {"size": (4, 4), "mode": "linear"}),
+    "unfold of one channel": (unfold, [PIXELS], {"kernel_size": (1, 2), "stride": 2}),
     "attention": (attention, [HEADS, HEADS, HEADS], {"causal": True}),
     "attention_decode": (attention_decode, [(CACHE[0], 2, 1, 32), CACHE, CACHE], {}),
     "linear": (linear, [(2**31 // 64 + 3, 64), np.ones((64, 64), float16) / 8], {}),
@@ -272,6 +280,64 @@ def test_triton_labels_of_one_long_image(op):
         np.testing.assert_allclose(dx[0, at, at], true_dx[0, at, at], rtol=2e-2, atol=2e-3)
 
 
+def test_triton_of_deep_columns():
+    """20 rows of 2^27 columns and a few more: a column's last number lies past the 2^31st."""
+    shape = (20, 2**27 + 16)
+    ends = np.random.default_rng(0).standard_normal((2, 20, 2)).astype(float16)
+    given = [np.zeros(shape, float16) for _ in range(2)]
+    for x, end in zip(given, ends):
+        x[:, [0, -1]] = end
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(races=False, corners=True),
+    ):
+        (y,), call = dispatch.forward(cosine_similarity, given, ("x1",), {"axis": 0})
+        dx, _ = call.backward(np.ones(shape[1], float16))
+    a, b = ends.astype(np.float64)
+    n, m = np.sqrt((a * a).sum(0)), np.sqrt((b * b).sum(0))
+    true = (a * b).sum(0) / (n * m)
+    np.testing.assert_allclose(y[[0, -1]], true, rtol=2e-3)
+    np.testing.assert_allclose(dx[:, [0, -1]], b / (n * m) - true * a / n**2, rtol=2e-2, atol=2e-3)
+
+
+def test_triton_of_many_labels():
+    """More than 2^31 samples of one class."""
+    count = 2**31 + 8
+    x, dy = np.zeros((count, 1), float16), np.zeros(count, float16)
+    x[[0, -1], 0], dy[[0, -1]] = (1, 2), (3, 4)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(races=False, corners=True),
+    ):
+        given = [x, np.zeros(count, np.uint8)]
+        (y,), call = dispatch.forward(nll_loss, given, ("x",), {"reduction": "none"})
+        dx, _, _ = call.backward(dy)
+    assert y[[0, -1]].tolist() == [-1, -2] and dx[[0, -1], 0].tolist() == [-3, -4]
+
+
+def test_triton_of_one_long_volume():
+    """Its last plane lies past the 2^31st element, in what an activation keeps, too."""
+    x = np.zeros((1, LONG, 1, 1, 40), float16).transpose(0, 4, 1, 2, 3)
+    dy = np.zeros((1, LONG, 1, 1, 40), float16).transpose(0, 4, 1, 2, 3)
+    end = np.random.default_rng(0).standard_normal((2, 1, 40, 4, 1, 1)).astype(float16)
+    x[:, :, -4:], dy[:, :, -4:] = end
+    weight, options = np.ones((40, 1, 3, 1, 1), float16), {"padding": (1, 0, 0), "groups": 40, "activation": "gelu"}
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device_for(conv), races=False, corners=True),
+    ):
+        (y,), call = dispatch.forward(conv, [x, weight], ("x",), options)
+        dx = call.backward(dy)[0]
+    with dispatch.only("definition"):
+        (true,), call = dispatch.forward(conv, [end[0], weight], ("x",), options)
+        true_dx = call.backward(end[1])[0]
+    for mine, theirs in ((y, true), (dx, true_dx)):
+        np.testing.assert_allclose(mine[0, :, -1], theirs[0, :, -1], rtol=2e-2, atol=2e-3)
+
+
 def test_triton_sums_of_long_shares():
     """The shares of a weight's gradient, each of 2^28 elements."""
     torch = pytest.importorskip("torch")
@@ -280,6 +346,14 @@ def test_triton_sums_of_long_shares():
     with interpreting(races=False, corners=True):
         _image.finish(torch.from_numpy(partial), torch.from_numpy(y))
     assert y[0, 0, 0, 0] == 9 and y[-1, -1, 0, 0] == 18
+
+
+def test_cuda_copies():
+    x = np.zeros((2**30 + 512, 2), np.uint8).T
+    x[0, 0], x[-1, -1] = 5, 7
+    with emulating(races=False, corners=True):
+        y = _copy.dense(x, None, lambda shape, dtype, order=None: np.zeros(shape, dtype))
+    assert y.flags.c_contiguous and (y[0, 0], y[-1, -1]) == (5, 7)
 
 
 def test_cuda_element_by_element(monkeypatch):

@@ -47,6 +47,7 @@ def test_layouts():
     check_op(matmul, draw(2, 4, 3).swapaxes(1, 2), draw(2, 5, 4).swapaxes(1, 2), None)
     check_op(matmul, draw(2, 3, 4, 3).transpose(0, 2, 1, 3), draw(4, 6)[:3, ::2], None)
     check_op(matmul, draw(2, 3, 2, 2, 3, 2).transpose(3, 1, 2, 0, 4, 5), draw(2, 1, 2, 1, 2, 3), None, dys=["dense"])
+    check_op(matmul, draw(2, 3, 2, 4, 5), draw(1, 3, 1, 5, 6), None, dys=["dense"])
     check_op(matmul, draw(3, 2, 4, 5).swapaxes(0, 1), np.broadcast_to(draw(5, 6), (2, 3, 5, 6)), None)
 
 

@@ -59,6 +59,14 @@ def test_the_numpy_kernel_takes_both_memory_orders():
         assert "numpy" in check_op(batch_norm, given, *running(3), dtypes=["float32"], dys=["dense"])
 
 
+def test_what_torch_has_the_gradients_of():
+    """Of batch norm in training, and of what batches alone tell; not of evaluation."""
+    for given, training, served in ((running(3), True, True), ((), False, True), (running(3), False, False)):
+        ran = check_op(batch_norm, draw(2, 3, 4, 5), None, None, *given, training=training, dtypes=["float32"])
+        assert ("aten" in ran) == served
+    assert "aten" in check_op(batch_norm, draw(2, 3, 4, 5), None, None, *running(3), needs=[], dtypes=["float32"])
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_strided_statistics(training):
     """Weights and running statistics with gaps between their elements."""

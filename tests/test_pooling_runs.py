@@ -1,5 +1,6 @@
 """Pooling of rows that are whole runs of 16 bytes, and of what nearly is."""
 
+import numpy as np
 import pytest
 from halves import check_op
 from pooling_calls import draw, special
@@ -40,6 +41,14 @@ def of_runs(kind, options):
 def test_max_pool(i, options):
     x = special(draw(2, 1, 5, 32))
     assert ran(max_pool, x, HALVES[i % 2], **options) == of_runs("max", options)
+
+
+def test_windows_of_minus_infinity():
+    """The first pixel of a window gets its gradient, where none is greater."""
+    x = draw(2, 1, 6, 32)
+    x[..., :5], x[:, :, :2], x[..., -3:] = -np.inf, -np.inf, -np.inf
+    for stride in (1, 2):
+        assert ran(max_pool, x, "bfloat16", kernel_size=3, stride=stride, padding=1) == of_runs("max", WINDOWS[2])
 
 
 @pytest.mark.parametrize("i, case", [*enumerate(AVERAGED)])

@@ -50,6 +50,7 @@ CASES = [
     (("gru", 2, 1, 13, 0, True, True), "bfloat16", {"reverse": True}),
     (("rnn_tanh", 2, 1, 20, 0, False, False), "float32", {}),
     (("rnn_relu", 1, 3, 3, 0, False, True), "float16", {}),
+    (("rnn_tanh", 1, 1, 50, 0, False, False), "float16", {}),  # more units than a block takes at once, by one
 ]
 
 

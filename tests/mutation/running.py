@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("numpy", "ml_dtypes", "pytest", "torch", "triton", "cupy", "cupy_backends.cuda.libs.nvrtc")
+HEAVY = ("numpy", "ml_dtypes", "pytest", "torch", "triton", "cupy", "cupyx.linalg", "cupy_backends.cuda.libs.nvrtc")
 """What tests import and no fault changes: loaded once, and there in each run's process."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -32,6 +33,7 @@ def prepare() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     assert not any(name.startswith("gpulayers.") for name in sys.modules), "gpulayers must come from the copied tree"
+    gc.freeze()  # what processes inherit, none collects
 
 
 @contextlib.contextmanager
@@ -110,7 +112,8 @@ def _inside(tree: Path, tests: list[str], report: Path, log: Path, tracing: bool
     from mutation.plugin import Watch
 
     watch = Watch(tree, tracing)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(tree), "--tb=short"]
+    without = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "logging", "anyio")]
+    options = ["-q", *without, "--rootdir", str(tree), "--tb=line", "--assert=plain"]
     options += ["-o", "addopts=--import-mode=importlib"] + ([] if tracing else ["-x"])
     code = pytest.main([*options, *tests], plugins=[watch])
     reached = {test: sorted(names) for test, names in watch.reached.items()}
