@@ -44,6 +44,7 @@ def test_walks():
     check_op(ctc_loss, turned, TARGETS[:, ::2] % 3, lengths, counts, blank=3, **few)
     check_op(ctc_loss, probabilities(40, 1, 90), np.arange(7)[None] * 5 + 1, np.array([39]), np.array([7]), **few)
     check_op(ctc_loss, X[:, :0], TARGETS[:0], LENGTHS[:0], COUNTS[:0], reduction="sum", **few)
+    check_op(ctc_loss, X, TARGETS, LENGTHS * 0, COUNTS, reduction="none", **few)
     check_op(ctc_loss, X, TARGETS[:, :0], LENGTHS * 0, COUNTS * 0, **few)
 
 

@@ -11,6 +11,7 @@ import gpulayers as gl
 import gpulayers.torch as gt
 from gpulayers.definition import ArgumentError, LabelError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.embedding import embedding_bag
+from gpulayers.testing.arena import arena
 from gpulayers.testing.check_torch import check_torch
 
 
@@ -54,6 +55,18 @@ def test_long_bags_of_few_rows():
     for mode, dtype in (("sum", "bfloat16"), ("max", "float16")):
         given = [weight, indices, np.array([0, 70, 149])] + ([normal(150)] if mode == "sum" else [])
         check_op(embedding_bag, *given, dtypes=[dtype], dys=["dense"], mode=mode)
+
+
+def test_on_a_gpu_what_lies_before_the_first_bag_belongs_to_none():
+    """Where nobody looks at offsets first."""
+    weight, indices = normal(6, 4).astype("f4"), draw(7, high=6)
+    for mode in ("sum", "mean"):
+        with arena("triton"):
+            y, call = embedding_bag.record(weight, indices, np.array([2, 5]), mode=mode)
+            dweight, *_ = call.backward(np.ones_like(y))
+        true, call = embedding_bag.record(weight, indices[2:], np.array([0, 3]), mode=mode)
+        np.testing.assert_allclose(y, true, rtol=1e-5)
+        np.testing.assert_allclose(dweight, call.backward(np.ones_like(y))[0], rtol=1e-5)
 
 
 SHAPES = [((4, 3), None), ((11,), [0, 3, 3, 8]), ((6,), [0, 2, 2, 6])]

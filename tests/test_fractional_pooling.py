@@ -67,7 +67,9 @@ def test_all_windows_are_gathered():
 
 
 def test_wide_windows_on_a_gpu():
-    """Many laps: a pixel lies under more windows than one."""
+    """Many laps: a pixel lies under more windows than one; one window is the whole image."""
+    whole = {"kernel_size": (5, 6), "output_size": 1}
+    check_op(fractional_max_pool, draw(2, 3, 5, 6), SEED, dtypes=["float32"], dys=["dense"], **whole)
     check_op(
         fractional_max_pool, draw(1, 2, 14, 11), None, samples_for((1, 2, 14, 11)), kernel_size=(6, 3), output_size=(9, 9),
         dtypes=["float32"], dys=["dense"], backends=("triton",),

@@ -49,6 +49,15 @@ def test_every_backend(shape, size, options, last):
     assert served == ["aten"] * (0 not in shape) + ["definition", "numpy", "triton"]
 
 
+def test_edges_and_halves():
+    """Of a pixel on the edge no gradient comes from beyond it; halves go to the even pixel; channels end within a tile."""
+    at = np.array([-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1])  # every half pixel of five
+    grid = np.stack(np.broadcast_arrays(at[None, :], at[:, None]), -1)[None]
+    for padding, mode in (("border", "bilinear"), ("reflection", "bicubic"), ("zeros", "nearest")):
+        options = {"padding_mode": padding, "mode": mode, "align_corners": True}
+        check_op(grid_sample, draw(1, 3, 5, 5, last=True), grid, dtypes=["float32"], dys=["dense"], **options)
+
+
 def test_several_tiles():
     """Runs of pixels and blocks of places: some of which do not meet."""
     rows = np.linspace(-1, 1, 9)

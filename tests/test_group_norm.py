@@ -117,6 +117,9 @@ def test_instances(launched):
         ran = check_op(instance_norm, *given, use_input_stats=by_input, momentum=0.3, **OTHER)
         assert {"numpy", "triton"} <= set(ran)
     assert launched >= ALONE | SHARED | {"_instance_norm_running_kernel"}
+    for by_input, gradients in ((True, True), (False, False)):  # torch's has none of running statistics
+        options = dict(use_input_stats=by_input, dtypes=["float32"], dys=["dense"])
+        assert ("aten" in check_op(instance_norm, draw(2, 4, 3, 2), None, None, *running(4), **options)) == gradients
     given = draw(20, 2, 3), None, None, mean[:2], variance[:2]
     check_op(instance_norm, *given, dtypes=["float16"], needs=[], backends=("triton",))
 

@@ -18,7 +18,7 @@ from gpulayers.ops.loss import cross_entropy, mse, nll_loss, pointwise_loss
 from gpulayers.ops.norm import batch_norm, group_norm, layer_norm, local_response_norm, rms_norm
 from gpulayers.ops.padding import pad
 from gpulayers.ops.pooling import adaptive_avg_pool, avg_pool, max_pool
-from gpulayers.ops.resize import interpolate
+from gpulayers.ops.resize import affine_grid, interpolate
 from gpulayers.ops.softmax import log_softmax, softmax
 from gpulayers.ops.window import channel_shuffle, pixel_shuffle, unfold
 from gpulayers.testing.emulator import emulating
@@ -228,6 +228,23 @@ def test_triton_group_norm_of_one_long_image():
     assert ran == [f"_group_norm_{name}_kernel" for name in ("moments", "apply")]
 
 
+def test_triton_group_norm_of_one_long_group(monkeypatch):
+    """Among more than 2^31 zeros the sums of the few others are nothing; programs that do not run leave zeros, too."""
+    monkeypatch.setattr(np, "empty", np.zeros)
+    x, dy = long((1, 40, 1, LONG), 3, 0, False), long((1, 40, 1, LONG), 3, 9, False)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device_for(group_norm), races=False, corners=True),
+    ):
+        (y,), call = dispatch.forward(group_norm, [x], ("x",), {"num_groups": 1, "eps": 1.0})
+        dx = call.backward(dy)[0]
+    for at in (0, -1):
+        corner = (at,) * 4
+        assert abs(x[corner]) > 0.1 and abs(dy[corner]) > 0.1
+        np.testing.assert_allclose((y[corner], dx[corner]), (x[corner], dy[corner]), rtol=2e-3)
+
+
 @pytest.mark.parametrize("axis", [2, 3], ids=["tall", "wide"])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_triton_strided_on_one_long_image(axis, last):
@@ -315,6 +332,21 @@ def test_triton_of_many_labels():
         (y,), call = dispatch.forward(nll_loss, given, ("x",), {"reduction": "none"})
         dx, _, _ = call.backward(dy)
     assert y[[0, -1]].tolist() == [-1, -2] and dx[[0, -1], 0].tolist() == [-3, -4]
+
+
+def test_triton_of_planes_of_coordinates():
+    """The third number of a place lies past the 2^31st."""
+    size = (1, 2**15, 2**15 + 8)
+    dy = np.zeros((3, 1, *size), float16).transpose(1, 2, 3, 4, 0)
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device_for(affine_grid), races=False, corners=True) as session,
+    ):
+        (grid,), call = dispatch.forward(affine_grid, [np.eye(3, 4, dtype=float16)[None]], ("theta",), {"size": size})
+        call.backward(dy)
+    assert "_affine_grid_backward_kernel" in {each.kernel for each in session.launches}
+    np.testing.assert_allclose([grid[0, 0, 0, 0], grid[0, -1, -1, -1]], [[-1, -1, 0], [1, 1, 0]], atol=1e-3)
 
 
 def test_triton_of_one_long_volume():

@@ -358,6 +358,22 @@ def test_other_of_zero_stands_in_for_a_single_lane():
 
 
 @triton.jit
+def gathered(x, at, y):
+    i = tl.arange(0, 4)
+    tl.store(y + i, tl.gather(tl.load(x + i), tl.load(at + i), 0))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_a_gather_reaches_no_further_than_its_block(wrong):
+    x, y = torch.arange(4.0), torch.zeros(4)
+    with interpreting():
+        gathered[(1,)](x, torch.tensor([3, 0, 0, 2]), y)
+        assert y.tolist() == [3, 0, 0, 2]
+        with pytest.raises(IndexError, match=r"tl\.gather: the rule is 0 ≤ index < 4 along axis 0; got"):
+            gathered[(1,)](x, torch.tensor([3, 0, wrong, 2]), y)
+
+
+@triton.jit
 def rounded(x, y, pair, out):
     a, b = tl.load(x), tl.load(x + 1)
     tl.store(out, a * b - tl.load(y))

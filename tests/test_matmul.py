@@ -72,7 +72,7 @@ def test_a_batch_of_rows_is_one_product():
 def test_parts_of_a_sum_are_added_to_c():
     with interpreting(_tile.Device(90, 132, 232448)) as session:
         check_op(
-            matmul, draw(16, 1040), draw(1040, 64), draw(16, 64), backends=["triton"], dtypes=["float16"], dys=["dense"]
+            matmul, draw(16, 4096), draw(4096, 64), draw(16, 64), backends=["triton"], dtypes=["float16"], dys=["dense"]
         )
     assert "_finish_kernel" in {launch.kernel for launch in session.launches}
 

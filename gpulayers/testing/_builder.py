@@ -123,6 +123,13 @@ class Builder(stock.InterpreterBuilder):
             size = np.uint64(max(1, ptr.get_element_ty().primitive_bitwidth // 8))
         return ptr.data + offset.data.astype(np.int64, copy=False).view(np.uint64) * size
 
+    def create_gather(self, src: Handle, indices: Handle, axis: int) -> Handle:
+        size = src.data.shape[axis]
+        if ((indices.data < 0) | (indices.data >= size)).any():
+            came = f"{indices.data.min()} to {indices.data.max()}"
+            raise IndexError(f"tl.gather: the rule is 0 ≤ index < {size} along axis {axis}; got {came}")
+        return super().create_gather(src, indices, axis)
+
     # Tensor descriptors. Outside the tensor they read their padding, and write nothing.
 
     def create_make_tensor_descriptor(

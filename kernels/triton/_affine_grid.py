@@ -30,10 +30,10 @@ def _coordinate(i, SIZE, ALIGN: tl.constexpr):
 
 @triton.jit
 def _affine_grid_forward_kernel(
-    theta, grid, N, P, D, H, W, t_n, t_k, t_j, K: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr
+    theta, grid, N, SIZE, D, H, W, t_n, t_k, t_j, K: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """grid[n, pixel, k], K numbers for each pixel."""
-    parts = tl.cdiv(P * K, BLOCK)
+    """grid[n, pixel, k], K numbers for each pixel: SIZE an image."""
+    parts = tl.cdiv(SIZE, BLOCK)
     n = tl.program_id(0).to(tl.int64) // parts
     at = tl.program_id(0) % parts * BLOCK + tl.arange(0, BLOCK)
     p, k = at // K, at % K
@@ -43,7 +43,7 @@ def _affine_grid_forward_kernel(
     total += tl.load(own + t_j).to(tl.float32) * _coordinate(p // W % H, H, ALIGN)
     if K == 3:
         total += tl.load(own + 2 * t_j).to(tl.float32) * _coordinate(p // W // H, D, ALIGN)
-    tl.store(grid + n * P * K + at, total.to(grid.dtype.element_ty), at < P * K)
+    tl.store(grid + n * SIZE + at, total.to(grid.dtype.element_ty), at < SIZE)
 
 
 @triton.jit
@@ -84,11 +84,11 @@ BACKWARD = _configs.rows("affine_grid_backward")
 def affine_grid_forward(
     theta: Any, *, needs: tuple = (), size: tuple, align_corners: bool, empty: Any
 ) -> tuple[tuple, dict]:
-    n, count, pixels = theta.shape[0], len(size), math.prod(size)
-    grid = empty((n, *size, count), theta.dtype)
-    entry = FORWARD(_tile.device(theta), pixels * count)
+    n, count = theta.shape[0], len(size)
+    grid, numbers = empty((n, *size, count), theta.dtype), math.prod(size) * count
+    entry = FORWARD(_tile.device(theta), numbers)
     _tile.launch(
-        _affine_grid_forward_kernel, (n * _tile.cdiv(pixels * count, entry.elements),), theta, grid, n, pixels,
+        _affine_grid_forward_kernel, (n * _tile.cdiv(numbers, entry.elements),), theta, grid, n, numbers,
         *three(size, 1), *theta.stride(), K=count, ALIGN=align_corners, BLOCK=entry.elements, num_warps=entry.warps,
     )  # fmt: skip
     return (grid,), {}

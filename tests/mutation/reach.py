@@ -77,8 +77,8 @@ def test_files(file: str) -> list[str]:
 
 @functools.cache
 def of_kernels() -> list[str]:
-    """All test files that check kernels."""
-    checks = re.compile(r"\b(check_op|interpreting|emulating)\(")
+    """All test files that check kernels, or train by their formulas."""
+    checks = re.compile(r"\b(check_op|interpreting|emulating)\(|optimizer|Muon")
     found = [p for p in sorted(TESTS.glob("test_*.py")) if checks.search(p.read_text())]
     return [p.name for p in found if p.name not in APART and not p.name.startswith("test_torch_")]
 
