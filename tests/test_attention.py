@@ -121,6 +121,8 @@ def test_gradient_of_a_bias(shape):
     """It is summed where the bias was repeated, by several programs where that is much."""
     half = ["bfloat16", "float16"][len(shape) % 2]
     check_op(attention, *shapes(2, 1, 17, 37, 16, 8, n=2), draw(*shape), **ONE_DY, dtypes=[half], needs=["q", "bias"])
+    if len(shape) == 3:  # several blocks of rows
+        check_op(attention, *shapes(1, 1, 150, 20, 16, 16), draw(150, 20), **ONE_DY, dtypes=[half], needs=["bias"])
 
 
 @pytest.mark.parametrize("backend", ["definition", "numpy", "triton"])

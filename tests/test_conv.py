@@ -146,6 +146,7 @@ def test_padding_on_some_sides(sizes, groups, padding):
         ((1, 2, 5, 11, 9, 2), {"stride": 3}),  # columns that no window sees
         ((1, 5, 4, 9, 17, (1, 3)), {"stride": (1, 3), "dilation": (2, 1)}),
         ((1, 4, 2, 7, 9, (1, 3)), {"stride": (1, 3)}),  # one column more than windows
+        ((1, 4, 2, 5, 9, (1, 2)), {"stride": (1, 2), "padding": ((0, 0), (0, 1))}),  # one column less
     ],
 )
 def test_windows_that_share_no_column(sizes, options):
@@ -161,7 +162,7 @@ def test_windows_that_share_no_column(sizes, options):
                 **options,
             )
         kernels = [run.constexprs.get("UNIT_C") for run in session.launches if run.kernel == "_conv_kernel"]
-        assert max(kernels) == {12: 4, 11: 4, 9: 1, 7: 4}[sizes[3]]
+        assert max(kernels) == {12: 4, 11: 4, 9: 1, 7: 4, 5: 4}[sizes[3]]
 
 
 def test_strided_bias():

@@ -85,6 +85,7 @@ CALLS = [
     (conv, (1, 32, 4, 3, 4), 17, (1, 1, 1), {}),  # plain, 48 pixels
     (conv, (2, 4, 3, 4, 5), 4, (2, 3, 2), {"groups": 4, "stride": (2, 2, 1), "padding": 1}),
     (conv, (1, 4, 1, 4, 5), 6, (3, 2, 2), {"padding": 1, "groups": 2, "stride": 2}),  # one slice under three taps
+    (conv, (1, 20, 1, 4, 5), 18, (3, 1, 1), {"padding": ((1, 1), (0, 0), (0, 0))}),
     (conv_transpose, (2, 3, 5), 4, (3,), {"stride": 2, "output_padding": 1}),
     (conv_transpose, (2, 4, 5, 3), 8, (3, 2), {"groups": 4, "stride": (2, 1), "padding": 1}),
     (conv_transpose, (1, 20, 4, 3), 18, (3, 2), {"padding": ((1, 0), (0, 1)), "dilation": (1, 2)}),

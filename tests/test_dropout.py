@@ -74,6 +74,7 @@ def test_kinds(how):
     check_op(dropout, draw(3, 5, 2, 3), SEED, p=0.4, **how, numeric=True)
     check_op(dropout, draw(2, 70, 3, 3).transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2), SEED, p=0.4, **how)
     if how["features"]:
+        check_op(dropout, draw(3, 5), SEED, p=0.4, **how | {"features": 1}, dys=["dense"])
         for x in (draw(140, 3, 2).transpose(2, 0, 1), draw(5, 7), draw(0, 3, 2)):
             check_op(dropout, x, SEED, p=1.0 if x.size == 35 else 0.2, dys=["expanded"], **how)
 

@@ -5,10 +5,13 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from gpulayers.kernels.triton import embedding as _triton
 from halves import check_op
 
 import gpulayers as gl
 import gpulayers.torch as gt
+from gpulayers import arrays
+from gpulayers.arrays import Spec
 from gpulayers.definition import ArgumentError, LabelError, ShapeError, UnsupportedTypeError
 from gpulayers.ops.embedding import embedding_bag
 from gpulayers.testing.arena import arena
@@ -67,6 +70,19 @@ def test_on_a_gpu_what_lies_before_the_first_bag_belongs_to_none():
         true, call = embedding_bag.record(weight, indices[2:], np.array([0, 3]), mode=mode)
         np.testing.assert_allclose(y, true, rtol=1e-5)
         np.testing.assert_allclose(dweight, call.backward(np.ones_like(y))[0], rtol=1e-5)
+
+
+def test_what_is_refused():
+    """Gradients of tables, or with indices, that 32 bits don't count."""
+    few = Spec((4, 2), arrays.float32), Spec((3, 5), arrays.dtype("int64"))
+    for weight, indices, many in (
+        (*few, False),
+        (few[0]._replace(shape=(2**31, 2)), few[1], True),
+        (few[0], few[1]._replace(shape=(2**16, 2**15)), True),
+    ):
+        for refuses in (_triton.embedding_refuses, _triton.embedding_bag_refuses):
+            for needs in ((), ("weight",)):
+                assert (refuses(weight, indices, needs=needs) == _triton.REFUSALS["sorted"]) == (many and needs != ())
 
 
 SHAPES = [((4, 3), None), ((11,), [0, 3, 3, 8]), ((6,), [0, 2, 2, 6])]

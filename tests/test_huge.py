@@ -84,9 +84,9 @@ IMAGE_OPS = [
 ]
 
 
-def device_for(op):
+def device_for(op, arch=90):
     """Of convolutions' tiles each program has one, so that the last has the last."""
-    return _tile.Device(90, 1 << (30 if op is conv else 16), 232448)
+    return _tile.Device(arch, 1 << (30 if op is conv else 16), 232448)
 
 
 def at_the_corners(backend, op, given, options, last=False):
@@ -184,11 +184,20 @@ def long(shape: tuple[int, ...], axis: int, seed: int, last: bool) -> np.ndarray
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_triton_on_one_long_image(name, axis, last):
     """Its ends are those of the definition on the ends alone."""
+    on_a_long_image(name, (1, 40, LONG, 1) if axis == 2 else (1, 40, 1, LONG), axis, last)
+
+
+@pytest.mark.parametrize("name", ["avg_pool", "pad", "conv2d", "depthwise conv2d"])
+def test_triton_on_long_rows(name):
+    """Two rows hold as many elements as 32 bits count."""
+    on_a_long_image(name, (1, 40, 4, LONG // 2 + 8), 3, True, 80)
+
+
+def on_a_long_image(name, shape, axis, last, arch=90):
     op, given, options = ON_LONG_IMAGES[name]
-    shape = (1, 40, LONG, 1) if axis == 2 else (1, 40, 1, LONG)
     options = options | ({"output_size": pairs(shape)} if "output_size" in options else {})
     x = long(shape, axis, 0, last)
-    device = device_for(op)
+    device = device_for(op, arch)
     with (
         dispatch.policy(simulate=("triton",), strict=True),
         dispatch.only("triton"),
@@ -213,6 +222,38 @@ def test_triton_on_one_long_image(name, axis, last):
             np.testing.assert_allclose(mine[(at,) * 4], theirs[(at,) * 4], rtol=2e-2, atol=2e-3)
         if len(outputs) > 1:
             assert outputs[1][(at,) * 4] == (LONG - 1 if at else 0)
+
+
+def test_triton_of_groups_of_many_weights():
+    """The last group's begin past the 2^31st."""
+    groups, o, c = 3, 2**15 + 64, 2**15
+    x, weight = np.zeros((1, groups * c, 1, 1), float16), np.zeros((groups * o, c, 1, 1), float16)
+    x[0, -c], weight[-1, 0] = 2, 3
+    with (
+        dispatch.policy(simulate=("triton",), strict=True),
+        dispatch.only("triton"),
+        interpreting(device_for(conv, 80), races=False, corners=True),
+    ):
+        (y,), _ = dispatch.forward(conv, [x, weight], (), {"groups": groups})
+    assert y[0, -1, 0, 0] == 6
+
+
+@pytest.mark.parametrize("axis", [2, 3], ids=["tall", "wide"])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+def test_triton_weights_on_one_long_image(axis, last):
+    """The interpreter holds against the arrays what the programs at the ends read and write."""
+    shape = (1, 40, LONG, 1) if axis == 2 else (1, 40, 1, LONG)
+    x, dy = long(shape, axis, 0, last), long(shape, axis, 9, last)
+    for arch in (80, 90):
+        with (
+            dispatch.policy(simulate=("triton",), strict=True),
+            dispatch.only("triton"),
+            interpreting(_tile.Device(arch, 1 << 14, 232448), races=False, corners=True) as session,
+        ):
+            weight = np.ones((40, 40, 3, 3), float16)
+            _, call = dispatch.forward(conv, [x, weight], ("weight",), {"padding": 1})
+            call.backward(dy)
+        assert any("weight" in each.kernel for each in session.launches)
 
 
 def test_triton_group_norm_of_one_long_image():
@@ -386,6 +427,15 @@ def test_cuda_copies():
     with emulating(races=False, corners=True):
         y = _copy.dense(x, None, lambda shape, dtype, order=None: np.zeros(shape, dtype))
     assert y.flags.c_contiguous and (y[0, 0], y[-1, -1]) == (5, 7)
+
+
+def test_cuda_of_many_planes(monkeypatch):
+    """Of a pixel each: whole rounds of a grid, so that the last block has the last."""
+    monkeypatch.setattr(_launch, "EMULATED_BLOCKS", 1 << 24)
+    x = huge((65535 * 256 * 129, 1, 1, 1))
+    with dispatch.policy(simulate=("cuda",), strict=True), dispatch.only("cuda"), emulating(races=False, corners=True):
+        (y, *_), _ = dispatch.forward(max_pool, [x], (), {"kernel_size": 1})
+    assert (y[0], y[-1]) == (x[0], x[-1])
 
 
 def test_cuda_element_by_element(monkeypatch):

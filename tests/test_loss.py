@@ -49,6 +49,11 @@ def test_cross_entropy_by_definition(shape, reduction, smoothing):
         check_op(cross_entropy, x, probabilities(x), **options, dys=["dense"])
 
 
+def test_one_class_is_certain():
+    """Its share and what smoothing adds to it are 1, and the gradient is 0."""
+    check_op(cross_entropy, draw(3, 1), np.zeros(3, int), label_smoothing=0.5, reduction="sum", dys=["dense"])
+
+
 @REDUCTIONS
 @pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 4), (2, 3, 2, 2), (0, 3), (2, 3, 0), (1, 2)])
 def test_nll_loss_by_definition(shape, reduction):

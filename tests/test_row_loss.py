@@ -26,6 +26,7 @@ CASES = [
     ((A, B, C), {"loss": "triplet_margin", "p": 2.5, "swap": True, "eps": 1e-3}),
     ((A, B, None, SIGNS), {"loss": "cosine_embedding", "margin": -0.2}),
     ((A, B, None, SIGNS.astype(float)), {"loss": "cosine_embedding", "margin": 0.0}),
+    ((A, A + B, None, np.full(6, -1)), {"loss": "cosine_embedding", "margin": 0.3}),
     ((A, None, None, LABELS, WEIGHT), {"loss": "multi_margin", "p": 1.0}),
     ((A, None, None, LABELS), {"loss": "multi_margin", "p": 2.0, "margin": 0.7}),
     ((A, SOFT, None, None, WEIGHT), {"loss": "multilabel_soft_margin"}),

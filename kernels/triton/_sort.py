@@ -6,10 +6,13 @@ ties would break by chance is decided by place: no atomics, the same order on ev
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+
+from gpulayers.arrays import Spec
 
 from .._budget import Budget
 from . import _tile
@@ -102,6 +105,14 @@ class Sorted(NamedTuple):
     """Where each one came from."""
     starts: Any
     """(V + 1,): where the keys v begin, and those of the row after."""
+
+
+REFUSALS = {"sorted": "2^31 indices, rows, or more: what sorts indices for a gradient counts in 32 bits"}
+
+
+def refusal(weight: Spec, indices: Spec, needs: tuple) -> str | None:
+    """Why the gradient of a table's rows is left to the definition."""
+    return REFUSALS["sorted"] if needs and max(weight.shape[0], math.prod(indices.shape)) >= 2**31 else None
 
 
 def sorted_indices(indices: Any, rows: int, padding: int | None, empty: Any) -> Sorted:
