@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from gpulayers.kernels.numpy import _blas, _blocks
+from gpulayers.kernels.numpy import _blocks
 
 
 @pytest.mark.parametrize("total", [0, 1, 4, 5, 9, 10, 31])
@@ -12,16 +12,6 @@ def test_each_block_is_worked_on_once_and_in_order(monkeypatch, total, threads):
     monkeypatch.setattr(_blocks, "threads", lambda: threads)
     blocks = [(lo, min(lo + 4, total)) for lo in range(0, total, 4)]
     assert _blocks.over(total, 4, lambda lo, hi: (lo, hi)) == blocks
-
-
-def test_blas_alone():
-    """In the calling thread, until the last of those who asked for it is done."""
-    if (functions := _blas._functions()) is None:
-        pytest.skip("NumPy's BLAS does not say how many threads it takes")
-    before = functions[0]()
-    with _blas.alone() as had, _blas.alone() as again:
-        assert had and again and functions[0]() == 1
-    assert functions[0]() == before
 
 
 def test_what_a_thread_does_inside_its_work_it_does_by_itself(monkeypatch):

@@ -20,7 +20,7 @@ NORMS = [
     ((1, 2, 7, 6), {"norm_type": 3, "kernel_size": 2, "ceil_mode": True}),
     ((1, 2, 5, 5), {"norm_type": 1, "kernel_size": 3, "stride": 1}),
     ((1, 2, 3, 4, 5), {"norm_type": 2, "kernel_size": 2, "ceil_mode": True}),
-    ((1, 2, 3, 25), {"norm_type": 2, "kernel_size": (2, 19), "stride": 1}),  # more than one round of columns
+    ((1, 2, 3, 40), {"norm_type": 2, "kernel_size": (2, 35), "stride": 1}),  # more than one round of columns
 ]
 
 
