@@ -106,6 +106,13 @@ def test_kernels(number):
         assert set(served) >= {"numpy", "triton"} and (dtype != "float32" or served == ALL)
 
 
+def test_what_follows_a_volume():
+    """Each channel by itself, both ways: what follows its sums lies in other planes, too."""
+    for op in (conv, conv_transpose):
+        given = call(op, (2, 4, 3, 4, 5), 4, (3, 1, 2), 4, False)
+        check_op(op, *given, groups=4, padding=(1, 0, 0), activation="gelu", dtypes=["float16"], dys=["dense"])
+
+
 def test_numpy_slices_in_blocks(monkeypatch):
     """Of a volume, a few slices of the output at a time."""
     from gpulayers.kernels.numpy import _conv_volumes

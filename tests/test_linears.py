@@ -68,7 +68,7 @@ def halves(*shapes):
 
 CASES = {
     "queries, keys and values": ((72, 72), (136, 72), (72, 72), (64, 72), (136,), None, (64,)),
-    "a unit's halves": ((72, 72), (72, 72), (136, 72), None, None, None, None),
+    "a unit's halves": ((72, 72), (72, 72), (136, 72), None, None, (136,), None),
     "K split": ((64, 1032), (264, 1032), (264, 1032), None, (264,), None, None),
     "rows split": ((1100, 64), (64, 64), (64, 64), None, (64,), (64,), None),
 }

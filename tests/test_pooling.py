@@ -155,6 +155,8 @@ def test_any_strides():
     ]:
         check_op(op, x, dtypes=NARROW, dys=["transposed"], **options)
         check_op(op, draw(2, 3, 5, 4).transpose(0, 1, 3, 2), dtypes=["float32"], dys=["dense"], **options)
+    last = draw(2, 3, 4, 65).transpose(0, 3, 1, 2)  # one channel more than a tile has
+    check_op(adaptive_avg_pool, last, output_size=1, dtypes=["float32"], dys=["dense"])
 
 
 def test_many_taps_and_empty_batches():

@@ -16,7 +16,7 @@ from mutation import running
 from mutation.mutant import KERNELS, Mutant
 
 TESTS = Path(__file__).parents[1]
-OFFSETS = "test_huge.py"
+OFFSETS = ("test_huge.py", "test_long.py")
 """Of all kernels, with arrays of more than 2^31 elements."""
 SHARED = ("test_far.py", "test_multiprocessors.py", "test_gaps.py", "test_sums.py", "test_special_values.py")
 """Of what kernels have in common."""
@@ -53,7 +53,7 @@ class Reach:
         """Those that may notice, a file after the other, the family's first: the quickest that reach the function, then,
         in its own file, the rest."""
         where = places(mutant)
-        named = sorted(test_files(mutant.file), key=OFFSETS.__eq__, reverse=mutant.kind == "narrow")
+        named = sorted(test_files(mutant.file), key=OFFSETS.__contains__, reverse=mutant.kind == "narrow")
         for name in dict.fromkeys([*named, *of_kernels()]):
             tests = self.of(name)
             near = [t for t, (_, names) in tests.items() if where(names)]
@@ -70,9 +70,9 @@ def test_files(file: str) -> list[str]:
     """The tests of a kernel's file: its family's, or those of all the families that use a private file."""
     own = f"test_{_stem(file)}.py"
     if (TESTS / own).exists() and not Path(file).name.startswith("_"):
-        return [own, *SHARED, OFFSETS]
+        return [own, *SHARED, *OFFSETS]
     families = [f"test_{p.stem}.py" for p in sorted(_users(KERNELS / file)) if not p.name.startswith("_")]
-    return list(dict.fromkeys(name for name in (own, *families, *SHARED, OFFSETS) if (TESTS / name).exists()))
+    return list(dict.fromkeys(name for name in (own, *families, *SHARED, *OFFSETS) if (TESTS / name).exists()))
 
 
 @functools.cache
