@@ -39,6 +39,7 @@ _OF_IMAGES = {
     "ZeroPad2d": ((1, -1, 0, 1),), "BatchNorm2d": (3,), "Softmax2d": (), "RotaryEmbedding": (4,), "Upsample": (5,), "UpsamplingNearest2d": (5,),
     "UpsamplingBilinear2d": (6,), "Dropout2d": (0.4,),
 }  # fmt: skip
+_OF_PAIRS = ("CosineSimilarity", "PairwiseDistance")
 _LABELS = _random.integers(0, 6, 4)
 
 
@@ -52,7 +53,8 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
         needed = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind < 2]
         args = _OF_IMAGES.get(name, _ONE_ARGUMENT.get(name, ()))
         if len(args) >= len(needed) and name not in ("Sequential", "Residual", "Parallel", "Reshape"):
-            cases += [(cls, args, {}, (x,)) for x in (_IMAGES if name in _OF_IMAGES else _ROWS)]
+            each = _IMAGES if name in _OF_IMAGES else _ROWS
+            cases += [(cls, args, {}, (x, _other(x)) if name in _OF_PAIRS else (x,)) for x in each]
     for x in _ROWS:
         cases += [
             (gl.Linear, (6, 3), {}, (x,)),
@@ -87,6 +89,11 @@ def layers() -> Iterator[tuple[str, Callable[[], gl.Layer], tuple]]:
         words = [*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())]
         kind = ", ".join(str(x) if isinstance(x, tuple) else _what(x) for x in inputs)
         yield f"{f.__name__}({', '.join(words)}) of {kind}", lambda f=f, a=args, k=kwargs: f(*a, **k), inputs
+
+
+def _other(x: tuple | np.ndarray) -> tuple | np.ndarray:
+    """What goes with x."""
+    return x if isinstance(x, tuple) else x[::-1].copy()
 
 
 def _what(x: np.ndarray) -> str:
