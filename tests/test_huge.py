@@ -92,26 +92,31 @@ def device_for(op, arch=90):
 
 
 @contextlib.contextmanager
+def alone(backend, simulator):
+    """The kernels of one backend compute, simulated."""
+    with dispatch.policy(simulate=(backend,), strict=True), dispatch.only(backend), simulator as session:
+        yield session
+
+
 def interpreted(device=None):
-    """Triton's kernels alone compute, in the programs at the corners of their grids."""
-    session = interpreting(device, races=False, corners=True)
-    with dispatch.policy(simulate=("triton",), strict=True), dispatch.only("triton"), session as found:
-        yield found
+    """Triton's alone compute, in the programs at the corners of their grids."""
+    return alone("triton", interpreting(device, races=False, corners=True))
+
+
+def emulated():
+    """CUDA's, in the blocks at the corners."""
+    return alone("cuda", emulating(races=False, corners=True))
 
 
 def at_the_corners(backend, op, given, options, last=False, arch=90):
     """Forward and backward with the kernels of one backend; the results' first and last entries are the definition's."""
-    if backend == "triton":
-        simulator = interpreting(device_for(op, arch), races=False, corners=True)
-    else:
-        simulator = emulating(races=False, corners=True)
     inputs = [huge(x, i, last) if isinstance(x, tuple) else x for i, x in enumerate(given)]
     needs = () if op is batch_norm else op.differentiable[:1]  # the sums of its backward walk too far
     if op is attention:
         needs = ("q", "k", "v")
     if op is prelu and backend == "cuda":
         needs = ("x", "weight")
-    with dispatch.policy(simulate=(backend,), strict=True), dispatch.only(backend), simulator as session:
+    with interpreted(device_for(op, arch)) if backend == "triton" else emulated() as session:
         got, call = dispatch.forward(op, inputs, needs, options)
         if needs:
             dys = [huge(y.shape, 9, last) if y.dtype == float16 else None for y in got]
@@ -163,15 +168,18 @@ def test_cuda_copies():
     assert y.flags.c_contiguous and (y[0, 0], y[-1, -1]) == (5, 7)
 
 
+PR_SET_THP_DISABLE = 41  # of <linux/prctl.h>
+
+
 @contextlib.contextmanager
 def small_pages():
     """A page that is touched is 4 KB: thousands of them lie far apart."""
-    control, off = ctypes.CDLL(None).prctl, 41
-    control(off, 1, 0, 0, 0)
+    control = ctypes.CDLL(None).prctl
+    control(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     try:
         yield
     finally:
-        control(off, 0, 0, 0, 0)
+        control(PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
 @small_pages()
@@ -179,7 +187,7 @@ def test_cuda_of_many_planes(monkeypatch):
     """Of a pixel each: whole rounds of a grid, so that the last block has the last."""
     monkeypatch.setattr(_launch, "EMULATED_BLOCKS", 1 << 24)
     x = huge((65535 * 256 * 129, 1, 1, 1))
-    with dispatch.policy(simulate=("cuda",), strict=True), dispatch.only("cuda"), emulating(races=False, corners=True):
+    with emulated():
         (y, *_), _ = dispatch.forward(max_pool, [x], (), {"kernel_size": 1})
     assert (y[0], y[-1]) == (x[0], x[-1])
 

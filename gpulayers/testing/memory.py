@@ -33,7 +33,6 @@ SHIFTS = {1 << n: np.uint64(n) for n in range(4)}
 """What divides by the bytes of an element."""
 ADDRESS_BITS = np.uint64((1 << TAG_SHIFT) - 1)
 
-
 _every = np.logical_and.reduce  # what `all` calls, by way of Python
 
 
@@ -327,8 +326,8 @@ class Memory:
         element = (hazards.low + cell * hazards.unit - region.low) // region.unit
         if other == self.now:
             raise self._error(f"{name}: element {element} of {region.label}")
-        by = f"program {self._index(self.programs[bisect(self.began, other) - 1])}"
-        by = "several programs" if other == -SHARED_BY_MANY else by
+        many = other == -SHARED_BY_MANY
+        by = "several programs" if many else f"program {self._index(self.programs[bisect(self.began, other) - 1])}"
         raise self._error(
             f"{name} between programs of one launch: element {element} of {region.label} was reached by {by} before"
         )

@@ -65,10 +65,8 @@ def excess(
     with np.errstate(invalid="ignore"):
         # What overflows the dtype is Inf there; near the edge rounding decides.
         if key not in limits:
-            limits[key] = (
-                truth,
-                bound(truth, plain, got.dtype, moved),
-            )  # the truth stays, or its identity could be another's
+            # The truth stays, or its identity could be another's.
+            limits[key] = truth, bound(truth, plain, got.dtype, moved)
         limit = limits[key][1]
         if (np.abs(got64 - truth) <= limit).all():
             return None

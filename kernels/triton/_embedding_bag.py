@@ -8,12 +8,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from gpulayers.arrays import Spec
-
 from .._budget import Budget
 from . import _configs, _tile
 from ._scatter import rows_of, scattered
-from ._sort import refusal
 from ._tile import rows_tile
 
 BUDGETS = {
@@ -118,10 +115,6 @@ def _embedding_bag_factors_kernel(
 
 FORWARD = _configs.rows("embedding_bag_forward")
 BACKWARD = _configs.rows("embedding_bag_backward")
-
-
-def embedding_bag_refuses(weight: Spec, indices: Spec, *rest: Any, needs: tuple, **options: Any) -> str | None:
-    return refusal(weight, indices, needs)
 
 
 def _bags(indices: Any, offsets: Any, include_last_offset: bool) -> tuple[int, int]:

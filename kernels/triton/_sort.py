@@ -110,8 +110,8 @@ class Sorted(NamedTuple):
 REFUSALS = {"sorted": "2^31 indices, rows, or more: what sorts indices for a gradient counts in 32 bits"}
 
 
-def refusal(weight: Spec, indices: Spec, needs: tuple) -> str | None:
-    """Why the gradient of a table's rows is left to the definition."""
+def refuses(weight: Spec, indices: Spec, *rest: Any, needs: tuple, **options: Any) -> str | None:
+    """Why an op that looks up rows of a table is left to the definition, for its gradients."""
     return REFUSALS["sorted"] if needs and max(weight.shape[0], math.prod(indices.shape)) >= 2**31 else None
 
 

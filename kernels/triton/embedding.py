@@ -7,17 +7,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from gpulayers.arrays import Spec
-
 from .._budget import Budget
 from . import _configs, _tile
 from ._embedding_bag import embedding_bag_backward as embedding_bag_backward
 from ._embedding_bag import embedding_bag_forward as embedding_bag_forward
-from ._embedding_bag import embedding_bag_refuses as embedding_bag_refuses
 from ._one_hot import one_hot_forward as one_hot_forward
 from ._scatter import scattered
 from ._sort import REFUSALS as REFUSALS
-from ._sort import refusal
+from ._sort import refuses
 from ._tile import rows_tile
 
 BUDGETS = {
@@ -40,10 +37,7 @@ def _embedding_forward_kernel(
 
 
 FORWARD = _configs.rows("embedding_forward")
-
-
-def embedding_refuses(weight: Spec, indices: Spec, *, needs: tuple, **options: Any) -> str | None:
-    return refusal(weight, indices, needs)
+embedding_refuses = embedding_bag_refuses = refuses
 
 
 def embedding_forward(
